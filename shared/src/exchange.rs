@@ -1,0 +1,562 @@
+//! The host's side of a request with one completion frame: attempts, deadlines, and which frame
+//! comes next. No I/O, no clock.
+//!
+//! ```text
+//!             poll           answer to the request
+//! Idle(at) ─────────▶ Open ───────────────────────▶ Finished
+//!    ▲                  │                              ▲
+//!    │ closed: at once, │ silence: a longer attempt    │ final refusal,
+//!    └──────────────────┘                              │ broken protocol, deadline
+//!    └─────────────────────────────────────────────────┘
+//! ```
+//!
+//! A driver asks [`Exchange::poll`] what is wanted, does it, and reports what came of it. REBIND,
+//! PROBE and QUIESCE may be resent as often as needed, because the guest answers every copy and
+//! acts on one, so an attempt that hears nothing is simply made again on a fresh connection.
+//!
+//! Invariants:
+//! - At most one connection is open; [`Want::Connect`], [`Want::Pause`] and a failed
+//!   [`Want::Finished`] mean that the driver has dropped the earlier one.
+//! - Nothing is wanted beyond the overall deadline, and reaching it is a failure, never success.
+//! - Only the completion frame that names this very request completes it.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::frame::{Decoder, FrameKind};
+use crate::id::{Generation, Nonce};
+use crate::message::{
+    Depth, Fail, FailCode, Hello, Message, Probe, Quiesce, Rebind, Reopen, Role, Shutdown,
+};
+use crate::version::NoCommonVersion;
+
+/// How long the first attempt may be silent. A healthy guest answers in single milliseconds; what
+/// this answers is a connection that the transport lost without saying so.
+pub const SILENCE_FIRST: Duration = Duration::from_millis(100);
+
+/// How long an attempt may be silent at most. Each silent attempt doubles the next one up to here.
+pub const SILENCE_MAX: Duration = Duration::from_secs(1);
+
+/// Longest pause after a connection that was closed at once. The first such close is answered
+/// without any pause; only a guest that keeps closing (its listener is not there yet) is asked
+/// less and less often, so that a booting guest is not slowed down by its own host.
+pub const PAUSE_MAX: Duration = Duration::from_millis(64);
+
+/// Attempts whose record is kept. Later ones are only counted.
+pub const ATTEMPTS_KEPT_MAX: usize = 64;
+
+/// A request that is answered by one completion frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Become usable under a name. The wall clock and attempt are filled in for each attempt.
+    Rebind(Rebind),
+    /// Prove that commands can run. Each attempt has a nonce of its own.
+    Probe {
+        /// The name the guest must have; `None` takes any.
+        generation: Option<Generation>,
+        /// How far to go.
+        depth: Depth,
+    },
+    /// Be silent for a snapshot.
+    Quiesce(Quiesce),
+    /// No snapshot after all.
+    Reopen(Reopen),
+    /// Report figures.
+    Info,
+    /// End the guest.
+    Shutdown(Shutdown),
+}
+
+impl Request {
+    /// The frame that carries the request, which names it in messages.
+    #[must_use]
+    pub const fn kind(&self) -> FrameKind {
+        match self {
+            Self::Rebind(_) => FrameKind::Rebind,
+            Self::Probe { .. } => FrameKind::Probe,
+            Self::Quiesce(_) => FrameKind::Quiesce,
+            Self::Reopen(_) => FrameKind::Reopen,
+            Self::Info => FrameKind::Info,
+            Self::Shutdown(_) => FrameKind::Shutdown,
+        }
+    }
+}
+
+/// What the driver should do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// Open a fresh connection and write [`Exchange::flight`] to it in one write.
+    Connect {
+        /// Give the attempt up when it has not been answered by then.
+        until: Instant,
+    },
+    /// Wait for bytes on the open connection.
+    Read {
+        /// Call [`Exchange::handle_timeout`] when none have come by then.
+        until: Instant,
+    },
+    /// Wait, without a connection.
+    Pause {
+        /// Poll again then.
+        until: Instant,
+    },
+    /// Nothing more; see [`Exchange::into_result`].
+    Finished,
+}
+
+/// How one attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttemptEnd {
+    /// With the completion frame.
+    Answered,
+    /// The connection could not be made, or ended.
+    Closed,
+    /// Nothing came in time.
+    Silent,
+    /// The guest said no for now.
+    Refused(FailCode),
+    /// The guest said no for good, or broke the protocol.
+    Failed,
+}
+
+impl fmt::Display for AttemptEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered => f.write_str("answered"),
+            Self::Closed => f.write_str("connection closed"),
+            Self::Silent => f.write_str("no answer"),
+            Self::Refused(code) => write!(f, "refused ({code})"),
+            Self::Failed => f.write_str("failed"),
+        }
+    }
+}
+
+/// One attempt, as it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// When it was wanted.
+    pub started_at: Instant,
+    /// When it ended.
+    pub ended_at: Instant,
+    /// How it ended.
+    pub end: AttemptEnd,
+}
+
+/// Why an exchange failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExchangeError {
+    /// The caller's deadline passed.
+    Deadline {
+        /// The request.
+        request: FrameKind,
+        /// Attempts made.
+        attempts: u32,
+        /// How the last finished one ended.
+        last: Option<AttemptEnd>,
+    },
+    /// The guest said no.
+    Refused {
+        /// The request.
+        request: FrameKind,
+        /// What it said.
+        fail: Fail,
+    },
+    /// The guest speaks no version that this host speaks.
+    Version(NoCommonVersion),
+    /// The guest broke the protocol.
+    Protocol {
+        /// The request.
+        request: FrameKind,
+        /// How.
+        text: String,
+    },
+}
+
+impl fmt::Display for ExchangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Deadline {
+                request,
+                attempts,
+                last,
+            } => {
+                write!(f, "{request} was not answered in time ({attempts} attempts")?;
+                match last {
+                    Some(end) => write!(f, ", the last: {end})"),
+                    None => f.write_str(")"),
+                }
+            }
+            Self::Refused { request, fail } => {
+                write!(f, "the guest refused {request} ({}): ", fail.code)?;
+                if let Some(phase) = &fail.phase {
+                    write!(f, "step {}: ", phase.escape_debug())?;
+                }
+                write!(f, "{}", fail.text.escape_debug())
+            }
+            Self::Version(error) => error.fmt(f),
+            Self::Protocol { request, text } => {
+                write!(
+                    f,
+                    "the guest broke the protocol in answer to {request}: {text}"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for ExchangeError {}
+
+#[derive(Debug)]
+enum State {
+    /// No connection; the next attempt is due at `at`.
+    Idle {
+        at: Instant,
+    },
+    /// A connection is wanted or open. The attempt ends at `until`.
+    Open {
+        started_at: Instant,
+        until: Instant,
+        wanted: bool,
+        nonce: Option<Nonce>,
+    },
+    Finished(Box<Result<Message, ExchangeError>>),
+}
+
+/// One request on its way. See the module's text for the contract.
+#[derive(Debug)]
+pub struct Exchange {
+    request: Request,
+    host_version: String,
+    deadline: Instant,
+    state: State,
+    decoder: Decoder,
+    hello: Option<Hello>,
+    /// Whether this attempt's HELLO has come.
+    is_greeted: bool,
+    silence: Duration,
+    pause: Duration,
+    attempt_count: u32,
+    attempts: Vec<Attempt>,
+    last_end: Option<AttemptEnd>,
+}
+
+impl Exchange {
+    /// A request that starts now and must be answered by `deadline`.
+    #[must_use]
+    pub fn new(request: Request, host_version: &str, now: Instant, deadline: Instant) -> Self {
+        Self {
+            request,
+            host_version: host_version.to_owned(),
+            deadline,
+            state: State::Idle { at: now },
+            decoder: Decoder::new(),
+            hello: None,
+            is_greeted: false,
+            silence: SILENCE_FIRST,
+            pause: Duration::ZERO,
+            attempt_count: 0,
+            attempts: Vec::new(),
+            last_end: None,
+        }
+    }
+
+    /// What the driver should do now.
+    pub fn poll(&mut self, now: Instant) -> Want {
+        if !matches!(self.state, State::Finished(_)) && now >= self.deadline {
+            self.end_attempt(AttemptEnd::Silent, now);
+            self.finish(Err(self.deadline_error()));
+        }
+        match &mut self.state {
+            State::Idle { at } if now < *at => Want::Pause {
+                until: (*at).min(self.deadline),
+            },
+            State::Idle { .. } => {
+                let until = (now + self.silence).min(self.deadline);
+                self.decoder = Decoder::new();
+                self.is_greeted = false;
+                self.attempt_count = self.attempt_count.saturating_add(1);
+                self.state = State::Open {
+                    started_at: now,
+                    until,
+                    wanted: false,
+                    nonce: None,
+                };
+                Want::Connect { until }
+            }
+            State::Open {
+                until,
+                wanted: false,
+                ..
+            } => Want::Connect { until: *until },
+            State::Open {
+                until,
+                wanted: true,
+                ..
+            } => Want::Read { until: *until },
+            State::Finished(_) => Want::Finished,
+        }
+    }
+
+    /// HELLO and the request, for one write on the connection that was just opened.
+    ///
+    /// `wall_clock_ns` is the host's clock, ns since 1970 UTC, read just before the write, and
+    /// `nonce` was drawn for this attempt.
+    pub fn flight(&mut self, wall_clock_ns: u64, nonce: Nonce) -> Vec<u8> {
+        if let State::Open {
+            wanted,
+            nonce: current,
+            ..
+        } = &mut self.state
+        {
+            *wanted = true;
+            *current = Some(nonce);
+        }
+        let request = match &self.request {
+            Request::Rebind(rebind) => {
+                let attempt = self.attempt_count;
+                Message::Rebind(Rebind {
+                    wall_clock_ns,
+                    attempt,
+                    ..rebind.clone()
+                })
+            }
+            Request::Probe { generation, depth } => Message::Probe(Probe {
+                generation: *generation,
+                nonce,
+                depth: *depth,
+            }),
+            Request::Quiesce(quiesce) => Message::Quiesce(*quiesce),
+            Request::Reopen(reopen) => Message::Reopen(*reopen),
+            Request::Info => Message::InfoRequest,
+            Request::Shutdown(shutdown) => Message::Shutdown(*shutdown),
+        };
+        let mut bytes = Message::Hello(Hello::host(&self.host_version)).encode();
+        request.encode_into(&mut bytes);
+        bytes
+    }
+
+    /// Bytes came on the open connection.
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
+        if !matches!(self.state, State::Open { .. }) {
+            return;
+        }
+        let mut decoder = std::mem::take(&mut self.decoder);
+        decoder.push(bytes);
+        while matches!(self.state, State::Open { .. }) {
+            let message = match decoder.poll_frame() {
+                Ok(None) => break,
+                Ok(Some(frame)) => Message::parse(frame, Role::Guest).map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match message {
+                Ok(message) => self.handle_message(message, now),
+                Err(text) => self.fail(self.protocol_error(text), now),
+            }
+        }
+        self.decoder = decoder;
+    }
+
+    /// The connection could not be made, or it ended in whatever way. Never a verdict: the same
+    /// request goes out again on a fresh one.
+    pub fn handle_closed(&mut self, now: Instant) {
+        if matches!(self.state, State::Open { .. }) {
+            self.end_attempt(AttemptEnd::Closed, now);
+            self.retry_after_pause(now);
+        }
+    }
+
+    /// The instant of the last [`Want`] has come. Early or repeated calls do nothing.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let State::Open { until, .. } = self.state
+            && now >= until
+            && now < self.deadline
+        {
+            self.end_attempt(AttemptEnd::Silent, now);
+            self.silence = (self.silence * 2).min(SILENCE_MAX);
+            self.pause = Duration::ZERO;
+            self.state = State::Idle { at: now };
+        }
+    }
+
+    /// The latest HELLO of the guest.
+    #[must_use]
+    pub const fn hello(&self) -> Option<&Hello> {
+        self.hello.as_ref()
+    }
+
+    /// The first [`ATTEMPTS_KEPT_MAX`] attempts that have ended.
+    #[must_use]
+    pub fn attempts(&self) -> &[Attempt] {
+        &self.attempts
+    }
+
+    /// Attempts begun.
+    #[must_use]
+    pub const fn attempt_count(&self) -> u32 {
+        self.attempt_count
+    }
+
+    /// The completion frame, or why there is none. An exchange that is not finished counts as one
+    /// whose deadline has passed.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExchangeError`].
+    pub fn into_result(self) -> Result<Message, ExchangeError> {
+        let unfinished = self.deadline_error();
+        match self.state {
+            State::Finished(result) => *result,
+            State::Idle { .. } | State::Open { .. } => Err(unfinished),
+        }
+    }
+
+    fn handle_message(&mut self, message: Message, now: Instant) {
+        match message {
+            Message::Hello(hello) => self.handle_hello(hello, now),
+            Message::Fail(fail) => self.handle_fail(fail, now),
+            message if !self.is_greeted => {
+                self.fail(
+                    self.protocol_error(format!("{} before HELLO", message.kind())),
+                    now,
+                );
+            }
+            // Both are signs of life and nothing else: the attempt may last as long again.
+            Message::Progress(_) | Message::Busy(_) => {
+                if let State::Open { until, .. } = &mut self.state {
+                    *until = (now + SILENCE_MAX).min(self.deadline);
+                }
+            }
+            // The guest is about to cut this connection; the close that follows is what counts.
+            Message::Sever(_) => {}
+            message => match self.check_answer(&message) {
+                Ok(()) => {
+                    self.end_attempt(AttemptEnd::Answered, now);
+                    self.finish(Ok(message));
+                }
+                Err(text) => self.fail(self.protocol_error(text), now),
+            },
+        }
+    }
+
+    fn handle_hello(&mut self, hello: Hello, now: Instant) {
+        if self.is_greeted || hello.role != Role::Guest {
+            self.fail(self.protocol_error("unexpected HELLO".to_owned()), now);
+            return;
+        }
+        let negotiated = hello.negotiate();
+        self.is_greeted = true;
+        self.hello = Some(hello);
+        if let Err(error) = negotiated {
+            self.fail(ExchangeError::Version(error), now);
+        }
+    }
+
+    fn handle_fail(&mut self, fail: Fail, now: Instant) {
+        match fail.code {
+            FailCode::Refusing | FailCode::Limit => {
+                self.end_attempt(AttemptEnd::Refused(fail.code), now);
+                self.retry_after_pause(now);
+            }
+            FailCode::Version
+            | FailCode::Protocol
+            | FailCode::Stale
+            | FailCode::Superseded
+            | FailCode::NotFound
+            | FailCode::NotRunnable
+            | FailCode::Rebind
+            | FailCode::Probe
+            | FailCode::Unsupported
+            | FailCode::Internal => {
+                self.fail(
+                    ExchangeError::Refused {
+                        request: self.request.kind(),
+                        fail,
+                    },
+                    now,
+                );
+            }
+        }
+    }
+
+    /// Whether `message` completes this very request, and if not, how it differs.
+    fn check_answer(&self, message: &Message) -> Result<(), String> {
+        let nonce = match &self.state {
+            State::Open { nonce, .. } => *nonce,
+            State::Idle { .. } | State::Finished(_) => None,
+        };
+        let same = match (&self.request, message) {
+            (Request::Rebind(rebind), Message::Rebound(rebound)) => {
+                rebind.generation == rebound.generation
+            }
+            (Request::Probe { generation, depth }, Message::Probed(probed)) => {
+                nonce == Some(probed.nonce)
+                    && (generation.is_none() || *generation == probed.generation)
+                    && (*depth == Depth::Exec) == probed.exec_us.is_some()
+                    && probed.accepts_since_rebind > 0
+            }
+            (Request::Quiesce(quiesce), Message::Quiesced(token)) => quiesce.token == *token,
+            (Request::Reopen(_) | Request::Shutdown(_), Message::Ok) => true,
+            (Request::Info, Message::Info(_)) => true,
+            _ => return Err(format!("unexpected {}", message.kind())),
+        };
+        if same {
+            Ok(())
+        } else {
+            Err(format!("{} of another request", message.kind()))
+        }
+    }
+
+    fn retry_after_pause(&mut self, now: Instant) {
+        self.state = State::Idle {
+            at: now + self.pause,
+        };
+        self.pause = (self.pause * 2).clamp(Duration::from_millis(1), PAUSE_MAX);
+    }
+
+    fn fail(&mut self, error: ExchangeError, now: Instant) {
+        self.end_attempt(AttemptEnd::Failed, now);
+        self.finish(Err(error));
+    }
+
+    fn finish(&mut self, result: Result<Message, ExchangeError>) {
+        self.state = State::Finished(Box::new(result));
+    }
+
+    /// Records the end of the open attempt, if there is one.
+    fn end_attempt(&mut self, end: AttemptEnd, now: Instant) {
+        let State::Open { started_at, .. } = self.state else {
+            return;
+        };
+        self.last_end = Some(end);
+        log::debug!(
+            "{} attempt {}: {end}",
+            self.request.kind(),
+            self.attempt_count
+        );
+        if self.attempts.len() < ATTEMPTS_KEPT_MAX {
+            self.attempts.push(Attempt {
+                started_at,
+                ended_at: now,
+                end,
+            });
+        }
+    }
+
+    fn deadline_error(&self) -> ExchangeError {
+        ExchangeError::Deadline {
+            request: self.request.kind(),
+            attempts: self.attempt_count,
+            last: self.last_end,
+        }
+    }
+
+    fn protocol_error(&self, text: String) -> ExchangeError {
+        ExchangeError::Protocol {
+            request: self.request.kind(),
+            text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,392 @@
+//! Frames: an 8-byte header and a payload.
+//!
+//! ```text
+//!  0       4      5       6          8
+//!  ├───────┼──────┼───────┼──────────┼─────────────┤
+//!  │ len   │ kind │ flags │ reserved │ payload     │
+//!  │ u32LE │ u8   │ u8 =0 │ u16 =0   │ len bytes   │
+//! ```
+//!
+//! [`Decoder`] takes bytes in any pieces and gives whole frames. A header that announces more than
+//! its kind may carry is refused before anything is allocated for it, and a refused decoder stays
+//! refused: after one bad header nothing in the stream can be trusted.
+
+use std::fmt;
+
+use crate::limits::{EXEC_PAYLOAD_LEN_MAX, HEADER_LEN, PAYLOAD_LEN_MAX};
+
+macro_rules! frame_kinds {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal;)*) => {
+        /// What a frame is. The numbers are the wire's and never change their meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum FrameKind {
+            $($(#[$doc])* $name = $code,)*
+        }
+
+        impl FrameKind {
+            /// Every kind, in the order of the numbers.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The kind with this number, if there is one.
+            #[must_use]
+            pub const fn from_code(code: u8) -> Option<Self> {
+                match code {
+                    $($code => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl fmt::Display for FrameKind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$name => $text,)* })
+            }
+        }
+    };
+}
+
+frame_kinds! {
+    /// First frame each way: versions, and who is speaking.
+    Hello = 1, "HELLO";
+    /// A request that cannot be met, with the reason.
+    Fail = 2, "FAIL";
+    /// Asks for a PONG.
+    Ping = 3, "PING";
+    /// Answers a PING.
+    Pong = 4, "PONG";
+    /// Answers REOPEN and SHUTDOWN.
+    Ok = 5, "OK";
+    /// Names the guest's generation and asks it to become usable under that name.
+    Rebind = 16, "REBIND";
+    /// A step of a REBIND or PROBE has begun; extends the attempt.
+    Progress = 17, "PROGRESS";
+    /// The guest is rebound.
+    Rebound = 18, "REBOUND";
+    /// Asks for proof that commands can run.
+    Probe = 19, "PROBE";
+    /// The proof.
+    Probed = 20, "PROBED";
+    /// Asks the guest to be silent for a snapshot.
+    Quiesce = 24, "QUIESCE";
+    /// Sessions that QUIESCE waits for.
+    Busy = 25, "BUSY";
+    /// The guest is silent.
+    Quiesced = 26, "QUIESCED";
+    /// Takes a QUIESCE back.
+    Reopen = 27, "REOPEN";
+    /// This connection is about to be cut, on purpose.
+    Sever = 28, "SEVER";
+    /// Runs a command.
+    Exec = 32, "EXEC";
+    /// The command runs.
+    Started = 33, "STARTED";
+    /// Bytes of the command's standard output.
+    Stdout = 34, "STDOUT";
+    /// Bytes of the command's standard error.
+    Stderr = 35, "STDERR";
+    /// The command's end, after its last byte of output.
+    Exited = 36, "EXITED";
+    /// Asks for, and carries, the agent's own figures.
+    Info = 64, "INFO";
+    /// Ends the guest.
+    Shutdown = 65, "SHUTDOWN";
+}
+
+impl FrameKind {
+    /// The number on the wire.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// Most payload bytes that a frame of this kind may carry.
+    #[must_use]
+    pub const fn payload_len_max(self) -> usize {
+        if matches!(self, Self::Exec) {
+            EXEC_PAYLOAD_LEN_MAX
+        } else {
+            PAYLOAD_LEN_MAX
+        }
+    }
+}
+
+/// One whole frame, borrowed from the decoder that received it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What the payload is.
+    pub kind: FrameKind,
+    /// The payload, at most [`FrameKind::payload_len_max`] bytes.
+    pub payload: &'a [u8],
+}
+
+/// Why the bytes of a peer are not a frame. Each variant ends the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameError {
+    /// No frame has this number.
+    UnknownKind {
+        /// The number received.
+        code: u8,
+    },
+    /// Flags or reserved bits are set, which version 1 does not know.
+    ReservedBits {
+        /// The four bytes after the length.
+        bytes: [u8; 4],
+    },
+    /// The header announces more than its kind may carry.
+    PayloadTooLong {
+        /// The kind announced.
+        kind: FrameKind,
+        /// The length announced, in bytes.
+        len: u32,
+    },
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownKind { code } => write!(f, "unknown frame kind {code}"),
+            Self::ReservedBits { bytes } => {
+                write!(
+                    f,
+                    "reserved header bits are set (kind, flags, reserved: {bytes:02x?})"
+                )
+            }
+            Self::PayloadTooLong { kind, len } => {
+                write!(
+                    f,
+                    "{kind} payload of {len} bytes exceeds {}",
+                    kind.payload_len_max()
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+/// Appends a frame of `kind` to `out`; `write_payload` appends the payload.
+///
+/// # Panics
+///
+/// When the payload is longer than its kind may carry: the sender's own mistake, since every
+/// payload is built from parts with limits.
+pub fn encode_with(out: &mut Vec<u8>, kind: FrameKind, write_payload: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0, 0, 0, 0, kind.code(), 0, 0, 0]);
+    write_payload(out);
+    let len = out.len() - start - HEADER_LEN;
+    assert!(
+        len <= kind.payload_len_max(),
+        "{kind} payload of {len} bytes is over its limit"
+    );
+    let len = u32::try_from(len).expect("every payload limit fits in 32 bits");
+    out[start..start + 4].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Turns received bytes into frames.
+///
+/// Memory: what was pushed and not yet taken, so at most one unfinished frame plus the last push,
+/// as long as the caller takes every frame before it pushes again.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    /// Bytes of `buffer` that earlier frames used up.
+    consumed: usize,
+    refused: Option<FrameError>,
+}
+
+impl Decoder {
+    /// An empty decoder.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            buffer: Vec::new(),
+            consumed: 0,
+            refused: None,
+        }
+    }
+
+    /// Takes bytes as they arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.consumed > 0 {
+            self.buffer.drain(..self.consumed);
+            self.consumed = 0;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, or `None` until more bytes come.
+    ///
+    /// # Errors
+    ///
+    /// The first bad header, and the same again on every later call.
+    pub fn poll_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
+        if let Some(error) = self.refused {
+            return Err(error);
+        }
+        let rest = &self.buffer[self.consumed..];
+        let Some((header, rest)) = rest.split_first_chunk::<HEADER_LEN>() else {
+            self.release_idle_memory();
+            return Ok(None);
+        };
+        let (kind, len) = parse_header(*header).inspect_err(|&error| {
+            self.refused = Some(error);
+        })?;
+        if rest.len() < len {
+            return Ok(None);
+        }
+        let start = self.consumed + HEADER_LEN;
+        self.consumed = start + len;
+        Ok(Some(Frame {
+            kind,
+            payload: &self.buffer[start..start + len],
+        }))
+    }
+
+    /// Whether bytes of an unfinished frame are held.
+    #[must_use]
+    pub fn is_mid_frame(&self) -> bool {
+        self.consumed < self.buffer.len()
+    }
+
+    /// One large EXEC must not cost its buffer for the rest of a long connection.
+    fn release_idle_memory(&mut self) {
+        if self.consumed == self.buffer.len() && self.buffer.capacity() > PAYLOAD_LEN_MAX * 2 {
+            self.buffer = Vec::new();
+            self.consumed = 0;
+        }
+    }
+}
+
+fn parse_header(header: [u8; HEADER_LEN]) -> Result<(FrameKind, usize), FrameError> {
+    let [l0, l1, l2, l3, code, flags, r0, r1] = header;
+    let len = u32::from_le_bytes([l0, l1, l2, l3]);
+    let kind = FrameKind::from_code(code).ok_or(FrameError::UnknownKind { code })?;
+    if (flags, r0, r1) != (0, 0, 0) {
+        return Err(FrameError::ReservedBits {
+            bytes: [code, flags, r0, r1],
+        });
+    }
+    match usize::try_from(len) {
+        Ok(len) if len <= kind.payload_len_max() => Ok((kind, len)),
+        _ => Err(FrameError::PayloadTooLong { kind, len }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode(kind: FrameKind, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_with(&mut out, kind, |out| out.extend_from_slice(payload));
+        out
+    }
+
+    #[test]
+    fn every_kind_has_one_number() {
+        for &kind in FrameKind::ALL {
+            assert_eq!(FrameKind::from_code(kind.code()), Some(kind));
+        }
+        let known = (0..=u8::MAX)
+            .filter(|&code| FrameKind::from_code(code).is_some())
+            .count();
+        assert_eq!(known, FrameKind::ALL.len());
+    }
+
+    #[test]
+    fn frames_survive_every_split() {
+        let mut bytes = encode(FrameKind::Ping, b"{\"nonce\":1}");
+        bytes.extend(encode(FrameKind::Ok, b""));
+        bytes.extend(encode(FrameKind::Stdout, b"12345678data"));
+        for split in 0..=bytes.len() {
+            let mut decoder = Decoder::new();
+            let mut kinds = Vec::new();
+            for piece in [&bytes[..split], &bytes[split..]] {
+                decoder.push(piece);
+                while let Some(frame) = decoder.poll_frame().unwrap() {
+                    kinds.push((frame.kind, frame.payload.len()));
+                }
+            }
+            let expected = [
+                (FrameKind::Ping, 11),
+                (FrameKind::Ok, 0),
+                (FrameKind::Stdout, 12),
+            ];
+            assert_eq!(kinds, expected, "split at {split}");
+            assert!(!decoder.is_mid_frame());
+        }
+    }
+
+    #[test]
+    fn bad_headers_are_refused_for_good() {
+        let too_long = u32::try_from(PAYLOAD_LEN_MAX + 1).unwrap();
+        let cases: [([u8; 8], FrameError); 4] = [
+            (
+                [0, 0, 0, 0, 0, 0, 0, 0],
+                FrameError::UnknownKind { code: 0 },
+            ),
+            (
+                [0, 0, 0, 0, 3, 1, 0, 0],
+                FrameError::ReservedBits {
+                    bytes: [3, 1, 0, 0],
+                },
+            ),
+            (
+                [0, 0, 0, 0, 3, 0, 0, 1],
+                FrameError::ReservedBits {
+                    bytes: [3, 0, 0, 1],
+                },
+            ),
+            (
+                [1, 0, 1, 0, 3, 0, 0, 0],
+                FrameError::PayloadTooLong {
+                    kind: FrameKind::Ping,
+                    len: too_long,
+                },
+            ),
+        ];
+        for (header, error) in cases {
+            let mut decoder = Decoder::new();
+            decoder.push(&header);
+            assert_eq!(decoder.poll_frame(), Err(error));
+            decoder.push(&encode(FrameKind::Ok, b""));
+            assert_eq!(
+                decoder.poll_frame(),
+                Err(error),
+                "a refused stream stays refused"
+            );
+        }
+    }
+
+    #[test]
+    fn each_limit_holds_at_the_limit_and_not_past_it() {
+        for kind in [FrameKind::Stdout, FrameKind::Exec] {
+            let max = kind.payload_len_max();
+            let mut decoder = Decoder::new();
+            decoder.push(&encode(kind, &vec![b'x'; max]));
+            assert_eq!(decoder.poll_frame().unwrap().unwrap().payload.len(), max);
+
+            let len = u32::try_from(max + 1).unwrap();
+            let mut header = [0; HEADER_LEN];
+            header[..4].copy_from_slice(&len.to_le_bytes());
+            header[4] = kind.code();
+            let mut decoder = Decoder::new();
+            decoder.push(&header);
+            assert_eq!(
+                decoder.poll_frame(),
+                Err(FrameError::PayloadTooLong { kind, len })
+            );
+        }
+    }
+
+    #[test]
+    fn a_large_frame_does_not_keep_its_memory() {
+        let mut decoder = Decoder::new();
+        decoder.push(&encode(FrameKind::Exec, &vec![b'x'; EXEC_PAYLOAD_LEN_MAX]));
+        assert!(decoder.poll_frame().unwrap().is_some());
+        assert!(decoder.poll_frame().unwrap().is_none());
+        assert_eq!(decoder.buffer.capacity(), 0);
+    }
+}

@@ -1,0 +1,33 @@
+//! The wire protocol between `host-tool` and `guest-agent`, and the conversation machines that
+//! both ends share: no I/O, no clock, no unsafe code.
+//!
+//! A connection is a stream of [frames](frame). The first frame each way is a
+//! [HELLO](message::Hello); the client may send its request right behind it. Each request has its
+//! own completion frame, and only that frame means that the request was met: a write that
+//! succeeded is not delivery.
+//!
+//! ```text
+//! host                                   guest
+//!  │ HELLO, REBIND(generation) ─────────▶ │  listener taken out of the poll set and put back,
+//!  │ ◀───────────────── HELLO, PROGRESS*  │  clock, entropy and identity set
+//!  │ ◀──────────────────────────── REBOUND│
+//!  │ (a fresh connection)                 │
+//!  │ HELLO, PROBE(generation, nonce) ───▶ │  a process spawned and reaped
+//!  │ ◀──────────────────── HELLO, PROBED  │
+//!  │ ready                                │
+//! ```
+//!
+//! `docs/protocol.md` is the normative description; a test executes its examples. The host's side
+//! of each request is the machine in [`exchange`].
+
+#![forbid(unsafe_code)]
+
+pub mod exchange;
+pub mod frame;
+pub mod id;
+mod json;
+pub mod limits;
+pub mod message;
+pub mod version;
+
+pub use json::PayloadError;

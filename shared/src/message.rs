@@ -1,0 +1,289 @@
+//! Typed payloads: parsed or refused, never half valid. If a [`Message`] can be built it can be
+//! encoded, and what is encoded is parsed back to the same value.
+
+mod control;
+mod exec;
+mod handshake;
+
+use std::fmt;
+
+use serde_json::Value;
+
+pub use control::{
+    Busy, Fail, FailCode, Info, Ping, Policy, PowerAction, Quiesce, Reopen, Sever, SeverReason,
+    Shutdown,
+};
+pub use exec::{ByteString, Chunk, Exec, ExecLimit, ExitStatus, Exited, ResourceUsage, Started};
+pub use handshake::{
+    Cause, Depth, Hello, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound,
+    Role, Step, StepName, StepResult,
+};
+
+use crate::frame::{Frame, FrameKind, encode_with};
+use crate::id::Token;
+use crate::json::{Fields, PayloadError};
+use crate::limits::TEXT_LEN_MAX;
+
+/// One frame with its payload understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// First frame each way.
+    Hello(Hello),
+    /// Either: the request cannot be met.
+    Fail(Fail),
+    /// Either: asks for a PONG.
+    Ping(Ping),
+    /// Either: answers a PING.
+    Pong(Ping),
+    /// Guest: REOPEN or SHUTDOWN was taken.
+    Ok,
+    /// Host: become usable under this name.
+    Rebind(Rebind),
+    /// Guest: a step has begun.
+    Progress(Progress),
+    /// Guest: rebound.
+    Rebound(Rebound),
+    /// Host: prove that commands can run.
+    Probe(Probe),
+    /// Guest: the proof.
+    Probed(Probed),
+    /// Host: be silent for a snapshot.
+    Quiesce(Quiesce),
+    /// Guest: these sessions are still running.
+    Busy(Busy),
+    /// Guest: silent.
+    Quiesced(Token),
+    /// Host: no snapshot after all.
+    Reopen(Reopen),
+    /// Guest: this connection is about to be cut.
+    Sever(Sever),
+    /// Host: run a command.
+    Exec(Exec),
+    /// Guest: it runs.
+    Started(Started),
+    /// Guest: standard output.
+    Stdout(Chunk),
+    /// Guest: standard error.
+    Stderr(Chunk),
+    /// Guest: the command ended.
+    Exited(Exited),
+    /// Host: asks for figures.
+    InfoRequest,
+    /// Guest: the figures.
+    Info(Info),
+    /// Host: end the guest.
+    Shutdown(Shutdown),
+}
+
+impl Message {
+    /// Reads the payload of a frame that `sender` sent.
+    ///
+    /// # Errors
+    ///
+    /// When the payload is not what its kind calls for, or this kind never comes from `sender`.
+    pub fn parse(frame: Frame<'_>, sender: Role) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
+        let wrong_side = match sender {
+            Role::Host => is_guest_only(kind),
+            Role::Guest => is_host_only(kind),
+        };
+        if wrong_side {
+            return Err(PayloadError::WrongDirection { kind });
+        }
+        let fields = || Fields::parse(kind, payload);
+        Ok(match kind {
+            FrameKind::Hello => Self::Hello(Hello::read(&fields()?)?),
+            FrameKind::Fail => Self::Fail(Fail::read(&fields()?)?),
+            FrameKind::Ping => Self::Ping(Ping::read(&fields()?)?),
+            FrameKind::Pong => Self::Pong(Ping::read(&fields()?)?),
+            FrameKind::Ok => fields().map(|_| Self::Ok)?,
+            FrameKind::Rebind => Self::Rebind(Rebind::read(&fields()?)?),
+            FrameKind::Progress => Self::Progress(Progress::read(&fields()?)?),
+            FrameKind::Rebound => Self::Rebound(Rebound::read(&fields()?)?),
+            FrameKind::Probe => Self::Probe(Probe::read(&fields()?)?),
+            FrameKind::Probed => Self::Probed(Probed::read(&fields()?)?),
+            FrameKind::Quiesce => Self::Quiesce(Quiesce::read(&fields()?)?),
+            FrameKind::Busy => Self::Busy(Busy::read(&fields()?)?),
+            FrameKind::Quiesced => Self::Quiesced(control::read_token(&fields()?)?),
+            FrameKind::Reopen => Self::Reopen(Reopen::read(&fields()?)?),
+            FrameKind::Sever => Self::Sever(Sever::read(&fields()?)?),
+            FrameKind::Exec => Self::Exec(Exec::read(&fields()?)?),
+            FrameKind::Started => Self::Started(Started::read(&fields()?)?),
+            FrameKind::Stdout => Self::Stdout(Chunk::read(kind, payload)?),
+            FrameKind::Stderr => Self::Stderr(Chunk::read(kind, payload)?),
+            FrameKind::Exited => Self::Exited(Exited::read(&fields()?)?),
+            FrameKind::Info if sender == Role::Host => fields().map(|_| Self::InfoRequest)?,
+            FrameKind::Info => Self::Info(Info::read(&fields()?)?),
+            FrameKind::Shutdown => Self::Shutdown(Shutdown::read(&fields()?)?),
+        })
+    }
+
+    /// Appends the message as one frame.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Stdout(chunk) => chunk.write(FrameKind::Stdout, out),
+            Self::Stderr(chunk) => chunk.write(FrameKind::Stderr, out),
+            _ => {
+                let value = self.to_value();
+                encode_with(out, self.kind(), |out| {
+                    out.extend(value.to_string().into_bytes())
+                });
+            }
+        }
+    }
+
+    /// The message as the bytes of one frame.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.encode_into(&mut out);
+        out
+    }
+
+    /// The frame that carries this message.
+    #[must_use]
+    pub const fn kind(&self) -> FrameKind {
+        match self {
+            Self::Hello(_) => FrameKind::Hello,
+            Self::Fail(_) => FrameKind::Fail,
+            Self::Ping(_) => FrameKind::Ping,
+            Self::Pong(_) => FrameKind::Pong,
+            Self::Ok => FrameKind::Ok,
+            Self::Rebind(_) => FrameKind::Rebind,
+            Self::Progress(_) => FrameKind::Progress,
+            Self::Rebound(_) => FrameKind::Rebound,
+            Self::Probe(_) => FrameKind::Probe,
+            Self::Probed(_) => FrameKind::Probed,
+            Self::Quiesce(_) => FrameKind::Quiesce,
+            Self::Busy(_) => FrameKind::Busy,
+            Self::Quiesced(_) => FrameKind::Quiesced,
+            Self::Reopen(_) => FrameKind::Reopen,
+            Self::Sever(_) => FrameKind::Sever,
+            Self::Exec(_) => FrameKind::Exec,
+            Self::Started(_) => FrameKind::Started,
+            Self::Stdout(_) => FrameKind::Stdout,
+            Self::Stderr(_) => FrameKind::Stderr,
+            Self::Exited(_) => FrameKind::Exited,
+            Self::InfoRequest | Self::Info(_) => FrameKind::Info,
+            Self::Shutdown(_) => FrameKind::Shutdown,
+        }
+    }
+
+    /// The JSON object of a control message. Streams have none and give null.
+    fn to_value(&self) -> Value {
+        match self {
+            Self::Hello(hello) => hello.to_value(),
+            Self::Fail(fail) => fail.to_value(),
+            Self::Ping(ping) | Self::Pong(ping) => ping.to_value(),
+            Self::Ok | Self::InfoRequest => Value::Object(serde_json::Map::new()),
+            Self::Rebind(rebind) => rebind.to_value(),
+            Self::Progress(progress) => progress.to_value(),
+            Self::Rebound(rebound) => rebound.to_value(),
+            Self::Probe(probe) => probe.to_value(),
+            Self::Probed(probed) => probed.to_value(),
+            Self::Quiesce(quiesce) => quiesce.to_value(),
+            Self::Busy(busy) => busy.to_value(),
+            Self::Quiesced(token) | Self::Reopen(Reopen { token }) => control::token_value(*token),
+            Self::Sever(sever) => sever.to_value(),
+            Self::Exec(exec) => exec.to_value(),
+            Self::Started(started) => started.to_value(),
+            Self::Stdout(_) | Self::Stderr(_) => Value::Null,
+            Self::Exited(exited) => exited.to_value(),
+            Self::Info(info) => info.to_value(),
+            Self::Shutdown(shutdown) => shutdown.to_value(),
+        }
+    }
+}
+
+/// Frames that only the guest sends.
+const fn is_guest_only(kind: FrameKind) -> bool {
+    matches!(
+        kind,
+        FrameKind::Ok
+            | FrameKind::Progress
+            | FrameKind::Rebound
+            | FrameKind::Probed
+            | FrameKind::Busy
+            | FrameKind::Quiesced
+            | FrameKind::Sever
+            | FrameKind::Started
+            | FrameKind::Stdout
+            | FrameKind::Stderr
+            | FrameKind::Exited
+    )
+}
+
+/// Frames that only the host sends.
+const fn is_host_only(kind: FrameKind) -> bool {
+    matches!(
+        kind,
+        FrameKind::Rebind
+            | FrameKind::Probe
+            | FrameKind::Quiesce
+            | FrameKind::Reopen
+            | FrameKind::Exec
+            | FrameKind::Shutdown
+    )
+}
+
+/// Defines a word list: an enum whose variants are fixed words on the wire.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// Every value, in the order of the definition.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The word on the wire and in records.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::message::UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, $crate::message::UnknownWord> {
+                let found = Self::ALL.iter().copied().find(|value| value.as_str() == word);
+                found.ok_or($crate::message::UnknownWord)
+            }
+        }
+    };
+}
+use words;
+
+/// A word that is not in its list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnknownWord;
+
+impl fmt::Display for UnknownWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown word")
+    }
+}
+
+impl std::error::Error for UnknownWord {}
+
+/// `text`, cut at a character boundary so that it fits a frame.
+fn clipped(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_LEN_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,342 @@
+//! Payloads of FAIL, PING, QUIESCE, BUSY, REOPEN, SEVER, INFO and SHUTDOWN.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{clipped, words};
+use crate::id::{Generation, Token};
+use crate::json::{Fields, PayloadError};
+use crate::limits::BUSY_SESSIONS_MAX;
+
+/// Most counters that one INFO carries.
+const COUNTERS_MAX: usize = 256;
+
+words! {
+    /// What kind of no a FAIL is. The host decides by it what to do next.
+    FailCode {
+        /// No common protocol version. Final.
+        Version = "version",
+        /// The peer broke the protocol; the connection ends. Final.
+        Protocol = "protocol",
+        /// The request named another generation than the guest's. Nothing ran.
+        Stale = "stale",
+        /// A REBIND to another generation took over.
+        Superseded = "superseded",
+        /// The guest is quiescing, quiesced, or between two names. Nothing ran; may be retried.
+        Refusing = "refusing",
+        /// A named limit was reached. Nothing ran; may be retried.
+        Limit = "limit",
+        /// The command does not exist.
+        NotFound = "not_found",
+        /// The command exists and cannot be run.
+        NotRunnable = "not_runnable",
+        /// A step of the rebind failed; the guest refuses all but a new REBIND.
+        Rebind = "rebind",
+        /// The probe's process could not be spawned or did not end well.
+        Probe = "probe",
+        /// The agent has no such request.
+        Unsupported = "unsupported",
+        /// The agent's own defect.
+        Internal = "internal",
+    }
+}
+
+words! {
+    /// What QUIESCE does about running sessions.
+    Policy {
+        /// They are carried into the snapshot.
+        Keep = "keep",
+        /// Wait until they have ended.
+        Drain = "drain",
+        /// Refuse the snapshot while there are any.
+        Refuse = "refuse",
+    }
+}
+
+words! {
+    /// How SHUTDOWN ends the guest.
+    PowerAction {
+        /// Power off.
+        PowerOff = "poweroff",
+        /// Restart.
+        Reboot = "reboot",
+    }
+}
+
+words! {
+    /// Why a connection is cut on purpose.
+    SeverReason {
+        /// A snapshot is about to be taken.
+        Quiesce = "quiesce",
+        /// The guest is getting a new name.
+        Rebind = "rebind",
+        /// The guest is about to end.
+        Shutdown = "shutdown",
+    }
+}
+
+/// A request that cannot be met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fail {
+    /// What kind of no this is.
+    pub code: FailCode,
+    /// The step or phase that failed.
+    pub phase: Option<String>,
+    /// The system call's error number, where there was one.
+    pub errno: Option<i32>,
+    /// For people: what failed on which object.
+    pub text: String,
+}
+
+impl Fail {
+    /// A refusal with a text and nothing else.
+    #[must_use]
+    pub fn new(code: FailCode, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            phase: None,
+            errno: None,
+            text: text.into(),
+        }
+    }
+
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            code: fields.parsed("code", "a failure code")?,
+            phase: fields.opt_text("phase")?,
+            errno: fields.opt_signed("errno")?,
+            text: fields.text("text")?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        json!({
+            "code": self.code.as_str(),
+            "phase": self.phase.as_deref().map(clipped),
+            "errno": self.errno,
+            "text": clipped(&self.text),
+        })
+    }
+}
+
+/// Asks for, or is, a PONG.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ping {
+    /// Echoed by the answer.
+    pub nonce: u64,
+}
+
+impl Ping {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            nonce: fields.number("nonce")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "nonce": self.nonce })
+    }
+}
+
+/// Asks the guest to be silent for a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quiesce {
+    /// Names this request; sent again, it joins.
+    pub token: Token,
+    /// What to do about running sessions.
+    pub policy: Policy,
+    /// How long draining may take, in ms of guest time.
+    pub limit_ms: u64,
+}
+
+impl Quiesce {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            token: read_token(fields)?,
+            policy: fields.parsed("policy", "\"keep\", \"drain\" or \"refuse\"")?,
+            limit_ms: fields.number("limit_ms")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({
+            "token": self.token.to_string(),
+            "policy": self.policy.as_str(),
+            "limit_ms": self.limit_ms,
+        })
+    }
+}
+
+/// Sessions that QUIESCE waits for. Also a sign of life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Busy {
+    /// The request.
+    pub token: Token,
+    /// Session numbers, the first [`BUSY_SESSIONS_MAX`] of them.
+    pub sessions: Vec<u64>,
+}
+
+impl Busy {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let error = || fields.error("sessions", "a list of session numbers");
+        let list = fields.list("sessions", BUSY_SESSIONS_MAX)?;
+        let sessions = list
+            .iter()
+            .map(Value::as_u64)
+            .collect::<Option<_>>()
+            .ok_or_else(error)?;
+        Ok(Self {
+            token: read_token(fields)?,
+            sessions,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        let sessions = &self.sessions[..self.sessions.len().min(BUSY_SESSIONS_MAX)];
+        json!({ "token": self.token.to_string(), "sessions": sessions })
+    }
+}
+
+/// Takes a QUIESCE back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reopen {
+    /// The request to take back.
+    pub token: Token,
+}
+
+impl Reopen {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            token: read_token(fields)?,
+        })
+    }
+}
+
+/// This connection is about to be cut, on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sever {
+    /// Why.
+    pub reason: SeverReason,
+}
+
+impl Sever {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            reason: fields.parsed("reason", "a reason")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "reason": self.reason.as_str() })
+    }
+}
+
+/// The agent's own figures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// Version of the agent program.
+    pub agent_version: String,
+    /// The guest's name, if it has one.
+    pub generation: Option<Generation>,
+    /// The guest kernel's boot id.
+    pub boot_id: String,
+    /// State of the root machine, for people.
+    pub state: String,
+    /// Guest kernel release.
+    pub kernel: String,
+    /// Guest monotonic time since the agent started, ms.
+    pub uptime_ms: u64,
+    /// Sessions that run.
+    pub sessions: u32,
+    /// Connections that are open.
+    pub connections: u32,
+    /// Open file descriptors of the agent.
+    pub fds: u32,
+    /// Resident memory of the agent, KiB.
+    pub rss_kib: u64,
+    /// Children reaped that belonged to no session.
+    pub orphans_reaped: u64,
+    /// Named counters that only grow.
+    pub counters: BTreeMap<String, u64>,
+}
+
+impl Info {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let error = || fields.error("counters", "an object of whole numbers");
+        let counters = match fields.value("counters") {
+            None => BTreeMap::new(),
+            Some(Value::Object(map)) if map.len() <= COUNTERS_MAX => map
+                .iter()
+                .map(|(name, value)| Some((name.clone(), value.as_u64()?)))
+                .collect::<Option<_>>()
+                .ok_or_else(error)?,
+            Some(_) => return Err(error()),
+        };
+        Ok(Self {
+            agent_version: fields.text("agent_version")?,
+            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+            boot_id: fields.text("boot_id")?,
+            state: fields.text("state")?,
+            kernel: fields.text("kernel")?,
+            uptime_ms: fields.number("uptime_ms")?,
+            sessions: fields.number("sessions")?,
+            connections: fields.number("connections")?,
+            fds: fields.number("fds")?,
+            rss_kib: fields.number("rss_kib")?,
+            orphans_reaped: fields.number("orphans_reaped")?,
+            counters,
+        })
+    }
+
+    /// The figures as a JSON object, for the wire and for records.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        json!({
+            "agent_version": clipped(&self.agent_version),
+            "generation": self.generation.map(|generation| generation.to_string()),
+            "boot_id": clipped(&self.boot_id),
+            "state": clipped(&self.state),
+            "kernel": clipped(&self.kernel),
+            "uptime_ms": self.uptime_ms,
+            "sessions": self.sessions,
+            "connections": self.connections,
+            "fds": self.fds,
+            "rss_kib": self.rss_kib,
+            "orphans_reaped": self.orphans_reaped,
+            "counters": self.counters,
+        })
+    }
+}
+
+/// Ends the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shutdown {
+    /// How.
+    pub action: PowerAction,
+    /// How long sessions have between TERM and KILL, ms.
+    pub grace_ms: u64,
+}
+
+impl Shutdown {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            action: fields.parsed("action", "\"poweroff\" or \"reboot\"")?,
+            grace_ms: fields.number("grace_ms")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "action": self.action.as_str(), "grace_ms": self.grace_ms })
+    }
+}
+
+/// The token of a payload that has little else.
+pub(super) fn read_token(fields: &Fields) -> Result<Token, PayloadError> {
+    fields.parsed("token", "32 hexadecimal digits")
+}
+
+/// A payload with only a token.
+pub(super) fn token_value(token: Token) -> Value {
+    json!({ "token": token.to_string() })
+}

@@ -1,0 +1,367 @@
+//! Payloads of EXEC, STARTED, STDOUT, STDERR and EXITED.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::frame::{FrameKind, encode_with};
+use crate::id::{ExecId, Generation};
+use crate::json::{Fields, PayloadError, bytes_to_value, value_to_bytes};
+use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
+
+/// Bytes without NUL that are usually text: an argument, a path.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct ByteString(Vec<u8>);
+
+impl ByteString {
+    /// Wraps bytes, unless one of them is NUL.
+    #[must_use]
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Self> {
+        let bytes = bytes.into();
+        (!bytes.contains(&0)).then_some(Self(bytes))
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ByteString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&String::from_utf8_lossy(&self.0), f)
+    }
+}
+
+impl fmt::Display for ByteString {
+    /// With bytes that are not printable text escaped: it may come from anywhere.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        String::from_utf8_lossy(&self.0).escape_debug().fmt(f)
+    }
+}
+
+/// Runs a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exec {
+    /// Names the request. Sent again, it attaches to what the first one started.
+    pub id: ExecId,
+    /// The name that the guest must have; `None` takes whatever name it has.
+    pub generation: Option<Generation>,
+    /// The program and its arguments; at least one string.
+    pub argv: Vec<ByteString>,
+    /// `NAME=value` pairs on top of the agent's default environment.
+    pub env: Vec<ByteString>,
+    /// Working directory; `/` when missing.
+    pub cwd: Option<ByteString>,
+}
+
+impl Exec {
+    /// Why this request is over a limit, if it is. The sender asks before it encodes.
+    #[must_use]
+    pub fn limit_exceeded(&self) -> Option<ExecLimit> {
+        let strings = || self.argv.iter().chain(&self.env).chain(&self.cwd);
+        let count = strings().count();
+        let bytes = strings()
+            .map(|string| string.as_bytes().len() + 1)
+            .sum::<usize>();
+        if count > EXEC_STRINGS_MAX {
+            return Some(ExecLimit::Strings { count });
+        }
+        if bytes > EXEC_BYTES_MAX {
+            return Some(ExecLimit::Bytes { bytes });
+        }
+        // Escapes and hexadecimal make some strings longer on the wire than they are.
+        let encoded = self.to_value().to_string().len();
+        (encoded > FrameKind::Exec.payload_len_max()).then_some(ExecLimit::Encoded { encoded })
+    }
+
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let strings = |field, expected| -> Result<Vec<ByteString>, PayloadError> {
+            let list = fields.list(field, EXEC_STRINGS_MAX)?;
+            let string = |value: &Value| value_to_bytes(value).map(ByteString);
+            list.iter()
+                .map(string)
+                .collect::<Option<_>>()
+                .ok_or_else(|| fields.error(field, expected))
+        };
+        let argv = strings("argv", "a list of strings without NUL")?;
+        if argv.is_empty() {
+            return Err(fields.error("argv", "a list of at least one string"));
+        }
+        let env = strings("env", "a list of NAME=value strings without NUL")?;
+        if !env.iter().all(|pair| is_environment_pair(pair.as_bytes())) {
+            return Err(fields.error("env", "a list of NAME=value strings without NUL"));
+        }
+        let cwd = match fields.value("cwd") {
+            None => None,
+            Some(value) => {
+                let bytes = value_to_bytes(value).filter(|bytes| !bytes.is_empty());
+                Some(ByteString(
+                    bytes.ok_or_else(|| fields.error("cwd", "a path without NUL"))?,
+                ))
+            }
+        };
+        Ok(Self {
+            id: fields.parsed("id", "32 hexadecimal digits")?,
+            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+            argv,
+            env,
+            cwd,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        let strings = |list: &[ByteString]| -> Vec<Value> {
+            list.iter()
+                .map(|string| bytes_to_value(string.as_bytes()))
+                .collect()
+        };
+        json!({
+            "id": self.id.to_string(),
+            "generation": self.generation.map(|generation| generation.to_string()),
+            "argv": strings(&self.argv),
+            "env": strings(&self.env),
+            "cwd": self.cwd.as_ref().map(|cwd| bytes_to_value(cwd.as_bytes())),
+        })
+    }
+}
+
+/// Whether `pair` is `NAME=value` with a name.
+fn is_environment_pair(pair: &[u8]) -> bool {
+    pair.iter()
+        .position(|&byte| byte == b'=')
+        .is_some_and(|index| index > 0)
+}
+
+/// An EXEC that is too large to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecLimit {
+    /// Too many strings.
+    Strings {
+        /// How many there are.
+        count: usize,
+    },
+    /// Too many bytes.
+    Bytes {
+        /// How many there are, each string's terminator included.
+        bytes: usize,
+    },
+    /// Too long once encoded.
+    Encoded {
+        /// Bytes on the wire.
+        encoded: usize,
+    },
+}
+
+impl fmt::Display for ExecLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Strings { count } => write!(
+                f,
+                "{count} arguments and environment entries exceed the limit of {EXEC_STRINGS_MAX}"
+            ),
+            Self::Bytes { bytes } => write!(
+                f,
+                "{bytes} bytes of arguments and environment exceed the limit of {EXEC_BYTES_MAX}"
+            ),
+            Self::Encoded { encoded } => write!(
+                f,
+                "the request takes {encoded} bytes on the wire, over the limit of {}",
+                FrameKind::Exec.payload_len_max()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ExecLimit {}
+
+/// The command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// The session's number in this guest.
+    pub session: u64,
+    /// The process id in the guest.
+    pub pid: u32,
+    /// Whether this request started it (`false`: a known exec id was attached to).
+    pub fresh: bool,
+    /// First offset of standard output that this connection will get.
+    pub stdout_from: u64,
+    /// First offset of standard error that this connection will get.
+    pub stderr_from: u64,
+}
+
+impl Started {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            session: fields.number("session")?,
+            pid: fields.number("pid")?,
+            fresh: fields.flag("fresh")?,
+            stdout_from: fields.number("stdout_from")?,
+            stderr_from: fields.number("stderr_from")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({
+            "session": self.session,
+            "pid": self.pid,
+            "fresh": self.fresh,
+            "stdout_from": self.stdout_from,
+            "stderr_from": self.stderr_from,
+        })
+    }
+}
+
+/// Bytes of a stream, with the offset of the first one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Bytes of the stream before these.
+    pub offset: u64,
+    /// At most [`STREAM_DATA_LEN_MAX`] bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chunk({} bytes at {})", self.bytes.len(), self.offset)
+    }
+}
+
+impl Chunk {
+    /// Appends a stream frame straight from the sender's buffer.
+    ///
+    /// # Panics
+    ///
+    /// When `bytes` is longer than [`STREAM_DATA_LEN_MAX`]: the sender cuts its reads to that.
+    pub fn encode(kind: FrameKind, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
+        assert!(
+            bytes.len() <= STREAM_DATA_LEN_MAX,
+            "stream data over its limit"
+        );
+        encode_with(out, kind, |out| {
+            out.extend_from_slice(&offset.to_le_bytes());
+            out.extend_from_slice(bytes);
+        });
+    }
+
+    pub(super) fn read(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
+        let (offset, bytes) = payload
+            .split_first_chunk::<STREAM_OFFSET_LEN>()
+            .ok_or(PayloadError::Truncated { kind })?;
+        Ok(Self {
+            offset: u64::from_le_bytes(*offset),
+            bytes: bytes.to_vec(),
+        })
+    }
+
+    pub(super) fn write(&self, kind: FrameKind, out: &mut Vec<u8>) {
+        Self::encode(kind, self.offset, &self.bytes, out);
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It called exit.
+    Code(u8),
+    /// A signal ended it.
+    Signal {
+        /// The signal's number.
+        number: u8,
+        /// Whether a core was dumped.
+        core: bool,
+    },
+}
+
+impl ExitStatus {
+    /// The status as a shell reports it: the code, or 128 and the signal.
+    #[must_use]
+    pub const fn shell_code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal { number, .. } => number.saturating_add(128),
+        }
+    }
+}
+
+/// What the process used (`getrusage(2)`, of the reaped child).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResourceUsage {
+    /// CPU time in user mode, µs.
+    pub user_us: u64,
+    /// CPU time in the kernel, µs.
+    pub system_us: u64,
+    /// Largest resident set, KiB.
+    pub rss_max_kib: u64,
+}
+
+/// The command's end. Sent after its last byte of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exited {
+    /// The session's number.
+    pub session: u64,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Bytes of standard output in all.
+    pub stdout_end: u64,
+    /// Bytes of standard error in all.
+    pub stderr_end: u64,
+    /// A process outside the command still held its output open when the wait for it ended.
+    pub writers_alive: bool,
+    /// The command was ended by its time limit.
+    pub timed_out: bool,
+    /// What the command used.
+    pub usage: ResourceUsage,
+}
+
+impl Exited {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let status = match (fields.opt_number("code")?, fields.opt_number("signal")?) {
+            (Some(code), None) => ExitStatus::Code(code),
+            (None, Some(number)) => ExitStatus::Signal {
+                number,
+                core: fields.flag("core")?,
+            },
+            _ => return Err(fields.error("code", "given, or else \"signal\"")),
+        };
+        let usage = fields.object("rusage")?;
+        Ok(Self {
+            session: fields.number("session")?,
+            status,
+            stdout_end: fields.number("stdout_end")?,
+            stderr_end: fields.number("stderr_end")?,
+            writers_alive: fields.flag("writers_alive")?,
+            timed_out: fields.flag("timed_out")?,
+            usage: ResourceUsage {
+                user_us: usage.number("user_us")?,
+                system_us: usage.number("system_us")?,
+                rss_max_kib: usage.number("rss_max_kib")?,
+            },
+        })
+    }
+
+    /// The end as a JSON object, for the wire and for records.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let (code, signal, core) = match self.status {
+            ExitStatus::Code(code) => (Some(code), None, None),
+            ExitStatus::Signal { number, core } => (None, Some(number), Some(core)),
+        };
+        json!({
+            "session": self.session,
+            "code": code,
+            "signal": signal,
+            "core": core,
+            "stdout_end": self.stdout_end,
+            "stderr_end": self.stderr_end,
+            "writers_alive": self.writers_alive,
+            "timed_out": self.timed_out,
+            "rusage": {
+                "user_us": self.usage.user_us,
+                "system_us": self.usage.system_us,
+                "rss_max_kib": self.usage.rss_max_kib,
+            },
+        })
+    }
+}

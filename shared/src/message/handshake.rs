@@ -1,0 +1,412 @@
+//! Payloads of HELLO, REBIND, PROGRESS, REBOUND, PROBE and PROBED.
+
+use serde_json::{Value, json};
+
+use super::{clipped, words};
+use crate::id::{Generation, Nonce, encode_hex};
+use crate::json::{Fields, PayloadError};
+use crate::limits::HOSTNAME_LEN_MAX;
+use crate::version::{NoCommonVersion, SUPPORTED, VersionRange};
+
+/// Most steps that one REBOUND reports.
+const STEPS_MAX: usize = 32;
+
+words! {
+    /// The side of the conversation.
+    Role {
+        /// `host-tool`, or another client on the host.
+        Host = "host",
+        /// `guest-agent`.
+        Guest = "guest",
+    }
+}
+
+words! {
+    /// Why the guest gets a new name.
+    Cause {
+        /// It was booted.
+        Boot = "boot",
+        /// It was loaded from a snapshot.
+        Restore = "restore",
+        /// It goes on after a snapshot was taken of it.
+        Resume = "resume",
+    }
+}
+
+words! {
+    /// What becomes of the sessions that an earlier generation started.
+    InheritedSessions {
+        /// They go on and can be attached to.
+        Keep = "keep",
+        /// Their process groups are killed.
+        Kill = "kill",
+    }
+}
+
+words! {
+    /// How far a probe goes.
+    Depth {
+        /// The listener accepts and the loop answers.
+        Listener = "listener",
+        /// A process was spawned and reaped as well.
+        Exec = "exec",
+    }
+}
+
+words! {
+    /// One step of a rebind, in the order in which they happen.
+    StepName {
+        /// Connections of older generations deregistered and closed.
+        Connections = "connections",
+        /// The listener taken out of the poll set, put back, and drained.
+        Listener = "listener",
+        /// The wall clock set.
+        Clock = "clock",
+        /// The kernel's random pool credited and reseeded.
+        Entropy = "entropy",
+        /// Host name and machine id set.
+        Identity = "identity",
+    }
+}
+
+words! {
+    /// How a step ended.
+    StepResult {
+        /// Done.
+        Done = "done",
+        /// Not asked for.
+        Skipped = "skipped",
+        /// Not permitted to this process, which runs without privileges on purpose.
+        Unprivileged = "unprivileged",
+        /// Not done; the guest goes on without it.
+        Failed = "failed",
+    }
+}
+
+/// First frame each way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Versions the sender speaks.
+    pub protocol: VersionRange,
+    /// Which side the sender is.
+    pub role: Role,
+    /// The sender's program version.
+    pub version: String,
+    /// The guest kernel's boot id; the same in every clone of one boot.
+    pub boot_id: Option<String>,
+    /// The guest's current name, if a host has given it one.
+    pub generation: Option<Generation>,
+}
+
+impl Hello {
+    /// The host's HELLO in the versions of this build.
+    #[must_use]
+    pub fn host(version: &str) -> Self {
+        Self {
+            protocol: SUPPORTED,
+            role: Role::Host,
+            version: version.to_owned(),
+            boot_id: None,
+            generation: None,
+        }
+    }
+
+    /// The version to speak with this peer.
+    ///
+    /// # Errors
+    ///
+    /// When there is none in common.
+    pub fn negotiate(&self) -> Result<u16, NoCommonVersion> {
+        SUPPORTED.negotiate(self.protocol)
+    }
+
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let expected = "a pair of versions, lowest first";
+        let error = || fields.error("protocol", expected);
+        let bound = |value: &Value| value.as_u64().and_then(|number| u16::try_from(number).ok());
+        let protocol = match fields.list("protocol", 2)? {
+            [min, max] => bound(min).zip(bound(max)).ok_or_else(error)?,
+            _ => return Err(error()),
+        };
+        let protocol = VersionRange {
+            min: protocol.0,
+            max: protocol.1,
+        };
+        if protocol.min > protocol.max {
+            return Err(error());
+        }
+        Ok(Self {
+            protocol,
+            role: fields.parsed("role", "\"host\" or \"guest\"")?,
+            version: fields.text("version")?,
+            boot_id: fields.opt_text("boot_id")?,
+            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        json!({
+            "protocol": [self.protocol.min, self.protocol.max],
+            "role": self.role.as_str(),
+            "version": clipped(&self.version),
+            "boot_id": self.boot_id.as_deref().map(clipped),
+            "generation": self.generation.map(|generation| generation.to_string()),
+        })
+    }
+}
+
+/// What tells one clone from another. Missing parts are left as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// 1 to [`HOSTNAME_LEN_MAX`] bytes, letters, digits, `-` and `.`.
+    pub hostname: Option<String>,
+    /// 32 lower-case hexadecimal digits (`machine-id(5)`).
+    pub machine_id: Option<String>,
+}
+
+impl Identity {
+    /// Whether `text` can be a host name.
+    #[must_use]
+    pub fn is_hostname(text: &str) -> bool {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+        (1..=HOSTNAME_LEN_MAX).contains(&text.len())
+            && text.bytes().all(allowed)
+            && !text.starts_with(['-', '.'])
+    }
+
+    /// Whether `text` can be a machine id.
+    #[must_use]
+    pub fn is_machine_id(text: &str) -> bool {
+        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        text.len() == 32 && text.bytes().all(digit)
+    }
+
+    fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let hostname = fields.opt_text("hostname")?;
+        if !hostname.as_deref().is_none_or(Self::is_hostname) {
+            return Err(fields.error(
+                "hostname",
+                "a host name of at most 64 letters, digits, - or .",
+            ));
+        }
+        let machine_id = fields.opt_text("machine_id")?;
+        if !machine_id.as_deref().is_none_or(Self::is_machine_id) {
+            return Err(fields.error("machine_id", "32 lower-case hexadecimal digits"));
+        }
+        Ok(Self {
+            hostname,
+            machine_id,
+        })
+    }
+}
+
+/// Names the guest and asks it to become usable under that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rebind {
+    /// The new name.
+    pub generation: Generation,
+    /// Why there is one.
+    pub cause: Cause,
+    /// The name that the snapshot or the source had.
+    pub parent: Option<Generation>,
+    /// The host's wall clock, ns since 1970 UTC, taken just before the write.
+    pub wall_clock_ns: u64,
+    /// Random bytes to credit; always there when the cause is a restore.
+    pub entropy: Option<[u8; 32]>,
+    /// What tells this clone from its siblings.
+    pub identity: Identity,
+    /// What becomes of inherited sessions.
+    pub sessions: InheritedSessions,
+    /// Which attempt of the host this is, from 1.
+    pub attempt: u32,
+}
+
+impl Rebind {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let cause = fields.parsed("cause", "\"boot\", \"restore\" or \"resume\"")?;
+        let entropy = fields.opt_hex("entropy", "64 hexadecimal digits")?;
+        if cause == Cause::Restore && entropy.is_none() {
+            return Err(fields.error("entropy", "given for a restore"));
+        }
+        let identity = match fields.value("identity") {
+            Some(_) => Identity::read(&fields.object("identity")?)?,
+            None => Identity::default(),
+        };
+        Ok(Self {
+            generation: fields.parsed("generation", "32 hexadecimal digits")?,
+            cause,
+            parent: fields.opt_parsed("parent", "32 hexadecimal digits")?,
+            wall_clock_ns: fields.number("wall_clock_ns")?,
+            entropy,
+            identity,
+            sessions: fields.parsed("sessions", "\"keep\" or \"kill\"")?,
+            attempt: fields.number("attempt")?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        json!({
+            "generation": self.generation.to_string(),
+            "cause": self.cause.as_str(),
+            "parent": self.parent.map(|parent| parent.to_string()),
+            "wall_clock_ns": self.wall_clock_ns,
+            "entropy": self.entropy.map(|entropy| encode_hex(&entropy)),
+            "identity": {
+                "hostname": self.identity.hostname,
+                "machine_id": self.identity.machine_id,
+            },
+            "sessions": self.sessions.as_str(),
+            "attempt": self.attempt,
+        })
+    }
+}
+
+/// A step has begun; whoever waits may go on waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// What has begun, for people.
+    pub step: String,
+}
+
+impl Progress {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            step: fields.text("step")?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        json!({ "step": clipped(&self.step) })
+    }
+}
+
+/// One step of a rebind, as it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Which step.
+    pub name: StepName,
+    /// How long it took, in µs of guest time.
+    pub us: u64,
+    /// How it ended.
+    pub result: StepResult,
+}
+
+/// The guest is rebound: the listener is registered and drained under the new name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rebound {
+    /// The name.
+    pub generation: Generation,
+    /// The steps in order.
+    pub steps: Vec<Step>,
+    /// How far the wall clock was moved, ns; positive is forward.
+    pub clock_step_ns: i64,
+    /// Whether the kernel took the host's bytes with credit.
+    pub entropy_credited: bool,
+    /// How often the listener has been registered in the life of this agent.
+    pub listener_serial: u64,
+    /// Connections closed because they were of an older generation.
+    pub connections_dropped: u32,
+    /// Sessions ended because they were of an older generation.
+    pub sessions_dropped: u32,
+}
+
+impl Rebound {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let read_step = |step: &Fields| -> Result<Step, PayloadError> {
+            Ok(Step {
+                name: step.parsed("name", "a step's name")?,
+                us: step.number("us")?,
+                result: step.parsed("result", "a step's result")?,
+            })
+        };
+        let steps = fields.objects("steps", STEPS_MAX)?;
+        Ok(Self {
+            generation: fields.parsed("generation", "32 hexadecimal digits")?,
+            steps: steps.iter().map(read_step).collect::<Result<_, _>>()?,
+            clock_step_ns: fields.opt_signed("clock_step_ns")?.unwrap_or(0),
+            entropy_credited: fields.flag("entropy_credited")?,
+            listener_serial: fields.number("listener_serial")?,
+            connections_dropped: fields.number("connections_dropped")?,
+            sessions_dropped: fields.number("sessions_dropped")?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        let step = |step: &Step| json!({ "name": step.name.as_str(), "us": step.us, "result": step.result.as_str() });
+        json!({
+            "generation": self.generation.to_string(),
+            "steps": self.steps.iter().map(step).collect::<Vec<_>>(),
+            "clock_step_ns": self.clock_step_ns,
+            "entropy_credited": self.entropy_credited,
+            "listener_serial": self.listener_serial,
+            "connections_dropped": self.connections_dropped,
+            "sessions_dropped": self.sessions_dropped,
+        })
+    }
+}
+
+/// Asks for proof that commands can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// The name the guest must have; `None` takes whatever name it has (`host-tool probe`).
+    pub generation: Option<Generation>,
+    /// To be echoed.
+    pub nonce: Nonce,
+    /// How far to go.
+    pub depth: Depth,
+}
+
+impl Probe {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+            nonce: fields.parsed("nonce", "32 hexadecimal digits")?,
+            depth: fields.parsed("depth", "\"listener\" or \"exec\"")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({
+            "generation": self.generation.map(|generation| generation.to_string()),
+            "nonce": self.nonce.to_string(),
+            "depth": self.depth.as_str(),
+        })
+    }
+}
+
+/// The proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probed {
+    /// The guest's name.
+    pub generation: Option<Generation>,
+    /// The nonce of the request.
+    pub nonce: Nonce,
+    /// How often the listener has been registered in the life of this agent.
+    pub listener_serial: u64,
+    /// Connections accepted since the last rebind, this one included.
+    pub accepts_since_rebind: u64,
+    /// Spawn to reap of the no-op process, µs; `None` at depth `listener`.
+    pub exec_us: Option<u64>,
+}
+
+impl Probed {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+            nonce: fields.parsed("nonce", "32 hexadecimal digits")?,
+            listener_serial: fields.number("listener_serial")?,
+            accepts_since_rebind: fields.number("accepts_since_rebind")?,
+            exec_us: fields.opt_number("exec_us")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({
+            "generation": self.generation.map(|generation| generation.to_string()),
+            "nonce": self.nonce.to_string(),
+            "listener_serial": self.listener_serial,
+            "accepts_since_rebind": self.accepts_since_rebind,
+            "exec_us": self.exec_us,
+        })
+    }
+}

@@ -1,0 +1,444 @@
+//! Every message survives the wire, and what is not a message is refused with the field's name.
+
+use super::*;
+use crate::frame::Decoder;
+use crate::id::{ExecId, Generation, Nonce};
+use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX, TEXT_LEN_MAX};
+use crate::version::SUPPORTED;
+
+fn generation(byte: u8) -> Generation {
+    Generation::from_bytes([byte; 16])
+}
+
+fn string(text: &[u8]) -> ByteString {
+    ByteString::new(text).unwrap()
+}
+
+fn exec() -> Exec {
+    Exec {
+        id: ExecId::from_bytes([4; 16]),
+        generation: Some(generation(1)),
+        argv: vec![
+            string(b"printf"),
+            string(b"\xff\"\\\n"),
+            string("ü".as_bytes()),
+            string(b""),
+        ],
+        env: vec![string(b"A=1"), string(b"B=\x80")],
+        cwd: Some(string(b"/tmp/\xfe")),
+    }
+}
+
+fn rebind() -> Rebind {
+    Rebind {
+        generation: generation(1),
+        cause: Cause::Restore,
+        parent: Some(generation(2)),
+        wall_clock_ns: 1_800_000_000_123_456_789,
+        entropy: Some([0xab; 32]),
+        identity: Identity {
+            hostname: Some("clone-1".to_owned()),
+            machine_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+        },
+        sessions: InheritedSessions::Keep,
+        attempt: 3,
+    }
+}
+
+fn guest_messages() -> Vec<Message> {
+    let token = Token::from_bytes([9; 16]);
+    let step = |name, result| Step {
+        name,
+        us: 12,
+        result,
+    };
+    let exited = Exited {
+        session: 7,
+        status: ExitStatus::Code(255),
+        stdout_end: u64::MAX,
+        stderr_end: 0,
+        writers_alive: true,
+        timed_out: false,
+        usage: ResourceUsage {
+            user_us: 1,
+            system_us: 2,
+            rss_max_kib: 3,
+        },
+    };
+    let killed = ExitStatus::Signal {
+        number: 11,
+        core: true,
+    };
+    vec![
+        Message::Hello(Hello {
+            protocol: SUPPORTED,
+            role: Role::Guest,
+            version: "0.1.0".to_owned(),
+            boot_id: Some("b".to_owned()),
+            generation: Some(generation(1)),
+        }),
+        Message::Fail(Fail {
+            code: FailCode::NotFound,
+            phase: Some("spawn".to_owned()),
+            errno: Some(2),
+            text: "cannot run \u{1b}[31m".to_owned(),
+        }),
+        Message::Pong(Ping { nonce: u64::MAX }),
+        Message::Ok,
+        Message::Progress(Progress {
+            step: "clock".to_owned(),
+        }),
+        Message::Rebound(Rebound {
+            generation: generation(1),
+            steps: StepName::ALL
+                .iter()
+                .map(|&name| step(name, StepResult::Done))
+                .collect(),
+            clock_step_ns: -5,
+            entropy_credited: true,
+            listener_serial: 4,
+            connections_dropped: 5,
+            sessions_dropped: 6,
+        }),
+        Message::Probed(Probed {
+            generation: None,
+            nonce: Nonce::from_bytes([3; 16]),
+            listener_serial: 1,
+            accepts_since_rebind: 2,
+            exec_us: Some(800),
+        }),
+        Message::Busy(Busy {
+            token,
+            sessions: vec![1, u64::MAX],
+        }),
+        Message::Quiesced(token),
+        Message::Sever(Sever {
+            reason: SeverReason::Quiesce,
+        }),
+        Message::Started(Started {
+            session: 1,
+            pid: 99,
+            fresh: true,
+            stdout_from: 0,
+            stderr_from: 1,
+        }),
+        Message::Stdout(Chunk {
+            offset: 1 << 40,
+            bytes: vec![0, 255, 10],
+        }),
+        Message::Stderr(Chunk {
+            offset: 0,
+            bytes: Vec::new(),
+        }),
+        Message::Exited(exited),
+        Message::Exited(Exited {
+            status: killed,
+            ..exited
+        }),
+        Message::Info(Info {
+            agent_version: "0.1.0".to_owned(),
+            generation: None,
+            boot_id: "b".to_owned(),
+            state: "running".to_owned(),
+            kernel: "6.1.0".to_owned(),
+            uptime_ms: 1,
+            sessions: 2,
+            connections: 3,
+            fds: 4,
+            rss_kib: 5,
+            orphans_reaped: 6,
+            counters: [("foreign_peers".to_owned(), 7)].into(),
+        }),
+    ]
+}
+
+fn host_messages() -> Vec<Message> {
+    let token = Token::from_bytes([9; 16]);
+    let shutdown = |action| {
+        Message::Shutdown(Shutdown {
+            action,
+            grace_ms: 5000,
+        })
+    };
+    vec![
+        Message::Hello(Hello::host("0.1.0")),
+        Message::Ping(Ping { nonce: 0 }),
+        Message::Rebind(rebind()),
+        Message::Rebind(Rebind {
+            cause: Cause::Boot,
+            parent: None,
+            entropy: None,
+            identity: Identity::default(),
+            sessions: InheritedSessions::Kill,
+            ..rebind()
+        }),
+        Message::Probe(Probe {
+            generation: Some(generation(8)),
+            nonce: Nonce::from_bytes([3; 16]),
+            depth: Depth::Exec,
+        }),
+        Message::Quiesce(Quiesce {
+            token,
+            policy: Policy::Drain,
+            limit_ms: 30_000,
+        }),
+        Message::Reopen(Reopen { token }),
+        Message::Exec(exec()),
+        Message::Exec(Exec {
+            generation: None,
+            env: Vec::new(),
+            cwd: None,
+            ..exec()
+        }),
+        Message::InfoRequest,
+        shutdown(PowerAction::PowerOff),
+        shutdown(PowerAction::Reboot),
+    ]
+}
+
+fn parse(bytes: &[u8], sender: Role) -> Result<Message, String> {
+    let mut decoder = Decoder::new();
+    decoder.push(bytes);
+    let frame = decoder
+        .poll_frame()
+        .map_err(|error| error.to_string())?
+        .expect("a whole frame");
+    Message::parse(frame, sender).map_err(|error| error.to_string())
+}
+
+fn parse_payload(kind: FrameKind, payload: &[u8], sender: Role) -> Result<Message, String> {
+    Message::parse(Frame { kind, payload }, sender).map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_message_survives_the_wire() {
+    for (sender, messages) in [
+        (Role::Guest, guest_messages()),
+        (Role::Host, host_messages()),
+    ] {
+        for message in messages {
+            assert_eq!(
+                parse(&message.encode(), sender),
+                Ok(message.clone()),
+                "{sender}"
+            );
+        }
+    }
+    let all = guest_messages().into_iter().chain(host_messages());
+    let kinds: std::collections::HashSet<_> = all.map(|message| message.kind()).collect();
+    assert_eq!(
+        kinds.len(),
+        FrameKind::ALL.len(),
+        "a kind without an example here"
+    );
+}
+
+#[test]
+fn frames_from_the_wrong_side_are_refused() {
+    for (sender, other, messages) in [
+        (Role::Guest, Role::Host, guest_messages()),
+        (Role::Host, Role::Guest, host_messages()),
+    ] {
+        for message in messages {
+            let kind = message.kind();
+            let both = matches!(
+                kind,
+                FrameKind::Hello
+                    | FrameKind::Fail
+                    | FrameKind::Ping
+                    | FrameKind::Pong
+                    | FrameKind::Info
+            );
+            if !both {
+                let error = parse(&message.encode(), other).unwrap_err();
+                assert_eq!(
+                    error,
+                    format!("{kind} frame from the wrong side"),
+                    "{sender}"
+                );
+            }
+        }
+    }
+}
+
+/// Each field of each control message, when it has another type, refuses the payload; fields that
+/// nobody knows are ignored.
+#[test]
+fn every_field_is_checked() {
+    for (sender, messages) in [
+        (Role::Guest, guest_messages()),
+        (Role::Host, host_messages()),
+    ] {
+        for message in messages {
+            let Value::Object(fields) = message.to_value() else {
+                continue;
+            };
+            let mut newer = fields.clone();
+            newer.insert("from_the_future".to_owned(), serde_json::json!({"a": [1]}));
+            let payload = Value::Object(newer).to_string();
+            assert_eq!(
+                parse_payload(message.kind(), payload.as_bytes(), sender),
+                Ok(message.clone())
+            );
+            for name in fields.keys() {
+                let mut broken = fields.clone();
+                broken.insert(name.clone(), serde_json::json!(-1.5));
+                let payload = Value::Object(broken).to_string();
+                let result = parse_payload(message.kind(), payload.as_bytes(), sender);
+                if sender == Role::Host && message.kind() == FrameKind::Info {
+                    continue;
+                }
+                // A number is no truth value for `core`, which only counts beside a signal.
+                if name == "core" && fields["signal"].is_null() {
+                    continue;
+                }
+                assert!(
+                    result.is_err(),
+                    "{} with a bad {name}: {result:?}",
+                    message.kind()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn bad_payloads_are_refused_by_name() {
+    let cases: &[(FrameKind, &[u8], Role, &str)] = &[
+        (
+            FrameKind::Ping,
+            b"",
+            Role::Host,
+            "PING payload is not a JSON object",
+        ),
+        (
+            FrameKind::Ping,
+            b"{}",
+            Role::Host,
+            "PING payload: field \"nonce\" must be a whole number in range",
+        ),
+        (
+            FrameKind::Stdout,
+            b"1234567",
+            Role::Guest,
+            "STDOUT payload is shorter than its offset",
+        ),
+        (
+            FrameKind::Hello,
+            br#"{"protocol":[2,1],"role":"host","version":""}"#,
+            Role::Host,
+            "HELLO payload: field \"protocol\" must be a pair of versions, lowest first",
+        ),
+        (
+            FrameKind::Exec,
+            br#"{"id":"00000000000000000000000000000000","argv":[],"env":[]}"#,
+            Role::Host,
+            "EXEC payload: field \"argv\" must be a list of at least one string",
+        ),
+        (
+            FrameKind::Exec,
+            br#"{"id":"00000000000000000000000000000000","argv":["a"],"env":["=1"]}"#,
+            Role::Host,
+            "EXEC payload: field \"env\" must be a list of NAME=value strings without NUL",
+        ),
+    ];
+    for (kind, payload, sender, expected) in cases {
+        assert_eq!(
+            parse_payload(*kind, payload, *sender).unwrap_err(),
+            *expected
+        );
+    }
+}
+
+#[test]
+fn a_restore_without_entropy_is_refused() {
+    let mut value = rebind().to_value();
+    value["entropy"] = Value::Null;
+    let error = parse_payload(FrameKind::Rebind, value.to_string().as_bytes(), Role::Host);
+    assert_eq!(
+        error.unwrap_err(),
+        "REBIND payload: field \"entropy\" must be given for a restore"
+    );
+}
+
+#[test]
+fn names_that_could_do_harm_are_no_identity() {
+    for bad in ["", "-a", ".", "a b", "a/b", "a\n", &"a".repeat(65)] {
+        assert!(!Identity::is_hostname(bad), "{bad:?}");
+    }
+    assert!(Identity::is_hostname(&"a".repeat(64)));
+    assert!(!Identity::is_machine_id("0123456789ABCDEF0123456789abcdef"));
+}
+
+#[test]
+fn exec_limits_hold_at_the_limit_and_not_past_it() {
+    let with = |argv: Vec<ByteString>| Exec {
+        env: Vec::new(),
+        cwd: None,
+        argv,
+        ..exec()
+    };
+    // One string of all bytes that its own terminator leaves.
+    assert_eq!(
+        with(vec![string(&vec![b'x'; EXEC_BYTES_MAX - 1])]).limit_exceeded(),
+        None
+    );
+    assert_eq!(
+        with(vec![string(&vec![b'x'; EXEC_BYTES_MAX])]).limit_exceeded(),
+        Some(ExecLimit::Bytes {
+            bytes: EXEC_BYTES_MAX + 1
+        })
+    );
+    assert_eq!(
+        with(vec![string(b"x"); EXEC_STRINGS_MAX]).limit_exceeded(),
+        None
+    );
+    assert_eq!(
+        with(vec![string(b"x"); EXEC_STRINGS_MAX + 1]).limit_exceeded(),
+        Some(ExecLimit::Strings {
+            count: EXEC_STRINGS_MAX + 1
+        })
+    );
+    // Bytes that are not text take two digits each on the wire.
+    let encoded = with(vec![string(&vec![0xff; EXEC_BYTES_MAX - 1])]).limit_exceeded();
+    assert!(
+        matches!(encoded, Some(ExecLimit::Encoded { .. })),
+        "{encoded:?}"
+    );
+}
+
+#[test]
+fn long_texts_are_cut_so_that_an_error_can_always_be_sent() {
+    let text = "ü".repeat(TEXT_LEN_MAX);
+    let sent = Message::Fail(Fail::new(FailCode::Internal, text)).encode();
+    let Ok(Message::Fail(fail)) = parse(&sent, Role::Guest) else {
+        panic!("no FAIL")
+    };
+    assert_eq!(fail.text.len(), TEXT_LEN_MAX);
+    let controls = Message::Fail(Fail::new(FailCode::Internal, "\u{1}".repeat(TEXT_LEN_MAX)));
+    assert!(controls.encode().len() < crate::limits::PAYLOAD_LEN_MAX);
+}
+
+/// Any change of any byte of a frame is parsed or refused, never a panic.
+#[test]
+fn damaged_frames_never_panic() {
+    for (sender, messages) in [
+        (Role::Guest, guest_messages()),
+        (Role::Host, host_messages()),
+    ] {
+        for message in messages {
+            let bytes = message.encode();
+            for index in 0..bytes.len() {
+                for flip in [0x01, 0x20, 0x80] {
+                    let mut damaged = bytes.clone();
+                    damaged[index] ^= flip;
+                    let mut decoder = Decoder::new();
+                    decoder.push(&damaged);
+                    if let Ok(Some(frame)) = decoder.poll_frame() {
+                        drop(Message::parse(frame, sender));
+                    }
+                }
+            }
+        }
+    }
+}
