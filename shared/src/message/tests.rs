@@ -46,28 +46,15 @@ fn rebind() -> Rebind {
 }
 
 fn guest_messages() -> Vec<Message> {
+    [control_messages(), session_messages()].concat()
+}
+
+fn control_messages() -> Vec<Message> {
     let token = Token::from_bytes([9; 16]);
     let step = |name, result| Step {
         name,
         us: 12,
         result,
-    };
-    let exited = Exited {
-        session: 7,
-        status: ExitStatus::Code(255),
-        stdout_end: u64::MAX,
-        stderr_end: 0,
-        writers_alive: true,
-        timed_out: false,
-        usage: ResourceUsage {
-            user_us: 1,
-            system_us: 2,
-            rss_max_kib: 3,
-        },
-    };
-    let killed = ExitStatus::Signal {
-        number: 11,
-        core: true,
     };
     vec![
         Message::Hello(Hello {
@@ -115,6 +102,42 @@ fn guest_messages() -> Vec<Message> {
         Message::Sever(Sever {
             reason: SeverReason::Quiesce,
         }),
+        Message::Info(Info {
+            agent_version: "0.1.0".to_owned(),
+            generation: None,
+            boot_id: "b".to_owned(),
+            state: "running".to_owned(),
+            kernel: "6.1.0".to_owned(),
+            uptime_ms: 1,
+            sessions: 2,
+            connections: 3,
+            fds: 4,
+            rss_kib: 5,
+            orphans_reaped: 6,
+            counters: [("foreign_peers".to_owned(), 7)].into(),
+        }),
+    ]
+}
+
+fn session_messages() -> Vec<Message> {
+    let exited = Exited {
+        session: 7,
+        status: ExitStatus::Code(255),
+        stdout_end: u64::MAX,
+        stderr_end: 0,
+        writers_alive: true,
+        timed_out: false,
+        usage: ResourceUsage {
+            user_us: 1,
+            system_us: 2,
+            rss_max_kib: 3,
+        },
+    };
+    let killed = ExitStatus::Signal {
+        number: 11,
+        core: true,
+    };
+    vec![
         Message::Started(Started {
             session: 1,
             pid: 99,
@@ -134,20 +157,6 @@ fn guest_messages() -> Vec<Message> {
         Message::Exited(Exited {
             status: killed,
             ..exited
-        }),
-        Message::Info(Info {
-            agent_version: "0.1.0".to_owned(),
-            generation: None,
-            boot_id: "b".to_owned(),
-            state: "running".to_owned(),
-            kernel: "6.1.0".to_owned(),
-            uptime_ms: 1,
-            sessions: 2,
-            connections: 3,
-            fds: 4,
-            rss_kib: 5,
-            orphans_reaped: 6,
-            counters: [("foreign_peers".to_owned(), 7)].into(),
         }),
     ]
 }
