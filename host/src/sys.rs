@@ -1,0 +1,3 @@
+//! System calls that neither std nor nix wraps safely. The only place with `unsafe`.
+
+pub mod pidfd;

@@ -1,0 +1,55 @@
+//! Descriptors that stand for processes.
+#![expect(unsafe_code, reason = "neither std nor nix has a stable pidfd_open")]
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// Opens a descriptor that polls readable once process `pid` has ended.
+///
+/// The number may have been given to another process since it was written down: whoever takes
+/// `pid` from a file compares the start time after this call, not before it.
+pub fn open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(result).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor (with close-on-exec set), and nothing
+    // else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::deadline::{WaitError, Watch};
+
+    #[test]
+    fn polls_readable_when_the_process_has_ended() {
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("cat starts");
+        let pidfd = open(i32::try_from(child.id()).unwrap()).unwrap();
+        let wait = Watch::until(Instant::now()).readable(&pidfd);
+        assert!(matches!(wait, Err(WaitError::Deadline)), "{wait:?}");
+
+        drop(child.stdin.take());
+        Watch::until(Instant::now() + Duration::from_secs(30))
+            .readable(&pidfd)
+            .unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_an_error() {
+        // Process ids end far below this one.
+        let err = open(i32::MAX).unwrap_err();
+        assert_eq!(err.raw_os_error(), Some(libc::ESRCH));
+    }
+}
