@@ -1,1 +1,7 @@
 //! stub
+
+pub mod deadline;
+pub mod http;
+pub mod sys;
+pub mod uds;
+pub mod vmm;

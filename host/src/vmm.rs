@@ -8,22 +8,44 @@
 //! What is not here: the guest (see `guest`), the order of phases (see `boot`, `snapshot`,
 //! `restore`), state files and locks (see `vmdir`).
 
+mod binary;
+mod error;
 pub mod firecracker;
+mod kvm;
 pub mod qemu;
+mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod version;
 
+use std::env;
 use std::ffi::OsString;
 use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-pub use version::{VmmKind, VmmVersion};
+pub use binary::{FindError, find_binary};
+pub use error::VmmError;
+pub use kvm::{HostProblem, host_problem};
+pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
+
+use crate::deadline::Watch;
 
 /// Name of the API socket inside the VM directory, for every kind of VMM.
 pub const API_SOCKET: &str = "api.sock";
 
 /// Name of Firecracker's vsock socket inside the VM directory.
 pub const VSOCK_SOCKET: &str = "vsock.sock";
+
+/// Name of the VMM's own log inside the VM directory: what it prints on standard error, and on
+/// Firecracker its log as well. Firecracker writes that from the start of the file, so the file
+/// has to be fresh, and whoever else writes to it has to append.
+pub const VMM_LOG: &str = "vmm.log";
 
 /// A VMM binary found on this machine.
 #[derive(Debug, Clone)]
@@ -106,6 +128,15 @@ pub enum RunState {
     Ended,
 }
 
+/// Which way a VMM process that is being started will go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It will be told to [`boot`](Vmm::boot).
+    Boot,
+    /// It will be told to [`load`](Vmm::load).
+    Load,
+}
+
 /// Files of one VMM state inside an artifact directory. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateFiles {
@@ -113,6 +144,21 @@ pub struct StateFiles {
     pub state: PathBuf,
     /// Guest memory; `None` where it is part of `state`.
     pub memory: Option<PathBuf>,
+}
+
+impl StateFiles {
+    /// The files that a VMM of this kind needs, under their usual names in `dir`.
+    #[must_use]
+    pub fn in_dir(kind: VmmKind, dir: &Path) -> Self {
+        let memory = match kind {
+            VmmKind::Firecracker => Some(dir.join("memory")),
+            VmmKind::Qemu => None,
+        };
+        Self {
+            state: dir.join("vmstate"),
+            memory,
+        }
+    }
 }
 
 /// One VMM process, spoken to over its API socket. Every call blocks until it is answered, the
@@ -156,7 +202,160 @@ pub trait Vmm: fmt::Debug {
 #[must_use]
 pub fn guest_address(kind: VmmKind, vm_dir: &Path, guest_cid: u32) -> GuestAddress {
     match kind {
-        VmmKind::Firecracker => GuestAddress::HybridVsock { uds_path: vm_dir.join(VSOCK_SOCKET) },
+        VmmKind::Firecracker => GuestAddress::HybridVsock {
+            uds_path: vm_dir.join(VSOCK_SOCKET),
+        },
         VmmKind::Qemu => GuestAddress::Vsock { cid: guest_cid },
+    }
+}
+
+/// The command line for a VMM process that runs in its VM directory, under the name `name`.
+///
+/// Its standard output is the guest's serial console; its standard error belongs into [`VMM_LOG`].
+/// Firecracker is told about the machine later, over its API; QEMU needs it here, and for a load
+/// the machine has to be the one that was saved. `HOST_TOOL_FIRECRACKER_ARGS` and
+/// `HOST_TOOL_QEMU_ARGS` add arguments, separated by blanks.
+#[must_use]
+pub fn launch(binary: &VmmBinary, name: &str, spec: &MachineSpec, start: Start) -> Launch {
+    let (mut args, variable) = match binary.kind {
+        VmmKind::Firecracker => (firecracker::launch_args(name), "HOST_TOOL_FIRECRACKER_ARGS"),
+        VmmKind::Qemu => (qemu::launch_args(name, spec, start), "HOST_TOOL_QEMU_ARGS"),
+    };
+    let extra = env::var(variable).unwrap_or_default();
+    args.extend(extra.split_whitespace().map(OsString::from));
+    Launch {
+        program: binary.path.clone(),
+        args,
+    }
+}
+
+/// Makes a VM directory fit for a new VMM process: unlinks the sockets that an earlier one left,
+/// which would make the new one fail to bind, and links the drives.
+///
+/// VMMs open a drive by its link's name, [`drive_link`], relative to the VM directory. A snapshot
+/// records that name, so that each clone finds its own file behind it.
+pub fn prepare_dir(vm_dir: &Path, drives: &[Drive]) -> io::Result<()> {
+    for entry in fs::read_dir(vm_dir)? {
+        let entry = entry?;
+        let is_link = entry.file_type()?.is_symlink();
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| is_stale(name, is_link))
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    for (index, drive) in drives.iter().enumerate() {
+        symlink(&drive.path, vm_dir.join(drive_link(index)))?;
+    }
+    Ok(())
+}
+
+/// Says whether a file must not be there when a VMM starts: its sockets, the listeners for
+/// connections that the guest opens (`vsock.sock_<port>`), and links to drives. A drive that is
+/// itself in the directory is somebody's data, and stays.
+fn is_stale(name: &str, is_link: bool) -> bool {
+    let is_number = |text: &str| text.parse::<u32>().is_ok();
+    let is_guest_listener = |name: &str| {
+        let port = name
+            .strip_prefix(VSOCK_SOCKET)
+            .and_then(|rest| rest.strip_prefix('_'));
+        port.is_some_and(is_number)
+    };
+    name == API_SOCKET
+        || name == VSOCK_SOCKET
+        || is_guest_listener(name)
+        || (is_link && name.strip_prefix(DRIVE_PREFIX).is_some_and(is_number))
+}
+
+const DRIVE_PREFIX: &str = "drive";
+
+/// Name inside the VM directory under which the VMM finds drive number `index`.
+#[must_use]
+pub fn drive_link(index: usize) -> String {
+    format!("{DRIVE_PREFIX}{index}")
+}
+
+/// Connects to a VMM that serves `api_socket` already. `process` is its pidfd, where known.
+pub fn connect(
+    kind: VmmKind,
+    api_socket: &Path,
+    process: Option<OwnedFd>,
+    deadline: Instant,
+) -> Result<Box<dyn Vmm>, VmmError> {
+    let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
+    let stream = socket::connect(api_socket, &watch)?;
+    Ok(wrap(kind, stream, process))
+}
+
+/// Connects to a VMM that was just started, as soon as it serves `api_socket`.
+pub fn await_and_connect(
+    kind: VmmKind,
+    api_socket: &Path,
+    process: Option<OwnedFd>,
+    deadline: Instant,
+) -> Result<Box<dyn Vmm>, VmmError> {
+    let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
+    let stream = socket::await_and_connect(api_socket, &watch)?;
+    Ok(wrap(kind, stream, process))
+}
+
+fn wrap(kind: VmmKind, stream: UnixStream, process: Option<OwnedFd>) -> Box<dyn Vmm> {
+    match kind {
+        VmmKind::Firecracker => Box::new(firecracker::Firecracker::new(stream, process)),
+        VmmKind::Qemu => Box::new(qemu::Qemu::new(stream, process)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::vmm::testing::TempDir;
+
+    #[test]
+    fn a_directory_is_freed_of_what_an_earlier_vmm_left() {
+        let temp = TempDir::new("prepare");
+        let at = |name: &str| temp.path().join(name);
+        for name in [API_SOCKET, VSOCK_SOCKET, "vsock.sock_5252"] {
+            drop(UnixListener::bind(at(name)).unwrap());
+        }
+        for name in ["state.json", "vsock.sock_x", "drive", "drive7"] {
+            fs::write(at(name), "kept").unwrap();
+        }
+        let drive = |path: &str| Drive {
+            path: path.into(),
+            read_only: false,
+        };
+        prepare_dir(temp.path(), &[drive("/old"), drive("/old"), drive("/old")]).unwrap();
+        prepare_dir(temp.path(), &[drive("/a"), drive("/b")]).unwrap();
+
+        assert_eq!(fs::read_link(at("drive0")).unwrap(), Path::new("/a"));
+        assert_eq!(fs::read_link(at("drive1")).unwrap(), Path::new("/b"));
+        let entries = fs::read_dir(temp.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        let expected = [
+            "drive",
+            "drive0",
+            "drive1",
+            "drive7",
+            "state.json",
+            "vsock.sock_x",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn state_files_by_kind() {
+        let files = StateFiles::in_dir(VmmKind::Firecracker, Path::new("/a"));
+        assert_eq!(files.state, Path::new("/a/vmstate"));
+        assert_eq!(files.memory.as_deref(), Some(Path::new("/a/memory")));
+        assert_eq!(
+            StateFiles::in_dir(VmmKind::Qemu, Path::new("/a")).memory,
+            None
+        );
     }
 }

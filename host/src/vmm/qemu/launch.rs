@@ -1,0 +1,156 @@
+//! QEMU's command line. No I/O.
+
+use std::ffi::OsString;
+
+use crate::vmm::{API_SOCKET, MachineSpec, Start, drive_link};
+
+/// The machine: no PCI, no display, devices on virtio-mmio that the guest finds through ACPI.
+///
+/// Without PIT and PIC a stock kernel boots as well, under KVM's own clock, and seconds earlier
+/// where emulation is slow. The real-time clock gives a booting guest its time.
+const MACHINE: &str = "microvm,acpi=on,rtc=on,pit=off,pic=off";
+
+/// The kernel command line that a guest of this machine needs: its console, an end of the process
+/// when the guest reboots or panics (with `-no-reboot`), and no search for a PCI bus, which is not
+/// there and takes long to not find. A quiet console matters: each byte is an exit from the guest.
+const BOOT_ARGS: &str = "console=ttyS0 reboot=t panic=-1 pci=off quiet";
+
+/// QEMU's own words, on its standard error, for a CID that another guest of this host has.
+const CID_CONFLICT: &str = "unable to set guest cid: Address already in use";
+
+/// Arguments of a QEMU that runs in its VM directory. It stops before the first instruction, so
+/// that nothing runs before the API has answered.
+pub(in crate::vmm) fn launch_args(name: &str, spec: &MachineSpec, start: Start) -> Vec<OsString> {
+    let mut args = Vec::new();
+    let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
+    // A comma separates QEMU's sub-options, and two of them stand for itself.
+    add(&["-name", &name.replace(',', ",,")]);
+    add(&["-M", MACHINE, "-accel", "kvm", "-cpu", "host"]);
+    add(&[
+        "-m",
+        &format!("{}M", spec.memory_mib),
+        "-smp",
+        &spec.vcpu_count.to_string(),
+    ]);
+    add(&[
+        "-no-user-config",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    add(&["-msg", "timestamp=on", "-serial", "stdio", "-S"]);
+    add(&["-qmp", &format!("unix:{API_SOCKET},server=on,wait=off")]);
+    for (index, drive) in spec.drives.iter().enumerate() {
+        let name = drive_link(index);
+        let mode = if drive.read_only { "on" } else { "off" };
+        add(&[
+            "-drive",
+            &format!("id={name},file={name},format=raw,if=none,readonly={mode}"),
+        ]);
+        add(&[
+            "-device",
+            &format!("virtio-blk-device,drive={name},bus={}", bus(1 + index)),
+        ]);
+    }
+    let cid = spec.guest_cid;
+    add(&[
+        "-device",
+        &format!("vhost-vsock-device,guest-cid={cid},bus={}", bus(0)),
+    ]);
+    match start {
+        Start::Load => add(&["-incoming", "defer"]),
+        Start::Boot => {
+            let append = format!("{BOOT_ARGS} {}", spec.append);
+            add(&["-append", append.trim_end()]);
+            args.extend(["-kernel".into(), spec.kernel.clone().into_os_string()]);
+            args.extend(["-initrd".into(), spec.initrd.clone().into_os_string()]);
+        }
+    }
+    args
+}
+
+/// The virtio-mmio bus with a number. Left to itself QEMU fills them from the last to the first,
+/// and the guest would number its drives backwards.
+fn bus(index: usize) -> String {
+    format!("virtio-mmio-bus.{index}")
+}
+
+/// Says whether QEMU ended, by the end of its log, because another guest has the CID: the one
+/// failure that is worth another try, with another CID.
+#[must_use]
+pub fn is_cid_conflict(log_tail: &str) -> bool {
+    log_tail.contains(CID_CONFLICT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::Drive;
+
+    fn line(start: Start, drives: Vec<Drive>) -> String {
+        let spec = MachineSpec {
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            memory_mib: 256,
+            vcpu_count: 2,
+            drives,
+            append: "agent.port=1".to_owned(),
+            guest_cid: 42,
+        };
+        let args = launch_args("web,1", &spec, start);
+        args.join(&OsString::from(" ")).into_string().unwrap()
+    }
+
+    const COMMON: &str = "-name web,,1 -M microvm,acpi=on,rtc=on,pit=off,pic=off -accel kvm \
+        -cpu host -m 256M -smp 2 -no-user-config -nodefaults -display none -no-reboot \
+        -msg timestamp=on -serial stdio -S -qmp unix:api.sock,server=on,wait=off";
+    const VSOCK: &str = "-device vhost-vsock-device,guest-cid=42,bus=virtio-mmio-bus.0";
+
+    #[test]
+    fn a_boot_names_kernel_and_initramfs() {
+        let expected = format!(
+            "{COMMON} {VSOCK} -append console=ttyS0 reboot=t panic=-1 pci=off quiet agent.port=1 \
+             -kernel /k -initrd /i"
+        );
+        assert_eq!(line(Start::Boot, Vec::new()), expected);
+    }
+
+    #[test]
+    fn a_load_has_the_same_machine_and_no_kernel() {
+        let expected = format!("{COMMON} {VSOCK} -incoming defer");
+        assert_eq!(line(Start::Load, Vec::new()), expected);
+    }
+
+    #[test]
+    fn drives_go_by_their_links_and_keep_their_order() {
+        let drives = vec![
+            Drive {
+                path: "/a,b".into(),
+                read_only: true,
+            },
+            Drive {
+                path: "/c".into(),
+                read_only: false,
+            },
+        ];
+        let expected = format!(
+            "{COMMON} -drive id=drive0,file=drive0,format=raw,if=none,readonly=on \
+             -device virtio-blk-device,drive=drive0,bus=virtio-mmio-bus.1 \
+             -drive id=drive1,file=drive1,format=raw,if=none,readonly=off \
+             -device virtio-blk-device,drive=drive1,bus=virtio-mmio-bus.2 \
+             {VSOCK} -incoming defer"
+        );
+        assert_eq!(line(Start::Load, drives), expected);
+    }
+
+    #[test]
+    fn a_cid_conflict_is_recognised_among_other_lines() {
+        let log = "2026-01-01T00:00:00Z qemu-system-x86_64: -device vhost-vsock-device,guest-cid=3: \
+                   vhost-vsock: unable to set guest cid: Address already in use\n";
+        assert!(is_cid_conflict(log));
+        assert!(!is_cid_conflict(
+            "qemu-system-x86_64: load of migration failed"
+        ));
+    }
+}

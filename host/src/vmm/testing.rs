@@ -1,0 +1,129 @@
+//! What the tests of this crate's I/O share.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+
+/// A directory that goes away with the value.
+#[derive(Debug)]
+pub(crate) struct TempDir {
+    path: PathBuf,
+}
+
+impl TempDir {
+    /// A fresh directory, named after the test that asks.
+    pub(crate) fn new(tag: &str) -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("host-{tag}-{}-{serial}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).expect("a fresh name in the temporary directory");
+        Self { path }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // A leftover in the temporary directory fails no test.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// One end of a socket pair, and a thread that plays the VMM at the other: it takes requests and
+/// sends canned answers, step by step.
+#[derive(Debug)]
+pub(crate) struct ScriptedVmm {
+    thread: Option<JoinHandle<Vec<String>>>,
+}
+
+/// What the scripted VMM does next.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    /// Reads one HTTP request.
+    TakeRequest,
+    /// Reads one line.
+    TakeLine,
+    /// Sends bytes in one piece.
+    Send(Vec<u8>),
+    /// Sends bytes one at a time.
+    Trickle(Vec<u8>),
+    /// Waits until the client has gone.
+    AwaitHangup,
+}
+
+impl Step {
+    pub(crate) fn send(bytes: impl AsRef<[u8]>) -> Self {
+        Self::Send(bytes.as_ref().to_vec())
+    }
+
+    pub(crate) fn trickle(bytes: impl AsRef<[u8]>) -> Self {
+        Self::Trickle(bytes.as_ref().to_vec())
+    }
+}
+
+impl ScriptedVmm {
+    /// Starts the script. After its last step the VMM hangs up.
+    pub(crate) fn start(steps: Vec<Step>) -> (UnixStream, Self) {
+        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+        ours.set_nonblocking(true).expect("a non-blocking end");
+        let thread = Some(thread::spawn(move || play(theirs, &steps)));
+        (ours, Self { thread })
+    }
+
+    /// The requests that were taken. The client must have been dropped if the script awaits it.
+    pub(crate) fn taken(mut self) -> Vec<String> {
+        let thread = self.thread.take().expect("joined once");
+        thread.join().expect("the script ran to its end")
+    }
+}
+
+fn play(mut stream: UnixStream, steps: &[Step]) -> Vec<String> {
+    let mut reader = BufReader::new(stream.try_clone().expect("a second descriptor"));
+    let mut taken = Vec::new();
+    for step in steps {
+        // The client may hang up at any time; the script then just comes to its end.
+        let _ = match step {
+            Step::TakeRequest => take_request(&mut reader).map(|request| taken.push(request)),
+            Step::TakeLine => {
+                let mut line = String::new();
+                reader
+                    .read_line(&mut line)
+                    .map(|_| taken.push(line.trim_end().to_owned()))
+            }
+            Step::Send(bytes) => stream.write_all(bytes),
+            Step::Trickle(bytes) => bytes.iter().try_for_each(|byte| stream.write_all(&[*byte])),
+            Step::AwaitHangup => io::copy(&mut reader, &mut io::sink()).map(drop),
+        };
+    }
+    taken
+}
+
+/// Reads a request and returns its request line and body, with a blank between.
+fn take_request(reader: &mut impl BufRead) -> io::Result<String> {
+    let mut request_line = String::new();
+    reader.read_line(&mut request_line)?;
+    let mut content_len = 0;
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header)?;
+        if header.trim_end().is_empty() {
+            break;
+        }
+        if let Some(len) = header.strip_prefix("Content-Length: ") {
+            content_len = len.trim_end().parse().map_err(io::Error::other)?;
+        }
+    }
+    let mut body = vec![0; content_len];
+    reader.read_exact(&mut body)?;
+    let line = request_line.trim_end().trim_end_matches(" HTTP/1.1");
+    Ok(format!("{line} {}", String::from_utf8_lossy(&body))
+        .trim_end()
+        .to_owned())
+}
