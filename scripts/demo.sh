@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+#
+# The whole path in one command: builds both programs, boots a real microVM,
+# snapshots it, restores it three times, and runs a command in each clone.
+#
+# Run `demo.sh --help` for usage and exit status.
+
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/demo.sh [--vmm firecracker|qemu]
+
+Installs what is needed (setup.sh), builds host-tool, guest-agent and an image
+with the agent as its /init, and shows boot, snapshot and three restores with
+their time lines. Runs here if the machine can, and otherwise in the emulated
+lab (lab.sh), where everything is several times slower.
+
+  --vmm NAME  default: firecracker if there is one, else qemu
+
+Environment: see lab.sh and kernel.sh; FIRECRACKER and QEMU name the programs.
+
+Exit status: 0 when three clones were ready and ran a command, otherwise that
+of the step that failed; 2 for wrong usage.
+USAGE
+}
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$TOP"
+
+VMM=
+INSIDE=
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        --vmm)
+            [[ ${2:-} == firecracker || ${2:-} == qemu ]] || {
+                echo "demo.sh: --vmm takes firecracker or qemu" >&2
+                exit 2
+            }
+            VMM=$2
+            shift
+            ;;
+        --inside) INSIDE=1 ;;
+        --help) usage; exit 0 ;;
+        *) echo "demo.sh: unknown argument $1; see demo.sh --help" >&2; exit 2 ;;
+    esac
+    shift
+done
+
+# Shows a command as one would type it, then runs it.
+show() {
+    printf '\n$ %s\n' "$*"
+    "$@"
+}
+
+pick_vmm() {
+    if [[ -n ${FIRECRACKER:-} ]] || command -v firecracker >/dev/null; then
+        echo firecracker
+    else
+        echo qemu
+    fi
+}
+
+prepare() {
+    scripts/setup.sh
+    cargo build --quiet --locked --release --package host
+    local agent
+    agent=$(scripts/build-agent.sh)
+    DEMO_KERNEL=$(scripts/kernel.sh vmlinux)
+    DEMO_INITRD=$TOP/target/lab/demo.cpio
+    mkdir --parents target/lab
+    scripts/mkinitramfs.sh --agent "$agent" --out "$DEMO_INITRD" >/dev/null
+}
+
+# Runs where microVMs run. The image has no program but the agent, so that is what is run in it.
+demo() {
+    local kernel=$1 initrd=$2 name
+    PATH=$TOP/target/release:$PATH
+    HOST_TOOL_STATE_DIR=$(mktemp --directory)
+    export HOST_TOOL_STATE_DIR PATH
+    # Whatever happens, no machine is left running.
+    trap 'for name in demo clone-1 clone-2 clone-3; do host-tool rm "$name" --force >/dev/null 2>&1 || true; done
+          rm --recursive --force "$HOST_TOOL_STATE_DIR"' EXIT
+    local snapshot=$HOST_TOOL_STATE_DIR/../demo-snapshot-$$
+    show host-tool boot --name demo --vmm "$VMM" --kernel "$kernel" --initrd "$initrd" --mem 128M --timeout 2m
+    show host-tool exec --name demo -- /init --version
+    show host-tool snapshot --name demo --out "$snapshot" --timeout 2m
+    show host-tool exec --name demo -- /init --version
+    for name in clone-1 clone-2 clone-3; do
+        show host-tool restore "$snapshot" --name "$name" --wait-ready --timeout 2m
+        show host-tool exec --name "$name" -- /init --version
+    done
+    show host-tool ls
+    for name in demo clone-1 clone-2 clone-3; do
+        host-tool rm "$name" --force --quiet
+    done
+    rm --recursive --force "$snapshot"
+    printf '\nthree clones were ready, and each ran a command\n'
+}
+
+if [[ -n $INSIDE ]]; then
+    demo "$LAB_DEMO_KERNEL" "$LAB_DEMO_INITRD"
+else
+    VMM=${VMM:-$(pick_vmm)}
+    prepare
+    export LAB_DEMO_KERNEL=$DEMO_KERNEL LAB_DEMO_INITRD=$DEMO_INITRD
+    echo "demo on $VMM, $(scripts/lab.sh --which) lab"
+    exec scripts/lab.sh scripts/demo.sh --inside --vmm "$VMM"
+fi

@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+#
+# Runs every test there is and says at the end how many ran, and which did not.
+#
+# Run `test.sh --help` for usage, environment and exit status.
+
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/test.sh [TIER]... [-- ARGUMENT...]
+
+Installs what is needed (setup.sh), runs the tiers named, or all, in this
+order, and prints a summary. ARGUMENTs go to the test programs, such as a part
+of a test's name; give them with one tier only.
+
+  style    cargo fmt, clippy with warnings as errors, rustdoc, shellcheck where
+           it is installed, and the tidy test
+  unit     unit, table and simulation tests of the crates, and the protocol
+           document's examples
+  process  the two programs as ordinary processes: no virtual machine
+  lab      real microVMs on every VMM that is here, in scripts/lab.sh
+
+Environment:
+  TEST_KEEP_GOING  set: run the later tiers although an earlier one failed
+  LAB_MODE and the rest: see lab.sh; FIRECRACKER, QEMU: the VMM programs
+
+Exit status: 0 when everything passed, 1 otherwise, 2 for wrong usage.
+USAGE
+}
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$TOP"
+WORK=$(mktemp --directory)
+trap 'rm --recursive --force "$WORK"' EXIT
+
+declare -a TIERS=() ARGUMENTS=() FAILED=()
+
+note() {
+    printf '\n== %s\n' "$*"
+}
+
+# Runs a command whose output is shown and kept as the log of the tier $1.
+logged() {
+    local tier=$1
+    shift
+    "$@" 2>&1 | tee --append "$WORK/$tier.log"
+}
+
+run_style() {
+    note "style: fmt, clippy, rustdoc, tidy"
+    cargo fmt --all --check
+    cargo clippy --quiet --locked --workspace --all-targets -- --deny warnings
+    RUSTDOCFLAGS='--deny warnings' cargo doc --quiet --locked --workspace --no-deps --document-private-items
+    if command -v shellcheck >/dev/null; then
+        shellcheck --severity=warning scripts/*.sh .ci/run
+    else
+        echo "skipped: style shellcheck: it is not installed" | tee --append "$WORK/style.log"
+    fi
+    logged style cargo test --quiet --locked --package tests --test tidy -- "${ARGUMENTS[@]}"
+}
+
+run_unit() {
+    note "unit: machines, codecs, tables, simulation"
+    logged unit cargo test --locked --package shared --package agent --package host -- "${ARGUMENTS[@]}"
+}
+
+run_process() {
+    note "process: the two programs on Unix sockets"
+    cargo build --quiet --locked --workspace
+    logged process cargo test --locked --package tests --test it -- "${ARGUMENTS[@]}"
+}
+
+# Prints the path of the compiled lab test program.
+lab_program() {
+    cargo test --quiet --locked --package tests --test lab --no-run --message-format=json |
+        sed --quiet --regexp-extended 's/.*"executable":"([^"]+)".*/\1/p' | tail --lines=1
+}
+
+run_lab() {
+    note "lab: real microVMs"
+    cargo build --quiet --locked --workspace
+    local program agent
+    program=$(lab_program)
+    agent=$(scripts/build-agent.sh)
+    TEST_KERNEL=$(scripts/kernel.sh vmlinux)
+    TEST_INITRD=$TOP/target/lab/test.cpio
+    TEST_INITRD_SILENT=$TOP/target/lab/silent.cpio
+    export TEST_KERNEL TEST_INITRD TEST_INITRD_SILENT
+    mkdir --parents target/lab
+    make_test_image "$agent" "$TEST_INITRD"
+    # An image whose init is alive and is no agent.
+    printf '#!/bin/busybox sh\nwhile :; do /bin/busybox sleep 1000; done\n' >target/lab/silent-init
+    chmod +x target/lab/silent-init
+    scripts/mkinitramfs.sh --agent target/lab/silent-init --out "$TEST_INITRD_SILENT" \
+        --file /bin/busybox:/bin/busybox >/dev/null
+    export HOST_TOOL="$TOP/target/debug/host-tool"
+    logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}"
+}
+
+# The image of the tests: the agent, and busybox for commands to run.
+make_test_image() {
+    local agent=$1 image=$2 applet
+    local -a files=(--file /bin/busybox:/bin/busybox)
+    for applet in sh cat cksum date echo head hostname mkfifo od pidof printf seq sleep true wc; do
+        files+=(--file "/bin/busybox:/bin/$applet")
+    done
+    scripts/mkinitramfs.sh --agent "$agent" --out "$image" "${files[@]}" >/dev/null
+}
+
+# Adds up the closing lines of one tier's test programs.
+count() {
+    local tier=$1 field=$2
+    sed --quiet --regexp-extended "s/^test result: .* ([0-9]+) $field;.*/\1/p" "$WORK/$tier.log" |
+        awk '{ sum += $1 } END { print sum + 0 }'
+}
+
+summary() {
+    note "summary"
+    local tier passed failed ignored sum_passed=0 sum_failed=0 sum_ignored=0
+    for tier in "${TIERS[@]}"; do
+        [[ -f $WORK/$tier.log ]] || continue
+        passed=$(count "$tier" passed)
+        failed=$(count "$tier" failed)
+        ignored=$(count "$tier" ignored)
+        printf '%-8s %5d passed %3d failed %3d skipped\n' "$tier" "$passed" "$failed" "$ignored"
+        sum_passed=$((sum_passed + passed))
+        sum_failed=$((sum_failed + failed))
+        sum_ignored=$((sum_ignored + ignored))
+    done
+    cat "$WORK"/*.log 2>/dev/null | grep --extended-regexp '^skipped: ' | sort --unique || true
+    sed --quiet --regexp-extended 's/^test (.*) \.\.\. ignored.*/skipped: \1/p' "$WORK"/*.log 2>/dev/null | sort || true
+    if [[ ${#FAILED[@]} -gt 0 ]]; then
+        echo "failed: ${FAILED[*]}"
+    fi
+    echo "$sum_passed passed, $sum_failed failed, $sum_ignored skipped"
+}
+
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        style | unit | process | lab) TIERS+=("$1") ;;
+        --help) usage; exit 0 ;;
+        --) shift; ARGUMENTS=("$@"); break ;;
+        *) echo "test.sh: unknown tier $1; see test.sh --help" >&2; exit 2 ;;
+    esac
+    shift
+done
+[[ ${#TIERS[@]} -gt 0 ]] || TIERS=(style unit process lab)
+
+scripts/setup.sh
+for tier in "${TIERS[@]}"; do
+    started=$SECONDS
+    status=0
+    # In a subshell of its own, so that `set -e` ends the tier at its first error.
+    ( set -e; "run_$tier" ) & wait $! || status=$?
+    echo "$tier took $((SECONDS - started)) s"
+    if [[ $status -ne 0 ]]; then
+        FAILED+=("$tier")
+        [[ -n ${TEST_KEEP_GOING:-} ]] || break
+    fi
+done
+summary
+[[ ${#FAILED[@]} -eq 0 ]]
