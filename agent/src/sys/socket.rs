@@ -1,0 +1,341 @@
+//! Listening and connected stream sockets of the two families the agent serves.
+//!
+//! Both types delegate `event::Source` to mio's `SourceFd`, which borrows the descriptor and never
+//! closes it: ownership stays here, and dropping the value closes.
+
+#![expect(
+    unsafe_code,
+    reason = "socket calls on addresses that std and nix do not cover"
+)]
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use mio::event::Source;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use super::{check, check_len, vsock};
+
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Address {
+    /// A vsock port, on every context id.
+    Vsock {
+        /// The port.
+        port: u32,
+    },
+    /// A Unix stream socket, for development and tests.
+    Unix {
+        /// Path of the socket file, made by the listener and removed when it is dropped.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vsock { port } => write!(f, "vsock:{port}"),
+            Self::Unix { path } => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// A vsock peer, by its context id.
+    Vsock {
+        /// Context id; 2 is the host.
+        cid: u32,
+    },
+    /// A process of this machine, by its user id.
+    Unix {
+        /// Effective user id when it connected.
+        uid: u32,
+    },
+}
+
+/// A listening socket. Non-blocking, close-on-exec.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    fd: OwnedFd,
+    address: Address,
+}
+
+impl Listener {
+    /// Binds and listens. The socket file a dead process left behind is replaced; a live one is
+    /// not.
+    pub(crate) fn bind(address: &Address, backlog: libc::c_int) -> io::Result<Self> {
+        let fd = match address {
+            Address::Vsock { port } => vsock::listen(*port, backlog)?,
+            Address::Unix { path } => listen_unix(path, backlog)?,
+        };
+        Ok(Self {
+            fd,
+            address: address.clone(),
+        })
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Takes one connection from the queue. `WouldBlock` means that the queue is empty.
+    pub(crate) fn accept(&self) -> io::Result<(Stream, Peer)> {
+        // Large enough and aligned for both families; the kernel writes no more than the given
+        // length. SAFETY: an all-zero `sockaddr_storage` is a valid value of that plain C struct.
+        let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        let mut storage_len = socklen_of::<libc::sockaddr_storage>()?;
+        // SAFETY: both pointers are to live values, and the length says how large the first one is.
+        let fd = check(unsafe {
+            libc::accept4(
+                self.fd.as_raw_fd(),
+                (&raw mut storage).cast(),
+                &raw mut storage_len,
+                libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            )
+        })?;
+        // SAFETY: `fd` was returned by `accept4` just now and nothing else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let stream = Stream { fd };
+        let peer = match &self.address {
+            Address::Vsock { .. } => {
+                // SAFETY: the kernel filled the storage with an address of the listener's own
+                // family, and `sockaddr_storage` is large enough and aligned for it.
+                let address = unsafe { *(&raw const storage).cast::<libc::sockaddr_vm>() };
+                Peer::Vsock {
+                    cid: address.svm_cid,
+                }
+            }
+            Address::Unix { .. } => Peer::Unix {
+                uid: stream.peer_uid()?,
+            },
+        };
+        Ok((stream, peer))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Address::Unix { path } = &self.address {
+            // Nothing to do about a failure: the next start replaces a dead socket file.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A connected socket. Non-blocking, close-on-exec.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    fd: OwnedFd,
+}
+
+impl Stream {
+    /// Reads what is there. Zero means that the peer has closed.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the pointer and the length are those of one live, writable slice.
+        check_len(unsafe {
+            libc::recv(
+                self.fd.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                0,
+            )
+        })
+    }
+
+    /// Writes as much as fits. A closed peer is an error, never a signal.
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = libc::MSG_NOSIGNAL;
+        // SAFETY: the pointer and the length are those of one live slice.
+        check_len(unsafe {
+            libc::send(
+                self.fd.as_raw_fd(),
+                bytes.as_ptr().cast(),
+                bytes.len(),
+                flags,
+            )
+        })
+    }
+
+    /// The user id of a Unix peer.
+    fn peer_uid(&self) -> io::Result<u32> {
+        let mut credentials = libc::ucred {
+            pid: 0,
+            uid: 0,
+            gid: 0,
+        };
+        let mut len = socklen_of::<libc::ucred>()?;
+        // SAFETY: both pointers are to live values, and the length says how large the first one is.
+        check(unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut credentials).cast(),
+                &raw mut len,
+            )
+        })?;
+        Ok(credentials.uid)
+    }
+}
+
+/// Binds a Unix stream socket, replacing a socket file that nobody listens on.
+fn listen_unix(path: &Path, backlog: libc::c_int) -> io::Result<OwnedFd> {
+    let address = unix_address(path)?;
+    let fd = unix_socket()?;
+    match bind_unix(&fd, &address) {
+        Err(err) if err.kind() == io::ErrorKind::AddrInUse => {
+            // A refused connection is the proof that the owner is gone. A full queue is not.
+            match connect_unix(&unix_socket()?, &address) {
+                Err(probe) if probe.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path)?;
+                    bind_unix(&fd, &address)?;
+                }
+                Ok(()) | Err(_) => return Err(err),
+            }
+        }
+        result => result?,
+    }
+    // SAFETY: `listen` takes two integers and no pointer.
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) })?;
+    Ok(fd)
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: `socket` takes three integers and no pointer.
+    let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    // SAFETY: `fd` was returned by `socket` just now and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bind_unix(fd: &OwnedFd, address: &libc::sockaddr_un) -> io::Result<()> {
+    let len = socklen_of::<libc::sockaddr_un>()?;
+    // SAFETY: the pointer is to a live `sockaddr_un` whose path is zero-terminated; the length is
+    // its size.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const *address).cast(), len) })?;
+    Ok(())
+}
+
+fn connect_unix(fd: &OwnedFd, address: &libc::sockaddr_un) -> io::Result<()> {
+    let len = socklen_of::<libc::sockaddr_un>()?;
+    // SAFETY: as for `bind` above.
+    check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const *address).cast(), len) })?;
+    Ok(())
+}
+
+fn unix_address(path: &Path) -> io::Result<libc::sockaddr_un> {
+    // SAFETY: an all-zero `sockaddr_un` is a valid value of that plain C struct.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).map_err(io::Error::other)?;
+    let bytes = path.as_os_str().as_bytes();
+    // One byte stays zero: the terminator.
+    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "socket path is empty or too long",
+        ));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    Ok(address)
+}
+
+fn socklen_of<T>() -> io::Result<libc::socklen_t> {
+    libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)
+}
+
+/// Delegates registration to mio's borrowed-descriptor source.
+macro_rules! source_by_fd {
+    ($type:ty) => {
+        impl Source for $type {
+            fn register(
+                &mut self,
+                registry: &Registry,
+                token: Token,
+                interests: Interest,
+            ) -> io::Result<()> {
+                SourceFd(&self.fd.as_raw_fd()).register(registry, token, interests)
+            }
+
+            fn reregister(
+                &mut self,
+                registry: &Registry,
+                token: Token,
+                interests: Interest,
+            ) -> io::Result<()> {
+                SourceFd(&self.fd.as_raw_fd()).reregister(registry, token, interests)
+            }
+
+            fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+                SourceFd(&self.fd.as_raw_fd()).deregister(registry)
+            }
+        }
+    };
+}
+
+source_by_fd!(Listener);
+source_by_fd!(Stream);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("guest-agent-{name}-{}", std::process::id()))
+    }
+
+    #[track_caller]
+    fn assert_flags(fd: &OwnedFd) {
+        let descriptor = fcntl(fd, FcntlArg::F_GETFD).unwrap();
+        assert!(FdFlag::from_bits_retain(descriptor).contains(FdFlag::FD_CLOEXEC));
+        let status = fcntl(fd, FcntlArg::F_GETFL).unwrap();
+        assert!(OFlag::from_bits_retain(status).contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn sockets_are_nonblocking_and_close_on_exec() {
+        let path = scratch("flags");
+        let address = Address::Unix { path: path.clone() };
+        let listener = Listener::bind(&address, 8).unwrap();
+        assert_flags(&listener.fd);
+        let client = unix_socket().unwrap();
+        connect_unix(&client, &unix_address(&path).unwrap()).unwrap();
+        let (stream, _peer) = listener.accept().unwrap();
+        assert_flags(&stream.fd);
+        assert_eq!(
+            listener.accept().unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn dead_socket_file_is_replaced_and_a_live_one_is_not() {
+        let path = scratch("stale");
+        let address = Address::Unix { path: path.clone() };
+        // std's listener leaves its file behind when it is dropped.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let live = Listener::bind(&address, 8).unwrap();
+        let err = Listener::bind(&address, 8).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::AddrInUse);
+        drop(live);
+    }
+
+    #[test]
+    fn path_that_does_not_fit_is_refused() {
+        let len_max = 107;
+        assert!(unix_address(Path::new(&"x".repeat(len_max))).is_ok());
+        assert!(unix_address(Path::new(&"x".repeat(len_max + 1))).is_err());
+        assert!(unix_address(Path::new("")).is_err());
+    }
+}
