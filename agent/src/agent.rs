@@ -1,0 +1,459 @@
+//! The agent without its system: every decision, no I/O and no clock.
+//!
+//! ```text
+//!            handle_* (what happened, and when)
+//! event loop ───────────────────────────────▶ Agent ─▶ connections, sessions, listener,
+//!   and      ◀─────────────────────────────── (this)   rebind, quiesce, children, timers
+//!  shell      poll_action, poll_timeout,
+//!             interest, pending
+//! ```
+//!
+//! Contract, for the shell and for every test that stands in for it:
+//! - After each input, [`Agent::poll_action`] is drained until `None`, and each action is performed
+//!   before the next is polled. Inputs that answer an action are handed in while draining.
+//! - `now` never goes back. Calling [`Agent::handle_timeout`] early or twice does nothing.
+//! - The same inputs give the same outputs: no hashing order, no randomness, no globals.
+//!
+//! Invariants:
+//! - The root state changes in one function, [`Agent::set_state`], along [`state::transition`].
+//! - Every request is answered, or its connection is closed.
+//! - Whatever a peer or a child sends, memory stays within the limits named here and in
+//!   [`outbox`]. Reaching a limit is a refusal or back-pressure for that peer alone.
+//!
+//! Not here: descriptors, process ids beyond their number, the wording of system errors.
+
+mod action;
+mod children;
+mod command;
+mod commands;
+mod connection;
+mod ending;
+mod ids;
+mod listener;
+mod naming;
+pub mod outbox;
+mod quiescing;
+mod rebind;
+mod requests;
+mod results;
+mod session;
+pub mod state;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use shared::id::{Generation, Token};
+use shared::message::{Fail, FailCode, Message, Sever, SeverReason};
+
+pub use action::{
+    Action, End, EndSignal, Ended, Figures, Purpose, Settings, Signal, SpawnFailure, SpawnStage,
+};
+pub use command::Command;
+pub use connection::Interest;
+pub use ids::{ConnectionId, SessionId};
+pub use rebind::{StepAction, StepFailure, StepOutcome};
+pub use session::{Exit, Stream};
+
+use children::Children;
+use connection::Connection;
+use ending::Ending;
+use ids::Serials;
+use listener::Listener;
+use naming::Naming;
+use quiescing::Quiescing;
+use results::Results;
+use session::Session;
+use state::{Input, State};
+use timers::{Timer, Timers};
+
+/// Most connections that are served at once. One more is told so and closed.
+pub const CONNECTIONS_MAX: usize = 1024;
+
+/// Most connections beyond [`CONNECTIONS_MAX`] that are told why they are closed; more are just
+/// closed.
+pub const REFUSALS_MAX: usize = 32;
+
+/// Most commands that run at once.
+pub const SESSIONS_MAX: usize = 1024;
+
+/// How long a connection may take to send its HELLO.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a refused or severed connection may take to read what it was told.
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long accepting rests after it failed for want of resources, or registering the listener did.
+pub const LISTENER_BACKOFF: Duration = Duration::from_millis(100);
+
+/// The most that a time limit from a peer is taken for; adding more to an `Instant` could overflow
+/// it.
+pub const LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Everything the agent decides with.
+#[derive(Debug)]
+pub struct Agent {
+    settings: Settings,
+    state: State,
+    /// The name that a host has given to this life of the guest. None before the first, and while a
+    /// new one is being taken.
+    generation: Option<Generation>,
+    serials: Serials,
+    listener: Listener,
+    connections: BTreeMap<ConnectionId, Connection>,
+    sessions: BTreeMap<SessionId, Session>,
+    children: Children,
+    results: Results,
+    naming: Naming,
+    quiescing: Option<Quiescing>,
+    /// The token of the last quiescence that was taken back, so that a repeated REOPEN is answered.
+    token_reopened: Option<Token>,
+    ending: Option<Ending>,
+    timers: Timers,
+    actions: VecDeque<Action>,
+    counters: Counters,
+    started_at: Instant,
+}
+
+/// What has happened since the start, for INFO.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    accepts: u64,
+    accepts_shed: u64,
+    peers_refused: u64,
+    resets: u64,
+    rearms: u64,
+    mistakes: u64,
+    execs: u64,
+    probes: u64,
+    rebinds: u64,
+    quiesces: u64,
+}
+
+/// Why a connection's session lost it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Departure {
+    /// The client left: nobody waits for the command.
+    Left,
+    /// We or a transport reset cut it, which says nothing about the client.
+    Cut,
+}
+
+impl Agent {
+    /// An agent that has just started and has no name yet.
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        let mut agent = Self {
+            settings,
+            state: State::Running,
+            generation: None,
+            serials: Serials::default(),
+            listener: Listener::new(),
+            connections: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            children: Children::default(),
+            results: Results::default(),
+            naming: Naming::default(),
+            quiescing: None,
+            token_reopened: None,
+            ending: None,
+            timers: Timers::default(),
+            actions: VecDeque::new(),
+            counters: Counters::default(),
+            started_at: now,
+        };
+        agent.rearm_listener();
+        agent
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called. `None`: nothing waits for time to pass.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next_timeout()
+    }
+
+    /// Where the guest stands.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The guest's name, if it has one.
+    pub fn generation(&self) -> Option<Generation> {
+        self.generation
+    }
+
+    /// Whether nothing may be written to the console: between QUIESCED and REBOUND, and while the
+    /// console drains before QUIESCED.
+    pub fn is_silent(&self) -> bool {
+        match self.state {
+            State::Quiesced | State::Rebinding(_) => true,
+            State::Quiescing => self
+                .quiescing
+                .as_ref()
+                .is_some_and(Quiescing::is_draining_console),
+            State::Running | State::Rebound(_) | State::Failed(_) | State::Ending => false,
+        }
+    }
+
+    /// Which readiness of a connection matters. `None`: there is no such connection.
+    pub fn interest(&self, id: ConnectionId) -> Option<Interest> {
+        self.connections.get(&id).map(Connection::interest)
+    }
+
+    /// Bytes that the connection's socket should take next.
+    pub fn pending(&self, id: ConnectionId) -> &[u8] {
+        self.connections
+            .get(&id)
+            .map_or(&[], |connection| connection.outbox.pending())
+    }
+
+    /// The listener was registered, newly or again, or could not be. Answers
+    /// [`Action::RearmListener`].
+    pub fn handle_rearmed(&mut self, result: Result<(), String>, now: Instant) {
+        match result {
+            Ok(()) => {
+                self.listener.handle_registered();
+                self.actions.push_back(Action::DrainAccept);
+            }
+            Err(text) => {
+                warn!("cannot register the listener: {text}");
+                self.listener.handle_failed();
+                self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
+            }
+        }
+    }
+
+    /// A peer connected. Returns its name, or `None` if it is to be closed at once.
+    pub fn handle_accepted(&mut self, is_permitted: bool, now: Instant) -> Option<ConnectionId> {
+        let accepted_under = self.listener.handle_accepted();
+        self.counters.accepts += 1;
+        if !is_permitted || self.connections.len() >= CONNECTIONS_MAX + REFUSALS_MAX {
+            self.counters.peers_refused += 1;
+            return None;
+        }
+        let id = self.serials.next_connection();
+        self.connections.insert(id, Connection::new(accepted_under));
+        if self.connections.len() > CONNECTIONS_MAX {
+            self.counters.peers_refused += 1;
+            let text = format!("{CONNECTIONS_MAX} connections are open already");
+            self.refuse(id, &Fail::new(FailCode::Limit, text), now);
+        } else {
+            self.timers.set(Timer::Hello(id), now + HELLO_TIMEOUT);
+        }
+        Some(id)
+    }
+
+    /// Connections had to be closed unseen to empty the accept queue.
+    pub fn handle_accept_shed(&mut self) {
+        self.counters.accepts_shed += 1;
+    }
+
+    /// Accepting failed for want of resources; the queue may hold more.
+    pub fn handle_accept_failed(&mut self, now: Instant) {
+        self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
+    }
+
+    /// Bytes came from a peer.
+    pub fn handle_bytes(&mut self, id: ConnectionId, bytes: &[u8], now: Instant) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.handle_bytes(bytes);
+            self.take_requests(id, now);
+        }
+    }
+
+    /// The socket took `len` of the pending bytes.
+    pub fn handle_written(&mut self, id: ConnectionId, len: usize, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        connection.outbox.consume(len);
+        if connection.is_closing() {
+            if connection.outbox.is_empty() {
+                self.close(id, Departure::Cut, now);
+            }
+            return;
+        }
+        let session = connection.session;
+        let has_room = connection.outbox.stream_room() > 0;
+        if let Some(session) = session.filter(|_| has_room) {
+            self.resume_output(session, now);
+        }
+        // Requests that waited for the peer to read its answers.
+        self.take_requests(id, now);
+    }
+
+    /// A flush has been performed, whatever came of it.
+    pub fn handle_flushed(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.is_flush_queued = false;
+        }
+    }
+
+    /// A connection ended.
+    pub fn handle_closed(&mut self, id: ConnectionId, ended: Ended, now: Instant) {
+        if !self.connections.contains_key(&id) {
+            return;
+        }
+        let departure = match ended {
+            Ended::ByPeer | Ended::ByError => Departure::Left,
+            Ended::ByReset => {
+                self.counters.resets += 1;
+                // A rebind that has not come to its listener yet will do the same.
+                if !self.naming.will_rearm() {
+                    self.rearm_listener();
+                }
+                Departure::Cut
+            }
+        };
+        self.close(id, departure, now);
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(timer) = self.timers.expire(now) {
+            match timer {
+                Timer::Hello(id) => {
+                    let text = format!("no HELLO within {} s", HELLO_TIMEOUT.as_secs());
+                    self.refuse(id, &Fail::new(FailCode::Protocol, text), now);
+                }
+                Timer::Linger(id) => self.close(id, Departure::Cut, now),
+                Timer::Grace(id) => self.end_grace(id, now),
+                Timer::Abandon(id) => self.terminate_session(id, now),
+                Timer::Kill(id) => self.signal_session(id, EndSignal::Kill),
+                Timer::Listener => self.rearm_listener(),
+                Timer::Busy => self.report_busy(now),
+                Timer::Drain => self.give_up_draining(now),
+                Timer::ConsolePoll => self.actions.push_back(Action::LookAtConsole),
+                Timer::ConsoleLimit => self.give_up_console(now),
+                Timer::Silence => self.end_silence(),
+                Timer::Shutdown => self.end_sessions(now),
+                Timer::Farewell => self.end_farewell(),
+            }
+        }
+    }
+
+    /// Asks for the listener to be taken out of the poll set and put back, unless that is asked for
+    /// already.
+    fn rearm_listener(&mut self) {
+        self.timers.stop(Timer::Listener);
+        if self.listener.want_rearm() {
+            self.counters.rearms += 1;
+            self.actions.push_back(Action::RearmListener);
+        }
+    }
+
+    /// Adds a message to a connection's outbox. A peer that has stopped reading is closed instead.
+    fn send(&mut self, id: ConnectionId, message: &Message, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        if connection.is_closing() {
+            return;
+        }
+        match connection.outbox.push(message) {
+            Ok(()) => self.queue_flush(id),
+            Err(outbox::OutboxFull) => {
+                debug!("{id} does not read its answers; closing it");
+                self.close(id, Departure::Left, now);
+            }
+        }
+    }
+
+    fn send_fail(
+        &mut self,
+        id: ConnectionId,
+        code: FailCode,
+        text: impl Into<String>,
+        now: Instant,
+    ) {
+        self.send(id, &Message::Fail(Fail::new(code, text)), now);
+    }
+
+    fn queue_flush(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && !connection.is_flush_queued
+        {
+            connection.is_flush_queued = true;
+            self.actions.push_back(Action::Flush(id));
+        }
+    }
+
+    /// Says why, then closes when it has been read or after a while.
+    fn refuse(&mut self, id: ConnectionId, fail: &Fail, now: Instant) {
+        debug!("{id} refused: {}", fail.text);
+        self.send(id, &Message::Fail(fail.clone()), now);
+        self.close_after_flush(id, Departure::Left, now);
+    }
+
+    /// Says that the connection is cut on purpose, then closes when it has been read or after a
+    /// while.
+    fn sever(&mut self, id: ConnectionId, reason: SeverReason, now: Instant) {
+        self.send(id, &Message::Sever(Sever { reason }), now);
+        self.close_after_flush(id, Departure::Cut, now);
+    }
+
+    fn close_after_flush(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        if connection.is_closing() {
+            return;
+        }
+        connection.close_after_flush();
+        let session = connection.session.take();
+        self.timers.stop(Timer::Hello(id));
+        self.timers.set(Timer::Linger(id), now + LINGER_TIMEOUT);
+        if let Some(session) = session {
+            self.detach(session, departure, now);
+        }
+    }
+
+    /// Forgets a connection and has its socket closed.
+    fn close(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+        if self.connections.contains_key(&id) {
+            self.actions.push_back(Action::Close(id));
+            self.forget(id, departure, now);
+        }
+    }
+
+    /// Forgets a connection whose socket is closed, or about to be.
+    fn forget(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
+        self.timers.stop(Timer::Hello(id));
+        self.timers.stop(Timer::Linger(id));
+        self.naming.leave(id);
+        if let Some(session) = connection.session {
+            self.detach(session, departure, now);
+        }
+        self.advance_quiescing(now);
+        self.advance_ending(now);
+    }
+
+    /// Changes the root state. The only place that does.
+    fn set_state(&mut self, input: Input) {
+        match state::transition(self.state, input) {
+            Ok(next) => {
+                if next.name() == self.state.name() {
+                    debug!("state {} -> {}", self.state.name(), next.name());
+                } else {
+                    info!("state {} -> {}", self.state.name(), next.name());
+                }
+                self.state = next;
+            }
+            // Requests are checked before they get here, so this is our own defect, and harmless.
+            Err(refused) => {
+                debug_assert!(false, "{refused:?}");
+                warn!("state {} refuses {:?}", refused.state.name(), refused.input);
+            }
+        }
+    }
+}

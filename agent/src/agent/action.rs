@@ -1,0 +1,153 @@
+//! What the core asks of the shell.
+
+use std::time::Duration;
+
+use super::command::Command;
+use super::ids::{ConnectionId, SessionId};
+use super::rebind::StepAction;
+
+/// One thing to do, in the order in which they are polled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Write what the connection's outbox holds, as far as the socket takes it.
+    Flush(ConnectionId),
+    /// Deregister, then close.
+    Close(ConnectionId),
+    /// Accept until the queue is empty.
+    DrainAccept,
+    /// Take the listener out of the poll set and put it back, on the same descriptor. Answered by
+    /// [`handle_rearmed`](super::Agent::handle_rearmed).
+    RearmListener,
+    /// Perform a step of the rebind with this number, and measure it. Answered by
+    /// [`handle_step`](super::Agent::handle_step).
+    Step {
+        /// Which rebind it belongs to.
+        run: u64,
+        /// What to do.
+        action: StepAction,
+    },
+    /// Start a program. Answered by [`handle_spawned`](super::Agent::handle_spawned).
+    Spawn {
+        /// What it is for.
+        purpose: Purpose,
+        /// What to start.
+        command: Box<Command>,
+    },
+    /// There is room for the session's output again: read on where reading stopped.
+    ResumeOutput(SessionId),
+    /// Close the session's pipes, which somebody else still holds open at their other end.
+    CloseOutput(SessionId),
+    /// Send a signal to a process group. An empty group is no error.
+    SignalGroup {
+        /// Id of the group.
+        group: i32,
+        /// Which signal.
+        signal: EndSignal,
+    },
+    /// Send a signal to every process of the machine. Asked of process 1 only.
+    SignalEveryone(EndSignal),
+    /// Find out whether the console has sent everything. Answered by
+    /// [`handle_console`](super::Agent::handle_console).
+    LookAtConsole,
+    /// Collect what INFO reports. Answered by [`handle_figures`](super::Agent::handle_figures).
+    CollectFigures(ConnectionId),
+    /// End the machine, or this service.
+    End(End),
+}
+
+/// What a process is started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It is a session's command; its output is wanted.
+    Session(SessionId),
+    /// It is a probe's no-op; its output is not wanted.
+    Probe(ConnectionId),
+}
+
+/// The two signals by which processes are ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndSignal {
+    /// Asks.
+    Terminate,
+    /// Does not ask.
+    Kill,
+}
+
+/// How everything ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The machine is switched off; a service returns.
+    PowerOff,
+    /// The machine starts again; a service returns.
+    Reboot,
+}
+
+/// Signals that the agent acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM and SIGPWR: end.
+    End,
+    /// SIGINT: end; to process 1 it is Ctrl-Alt-Del and means a restart.
+    Interrupt,
+}
+
+/// How a connection ended, as the socket tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The peer closed it.
+    ByPeer,
+    /// As after a transport reset: ENOTCONN or ECONNRESET.
+    ByReset,
+    /// Any other error.
+    ByError,
+}
+
+/// A program could not be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpawnFailure {
+    /// How far it came.
+    pub stage: SpawnStage,
+    /// The error number.
+    pub errno: i32,
+    /// The error number in words.
+    pub text: String,
+    /// A child that existed for a moment and will be reaped.
+    pub stillborn: Option<i32>,
+}
+
+/// The steps of starting a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpawnStage {
+    /// Making the pipes and the child.
+    Clone,
+    /// Preparing the child.
+    SetUp,
+    /// Entering the working directory.
+    Chdir,
+    /// Executing the program.
+    Exec,
+}
+
+/// What only the shell can count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Open descriptors of this process.
+    pub fds: u32,
+    /// Resident memory of this process, KiB.
+    pub rss_kib: u64,
+}
+
+/// What the agent knows of itself and of its machine from the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Version of this program.
+    pub version: String,
+    /// The kernel's boot id, which is the same in every clone of one boot.
+    pub boot_id: String,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Whether this is process 1, which owns every process of the machine.
+    pub is_init: bool,
+    /// What SIGTERM and SIGPWR give running sessions between TERM and KILL.
+    pub grace: Duration,
+}

@@ -1,0 +1,173 @@
+//! What an EXEC asks for, as the kernel wants it: candidates, arguments, environment, directory. No
+//! I/O.
+//!
+//! The candidates are the paths that a shell would try. Trying them is left to the child, which
+//! does it in its own working directory and cannot be raced.
+
+use shared::message::{ByteString, Exec};
+
+/// Most directories of PATH that are tried.
+pub(super) const PATH_ENTRIES_MAX: usize = 64;
+
+/// What a command gets when the request says nothing else.
+const ENV_DEFAULT: [&[u8]; 3] = [PATH_DEFAULT, b"HOME=/root", b"TERM=linux"];
+
+/// The usual directories, local ones first.
+const PATH_DEFAULT: &[u8] = b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Paths to try, in order.
+    pub candidates: Vec<Vec<u8>>,
+    /// Arguments, the program's name first.
+    pub argv: Vec<Vec<u8>>,
+    /// `NAME=value` pairs, each name once.
+    pub env: Vec<Vec<u8>>,
+    /// Directory to start in.
+    pub cwd: Vec<u8>,
+}
+
+impl Command {
+    /// What this request asks for.
+    pub fn of(exec: &Exec) -> Self {
+        let env = environment(&exec.env);
+        let argv = exec
+            .argv
+            .iter()
+            .map(|argument| argument.as_bytes().to_vec())
+            .collect();
+        let program = exec.argv.first().map_or(&b""[..], ByteString::as_bytes);
+        let candidates = candidates(program, &env);
+        let cwd = exec
+            .cwd
+            .as_ref()
+            .map_or(&b"/"[..], ByteString::as_bytes)
+            .to_vec();
+        Self {
+            candidates,
+            argv,
+            env,
+            cwd,
+        }
+    }
+
+    /// The agent itself, doing nothing: proof that a process can be spawned, executed and reaped.
+    pub fn noop() -> Self {
+        Self {
+            candidates: vec![b"/proc/self/exe".to_vec()],
+            argv: vec![b"guest-agent".to_vec(), b"--noop".to_vec()],
+            env: Vec::new(),
+            cwd: b"/".to_vec(),
+        }
+    }
+}
+
+/// The request's pairs on top of the defaults; of a name given twice the last value counts.
+fn environment(pairs: &[ByteString]) -> Vec<Vec<u8>> {
+    let mut env: Vec<Vec<u8>> = Vec::with_capacity(ENV_DEFAULT.len() + pairs.len());
+    let mut index_by_name = std::collections::BTreeMap::new();
+    for pair in ENV_DEFAULT
+        .into_iter()
+        .chain(pairs.iter().map(ByteString::as_bytes))
+    {
+        match index_by_name.insert(name_of(pair), env.len()) {
+            None => env.push(pair.to_vec()),
+            Some(index) => {
+                index_by_name.insert(name_of(pair), index);
+                env[index] = pair.to_vec();
+            }
+        }
+    }
+    env
+}
+
+fn name_of(pair: &[u8]) -> &[u8] {
+    pair.split(|&byte| byte == b'=').next().unwrap_or(pair)
+}
+
+/// A name with a slash is a path; any other is looked for in each directory of PATH, of which an
+/// empty one means the working directory.
+fn candidates(program: &[u8], env: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    if program.is_empty() {
+        return Vec::new();
+    }
+    if program.contains(&b'/') {
+        return vec![program.to_vec()];
+    }
+    let path = env
+        .iter()
+        .find_map(|pair| pair.strip_prefix(b"PATH="))
+        .unwrap_or(b"");
+    path.split(|&byte| byte == b':')
+        .take(PATH_ENTRIES_MAX)
+        .map(|directory| {
+            let directory = if directory.is_empty() {
+                &b"."[..]
+            } else {
+                directory
+            };
+            [directory, b"/", program].concat()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::id::ExecId;
+
+    fn exec(argv: &[&str], env: &[&str]) -> Exec {
+        let strings = |list: &[&str]| list.iter().filter_map(|s| ByteString::new(*s)).collect();
+        let id = ExecId::from_bytes([0; 16]);
+        Exec {
+            id,
+            generation: None,
+            argv: strings(argv),
+            env: strings(env),
+            cwd: None,
+        }
+    }
+
+    #[track_caller]
+    fn check_candidates(program: &str, env: &[&str], expected: &[&str]) {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|path| path.as_bytes().to_vec())
+            .collect();
+        assert_eq!(Command::of(&exec(&[program], env)).candidates, expected);
+    }
+
+    #[test]
+    fn candidates_are_what_a_shell_would_try() {
+        check_candidates("/bin/true", &[], &["/bin/true"]);
+        check_candidates("./true", &["PATH=/bin"], &["./true"]);
+        check_candidates("true", &["PATH=/a:/b"], &["/a/true", "/b/true"]);
+        check_candidates("true", &["PATH=:/b"], &["./true", "/b/true"]);
+        check_candidates("", &[], &[]);
+        assert_eq!(Command::of(&exec(&["true"], &[])).candidates.len(), 6);
+    }
+
+    #[test]
+    fn path_is_cut_at_its_limit() {
+        let directories = |count| format!("PATH={}", vec!["/x"; count].join(":"));
+        for (count, tried) in [
+            (PATH_ENTRIES_MAX, PATH_ENTRIES_MAX),
+            (PATH_ENTRIES_MAX + 1, PATH_ENTRIES_MAX),
+        ] {
+            let command = Command::of(&exec(&["true"], &[&directories(count)]));
+            assert_eq!(command.candidates.len(), tried);
+        }
+    }
+
+    #[test]
+    fn later_values_replace_earlier_ones_in_place() {
+        let command = Command::of(&exec(&["x"], &["A=1", "TERM=dumb", "A=2", "B="]));
+        let env: Vec<_> = command
+            .env
+            .iter()
+            .map(|pair| String::from_utf8_lossy(pair))
+            .collect();
+        assert_eq!(env[1..], ["HOME=/root", "TERM=dumb", "A=2", "B="]);
+    }
+}

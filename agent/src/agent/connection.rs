@@ -1,0 +1,173 @@
+//! One connection: HELLO first, then one request after the other. No I/O, no clock.
+//!
+//! ```text
+//!                 HELLO               refused, severed
+//! AwaitingHello ─────────▶ Open ─────────────────────────▶ Closing ── all sent, or too slow ─▶ closed
+//!       └────────────────────── no common version, protocol ──▲
+//! ```
+//!
+//! Invariants:
+//! - Nothing but HELLO is accepted first, and HELLO only once.
+//! - A closing connection takes no more input; what it was told is flushed for a limited time.
+//! - A connection that owes its peer much takes no further request until the peer has read some of
+//!   it.
+
+use std::time::Instant;
+
+use shared::frame::{Decoder, FrameError};
+use shared::id::Nonce;
+use shared::message::{Fail, FailCode, Hello, Message, Role};
+use shared::{PayloadError, version};
+
+use super::ids::SessionId;
+use super::outbox::Outbox;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Accepted; the peer has not said who it is.
+    AwaitingHello,
+    /// Takes requests.
+    Open,
+    /// Refused or severed; ends when its outbox is empty.
+    Closing,
+}
+
+/// Which readiness of the socket the loop wants to hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// There is something to read, or the peer has closed.
+    pub readable: bool,
+    /// There is room to write.
+    pub writable: bool,
+}
+
+/// A peer's mistake. It ends the connection.
+#[derive(Debug)]
+pub(crate) enum Mistake {
+    /// The bytes are no frame.
+    Frame(FrameError),
+    /// The frame's payload is not what its kind calls for.
+    Payload(PayloadError),
+    /// A request came before HELLO.
+    HelloMissing,
+    /// HELLO came again.
+    HelloRepeated,
+    /// HELLO came from another guest.
+    HelloRole,
+}
+
+impl Mistake {
+    /// What the peer is told.
+    pub(crate) fn to_fail(&self) -> Fail {
+        let text = match self {
+            Self::Frame(error) => error.to_string(),
+            Self::Payload(error @ PayloadError::Syntax { source, .. }) => {
+                format!("{error}: {source}")
+            }
+            Self::Payload(error) => error.to_string(),
+            Self::HelloMissing => "the first frame must be HELLO".to_owned(),
+            Self::HelloRepeated => "HELLO was sent twice".to_owned(),
+            Self::HelloRole => "HELLO must come from a host".to_owned(),
+        };
+        Fail::new(FailCode::Protocol, text)
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    phase: Phase,
+    decoder: Decoder,
+    pub(crate) outbox: Outbox,
+    /// The listener's serial when it was accepted.
+    pub(crate) accepted_under: u64,
+    /// The session whose output goes here.
+    pub(crate) session: Option<SessionId>,
+    /// Whether a flush has been asked for and not been performed.
+    pub(crate) is_flush_queued: bool,
+    /// The probe whose process has not been reaped yet.
+    pub(crate) probe: Option<PendingProbe>,
+}
+
+/// A probe that waits for its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PendingProbe {
+    /// To be echoed.
+    pub(crate) nonce: Nonce,
+    /// When the process was asked for.
+    pub(crate) started_at: Instant,
+}
+
+impl Connection {
+    /// A connection that was accepted just now.
+    pub(super) fn new(accepted_under: u64) -> Self {
+        Self {
+            phase: Phase::AwaitingHello,
+            decoder: Decoder::new(),
+            outbox: Outbox::default(),
+            accepted_under,
+            session: None,
+            is_flush_queued: false,
+            probe: None,
+        }
+    }
+
+    /// Takes bytes from the peer. A closing connection drops them.
+    pub(super) fn handle_bytes(&mut self, bytes: &[u8]) {
+        if self.phase != Phase::Closing {
+            self.decoder.push(bytes);
+        }
+    }
+
+    /// The peer's next message, if it may be taken now.
+    pub(crate) fn poll_message(&mut self) -> Result<Option<Message>, Mistake> {
+        if self.phase == Phase::Closing || !self.outbox.takes_requests() {
+            return Ok(None);
+        }
+        let Some(frame) = self.decoder.poll_frame().map_err(Mistake::Frame)? else {
+            return Ok(None);
+        };
+        let message = Message::parse(frame, Role::Host).map_err(Mistake::Payload)?;
+        match (&message, self.awaits_hello()) {
+            (Message::Hello(hello), true) if hello.role == Role::Host => self.phase = Phase::Open,
+            (Message::Hello(_), true) => return Err(Mistake::HelloRole),
+            (Message::Hello(_), false) => return Err(Mistake::HelloRepeated),
+            (_, true) => return Err(Mistake::HelloMissing),
+            (_, false) => {}
+        }
+        Ok(Some(message))
+    }
+
+    /// No more input; it ends when everything has been sent.
+    pub(super) fn close_after_flush(&mut self) {
+        self.phase = Phase::Closing;
+        self.decoder = Decoder::new();
+    }
+
+    /// Whether it only waits for its outbox to empty.
+    pub(super) fn is_closing(&self) -> bool {
+        self.phase == Phase::Closing
+    }
+
+    /// Whether the peer has not said who it is.
+    pub(super) fn awaits_hello(&self) -> bool {
+        self.phase == Phase::AwaitingHello
+    }
+
+    /// What the loop should hear of.
+    pub(super) fn interest(&self) -> Interest {
+        Interest {
+            readable: self.phase != Phase::Closing && self.outbox.takes_requests(),
+            writable: !self.outbox.is_empty(),
+        }
+    }
+}
+
+/// The agent's HELLO, or the refusal when there is no version in common.
+pub(crate) fn answer_hello(theirs: &Hello, ours: Hello) -> Result<Message, Fail> {
+    debug_assert_eq!(ours.protocol, version::SUPPORTED);
+    match theirs.negotiate() {
+        Ok(_) => Ok(Message::Hello(ours)),
+        Err(error) => Err(Fail::new(FailCode::Version, error.to_string())),
+    }
+}

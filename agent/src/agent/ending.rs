@@ -1,0 +1,145 @@
+//! SHUTDOWN, and the signals that mean the same. No I/O, no clock.
+//!
+//! ```text
+//!           no session is left, or the grace is over      no connection is left, or the last wait is over
+//! Sessions ───────────────────────────────────────▶ Farewell ─────────────────────────────▶ the end
+//! ```
+//!
+//! Invariants:
+//! - The one who asked gets OK before its SEVER, and both are flushed before the end.
+//! - Every wait here is limited: a machine that was told to end, ends.
+
+use std::time::{Duration, Instant};
+
+use log::info;
+use shared::message::{Message, PowerAction, SeverReason, Shutdown};
+
+use super::action::{Action, End, EndSignal, Signal};
+use super::ids::ConnectionId;
+use super::state::{Input, Request};
+use super::timers::Timer;
+use super::{Agent, LIMIT_MAX};
+
+/// How long the last frames may take to be read.
+pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Sessions have been told to end.
+    Sessions,
+    /// Only connections are left, with frames to be read.
+    Farewell,
+    /// The end has been asked for.
+    Over,
+}
+
+/// An end under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ending {
+    end: End,
+    phase: Phase,
+}
+
+impl Agent {
+    pub(super) fn handle_shutdown(&mut self, id: ConnectionId, request: Shutdown, now: Instant) {
+        if !self.admit(id, Request::Shutdown, now) {
+            return;
+        }
+        self.send(id, &Message::Ok, now);
+        let end = match request.action {
+            PowerAction::PowerOff => End::PowerOff,
+            PowerAction::Reboot => End::Reboot,
+        };
+        self.begin_ending(end, Duration::from_millis(request.grace_ms), now);
+    }
+
+    /// A signal arrived.
+    pub fn handle_signal(&mut self, signal: Signal, now: Instant) {
+        let end = match signal {
+            Signal::Interrupt if self.settings.is_init => End::Reboot,
+            Signal::Interrupt | Signal::End => End::PowerOff,
+        };
+        self.begin_ending(end, self.settings.grace, now);
+    }
+
+    fn begin_ending(&mut self, end: End, grace: Duration, now: Instant) {
+        if self.ending.is_some() {
+            return self.sever_everybody(now);
+        }
+        info!("ending: {end:?} after at most {} ms", grace.as_millis());
+        self.set_state(Input::End);
+        self.abandon_quiescing();
+        drop(self.naming.abandon());
+        self.ending = Some(Ending {
+            end,
+            phase: Phase::Sessions,
+        });
+        self.timers.set(Timer::Shutdown, now + grace.min(LIMIT_MAX));
+        self.sever_everybody(now);
+        let sessions: Vec<_> = self.sessions.keys().copied().collect();
+        for id in sessions {
+            self.terminate_session(id, now);
+            // The grace of this request counts, not that of a single session.
+            self.timers.stop(Timer::Kill(id));
+        }
+        if self.settings.is_init {
+            self.actions
+                .push_back(Action::SignalEveryone(EndSignal::Terminate));
+        }
+        self.advance_ending(now);
+    }
+
+    fn sever_everybody(&mut self, now: Instant) {
+        let ids: Vec<_> = self.connections.keys().copied().collect();
+        for id in ids {
+            self.sever(id, SeverReason::Shutdown, now);
+        }
+    }
+
+    /// Goes as far as nothing is in the way. Called after whatever may have cleared it.
+    pub(super) fn advance_ending(&mut self, now: Instant) {
+        let Some(Ending { end, phase }) = self.ending else {
+            return;
+        };
+        match phase {
+            Phase::Sessions if self.sessions.is_empty() => self.end_sessions(now),
+            Phase::Farewell if self.connections.is_empty() => {
+                self.timers.stop(Timer::Farewell);
+                self.ending = Some(Ending {
+                    end,
+                    phase: Phase::Over,
+                });
+                self.actions.push_back(Action::End(end));
+            }
+            Phase::Sessions | Phase::Farewell | Phase::Over => {}
+        }
+    }
+
+    /// Every session has ended or has had its time.
+    pub(super) fn end_sessions(&mut self, now: Instant) {
+        let Some(ending) = &mut self.ending else {
+            return;
+        };
+        ending.phase = Phase::Farewell;
+        self.timers.stop(Timer::Shutdown);
+        self.kill_sessions();
+        if self.settings.is_init {
+            self.actions
+                .push_back(Action::SignalEveryone(EndSignal::Kill));
+        }
+        self.timers.set(Timer::Farewell, now + FAREWELL_TIMEOUT);
+        self.advance_ending(now);
+    }
+
+    /// The last frames have had their time.
+    pub(super) fn end_farewell(&mut self) {
+        let Some(ending) = &mut self.ending else {
+            return;
+        };
+        if ending.phase != Phase::Over {
+            ending.phase = Phase::Over;
+            let end = ending.end;
+            self.actions.push_back(Action::End(end));
+        }
+    }
+}

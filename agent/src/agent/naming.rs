@@ -1,0 +1,219 @@
+//! REBIND as a conversation: who asked, what is under way, and the answer that is kept. No I/O, no
+//! clock.
+//!
+//! ```text
+//! REBIND(g) ─┬ g is under way ─▶ joins: answered with the others
+//!            ├ g is done ──────▶ answered again, nothing is done
+//!            └ g is new ───────▶ the one under way is superseded; from the top
+//! ```
+//!
+//! The steps themselves are the machine in [`rebind`](super::rebind).
+//!
+//! Invariants:
+//! - The new name is recorded before the first side effect.
+//! - While a name is being taken the guest has none, so that nothing can run under the old one.
+//! - An outcome of a superseded rebind changes nothing.
+
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use shared::id::Generation;
+use shared::message::{
+    Fail, FailCode, InheritedSessions, Message, Rebind, Rebound, Sever, SeverReason, StepName,
+};
+
+use super::action::Action;
+use super::ids::ConnectionId;
+use super::rebind::{Next, Rebinding, StepOutcome};
+use super::state::{Input, Request};
+use super::{Agent, Departure};
+
+/// The rebind under way and the result of the last one.
+#[derive(Debug, Default)]
+pub(super) struct Naming {
+    /// Counts rebinds, so that a late outcome finds its own or none.
+    run: u64,
+    current: Option<Rebinding>,
+    result: Option<(Generation, Result<Rebound, Fail>)>,
+}
+
+impl Naming {
+    /// Whether a rebind is under way that has not come to its listener yet.
+    pub(super) fn will_rearm(&self) -> bool {
+        let step = self.current.as_ref().and_then(Rebinding::step);
+        matches!(step, Some(StepName::Connections | StepName::Listener))
+    }
+
+    /// Why the last rebind failed, if it did.
+    pub(super) fn failure(&self) -> Option<&Fail> {
+        self.result
+            .as_ref()
+            .and_then(|(_, result)| result.as_ref().err())
+    }
+
+    /// A connection has ended; nobody there waits for a result.
+    pub(super) fn leave(&mut self, id: ConnectionId) {
+        if let Some(current) = &mut self.current {
+            current.leave(id);
+        }
+    }
+
+    /// Drops what is under way, for good.
+    pub(super) fn abandon(&mut self) -> Option<Rebinding> {
+        self.current.take()
+    }
+
+    /// The result for this name, if it has one.
+    fn result_of(&self, generation: Generation) -> Option<Message> {
+        let (named, result) = self.result.as_ref()?;
+        (*named == generation).then(|| match result {
+            Ok(rebound) => Message::Rebound(rebound.clone()),
+            Err(fail) => Message::Fail(fail.clone()),
+        })
+    }
+}
+
+impl Agent {
+    pub(super) fn handle_rebind(&mut self, id: ConnectionId, request: Rebind, now: Instant) {
+        if !self.admit(id, Request::Rebind, now) {
+            return;
+        }
+        if let Some(current) = &mut self.naming.current
+            && current.generation() == request.generation
+        {
+            if !current.join(id) {
+                let text = "too many connections wait for this rebind";
+                self.send_fail(id, FailCode::Limit, text, now);
+            }
+            return;
+        }
+        if let Some(answer) = self.naming.result_of(request.generation) {
+            return self.send(id, &answer, now);
+        }
+        self.start_rebind(id, request, now);
+    }
+
+    fn start_rebind(&mut self, id: ConnectionId, request: Rebind, now: Instant) {
+        self.counters.rebinds += 1;
+        let generation = request.generation;
+        // Recorded before anything else, so that whatever happens next happens to the new name.
+        self.set_state(Input::Rebind(generation));
+        self.generation = None;
+        self.naming.run += 1;
+        self.naming.result = None;
+        self.abandon_quiescing();
+        self.tell_superseded(generation, id, now);
+        let sessions_dropped = match request.sessions {
+            InheritedSessions::Keep => 0,
+            InheritedSessions::Kill => self.kill_sessions(),
+        };
+        self.release_session(id, Departure::Cut, now);
+        let old: Vec<_> = self
+            .connections
+            .keys()
+            .copied()
+            .filter(|other| *other != id)
+            .collect();
+        for other in &old {
+            self.announce_cut(*other, now);
+        }
+        self.naming.current = Some(Rebinding::new(request, id, old, sessions_dropped));
+        self.advance_rebind(now);
+    }
+
+    /// Whoever waits for the rebind that this one replaces gets its answer before its connection is
+    /// closed.
+    fn tell_superseded(&mut self, by: Generation, asker: ConnectionId, now: Instant) {
+        let Some(loser) = self.naming.abandon() else {
+            return;
+        };
+        for waiting in loser.waiting().to_vec() {
+            if waiting != asker {
+                let text = format!("generation {} was superseded by {by}", loser.generation());
+                self.send_fail(waiting, FailCode::Superseded, text, now);
+            }
+        }
+    }
+
+    /// Tells a client that is still there why its connection ends. One flush, no waiting: most are
+    /// dead already.
+    fn announce_cut(&mut self, id: ConnectionId, now: Instant) {
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
+        if !connection.awaits_hello() {
+            let sever = Sever {
+                reason: SeverReason::Rebind,
+            };
+            self.send(id, &Message::Sever(sever), now);
+        }
+    }
+
+    /// A step was performed. Answers [`Action::Step`].
+    pub fn handle_step(&mut self, run: u64, outcome: StepOutcome, took: Duration, now: Instant) {
+        if run != self.naming.run {
+            return;
+        }
+        let Some(current) = &mut self.naming.current else {
+            return;
+        };
+        let step = current.step();
+        let is_done = outcome == StepOutcome::Done;
+        if let StepOutcome::Failed(failure) = &outcome {
+            warn!("rebind to {}: {}", current.generation(), failure.text);
+        }
+        let old_connections = current.take_old_connections(step);
+        let failed = current.handle_outcome(outcome, took);
+        for old in old_connections {
+            self.forget(old, Departure::Cut, now);
+        }
+        if is_done && step == Some(StepName::Listener) {
+            self.listener.handle_rebound();
+            self.actions.push_back(Action::DrainAccept);
+        }
+        match failed {
+            Some(fail) => self.end_rebind(Err(fail), now),
+            None => self.advance_rebind(now),
+        }
+    }
+
+    fn advance_rebind(&mut self, now: Instant) {
+        let listener_serial = self.listener.serial();
+        let Some(current) = &mut self.naming.current else {
+            return;
+        };
+        match current.poll_next(listener_serial) {
+            Next::Act(action) => {
+                let run = self.naming.run;
+                self.actions.push_back(Action::Step { run, action });
+            }
+            Next::Done(rebound) => self.end_rebind(Ok(rebound), now),
+            Next::Failed(fail) => self.end_rebind(Err(fail), now),
+        }
+    }
+
+    /// Keeps the result and answers everybody who waits for it.
+    fn end_rebind(&mut self, result: Result<Rebound, Fail>, now: Instant) {
+        let Some(ended) = self.naming.current.take() else {
+            return;
+        };
+        let generation = ended.generation();
+        self.set_state(if result.is_ok() {
+            Input::StepsDone
+        } else {
+            Input::StepFailed
+        });
+        self.generation = result.is_ok().then_some(generation);
+        self.naming.result = Some((generation, result));
+        if let Some(answer) = self.naming.result_of(generation) {
+            for waiting in ended.waiting() {
+                self.send(*waiting, &answer, now);
+            }
+        }
+        info!(
+            "generation {generation} ({}): {}",
+            ended.cause(),
+            self.state.name()
+        );
+    }
+}

@@ -1,0 +1,290 @@
+//! QUIESCE: everything still and silent, so that a snapshot cuts nothing in two. No I/O, no clock.
+//!
+//! ```text
+//!            no session is left           no other connection     console is out
+//! Draining ───────────────────▶ Closing ─────────────────────▶ Console ──────────▶ Silent: QUIESCED
+//!   │ limit: FAIL(refusing)        ▲                               │ │ limit: FAIL(refusing)
+//!   ▼                              └────── one more connected ─────┘ ▼
+//! taken back                                                     taken back
+//! ```
+//!
+//! With policy `keep` sessions are carried into the snapshot, cut off from their connections; with
+//! `refuse` there are none. The connection that carried the request stays open and idle, so that
+//! neither ring holds a packet at the cut.
+//!
+//! Invariants:
+//! - QUIESCED is sent only when no other connection is open and the console has sent everything.
+//! - A guest that nobody talks to any more re-opens by itself after [`SILENCE_TIMEOUT`], under its
+//!   old name.
+//! - The same token is answered again and acts once.
+
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use shared::id::Token;
+use shared::limits::BUSY_SESSIONS_MAX;
+use shared::message::{Busy, Fail, FailCode, Message, Policy, Quiesce, Reopen, SeverReason};
+
+use super::action::Action;
+use super::ids::{ConnectionId, SessionId};
+use super::state::{Input, Request, State};
+use super::timers::Timer;
+use super::{Agent, Departure, LIMIT_MAX};
+
+/// How long the guest stays silent without a frame from the host.
+pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time between two BUSY frames while sessions drain.
+pub(super) const BUSY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time between two looks at the console while it drains.
+pub(super) const CONSOLE_POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How long the console may take to drain: its 4 KiB buffer at 9600 baud, rounded up.
+pub(super) const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How far a quiescence has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Sessions are still running.
+    Draining,
+    /// Other connections are still open.
+    Closing,
+    /// The console may still be sending.
+    Console,
+    /// Nothing is pending.
+    Silent,
+}
+
+/// A QUIESCE under way or answered.
+#[derive(Debug)]
+pub(super) struct Quiescing {
+    token: Token,
+    /// The connection that is answered and stays open.
+    control: ConnectionId,
+    phase: Phase,
+}
+
+impl Quiescing {
+    /// Whether log lines have to be held back for the console to drain.
+    pub(super) fn is_draining_console(&self) -> bool {
+        match self.phase {
+            Phase::Console | Phase::Silent => true,
+            Phase::Draining | Phase::Closing => false,
+        }
+    }
+}
+
+impl Agent {
+    pub(super) fn handle_quiesce(&mut self, id: ConnectionId, request: Quiesce, now: Instant) {
+        if !self.admit(id, Request::Quiesce, now) {
+            return;
+        }
+        if let Some(quiescing) = &mut self.quiescing {
+            if quiescing.token != request.token {
+                let text = "the guest is quiescing for another request";
+                return self.send_fail(id, FailCode::Refusing, text, now);
+            }
+            quiescing.control = id;
+            if quiescing.phase == Phase::Silent {
+                return self.send(id, &Message::Quiesced(request.token), now);
+            }
+            return self.advance_quiescing(now);
+        }
+        let count = self.sessions.len();
+        let phase = match request.policy {
+            Policy::Refuse if count > 0 => {
+                let text = format!("{count} sessions are running");
+                return self.send_fail(id, FailCode::Refusing, text, now);
+            }
+            Policy::Drain => Phase::Draining,
+            Policy::Keep | Policy::Refuse => Phase::Closing,
+        };
+        self.counters.quiesces += 1;
+        self.set_state(Input::Quiesce);
+        self.quiescing = Some(Quiescing {
+            token: request.token,
+            control: id,
+            phase,
+        });
+        if phase == Phase::Draining && count > 0 {
+            let limit = Duration::from_millis(request.limit_ms).min(LIMIT_MAX);
+            self.timers.set(Timer::Drain, now + limit);
+            self.report_busy(now);
+        }
+        self.advance_quiescing(now);
+    }
+
+    pub(super) fn handle_reopen(&mut self, id: ConnectionId, request: Reopen, now: Instant) {
+        if !self.admit(id, Request::Reopen, now) {
+            return;
+        }
+        let current = self.quiescing.as_ref().map(|quiescing| quiescing.token);
+        if current == Some(request.token) {
+            self.reopen();
+        } else if current.is_some() || self.token_reopened != Some(request.token) {
+            let text = "the guest is not quiescing for this request";
+            return self.send_fail(id, FailCode::Refusing, text, now);
+        }
+        self.send(id, &Message::Ok, now);
+    }
+
+    /// Goes as far as nothing is in the way. Called after whatever may have cleared it.
+    pub(super) fn advance_quiescing(&mut self, now: Instant) {
+        let Some(Quiescing { control, phase, .. }) = self.quiescing else {
+            return;
+        };
+        match phase {
+            Phase::Draining if self.sessions.is_empty() => {
+                self.timers.stop(Timer::Drain);
+                self.timers.stop(Timer::Busy);
+                self.set_phase(Phase::Closing);
+                self.advance_quiescing(now);
+            }
+            Phase::Closing => {
+                self.release_session(control, Departure::Cut, now);
+                let others = self.connections.iter().filter(|(id, _)| **id != control);
+                let open: Vec<_> = others
+                    .filter(|(_, other)| !other.is_closing())
+                    .map(|(id, _)| *id)
+                    .collect();
+                for id in open {
+                    self.sever(id, SeverReason::Quiesce, now);
+                }
+                if !self.has_others(control) {
+                    self.set_phase(Phase::Console);
+                    self.timers.set(Timer::ConsoleLimit, now + CONSOLE_TIMEOUT);
+                    self.actions.push_back(Action::LookAtConsole);
+                }
+            }
+            Phase::Draining | Phase::Console | Phase::Silent => {}
+        }
+    }
+
+    /// The console was looked at. Answers [`Action::LookAtConsole`].
+    pub fn handle_console(&mut self, is_drained: bool, now: Instant) {
+        let Some(Quiescing {
+            token,
+            control,
+            phase,
+        }) = self.quiescing
+        else {
+            return;
+        };
+        if phase != Phase::Console {
+            return;
+        }
+        if self.has_others(control) {
+            // Somebody connected while the console drained.
+            self.timers.stop(Timer::ConsoleLimit);
+            self.set_phase(Phase::Closing);
+            self.advance_quiescing(now);
+        } else if is_drained {
+            self.timers.stop(Timer::ConsoleLimit);
+            self.set_phase(Phase::Silent);
+            self.set_state(Input::Silent);
+            self.send(control, &Message::Quiesced(token), now);
+            self.timers.set(Timer::Silence, now + SILENCE_TIMEOUT);
+        } else {
+            self.timers
+                .set(Timer::ConsolePoll, now + CONSOLE_POLL_INTERVAL);
+        }
+    }
+
+    /// A frame came from a host, so somebody still knows that the guest is quiesced.
+    pub(super) fn note_host_alive(&mut self, now: Instant) {
+        if self.state == State::Quiesced {
+            self.timers.set(Timer::Silence, now + SILENCE_TIMEOUT);
+        }
+    }
+
+    /// Tells the host which sessions it waits for, and that the guest is alive.
+    pub(super) fn report_busy(&mut self, now: Instant) {
+        let Some(Quiescing { token, control, .. }) = self.quiescing else {
+            return;
+        };
+        self.timers.set(Timer::Busy, now + BUSY_INTERVAL);
+        // A host that does not read its answers gets no more of them.
+        let reads = self
+            .connections
+            .get(&control)
+            .is_some_and(|host| host.outbox.takes_requests());
+        if reads {
+            let sessions = self.sessions.keys().take(BUSY_SESSIONS_MAX);
+            let sessions = sessions.map(|id: &SessionId| id.number()).collect();
+            self.send(control, &Message::Busy(Busy { token, sessions }), now);
+        }
+    }
+
+    /// Draining took as long as the host allows.
+    pub(super) fn give_up_draining(&mut self, now: Instant) {
+        let text = format!("{} sessions are still running", self.sessions.len());
+        self.give_up_quiescing("drain", text, now);
+    }
+
+    /// The console did not drain.
+    pub(super) fn give_up_console(&mut self, now: Instant) {
+        let text = format!(
+            "the console did not drain within {} s",
+            CONSOLE_TIMEOUT.as_secs()
+        );
+        self.give_up_quiescing("console", text, now);
+    }
+
+    fn give_up_quiescing(&mut self, phase: &str, text: String, now: Instant) {
+        let Some(control) = self.quiescing.as_ref().map(|quiescing| quiescing.control) else {
+            return;
+        };
+        self.reopen();
+        warn!("not quiesced: {text}");
+        let phase = Some(phase.to_owned());
+        let fail = Fail {
+            code: FailCode::Refusing,
+            phase,
+            errno: None,
+            text,
+        };
+        self.send(control, &Message::Fail(fail), now);
+    }
+
+    /// Nobody has talked to a quiesced guest for long enough: its host is gone, and the work need
+    /// not be.
+    pub(super) fn end_silence(&mut self) {
+        self.reopen();
+        info!(
+            "no word from the host for {} s; open again",
+            SILENCE_TIMEOUT.as_secs()
+        );
+    }
+
+    fn reopen(&mut self) {
+        self.token_reopened = self.quiescing.as_ref().map(|quiescing| quiescing.token);
+        self.abandon_quiescing();
+        self.set_state(Input::Reopen);
+    }
+
+    /// Forgets the quiescence; what the state becomes is the caller's to say.
+    pub(super) fn abandon_quiescing(&mut self) {
+        self.quiescing = None;
+        for timer in [
+            Timer::Busy,
+            Timer::Drain,
+            Timer::ConsolePoll,
+            Timer::ConsoleLimit,
+            Timer::Silence,
+        ] {
+            self.timers.stop(timer);
+        }
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        if let Some(quiescing) = &mut self.quiescing {
+            log::debug!("quiescing {:?} -> {phase:?}", quiescing.phase);
+            quiescing.phase = phase;
+        }
+    }
+
+    fn has_others(&self, control: ConnectionId) -> bool {
+        self.connections.keys().any(|id| *id != control)
+    }
+}

@@ -1,0 +1,311 @@
+//! What the host asks for: one function that looks at every message, and the short answers. No I/O,
+//! no clock.
+//!
+//! The longer conversations are beside this file: [`naming`](super::naming) for REBIND,
+//! [`quiescing`](super::quiescing) for QUIESCE and REOPEN, [`commands`](super::commands) for EXEC,
+//! [`ending`](super::ending) for SHUTDOWN.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use log::debug;
+use shared::id::Generation;
+use shared::message::{
+    Depth, Fail, FailCode, Hello, Info, Message, Ping, Probe, Probed, Progress, Role,
+};
+use shared::version;
+
+use super::action::{Action, Figures, Purpose, SpawnFailure};
+use super::children::Owner;
+use super::command::Command;
+use super::connection::{PendingProbe, answer_hello};
+use super::ids::ConnectionId;
+use super::session::Exit;
+use super::state::{Input, Request, State};
+use super::timers::Timer;
+use super::{Agent, Departure};
+
+impl Agent {
+    /// Takes a connection's requests, as far as it may ask for more.
+    pub(super) fn take_requests(&mut self, id: ConnectionId, now: Instant) {
+        while let Some(connection) = self.connections.get_mut(&id) {
+            match connection.poll_message() {
+                Ok(Some(message)) => self.handle_message(id, message, now),
+                Ok(None) => return,
+                Err(mistake) => {
+                    self.counters.mistakes += 1;
+                    return self.refuse(id, &mistake.to_fail(), now);
+                }
+            }
+        }
+    }
+
+    fn handle_message(&mut self, id: ConnectionId, message: Message, now: Instant) {
+        self.note_host_alive(now);
+        match message {
+            Message::Hello(hello) => self.handle_hello(id, &hello, now),
+            Message::Ping(ping) => self.handle_ping(id, ping, now),
+            Message::InfoRequest => self.handle_info(id, now),
+            Message::Rebind(rebind) => self.handle_rebind(id, rebind, now),
+            Message::Probe(probe) => self.handle_probe(id, probe, now),
+            Message::Quiesce(quiesce) => self.handle_quiesce(id, quiesce, now),
+            Message::Reopen(reopen) => self.handle_reopen(id, reopen, now),
+            Message::Exec(exec) => self.handle_exec(id, &exec, now),
+            Message::Shutdown(shutdown) => self.handle_shutdown(id, shutdown, now),
+            // Answers to what the agent has not asked. It has nothing to conclude from them.
+            Message::Pong(_) | Message::Fail(_) => {}
+            // `Message::parse` refuses these from a host.
+            Message::Ok
+            | Message::Progress(_)
+            | Message::Rebound(_)
+            | Message::Probed(_)
+            | Message::Busy(_)
+            | Message::Quiesced(_)
+            | Message::Sever(_)
+            | Message::Started(_)
+            | Message::Stdout(_)
+            | Message::Stderr(_)
+            | Message::Exited(_)
+            | Message::Info(_) => {
+                let text = format!("{} frame from the wrong side", message.kind());
+                self.refuse(id, &Fail::new(FailCode::Protocol, text), now);
+            }
+        }
+    }
+
+    fn handle_hello(&mut self, id: ConnectionId, hello: &Hello, now: Instant) {
+        self.timers.stop(Timer::Hello(id));
+        debug!("{id}: HELLO from version {}", hello.version.escape_debug());
+        let ours = Hello {
+            protocol: version::SUPPORTED,
+            role: Role::Guest,
+            version: self.settings.version.clone(),
+            boot_id: Some(self.settings.boot_id.clone()),
+            generation: self.generation,
+        };
+        match answer_hello(hello, ours) {
+            Ok(answer) => self.send(id, &answer, now),
+            Err(fail) => self.refuse(id, &fail, now),
+        }
+    }
+
+    fn handle_ping(&mut self, id: ConnectionId, ping: Ping, now: Instant) {
+        if self.admit(id, Request::Look, now) {
+            self.send(id, &Message::Pong(ping), now);
+        }
+    }
+
+    fn handle_info(&mut self, id: ConnectionId, now: Instant) {
+        if self.admit(id, Request::Look, now) {
+            self.actions.push_back(Action::CollectFigures(id));
+        }
+    }
+
+    /// What INFO reports was collected. Answers [`Action::CollectFigures`].
+    pub fn handle_figures(&mut self, id: ConnectionId, figures: Figures, now: Instant) {
+        let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        let info = Info {
+            agent_version: self.settings.version.clone(),
+            generation: self.generation,
+            boot_id: self.settings.boot_id.clone(),
+            state: self.state.name().to_owned(),
+            kernel: self.settings.kernel.clone(),
+            uptime_ms: millis(now, self.started_at),
+            sessions: count(self.sessions.len()),
+            connections: count(self.connections.len()),
+            fds: figures.fds,
+            rss_kib: figures.rss_kib,
+            orphans_reaped: self.children.orphans_reaped(),
+            counters: self.counters_by_name(),
+        };
+        self.send(id, &Message::Info(info), now);
+    }
+
+    fn counters_by_name(&self) -> BTreeMap<String, u64> {
+        let counters = self.counters;
+        [
+            ("accepts", counters.accepts),
+            ("accepts_shed", counters.accepts_shed),
+            ("peers_refused", counters.peers_refused),
+            ("resets", counters.resets),
+            ("rearms", counters.rearms),
+            ("mistakes", counters.mistakes),
+            ("execs", counters.execs),
+            ("probes", counters.probes),
+            ("rebinds", counters.rebinds),
+            ("quiesces", counters.quiesces),
+            ("listener_serial", self.listener.serial()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    fn handle_probe(&mut self, id: ConnectionId, probe: Probe, now: Instant) {
+        if !self.admit(id, Request::Probe, now) {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        if !self.listener.is_fresh(connection.accepted_under) {
+            let text = "this connection was accepted before the last rebind; probe on a new one";
+            return self.send_fail(id, FailCode::Stale, text, now);
+        }
+        if connection.probe.is_some() {
+            let text = "a probe of this connection is under way";
+            return self.send_fail(id, FailCode::Limit, text, now);
+        }
+        if let Some(wanted) = probe.generation
+            && !self.is_current(id, wanted, now)
+        {
+            return;
+        }
+        self.counters.probes += 1;
+        match probe.depth {
+            Depth::Listener => self.answer_probe(id, &probe, now),
+            Depth::Exec => {
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.probe = Some(PendingProbe {
+                        nonce: probe.nonce,
+                        started_at: now,
+                    });
+                }
+                let progress = Progress {
+                    step: Depth::Exec.as_str().to_owned(),
+                };
+                self.send(id, &Message::Progress(progress), now);
+                let command = Box::new(Command::noop());
+                self.actions.push_back(Action::Spawn {
+                    purpose: Purpose::Probe(id),
+                    command,
+                });
+            }
+        }
+    }
+
+    fn answer_probe(&mut self, id: ConnectionId, probe: &Probe, now: Instant) {
+        self.send_probed(id, probe.nonce, None, now);
+    }
+
+    fn send_probed(
+        &mut self,
+        id: ConnectionId,
+        nonce: shared::id::Nonce,
+        exec_us: Option<u64>,
+        now: Instant,
+    ) {
+        let probed = Probed {
+            generation: self.generation,
+            nonce,
+            listener_serial: self.listener.serial(),
+            accepts_since_rebind: self.listener.accepts_since_rebind(),
+            exec_us,
+        };
+        self.send(id, &Message::Probed(probed), now);
+        // A probe whose process was under way when the host asked for silence proves nothing any
+        // more.
+        if matches!(self.state, State::Running | State::Rebound(_)) {
+            self.set_state(Input::Proven);
+        }
+    }
+
+    /// A probe's process was started, or could not be.
+    pub(super) fn handle_probe_spawned(
+        &mut self,
+        id: ConnectionId,
+        result: Result<i32, SpawnFailure>,
+        now: Instant,
+    ) {
+        match result {
+            Ok(pid) => self.children.insert(pid, Owner::Probe(id)),
+            Err(failure) => {
+                if let Some(pid) = failure.stillborn {
+                    self.children.insert(pid, Owner::Stillborn);
+                }
+                let text = format!("cannot spawn the probe's process: {}", failure.text);
+                self.fail_probe(id, Some(failure.errno), text, now);
+            }
+        }
+    }
+
+    /// A probe's process was reaped.
+    pub(super) fn handle_probe_exit(&mut self, id: ConnectionId, exit: Exit, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let Some(probe) = connection.probe.take() else {
+            return;
+        };
+        if exit.status.shell_code() == 0 {
+            let took = now.saturating_duration_since(probe.started_at);
+            let exec_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            self.send_probed(id, probe.nonce, Some(exec_us), now);
+        } else {
+            let text = format!(
+                "the probe's process ended with status {}",
+                exit.status.shell_code()
+            );
+            self.fail_probe(id, None, text, now);
+        }
+    }
+
+    fn fail_probe(&mut self, id: ConnectionId, errno: Option<i32>, text: String, now: Instant) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.probe = None;
+        }
+        let phase = Some(Depth::Exec.as_str().to_owned());
+        self.send(
+            id,
+            &Message::Fail(Fail {
+                code: FailCode::Probe,
+                phase,
+                errno,
+                text,
+            }),
+            now,
+        );
+    }
+
+    /// Whether the state lets this request be looked at. If not, the peer is told.
+    pub(super) fn admit(&mut self, id: ConnectionId, request: Request, now: Instant) -> bool {
+        let Err(code) = self.state.admits(request) else {
+            return true;
+        };
+        let fail = match (code, self.naming.failure()) {
+            (FailCode::Rebind, Some(fail)) => fail.clone(),
+            _ => Fail::new(code, format!("the guest is {}", self.state.name())),
+        };
+        self.send(id, &Message::Fail(fail), now);
+        false
+    }
+
+    /// Whether `wanted` is the guest's name. If not, the peer is told.
+    pub(super) fn is_current(
+        &mut self,
+        id: ConnectionId,
+        wanted: Generation,
+        now: Instant,
+    ) -> bool {
+        if self.generation == Some(wanted) {
+            return true;
+        }
+        let text = match self.generation {
+            Some(current) => format!("the guest is of generation {current}, not {wanted}"),
+            None => format!("the guest has no generation yet, so it is not of {wanted}"),
+        };
+        self.send_fail(id, FailCode::Stale, text, now);
+        false
+    }
+
+    /// Ends a conversation whose connection was taken over by another one.
+    pub(super) fn supersede(&mut self, id: ConnectionId, text: &str, now: Instant) {
+        let fail = Fail::new(FailCode::Superseded, text);
+        self.send(id, &Message::Fail(fail), now);
+        self.close_after_flush(id, Departure::Cut, now);
+    }
+}
+
+/// Whole milliseconds from `earlier` to `now`.
+fn millis(now: Instant, earlier: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(earlier).as_millis()).unwrap_or(u64::MAX)
+}
