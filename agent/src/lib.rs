@@ -1,1 +1,236 @@
-//! stub
+//! The guest's side: process 1 or a service, runs commands, and answers every restore.
+//!
+//! ```text
+//! main ▶ run ▶ config, boot ─────────────▶ sys ▶ libc, nix
+//!            └▶ event_loop ▶ shell ──────▶ sys
+//!                        └──────▶ agent (pure) ▶ shared
+//! ```
+//!
+//! [`agent`] decides and knows no system call; [`shell`] performs and decides nothing;
+//! [`event_loop`] is the only one that waits; [`sys`] is the only one that is unsafe. There are no
+//! threads, no locks and no async.
+
+pub mod agent;
+mod boot;
+mod config;
+mod event_loop;
+mod shell;
+mod sys;
+mod tokens;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use argh::FromArgs;
+use log::{error, info, warn};
+use mio::Poll;
+
+use agent::{Agent, End, Settings};
+use config::{Config, Flags, Sources};
+use shell::{Options, Shell};
+use sys::power::PowerMode;
+use sys::{clock, console, power, process, signals, spawn};
+
+/// What sessions get between TERM and KILL when a signal ends the agent.
+const SIGNAL_GRACE: Duration = Duration::from_secs(5);
+
+/// Exit status of a service that was started with arguments or settings that mean nothing.
+const EXIT_USAGE: u8 = 2;
+
+/// Why the agent could not start.
+#[derive(Debug)]
+struct StartError {
+    what: String,
+    source: io::Error,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: {}", self.what, self.source)
+    }
+}
+
+/// The program. The order of its first steps matters; each says why.
+pub fn run() -> ExitCode {
+    // First of all: a signal that arrives before this acts by its default.
+    let blocked = signals::block();
+    let is_init = process::is_init();
+    power::power_off_on_panic();
+    // Before any descriptor is opened, so that 0, 1 and 2 are never something else.
+    let problems = if is_init {
+        boot::mount_and_take_console()
+    } else {
+        Vec::new()
+    };
+    let standard = spawn::open_missing_standard_descriptors();
+
+    let config = match read_config(is_init) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    start_logging(&config);
+    for problem in problems {
+        warn!("{problem}");
+    }
+    for result in [blocked, standard] {
+        if let Err(err) = result {
+            warn!("start: {err}");
+        }
+    }
+    if is_init {
+        boot::set_up(config.hostname.as_deref());
+    } else if let Err(err) = process::become_subreaper() {
+        warn!("cannot adopt orphans: {err}");
+    }
+
+    let started = start(&config, is_init);
+    let ended = match started {
+        // ---- From here on process 1 may not exit: the kernel would panic. It ends by ending the
+        // machine. ----
+        Ok((mut poll, mut shell, mut agent)) => {
+            info!(
+                "guest-agent {} listens on {}",
+                env!("CARGO_PKG_VERSION"),
+                config.address
+            );
+            event_loop::run(&mut poll, &mut shell, &mut agent).map_err(|source| StartError {
+                what: "wait for events".to_owned(),
+                source,
+            })
+        }
+        Err(error) => Err(error),
+    };
+    finish(ended, is_init)
+}
+
+/// Opens everything that the loop needs.
+fn start(config: &Config, is_init: bool) -> Result<(Poll, Shell, Agent), StartError> {
+    let step = |what: &str| {
+        let what = what.to_owned();
+        move |source| StartError { what, source }
+    };
+    let file_limit = process::raise_file_limit().map_err(step("raise the limit on open files"))?;
+    let poll = Poll::new().map_err(step("make a poll set"))?;
+    let registry = poll
+        .registry()
+        .try_clone()
+        .map_err(step("make a poll set"))?;
+    let signals = signals::open().map_err(step("open a signal descriptor"))?;
+    let options = Options {
+        is_unprivileged: config.is_unprivileged,
+        file_limit,
+    };
+    let listen = format!("listen on {}", config.address);
+    let shell = Shell::new(options, registry, signals, &config.address).map_err(step(&listen))?;
+    let read_line = |path| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let settings = Settings {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        boot_id: read_line("/proc/sys/kernel/random/boot_id"),
+        kernel: read_line("/proc/sys/kernel/osrelease"),
+        is_init,
+        grace: SIGNAL_GRACE,
+    };
+    Ok((poll, shell, Agent::new(settings, clock::now())))
+}
+
+/// Ends the machine, if it is ours to end, or this service.
+fn finish(ended: Result<End, StartError>, is_init: bool) -> ExitCode {
+    let (end, code) = match ended {
+        Ok(end) => (end, ExitCode::SUCCESS),
+        Err(err) => {
+            error!("{err}");
+            (End::PowerOff, ExitCode::FAILURE)
+        }
+    };
+    console::release();
+    if !is_init {
+        return code;
+    }
+    let mode = match end {
+        End::PowerOff => PowerMode::Off,
+        End::Reboot => PowerMode::Restart,
+    };
+    let failure = power::end_machine(mode);
+    console::write_epitaph(&format!("guest-agent: cannot end the machine: {failure}"));
+    // Still process 1, so still not allowed to exit, and nothing is left to do.
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+/// Reads the settings. A service with bad ones prints what is wrong and does not start; process 1
+/// has nobody to ask.
+fn read_config(is_init: bool) -> Result<Config, ExitCode> {
+    let flags = match parse_flags() {
+        Ok(flags) => flags,
+        Err(_) if is_init => Flags::default(),
+        Err(early) => {
+            let ok = early.status.is_ok();
+            let mut stream: Box<dyn Write> = if ok {
+                Box::new(io::stdout())
+            } else {
+                Box::new(io::stderr())
+            };
+            // A closed standard output is the caller's wish not to know.
+            let _ = writeln!(stream, "{}", early.output.trim_end());
+            return Err(if ok {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(EXIT_USAGE)
+            });
+        }
+    };
+    if flags.version && !is_init {
+        let _ = writeln!(io::stdout(), "guest-agent {}", env!("CARGO_PKG_VERSION"));
+        return Err(ExitCode::SUCCESS);
+    }
+    let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
+    let environment = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
+    let kernel = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    // A service in a machine that another init has booted shares the kernel command line with it,
+    // as it should.
+    let (config, bad) = config::resolve(&Sources::new(&flags, environment, &kernel));
+    for value in &bad {
+        let _ = writeln!(io::stderr(), "guest-agent: {value}");
+    }
+    if bad.is_empty() || is_init {
+        Ok(config)
+    } else {
+        Err(ExitCode::from(EXIT_USAGE))
+    }
+}
+
+fn parse_flags() -> Result<Flags, argh::EarlyExit> {
+    let arguments: Vec<_> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    Flags::from_args(&["guest-agent"], &arguments)
+}
+
+/// Short lines, collected and released by the event loop.
+fn start_logging(config: &Config) {
+    if let Err(err) = console::open(config.console.as_deref()) {
+        let _ = writeln!(io::stderr(), "guest-agent: cannot open the log: {err}");
+    }
+    env_logger::Builder::new()
+        .filter_level(config.log)
+        .target(env_logger::Target::Pipe(Box::new(console::Writer)))
+        .format(|line, record| {
+            writeln!(
+                line,
+                "guest-agent: {}: {}",
+                record.level().as_str().to_ascii_lowercase(),
+                record.args()
+            )
+        })
+        .init();
+}

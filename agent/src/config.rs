@@ -1,0 +1,287 @@
+//! What can be set, where, and which setting wins.
+//!
+//! | Name | Flag | Environment | Kernel command line | Default |
+//! |---|---|---|---|---|
+//! | where to listen: `vsock`, `vsock:PORT`, `unix:PATH` | `--listen` | `GUEST_AGENT_LISTEN` | `agent.listen` | `vsock` |
+//! | port of `vsock` without one | `--port` | `GUEST_AGENT_PORT` | `agent.port` | 5252 |
+//! | least severe log line: `off`, `error`, `warn`, `info`, `debug`, `trace` | `--log` | `GUEST_AGENT_LOG` | `agent.log` | `info` |
+//! | file for log lines | `--console` | `GUEST_AGENT_CONSOLE` | `agent.console` | standard error |
+//! | host name to set at boot | `--hostname` | `GUEST_AGENT_HOSTNAME` | `agent.hostname` | none |
+//! | leave the machine's clock, random pool and names alone | `--unprivileged` | `GUEST_AGENT_UNPRIVILEGED=1` | `agent.unprivileged=1` | no |
+//!
+//! A flag wins over the environment, which wins over the kernel command line. Process 1 gets its
+//! flags and part of its environment from the kernel command line too, among them words that mean
+//! nothing to it; so there a bad value is reported and the next source is asked, while a service
+//! refuses to start.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use argh::FromArgs;
+use log::LevelFilter;
+use shared::limits::PORT_DEFAULT;
+use shared::message::Identity;
+
+use crate::sys::socket::Address;
+
+/// Runs commands in a microVM for host-tool, and answers every restore.
+#[derive(Debug, Default, FromArgs)]
+pub(crate) struct Flags {
+    /// where to listen: vsock, vsock:PORT or unix:PATH (default: vsock)
+    #[argh(option)]
+    listen: Option<String>,
+    /// vsock port (default: 5252)
+    #[argh(option)]
+    port: Option<String>,
+    /// off, error, warn, info, debug or trace (default: info)
+    #[argh(option)]
+    log: Option<String>,
+    /// file for log lines (default: standard error)
+    #[argh(option)]
+    console: Option<String>,
+    /// host name to set at boot, as process 1 only
+    #[argh(option)]
+    hostname: Option<String>,
+    /// leave the machine's clock, random pool and names alone (development and tests)
+    #[argh(switch)]
+    unprivileged: bool,
+    /// print the version and exit
+    #[argh(switch)]
+    pub version: bool,
+}
+
+/// Settings, each from the strongest source that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// Where to listen.
+    pub address: Address,
+    /// Least severe log line.
+    pub log: LevelFilter,
+    /// File for log lines; standard error if none.
+    pub console: Option<String>,
+    /// Host name to set at boot.
+    pub hostname: Option<String>,
+    /// Whether to leave the machine's clock, random pool and names alone.
+    pub is_unprivileged: bool,
+}
+
+/// A value that means nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BadValue {
+    /// Where it was given, as the user wrote it.
+    pub source: String,
+    /// The value.
+    pub value: String,
+    /// What is taken there.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for BadValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            source,
+            value,
+            expected,
+        } = self;
+        write!(f, "bad value {value:?} for {source}: expected {expected}")
+    }
+}
+
+impl std::error::Error for BadValue {}
+
+/// The three places where settings come from.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    flags: BTreeMap<&'static str, String>,
+    environment: BTreeMap<String, String>,
+    kernel: BTreeMap<String, String>,
+}
+
+impl Sources {
+    /// Flags as parsed, the environment as given, and the kernel command line as one text.
+    pub(crate) fn new(
+        flags: &Flags,
+        environment: impl IntoIterator<Item = (String, String)>,
+        kernel_command_line: &str,
+    ) -> Self {
+        let unprivileged = flags.unprivileged.then(|| "1".to_owned());
+        let given = [
+            ("listen", flags.listen.clone()),
+            ("port", flags.port.clone()),
+            ("log", flags.log.clone()),
+            ("console", flags.console.clone()),
+            ("hostname", flags.hostname.clone()),
+            ("unprivileged", unprivileged),
+        ];
+        let flags = given
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect();
+        let words = kernel_command_line.split_ascii_whitespace();
+        let assignment = |word: &str| {
+            let (name, value) = word.strip_prefix("agent.")?.split_once('=')?;
+            Some((name.to_owned(), value.to_owned()))
+        };
+        Self {
+            flags,
+            environment: environment.into_iter().collect(),
+            kernel: words.filter_map(assignment).collect(),
+        }
+    }
+
+    /// What each source says, the strongest first, with the source as the user wrote it.
+    fn candidates(&self, name: &'static str) -> impl Iterator<Item = (String, &str)> {
+        let variable = format!("GUEST_AGENT_{}", name.to_ascii_uppercase());
+        let flag = self
+            .flags
+            .get(name)
+            .map(|value| (format!("--{name}"), value.as_str()));
+        let environment = self
+            .environment
+            .get(&variable)
+            .map(|value| (variable, value.as_str()));
+        let kernel = self
+            .kernel
+            .get(name)
+            .map(|value| (format!("agent.{name}"), value.as_str()));
+        [flag, environment, kernel].into_iter().flatten()
+    }
+}
+
+/// Settings and the values that had to be passed over.
+pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
+    let mut bad = Vec::new();
+    let mut pick = Picker {
+        sources,
+        bad: &mut bad,
+    };
+    let port = pick
+        .first("port", "a port number", |text| text.parse().ok())
+        .unwrap_or(PORT_DEFAULT);
+    let expected = "vsock, vsock:PORT or unix:PATH";
+    let address = pick.first("listen", expected, |text| parse_address(text, port));
+    let expected = "off, error, warn, info, debug or trace";
+    let log = pick.first("log", expected, |text| text.parse().ok());
+    let console = pick.first("console", "a path", |text| Some(text.to_owned()));
+    let hostname = pick.first("hostname", "a host name", |text| {
+        Identity::is_hostname(text).then(|| text.to_owned())
+    });
+    let is_unprivileged = pick.first("unprivileged", "0 or 1", |text| match text {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    });
+    let config = Config {
+        address: address.unwrap_or(Address::Vsock { port }),
+        log: log.unwrap_or(LevelFilter::Info),
+        console,
+        hostname,
+        is_unprivileged: is_unprivileged.unwrap_or(false),
+    };
+    (config, bad)
+}
+
+struct Picker<'a> {
+    sources: &'a Sources,
+    bad: &'a mut Vec<BadValue>,
+}
+
+impl Picker<'_> {
+    /// The strongest value that means something.
+    fn first<T>(
+        &mut self,
+        name: &'static str,
+        expected: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        for (source, value) in self.sources.candidates(name) {
+            match parse(value) {
+                Some(parsed) => return Some(parsed),
+                None => self.bad.push(BadValue {
+                    source,
+                    value: value.to_owned(),
+                    expected,
+                }),
+            }
+        }
+        None
+    }
+}
+
+fn parse_address(text: &str, port: u32) -> Option<Address> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return (!path.is_empty()).then(|| Address::Unix {
+            path: PathBuf::from(path),
+        });
+    }
+    match text.strip_prefix("vsock")? {
+        "" => Some(Address::Vsock { port }),
+        rest => Some(Address::Vsock {
+            port: rest.strip_prefix(':')?.parse().ok()?,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(flags: Flags, environment: &[(&str, &str)], kernel: &str) -> Sources {
+        let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Sources::new(&flags, environment.iter().map(pair), kernel)
+    }
+
+    fn port_of(config: &Config) -> Option<u32> {
+        match config.address {
+            Address::Vsock { port } => Some(port),
+            Address::Unix { .. } => None,
+        }
+    }
+
+    #[test]
+    fn the_stronger_source_wins() {
+        let kernel = "quiet agent.port=1 agent.log=debug root=/dev/vda";
+        let environment = [("GUEST_AGENT_PORT", "2")];
+        let flags = || Flags {
+            port: Some("3".to_owned()),
+            ..Flags::default()
+        };
+        let cases = [
+            (sources(flags(), &environment, kernel), 3),
+            (sources(Flags::default(), &environment, kernel), 2),
+            (sources(Flags::default(), &[], kernel), 1),
+            (sources(Flags::default(), &[], ""), PORT_DEFAULT),
+        ];
+        for (sources, port) in cases {
+            let (config, bad) = resolve(&sources);
+            assert_eq!((port_of(&config), bad), (Some(port), Vec::new()));
+        }
+    }
+
+    #[test]
+    fn a_bad_value_gives_way_to_the_next_source_and_is_named() {
+        let environment = [("GUEST_AGENT_LOG", "loud")];
+        let (config, bad) = resolve(&sources(Flags::default(), &environment, "agent.log=warn"));
+        assert_eq!(config.log, LevelFilter::Warn);
+        let texts: Vec<_> = bad.iter().map(ToString::to_string).collect();
+        let expected = "bad value \"loud\" for GUEST_AGENT_LOG: expected off, error, warn, info, debug or trace";
+        assert_eq!(texts, [expected]);
+    }
+
+    #[test]
+    fn addresses() {
+        let unix = |path: &str| {
+            Some(Address::Unix {
+                path: PathBuf::from(path),
+            })
+        };
+        let vsock = |port| Some(Address::Vsock { port });
+        assert_eq!(parse_address("vsock", 7), vsock(7));
+        assert_eq!(parse_address("vsock:9", 7), vsock(9));
+        assert_eq!(parse_address("unix:/a", 7), unix("/a"));
+        for bad in ["", "unix:", "vsock:", "vsock:x", "vsocket", "tcp:1"] {
+            assert_eq!(parse_address(bad, 7), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Hands and eyes of the agent: performs its actions through `sys` and brings back what came of
+//! them.
+//!
+//! ```text
+//! event ─▶ drain_* ─▶ Agent::handle_*        Agent::poll_action ─▶ perform ─▶ sys
+//!             │ stopped early                                        │ answer
+//!             └▶ ready list, next turn            Agent::handle_* ◀──┘
+//! ```
+//!
+//! mio is edge-triggered: readiness is reported once. So each source is read until `WouldBlock`, or
+//! it is put on the ready list, which the loop works off before it sleeps, or it is marked unread
+//! and put there when the core has room again. Whichever of the three, no byte waits for an edge
+//! that will not come.
+//!
+//! Invariants:
+//! - Flags of an event decide nothing: any event on a connection means that reading and writing are
+//!   tried.
+//! - A source is deregistered before it is closed.
+//! - The interest of a connection is what the core computes from its state; after each flush and
+//!   each read the registration is made to agree.
+//! - Each error of a system call is mapped here, once, to an input of the core.
+
+mod accept;
+mod connections;
+mod output;
+mod steps;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::time::Instant;
+
+use log::{debug, error, warn};
+use mio::{Interest, Registry};
+use nix::sys::signal::Signal as SignalNumber;
+use shared::limits::PAYLOAD_LEN_MAX;
+use shared::message::{ExitStatus, ResourceUsage};
+
+use crate::agent::{Action, Agent, ConnectionId, End, EndSignal, Exit, Figures, SessionId, Signal};
+use crate::sys::process::{self, Ending, FileLimit};
+use crate::sys::signals::Signals;
+use crate::sys::socket::{Address, Listener};
+use crate::sys::spawn::Spawner;
+use crate::sys::{clock, console};
+use crate::tokens::Source;
+
+use connections::Entry;
+use output::Pipes;
+
+/// Bytes read at once: what a pipe holds, and a frame's worth.
+const READ_LEN: usize = PAYLOAD_LEN_MAX;
+
+/// Most reads of one source in one turn, so that a source that never runs dry lets others have
+/// theirs.
+const READS_PER_TURN_MAX: usize = 16;
+
+/// What the shell needs to know that the core does not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Whether steps that change the machine are left out on purpose.
+    pub is_unprivileged: bool,
+    /// The limit on descriptors that children get back.
+    pub file_limit: FileLimit,
+}
+
+/// Every descriptor of the agent, and what it does with them.
+#[derive(Debug)]
+pub(crate) struct Shell {
+    options: Options,
+    registry: Registry,
+    listener: Listener,
+    /// Given up to accept and close a connection when no other descriptor is left.
+    spare: Option<File>,
+    signals: Signals,
+    connections: BTreeMap<ConnectionId, Entry>,
+    outputs: BTreeMap<SessionId, Pipes>,
+    spawner: Spawner,
+    /// What every read goes through.
+    scratch: Box<[u8]>,
+    /// Sources with more to read, whose edge has been used up.
+    ready: VecDeque<Source>,
+    end: Option<End>,
+}
+
+impl Shell {
+    /// Takes over what start-up has opened.
+    pub(crate) fn new(
+        options: Options,
+        registry: Registry,
+        mut signals: Signals,
+        address: &Address,
+    ) -> io::Result<Self> {
+        registry.register(&mut signals, Source::Signals.token(), Interest::READABLE)?;
+        let listener = Listener::bind(address, accept::BACKLOG)?;
+        let spawner = Spawner::new(options.file_limit)?;
+        Ok(Self {
+            options,
+            registry,
+            listener,
+            spare: File::open("/dev/null").ok(),
+            signals,
+            connections: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            spawner,
+            scratch: vec![0; READ_LEN].into_boxed_slice(),
+            ready: VecDeque::new(),
+            end: None,
+        })
+    }
+
+    /// How everything is to end, once that has been asked for.
+    pub(crate) fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// Whether a source has more to read, so that the loop must not sleep.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Something happened to a source.
+    pub(crate) fn handle_event(&mut self, source: Source, agent: &mut Agent, now: Instant) {
+        match source {
+            Source::Signals => self.drain_signals(agent, now),
+            Source::Listener => self.drain_accept(agent, now),
+            Source::Connection(id) => {
+                self.flush(id, agent, now);
+                self.drain_connection(id, agent, now);
+            }
+            Source::Output(id, stream) => self.drain_output(id, stream, agent, now),
+        }
+        self.settle(agent, now);
+    }
+
+    /// Reads on where reading stopped early, each source once.
+    pub(crate) fn run_ready(&mut self, agent: &mut Agent, now: Instant) {
+        for _ in 0..self.ready.len() {
+            if let Some(source) = self.ready.pop_front() {
+                self.handle_event(source, agent, now);
+            }
+        }
+    }
+
+    /// Performs actions until none is left.
+    pub(crate) fn settle(&mut self, agent: &mut Agent, now: Instant) {
+        while let Some(action) = agent.poll_action() {
+            self.perform(action, agent, now);
+        }
+    }
+
+    fn perform(&mut self, action: Action, agent: &mut Agent, now: Instant) {
+        match action {
+            Action::Flush(id) => self.flush(id, agent, now),
+            Action::Close(id) => self.close_connection(id),
+            Action::DrainAccept => self.drain_accept(agent, now),
+            Action::RearmListener => {
+                let result = self.rearm_listener().map_err(|err| err.to_string());
+                agent.handle_rearmed(result, now);
+            }
+            Action::Step { run, action } => {
+                let started_at = clock::now();
+                let outcome = self.perform_step(action);
+                let took = clock::now().saturating_duration_since(started_at);
+                agent.handle_step(run, outcome, took, now);
+            }
+            Action::Spawn { purpose, command } => self.spawn(purpose, &command, agent, now),
+            Action::ResumeOutput(id) => self.resume_output(id),
+            Action::CloseOutput(id) => self.close_output(id),
+            Action::SignalGroup { group, signal } => signal_group(group, signal),
+            Action::SignalEveryone(signal) => {
+                if let Err(err) = process::kill_all(number_of(signal)) {
+                    debug!("cannot signal every process: {err}");
+                }
+            }
+            Action::LookAtConsole => agent.handle_console(console::is_drained(), now),
+            Action::CollectFigures(id) => agent.handle_figures(id, figures(), now),
+            Action::End(end) => self.end = Some(end),
+        }
+    }
+
+    fn drain_signals(&mut self, agent: &mut Agent, now: Instant) {
+        loop {
+            match self.signals.read() {
+                Ok(Some(SignalNumber::SIGCHLD)) => self.reap_children(agent, now),
+                Ok(Some(SignalNumber::SIGINT)) => agent.handle_signal(Signal::Interrupt, now),
+                Ok(Some(_)) => agent.handle_signal(Signal::End, now),
+                Ok(None) => return,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return error!("cannot read signals: {err}"),
+            }
+            self.settle(agent, now);
+        }
+    }
+
+    /// One `SIGCHLD` may stand for many children.
+    fn reap_children(&mut self, agent: &mut Agent, now: Instant) {
+        loop {
+            match process::reap() {
+                Ok(Some(reaped)) => {
+                    agent.handle_child_exit(reaped.pid, exit_of(&reaped), now);
+                    self.settle(agent, now);
+                }
+                Ok(None) => return,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return error!("cannot wait for children: {err}"),
+            }
+        }
+    }
+
+    /// Notes that a source has more to read.
+    fn push_ready(&mut self, source: Source) {
+        if !self.ready.contains(&source) {
+            self.ready.push_back(source);
+        }
+    }
+}
+
+fn exit_of(reaped: &process::Reaped) -> Exit {
+    let status = match reaped.ending {
+        Ending::Code(code) => ExitStatus::Code(code),
+        Ending::Signal { number, core } => ExitStatus::Signal {
+            number: u8::try_from(number).unwrap_or(u8::MAX),
+            core,
+        },
+    };
+    let usage = ResourceUsage {
+        user_us: reaped.user_us,
+        system_us: reaped.system_us,
+        rss_max_kib: reaped.rss_max_kib,
+    };
+    Exit { status, usage }
+}
+
+fn number_of(signal: EndSignal) -> i32 {
+    match signal {
+        EndSignal::Terminate => libc::SIGTERM,
+        EndSignal::Kill => libc::SIGKILL,
+    }
+}
+
+fn signal_group(group: i32, signal: EndSignal) {
+    match process::kill_group(group, number_of(signal)) {
+        Ok(()) => {}
+        // The last process of the group has gone on its own.
+        Err(err) if err.raw_os_error() == Some(libc::ESRCH) => {}
+        Err(err) => warn!("cannot signal process group {group}: {err}"),
+    }
+}
+
+/// What this process uses. A figure that cannot be had is zero: INFO is for people.
+fn figures() -> Figures {
+    // One of the entries is the directory that is being read.
+    let fds = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() - 1);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let rss_kib = rss.and_then(|text| text.trim().strip_suffix(" kB")?.trim().parse().ok());
+    Figures {
+        fds: u32::try_from(fds).unwrap_or(u32::MAX),
+        rss_kib: rss_kib.unwrap_or(0),
+    }
+}

@@ -1,0 +1,93 @@
+//! Accepting, and the listener's place in the poll set.
+
+use std::fs::File;
+use std::io;
+use std::time::Instant;
+
+use log::{debug, warn};
+use mio::Interest;
+use shared::limits::CID_HOST;
+
+use super::Shell;
+use crate::agent::Agent;
+use crate::sys::socket::{Listener, Peer};
+use crate::tokens::Source;
+
+/// Connections that the kernel queues for the agent. A full queue refuses, which a host meets by
+/// trying again.
+pub(super) const BACKLOG: libc::c_int = 128;
+
+/// Most connections taken in one turn; more are taken in the next.
+const ACCEPTS_PER_TURN_MAX: usize = 256;
+
+impl Shell {
+    /// Accepts until the queue is empty. A child in the queue may be dead already, and hides live
+    /// ones behind it.
+    pub(crate) fn drain_accept(&mut self, agent: &mut Agent, now: Instant) {
+        for _ in 0..ACCEPTS_PER_TURN_MAX {
+            match self.listener.accept() {
+                Ok((stream, peer)) => {
+                    let is_permitted = is_permitted(peer);
+                    if !is_permitted {
+                        debug!("closed a connection of {peer:?}, which is not the host");
+                    }
+                    if let Some(id) = agent.handle_accepted(is_permitted, now) {
+                        self.insert_connection(id, stream, agent, now);
+                    }
+                }
+                Err(err) => match err.raw_os_error() {
+                    Some(libc::EAGAIN) => return,
+                    Some(libc::EINTR | libc::ECONNABORTED) => {}
+                    Some(libc::EMFILE | libc::ENFILE) if self.shed_connection() => {
+                        agent.handle_accept_shed();
+                    }
+                    _ => {
+                        warn!("cannot accept: {err}");
+                        return agent.handle_accept_failed(now);
+                    }
+                },
+            }
+        }
+        self.push_ready(Source::Listener);
+    }
+
+    /// Takes the listener out of the poll set and puts it back, on the same descriptor. Registering
+    /// reports readiness that is already there. Only if it fails is a new listener bound.
+    pub(crate) fn rearm_listener(&mut self) -> io::Result<()> {
+        // Not registered yet the first time, and after a failure.
+        let _ = self.registry.deregister(&mut self.listener);
+        let token = Source::Listener.token();
+        match self
+            .registry
+            .register(&mut self.listener, token, Interest::READABLE)
+        {
+            Ok(()) => Ok(()),
+            Err(err) => {
+                warn!("cannot register the listener again ({err}); binding a new one");
+                let address = self.listener.address().clone();
+                self.listener = Listener::bind(&address, BACKLOG)?;
+                self.registry
+                    .register(&mut self.listener, token, Interest::READABLE)
+            }
+        }
+    }
+
+    /// Closes one queued connection with the help of the spare descriptor, so that its peer learns
+    /// at once. Returns whether that worked.
+    fn shed_connection(&mut self) -> bool {
+        if self.spare.take().is_none() {
+            return false;
+        }
+        let shed = self.listener.accept().is_ok();
+        self.spare = File::open("/dev/null").ok();
+        shed
+    }
+}
+
+/// Vsock peers must be the host; whoever can reach the Unix socket is let in by its file mode.
+fn is_permitted(peer: Peer) -> bool {
+    match peer {
+        Peer::Vsock { cid } => cid == CID_HOST,
+        Peer::Unix { .. } => true,
+    }
+}

@@ -1,0 +1,149 @@
+//! Bytes in and out of connections.
+
+use std::io;
+use std::time::Instant;
+
+use mio::Interest;
+
+use super::{READS_PER_TURN_MAX, Shell};
+use crate::agent::{Agent, ConnectionId, Ended, Interest as Wanted};
+use crate::sys::socket::{Address, Stream};
+use crate::tokens::Source;
+
+/// A connection's socket and its place in the poll set.
+#[derive(Debug)]
+pub(super) struct Entry {
+    stream: Stream,
+    /// What it is registered for; `None` while it is not.
+    registered: Option<Interest>,
+    /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
+    is_unread: bool,
+}
+
+impl Shell {
+    /// Takes a connection that was accepted just now. Its first bytes are usually there already.
+    pub(crate) fn insert_connection(
+        &mut self,
+        id: ConnectionId,
+        stream: Stream,
+        agent: &mut Agent,
+        now: Instant,
+    ) {
+        self.connections.insert(
+            id,
+            Entry {
+                stream,
+                registered: None,
+                is_unread: true,
+            },
+        );
+        self.sync_interest(id, agent, now);
+    }
+
+    /// Deregisters, then closes.
+    pub(crate) fn close_connection(&mut self, id: ConnectionId) {
+        if let Some(mut entry) = self.connections.remove(&id)
+            && entry.registered.is_some()
+        {
+            // Closing removes it too; the order only keeps a stale event from being reported.
+            let _ = self.registry.deregister(&mut entry.stream);
+        }
+    }
+
+    /// Reads until there is no more, or the core takes no more, or it is others' turn.
+    pub(crate) fn drain_connection(&mut self, id: ConnectionId, agent: &mut Agent, now: Instant) {
+        for _ in 0..READS_PER_TURN_MAX {
+            let is_readable = agent.interest(id).is_some_and(|wanted| wanted.readable);
+            let Some(entry) = self.connections.get_mut(&id) else {
+                return;
+            };
+            entry.is_unread = true;
+            if !is_readable {
+                return self.sync_interest(id, agent, now);
+            }
+            match entry.stream.read(&mut self.scratch) {
+                Ok(0) => agent.handle_closed(id, Ended::ByPeer, now),
+                Ok(len) => agent.handle_bytes(id, &self.scratch[..len], now),
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                    entry.is_unread = false;
+                    return self.sync_interest(id, agent, now);
+                }
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => agent.handle_closed(id, self.ended_by(&err), now),
+            }
+            self.settle(agent, now);
+        }
+        self.push_ready(Source::Connection(id));
+    }
+
+    /// Writes until there is no more, or the socket takes no more.
+    pub(crate) fn flush(&mut self, id: ConnectionId, agent: &mut Agent, now: Instant) {
+        agent.handle_flushed(id);
+        while let Some(entry) = self.connections.get_mut(&id) {
+            let pending = agent.pending(id);
+            if pending.is_empty() {
+                break;
+            }
+            match entry.stream.write(pending) {
+                Ok(len) => agent.handle_written(id, len, now),
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => {
+                    return agent.handle_closed(id, self.ended_by(&err), now);
+                }
+            }
+        }
+        self.sync_interest(id, agent, now);
+    }
+
+    /// Makes the registration agree with what the core wants. Registering anew reports readiness
+    /// that is already there; what was left unread without a change is put on the ready list.
+    fn sync_interest(&mut self, id: ConnectionId, agent: &mut Agent, now: Instant) {
+        let Some(entry) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let Some(wanted) = agent.interest(id) else {
+            return;
+        };
+        let interest = to_mio(wanted);
+        let token = Source::Connection(id).token();
+        let result = match (entry.registered, interest) {
+            (before, after) if before == after => Ok(()),
+            (None, Some(after)) => self.registry.register(&mut entry.stream, token, after),
+            (Some(_), Some(after)) => self.registry.reregister(&mut entry.stream, token, after),
+            (_, None) => self.registry.deregister(&mut entry.stream),
+        };
+        entry.registered = interest;
+        let is_unread = entry.is_unread && wanted.readable;
+        if result.is_err() {
+            return agent.handle_closed(id, Ended::ByError, now);
+        }
+        if is_unread {
+            self.push_ready(Source::Connection(id));
+        }
+    }
+
+    /// What an error says about a connection's end. A vsock socket that a transport reset has
+    /// killed answers ENOTCONN, or ECONNRESET to whoever was inside the call. A Unix socket says
+    /// ECONNRESET when its peer left without reading.
+    fn ended_by(&self, err: &io::Error) -> Ended {
+        let is_vsock = match self.listener.address() {
+            Address::Vsock { .. } => true,
+            Address::Unix { .. } => false,
+        };
+        match err.raw_os_error() {
+            Some(libc::ENOTCONN | libc::ECONNRESET) if is_vsock => Ended::ByReset,
+            Some(libc::ENOTCONN | libc::ECONNRESET | libc::EPIPE) => Ended::ByPeer,
+            _ => Ended::ByError,
+        }
+    }
+}
+
+fn to_mio(wanted: Wanted) -> Option<Interest> {
+    match (wanted.readable, wanted.writable) {
+        (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+        (true, false) => Some(Interest::READABLE),
+        (false, true) => Some(Interest::WRITABLE),
+        (false, false) => None,
+    }
+}
