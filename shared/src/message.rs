@@ -120,15 +120,13 @@ impl Message {
 
     /// Appends the message as one frame.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Stdout(chunk) => chunk.write(FrameKind::Stdout, out),
-            Self::Stderr(chunk) => chunk.write(FrameKind::Stderr, out),
-            _ => {
-                let value = self.to_value();
-                encode_with(out, self.kind(), |out| {
-                    out.extend(value.to_string().into_bytes())
-                });
-            }
+        if let Self::Stdout(chunk) | Self::Stderr(chunk) = self {
+            chunk.write(self.kind(), out);
+        } else {
+            let payload = self.to_value().to_string();
+            encode_with(out, self.kind(), |out| {
+                out.extend_from_slice(payload.as_bytes())
+            });
         }
     }
 
