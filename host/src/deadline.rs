@@ -55,12 +55,6 @@ impl<'a> Watch<'a> {
         self.deadline
     }
 
-    /// Time left, zero when there is none.
-    #[must_use]
-    pub fn remaining(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
-    }
-
     /// Waits until `fd` can be read, or has ended or failed: the read then says which.
     pub fn readable(&self, fd: impl AsFd) -> Result<(), WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLIN, None).map(drop)

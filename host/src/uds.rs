@@ -59,7 +59,7 @@ pub fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
 }
 
 /// Splits a socket's path into its directory and its name.
-pub fn split(path: &Path) -> io::Result<(PathBuf, String)> {
+pub(crate) fn split(path: &Path) -> io::Result<(PathBuf, String)> {
     let name = path
         .file_name()
         .and_then(|name| name.to_str())

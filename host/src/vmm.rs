@@ -11,11 +11,10 @@
 mod binary;
 mod error;
 pub mod firecracker;
+mod format;
 mod kvm;
 pub mod qemu;
 mod socket;
-#[cfg(test)]
-pub(crate) mod testing;
 pub mod version;
 
 use std::env;
@@ -31,6 +30,7 @@ use std::time::Instant;
 
 pub use binary::{FindError, find_binary};
 pub use error::VmmError;
+pub use format::load_gate;
 pub use kvm::{HostProblem, host_problem};
 pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
 
@@ -183,6 +183,9 @@ pub trait Vmm: fmt::Debug {
     fn pause(&mut self, deadline: Instant) -> Result<(), VmmError>;
 
     /// Writes the paused machine to `files`. `progress` is told the bytes written so far.
+    ///
+    /// That the files survive a power cut is up to the caller, who can see to it after the guest
+    /// was resumed.
     fn save(
         &mut self,
         files: &StateFiles,
@@ -190,11 +193,12 @@ pub trait Vmm: fmt::Debug {
         deadline: Instant,
     ) -> Result<(), VmmError>;
 
-    /// Lets a paused machine run again. Never called for a machine that runs: on Firecracker
-    /// 1.16.0 and 1.16.1 a redundant resume ends host-to-guest vsock for good.
+    /// Lets a paused machine run again. A machine that runs is left alone: on Firecracker 1.16.0
+    /// and 1.16.1 a redundant resume ends host-to-guest vsock for good.
     fn resume(&mut self, deadline: Instant) -> Result<(), VmmError>;
 
-    /// Asks the VMM process to end, where its API can. The caller still waits for, and may kill, it.
+    /// Asks the VMM process to end, where its API can; one that has ended already is a success.
+    /// The caller still waits for, and may kill, it.
     fn quit(&mut self, deadline: Instant) -> Result<(), VmmError>;
 }
 
@@ -209,7 +213,8 @@ pub fn guest_address(kind: VmmKind, vm_dir: &Path, guest_cid: u32) -> GuestAddre
     }
 }
 
-/// The command line for a VMM process that runs in its VM directory, under the name `name`.
+/// The command line for a VMM process that runs in its VM directory, under the name `name`. The
+/// directory went through [`prepare_dir`] before.
 ///
 /// Its standard output is the guest's serial console; its standard error belongs into [`VMM_LOG`].
 /// Firecracker is told about the machine later, over its API; QEMU needs it here, and for a load
@@ -307,6 +312,9 @@ fn wrap(kind: VmmKind, stream: UnixStream, process: Option<OwnedFd>) -> Box<dyn 
         VmmKind::Qemu => Box::new(qemu::Qemu::new(stream, process)),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 #[cfg(test)]
 mod tests {
