@@ -15,7 +15,7 @@ use crate::tokens::Source;
 
 /// Connections that the kernel queues for the agent. A full queue refuses, which a host meets by
 /// trying again.
-pub(super) const BACKLOG: libc::c_int = 128;
+pub(super) const BACKLOG: libc::c_int = 1024;
 
 /// Most connections taken in one turn; more are taken in the next.
 const ACCEPTS_PER_TURN_MAX: usize = 256;
