@@ -58,6 +58,14 @@ impl Naming {
         }
     }
 
+    /// How many connections wait for the rebind under way.
+    #[cfg(test)]
+    pub(super) fn waiting_count(&self) -> usize {
+        self.current
+            .as_ref()
+            .map_or(0, |current| current.waiting().len())
+    }
+
     /// Drops what is under way, for good.
     pub(super) fn abandon(&mut self) -> Option<Rebinding> {
         self.current.take()

@@ -1,1 +1,366 @@
-//! Tests
+//! Conversations with the whole core, without a system under it.
+//!
+//! [`World`] stands in for the event loop, the shell, the kernel and the peers: it performs every action at once
+//! and remembers what it was asked for. A test says what the host sends and what happens to children, and looks at
+//! the frames that come back.
+
+mod exec;
+mod handshake;
+mod limits;
+mod quiesce;
+mod shutdown;
+mod simulation;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use shared::frame::Decoder;
+use shared::id::{ExecId, Generation, Nonce, Token};
+use shared::message::{
+    ByteString, Cause, Depth, Exec, ExitStatus, FailCode, Hello, Identity, InheritedSessions,
+    Message, Policy, Probe, Quiesce, Rebind, ResourceUsage, Role, StepName,
+};
+
+use super::rebind::{StepAction, StepFailure, StepOutcome};
+use super::*;
+
+/// 2026-01-01, as good a present as any.
+const WALL_CLOCK_NS: u64 = 1_767_225_600 * 1_000_000_000;
+
+const G: Generation = Generation::from_bytes([1; 16]);
+const H: Generation = Generation::from_bytes([2; 16]);
+const TOKEN: Token = Token::from_bytes([3; 16]);
+const NONCE: Nonce = Nonce::from_bytes([4; 16]);
+
+/// The far end of one connection.
+#[derive(Default)]
+struct Peer {
+    decoder: Decoder,
+    /// Bytes that the socket takes before it is full; `None` is no limit.
+    room: Option<usize>,
+    received: Vec<Message>,
+    is_closed: bool,
+}
+
+/// Everything around the core.
+struct World {
+    agent: Agent,
+    now: Instant,
+    peers: BTreeMap<ConnectionId, Peer>,
+    /// Every action, in order.
+    actions: Vec<Action>,
+    /// Processes that run, by id.
+    processes: BTreeMap<i32, Purpose>,
+    next_pid: i32,
+    /// What the next spawn fails with.
+    spawn_failure: Option<SpawnFailure>,
+    /// Steps that fail.
+    failing_steps: BTreeSet<&'static str>,
+    is_console_drained: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with_init(false)
+    }
+
+    fn with_init(is_init: bool) -> Self {
+        let now = Instant::now();
+        let settings = Settings {
+            version: "1.2.3".to_owned(),
+            boot_id: "boot".to_owned(),
+            kernel: "6.1".to_owned(),
+            is_init,
+            grace: Duration::from_secs(5),
+        };
+        let mut world = Self {
+            agent: Agent::new(settings, now),
+            now,
+            peers: BTreeMap::new(),
+            actions: Vec::new(),
+            processes: BTreeMap::new(),
+            next_pid: 100,
+            spawn_failure: None,
+            failing_steps: BTreeSet::new(),
+            is_console_drained: true,
+        };
+        world.settle();
+        world
+    }
+
+    /// Somebody connects and says nothing.
+    fn accept(&mut self) -> ConnectionId {
+        let id = self
+            .agent
+            .handle_accepted(true, self.now)
+            .expect("accepted");
+        self.peers.insert(id, Peer::default());
+        self.settle();
+        id
+    }
+
+    /// A host connects and says HELLO; the answer is taken off.
+    fn connect(&mut self) -> ConnectionId {
+        let id = self.accept();
+        self.send(id, &Message::Hello(Hello::host("test")));
+        assert!(matches!(self.receive(id)[..], [Message::Hello(_)]));
+        id
+    }
+
+    fn send(&mut self, id: ConnectionId, message: &Message) {
+        self.send_bytes(id, &message.encode());
+    }
+
+    fn send_bytes(&mut self, id: ConnectionId, bytes: &[u8]) {
+        self.agent.handle_bytes(id, bytes, self.now);
+        self.settle();
+    }
+
+    /// What has arrived at a peer since the last look.
+    fn receive(&mut self, id: ConnectionId) -> Vec<Message> {
+        std::mem::take(&mut self.peers.get_mut(&id).expect("a peer").received)
+    }
+
+    /// Sends one request and returns what comes back at once.
+    fn ask(&mut self, id: ConnectionId, message: &Message) -> Vec<Message> {
+        self.send(id, message);
+        self.receive(id)
+    }
+
+    fn is_closed(&self, id: ConnectionId) -> bool {
+        self.peers[&id].is_closed
+    }
+
+    fn end(&mut self, id: ConnectionId, ended: Ended) {
+        self.agent.handle_closed(id, ended, self.now);
+        self.settle();
+    }
+
+    /// Lets time pass, deadline by deadline.
+    fn pass(&mut self, duration: Duration) {
+        let until = self.now + duration;
+        while let Some(at) = self.agent.poll_timeout().filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            self.agent.handle_timeout(self.now);
+            self.settle();
+        }
+        self.now = until;
+    }
+
+    /// The process of the last command that was started.
+    fn pid(&self) -> i32 {
+        *self.processes.keys().last().expect("a process")
+    }
+
+    fn session_of(&self, pid: i32) -> SessionId {
+        match self.processes[&pid] {
+            Purpose::Session(id) => id,
+            Purpose::Probe(_) => panic!("process {pid} is a probe's"),
+        }
+    }
+
+    fn write(&mut self, pid: i32, stream: Stream, bytes: &[u8]) {
+        let id = self.session_of(pid);
+        assert!(
+            self.agent.output_room(id) >= bytes.len(),
+            "no room for output"
+        );
+        self.agent.handle_output(id, stream, bytes);
+        self.settle();
+    }
+
+    fn close_outputs(&mut self, pid: i32) {
+        let id = self.session_of(pid);
+        for stream in Stream::ALL {
+            self.agent.handle_output_closed(id, stream, self.now);
+            self.settle();
+        }
+    }
+
+    fn reap(&mut self, pid: i32, status: ExitStatus) {
+        self.processes.remove(&pid);
+        let exit = Exit {
+            status,
+            usage: ResourceUsage::default(),
+        };
+        self.agent.handle_child_exit(pid, exit, self.now);
+        self.settle();
+    }
+
+    /// A command's usual end.
+    fn finish(&mut self, pid: i32, code: u8) {
+        self.close_outputs(pid);
+        self.reap(pid, ExitStatus::Code(code));
+    }
+
+    fn settle(&mut self) {
+        while let Some(action) = self.agent.poll_action() {
+            self.actions.push(action.clone());
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        let now = self.now;
+        match action {
+            Action::Flush(id) => self.flush(id),
+            Action::Close(id) => self.close(id),
+            Action::RearmListener => self.agent.handle_rearmed(Ok(()), now),
+            Action::Step { run, action } => {
+                let outcome = self.step(&action);
+                self.agent
+                    .handle_step(run, outcome, Duration::from_micros(7), now);
+            }
+            Action::Spawn { purpose, .. } => {
+                let result = match self.spawn_failure.take() {
+                    Some(failure) => Err(failure),
+                    None => {
+                        self.next_pid += 1;
+                        self.processes.insert(self.next_pid, purpose);
+                        Ok(self.next_pid)
+                    }
+                };
+                self.agent.handle_spawned(purpose, result, now);
+            }
+            Action::LookAtConsole => {
+                self.agent.handle_console(self.is_console_drained, now);
+                if self.agent.state() == State::Quiesced {
+                    assert!(self.is_console_drained && self.agent.connections.len() <= 1);
+                }
+            }
+            Action::CollectFigures(id) => {
+                self.agent
+                    .handle_figures(id, Figures { fds: 5, rss_kib: 6 }, now);
+            }
+            Action::DrainAccept
+            | Action::ResumeOutput(_)
+            | Action::CloseOutput(_)
+            | Action::SignalGroup { .. }
+            | Action::SignalEveryone(_)
+            | Action::End(_) => {}
+        }
+    }
+
+    fn step(&mut self, action: &StepAction) -> StepOutcome {
+        let name = match action {
+            StepAction::CloseConnections(ids) => {
+                ids.iter().for_each(|id| self.close(*id));
+                StepName::Connections
+            }
+            StepAction::RearmListener => StepName::Listener,
+            StepAction::SetClock { .. } => StepName::Clock,
+            StepAction::Reseed { .. } => StepName::Entropy,
+            StepAction::SetIdentity(_) => StepName::Identity,
+        };
+        if self.failing_steps.contains(name.as_str()) {
+            let text = format!("cannot do {name}");
+            return StepOutcome::Failed(StepFailure {
+                errno: Some(5),
+                text,
+            });
+        }
+        match action {
+            StepAction::SetClock { .. } => StepOutcome::ClockMoved { step_ns: 42 },
+            StepAction::CloseConnections(_)
+            | StepAction::RearmListener
+            | StepAction::Reseed { .. }
+            | StepAction::SetIdentity(_) => StepOutcome::Done,
+        }
+    }
+
+    fn flush(&mut self, id: ConnectionId) {
+        self.agent.handle_flushed(id);
+        loop {
+            let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.is_closed) else {
+                return;
+            };
+            let pending = self.agent.pending(id);
+            let len = pending.len().min(peer.room.unwrap_or(usize::MAX));
+            if len == 0 {
+                return;
+            }
+            peer.decoder.push(&pending[..len]);
+            if let Some(room) = &mut peer.room {
+                *room -= len;
+            }
+            while let Some(frame) = peer.decoder.poll_frame().expect("frames from the agent") {
+                peer.received
+                    .push(Message::parse(frame, Role::Guest).expect("messages"));
+            }
+            self.agent.handle_written(id, len, self.now);
+        }
+    }
+
+    /// The peer reads everything, now and from now on.
+    fn unblock(&mut self, id: ConnectionId) {
+        self.peers.get_mut(&id).expect("a peer").room = None;
+        self.flush(id);
+        self.settle();
+    }
+
+    fn close(&mut self, id: ConnectionId) {
+        self.peers.get_mut(&id).expect("a peer").is_closed = true;
+    }
+
+    /// Names the guest and proves it, so that it runs.
+    fn named(generation: Generation) -> Self {
+        let mut world = Self::new();
+        let id = world.connect();
+        let answer = world.ask(id, &rebind(generation, Cause::Boot));
+        assert!(matches!(answer[..], [Message::Rebound(_)]), "{answer:?}");
+        world.end(id, Ended::ByPeer);
+        world
+    }
+}
+
+fn rebind(generation: Generation, cause: Cause) -> Message {
+    Message::Rebind(Rebind {
+        generation,
+        cause,
+        parent: None,
+        wall_clock_ns: WALL_CLOCK_NS,
+        entropy: Some([9; 32]),
+        identity: Identity::default(),
+        sessions: InheritedSessions::Keep,
+        attempt: 1,
+    })
+}
+
+fn probe(generation: Generation, depth: Depth) -> Message {
+    Message::Probe(Probe {
+        generation: Some(generation),
+        nonce: NONCE,
+        depth,
+    })
+}
+
+fn quiesce(policy: Policy) -> Message {
+    Message::Quiesce(Quiesce {
+        token: TOKEN,
+        policy,
+        limit_ms: 10_000,
+    })
+}
+
+fn exec_id(number: u8) -> ExecId {
+    ExecId::from_bytes([number; 16])
+}
+
+fn exec(number: u8) -> Message {
+    Message::Exec(Exec {
+        id: exec_id(number),
+        generation: None,
+        argv: vec![ByteString::new("true").expect("no NUL")],
+        env: Vec::new(),
+        cwd: None,
+    })
+}
+
+/// The code of the only message, which must be a FAIL.
+#[track_caller]
+fn fail_code(messages: &[Message]) -> FailCode {
+    match messages {
+        [Message::Fail(fail)] => fail.code,
+        other => panic!("expected one FAIL, got {other:?}"),
+    }
+}

@@ -1,0 +1,262 @@
+//! EXEC and what becomes of sessions.
+
+use super::*;
+use crate::agent::commands::{ABANDON_TIMEOUT, GRACE_TIMEOUT, KILL_TIMEOUT};
+use shared::message::{Exited, Started};
+
+/// A command that runs, on its own connection.
+fn running(world: &mut World, number: u8) -> (ConnectionId, i32) {
+    let id = world.connect();
+    let answer = world.ask(id, &exec(number));
+    assert!(
+        matches!(answer[..], [Message::Started(Started { fresh: true, .. })]),
+        "{answer:?}"
+    );
+    (id, world.pid())
+}
+
+#[track_caller]
+fn exited(messages: &[Message]) -> Exited {
+    match messages.last() {
+        Some(Message::Exited(exited)) => *exited,
+        other => panic!("expected EXITED, got {other:?}"),
+    }
+}
+
+fn signals(world: &World) -> Vec<(i32, EndSignal)> {
+    let signal = |action: &Action| match action {
+        Action::SignalGroup { group, signal } => Some((*group, *signal)),
+        _ => None,
+    };
+    world.actions.iter().filter_map(signal).collect()
+}
+
+#[test]
+fn output_comes_in_order_and_completion_last() {
+    let mut world = World::new();
+    let (id, pid) = running(&mut world, 1);
+    world.write(pid, Stream::Stdout, b"one");
+    world.write(pid, Stream::Stderr, b"two");
+    world.write(pid, Stream::Stdout, b"three");
+    world.reap(pid, ExitStatus::Code(7));
+    world
+        .processes
+        .insert(pid, Purpose::Session(SessionId::from_number(1)));
+    world.close_outputs(pid);
+    let received = world.receive(id);
+    let chunk = |message: &Message| match message {
+        Message::Stdout(chunk) | Message::Stderr(chunk) => Some((chunk.offset, chunk.bytes.len())),
+        _ => None,
+    };
+    let chunks: Vec<_> = received.iter().filter_map(chunk).collect();
+    assert_eq!(chunks, [(0, 3), (0, 3), (3, 5)]);
+    let exited = exited(&received);
+    assert_eq!(
+        (exited.status, exited.stdout_end, exited.stderr_end),
+        (ExitStatus::Code(7), 8, 3)
+    );
+    assert!(!exited.writers_alive);
+    assert_eq!(
+        world.agent.poll_timeout(),
+        None,
+        "nothing is left to wait for"
+    );
+}
+
+#[test]
+fn output_held_by_another_process_is_waited_for_and_then_given_up() {
+    let mut world = World::new();
+    let (id, pid) = running(&mut world, 1);
+    let session = world.session_of(pid);
+    world.reap(pid, ExitStatus::Code(0));
+    world.pass(GRACE_TIMEOUT - Duration::from_millis(1));
+    assert!(world.receive(id).is_empty());
+    world.pass(Duration::from_millis(1));
+    assert!(exited(&world.receive(id)).writers_alive);
+    assert!(world.actions.contains(&Action::CloseOutput(session)));
+}
+
+#[test]
+fn the_grace_does_not_run_while_the_client_is_slow() {
+    let mut world = World::new();
+    let (id, pid) = running(&mut world, 1);
+    let session = world.session_of(pid);
+    world.peers.get_mut(&id).unwrap().room = Some(0);
+    while world.agent.output_room(session) > 0 {
+        let room = world.agent.output_room(session);
+        world.write(pid, Stream::Stdout, &vec![1; room]);
+    }
+    world.reap(pid, ExitStatus::Code(0));
+    world.pass(GRACE_TIMEOUT * 100);
+    assert!(
+        world.agent.sessions.contains_key(&session),
+        "its output is not lost"
+    );
+    world.unblock(id);
+    assert!(world.actions.contains(&Action::ResumeOutput(session)));
+    world.pass(GRACE_TIMEOUT);
+    assert!(exited(&world.receive(id)).writers_alive);
+}
+
+#[test]
+fn a_wrong_generation_runs_nothing() {
+    let mut world = World::named(G);
+    let id = world.connect();
+    let mut request = exec(1);
+    if let Message::Exec(exec) = &mut request {
+        exec.generation = Some(H);
+    }
+    assert_eq!(fail_code(&world.ask(id, &request)), FailCode::Stale);
+    assert!(world.processes.is_empty());
+    if let Message::Exec(exec) = &mut request {
+        exec.generation = Some(G);
+    }
+    assert!(matches!(world.ask(id, &request)[..], [Message::Started(_)]));
+}
+
+#[test]
+fn a_program_that_cannot_be_started_is_told_apart() {
+    let cases = [
+        (SpawnStage::Exec, 2, FailCode::NotFound),
+        (SpawnStage::Exec, 20, FailCode::NotFound),
+        (SpawnStage::Exec, 13, FailCode::NotRunnable),
+        (SpawnStage::Exec, 8, FailCode::NotRunnable),
+        (SpawnStage::Chdir, 2, FailCode::NotRunnable),
+        (SpawnStage::Clone, 11, FailCode::Limit),
+        (SpawnStage::SetUp, 1, FailCode::Internal),
+    ];
+    for (stage, errno, code) in cases {
+        let mut world = World::new();
+        let id = world.connect();
+        let text = "why".to_owned();
+        world.spawn_failure = Some(SpawnFailure {
+            stage,
+            errno,
+            text,
+            stillborn: Some(50),
+        });
+        let answer = world.ask(id, &exec(1));
+        assert_eq!(fail_code(&answer), code, "{stage:?} {errno}");
+        world.reap(50, ExitStatus::Code(127));
+        assert_eq!(
+            world.agent.children.orphans_reaped(),
+            0,
+            "the stillborn child is our own"
+        );
+        // Nothing ran, so the same request may be made again.
+        assert!(matches!(world.ask(id, &exec(1))[..], [Message::Started(_)]));
+    }
+}
+
+#[test]
+fn a_known_request_attaches_and_never_runs_twice() {
+    let mut world = World::new();
+    let (first, pid) = running(&mut world, 1);
+    world.write(pid, Stream::Stdout, b"abc");
+    let second = world.connect();
+    let answer = world.ask(second, &exec(1));
+    let [Message::Started(started)] = answer[..] else {
+        panic!("{answer:?}")
+    };
+    assert_eq!((started.fresh, started.stdout_from), (false, 3));
+    assert!(
+        world.is_closed(first),
+        "the first connection was superseded"
+    );
+    world.write(pid, Stream::Stdout, b"d");
+    world.finish(pid, 5);
+    let end = exited(&world.receive(second));
+    assert_eq!(end.stdout_end, 4);
+    // Ended, and asked for once more.
+    let third = world.connect();
+    let answer = world.ask(third, &exec(1));
+    assert!(matches!(
+        answer[..],
+        [Message::Started(Started { fresh: false, .. }), _]
+    ));
+    assert_eq!(exited(&answer), end);
+    assert!(world.processes.is_empty());
+}
+
+#[test]
+fn a_connection_carries_one_command_at_a_time() {
+    let mut world = World::new();
+    let (id, pid) = running(&mut world, 1);
+    assert_eq!(fail_code(&world.ask(id, &exec(2))), FailCode::Limit);
+    world.finish(pid, 0);
+    world.receive(id);
+    assert!(matches!(world.ask(id, &exec(2))[..], [Message::Started(_)]));
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_command_with_it() {
+    let mut world = World::new();
+    let (id, pid) = running(&mut world, 1);
+    let session = world.session_of(pid);
+    world.end(id, Ended::ByPeer);
+    assert_eq!(signals(&world), [(pid, EndSignal::Terminate)]);
+    assert!(
+        world.agent.output_room(session) > 0,
+        "its output must not keep it from ending"
+    );
+    world.pass(KILL_TIMEOUT);
+    assert_eq!(signals(&world)[1..], [(pid, EndSignal::Kill)]);
+    world.finish(pid, 0);
+    assert!(world.agent.sessions.is_empty());
+    assert_eq!(world.agent.poll_timeout(), None);
+}
+
+#[test]
+fn a_reset_leaves_the_command_running_for_a_while() {
+    let mut world = World::new();
+    let (id, pid) = running(&mut world, 1);
+    let session = world.session_of(pid);
+    world.end(id, Ended::ByReset);
+    assert_eq!(
+        world.agent.output_room(session),
+        0,
+        "its output waits in the pipe"
+    );
+    world.pass(ABANDON_TIMEOUT - Duration::from_millis(1));
+    assert!(signals(&world).is_empty());
+    let again = world.connect();
+    assert!(matches!(
+        world.ask(again, &exec(1))[..],
+        [Message::Started(_)]
+    ));
+    world.pass(ABANDON_TIMEOUT);
+    assert!(signals(&world).is_empty(), "somebody came back");
+    world.end(again, Ended::ByReset);
+    world.pass(ABANDON_TIMEOUT);
+    assert_eq!(signals(&world), [(pid, EndSignal::Terminate)]);
+}
+
+#[test]
+fn rebind_carries_sessions_on_or_kills_them() {
+    for (sessions, expected) in [(InheritedSessions::Keep, 0), (InheritedSessions::Kill, 1)] {
+        let mut world = World::new();
+        let (old, pid) = running(&mut world, 1);
+        let id = world.connect();
+        let mut request = rebind(G, Cause::Resume);
+        if let Message::Rebind(rebind) = &mut request {
+            rebind.sessions = sessions;
+        }
+        let answer = world.ask(id, &request);
+        let [Message::Rebound(rebound)] = &answer[..] else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(rebound.sessions_dropped, expected);
+        assert!(world.is_closed(old));
+        let killed = signals(&world) == [(pid, EndSignal::Kill)];
+        assert_eq!(killed, sessions == InheritedSessions::Kill);
+    }
+}
+
+#[test]
+fn orphans_are_counted() {
+    let mut world = World::new();
+    world.reap(4711, ExitStatus::Code(0));
+    let id = world.connect();
+    let answer = world.ask(id, &Message::InfoRequest);
+    assert!(matches!(&answer[..], [Message::Info(info)] if info.orphans_reaped == 1));
+}
