@@ -1,0 +1,241 @@
+//! What a command did: its phases with their times, and what came of it, as one line for people or
+//! one JSON object for scripts.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+use shared::id::Generation;
+
+use crate::error::Failure;
+use crate::exit::Table;
+use crate::output::print;
+
+macro_rules! phases {
+    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
+        /// A named part of a command. The names are stable: records, messages and documents use them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Phase { $($(#[$doc])* $name,)* }
+
+        impl Phase {
+            /// The name in records and messages.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+        }
+    };
+}
+
+phases! {
+    /// The kernel and the image are looked at.
+    Image = "image",
+    /// The artifact's manifest is read and its files are looked at.
+    Artifact = "artifact",
+    /// The VMM's version is judged.
+    Version = "version",
+    /// The VM's directory is made and the VMM started in it.
+    Spawn = "spawn",
+    /// The machine is described to the VMM and started.
+    Start = "start",
+    /// The snapshot is loaded and resumed.
+    Load = "load",
+    /// The VM's lock is taken.
+    Lock = "lock",
+    /// What an interrupted command left is put right.
+    Converge = "converge",
+    /// The guest is made silent.
+    Quiesce = "quiesce",
+    /// The vCPUs are stopped.
+    Pause = "pause",
+    /// The machine's state is written.
+    Save = "save",
+    /// The disks are copied.
+    Disks = "disks",
+    /// The vCPUs run again.
+    Resume = "resume",
+    /// The guest is given its new name.
+    Rebind = "rebind",
+    /// The guest proves that commands can run.
+    Probe = "probe",
+    /// The VM is ended.
+    Stop = "stop",
+    /// The result is made visible to others.
+    Publish = "publish",
+}
+
+/// What a command did so far.
+#[derive(Debug)]
+pub struct Record {
+    started_at: Instant,
+    /// Finished phases in order. A phase that was entered twice is there twice.
+    phases: Vec<(Phase, Duration)>,
+    current: Option<(Phase, Instant)>,
+    blamed: Option<Phase>,
+    attempts: Map<String, Value>,
+    fields: Map<String, Value>,
+}
+
+impl Record {
+    /// A record that begins now.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            started_at: Instant::now(),
+            phases: Vec::new(),
+            current: None,
+            blamed: None,
+            attempts: Map::new(),
+            fields: Map::new(),
+        }
+    }
+
+    /// Ends the current phase and begins `phase`.
+    pub fn begin(&mut self, phase: Phase) {
+        self.end();
+        log::info!("phase {}", phase.as_str());
+        self.current = Some((phase, Instant::now()));
+    }
+
+    /// Ends the current phase.
+    pub fn end(&mut self) {
+        if let Some((phase, since)) = self.current.take() {
+            self.phases.push((phase, since.elapsed()));
+        }
+    }
+
+    /// The phase that is under way.
+    #[must_use]
+    pub fn current(&self) -> Option<Phase> {
+        self.current.map(|(phase, _)| phase)
+    }
+
+    /// Makes `phase` the one that a failure is reported for, where more had to be done after it.
+    pub const fn blame(&mut self, phase: Option<Phase>) {
+        self.blamed = phase;
+    }
+
+    /// Notes how many attempts the current phase took.
+    pub fn attempts(&mut self, phase: Phase, count: u32) {
+        self.attempts
+            .insert(phase.as_str().to_owned(), count.into());
+    }
+
+    /// Notes a fact.
+    pub fn set(&mut self, field: &str, value: impl Into<Value>) {
+        self.fields.insert(field.to_owned(), value.into());
+    }
+
+    /// Notes the VM's generation.
+    pub fn set_generation(&mut self, generation: Generation) {
+        self.set("generation", generation.to_string());
+    }
+
+    /// Prints the outcome: the JSON object, or the line that begins with `event`.
+    pub fn finish(mut self, event: &str, is_json: bool) -> Result<(), Failure> {
+        self.end();
+        if is_json {
+            let head = json!({ "event": event, "exit": 0 });
+            print(&self.to_value(head).to_string())
+        } else {
+            print(&self.to_line(event))
+        }
+    }
+
+    /// Prints the JSON object of a failure, if that is asked for; the message is printed by the
+    /// caller of the command. Gives the failure back, with the phase in front.
+    pub fn fail(mut self, failure: Failure, is_json: bool) -> Failure {
+        let phase = self.blamed.or_else(|| self.current()).map(Phase::as_str);
+        self.end();
+        if is_json {
+            let mut head = json!({
+                "event": "failed",
+                "phase": phase,
+                "exit": Table::General.code(failure.exit()),
+                "error": failure.to_string(),
+            });
+            if let Some(details) = failure.details() {
+                head["details"] = details.into();
+            }
+            // The failure itself is the news; a closed output beside it is not.
+            let _ = print(&self.to_value(head).to_string());
+        }
+        match phase {
+            Some(phase) => failure.in_phase(phase),
+            None => failure,
+        }
+    }
+
+    fn to_value(&self, head: Value) -> Value {
+        let mut phases = Map::new();
+        for (phase, took) in &self.phases {
+            let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            let earlier = phases
+                .get(phase.as_str())
+                .and_then(Value::as_u64)
+                .unwrap_or(0);
+            phases.insert(phase.as_str().to_owned(), (earlier + us).into());
+        }
+        let mut value = head;
+        for (field, fact) in &self.fields {
+            value[field] = fact.clone();
+        }
+        value["phases_us"] = phases.into();
+        value["attempts"] = self.attempts.clone().into();
+        value
+    }
+
+    fn to_line(&self, event: &str) -> String {
+        let text = |field: &str| self.fields.get(field).and_then(Value::as_str);
+        let mut parts = vec![event.to_owned()];
+        parts.extend(text("name").map(str::to_owned));
+        parts.extend(text("artifact").map(str::to_owned));
+        parts.extend(text("generation").map(|generation| format!("generation {generation}")));
+        parts.push(format!("{} ms", self.started_at.elapsed().as_millis()));
+        let phase =
+            |(phase, took): &(Phase, Duration)| format!("{} {}", phase.as_str(), took.as_millis());
+        let phases: Vec<_> = self.phases.iter().map(phase).collect();
+        if !phases.is_empty() {
+            parts.push(format!("({})", phases.join(", ")));
+        }
+        parts.join("  ")
+    }
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let mut record = Record::new();
+        record.set("name", "a");
+        record.set("vmm", json!({ "kind": "qemu" }));
+        record.begin(Phase::Rebind);
+        record.attempts(Phase::Rebind, 2);
+        record.begin(Phase::Probe);
+        record
+    }
+
+    #[test]
+    fn the_object_has_the_phases_and_their_attempts() {
+        let mut record = record();
+        record.end();
+        let value = record.to_value(json!({ "event": "ready", "exit": 0 }));
+        assert_eq!(value["event"], "ready");
+        assert_eq!(value["attempts"], json!({ "rebind": 2 }));
+        assert!(value["phases_us"]["probe"].is_u64(), "{value}");
+        assert_eq!(value["vmm"]["kind"], "qemu");
+    }
+
+    #[test]
+    fn the_line_is_for_people() {
+        let line = record().to_line("ready");
+        assert!(line.starts_with("ready  a  "), "{line}");
+        assert!(line.contains("(rebind "), "{line}");
+    }
+}

@@ -1,0 +1,229 @@
+//! Values as users write them on the command line: times, sizes, names, drives.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Longest name of a VM. A name is one path component and, as the default, a host name.
+pub const NAME_LEN_MAX: usize = 63;
+
+/// Longest time limit. More than a day is a mistake in the unit.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Most guest memory, in MiB: 16 TiB. More is a mistake in the unit.
+const MEMORY_MIB_MAX: u64 = 16 * 1024 * 1024;
+
+/// Reads `500ms`, `30s`, `2m` or `1h`.
+///
+/// # Errors
+///
+/// A sentence for the user. A number without a unit is refused, because half of the tools in use
+/// take it for seconds and the other half for milliseconds.
+pub fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let millis_per_unit: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        _ => return Err(format!("'{text}' is not a time such as 500ms, 30s or 2m")),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is not a time such as 500ms, 30s or 2m"))?;
+    let timeout = Duration::from_millis(number.saturating_mul(millis_per_unit));
+    if timeout.is_zero() {
+        return Err("a time limit must be more than zero".to_owned());
+    }
+    if timeout > TIMEOUT_MAX {
+        return Err(format!("'{text}' is more than the longest time limit, 24h"));
+    }
+    Ok(timeout)
+}
+
+/// Reads `256M`, `256MiB`, `1G` or `1GiB`, in MiB.
+///
+/// # Errors
+///
+/// A sentence for the user.
+pub fn parse_memory_mib(text: &str) -> Result<u32, String> {
+    let error = || format!("'{text}' is not an amount of memory such as 256M or 1G");
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let mib_per_unit: u64 = match unit {
+        "M" | "MiB" => 1,
+        "G" | "GiB" => 1024,
+        _ => return Err(error()),
+    };
+    let number: u64 = number.parse().map_err(|_| error())?;
+    let mib = number.saturating_mul(mib_per_unit);
+    if mib == 0 || mib > MEMORY_MIB_MAX {
+        return Err(error());
+    }
+    u32::try_from(mib).map_err(|_| error())
+}
+
+/// The name of a VM: one safe path component that is also a host name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmName(String);
+
+impl VmName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A name for a VM that was given none.
+    #[must_use]
+    pub fn generated(random: [u8; 4]) -> Self {
+        Self(format!("vm-{:08x}", u32::from_be_bytes(random)))
+    }
+}
+
+impl FromStr for VmName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let is_valid = text.bytes().next().is_some_and(is_plain)
+            && text
+                .bytes()
+                .all(|byte| is_plain(byte) || b"._-".contains(&byte))
+            && text.len() <= NAME_LEN_MAX;
+        if is_valid {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!(
+            "'{}' cannot name a VM: use a lower-case letter or digit, then up to {} more of them, \
+             '.', '_' or '-'",
+            text.escape_debug(),
+            NAME_LEN_MAX - 1
+        ))
+    }
+}
+
+impl fmt::Display for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A block device as `--drive` names it: `FILE` or `FILE:ro`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveArgument {
+    /// The image file.
+    pub path: PathBuf,
+    /// The guest may not write to it.
+    pub read_only: bool,
+}
+
+impl FromStr for DriveArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, read_only) = match text.strip_suffix(":ro") {
+            Some(path) => (path, true),
+            None => (text.strip_suffix(":rw").unwrap_or(text), false),
+        };
+        if path.is_empty() {
+            return Err(format!(
+                "'{text}' is not a drive such as disk.ext4 or disk.ext4:ro"
+            ));
+        }
+        let path = Path::new(path).to_path_buf();
+        Ok(Self { path, read_only })
+    }
+}
+
+/// `text` with everything that could steer a terminal escaped, on one line.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.escape_debug()
+        .to_string()
+        .replace("\\'", "'")
+        .replace("\\\"", "\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_need_a_unit_and_are_not_zero() {
+        let millis = |text| parse_timeout(text).map(|timeout| timeout.as_millis());
+        assert_eq!(millis("500ms"), Ok(500));
+        assert_eq!(millis("30s"), Ok(30_000));
+        assert_eq!(millis("2m"), Ok(120_000));
+        assert_eq!(millis("24h"), Ok(86_400_000));
+        for bad in [
+            "",
+            "5",
+            "s",
+            "0s",
+            "-1s",
+            "1.5s",
+            "25h",
+            "1 s",
+            "99999999999999999999s",
+            "5S",
+        ] {
+            assert!(parse_timeout(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn memory_is_whole_mebibytes() {
+        assert_eq!(parse_memory_mib("256M"), Ok(256));
+        assert_eq!(parse_memory_mib("2GiB"), Ok(2048));
+        for bad in [
+            "",
+            "256",
+            "0M",
+            "M",
+            "1T",
+            "99999999G",
+            "18446744073709551615G",
+            "1.5G",
+        ] {
+            assert!(parse_memory_mib(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_one_safe_path_component() {
+        let longest = "a".repeat(NAME_LEN_MAX);
+        for good in ["a", "0", "clone-1", "a.b_c-d", &longest] {
+            assert_eq!(good.parse::<VmName>().unwrap().as_str(), good);
+        }
+        let too_long = "a".repeat(NAME_LEN_MAX + 1);
+        for bad in [
+            "", ".", "..", "-a", ".a", "A", "a/b", "a b", "é", "a\n", &too_long,
+        ] {
+            assert!(bad.parse::<VmName>().is_err(), "{bad}");
+        }
+        let generated = VmName::generated([0, 1, 2, 255]);
+        assert_eq!(generated.as_str(), "vm-000102ff");
+        assert_eq!(generated.as_str().parse(), Ok(generated));
+    }
+
+    #[test]
+    fn drives_are_writable_unless_said() {
+        let drive = |text: &str| {
+            text.parse()
+                .map(|drive: DriveArgument| (drive.path, drive.read_only))
+        };
+        assert_eq!(drive("a.img"), Ok(("a.img".into(), false)));
+        assert_eq!(drive("a.img:rw"), Ok(("a.img".into(), false)));
+        assert_eq!(drive("/x/a:b:ro"), Ok(("/x/a:b".into(), true)));
+        assert!(drive(":ro").is_err() && drive("").is_err());
+    }
+
+    #[test]
+    fn what_a_guest_says_cannot_steer_a_terminal() {
+        assert_eq!(printable("it's \"fine\""), "it's \"fine\"");
+        assert_eq!(printable("\x1b[2Ja\nb"), "\\u{1b}[2Ja\\nb");
+    }
+}
