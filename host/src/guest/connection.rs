@@ -1,0 +1,314 @@
+//! A byte stream to the guest's agent, over hybrid vsock, vsock, or a plain Unix socket.
+//!
+//! Sockets are non-blocking and every wait is a [`Watch`]'s. `SO_VM_SOCKETS_CONNECT_TIMEOUT` is
+//! left alone: the kernel's own limit of two seconds only ends a connect that was waited for with
+//! a shorter deadline of ours anyway.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::SocketError;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, getsockopt, socket};
+
+use super::hybrid_vsock::{self, NotHybridVsock};
+use crate::deadline::{WaitError, Watch};
+use crate::uds;
+use crate::vmm::GuestAddress;
+
+/// Bytes read at once: one whole frame of output.
+const READ_LEN: usize = 64 * 1024 + 8;
+
+/// Why a connection is of no more use.
+#[derive(Debug)]
+pub enum ConnectionError {
+    /// It could not be made, or it ended. A fresh one may do better.
+    Closed {
+        /// What ended it; end of file is `UnexpectedEof`.
+        source: io::Error,
+    },
+    /// The wait's deadline passed.
+    Deadline,
+    /// The VMM has ended.
+    VmmEnded,
+    /// What answers there is no guest agent behind a hybrid vsock socket. Another try gives the
+    /// same.
+    NotHybridVsock(NotHybridVsock),
+    /// This program may not, or cannot, connect there. Another try gives the same.
+    Local {
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for ConnectionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed { .. } => f.write_str("the connection to the guest ended"),
+            Self::Deadline => f.write_str("the guest did not answer in time"),
+            Self::VmmEnded => f.write_str("the VMM has ended"),
+            Self::NotHybridVsock(error) => error.fmt(f),
+            Self::Local { .. } => f.write_str("cannot connect to the guest"),
+        }
+    }
+}
+
+impl std::error::Error for ConnectionError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Closed { source } | Self::Local { source } => Some(source),
+            Self::Deadline | Self::VmmEnded | Self::NotHybridVsock(_) => None,
+        }
+    }
+}
+
+impl From<WaitError> for ConnectionError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::Deadline => Self::Deadline,
+            WaitError::ProcessExited => Self::VmmEnded,
+            WaitError::Io(source) => Self::Local { source },
+        }
+    }
+}
+
+/// Where the guest's agent listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// How to reach the guest.
+    pub address: GuestAddress,
+    /// The agent's vsock port. Without meaning for a plain Unix socket.
+    pub port: u32,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            GuestAddress::HybridVsock { uds_path } => {
+                write!(f, "{} (port {})", uds_path.display(), self.port)
+            }
+            GuestAddress::Vsock { cid } => write!(f, "vsock {cid}:{}", self.port),
+            GuestAddress::Unix { path } => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Connection {
+    stream: File,
+    /// What was read in front of a hybrid vsock answer's end; `None` once that has come.
+    answer: Option<Vec<u8>>,
+    buffer: Box<[u8]>,
+}
+
+impl Connection {
+    /// Connects and writes `flight`, in one write with the CONNECT line where there is one.
+    pub fn open(
+        endpoint: &Endpoint,
+        flight: &[u8],
+        watch: &Watch<'_>,
+    ) -> Result<Self, ConnectionError> {
+        let (fd, line) = match &endpoint.address {
+            GuestAddress::HybridVsock { uds_path } => {
+                let stream = uds::connect_unix(uds_path, watch.deadline());
+                let line = hybrid_vsock::connect_line(endpoint.port);
+                (OwnedFd::from(stream.map_err(refine)?), Some(line))
+            }
+            GuestAddress::Unix { path } => {
+                let stream = uds::connect_unix(path, watch.deadline());
+                (OwnedFd::from(stream.map_err(refine)?), None)
+            }
+            GuestAddress::Vsock { cid } => (connect_vsock(*cid, endpoint.port, watch)?, None),
+        };
+        let answer = line.is_some().then(Vec::new);
+        let mut bytes = line.unwrap_or_default().into_bytes();
+        bytes.extend_from_slice(flight);
+        let buffer = vec![0; READ_LEN].into_boxed_slice();
+        let mut connection = Self {
+            stream: File::from(fd),
+            answer,
+            buffer,
+        };
+        connection.write_all(&bytes, watch)?;
+        Ok(connection)
+    }
+
+    /// Writes all of `bytes`.
+    pub fn write_all(&mut self, bytes: &[u8], watch: &Watch<'_>) -> Result<(), ConnectionError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.stream.write(rest) {
+                Ok(len) => rest = &rest[len..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    watch.writable(&self.stream)?;
+                }
+                Err(source) => return Err(ConnectionError::Closed { source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for bytes of the guest and gives them. Never empty: an end of file is an error.
+    pub fn read(&mut self, watch: &Watch<'_>) -> Result<&[u8], ConnectionError> {
+        loop {
+            let len = self.read_some(watch)?;
+            let Some(answer) = &mut self.answer else {
+                return Ok(&self.buffer[..len]);
+            };
+            answer.extend_from_slice(&self.buffer[..len]);
+            let end = hybrid_vsock::parse_answer(answer);
+            let Some(end) = end.map_err(ConnectionError::NotHybridVsock)? else {
+                continue;
+            };
+            // What the guest sent right behind the line is the last of what was just read.
+            let behind = answer.len() - end;
+            self.answer = None;
+            if behind > 0 {
+                return Ok(&self.buffer[len - behind..len]);
+            }
+        }
+    }
+
+    /// Reads before it waits, so that bytes which are there win over every way of giving up.
+    fn read_some(&mut self, watch: &Watch<'_>) -> Result<usize, ConnectionError> {
+        loop {
+            match self.stream.read(&mut self.buffer) {
+                Ok(0) => {
+                    let source = io::ErrorKind::UnexpectedEof.into();
+                    return Err(ConnectionError::Closed { source });
+                }
+                Ok(len) => return Ok(len),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    watch.readable(&self.stream)?;
+                }
+                Err(source) => return Err(ConnectionError::Closed { source }),
+            }
+        }
+    }
+}
+
+/// Opens a vsock connection. A guest whose driver is not up yet leaves it pending.
+fn connect_vsock(cid: u32, port: u32, watch: &Watch<'_>) -> Result<OwnedFd, ConnectionError> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None).map_err(|errno| {
+        ConnectionError::Local {
+            source: errno.into(),
+        }
+    })?;
+    match connect(fd.as_raw_fd(), &VsockAddr::new(cid, port)) {
+        Ok(()) => return Ok(fd),
+        Err(Errno::EINPROGRESS | Errno::EINTR) => {}
+        Err(errno) => return Err(refine(errno.into())),
+    }
+    watch.writable(&fd)?;
+    match getsockopt(&fd, SocketError) {
+        Ok(0) => Ok(fd),
+        Ok(errno) => Err(refine(io::Error::from_raw_os_error(errno))),
+        Err(errno) => Err(ConnectionError::Local {
+            source: errno.into(),
+        }),
+    }
+}
+
+/// Tells a connect that a guest which is still coming up explains from one that nothing will mend.
+fn refine(source: io::Error) -> ConnectionError {
+    match source.kind() {
+        io::ErrorKind::TimedOut => ConnectionError::Deadline,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => {
+            ConnectionError::Local { source }
+        }
+        _ if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            ConnectionError::Local { source }
+        }
+        _ => ConnectionError::Closed { source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::vmm::testing::TempDir;
+
+    fn far() -> Watch<'static> {
+        Watch::until(Instant::now() + Duration::from_secs(30))
+    }
+
+    /// Opens a hybrid vsock connection to a peer that reads the flight and then answers `answer`,
+    /// piece by piece.
+    fn hybrid(answer: &[&[u8]]) -> (TempDir, Connection, std::os::unix::net::UnixStream) {
+        let temp = TempDir::new("connection");
+        let uds_path = temp.path().join("v.sock");
+        let listener = UnixListener::bind(&uds_path).unwrap();
+        let endpoint = Endpoint {
+            address: GuestAddress::HybridVsock { uds_path },
+            port: 5252,
+        };
+        let connection = Connection::open(&endpoint, b"flight", &far()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let mut request = [0; 64];
+        let len = peer.read(&mut request).unwrap();
+        assert_eq!(
+            &request[..len],
+            b"CONNECT 5252\nflight",
+            "one read sees one write"
+        );
+        for piece in answer {
+            peer.write_all(piece).unwrap();
+        }
+        (temp, connection, peer)
+    }
+
+    #[test]
+    fn the_answer_line_is_not_the_guests() {
+        let (_temp, mut connection, mut peer) = hybrid(&[b"OK 1073741824\nhello"]);
+        assert_eq!(connection.read(&far()).unwrap(), b"hello");
+        peer.write_all(b"OK 1\n").unwrap();
+        assert_eq!(connection.read(&far()).unwrap(), b"OK 1\n");
+    }
+
+    #[test]
+    fn the_end_of_file_without_a_line_is_a_closed_connection() {
+        let (_temp, mut connection, peer) = hybrid(&[b"OK"]);
+        drop(peer);
+        let error = connection.read(&far()).unwrap_err();
+        assert!(matches!(error, ConnectionError::Closed { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn another_service_is_told_apart() {
+        let (_temp, mut connection, _peer) = hybrid(&[b"HTTP/1.1 400 Bad Request\r\n"]);
+        let error = connection.read(&far()).unwrap_err();
+        assert!(
+            matches!(error, ConnectionError::NotHybridVsock(_)),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn silence_ends_with_the_deadline() {
+        let (_temp, mut connection, _peer) = hybrid(&[b"OK 1\n"]);
+        let soon = Watch::until(Instant::now() + Duration::from_millis(5));
+        let error = connection.read(&soon).unwrap_err();
+        assert!(matches!(error, ConnectionError::Deadline), "{error:?}");
+    }
+
+    #[test]
+    fn nobody_there_is_a_closed_connection() {
+        let temp = TempDir::new("connection");
+        let path = temp.path().join("none");
+        let endpoint = Endpoint {
+            address: GuestAddress::Unix { path },
+            port: 0,
+        };
+        let error = Connection::open(&endpoint, b"", &far()).unwrap_err();
+        assert!(matches!(error, ConnectionError::Closed { .. }), "{error:?}");
+    }
+}

@@ -1,0 +1,353 @@
+//! Moves the bytes of an [`Exchange`]: the blocking half of every unary request to a guest.
+
+use std::fmt;
+use std::io;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::eventfd::EventFd;
+use shared::exchange::{Exchange, ExchangeError, Request, Want};
+use shared::message::{Hello, Message};
+
+use super::HOST_VERSION;
+use super::connection::{Connection, ConnectionError, Endpoint};
+use crate::deadline::{WaitError, Watch};
+use crate::random;
+
+/// What came of a request that was met.
+#[derive(Debug)]
+pub struct Answer {
+    /// The completion frame.
+    pub message: Message,
+    /// The guest's HELLO.
+    pub hello: Hello,
+    /// Attempts made.
+    pub attempts: u32,
+    /// The connection that carried the completion frame, still open. Only QUIESCE needs it.
+    pub connection: Connection,
+}
+
+/// A request that was not met.
+#[derive(Debug)]
+pub struct AskError {
+    /// Attempts made.
+    pub attempts: u32,
+    /// Why.
+    pub reason: AskErrorReason,
+    /// The latest connection that could not be made, or ended, which explains a deadline.
+    pub last: Option<io::Error>,
+}
+
+/// Why a request was not met.
+#[derive(Debug)]
+pub enum AskErrorReason {
+    /// The conversation failed.
+    Exchange(ExchangeError),
+    /// The VMM has ended.
+    VmmEnded,
+    /// The conversation could not be had, and another try would give the same.
+    Connection(ConnectionError),
+    /// This machine failed.
+    Local(io::Error),
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            AskErrorReason::Exchange(error) => error.fmt(f)?,
+            AskErrorReason::VmmEnded => f.write_str("the VMM ended before the guest answered")?,
+            AskErrorReason::Connection(error) => error.fmt(f)?,
+            AskErrorReason::Local(error) => error.fmt(f)?,
+        }
+        match (&self.reason, &self.last) {
+            (AskErrorReason::Exchange(ExchangeError::Deadline { .. }), Some(last)) => {
+                write!(f, "; the last connection: {last}")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for AskError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.reason {
+            AskErrorReason::Connection(error) => std::error::Error::source(error),
+            AskErrorReason::Exchange(_) | AskErrorReason::VmmEnded | AskErrorReason::Local(_) => {
+                None
+            }
+        }
+    }
+}
+
+/// Sends `request` until it is met, refused for good, or the watch ends.
+pub fn ask(endpoint: &Endpoint, request: Request, watch: &Watch<'_>) -> Result<Answer, AskError> {
+    let exchange = Exchange::new(request, HOST_VERSION, Instant::now(), watch.deadline());
+    let mut driver = Driver {
+        endpoint,
+        watch,
+        exchange,
+        connection: None,
+        last: None,
+    };
+    match driver.run() {
+        Ok(()) => driver.into_answer(),
+        Err(reason) => {
+            let attempts = driver.exchange.attempt_count();
+            Err(AskError {
+                attempts,
+                reason,
+                last: driver.last,
+            })
+        }
+    }
+}
+
+struct Driver<'a> {
+    endpoint: &'a Endpoint,
+    watch: &'a Watch<'a>,
+    exchange: Exchange,
+    connection: Option<Connection>,
+    last: Option<io::Error>,
+}
+
+impl Driver<'_> {
+    fn run(&mut self) -> Result<(), AskErrorReason> {
+        loop {
+            match self.exchange.poll(Instant::now()) {
+                Want::Connect { until } => {
+                    self.connection = None;
+                    let result = self.connect(until)?;
+                    self.report(result)?;
+                }
+                Want::Read { until } => {
+                    let result = self.read(until);
+                    self.report(result)?;
+                }
+                Want::Pause { until } => {
+                    self.connection = None;
+                    pause(self.watch, until)?;
+                }
+                Want::Finished => return Ok(()),
+            }
+        }
+    }
+
+    fn connect(&mut self, until: Instant) -> Result<Result<(), ConnectionError>, AskErrorReason> {
+        let nonce = random::nonce().map_err(AskErrorReason::Local)?;
+        let flight = self.exchange.flight(wall_clock_ns(), nonce);
+        let opened = Connection::open(self.endpoint, &flight, &self.watch.at(until));
+        Ok(opened.map(|connection| self.connection = Some(connection)))
+    }
+
+    fn read(&mut self, until: Instant) -> Result<(), ConnectionError> {
+        let Some(connection) = &mut self.connection else {
+            return Err(ConnectionError::Closed {
+                source: io::ErrorKind::NotConnected.into(),
+            });
+        };
+        let bytes = connection.read(&self.watch.at(until))?;
+        self.exchange.handle_bytes(bytes, Instant::now());
+        Ok(())
+    }
+
+    /// Tells the exchange what became of the connection, unless it makes the exchange pointless.
+    fn report(&mut self, result: Result<(), ConnectionError>) -> Result<(), AskErrorReason> {
+        match result {
+            Ok(()) => {}
+            Err(ConnectionError::Closed { source }) => {
+                log::debug!("{}: {source}", self.endpoint);
+                self.last = Some(source);
+                self.exchange.handle_closed(Instant::now());
+            }
+            Err(ConnectionError::Deadline) => self.exchange.handle_timeout(Instant::now()),
+            Err(ConnectionError::VmmEnded) => return Err(AskErrorReason::VmmEnded),
+            Err(error @ (ConnectionError::NotHybridVsock(_) | ConnectionError::Local { .. })) => {
+                return Err(AskErrorReason::Connection(error));
+            }
+        }
+        Ok(())
+    }
+
+    fn into_answer(self) -> Result<Answer, AskError> {
+        let attempts = self.exchange.attempt_count();
+        let hello = self.exchange.hello().cloned();
+        let error = |reason, last| AskError {
+            attempts,
+            reason,
+            last,
+        };
+        match (self.exchange.into_result(), hello, self.connection) {
+            (Ok(message), Some(hello), Some(connection)) => Ok(Answer {
+                message,
+                hello,
+                attempts,
+                connection,
+            }),
+            (Err(reason), ..) => Err(error(AskErrorReason::Exchange(reason), self.last)),
+            // An exchange is only answered after HELLO, on the connection that is open.
+            (Ok(_), ..) => {
+                let source = io::Error::other("an answer without a connection");
+                Err(error(AskErrorReason::Local(source), None))
+            }
+        }
+    }
+}
+
+/// Waits until a point in time, or for the end of the VMM.
+pub(crate) fn pause(watch: &Watch<'_>, until: Instant) -> Result<(), AskErrorReason> {
+    // Nobody writes to it, so that only the other two ways out are left.
+    let never = EventFd::new().map_err(|errno| AskErrorReason::Local(errno.into()))?;
+    match watch.at(until).readable(&never) {
+        Ok(()) | Err(WaitError::Deadline) => Ok(()),
+        Err(WaitError::ProcessExited) => Err(AskErrorReason::VmmEnded),
+        Err(WaitError::Io(source)) => Err(AskErrorReason::Local(source)),
+    }
+}
+
+/// The host's wall clock, ns since 1970 UTC.
+fn wall_clock_ns() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::thread;
+    use std::time::Duration;
+
+    use shared::frame::Decoder;
+    use shared::message::{Depth, Fail, FailCode, Probed, Role};
+    use shared::version::SUPPORTED;
+
+    use super::*;
+    use crate::vmm::GuestAddress;
+    use crate::vmm::testing::TempDir;
+
+    /// Reads HELLO and one request.
+    fn read_request(peer: &mut UnixStream) -> Message {
+        let mut decoder = Decoder::new();
+        let mut bytes = [0; 4096];
+        loop {
+            while let Some(frame) = decoder.poll_frame().unwrap() {
+                match Message::parse(frame, Role::Host).unwrap() {
+                    Message::Hello(_) => {}
+                    request => return request,
+                }
+            }
+            let len = peer.read(&mut bytes).unwrap();
+            assert!(len > 0, "the host closed");
+            decoder.push(&bytes[..len]);
+        }
+    }
+
+    fn answer(peer: &mut UnixStream, messages: &[Message]) {
+        let hello = Message::Hello(Hello {
+            protocol: SUPPORTED,
+            role: Role::Guest,
+            version: "0".to_owned(),
+            boot_id: None,
+            generation: None,
+        });
+        let mut bytes = hello.encode();
+        messages
+            .iter()
+            .for_each(|message| message.encode_into(&mut bytes));
+        peer.write_all(&bytes).unwrap();
+    }
+
+    fn probed(request: &Message) -> Message {
+        let Message::Probe(probe) = request else {
+            panic!("{request:?}")
+        };
+        Message::Probed(Probed {
+            generation: None,
+            nonce: probe.nonce,
+            listener_serial: 1,
+            accepts_since_rebind: 1,
+            exec_us: None,
+        })
+    }
+
+    /// Runs a PROBE against a guest that treats its connections as `guest` does.
+    fn probe(
+        timeout: Duration,
+        guest: impl FnOnce(&UnixListener) + Send,
+    ) -> Result<Answer, AskError> {
+        let temp = TempDir::new("driver");
+        let path = temp.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let endpoint = Endpoint {
+            address: GuestAddress::Unix { path },
+            port: 0,
+        };
+        let request = Request::Probe {
+            generation: None,
+            depth: Depth::Listener,
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| guest(&listener));
+            ask(&endpoint, request, &Watch::until(Instant::now() + timeout))
+        })
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn an_answer_comes_back_with_its_connection() {
+        let answer = probe(LONG, |listener| {
+            let (mut peer, _) = listener.accept().unwrap();
+            let request = read_request(&mut peer);
+            answer(&mut peer, &[probed(&request)]);
+        });
+        let answer = answer.unwrap();
+        assert_eq!(answer.attempts, 1);
+        assert!(matches!(answer.message, Message::Probed(_)));
+    }
+
+    #[test]
+    fn a_connection_that_closes_is_made_again_at_once() {
+        let answer = probe(LONG, |listener| {
+            for _ in 0..2 {
+                drop(listener.accept().unwrap());
+            }
+            let (mut peer, _) = listener.accept().unwrap();
+            let request = read_request(&mut peer);
+            answer(&mut peer, &[probed(&request)]);
+        });
+        assert_eq!(answer.unwrap().attempts, 3);
+    }
+
+    #[test]
+    fn a_refusal_for_good_ends_it() {
+        let error = probe(LONG, |listener| {
+            let (mut peer, _) = listener.accept().unwrap();
+            read_request(&mut peer);
+            let fail = Fail::new(FailCode::Probe, "cannot \x1b[1mspawn");
+            answer(&mut peer, &[Message::Fail(fail)]);
+        });
+        let text = error.unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "the guest refused PROBE (probe): cannot \\u{1b}[1mspawn"
+        );
+    }
+
+    #[test]
+    fn silence_ends_with_the_deadline_and_says_how_often_it_was_tried() {
+        let error = probe(Duration::from_millis(20), |listener| {
+            let (mut peer, _) = listener.accept().unwrap();
+            read_request(&mut peer);
+            // Held open until the host gives up.
+            let _ = peer.read(&mut [0; 1]);
+        });
+        let error = error.unwrap_err();
+        assert_eq!(error.attempts, 1);
+        assert!(
+            error.to_string().contains("PROBE was not answered in time"),
+            "{error}"
+        );
+    }
+}

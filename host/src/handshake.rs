@@ -1,0 +1,149 @@
+//! Giving a guest its name and having it prove that it is ready: REBIND until REBOUND, then PROBE
+//! on a fresh connection.
+
+use serde_json::{Value, json};
+use shared::exchange::Request;
+use shared::id::Generation;
+use shared::message::{
+    Cause, Depth, Hello, Identity, InheritedSessions, Message, Probed, Rebind, Rebound, Step,
+};
+
+use crate::deadline::Watch;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::guest::connection::Endpoint;
+use crate::guest::driver::{Answer, ask};
+use crate::random;
+use crate::record::{Phase, Record};
+
+/// A name for a guest, and why it gets one.
+#[derive(Debug, Clone)]
+pub struct Naming {
+    /// The name.
+    pub generation: Generation,
+    /// The name that the snapshot or the source had.
+    pub parent: Option<Generation>,
+    /// Why.
+    pub cause: Cause,
+    /// What tells the guest from its siblings.
+    pub identity: Identity,
+}
+
+impl Naming {
+    /// A fresh name.
+    pub fn new(
+        cause: Cause,
+        parent: Option<Generation>,
+        identity: Identity,
+    ) -> Result<Self, Failure> {
+        let generation =
+            random::generation().or_fail(Exit::Defect, || "cannot draw a name".to_owned())?;
+        Ok(Self {
+            generation,
+            parent,
+            cause,
+            identity,
+        })
+    }
+}
+
+/// Names the guest and has it prove that commands can run in it. Gives its HELLO.
+pub fn prove(
+    endpoint: &Endpoint,
+    naming: &Naming,
+    watch: &Watch<'_>,
+    record: &mut Record,
+) -> Result<Hello, Failure> {
+    record.begin(Phase::Rebind);
+    record.set_generation(naming.generation);
+    let (rebound, answer) = rebind(endpoint, naming, watch, record)?;
+
+    record.begin(Phase::Probe);
+    let depth = Depth::Exec;
+    let request = Request::Probe {
+        generation: Some(naming.generation),
+        depth,
+    };
+    let probed = request_probe(endpoint, request, watch, record)?;
+    record.end();
+    record.set("guest", guest_value(&answer.hello, &rebound, &probed));
+    Ok(answer.hello)
+}
+
+fn rebind(
+    endpoint: &Endpoint,
+    naming: &Naming,
+    watch: &Watch<'_>,
+    record: &mut Record,
+) -> Result<(Rebound, Answer), Failure> {
+    let entropy =
+        random::bytes::<32>().or_fail(Exit::Defect, || "cannot draw entropy".to_owned())?;
+    let request = Request::Rebind(Rebind {
+        generation: naming.generation,
+        cause: naming.cause,
+        parent: naming.parent,
+        // Both are filled in for each attempt.
+        wall_clock_ns: 0,
+        attempt: 0,
+        entropy: Some(entropy),
+        identity: naming.identity.clone(),
+        sessions: InheritedSessions::Keep,
+    });
+    let answer = counted(Phase::Rebind, ask(endpoint, request, watch), record)?;
+    match &answer.message {
+        Message::Rebound(rebound) => Ok((rebound.clone(), answer)),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn request_probe(
+    endpoint: &Endpoint,
+    request: Request,
+    watch: &Watch<'_>,
+    record: &mut Record,
+) -> Result<Probed, Failure> {
+    let answer = counted(Phase::Probe, ask(endpoint, request, watch), record)?;
+    match answer.message {
+        Message::Probed(probed) => Ok(probed),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Notes the attempts, whichever way they ended.
+fn counted(
+    phase: Phase,
+    result: Result<Answer, crate::guest::driver::AskError>,
+    record: &mut Record,
+) -> Result<Answer, Failure> {
+    let attempts = match &result {
+        Ok(answer) => answer.attempts,
+        Err(error) => error.attempts,
+    };
+    record.attempts(phase, attempts);
+    Ok(result?)
+}
+
+/// The exchange only ends well with the frame that completes its request.
+fn unexpected(message: &Message) -> Failure {
+    Failure::new(
+        Exit::Defect,
+        format!("the exchange ended with {}", message.kind()),
+    )
+}
+
+fn guest_value(hello: &Hello, rebound: &Rebound, probed: &Probed) -> Value {
+    let step = |step: &Step| json!({ "name": step.name.as_str(), "us": step.us, "result": step.result.as_str() });
+    json!({
+        "agent_version": hello.version,
+        "protocol": [hello.protocol.min, hello.protocol.max],
+        "boot_id": hello.boot_id,
+        "steps": rebound.steps.iter().map(step).collect::<Vec<_>>(),
+        "clock_step_ns": rebound.clock_step_ns,
+        "entropy_credited": rebound.entropy_credited,
+        "listener_serial": rebound.listener_serial,
+        "connections_dropped": rebound.connections_dropped,
+        "sessions_dropped": rebound.sessions_dropped,
+        "accepts_since_rebind": probed.accepts_since_rebind,
+        "exec_us": probed.exec_us,
+    })
+}
