@@ -1,3 +1,4 @@
 //! System calls that neither std nor nix wraps safely. The only place with `unsafe`.
 
+pub mod inherited;
 pub mod pidfd;

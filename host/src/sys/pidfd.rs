@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "neither std nor nix has a stable pidfd_open")]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Opens a descriptor that polls readable once process `pid` has ended.
 ///
@@ -20,8 +20,23 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Sends a signal to the process behind `pidfd`, and to no other, however long ago that was opened.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    let fd = pidfd.as_raw_fd();
+    // SAFETY: the descriptor is open for the length of the borrow, and pidfd_send_signal takes a
+    // null pointer for "as kill(2) would send it".
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, no_info, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
@@ -44,6 +59,22 @@ mod tests {
             .readable(&pidfd)
             .unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn signals_reach_the_process_and_an_ended_one_is_an_error() {
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("cat starts");
+        let pidfd = open(i32::try_from(child.id()).unwrap()).unwrap();
+        send_signal(pidfd.as_fd(), libc::SIGKILL).unwrap();
+        Watch::until(Instant::now() + Duration::from_secs(30))
+            .readable(&pidfd)
+            .unwrap();
+        child.wait().unwrap();
+        let err = send_signal(pidfd.as_fd(), libc::SIGKILL).unwrap_err();
+        assert_eq!(err.raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]

@@ -1,0 +1,178 @@
+//! A command's hold on the supervisor that it starts; see [`supervisor`](crate::supervisor).
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use crate::deadline::{WaitError, Watch};
+use crate::json::JsonError;
+use crate::process::ProcessId;
+use crate::supervisor::COMMAND;
+use crate::supervisor::link::{LaunchFile, Order, Report};
+use crate::vmdir::state::ExitRecord;
+use crate::vmdir::{SUPERVISOR_LOG, VmDir, VmDirError};
+use crate::vmm::Launch;
+
+/// Longest report line.
+const REPORT_LEN_MAX: usize = 64 * 1024;
+
+/// Why there is no VMM, or no word of it.
+#[derive(Debug)]
+pub enum LaunchError {
+    /// The directory could not be prepared.
+    Dir(VmDirError),
+    /// The supervisor could not be started or heard.
+    Io(io::Error),
+    /// The supervisor said something that is no report.
+    Report(JsonError),
+    /// The supervisor ended without a word.
+    Silent,
+    /// The supervisor could not start the VMM.
+    Failed {
+        /// Why, in its words.
+        text: String,
+    },
+    /// The deadline passed.
+    Deadline,
+}
+
+impl fmt::Display for LaunchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dir(error) => error.fmt(f),
+            Self::Io(_) => f.write_str("cannot start or hear the VM's supervisor"),
+            Self::Report(error) => error.fmt(f),
+            Self::Silent => f.write_str("the VM's supervisor ended without a word"),
+            Self::Failed { text } => f.write_str(text),
+            Self::Deadline => f.write_str("the VM's supervisor did not report in time"),
+        }
+    }
+}
+
+impl std::error::Error for LaunchError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Dir(error) => error.source(),
+            Self::Io(source) => Some(source),
+            Self::Report(error) => error.source(),
+            Self::Silent | Self::Failed { .. } | Self::Deadline => None,
+        }
+    }
+}
+
+impl From<io::Error> for LaunchError {
+    fn from(source: io::Error) -> Self {
+        Self::Io(source)
+    }
+}
+
+impl From<WaitError> for LaunchError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::Deadline => Self::Deadline,
+            WaitError::Io(source) => Self::Io(source),
+            WaitError::ProcessExited => Self::Silent,
+        }
+    }
+}
+
+/// A supervisor whose VM depends on this command: dropped, it takes the VM away.
+#[derive(Debug)]
+pub struct Supervisor {
+    child: Child,
+    orders: ChildStdin,
+    reports: ChildStdout,
+    /// Bytes of reports that were not complete yet.
+    buffer: Vec<u8>,
+}
+
+impl Supervisor {
+    /// Starts the supervisor of `dir`, which starts the VMM.
+    pub fn start(dir: &VmDir, launch: &Launch) -> Result<Self, LaunchError> {
+        LaunchFile(launch.clone())
+            .write(dir)
+            .map_err(LaunchError::Dir)?;
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        let log = options.open(dir.file(SUPERVISOR_LOG))?;
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(COMMAND)
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()?;
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(orders), Some(reports)) => Ok(Self {
+                child,
+                orders,
+                reports,
+                buffer: Vec::new(),
+            }),
+            _ => Err(LaunchError::Io(io::Error::other(
+                "no pipes to the supervisor",
+            ))),
+        }
+    }
+
+    /// The supervisor's process.
+    pub fn process(&self) -> io::Result<ProcessId> {
+        ProcessId::of_child(self.child.id())
+    }
+
+    /// Waits until the VMM was spawned.
+    pub fn await_spawned(&mut self, watch: &Watch<'_>) -> Result<ProcessId, LaunchError> {
+        match self.report(watch)? {
+            Report::Spawned { process } => Ok(process),
+            Report::Failed { text } => Err(LaunchError::Failed { text }),
+            Report::Ended { exit } => Err(LaunchError::Failed {
+                text: format!("the VMM ended at once ({exit})"),
+            }),
+        }
+    }
+
+    /// Waits until the VMM has ended.
+    pub fn await_ended(&mut self, watch: &Watch<'_>) -> Result<ExitRecord, LaunchError> {
+        loop {
+            match self.report(watch)? {
+                Report::Ended { exit } => return Ok(exit),
+                Report::Failed { text } => return Err(LaunchError::Failed { text }),
+                Report::Spawned { .. } => {}
+            }
+        }
+    }
+
+    /// Gives an order.
+    pub fn order(&mut self, order: Order) -> io::Result<()> {
+        self.orders.write_all(&[order.byte()])
+    }
+
+    /// Waits for the supervisor itself, after [`Report::Ended`] or [`Report::Failed`]: it ends at
+    /// once then.
+    pub fn join(mut self) -> io::Result<()> {
+        drop(self.orders);
+        self.child.wait().map(drop)
+    }
+
+    fn report(&mut self, watch: &Watch<'_>) -> Result<Report, LaunchError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Report::parse(&line).map_err(LaunchError::Report);
+            }
+            if self.buffer.len() > REPORT_LEN_MAX {
+                return Err(LaunchError::Io(io::Error::other("the report has no end")));
+            }
+            watch.readable(&self.reports)?;
+            let mut bytes = [0; 4096];
+            match self.reports.read(&mut bytes) {
+                Ok(0) => return Err(LaunchError::Silent),
+                Ok(len) => self.buffer.extend_from_slice(&bytes[..len]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The process that stays with a VM: parent of the VMM, for as long as that lives.
+//!
+//! ```text
+//! host-tool boot ──orders──▶ supervisor ──spawns, reaps──▶ VMM
+//!                ◀─reports──
+//! ```
+//!
+//! Until the command that started it has said [`Order::Keep`], the VM is provisional: when that
+//! command ends, in whatever way, the VM goes with it and leaves nothing behind. Afterwards the
+//! supervisor only waits, writes down how the VMM ended, and unlinks the sockets. It is never in
+//! the way of `exec`, `probe` or `snapshot`, and the VMM survives its death: all that is lost then
+//! is the record of the end.
+//!
+//! Invariants:
+//! - `supervisor.lock` is held from before the VMM is spawned until its end is written down.
+//! - Nothing here waits without the VMM's pidfd in the set.
+
+pub mod console;
+pub mod link;
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{dup2_stdin, dup2_stdout, read, setsid};
+
+use self::console::Console;
+use self::link::{LaunchFile, Order, Report};
+use crate::process::ProcessId;
+use crate::sys::{inherited, pidfd};
+use crate::vmdir::state::ExitRecord;
+use crate::vmdir::{CONSOLE_LOG, VmDir};
+use crate::vmm::VMM_LOG;
+
+/// The command's name. It is not for users, and not in any help.
+pub const COMMAND: &str = "supervise";
+
+/// How long a VMM that was asked to end is given before it is killed.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the supervisor of the VM directory that is its one argument. Standard input is the stream
+/// of orders, standard output that of reports, standard error the log.
+#[must_use]
+pub fn run(arguments: &[OsString]) -> ExitCode {
+    // Nothing was opened yet, so that what is open was inherited.
+    let closed = inherited::close_inherited();
+    crate::start_log(false, 1);
+    if let Err(error) = closed {
+        log::warn!("cannot close inherited descriptors: {error}");
+    }
+    let [dir] = arguments else {
+        log::error!("this command is for host-tool itself");
+        return ExitCode::from(2);
+    };
+    match Supervisor::start(PathBuf::from(dir)) {
+        Ok(supervisor) => match supervisor.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                log::error!("{error}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(error) => {
+            log::error!("{error}");
+            report(&Report::Failed {
+                text: error.to_string(),
+            });
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What ties the VM to the command that started it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tie {
+    /// The VM is not usable yet: it ends with the command, without a trace.
+    Provisional,
+    /// The VM is in use and ends with the command, which is its foreground.
+    Attached,
+    /// The command is done.
+    Kept,
+}
+
+#[derive(Debug)]
+struct Supervisor {
+    dir: VmDir,
+    _lock: crate::vmdir::Lock,
+    signals: SignalFd,
+    vmm: Child,
+    pidfd: OwnedFd,
+    console: Console,
+    tie: Tie,
+    /// Nobody will look at the directory: it goes with the VMM.
+    removes_dir: bool,
+    /// The VMM was asked to end and is killed then.
+    kill_at: Option<Instant>,
+}
+
+impl Supervisor {
+    fn start(path: PathBuf) -> io::Result<Self> {
+        // A session of its own: neither a closed terminal nor a Ctrl-C there is for the VM. It
+        // fails for a leader of a process group, which has that already.
+        let _ = setsid();
+        umask(Mode::from_bits_truncate(0o077));
+        std::env::set_current_dir(&path)?;
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|n| n.parse().ok());
+        let name = name.ok_or_else(|| io::Error::other("the VM directory's name is no VM's"))?;
+        let dir = VmDir::new(name, path);
+        let lock = dir
+            .supervisor_lock(Instant::now())
+            .map_err(io::Error::other)?;
+        let lock = lock.ok_or_else(|| io::Error::other("the VM has a supervisor already"))?;
+
+        let mut mask = SigSet::empty();
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            mask.add(signal);
+        }
+        mask.thread_block()?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+
+        let console_log = append(&dir.file(CONSOLE_LOG))?;
+        let console = Console::watch(&dir.file(CONSOLE_LOG))?;
+        let vmm = spawn(&dir, console_log)?;
+        let id = ProcessId::of_child(vmm.id())?;
+        let pidfd = pidfd::open(id.pid)?;
+        report(&Report::Spawned { process: id });
+        log::info!("the VMM is process {}", id.pid);
+        Ok(Self {
+            dir,
+            _lock: lock,
+            signals,
+            vmm,
+            pidfd,
+            console,
+            tie: Tie::Provisional,
+            removes_dir: false,
+            kill_at: None,
+        })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        while !self.wait()? {}
+        let status = self.vmm.wait()?;
+        let exit = ExitRecord {
+            code: status.code(),
+            signal: status.signal(),
+            ended_ms: unix_ms(),
+        };
+        log::info!("the VMM ended: {exit}");
+        self.dir.remove_sockets();
+        let written = self.dir.write_exit(&exit).map_err(io::Error::other);
+        if self.removes_dir {
+            return self.dir.remove().map_err(io::Error::other);
+        }
+        if self.tie != Tie::Kept {
+            report(&Report::Ended { exit });
+        }
+        written
+    }
+
+    /// Waits for the next event and handles it. `true` once the VMM has ended.
+    fn wait(&mut self) -> io::Result<bool> {
+        let stdin = io::stdin();
+        let mut fds = vec![
+            PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+        ];
+        // A descriptor that is not wanted now is replaced by one that is there anyway.
+        let spare = self.pidfd.as_fd();
+        let has_command = self.tie != Tie::Kept;
+        let orders: BorrowedFd<'_> = if has_command { stdin.as_fd() } else { spare };
+        fds.push(PollFd::new(orders, PollFlags::POLLIN));
+        let now = Instant::now();
+        let console = self.console.wanted(now);
+        fds.push(PollFd::new(console.unwrap_or(spare), PollFlags::POLLIN));
+
+        let until = [self.kill_at, self.console.due(now)]
+            .into_iter()
+            .flatten()
+            .min();
+        let left = until.map(|until| until.saturating_duration_since(now));
+        match ppoll(&mut fds, left.map(TimeSpec::from), None) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+        let is_ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        let has_output = console.is_some() && is_ready[3];
+        drop(fds);
+        if is_ready[0] {
+            return Ok(true);
+        }
+        if is_ready[1] {
+            self.handle_signals()?;
+        }
+        if is_ready[2] && has_command {
+            self.handle_order();
+        }
+        if has_output {
+            self.console.handle_output(Instant::now());
+        }
+        if self
+            .kill_at
+            .is_some_and(|kill_at| Instant::now() >= kill_at)
+        {
+            log::warn!("the VMM did not end by itself");
+            self.kill();
+        }
+        Ok(false)
+    }
+
+    fn handle_signals(&mut self) -> io::Result<()> {
+        while let Some(signal) = self.signals.read_signal()? {
+            log::info!("stopping the VMM: signal {}", signal.ssi_signo);
+            self.terminate();
+        }
+        Ok(())
+    }
+
+    fn handle_order(&mut self) {
+        let mut byte = [0];
+        // Not through the buffer of `Stdin`, in which poll(2) would not see a second order.
+        match read(io::stdin(), &mut byte) {
+            Ok(1) => match Order::from_byte(byte[0]) {
+                Some(Order::Keep) => {
+                    self.tie = Tie::Kept;
+                    if let Err(error) = close_link() {
+                        log::warn!("cannot let go of the command's pipes: {error}");
+                    }
+                }
+                Some(Order::Attach) => self.tie = Tie::Attached,
+                Some(Order::End) => self.kill(),
+                None => log::warn!("unknown order {}", byte[0]),
+            },
+            Err(Errno::EINTR) => {}
+            // The command is gone, and with it the pipe's other end.
+            Ok(_) | Err(_) => match self.tie {
+                Tie::Provisional => {
+                    log::info!("the command ended before the VM was of use");
+                    self.removes_dir = true;
+                    self.tie = Tie::Kept;
+                    self.kill();
+                }
+                Tie::Attached | Tie::Kept => {
+                    self.tie = Tie::Kept;
+                    self.terminate();
+                }
+            },
+        }
+    }
+
+    /// Asks the VMM to end, and sets the time when it is killed.
+    fn terminate(&mut self) {
+        if self.kill_at.is_none() {
+            self.kill_at = Some(Instant::now() + TERM_GRACE);
+            self.signal(Signal::SIGTERM);
+        }
+    }
+
+    fn kill(&mut self) {
+        self.kill_at = None;
+        self.signal(Signal::SIGKILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // Not waited for yet, so that the process is still the one that was spawned.
+        if let Err(error) = pidfd::send_signal(self.pidfd.as_fd(), signal as i32) {
+            log::warn!("cannot send {signal} to the VMM: {error}");
+        }
+    }
+}
+
+/// Spawns the VMM that the directory's launch file describes.
+fn spawn(dir: &VmDir, console_log: File) -> io::Result<Child> {
+    let launch = LaunchFile::read(dir).map_err(io::Error::other)?.0;
+    Command::new(&launch.program)
+        .args(&launch.args)
+        .stdin(Stdio::null())
+        .stdout(console_log)
+        .stderr(append(&dir.file(VMM_LOG))?)
+        .spawn()
+        .map_err(|error| {
+            let text = format!("cannot start {}: {error}", launch.program.display());
+            io::Error::new(error.kind(), text)
+        })
+}
+
+fn append(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Tells the command something. A command that is gone needs no report.
+fn report(report: &Report) {
+    let mut stdout = io::stdout().lock();
+    let _ = writeln!(stdout, "{}", report.to_value()).and_then(|()| stdout.flush());
+}
+
+/// Lets go of the two pipes to the command, which may be waiting for their end.
+fn close_link() -> io::Result<()> {
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    Ok(())
+}
+
+/// Now, in ms since 1970 UTC.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,125 @@
+//! Keeping a chatty guest from filling the host's disk with its console.
+//!
+//! The VMM writes to the file itself, so that it needs nobody to read from it, and appends, so that
+//! the file can be emptied under it. When it has grown too long, its content becomes the one older
+//! file and it starts again. What is written between the copy and the cut is lost.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+/// Longest console log, in bytes. With the older file it is twice that, plus what comes in a
+/// [`LOOK_PAUSE`].
+pub const CONSOLE_LEN_MAX: u64 = 4 * 1024 * 1024;
+
+/// How long not to look after a look: a guest that writes byte by byte must not wake us as often.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// A console log under watch.
+#[derive(Debug)]
+pub struct Console {
+    path: PathBuf,
+    inotify: Inotify,
+    /// Not before then.
+    look_at: Option<Instant>,
+}
+
+impl Console {
+    /// Watches the file at `path`, which must be there.
+    pub fn watch(path: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
+        Ok(Self {
+            path: path.to_owned(),
+            inotify,
+            look_at: None,
+        })
+    }
+
+    /// The descriptor to poll, unless it is too early.
+    #[must_use]
+    pub fn wanted(&self, now: Instant) -> Option<BorrowedFd<'_>> {
+        self.due(now).is_none().then(|| self.inotify.as_fd())
+    }
+
+    /// When it is no longer too early, if it is now.
+    #[must_use]
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        self.look_at.filter(|look_at| now < *look_at)
+    }
+
+    /// The descriptor was ready: the guest has written.
+    pub fn handle_output(&mut self, now: Instant) {
+        self.look_at = Some(now + LOOK_PAUSE);
+        if let Err(error) = self.drain().and_then(|()| self.cut()) {
+            log::warn!("cannot keep {} short: {error}", self.path.display());
+        }
+    }
+
+    /// Forgets the events: the file's length says what matters.
+    fn drain(&self) -> io::Result<()> {
+        loop {
+            match self.inotify.read_events() {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn cut(&self) -> io::Result<()> {
+        if fs::metadata(&self.path)?.len() <= CONSOLE_LEN_MAX {
+            return Ok(());
+        }
+        fs::copy(&self.path, self.path.with_extension("log.1"))?;
+        OpenOptions::new().write(true).open(&self.path)?.set_len(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::deadline::Watch;
+    use crate::vmm::testing::TempDir;
+
+    #[test]
+    fn a_long_console_is_cut_under_its_writer() {
+        let temp = TempDir::new("console");
+        let path = temp.path().join("console.log");
+        let mut writer = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .unwrap();
+        let mut console = Console::watch(&path).unwrap();
+        let now = Instant::now();
+        let far = now + Duration::from_secs(30);
+
+        writer.write_all(b"short").unwrap();
+        Watch::until(far)
+            .readable(console.wanted(now).unwrap())
+            .unwrap();
+        console.handle_output(now);
+        assert_eq!(fs::read(&path).unwrap(), b"short");
+        assert!(console.wanted(now).is_none(), "not again at once");
+
+        writer.set_len(CONSOLE_LEN_MAX).unwrap();
+        writer.write_all(b"x").unwrap();
+        let later = console.due(now).unwrap();
+        assert!(console.wanted(later).is_some());
+        console.handle_output(later);
+        writer.write_all(b"y").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"y");
+        let older = fs::metadata(temp.path().join("console.log.1"))
+            .unwrap()
+            .len();
+        assert_eq!(older, CONSOLE_LEN_MAX + 1);
+    }
+}

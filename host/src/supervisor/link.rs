@@ -1,0 +1,175 @@
+//! What a command and the supervisor that it started say to each other: orders of one byte each
+//! one way, reports of one line each the other, and the file that says what to run.
+
+use serde_json::{Value, json};
+
+use crate::json::{JsonError, Object, os_to_value};
+use crate::process::ProcessId;
+use crate::vmdir::state::ExitRecord;
+use crate::vmdir::{VmDir, VmDirError};
+use crate::vmm::Launch;
+
+/// Most arguments of a VMM.
+const ARGS_MAX: usize = 1024;
+
+/// What the command asks for. The end of the stream is an order, too: before [`Order::Keep`] it
+/// ends the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The VM is in use; the command is done.
+    Keep,
+    /// The VM is in use; it ends when the command does.
+    Attach,
+    /// End the VM now. The command looks at what it left.
+    End,
+}
+
+impl Order {
+    /// The byte that stands for it.
+    #[must_use]
+    pub const fn byte(self) -> u8 {
+        match self {
+            Self::Keep => b'k',
+            Self::Attach => b'a',
+            Self::End => b'e',
+        }
+    }
+
+    /// The order that a byte stands for.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            b'k' => Some(Self::Keep),
+            b'a' => Some(Self::Attach),
+            b'e' => Some(Self::End),
+            _ => None,
+        }
+    }
+}
+
+/// What the supervisor tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// The VMM was spawned. It may have ended since.
+    Spawned {
+        /// The VMM.
+        process: ProcessId,
+    },
+    /// There is no VMM. Nothing comes after this.
+    Failed {
+        /// Why.
+        text: String,
+    },
+    /// The VMM ended. Nothing comes after this.
+    Ended {
+        /// How.
+        exit: ExitRecord,
+    },
+}
+
+impl Report {
+    /// The line, without its end.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        match self {
+            Self::Spawned { process } => json!({ "spawned": process.to_value() }),
+            Self::Failed { text } => json!({ "failed": text }),
+            Self::Ended { exit } => json!({ "ended": exit.to_value() }),
+        }
+    }
+
+    /// Reads a line.
+    pub fn parse(line: &[u8]) -> Result<Self, JsonError> {
+        let object = Object::parse("the supervisor's report".as_ref(), line)?;
+        if let Some(spawned) = object.opt_object("spawned")? {
+            return Ok(Self::Spawned {
+                process: ProcessId::from_object(&spawned)?,
+            });
+        }
+        if let Some(ended) = object.opt_object("ended")? {
+            return Ok(Self::Ended {
+                exit: ExitRecord::from_object(&ended)?,
+            });
+        }
+        Ok(Self::Failed {
+            text: object.text("failed")?,
+        })
+    }
+}
+
+/// The file in a VM directory that says what the supervisor is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchFile(pub Launch);
+
+impl LaunchFile {
+    const NAME: &str = "launch.json";
+
+    /// Writes the file.
+    pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
+        let args: Vec<Value> = self.0.args.iter().map(os_to_value).collect();
+        let value = json!({ "program": os_to_value(&self.0.program), "args": args });
+        dir.replace(Self::NAME, &value.to_string())
+    }
+
+    /// Reads the file.
+    pub fn read(dir: &VmDir) -> Result<Self, VmDirError> {
+        let object = Object::read(&dir.file(Self::NAME))?;
+        let args = object.byte_strings("args", ARGS_MAX)?;
+        Ok(Self(Launch {
+            program: object.path("program")?,
+            args,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+    use crate::vmm::testing::TempDir;
+
+    #[test]
+    fn reports_and_orders_survive_the_pipe() {
+        for report in [
+            Report::Spawned {
+                process: ProcessId {
+                    pid: 3,
+                    start_time: 4,
+                },
+            },
+            Report::Failed {
+                text: "no\n".to_owned(),
+            },
+            Report::Ended {
+                exit: ExitRecord {
+                    code: None,
+                    signal: Some(9),
+                    ended_ms: 5,
+                },
+            },
+        ] {
+            let line = report.to_value().to_string();
+            assert!(!line.contains('\n'));
+            assert_eq!(Report::parse(line.as_bytes()).unwrap(), report);
+        }
+        for order in [Order::Keep, Order::Attach, Order::End] {
+            assert_eq!(Order::from_byte(order.byte()), Some(order));
+        }
+        assert_eq!(Order::from_byte(b'\n'), None);
+    }
+
+    #[test]
+    fn a_launch_is_carried_byte_by_byte() {
+        let temp = TempDir::new("link");
+        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        let odd = OsString::from_vec(vec![b'x', 0xff]);
+        let launch = Launch {
+            program: "/bin/\u{e9}".into(),
+            args: vec![odd, "-S".into()],
+        };
+        LaunchFile(launch.clone()).write(&dir).unwrap();
+        assert_eq!(LaunchFile::read(&dir).unwrap().0, launch);
+    }
+}

@@ -1,0 +1,592 @@
+//! Where VMs are kept: one private directory per VM under the state directory.
+//!
+//! ```text
+//! STATE_DIR/NAME/lock             held by a command that changes the VM
+//!                supervisor.lock  held by the VM's supervisor, for its life
+//!                launch.json      what the supervisor runs
+//!                state.json       what is known about the VM, replaced by rename
+//!                exit.json        how the VMM ended; there once it has
+//!                vmm.log, console.log, supervisor.log
+//!                api.sock, vsock.sock, drive0 …  the VMM's own, by relative names
+//! ```
+//!
+//! Each file has one writer: `state.json` whoever holds `lock`, `exit.json` and the logs the
+//! supervisor. A directory appears and disappears by rename, so that no name is ever half there.
+
+pub mod state;
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use self::state::{ExitRecord, State};
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::guest::connection::Endpoint;
+use crate::json::{JsonError, Object};
+use crate::random;
+use crate::values::VmName;
+use crate::vmm::{API_SOCKET, VSOCK_SOCKET, guest_address};
+
+/// Environment variable that names the state directory.
+pub const STATE_DIR_VARIABLE: &str = "HOST_TOOL_STATE_DIR";
+
+/// The guest's serial console, as the VMM printed it.
+pub const CONSOLE_LOG: &str = "console.log";
+
+/// What the supervisor has to say.
+pub const SUPERVISOR_LOG: &str = "supervisor.log";
+
+/// Names of directories that are being made or taken away begin with these.
+const NEW_PREFIX: &str = ".new-";
+const TRASH_PREFIX: &str = ".trash-";
+
+const LOCK: &str = "lock";
+const SUPERVISOR_LOCK: &str = "supervisor.lock";
+const STATE: &str = "state.json";
+const EXIT: &str = "exit.json";
+
+/// What is wrong with the state directory or a VM in it.
+#[derive(Debug)]
+pub enum VmDirError {
+    /// There is no place to keep VMs.
+    NoStateDir,
+    /// The directory belongs to someone else, or others may write to it.
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+        /// How it is not private.
+        reason: &'static str,
+    },
+    /// The name is taken.
+    NameInUse {
+        /// The name.
+        name: VmName,
+    },
+    /// There is no VM of that name.
+    NoSuchVm {
+        /// The name.
+        name: VmName,
+        /// Where it was looked for.
+        state_dir: PathBuf,
+    },
+    /// The VM has ended.
+    NotRunning {
+        /// The name.
+        name: VmName,
+        /// How it ended.
+        how: String,
+    },
+    /// Another command is changing the VM, or is not finished with making it.
+    Busy {
+        /// The name.
+        name: VmName,
+    },
+    /// A file or directory could not be handled.
+    File {
+        /// What was attempted, as a verb.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A file was not understood.
+    Json(JsonError),
+}
+
+impl fmt::Display for VmDirError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoStateDir => write!(
+                f,
+                "no place to keep VMs: set XDG_RUNTIME_DIR or {STATE_DIR_VARIABLE}, or give \
+                 --state-dir"
+            ),
+            Self::NotPrivate { path, reason } => write!(
+                f,
+                "the state directory {} is not safe: {reason}; run 'chmod 700' on it as its \
+                 owner, or name another one with --state-dir",
+                path.display()
+            ),
+            Self::NameInUse { name } => write!(
+                f,
+                "the name '{name}' is in use; choose another, or remove that VM with \
+                 'host-tool rm {name}'"
+            ),
+            Self::NoSuchVm { name, state_dir } => {
+                write!(
+                    f,
+                    "there is no VM '{name}' in {}; see 'host-tool ls'",
+                    state_dir.display()
+                )
+            }
+            Self::NotRunning { name, how } => {
+                write!(
+                    f,
+                    "the VM '{name}' has ended ({how}); see 'host-tool inspect {name}'"
+                )
+            }
+            Self::Busy { name } => write!(
+                f,
+                "another host-tool command was changing the VM '{name}' all the time; try again, \
+                 or give a longer --timeout"
+            ),
+            Self::File {
+                operation, path, ..
+            } => write!(f, "cannot {operation} {}", path.display()),
+            Self::Json(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for VmDirError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::File { source, .. } => Some(source),
+            Self::Json(error) => error.source(),
+            Self::NoStateDir
+            | Self::NotPrivate { .. }
+            | Self::NameInUse { .. }
+            | Self::NoSuchVm { .. }
+            | Self::NotRunning { .. }
+            | Self::Busy { .. } => None,
+        }
+    }
+}
+
+impl From<JsonError> for VmDirError {
+    fn from(error: JsonError) -> Self {
+        Self::Json(error)
+    }
+}
+
+impl From<VmDirError> for Failure {
+    fn from(error: VmDirError) -> Self {
+        let exit = match error {
+            VmDirError::NoStateDir
+            | VmDirError::NotPrivate { .. }
+            | VmDirError::NameInUse { .. }
+            | VmDirError::NoSuchVm { .. } => Exit::Usage,
+            VmDirError::NotRunning { .. } => Exit::VmmEnded,
+            VmDirError::Busy { .. } => Exit::Deadline,
+            VmDirError::File { .. } | VmDirError::Json(_) => Exit::Defect,
+        };
+        Self::new(exit, error)
+    }
+}
+
+fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VmDirError {
+    let path = path.to_owned();
+    move |source| VmDirError::File {
+        operation,
+        path,
+        source,
+    }
+}
+
+/// The directory that holds the VM directories.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    /// Finds, or makes, the state directory: the one given, else `HOST_TOOL_STATE_DIR`, else
+    /// `host-tool` in the XDG runtime directory, else /run/host-tool for root.
+    pub fn open(given: Option<&Path>) -> Result<Self, VmDirError> {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let path = match given {
+            Some(path) => path.to_owned(),
+            None => match (variable(STATE_DIR_VARIABLE), variable("XDG_RUNTIME_DIR")) {
+                (Some(path), _) => path.into(),
+                (None, Some(path)) => PathBuf::from(path).join("host-tool"),
+                (None, None) if nix::unistd::geteuid().is_root() => "/run/host-tool".into(),
+                (None, None) => return Err(VmDirError::NoStateDir),
+            },
+        };
+        let path = std::path::absolute(&path).map_err(file_error("find", &path))?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(file_error("create the state directory", &path))?;
+        Self::check(&path)?;
+        Ok(Self { path })
+    }
+
+    /// Whoever may write here could have this program run what they like.
+    fn check(path: &Path) -> Result<(), VmDirError> {
+        let metadata = fs::metadata(path).map_err(file_error("look at", path))?;
+        let reason = if metadata.uid() != nix::unistd::geteuid().as_raw() {
+            "it belongs to another user"
+        } else if metadata.mode() & 0o022 != 0 {
+            "others may write to it"
+        } else {
+            return Ok(());
+        };
+        Err(VmDirError::NotPrivate {
+            path: path.to_owned(),
+            reason,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the directory of a new VM, with its lock held.
+    pub fn create_vm(&self, name: Option<&VmName>) -> Result<(VmDir, Lock), VmDirError> {
+        self.sweep();
+        let random = random::bytes::<4>().map_err(file_error("draw a name in", &self.path))?;
+        let name = name.cloned().unwrap_or_else(|| VmName::generated(random));
+        let temporary = self
+            .path
+            .join(format!("{NEW_PREFIX}{}-{name}", std::process::id()));
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&temporary)
+            .map_err(file_error("create", &temporary))?;
+        let lock = Lock::try_new(&temporary.join(LOCK))?
+            .ok_or_else(|| VmDirError::Busy { name: name.clone() })?;
+        let path = self.path.join(name.as_str());
+        // A directory that holds anything is not replaced by a rename, and each VM's holds a lock.
+        match fs::rename(&temporary, &path) {
+            Ok(()) => Ok((VmDir { name, path }, lock)),
+            Err(error) => {
+                let _ = fs::remove_dir_all(&temporary);
+                match error.raw_os_error() {
+                    Some(libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR) => {
+                        Err(VmDirError::NameInUse { name })
+                    }
+                    _ => Err(file_error("create", &path)(error)),
+                }
+            }
+        }
+    }
+
+    /// The directory of a VM.
+    pub fn vm(&self, name: &VmName) -> Result<VmDir, VmDirError> {
+        let path = self.path.join(name.as_str());
+        if !path.is_dir() {
+            let state_dir = self.path.clone();
+            return Err(VmDirError::NoSuchVm {
+                name: name.clone(),
+                state_dir,
+            });
+        }
+        Ok(VmDir {
+            name: name.clone(),
+            path,
+        })
+    }
+
+    /// Every VM, by name.
+    pub fn vms(&self) -> Result<Vec<VmDir>, VmDirError> {
+        let mut vms = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(file_error("read", &self.path))? {
+            let entry = entry.map_err(file_error("read", &self.path))?;
+            // Other entries are not ours, or on their way in or out.
+            if let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<VmName>) {
+                vms.push(VmDir {
+                    name,
+                    path: entry.path(),
+                });
+            }
+        }
+        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(vms)
+    }
+
+    /// Takes away what commands that were killed left on the way in or out.
+    fn sweep(&self) {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name();
+            let is_ours = name
+                .to_str()
+                .is_some_and(|name| name.starts_with(NEW_PREFIX) || name.starts_with(TRASH_PREFIX));
+            // Whoever is still at work holds the lock.
+            if is_ours && let Ok(Some(_lock)) = Lock::try_new(&entry.path().join(LOCK)) {
+                log::info!(
+                    "removing {}, left by a command that was killed",
+                    entry.path().display()
+                );
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+/// An exclusive lock on a file, held until it is dropped or its process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Takes the lock if nobody has it.
+    fn try_new(path: &Path) -> Result<Option<Self>, VmDirError> {
+        match Flock::lock(lock_file(path)?, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Some(Self { _file: file })),
+            Err((_, Errno::EAGAIN)) => Ok(None),
+            Err((_, errno)) => Err(file_error("lock", path)(errno.into())),
+        }
+    }
+
+    /// Takes the lock as soon as it is free; `None` when it is not before `deadline`.
+    fn wait(path: &Path, deadline: Instant) -> Result<Option<Self>, VmDirError> {
+        if let Some(lock) = Self::try_new(path)? {
+            return Ok(Some(lock));
+        }
+        // The system call has no time limit, so that a thread waits in it. Past the deadline it
+        // is left behind, for the end of this process.
+        let file = lock_file(path)?;
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive));
+        });
+        let left = deadline.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left) {
+            Ok(Ok(file)) => Ok(Some(Self { _file: file })),
+            Ok(Err((_, errno))) => Err(file_error("lock", path)(errno.into())),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+fn lock_file(path: &Path) -> Result<File, VmDirError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(file_error("open", path))
+}
+
+/// Whether a VM runs, as far as its files and processes tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// A command is making it.
+    Starting,
+    /// Its VMM runs.
+    Running,
+    /// Its VMM ended and the supervisor wrote down how.
+    Exited,
+    /// Its VMM is gone and nobody wrote down how.
+    Dead,
+}
+
+/// The directory of one VM.
+#[derive(Debug, Clone)]
+pub struct VmDir {
+    name: VmName,
+    path: PathBuf,
+}
+
+/// A VM whose VMM runs.
+#[derive(Debug)]
+pub struct RunningVm {
+    /// Its directory.
+    pub dir: VmDir,
+    /// What is known about it.
+    pub state: State,
+    /// The VMM's pidfd.
+    pub process: OwnedFd,
+}
+
+impl RunningVm {
+    /// Where its agent listens.
+    #[must_use]
+    pub fn endpoint(&self, port: u32) -> Endpoint {
+        let cid = self.state.machine.guest_cid;
+        Endpoint {
+            address: guest_address(self.state.vmm_kind, &self.dir.path, cid),
+            port,
+        }
+    }
+}
+
+impl VmDir {
+    /// The directory of the VM `name` at `path`, for the supervisor, which was told.
+    #[must_use]
+    pub const fn new(name: VmName, path: PathBuf) -> Self {
+        Self { name, path }
+    }
+
+    /// The VM's name.
+    #[must_use]
+    pub const fn name(&self) -> &VmName {
+        &self.name
+    }
+
+    /// Where it is; an absolute path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of a file in it.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Takes the lock that every command holds which changes the VM.
+    pub fn lock(&self, deadline: Instant) -> Result<Lock, VmDirError> {
+        let path = self.file(LOCK);
+        let lock = Lock::wait(&path, deadline)?;
+        let lock = lock.ok_or_else(|| VmDirError::Busy {
+            name: self.name.clone(),
+        })?;
+        // Whoever had it may have taken the directory away, and a new VM may have the name.
+        let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let held = lock
+            ._file
+            .metadata()
+            .map(inode)
+            .map_err(file_error("look at", &path))?;
+        match fs::metadata(&path).map(inode) {
+            Ok(found) if found == held => Ok(lock),
+            _ => Err(VmDirError::NoSuchVm {
+                name: self.name.clone(),
+                state_dir: self.path.parent().unwrap_or(&self.path).to_owned(),
+            }),
+        }
+    }
+
+    /// Takes the lock that the supervisor holds for its life; `None` when it is not free before
+    /// `deadline`.
+    pub fn supervisor_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
+        Lock::wait(&self.file(SUPERVISOR_LOCK), deadline)
+    }
+
+    /// What is known about the VM.
+    pub fn read_state(&self) -> Result<State, VmDirError> {
+        Ok(State::from_object(&Object::read(&self.file(STATE))?)?)
+    }
+
+    /// Replaces what is known about the VM. Only for holders of the lock.
+    pub fn write_state(&self, state: &State) -> Result<(), VmDirError> {
+        self.replace(STATE, &state.to_value().to_string())
+    }
+
+    /// How the VMM ended, once it has.
+    pub fn read_exit(&self) -> Result<Option<ExitRecord>, VmDirError> {
+        match Object::read(&self.file(EXIT)) {
+            Ok(object) => Ok(Some(ExitRecord::from_object(&object)?)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes down how the VMM ended. Only for the supervisor.
+    pub fn write_exit(&self, exit: &ExitRecord) -> Result<(), VmDirError> {
+        self.replace(EXIT, &exit.to_value().to_string())
+    }
+
+    /// Replaces a file by rename: a reader finds the old one or the new one. What must survive a
+    /// crash of the machine is not here: no VM does.
+    pub fn replace(&self, name: &str, text: &str) -> Result<(), VmDirError> {
+        let temporary = self.file(&format!("{name}.tmp"));
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options
+            .open(&temporary)
+            .and_then(|mut file| file.write_all(text.as_bytes()));
+        written.map_err(file_error("write", &temporary))?;
+        let path = self.file(name);
+        fs::rename(&temporary, &path).map_err(file_error("replace", &path))
+    }
+
+    /// Whether the VM runs, and its state where there is one.
+    pub fn life(&self) -> Result<(Life, Option<State>), VmDirError> {
+        let state = match self.read_state() {
+            Ok(state) => state,
+            Err(VmDirError::Json(error)) if error.is_not_found() => {
+                // Nobody who holds the lock and has no state yet is anything but a beginner.
+                let is_locked = Lock::try_new(&self.file(LOCK))?.is_none();
+                return Ok((
+                    if is_locked {
+                        Life::Starting
+                    } else {
+                        Life::Dead
+                    },
+                    None,
+                ));
+            }
+            Err(error) => return Err(error),
+        };
+        let life = if self.read_exit()?.is_some() {
+            Life::Exited
+        } else if self.vmm_process(&state)?.is_some() {
+            Life::Running
+        } else {
+            Life::Dead
+        };
+        Ok((life, Some(state)))
+    }
+
+    /// The VM, if its VMM runs.
+    pub fn running(self) -> Result<RunningVm, VmDirError> {
+        let how = match self.read_state() {
+            Ok(state) => match self.vmm_process(&state)? {
+                Some(process) => {
+                    return Ok(RunningVm {
+                        dir: self,
+                        state,
+                        process,
+                    });
+                }
+                None => match self.read_exit()? {
+                    Some(exit) => exit.to_string(),
+                    None => "nobody saw how".to_owned(),
+                },
+            },
+            Err(VmDirError::Json(error)) if error.is_not_found() => match self.life()?.0 {
+                Life::Starting => return Err(VmDirError::Busy { name: self.name }),
+                Life::Running | Life::Exited | Life::Dead => "its start was cut short".to_owned(),
+            },
+            Err(error) => return Err(error),
+        };
+        Err(VmDirError::NotRunning {
+            name: self.name,
+            how,
+        })
+    }
+
+    /// The VMM's pidfd, unless it has ended.
+    fn vmm_process(&self, state: &State) -> Result<Option<OwnedFd>, VmDirError> {
+        let opened = state.process.open();
+        let pidfd = opened.map_err(file_error("look for the VMM of", &self.path))?;
+        let now = crate::deadline::Watch::until(Instant::now());
+        // A process that ended and was not waited for yet is as good as gone.
+        Ok(pidfd.filter(|pidfd| now.readable(pidfd).is_err()))
+    }
+
+    /// Unlinks the VMM's sockets, so that nobody waits at a door behind which nobody lives.
+    pub fn remove_sockets(&self) {
+        for name in [API_SOCKET, VSOCK_SOCKET] {
+            let _ = fs::remove_file(self.file(name));
+        }
+    }
+
+    /// Takes the directory away, in one step for everyone who looks.
+    pub fn remove(&self) -> Result<(), VmDirError> {
+        let parent = self.path.parent().unwrap_or(&self.path);
+        let trash = parent.join(format!(
+            "{TRASH_PREFIX}{}-{}",
+            std::process::id(),
+            self.name
+        ));
+        fs::rename(&self.path, &trash).map_err(file_error("remove", &self.path))?;
+        fs::remove_dir_all(&trash).map_err(file_error("remove", &trash))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! What is known about a VM, and how its VMM ended, as they stand in files.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use shared::id::Generation;
+use shared::message::Cause;
+
+use crate::json::{JsonError, Object, os_to_value};
+use crate::process::ProcessId;
+use crate::vmm::{Drive, MachineSpec, VmmKind};
+
+/// Most drives of one VM.
+pub const DRIVES_MAX: usize = 16;
+
+/// How far a command has come with the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// A command is starting it.
+    Starting,
+    /// It was proven ready.
+    Ready,
+    /// It was started without a proof, or failed it and was kept for a look.
+    Unproven,
+    /// A command is taking a snapshot of it; it may be paused.
+    Snapshotting,
+}
+
+impl Stage {
+    const ALL: [Self; 4] = [
+        Self::Starting,
+        Self::Ready,
+        Self::Unproven,
+        Self::Snapshotting,
+    ];
+
+    /// The word in files and lists.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Unproven => "unproven",
+            Self::Snapshotting => "snapshotting",
+        }
+    }
+}
+
+impl std::str::FromStr for Stage {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL
+            .into_iter()
+            .find(|stage| stage.as_str() == text)
+            .ok_or(())
+    }
+}
+
+/// What is known about a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// How far a command has come with it.
+    pub stage: Stage,
+    /// Which VMM runs it.
+    pub vmm_kind: VmmKind,
+    /// The VMM's version, in its own words.
+    pub vmm_version: String,
+    /// The VMM's process.
+    pub process: ProcessId,
+    /// The VMM's parent.
+    pub supervisor: ProcessId,
+    /// The machine.
+    pub machine: MachineSpec,
+    /// The guest's name, once it was given one.
+    pub generation: Option<Generation>,
+    /// The name that its snapshot, or it before its latest snapshot, had.
+    pub parent: Option<Generation>,
+    /// Why it has the name.
+    pub cause: Cause,
+    /// The artifact it was restored from.
+    pub artifact: Option<PathBuf>,
+    /// Version of the guest's agent, once it has said so.
+    pub agent_version: Option<String>,
+    /// When it was started, ms since 1970 UTC.
+    pub created_ms: u64,
+}
+
+impl State {
+    /// For the file and for `inspect`.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        json!({
+            "stage": self.stage.as_str(),
+            "vmm": { "kind": self.vmm_kind.to_string(), "version": self.vmm_version },
+            "process": self.process.to_value(),
+            "supervisor": self.supervisor.to_value(),
+            "machine": machine_to_value(&self.machine),
+            "generation": self.generation.map(|generation| generation.to_string()),
+            "parent": self.parent.map(|parent| parent.to_string()),
+            "cause": self.cause.as_str(),
+            "artifact": self.artifact.as_ref().map(os_to_value),
+            "agent_version": self.agent_version,
+            "created_ms": self.created_ms,
+        })
+    }
+
+    /// Reads what [`to_value`](Self::to_value) wrote.
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+        let digits = "32 hexadecimal digits";
+        let vmm = object.object("vmm")?;
+        let artifact = match object.value("artifact") {
+            Some(_) => Some(object.path("artifact")?),
+            None => None,
+        };
+        Ok(Self {
+            stage: object.parsed("stage", "a known stage")?,
+            vmm_kind: vmm.parsed("kind", "firecracker or qemu")?,
+            vmm_version: vmm.text("version")?,
+            process: ProcessId::from_object(&object.object("process")?)?,
+            supervisor: ProcessId::from_object(&object.object("supervisor")?)?,
+            machine: machine_from_object(&object.object("machine")?)?,
+            generation: object.opt_parsed("generation", digits)?,
+            parent: object.opt_parsed("parent", digits)?,
+            cause: object.parsed("cause", "boot, restore or resume")?,
+            artifact,
+            agent_version: object.opt_text("agent_version")?,
+            created_ms: object.number("created_ms")?,
+        })
+    }
+}
+
+/// The machine, for files.
+#[must_use]
+pub fn machine_to_value(machine: &MachineSpec) -> Value {
+    let drive =
+        |drive: &Drive| json!({ "path": os_to_value(&drive.path), "read_only": drive.read_only });
+    json!({
+        "kernel": os_to_value(&machine.kernel),
+        "initrd": os_to_value(&machine.initrd),
+        "memory_mib": machine.memory_mib,
+        "vcpu_count": machine.vcpu_count,
+        "append": machine.append,
+        "guest_cid": machine.guest_cid,
+        "drives": machine.drives.iter().map(drive).collect::<Vec<_>>(),
+    })
+}
+
+/// Reads what [`machine_to_value`] wrote.
+pub fn machine_from_object(object: &Object) -> Result<MachineSpec, JsonError> {
+    let drive = |drive: &Object| -> Result<Drive, JsonError> {
+        Ok(Drive {
+            path: drive.path("path")?,
+            read_only: drive.flag("read_only")?,
+        })
+    };
+    let drives = object.objects("drives", DRIVES_MAX)?;
+    Ok(MachineSpec {
+        kernel: object.path("kernel")?,
+        initrd: object.path("initrd")?,
+        memory_mib: object.number("memory_mib")?,
+        vcpu_count: object.number("vcpu_count")?,
+        drives: drives.iter().map(drive).collect::<Result<_, _>>()?,
+        append: object.text("append")?,
+        guest_cid: object.number("guest_cid")?,
+    })
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitRecord {
+    /// Its exit code, unless a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// When, ms since 1970 UTC.
+    pub ended_ms: u64,
+}
+
+impl ExitRecord {
+    /// Whether it ended by itself and without a complaint.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.code == Some(0)
+    }
+
+    /// For the file and for `inspect`.
+    #[must_use]
+    pub fn to_value(self) -> Value {
+        json!({ "code": self.code, "signal": self.signal, "ended_ms": self.ended_ms })
+    }
+
+    /// Reads what [`to_value`](Self::to_value) wrote.
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+        Ok(Self {
+            code: object.opt_number("code")?,
+            signal: object.opt_number("signal")?,
+            ended_ms: object.number("ended_ms")?,
+        })
+    }
+}
+
+impl fmt::Display for ExitRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "exit code {code}"),
+            (None, Some(signal)) => write!(f, "signal {signal}"),
+            (None, None) => f.write_str("unknown"),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    pub(in crate::vmdir) fn state() -> State {
+        State {
+            stage: Stage::Ready,
+            vmm_kind: VmmKind::Firecracker,
+            vmm_version: "1.16.1".to_owned(),
+            process: ProcessId {
+                pid: 7,
+                start_time: 8,
+            },
+            supervisor: ProcessId {
+                pid: 6,
+                start_time: 5,
+            },
+            machine: MachineSpec {
+                kernel: "/k".into(),
+                initrd: "/i".into(),
+                memory_mib: 256,
+                vcpu_count: 1,
+                drives: vec![Drive {
+                    path: "/d".into(),
+                    read_only: true,
+                }],
+                append: "a=b".to_owned(),
+                guest_cid: 3,
+            },
+            generation: Some(Generation::from_bytes([7; 16])),
+            parent: None,
+            cause: Cause::Restore,
+            artifact: Some("/a".into()),
+            agent_version: None,
+            created_ms: 17,
+        }
+    }
+
+    #[test]
+    fn a_state_survives_its_file() {
+        let text = state().to_value().to_string();
+        let object = Object::parse(Path::new("state.json"), text.as_bytes()).unwrap();
+        assert_eq!(State::from_object(&object).unwrap(), state());
+    }
+
+    #[test]
+    fn every_field_is_checked() {
+        let Value::Object(map) = state().to_value() else {
+            panic!("an object")
+        };
+        for field in map.keys() {
+            let mut broken = map.clone();
+            broken[field] = json!([]);
+            let text = Value::from(broken).to_string();
+            let object = Object::parse(Path::new("state.json"), text.as_bytes()).unwrap();
+            State::from_object(&object).expect_err(field);
+        }
+    }
+
+    #[test]
+    fn an_end_survives_its_file() {
+        for (code, signal, text) in [(Some(0), None, "exit code 0"), (None, Some(9), "signal 9")] {
+            let exit = ExitRecord {
+                code,
+                signal,
+                ended_ms: 1,
+            };
+            let bytes = exit.to_value().to_string();
+            let object = Object::parse(Path::new("exit.json"), bytes.as_bytes()).unwrap();
+            assert_eq!(ExitRecord::from_object(&object).unwrap(), exit);
+            assert_eq!(
+                (exit.to_string().as_str(), exit.is_clean()),
+                (text, code == Some(0))
+            );
+        }
+    }
+}

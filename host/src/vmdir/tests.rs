@@ -1,0 +1,144 @@
+//! The state directory's promises: names are whole or not there, locks end with their holders, and
+//! a directory that others could write to is not used.
+
+use std::os::unix::fs::PermissionsExt;
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::vmm::testing::TempDir;
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(20)
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+fn state_dir(temp: &TempDir) -> StateDir {
+    StateDir::open(Some(&temp.path().join("state"))).unwrap()
+}
+
+fn name(text: &str) -> VmName {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_name_is_taken_until_it_is_removed() {
+    let temp = TempDir::new("vmdir");
+    let state_dir = state_dir(&temp);
+    let (vm, lock) = state_dir.create_vm(Some(&name("a"))).unwrap();
+    assert_eq!(vm.path().metadata().unwrap().mode() & 0o777, 0o700);
+    let error = state_dir.create_vm(Some(&name("a"))).unwrap_err();
+    assert!(error.to_string().ends_with("'host-tool rm a'"), "{error}");
+    vm.remove().unwrap();
+    drop(lock);
+    assert!(matches!(
+        state_dir.vm(&name("a")),
+        Err(VmDirError::NoSuchVm { .. })
+    ));
+    let _again = state_dir.create_vm(Some(&name("a"))).unwrap();
+    let (generated, _lock) = state_dir.create_vm(None).unwrap();
+    let names: Vec<_> = state_dir
+        .vms()
+        .unwrap()
+        .into_iter()
+        .map(|vm| vm.name)
+        .collect();
+    assert_eq!(names, [name("a"), generated.name]);
+}
+
+#[test]
+fn a_lock_is_waited_for_until_the_deadline() {
+    let temp = TempDir::new("vmdir");
+    let (vm, lock) = state_dir(&temp).create_vm(Some(&name("a"))).unwrap();
+    assert!(matches!(vm.lock(soon()), Err(VmDirError::Busy { .. })));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| vm.lock(far()));
+        drop(lock);
+        waiting.join().unwrap().unwrap();
+    });
+}
+
+/// The lock of a directory that was removed while one waited for it is worth nothing.
+#[test]
+fn a_removed_vm_cannot_be_locked() {
+    let temp = TempDir::new("vmdir");
+    let state_dir = state_dir(&temp);
+    let (vm, lock) = state_dir.create_vm(Some(&name("a"))).unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| vm.lock(far()));
+        vm.remove().unwrap();
+        let replacement = state_dir.create_vm(Some(&name("a"))).unwrap();
+        drop((lock, replacement));
+        // Either it waited at the old lock and was told so, or it came late and got the new one.
+        if let Err(error) = waiting.join().unwrap() {
+            assert!(matches!(
+                error,
+                VmDirError::NoSuchVm { .. } | VmDirError::File { .. }
+            ));
+        }
+    });
+}
+
+#[test]
+fn leftovers_of_killed_commands_are_swept_but_not_those_at_work() {
+    let temp = TempDir::new("vmdir");
+    let state_dir = state_dir(&temp);
+    let leftover = state_dir.path().join(".trash-1-a");
+    let at_work = state_dir.path().join(".new-1-b");
+    for path in [&leftover, &at_work] {
+        fs::create_dir(path).unwrap();
+    }
+    let _lock = Lock::try_new(&at_work.join(LOCK)).unwrap().unwrap();
+    let _vm = state_dir.create_vm(None).unwrap();
+    assert!(!leftover.exists() && at_work.exists());
+}
+
+#[test]
+fn a_directory_that_others_may_write_to_is_not_used() {
+    let temp = TempDir::new("vmdir");
+    let path = temp.path().join("state");
+    StateDir::open(Some(&path)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
+    let error = StateDir::open(Some(&path)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("others may write to it; run 'chmod 700'"),
+        "{error}"
+    );
+}
+
+#[test]
+fn life_is_told_from_files_and_processes() {
+    let temp = TempDir::new("vmdir");
+    let (vm, lock) = state_dir(&temp).create_vm(Some(&name("a"))).unwrap();
+    assert_eq!(vm.life().unwrap().0, Life::Starting);
+    drop(lock);
+    assert_eq!(vm.life().unwrap().0, Life::Dead);
+
+    let process = crate::process::ProcessId::of_child(std::process::id()).unwrap();
+    let mut state = State {
+        process,
+        ..state::tests::state()
+    };
+    vm.write_state(&state).unwrap();
+    assert_eq!(vm.life().unwrap(), (Life::Running, Some(state.clone())));
+    assert_eq!(vm.clone().running().unwrap().state, state);
+
+    state.process.start_time += 1;
+    vm.write_state(&state).unwrap();
+    assert_eq!(vm.life().unwrap().0, Life::Dead);
+    vm.write_exit(&ExitRecord {
+        code: Some(3),
+        signal: None,
+        ended_ms: 1,
+    })
+    .unwrap();
+    assert_eq!(vm.life().unwrap().0, Life::Exited);
+    let error = vm.running().unwrap_err();
+    let text = "the VM 'a' has ended (exit code 3); see 'host-tool inspect a'";
+    assert_eq!(error.to_string(), text);
+}
