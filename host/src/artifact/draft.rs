@@ -1,0 +1,232 @@
+//! An artifact in the making: a directory beside its target that becomes the target in one step.
+//!
+//! Everything is on the disk before the rename: the files, then the manifest, then the directory.
+//! So whatever carries the target's name is whole, whenever the machine stops. A draft that is
+//! dropped takes its directory with it; one whose command was killed stays until the next draft
+//! for the same target finds it without a holder.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+
+use super::{MANIFEST, Manifest};
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::random;
+
+/// Between the target's name and eight random digits.
+const TMP_MARK: &str = ".tmp-";
+
+/// Why an artifact could not be written.
+#[derive(Debug)]
+pub enum DraftError {
+    /// The target is there already.
+    Exists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target names no directory that could be made.
+    NoName {
+        /// The target.
+        path: PathBuf,
+    },
+    /// A file or directory could not be written.
+    Write {
+        /// What was attempted, as a verb.
+        operation: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for DraftError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exists { path } => write!(
+                f,
+                "{} is there already, and an artifact is never overwritten; remove it or name \
+                 another directory",
+                path.display()
+            ),
+            Self::NoName { path } => {
+                write!(
+                    f,
+                    "'{}' does not name a directory that can be made",
+                    path.display()
+                )
+            }
+            Self::Write {
+                operation, path, ..
+            } => {
+                write!(f, "cannot {operation} {}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for DraftError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Write { source, .. } => Some(source),
+            Self::Exists { .. } | Self::NoName { .. } => None,
+        }
+    }
+}
+
+impl From<DraftError> for Failure {
+    fn from(error: DraftError) -> Self {
+        let exit = match error {
+            DraftError::Exists { .. } | DraftError::NoName { .. } => Exit::Usage,
+            DraftError::Write { .. } => Exit::Artifact,
+        };
+        Self::new(exit, error)
+    }
+}
+
+fn write_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DraftError {
+    let path = path.to_owned();
+    move |source| DraftError::Write {
+        operation,
+        path,
+        source,
+    }
+}
+
+/// A directory that will be the artifact `target`.
+#[derive(Debug)]
+pub struct Draft {
+    target: PathBuf,
+    dir: PathBuf,
+    /// Says that somebody is still at work here.
+    _lock: Flock<File>,
+}
+
+impl Draft {
+    /// Makes the directory. The target must not be there.
+    pub fn create(target: &Path) -> Result<Self, DraftError> {
+        let target = std::path::absolute(target).map_err(write_error("find", target))?;
+        let name = target.file_name().map(OsString::from);
+        let (Some(parent), Some(mut name)) = (target.parent(), name) else {
+            return Err(DraftError::NoName { path: target });
+        };
+        if fs::symlink_metadata(&target).is_ok() {
+            return Err(DraftError::Exists { path: target });
+        }
+        name.push(TMP_MARK);
+        sweep(parent, &name);
+        let random = random::bytes::<4>().map_err(write_error("name", &target))?;
+        name.push(format!("{:08x}", u32::from_be_bytes(random)));
+        let dir = parent.join(name);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .map_err(write_error("create", &dir))?;
+        let lock = File::open(&dir).map_err(write_error("open", &dir))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| write_error("lock", &dir)(errno.into()))?;
+        Ok(Self {
+            target,
+            dir,
+            _lock: lock,
+        })
+    }
+
+    /// Where its files go.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What it will be.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Makes the draft the artifact.
+    pub fn publish(self, manifest: &Manifest) -> Result<PathBuf, DraftError> {
+        for file in &manifest.files {
+            let path = self.dir.join(&file.name);
+            sync(&path)?;
+        }
+        let path = self.dir.join(MANIFEST);
+        let mut text = format!("{:#}", manifest.to_value());
+        text.push('\n');
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(write_error("write", &path))?;
+        sync(&self.dir)?;
+        self.rename()?;
+        // The name is durable when its directory is. Without that the artifact is still whole.
+        if let Some(parent) = self.target.parent()
+            && let Err(error) = sync(parent)
+        {
+            log::warn!("{error}");
+        }
+        Ok(self.target.clone())
+    }
+
+    fn rename(&self) -> Result<(), DraftError> {
+        let flags = RenameFlags::RENAME_NOREPLACE;
+        let renamed = match renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &self.target, flags) {
+            // Some file systems do not know the flag. What can slip in then is an empty directory.
+            Err(Errno::EINVAL) => fs::rename(&self.dir, &self.target),
+            result => result.map_err(io::Error::from),
+        };
+        renamed.map_err(|error| match error.raw_os_error() {
+            Some(libc::EEXIST | libc::ENOTEMPTY) => DraftError::Exists {
+                path: self.target.clone(),
+            },
+            _ => write_error("create", &self.target)(error),
+        })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Nothing is there under this name once it was published.
+        if let Err(error) = fs::remove_dir_all(&self.dir)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("cannot remove {}: {error}", self.dir.display());
+        }
+    }
+}
+
+fn sync(path: &Path) -> Result<(), DraftError> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(write_error("write to the disk:", path))
+}
+
+/// Removes drafts for the same target that nobody works on any more.
+fn sweep(parent: &Path, prefix: &std::ffi::OsStr) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_draft = name
+            .as_encoded_bytes()
+            .starts_with(prefix.as_encoded_bytes());
+        let is_dir = entry.file_type().is_ok_and(|file_type| file_type.is_dir());
+        if !is_draft || !is_dir {
+            continue;
+        }
+        let lock = File::open(entry.path())
+            .map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok());
+        if lock.unwrap_or(false) {
+            log::info!(
+                "removing {}, left by a command that was killed",
+                entry.path().display()
+            );
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
