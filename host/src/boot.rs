@@ -1,0 +1,137 @@
+//! `host-tool boot`: a guest from a kernel and an image.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use shared::message::{Cause, Identity};
+
+use crate::cli::Boot;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::record::{Phase, Record};
+use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
+use crate::vmdir::state::DRIVES_MAX;
+use crate::vmm::{Drive, MachineSpec, Purpose, Start};
+
+/// How long a boot may take unless the caller says.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Most virtual processors; Firecracker's own limit.
+const VCPUS_MAX: u8 = 32;
+
+/// Runs the command.
+pub fn run(command: &Boot) -> Result<(), Failure> {
+    let mut record = Record::new();
+    match plan(command, &mut record) {
+        Ok(plan) => {
+            let mut enter = |vmm: &mut dyn crate::vmm::Vmm| vmm.boot(&plan.machine, plan.deadline);
+            start(&plan, Start::Boot, record, &mut enter)
+        }
+        Err(failure) => Err(record.fail(failure, command.json)),
+    }
+}
+
+fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure> {
+    let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
+    check_switches(
+        command.wait_ready,
+        command.no_wait,
+        command.hostname.as_deref(),
+    )?;
+    if !(1..=VCPUS_MAX).contains(&command.vcpus) {
+        return Err(Failure::usage(format!("--vcpus takes 1 to {VCPUS_MAX}")));
+    }
+    if command.drive.len() > DRIVES_MAX {
+        return Err(Failure::usage(format!(
+            "--drive can be given {DRIVES_MAX} times"
+        )));
+    }
+    let guest_cid = match command.vsock_cid {
+        Some(cid) => check_cid(cid)?,
+        None => draw_cid()?,
+    };
+
+    record.begin(Phase::Image);
+    let kernel = readable(&command.kernel)?;
+    let mut magic = [0; 4];
+    let read = File::open(&kernel).and_then(|mut file| file.read_exact(&mut magic));
+    read.or_fail(Exit::Artifact, || {
+        format!("cannot read the kernel {}", kernel.display())
+    })?;
+    if magic != *b"\x7fELF" {
+        let text = format!(
+            "the kernel {} is no ELF file: an uncompressed vmlinux is needed, not a bzImage",
+            kernel.display()
+        );
+        return Err(Failure::new(Exit::Artifact, text));
+    }
+    let initrd = readable(&command.initrd)?;
+    let mut drives = Vec::new();
+    for drive in &command.drive {
+        drives.push(Drive {
+            path: readable(&drive.path)?,
+            read_only: drive.read_only,
+        });
+    }
+
+    record.begin(Phase::Version);
+    let binary = choose_vmm(command.vmm, Purpose::Boot, command.force)?;
+    let machine = MachineSpec {
+        kernel,
+        initrd,
+        memory_mib: command.mem,
+        vcpu_count: command.vcpus,
+        drives,
+        append: command.append.clone(),
+        guest_cid,
+    };
+    Ok(Plan {
+        name: command.name.as_ref(),
+        common: command.common(),
+        hostname: command.hostname.as_deref(),
+        no_wait: command.no_wait,
+        foreground: command.foreground,
+        keep_on_failure: command.keep_on_failure,
+        deadline,
+        binary,
+        stored_drives: vec![None; machine.drives.len()],
+        machine,
+        cause: Cause::Boot,
+        parent: None,
+        artifact: None,
+    })
+}
+
+/// The absolute path of a file that can be read.
+fn readable(path: &Path) -> Result<PathBuf, Failure> {
+    let context = || format!("cannot read {}", path.display());
+    let file = File::open(path).or_fail(Exit::Artifact, context)?;
+    let metadata = file.metadata().or_fail(Exit::Artifact, context)?;
+    if metadata.is_dir() {
+        let text = format!("{} is a directory", path.display());
+        return Err(Failure::new(Exit::Artifact, text));
+    }
+    std::path::absolute(path).or_fail(Exit::Artifact, context)
+}
+
+/// Checks the options that `boot` and `restore` share.
+pub fn check_switches(
+    wait_ready: bool,
+    no_wait: bool,
+    hostname: Option<&str>,
+) -> Result<(), Failure> {
+    if wait_ready && no_wait {
+        return Err(Failure::usage(
+            "--wait-ready and --no-wait exclude each other",
+        ));
+    }
+    match hostname {
+        Some(name) if !Identity::is_hostname(name) => Err(Failure::usage(format!(
+            "'{}' is no host name: at most 64 letters, digits, '-' or '.'",
+            name.escape_debug()
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,388 @@
+//! The command line: what there is to say, and nothing about doing it.
+
+pub mod parse;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use argh::FromArgs;
+use shared::id::ExecId;
+use shared::limits::PORT_DEFAULT;
+use shared::message::{Depth, Policy};
+
+use crate::values::{DriveArgument, VmName, parse_memory_mib, parse_timeout};
+use crate::vmm::VmmKind;
+
+/// What every command takes.
+#[derive(Debug, Clone, Default)]
+pub struct Common {
+    /// `--timeout`.
+    pub timeout: Option<Duration>,
+    /// `--json`.
+    pub json: bool,
+    /// `--quiet`.
+    pub quiet: bool,
+    /// `--verbose`, as often as it was given.
+    pub verbose: u8,
+    /// `--state-dir`.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Defines a command with the options that every command has.
+macro_rules! command {
+    ($(#[$attribute:meta])* pub struct $name:ident { $($fields:tt)* }) => {
+        #[derive(FromArgs, Debug)]
+        #[argh(help_triggers("-h", "--help"))]
+        $(#[$attribute])*
+        pub struct $name {
+            $($fields)*
+            /// how long all of it may take: 500ms, 30s, 2m
+            #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+            pub timeout: Option<Duration>,
+            /// one JSON object on standard output
+            #[argh(switch)]
+            pub json: bool,
+            /// say nothing but errors on standard error
+            #[argh(switch, short = 'q')]
+            pub quiet: bool,
+            /// say more on standard error; may be given three times
+            #[argh(switch, short = 'v')]
+            pub verbose: u8,
+            /// where VMs are kept; HOST_TOOL_STATE_DIR is the same
+            #[argh(option, arg_name = "dir")]
+            pub state_dir: Option<PathBuf>,
+        }
+
+        impl $name {
+            /// The options that every command has.
+            #[must_use]
+            pub fn common(&self) -> Common {
+                Common {
+                    timeout: self.timeout,
+                    json: self.json,
+                    quiet: self.quiet,
+                    verbose: self.verbose,
+                    state_dir: self.state_dir.clone(),
+                }
+            }
+        }
+    };
+}
+
+/// Boot, snapshot and restore microVMs, prove that they are ready, and run commands in them.
+#[derive(FromArgs, Debug)]
+#[argh(
+    help_triggers("-h", "--help"),
+    note = "'{command_name} COMMAND --help' describes a command, with examples and exit codes.\n\
+            '{command_name} --version' prints the version and the protocol it speaks."
+)]
+pub struct HostTool {
+    /// what to do
+    #[argh(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub enum Command {
+    /// See [`Boot`].
+    Boot(Boot),
+    /// See [`Snapshot`].
+    Snapshot(Snapshot),
+    /// See [`Restore`].
+    Restore(Restore),
+    /// See [`ProbeCommand`].
+    Probe(ProbeCommand),
+    /// See [`ExecCommand`].
+    Exec(ExecCommand),
+    /// See [`Ls`].
+    Ls(Ls),
+    /// See [`Inspect`].
+    Inspect(Inspect),
+    /// See [`Stop`].
+    Stop(Stop),
+    /// See [`Rm`].
+    Rm(Rm),
+    /// See [`Doctor`].
+    Doctor(Doctor),
+}
+
+/// Names of the commands, for suggestions.
+pub const COMMAND_NAMES: [&str; 10] = [
+    "boot", "snapshot", "restore", "probe", "exec", "ls", "inspect", "stop", "rm", "doctor",
+];
+
+impl Command {
+    /// The options that every command has.
+    #[must_use]
+    pub fn common(&self) -> Common {
+        match self {
+            Self::Boot(command) => command.common(),
+            Self::Snapshot(command) => command.common(),
+            Self::Restore(command) => command.common(),
+            Self::Probe(command) => command.common(),
+            Self::Exec(command) => command.common(),
+            Self::Ls(command) => command.common(),
+            Self::Inspect(command) => command.common(),
+            Self::Stop(command) => command.common(),
+            Self::Rm(command) => command.common(),
+            Self::Doctor(command) => command.common(),
+        }
+    }
+}
+
+command! {
+    /// Boot a guest whose image holds guest-agent, and return when it is proven ready.
+    #[argh(
+        subcommand,
+        name = "boot",
+        example = "{command_name} --name base --kernel vmlinux --initrd image.cpio\n\
+                   {command_name} --kernel vmlinux --initrd image.cpio --vmm qemu --mem 1G --json"
+    )]
+    pub struct Boot {
+        /// name of the VM; one is made up if missing
+        #[argh(option)]
+        pub name: Option<VmName>,
+        /// uncompressed ELF kernel
+        #[argh(option, arg_name = "file")]
+        pub kernel: PathBuf,
+        /// initramfs with guest-agent as /init
+        #[argh(option, arg_name = "file")]
+        pub initrd: PathBuf,
+        /// firecracker or qemu; the first one found if missing
+        #[argh(option)]
+        pub vmm: Option<VmmKind>,
+        /// guest memory: 256M, 1G; default 256M
+        #[argh(option, from_str_fn(parse_memory_mib), default = "256", arg_name = "size")]
+        pub mem: u32,
+        /// number of virtual processors; default 1
+        #[argh(option, default = "1", arg_name = "count")]
+        pub vcpus: u8,
+        /// a disk image, FILE or FILE:ro; may be repeated
+        #[argh(option, arg_name = "file")]
+        pub drive: Vec<DriveArgument>,
+        /// more kernel parameters
+        #[argh(option, default = "String::new()", arg_name = "text")]
+        pub append: String,
+        /// host name the guest is given; the VM's name if missing
+        #[argh(option)]
+        pub hostname: Option<String>,
+        /// the guest's vsock context id, 3 or more; a free one is taken if missing
+        #[argh(option, arg_name = "cid")]
+        pub vsock_cid: Option<u32>,
+        /// return when the guest is proven ready (the default)
+        #[argh(switch)]
+        pub wait_ready: bool,
+        /// return when the VMM runs the guest
+        #[argh(switch)]
+        pub no_wait: bool,
+        /// stay attached until the VM ends; a signal stops it
+        #[argh(switch)]
+        pub foreground: bool,
+        /// go on despite a VMM version that may not work
+        #[argh(switch)]
+        pub force: bool,
+        /// leave a VM that failed as it is, for a look at it
+        #[argh(switch)]
+        pub keep_on_failure: bool,
+    }
+}
+
+command! {
+    /// Snapshot a VM, let it go on, and prove that it does.
+    #[argh(
+        subcommand,
+        name = "snapshot",
+        example = "{command_name} --name base --out base.snap\n\
+                   {command_name} --name base --out base.snap --stop"
+    )]
+    pub struct Snapshot {
+        /// name of the VM
+        #[argh(option)]
+        pub name: VmName,
+        /// artifact directory to create
+        #[argh(option, arg_name = "dir")]
+        pub out: PathBuf,
+        /// end the VM instead of letting it go on
+        #[argh(switch)]
+        pub stop: bool,
+        /// what to do about running commands: keep (the default), drain or refuse
+        #[argh(option, default = "Policy::Keep", from_str_fn(parse_policy))]
+        pub policy: Policy,
+        /// go on despite a VMM version that may not work
+        #[argh(switch)]
+        pub force: bool,
+    }
+}
+
+command! {
+    /// Restore a VM from an artifact directory, and return when it is proven ready.
+    #[argh(
+        subcommand,
+        name = "restore",
+        example = "{command_name} base.snap --name clone-1\n\
+                   {command_name} base.snap --wait-ready --timeout 10s --json"
+    )]
+    pub struct Restore {
+        /// artifact directory
+        #[argh(positional, arg_name = "dir")]
+        pub artifact: PathBuf,
+        /// name of the VM; one is made up if missing
+        #[argh(option)]
+        pub name: Option<VmName>,
+        /// host name the guest is given; the VM's name if missing
+        #[argh(option)]
+        pub hostname: Option<String>,
+        /// the guest's vsock context id, 3 or more; a free one is taken if missing
+        #[argh(option, arg_name = "cid")]
+        pub vsock_cid: Option<u32>,
+        /// return when a command has run in the guest (the default)
+        #[argh(switch)]
+        pub wait_ready: bool,
+        /// return when the VMM runs the guest
+        #[argh(switch)]
+        pub no_wait: bool,
+        /// stay attached until the VM ends; a signal stops it
+        #[argh(switch)]
+        pub foreground: bool,
+        /// go on despite a VMM version that may not work
+        #[argh(switch)]
+        pub force: bool,
+        /// leave a VM that failed as it is, for a look at it
+        #[argh(switch)]
+        pub keep_on_failure: bool,
+    }
+}
+
+command! {
+    /// Ask whether a guest is ready, and wait for it until the time limit (default 5s).
+    #[argh(
+        subcommand,
+        name = "probe",
+        example = "{command_name} --name clone-1\n\
+                   {command_name} --uds /run/vm/vsock.sock --timeout 1s\n\
+                   {command_name} --cid 42 --depth listener --json"
+    )]
+    pub struct ProbeCommand {
+        /// a VM of this host
+        #[argh(option)]
+        pub name: Option<VmName>,
+        /// hybrid vsock socket of a VM that something else runs
+        #[argh(option, arg_name = "path")]
+        pub uds: Option<PathBuf>,
+        /// vsock context id of a VM that something else runs
+        #[argh(option)]
+        pub cid: Option<u32>,
+        /// plain Unix socket of an agent
+        #[argh(option, arg_name = "path")]
+        pub unix: Option<PathBuf>,
+        /// the agent's vsock port; default 5252
+        #[argh(option, default = "PORT_DEFAULT")]
+        pub port: u32,
+        /// how far to go: exec (the default) or listener
+        #[argh(option, default = "Depth::Exec", from_str_fn(parse_depth))]
+        pub depth: Depth,
+    }
+}
+
+command! {
+    /// Run a command in a guest, with its output and its exit code.
+    #[argh(
+        subcommand,
+        name = "exec",
+        example = "{command_name} --name clone-1 -- uname -r\n\
+                   {command_name} --uds /run/vm/vsock.sock -e LANG=C -w /tmp -- ls -l\n\
+                   {command_name} --name clone-1 --timeout 10s -- make test"
+    )]
+    pub struct ExecCommand {
+        /// a VM of this host
+        #[argh(option)]
+        pub name: Option<VmName>,
+        /// hybrid vsock socket of a VM that something else runs
+        #[argh(option, arg_name = "path")]
+        pub uds: Option<PathBuf>,
+        /// vsock context id of a VM that something else runs
+        #[argh(option)]
+        pub cid: Option<u32>,
+        /// plain Unix socket of an agent
+        #[argh(option, arg_name = "path")]
+        pub unix: Option<PathBuf>,
+        /// the agent's vsock port; default 5252
+        #[argh(option, default = "PORT_DEFAULT")]
+        pub port: u32,
+        /// NAME=VALUE for the command's environment; may be repeated
+        #[argh(option, short = 'e', arg_name = "pair")]
+        pub env: Vec<String>,
+        /// directory to run the command in
+        #[argh(option, short = 'w', arg_name = "dir")]
+        pub workdir: Option<String>,
+        /// 32 hexadecimal digits that name this run: given again, it attaches
+        #[argh(option)]
+        pub id: Option<ExecId>,
+    }
+}
+
+command! {
+    /// List the VMs of this host.
+    #[argh(subcommand, name = "ls", example = "{command_name} --json")]
+    pub struct Ls {
+    }
+}
+
+command! {
+    /// Show everything known about a VM.
+    #[argh(subcommand, name = "inspect", example = "{command_name} clone-1 --json")]
+    pub struct Inspect {
+        /// name of the VM
+        #[argh(positional)]
+        pub name: VmName,
+    }
+}
+
+command! {
+    /// Power a VM off. Within the time limit (default 30s) it goes by itself, then it is killed.
+    #[argh(subcommand, name = "stop", example = "{command_name} clone-1 --timeout 5s")]
+    pub struct Stop {
+        /// name of the VM
+        #[argh(positional)]
+        pub name: VmName,
+        /// do not ask the guest first
+        #[argh(switch)]
+        pub force: bool,
+    }
+}
+
+command! {
+    /// Remove what a VM that has ended left: its logs and its state.
+    #[argh(
+        subcommand,
+        name = "rm",
+        example = "{command_name} clone-1\n{command_name} clone-1 --force"
+    )]
+    pub struct Rm {
+        /// name of the VM
+        #[argh(positional)]
+        pub name: VmName,
+        /// end the VM first, without asking the guest
+        #[argh(switch)]
+        pub force: bool,
+    }
+}
+
+command! {
+    /// Check whether this machine can run microVMs, and say what is missing.
+    #[argh(subcommand, name = "doctor", example = "{command_name} --json")]
+    pub struct Doctor {
+    }
+}
+
+fn parse_policy(text: &str) -> Result<Policy, String> {
+    text.parse()
+        .map_err(|_| format!("'{text}' is none of keep, drain and refuse"))
+}
+
+fn parse_depth(text: &str) -> Result<Depth, String> {
+    text.parse()
+        .map_err(|_| format!("'{text}' is none of listener and exec"))
+}

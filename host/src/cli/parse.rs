@@ -1,0 +1,296 @@
+//! From the process's arguments to a [`Command`].
+//!
+//! The parser proper takes text only and ends a wrong command line with exit code 1. So the
+//! command of `exec`, which is bytes, is split off before it sees anything, and what it says is
+//! given the exit code of the command that it is about.
+
+use std::ffi::OsString;
+
+use argh::FromArgs;
+use shared::version::SUPPORTED;
+
+use super::{COMMAND_NAMES, Command, HostTool};
+use crate::exit::{Exit, Table};
+use crate::guest::HOST_VERSION;
+
+/// A command line that was understood.
+#[derive(Debug)]
+pub struct Invocation {
+    /// What to do.
+    pub command: Command,
+    /// What stood behind `--`, if there was one.
+    pub argv: Option<Vec<OsString>>,
+}
+
+/// A command line that says all there is to do: text to print, and the exit code.
+#[derive(Debug, PartialEq, Eq)]
+pub struct EarlyExit {
+    /// The text, with its last line end.
+    pub text: String,
+    /// Exit code. Help that was asked for goes to standard output, all else to standard error.
+    pub code: u8,
+}
+
+/// The table of exit codes that the named command uses.
+fn table_of(command: Option<&str>) -> Table {
+    match command {
+        Some("exec") => Table::Exec,
+        Some("probe") => Table::Probe,
+        _ => Table::General,
+    }
+}
+
+impl Command {
+    /// The table of exit codes that this command uses.
+    #[must_use]
+    pub const fn table(&self) -> Table {
+        match self {
+            Self::Exec(_) => Table::Exec,
+            Self::Probe(_) => Table::Probe,
+            Self::Boot(_)
+            | Self::Snapshot(_)
+            | Self::Restore(_)
+            | Self::Ls(_)
+            | Self::Inspect(_)
+            | Self::Stop(_)
+            | Self::Rm(_)
+            | Self::Doctor(_) => Table::General,
+        }
+    }
+}
+
+/// Reads the arguments behind the program's name.
+///
+/// # Errors
+///
+/// When there is nothing more to do than to print something.
+pub fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
+    let (arguments, argv) = split_argv(arguments);
+    let words = as_text(&arguments)?;
+    let first = words.first().copied();
+    let table = table_of(first);
+    let usage = |text: String| EarlyExit {
+        text,
+        code: table.code(Exit::Usage),
+    };
+    match first {
+        None => return Err(usage(help())),
+        Some("--version" | "-V") => {
+            let text = format!("host-tool {HOST_VERSION} (protocol {SUPPORTED})\n");
+            return Err(EarlyExit { text, code: 0 });
+        }
+        Some(word) if !word.starts_with('-') && !COMMAND_NAMES.contains(&word) => {
+            return Err(usage(unknown_command(word)));
+        }
+        Some(_) => {}
+    }
+    let parsed = HostTool::from_args(&["host-tool"], &words);
+    let command = parsed.map_err(|exit| early_exit(&exit, table))?.command;
+    if argv.is_some() && !matches!(command, Command::Exec(_)) {
+        return Err(usage(
+            "host-tool: only exec takes a command behind '--'\n".to_owned(),
+        ));
+    }
+    Ok(Invocation { command, argv })
+}
+
+/// Splits off what stands behind the first `--`: bytes that are not looked at.
+fn split_argv(mut arguments: Vec<OsString>) -> (Vec<OsString>, Option<Vec<OsString>>) {
+    match arguments.iter().position(|argument| argument == "--") {
+        None => (arguments, None),
+        Some(index) => {
+            let argv = arguments.split_off(index + 1);
+            arguments.pop();
+            (arguments, Some(argv))
+        }
+    }
+}
+
+fn as_text(arguments: &[OsString]) -> Result<Vec<&str>, EarlyExit> {
+    let table = table_of(arguments.first().and_then(|first| first.to_str()));
+    let mut words = Vec::with_capacity(arguments.len());
+    for argument in arguments {
+        words.push(argument.to_str().ok_or_else(|| EarlyExit {
+            text: format!(
+                "host-tool: the argument {argument:?} is not UTF-8; only the command behind \
+                 '--' may hold other bytes\n"
+            ),
+            code: table.code(Exit::Usage),
+        })?);
+    }
+    Ok(words.into_iter().flat_map(single_letters).collect())
+}
+
+/// The parser proper does not know that `-vv` is `-v -v`.
+fn single_letters(word: &str) -> impl Iterator<Item = &str> {
+    let repeats = match word.strip_prefix('-') {
+        Some(letters) if letters.len() > 1 && letters.bytes().all(|byte| byte == b'v') => {
+            letters.len()
+        }
+        _ => 0,
+    };
+    let (word, count) = if repeats > 0 {
+        ("-v", repeats)
+    } else {
+        (word, 1)
+    };
+    std::iter::repeat_n(word, count)
+}
+
+fn early_exit(exit: &argh::EarlyExit, table: Table) -> EarlyExit {
+    let output = exit.output.trim_end();
+    match exit.status {
+        Ok(()) => EarlyExit {
+            text: format!("{output}\n{}", table.help()),
+            code: 0,
+        },
+        Err(()) => EarlyExit {
+            text: format!("host-tool: {output}\n"),
+            code: table.code(Exit::Usage),
+        },
+    }
+}
+
+/// The help of the program as a whole.
+fn help() -> String {
+    match HostTool::from_args(&["host-tool"], &["--help"]) {
+        Err(exit) => early_exit(&exit, Table::General).text,
+        // `--help` is never a command.
+        Ok(_) => String::new(),
+    }
+}
+
+fn unknown_command(word: &str) -> String {
+    let word = word.escape_debug().to_string();
+    let nearest = COMMAND_NAMES
+        .iter()
+        .min_by_key(|name| distance(&word, name));
+    match nearest {
+        Some(name) if distance(&word, name) <= 2 => {
+            format!("host-tool: there is no command '{word}'; did you mean '{name}'?\n")
+        }
+        _ => format!(
+            "host-tool: there is no command '{word}'; the commands are {}\n",
+            COMMAND_NAMES.join(", ")
+        ),
+    }
+}
+
+/// How many letters have to be changed, added or left out to turn one word into the other.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (from_index, from_char) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = from_index + 1;
+        for (index, to_char) in to.iter().enumerate() {
+            let changed = diagonal + usize::from(from_char != *to_char);
+            diagonal = row[index + 1];
+            row[index + 1] = changed.min(diagonal + 1).min(row[index] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn run(words: &[&str]) -> Result<Invocation, EarlyExit> {
+        parse(words.iter().map(OsString::from).collect())
+    }
+
+    #[track_caller]
+    fn refused(words: &[&str], code: u8, part: &str) {
+        let exit = run(words).expect_err("refused");
+        assert_eq!(exit.code, code, "{}", exit.text);
+        assert!(exit.text.contains(part), "{}", exit.text);
+    }
+
+    #[test]
+    fn every_command_has_help_with_its_exit_codes() {
+        for name in COMMAND_NAMES {
+            let exit = run(&[name, "--help"]).expect_err("help");
+            assert_eq!(exit.code, 0, "{name}");
+            let table = table_of(Some(name)).help();
+            assert!(exit.text.ends_with(&table), "{name}:\n{}", exit.text);
+            assert!(exit.text.contains("--timeout"), "{name}:\n{}", exit.text);
+        }
+        let exit = run(&["--help"]).expect_err("help");
+        for name in COMMAND_NAMES {
+            assert!(
+                exit.text.contains(&format!("  {name} ")),
+                "{name}:\n{}",
+                exit.text
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_usage_has_the_code_of_its_command() {
+        refused(&[], 2, "Usage: host-tool <command>");
+        refused(
+            &["resotre"],
+            2,
+            "no command 'resotre'; did you mean 'restore'?",
+        );
+        refused(&["frobnicate"], 2, "the commands are boot, ");
+        refused(&["snapshot"], 2, "--name");
+        refused(&["probe", "--port", "x"], 3, "--port");
+        refused(&["exec", "--nope"], 125, "--nope");
+        refused(&["restore", "a", "--timeout", "5"], 2, "'5' is not a time");
+        refused(&["ls", "--", "a"], 2, "only exec");
+    }
+
+    #[test]
+    fn the_version_names_the_protocol() {
+        let exit = run(&["--version"]).expect_err("a text");
+        assert_eq!(
+            exit.text,
+            format!("host-tool {HOST_VERSION} (protocol 1)\n")
+        );
+        assert_eq!(exit.code, 0);
+    }
+
+    #[test]
+    fn the_command_behind_the_dashes_may_be_any_bytes() {
+        let odd = OsString::from_vec(vec![0xff, 0xfe]);
+        let words = [
+            "exec",
+            "--unix",
+            "s",
+            "-vv",
+            "--timeout",
+            "2m",
+            "--",
+            "--help",
+            "--",
+        ];
+        let mut arguments: Vec<_> = words.iter().map(OsString::from).collect();
+        arguments.push(odd.clone());
+        let invocation = parse(arguments).unwrap();
+        assert_eq!(
+            invocation.argv.unwrap(),
+            ["--help".into(), "--".into(), odd.clone()]
+        );
+        let common = invocation.command.common();
+        assert_eq!(
+            (common.verbose, common.timeout),
+            (2, Some(Duration::from_secs(120)))
+        );
+
+        let exit = parse(vec!["exec".into(), "-w".into(), odd]).expect_err("refused");
+        assert_eq!(exit.code, 125);
+    }
+
+    #[test]
+    fn words_have_a_distance() {
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("restore", "restore"), 0);
+        assert_eq!(distance("resotre", "restore"), 2);
+        assert_eq!(distance("snapshots", "snapshot"), 1);
+    }
+}

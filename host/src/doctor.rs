@@ -1,0 +1,250 @@
+//! `host-tool doctor`: whether this machine can run microVMs, and what to do where it cannot.
+
+use std::fs;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::statvfs::statvfs;
+use serde_json::{Value, json};
+
+use crate::cli::Doctor;
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::output::print;
+use crate::vmdir::StateDir;
+use crate::vmm::{Gate, Purpose, VmmKind, find_binary, gate, host_problem};
+
+/// Less than this is worth a word: a small guest and its memory file.
+const SPACE_LOW_MIB: u64 = 1024;
+
+/// How one check went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    what: String,
+    status: Status,
+    text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Good,
+    /// Works, with a note.
+    Note,
+    Missing,
+}
+
+impl Status {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "ok",
+            Self::Note => "note",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+fn finding(what: impl Into<String>, status: Status, text: impl Into<String>) -> Finding {
+    Finding {
+        what: what.into(),
+        status,
+        text: text.into(),
+    }
+}
+
+/// Runs the command.
+pub fn run(command: &Doctor) -> Result<(), Failure> {
+    let mut findings = Vec::new();
+    let mut usable = Vec::new();
+    for kind in VmmKind::ALL {
+        let host = check_host(kind);
+        let binary = check_binary(kind);
+        let is_usable = host.status != Status::Missing
+            && binary
+                .iter()
+                .all(|finding| finding.status != Status::Missing);
+        if is_usable {
+            usable.push(kind.to_string());
+        }
+        findings.push(host);
+        findings.extend(binary);
+    }
+    findings.push(check_vsock());
+    let state_dir = check_state_dir(command);
+    let can_keep_vms = state_dir
+        .iter()
+        .all(|finding| finding.status != Status::Missing);
+    findings.extend(state_dir);
+    findings.push(check_memory());
+
+    let can_run = can_keep_vms && !usable.is_empty();
+    let event = if can_run { "ready" } else { "failed" };
+    if command.json {
+        let checks: Vec<Value> = findings.iter().map(to_value).collect();
+        let exit = if can_run { 0 } else { 1 };
+        let value = json!({ "event": event, "exit": exit, "usable": usable, "checks": checks });
+        print(&value.to_string())?;
+    } else {
+        let line = |finding: &Finding| {
+            format!(
+                "{:<8} {:<22} {}",
+                finding.status.as_str(),
+                finding.what,
+                finding.text
+            )
+        };
+        let lines: Vec<String> = findings.iter().map(line).collect();
+        print(&lines.join("\n"))?;
+    }
+    if can_run {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Defect,
+        "no VMM can run here; see what is missing above",
+    ))
+}
+
+fn to_value(finding: &Finding) -> Value {
+    json!({ "check": finding.what, "status": finding.status.as_str(), "text": finding.text })
+}
+
+fn check_host(kind: VmmKind) -> Finding {
+    let what = format!("{kind}: host");
+    match host_problem(kind) {
+        None => finding(
+            what,
+            Status::Good,
+            "KVM and the devices that it needs are usable",
+        ),
+        Some(problem) => finding(what, Status::Missing, problem.to_string()),
+    }
+}
+
+fn check_binary(kind: VmmKind) -> Vec<Finding> {
+    let what = format!("{kind}: program");
+    let binary = match find_binary(Some(kind)) {
+        Ok(binary) => binary,
+        Err(error) => {
+            return vec![finding(
+                what,
+                Status::Missing,
+                Failure::new(Exit::Start, error).to_string(),
+            )];
+        }
+    };
+    let text = format!("{} {}", binary.path.display(), binary.version);
+    let mut findings = vec![finding(what, Status::Good, text)];
+    for (word, purpose) in [
+        ("boot", Purpose::Boot),
+        ("snapshot", Purpose::Snapshot),
+        ("restore", Purpose::Restore),
+    ] {
+        let what = format!("{kind}: {word}");
+        match gate(kind, &binary.version, purpose, false) {
+            Gate::Allow => {}
+            Gate::Warn(symptoms) => {
+                findings.push(finding(what, Status::Note, symptoms.join("; ")));
+            }
+            Gate::Refuse { reason, remedy } => {
+                findings.push(finding(
+                    what,
+                    Status::Missing,
+                    format!("{reason}; {remedy}"),
+                ));
+            }
+        }
+    }
+    findings
+}
+
+/// The host's own vsock is for `--cid` and QEMU. Firecracker's guests are reached without it.
+fn check_vsock() -> Finding {
+    let what = "AF_VSOCK";
+    match socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    ) {
+        Ok(_) => finding(what, Status::Good, "guests of vhost-vsock can be reached"),
+        Err(errno) => {
+            let text = format!(
+                "{errno}; run 'modprobe vhost_vsock' as root to reach QEMU's guests and --cid"
+            );
+            finding(what, Status::Note, text)
+        }
+    }
+}
+
+fn check_state_dir(command: &Doctor) -> Vec<Finding> {
+    let what = "state directory";
+    let state_dir = match StateDir::open(command.state_dir.as_deref()) {
+        Ok(state_dir) => state_dir,
+        Err(error) => {
+            return vec![finding(
+                what,
+                Status::Missing,
+                Failure::from(error).to_string(),
+            )];
+        }
+    };
+    let path = state_dir.path().display().to_string();
+    let probe = state_dir
+        .path()
+        .join(format!(".doctor-{}", std::process::id()));
+    let written = fs::write(&probe, "").and_then(|()| fs::remove_file(&probe));
+    if let Err(error) = written {
+        let text = format!("cannot write to {path}: {error}; name another one with --state-dir");
+        return vec![finding(what, Status::Missing, text)];
+    }
+    let mut findings = vec![finding(what, Status::Good, path)];
+    if let Ok(space) = statvfs(state_dir.path()) {
+        let free_mib = space.blocks_available() * space.fragment_size() / (1024 * 1024);
+        let status = if free_mib < SPACE_LOW_MIB {
+            Status::Note
+        } else {
+            Status::Good
+        };
+        findings.push(finding(
+            "state directory: space",
+            status,
+            format!("{free_mib} MiB free"),
+        ));
+    }
+    findings
+}
+
+fn check_memory() -> Finding {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    match available_mib(&meminfo) {
+        Some(mib) => {
+            let status = if mib < SPACE_LOW_MIB {
+                Status::Note
+            } else {
+                Status::Good
+            };
+            finding("memory", status, format!("{mib} MiB available"))
+        }
+        None => finding("memory", Status::Note, "/proc/meminfo does not say"),
+    }
+}
+
+fn available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_where_the_kernel_says_it() {
+        let meminfo = "MemTotal:  16000 kB\nMemFree: 1 kB\nMemAvailable:    8192 kB\n";
+        assert_eq!(available_mib(meminfo), Some(8));
+        assert_eq!(available_mib("MemTotal: 1 kB\n"), None);
+        assert_eq!(available_mib("MemAvailable: many\n"), None);
+    }
+}

@@ -1,0 +1,81 @@
+//! Staying with a VM until it ends, for a terminal or a service manager.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::deadline::Watch;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::guest::connection::Endpoint;
+use crate::launch::Supervisor;
+use crate::stop::power_off;
+use crate::supervisor::link::Order;
+
+/// How long the guest is given after a signal, and the VMM after that. Service managers kill after
+/// 30 s (Nomad) or 90 s (systemd).
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waits for the end of the VM. A signal powers it off first.
+pub fn stay(
+    mut supervisor: Supervisor,
+    endpoint: &Endpoint,
+    process: &OwnedFd,
+) -> Result<(), Failure> {
+    let local = |error: io::Error| Failure::new(Exit::Defect, error);
+    let signals = block_signals().map_err(local)?;
+    if !await_end(&signals, process).map_err(local)? {
+        log::info!("powering off");
+        let watch = Watch::with_process(Instant::now() + STOP_TIMEOUT, Some(process.as_fd()));
+        if let Err(failure) = power_off(endpoint, &watch) {
+            log::warn!("the guest does not power off by itself: {failure}");
+            let ordered = supervisor.order(Order::End);
+            ordered.or_fail(Exit::Defect, || "the VM's supervisor is gone".to_owned())?;
+        }
+        supervisor.await_ended(&Watch::until(Instant::now() + KILL_TIMEOUT))?;
+        return supervisor.join().map_err(local);
+    }
+    let exit = supervisor.await_ended(&Watch::until(Instant::now() + KILL_TIMEOUT))?;
+    supervisor.join().map_err(local)?;
+    if exit.is_clean() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::VmmEnded,
+        format!("the VMM ended: {exit}"),
+    ))
+}
+
+fn block_signals() -> io::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        mask.add(signal);
+    }
+    mask.thread_block()?;
+    Ok(SignalFd::with_flags(
+        &mask,
+        SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+    )?)
+}
+
+/// `true` once the VMM has ended, `false` when a signal came first.
+fn await_end(signals: &SignalFd, process: &OwnedFd) -> io::Result<bool> {
+    loop {
+        let mut fds = [
+            PollFd::new(process.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) if fds[0].any().unwrap_or(true) => return Ok(true),
+            Ok(_) if fds[1].any().unwrap_or(true) => return Ok(false),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

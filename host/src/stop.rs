@@ -1,0 +1,210 @@
+//! `host-tool stop` and `host-tool rm`: the end of a VM, and of what it leaves.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use shared::exchange::Request;
+use shared::limits::PORT_DEFAULT;
+use shared::message::{PowerAction, Shutdown};
+
+use crate::cli::{Rm, Stop};
+use crate::deadline::Watch;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::guest::connection::Endpoint;
+use crate::guest::driver::{AskErrorReason, ask, pause};
+use crate::record::{Phase, Record};
+use crate::sys::pidfd;
+use crate::vmdir::state::Stage;
+use crate::vmdir::{Life, RunningVm, StateDir, VmDir, VmDirError};
+use crate::vmm::{API_SOCKET, RunState, connect};
+
+/// How long the guest is given to power off unless the caller says.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// How much of that its sessions have between TERM and KILL, at most.
+const SESSION_GRACE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a VMM is given after TERM, and after KILL.
+const TERM_TIMEOUT: Duration = Duration::from_secs(3);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a supervisor may take to write down the end of its VMM.
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Powers a VM off, or else kills it.
+pub fn stop(command: &Stop) -> Result<(), Failure> {
+    let mut record = Record::new();
+    record.set("name", command.name.as_str());
+    match do_stop(command, &mut record) {
+        Ok(()) => record.finish("stopped", command.json),
+        Err(failure) => Err(record.fail(failure, command.json)),
+    }
+}
+
+fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
+    let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
+    record.begin(Phase::Lock);
+    let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
+    let _lock = dir.lock(deadline)?;
+    record.begin(Phase::Stop);
+    let vm = match dir.clone().running() {
+        Ok(vm) => vm,
+        Err(VmDirError::NotRunning { .. }) => {
+            record.set("how", "had ended");
+            return settle(&dir);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if command.force {
+        record.set("how", "killed");
+        return end(&vm);
+    }
+    let watch = Watch::with_process(deadline, Some(vm.process.as_fd()));
+    let asked = match check_not_paused(&vm, deadline) {
+        Ok(()) => power_off(&vm.endpoint(PORT_DEFAULT), &watch),
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = asked {
+        log::warn!("the guest did not power off by itself, so that the VMM is killed: {failure}");
+        record.set("how", "killed");
+        return end(&vm);
+    }
+    record.set("how", "powered off");
+    settle(&dir)
+}
+
+/// A guest whose vCPUs stand still cannot be asked for anything.
+fn check_not_paused(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
+    if vm.state.stage != Stage::Snapshotting {
+        return Ok(());
+    }
+    let process = vm.process.try_clone().ok();
+    let mut vmm = connect(
+        vm.state.vmm_kind,
+        &vm.dir.file(API_SOCKET),
+        process,
+        deadline,
+    )?;
+    match vmm.run_state(deadline)? {
+        RunState::Running => Ok(()),
+        RunState::NotStarted | RunState::Paused | RunState::Ended => Err(Failure::new(
+            Exit::Guest,
+            "an interrupted snapshot left it paused",
+        )),
+    }
+}
+
+/// Asks the guest to power off, and waits until the VMM, whose process `watch` holds, has ended.
+pub fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> {
+    let left = watch.deadline().saturating_duration_since(Instant::now());
+    let grace = (left / 2).min(SESSION_GRACE_MAX);
+    let request = Request::Shutdown(Shutdown {
+        action: PowerAction::PowerOff,
+        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+    });
+    match ask(endpoint, request, watch) {
+        Ok(_) => {}
+        // It was quicker than its answer.
+        Err(error) if matches!(error.reason, AskErrorReason::VmmEnded) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    match pause(watch, watch.deadline()) {
+        Err(AskErrorReason::VmmEnded) => Ok(()),
+        _ => Err(Failure::new(Exit::Deadline, "the VMM did not end in time")),
+    }
+}
+
+/// Ends the VMM without asking the guest: TERM, and KILL when that is not enough.
+fn end(vm: &RunningVm) -> Result<(), Failure> {
+    send(&vm.process, Signal::SIGTERM)?;
+    if !has_ended(&vm.process, TERM_TIMEOUT) {
+        send(&vm.process, Signal::SIGKILL)?;
+        if !has_ended(&vm.process, KILL_TIMEOUT) {
+            let text = format!("process {} does not end when killed", vm.state.process.pid);
+            return Err(Failure::new(Exit::Defect, text));
+        }
+    }
+    settle(&vm.dir)
+}
+
+/// Kills the VMM of a VM of which nothing is needed any more.
+pub fn kill(vm: &RunningVm) -> Result<(), Failure> {
+    send(&vm.process, Signal::SIGKILL)?;
+    if has_ended(&vm.process, KILL_TIMEOUT) {
+        return settle(&vm.dir);
+    }
+    let text = format!("process {} does not end when killed", vm.state.process.pid);
+    Err(Failure::new(Exit::Defect, text))
+}
+
+fn send(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
+    match pidfd::send_signal(process.as_fd(), signal as i32) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        result => result.or_fail(Exit::Defect, || format!("cannot send {signal} to the VMM")),
+    }
+}
+
+fn has_ended(process: &OwnedFd, timeout: Duration) -> bool {
+    Watch::until(Instant::now() + timeout)
+        .readable(process)
+        .is_ok()
+}
+
+/// Waits until the supervisor has written down how the VMM ended. Where there is none any more,
+/// does what it would have done.
+fn settle(dir: &VmDir) -> Result<(), Failure> {
+    let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
+    if dir.supervisor_lock(deadline)?.is_none() {
+        let text = "the VM's supervisor does not end; see supervisor.log in its directory";
+        return Err(Failure::new(Exit::Defect, text));
+    }
+    dir.remove_sockets();
+    Ok(())
+}
+
+/// Removes what a VM left.
+pub fn remove(command: &Rm) -> Result<(), Failure> {
+    let mut record = Record::new();
+    record.set("name", command.name.as_str());
+    match do_remove(command, &mut record) {
+        Ok(()) => record.finish("removed", command.json),
+        Err(failure) => Err(record.fail(failure, command.json)),
+    }
+}
+
+fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {
+    let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
+    record.begin(Phase::Lock);
+    let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
+    let _lock = dir.lock(deadline)?;
+    record.begin(Phase::Stop);
+    match dir.clone().running() {
+        Ok(vm) if command.force => kill(&vm)?,
+        Ok(_) => {
+            let name = &command.name;
+            let text = format!("the VM '{name}' runs; 'host-tool stop {name}' first, or --force");
+            return Err(Failure::usage(text));
+        }
+        Err(VmDirError::NotRunning { .. }) => settle(&dir)?,
+        // Whose state cannot be read can still be taken away, once no supervisor is at work.
+        Err(VmDirError::Json(error)) if command.force => {
+            log::warn!("{error}");
+            settle(&dir)?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    debug_assert!(
+        !matches!(dir.life(), Ok((Life::Running, _))),
+        "a VM that runs is kept"
+    );
+    match dir.remove() {
+        Ok(()) => Ok(()),
+        // Its supervisor took it away itself: the command that started it was killed.
+        Err(VmDirError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,143 @@
+//! Which guest a command is about.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use shared::exchange::ExchangeError;
+
+use crate::cli::{ExecCommand, ProbeCommand};
+use crate::deadline::Watch;
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::guest::connection::Endpoint;
+use crate::guest::driver::{AskError, AskErrorReason};
+use crate::values::VmName;
+use crate::vmdir::StateDir;
+use crate::vmm::GuestAddress;
+
+/// A guest as the command line names it. Exactly one of the four is given.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetArguments<'a> {
+    /// `--name`.
+    pub name: Option<&'a VmName>,
+    /// `--uds`.
+    pub uds: Option<&'a PathBuf>,
+    /// `--cid`.
+    pub cid: Option<u32>,
+    /// `--unix`.
+    pub unix: Option<&'a PathBuf>,
+    /// `--port`.
+    pub port: u32,
+}
+
+impl<'a> From<&'a ProbeCommand> for TargetArguments<'a> {
+    fn from(command: &'a ProbeCommand) -> Self {
+        let ProbeCommand {
+            name,
+            uds,
+            cid,
+            unix,
+            port,
+            ..
+        } = command;
+        Self {
+            name: name.as_ref(),
+            uds: uds.as_ref(),
+            cid: *cid,
+            unix: unix.as_ref(),
+            port: *port,
+        }
+    }
+}
+
+impl<'a> From<&'a ExecCommand> for TargetArguments<'a> {
+    fn from(command: &'a ExecCommand) -> Self {
+        let ExecCommand {
+            name,
+            uds,
+            cid,
+            unix,
+            port,
+            ..
+        } = command;
+        Self {
+            name: name.as_ref(),
+            uds: uds.as_ref(),
+            cid: *cid,
+            unix: unix.as_ref(),
+            port: *port,
+        }
+    }
+}
+
+/// A guest that can be talked to.
+#[derive(Debug)]
+pub struct Target {
+    /// Where its agent listens.
+    pub endpoint: Endpoint,
+    /// The VMM's pidfd, where it is a VM of ours.
+    process: Option<OwnedFd>,
+}
+
+impl Target {
+    /// A guest with this address, in the VMM behind `process`.
+    #[must_use]
+    pub const fn new(endpoint: Endpoint, process: Option<OwnedFd>) -> Self {
+        Self { endpoint, process }
+    }
+
+    /// Finds the guest that the command line names.
+    pub fn find(arguments: TargetArguments<'_>, state_dir: Option<&Path>) -> Result<Self, Failure> {
+        let TargetArguments {
+            name,
+            uds,
+            cid,
+            unix,
+            port,
+        } = arguments;
+        let address = match (name, uds, cid, unix) {
+            (Some(name), None, None, None) => {
+                let vm = StateDir::open(state_dir)?.vm(name)?.running()?;
+                return Ok(Self::new(vm.endpoint(port), Some(vm.process)));
+            }
+            (None, Some(path), None, None) => GuestAddress::HybridVsock {
+                uds_path: path.clone(),
+            },
+            (None, None, Some(cid), None) => GuestAddress::Vsock { cid },
+            (None, None, None, Some(path)) => GuestAddress::Unix { path: path.clone() },
+            _ => {
+                let text = "name the guest with exactly one of --name, --uds, --cid and --unix";
+                return Err(Failure::usage(text));
+            }
+        };
+        Ok(Self::new(Endpoint { address, port }, None))
+    }
+
+    /// A watch over waits for this guest.
+    #[must_use]
+    pub fn watch(&self, deadline: Instant) -> Watch<'_> {
+        Watch::with_process(deadline, self.process.as_ref().map(AsFd::as_fd))
+    }
+}
+
+/// What it means when a request to a guest is not met.
+#[must_use]
+pub const fn exit_of(error: &AskError) -> Exit {
+    match &error.reason {
+        AskErrorReason::Exchange(ExchangeError::Deadline { .. }) => Exit::Deadline,
+        AskErrorReason::Exchange(
+            ExchangeError::Refused { .. }
+            | ExchangeError::Version(_)
+            | ExchangeError::Protocol { .. },
+        ) => Exit::Guest,
+        AskErrorReason::VmmEnded => Exit::VmmEnded,
+        AskErrorReason::Connection(_) | AskErrorReason::Local(_) => Exit::Defect,
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        Self::new(exit_of(&error), error)
+    }
+}
