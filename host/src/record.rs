@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use shared::id::Generation;
 
 use crate::error::Failure;
-use crate::exit::Table;
+use crate::exit::{Exit, Table};
 use crate::output::print;
 
 macro_rules! phases {
@@ -160,8 +160,9 @@ impl Record {
             let _ = print(&self.to_value(head).to_string());
         }
         match phase {
-            Some(phase) => failure.in_phase(phase),
-            None => failure,
+            // What is wrong with a command line is wrong before all phases.
+            Some(phase) if failure.exit() != Exit::Usage => failure.in_phase(phase),
+            _ => failure,
         }
     }
 

@@ -178,7 +178,8 @@ impl Source {
             let stopped = kill(&self.vm);
             drop(control);
             publish(draft, &manifest, record)?;
-            return stopped;
+            stopped?;
+            return self.write_stage(Stage::Ready);
         }
         let resumed = self.resume(control, record);
         let failed_phase = record.current();

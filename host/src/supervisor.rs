@@ -39,6 +39,7 @@ use nix::unistd::{dup2_stdin, dup2_stdout, read, setsid};
 use self::console::Console;
 use self::link::{LaunchFile, Order, Report};
 use crate::process::ProcessId;
+use crate::sys::child::with_empty_signal_mask;
 use crate::sys::{inherited, pidfd};
 use crate::vmdir::state::ExitRecord;
 use crate::vmdir::{CONSOLE_LOG, VmDir};
@@ -288,11 +289,13 @@ impl Supervisor {
 /// Spawns the VMM that the directory's launch file describes.
 fn spawn(dir: &VmDir, console_log: File) -> io::Result<Child> {
     let launch = LaunchFile::read(dir).map_err(io::Error::other)?.0;
-    Command::new(&launch.program)
+    let mut command = Command::new(&launch.program);
+    command
         .args(&launch.args)
         .stdin(Stdio::null())
         .stdout(console_log)
-        .stderr(append(&dir.file(VMM_LOG))?)
+        .stderr(append(&dir.file(VMM_LOG))?);
+    with_empty_signal_mask(&mut command)
         .spawn()
         .map_err(|error| {
             let text = format!("cannot start {}: {error}", launch.program.display());
