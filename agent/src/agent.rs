@@ -32,6 +32,7 @@ mod ids;
 mod listener;
 mod naming;
 pub mod outbox;
+mod peers;
 mod quiescing;
 mod rebind;
 mod requests;
@@ -40,15 +41,12 @@ mod session;
 pub mod state;
 mod timers;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 use shared::id::{Generation, Token};
-use shared::message::{Fail, FailCode, Message, Sever, SeverReason};
+use shared::message::{Fail, FailCode};
 
 pub use action::{
     Action, End, EndSignal, Ended, Figures, Purpose, Settings, Signal, SpawnFailure, SpawnStage,
@@ -202,119 +200,6 @@ impl Agent {
         }
     }
 
-    /// Which readiness of a connection matters. `None`: there is no such connection.
-    pub fn interest(&self, id: ConnectionId) -> Option<Interest> {
-        self.connections.get(&id).map(Connection::interest)
-    }
-
-    /// Bytes that the connection's socket should take next.
-    pub fn pending(&self, id: ConnectionId) -> &[u8] {
-        self.connections
-            .get(&id)
-            .map_or(&[], |connection| connection.outbox.pending())
-    }
-
-    /// The listener was registered, newly or again, or could not be. Answers
-    /// [`Action::RearmListener`].
-    pub fn handle_rearmed(&mut self, result: Result<(), String>, now: Instant) {
-        match result {
-            Ok(()) => {
-                self.listener.handle_registered();
-                self.actions.push_back(Action::DrainAccept);
-            }
-            Err(text) => {
-                warn!("cannot register the listener: {text}");
-                self.listener.handle_failed();
-                self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
-            }
-        }
-    }
-
-    /// A peer connected. Returns its name, or `None` if it is to be closed at once.
-    pub fn handle_accepted(&mut self, is_permitted: bool, now: Instant) -> Option<ConnectionId> {
-        let accepted_under = self.listener.handle_accepted();
-        self.counters.accepts += 1;
-        if !is_permitted || self.connections.len() >= CONNECTIONS_MAX + REFUSALS_MAX {
-            self.counters.peers_refused += 1;
-            return None;
-        }
-        let id = self.serials.next_connection();
-        self.connections.insert(id, Connection::new(accepted_under));
-        if self.connections.len() > CONNECTIONS_MAX {
-            self.counters.peers_refused += 1;
-            let text = format!("{CONNECTIONS_MAX} connections are open already");
-            self.refuse(id, &Fail::new(FailCode::Limit, text), now);
-        } else {
-            self.timers.set(Timer::Hello(id), now + HELLO_TIMEOUT);
-        }
-        Some(id)
-    }
-
-    /// Connections had to be closed unseen to empty the accept queue.
-    pub fn handle_accept_shed(&mut self) {
-        self.counters.accepts_shed += 1;
-    }
-
-    /// Accepting failed for want of resources; the queue may hold more.
-    pub fn handle_accept_failed(&mut self, now: Instant) {
-        self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
-    }
-
-    /// Bytes came from a peer.
-    pub fn handle_bytes(&mut self, id: ConnectionId, bytes: &[u8], now: Instant) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.handle_bytes(bytes);
-            self.take_requests(id, now);
-        }
-    }
-
-    /// The socket took `len` of the pending bytes.
-    pub fn handle_written(&mut self, id: ConnectionId, len: usize, now: Instant) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        connection.outbox.consume(len);
-        if connection.is_closing() {
-            if connection.outbox.is_empty() {
-                self.close(id, Departure::Cut, now);
-            }
-            return;
-        }
-        let session = connection.session;
-        let has_room = connection.outbox.stream_room() > 0;
-        if let Some(session) = session.filter(|_| has_room) {
-            self.resume_output(session, now);
-        }
-        // Requests that waited for the peer to read its answers.
-        self.take_requests(id, now);
-    }
-
-    /// A flush has been performed, whatever came of it.
-    pub fn handle_flushed(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.is_flush_queued = false;
-        }
-    }
-
-    /// A connection ended.
-    pub fn handle_closed(&mut self, id: ConnectionId, ended: Ended, now: Instant) {
-        if !self.connections.contains_key(&id) {
-            return;
-        }
-        let departure = match ended {
-            Ended::ByPeer | Ended::ByError => Departure::Left,
-            Ended::ByReset => {
-                self.counters.resets += 1;
-                // A rebind that has not come to its listener yet will do the same.
-                if !self.naming.will_rearm() {
-                    self.rearm_listener();
-                }
-                Departure::Cut
-            }
-        };
-        self.close(id, departure, now);
-    }
-
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(timer) = self.timers.expire(now) {
@@ -339,105 +224,6 @@ impl Agent {
         }
     }
 
-    /// Asks for the listener to be taken out of the poll set and put back, unless that is asked for
-    /// already.
-    fn rearm_listener(&mut self) {
-        self.timers.stop(Timer::Listener);
-        if self.listener.want_rearm() {
-            self.counters.rearms += 1;
-            self.actions.push_back(Action::RearmListener);
-        }
-    }
-
-    /// Adds a message to a connection's outbox. A peer that has stopped reading is closed instead.
-    fn send(&mut self, id: ConnectionId, message: &Message, now: Instant) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        if connection.is_closing() {
-            return;
-        }
-        match connection.outbox.push(message) {
-            Ok(()) => self.queue_flush(id),
-            Err(outbox::OutboxFull) => {
-                debug!("{id} does not read its answers; closing it");
-                self.close(id, Departure::Left, now);
-            }
-        }
-    }
-
-    fn send_fail(
-        &mut self,
-        id: ConnectionId,
-        code: FailCode,
-        text: impl Into<String>,
-        now: Instant,
-    ) {
-        self.send(id, &Message::Fail(Fail::new(code, text)), now);
-    }
-
-    fn queue_flush(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id)
-            && !connection.is_flush_queued
-        {
-            connection.is_flush_queued = true;
-            self.actions.push_back(Action::Flush(id));
-        }
-    }
-
-    /// Says why, then closes when it has been read or after a while.
-    fn refuse(&mut self, id: ConnectionId, fail: &Fail, now: Instant) {
-        debug!("{id} refused: {}", fail.text);
-        self.send(id, &Message::Fail(fail.clone()), now);
-        self.close_after_flush(id, Departure::Left, now);
-    }
-
-    /// Says that the connection is cut on purpose, then closes when it has been read or after a
-    /// while.
-    fn sever(&mut self, id: ConnectionId, reason: SeverReason, now: Instant) {
-        self.send(id, &Message::Sever(Sever { reason }), now);
-        self.close_after_flush(id, Departure::Cut, now);
-    }
-
-    fn close_after_flush(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        if connection.is_closing() {
-            return;
-        }
-        connection.close_after_flush();
-        let session = connection.session.take();
-        self.timers.stop(Timer::Hello(id));
-        self.timers.set(Timer::Linger(id), now + LINGER_TIMEOUT);
-        if let Some(session) = session {
-            self.detach(session, departure, now);
-        }
-    }
-
-    /// Forgets a connection and has its socket closed.
-    fn close(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
-        if self.connections.contains_key(&id) {
-            self.actions.push_back(Action::Close(id));
-            self.forget(id, departure, now);
-        }
-    }
-
-    /// Forgets a connection whose socket is closed, or about to be.
-    fn forget(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
-        let Some(connection) = self.connections.remove(&id) else {
-            return;
-        };
-        self.timers.stop(Timer::Hello(id));
-        self.timers.stop(Timer::Linger(id));
-        self.naming.leave(id);
-        if let Some(session) = connection.session {
-            self.detach(session, departure, now);
-        }
-        self.advance_quiescing(now);
-        self.advance_ending(now);
-    }
-
     /// Changes the root state. The only place that does.
     fn set_state(&mut self, input: Input) {
         match state::transition(self.state, input) {
@@ -457,3 +243,6 @@ impl Agent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,16 @@
 //! What can be set, where, and which setting wins.
 //!
-//! | Name | Flag | Environment | Kernel command line | Default |
-//! |---|---|---|---|---|
-//! | where to listen: `vsock`, `vsock:PORT`, `unix:PATH` | `--listen` | `GUEST_AGENT_LISTEN` | `agent.listen` | `vsock` |
-//! | port of `vsock` without one | `--port` | `GUEST_AGENT_PORT` | `agent.port` | 5252 |
-//! | least severe log line: `off`, `error`, `warn`, `info`, `debug`, `trace` | `--log` | `GUEST_AGENT_LOG` | `agent.log` | `info` |
-//! | file for log lines | `--console` | `GUEST_AGENT_CONSOLE` | `agent.console` | standard error |
-//! | host name to set at boot | `--hostname` | `GUEST_AGENT_HOSTNAME` | `agent.hostname` | none |
-//! | leave the machine's clock, random pool and names alone | `--unprivileged` | `GUEST_AGENT_UNPRIVILEGED=1` | `agent.unprivileged=1` | no |
+//! | Name | Value | Default |
+//! |---|---|---|
+//! | `listen` | where to listen: `vsock`, `vsock:PORT` or `unix:PATH` | `vsock` |
+//! | `port` | port of a `vsock` without one | 5252 |
+//! | `log` | least severe log line: `off`, `error`, `warn`, `info`, `debug` or `trace` | `info` |
+//! | `console` | file for log lines | standard error |
+//! | `hostname` | host name to set at boot | none |
+//! | `unprivileged` | `1`: leave the machine's clock, random pool and names alone | `0` |
+//!
+//! Each is given as a flag (`--listen`; `--unprivileged` takes no value), in the environment
+//! (`GUEST_AGENT_LISTEN`) or on the kernel command line (`agent.listen=`).
 //!
 //! A flag wins over the environment, which wins over the kernel command line. Process 1 gets its
 //! flags and part of its environment from the kernel command line too, among them words that mean

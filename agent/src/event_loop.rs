@@ -12,9 +12,8 @@ use std::time::Duration;
 use mio::{Events, Poll};
 
 use crate::agent::{Agent, End};
-use crate::shell::Shell;
+use crate::shell::{Shell, Source};
 use crate::sys::{clock, console};
-use crate::tokens::Source;
 
 /// Most events taken per turn; epoll reports the rest in the next.
 const EVENTS_MAX: usize = 256;

@@ -16,7 +16,6 @@ mod config;
 mod event_loop;
 mod shell;
 mod sys;
-mod tokens;
 
 use std::fmt;
 use std::io::{self, Write};

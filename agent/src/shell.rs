@@ -24,6 +24,7 @@ mod accept;
 mod connections;
 mod output;
 mod steps;
+mod tokens;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -42,7 +43,8 @@ use crate::sys::signals::Signals;
 use crate::sys::socket::{Address, Listener};
 use crate::sys::spawn::Spawner;
 use crate::sys::{clock, console};
-use crate::tokens::Source;
+
+pub(crate) use tokens::Source;
 
 use connections::Entry;
 use output::Pipes;

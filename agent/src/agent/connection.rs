@@ -1,9 +1,9 @@
 //! One connection: HELLO first, then one request after the other. No I/O, no clock.
 //!
 //! ```text
-//!                 HELLO               refused, severed
-//! AwaitingHello ─────────▶ Open ─────────────────────────▶ Closing ── all sent, or too slow ─▶ closed
-//!       └────────────────────── no common version, protocol ──▲
+//!                 HELLO          refused, severed          all sent, or too slow
+//! AwaitingHello ─────────▶ Open ──────────────────▶ Closing ──────────────▶ closed
+//!       └── no common version, or another mistake ──▲
 //! ```
 //!
 //! Invariants:
@@ -128,7 +128,7 @@ impl Connection {
             return Ok(None);
         };
         let message = Message::parse(frame, Role::Host).map_err(Mistake::Payload)?;
-        match (&message, self.awaits_hello()) {
+        match (&message, self.is_awaiting_hello()) {
             (Message::Hello(hello), true) if hello.role == Role::Host => self.phase = Phase::Open,
             (Message::Hello(_), true) => return Err(Mistake::HelloRole),
             (Message::Hello(_), false) => return Err(Mistake::HelloRepeated),
@@ -150,7 +150,7 @@ impl Connection {
     }
 
     /// Whether the peer has not said who it is.
-    pub(super) fn awaits_hello(&self) -> bool {
+    pub(super) fn is_awaiting_hello(&self) -> bool {
         self.phase == Phase::AwaitingHello
     }
 

@@ -1,8 +1,9 @@
 //! SHUTDOWN, and the signals that mean the same. No I/O, no clock.
 //!
 //! ```text
-//!           no session is left, or the grace is over      no connection is left, or the last wait is over
-//! Sessions ───────────────────────────────────────▶ Farewell ─────────────────────────────▶ the end
+//!            no session is left,           no connection is left,
+//!            or the grace is over          or the last wait is over
+//! Sessions ──────────────────────▶ Farewell ─────────────────────▶ Over
 //! ```
 //!
 //! Invariants:

@@ -58,14 +58,6 @@ impl Naming {
         }
     }
 
-    /// How many connections wait for the rebind under way.
-    #[cfg(test)]
-    pub(super) fn waiting_count(&self) -> usize {
-        self.current
-            .as_ref()
-            .map_or(0, |current| current.waiting().len())
-    }
-
     /// Drops what is under way, for good.
     pub(super) fn abandon(&mut self) -> Option<Rebinding> {
         self.current.take()
@@ -149,7 +141,7 @@ impl Agent {
         let Some(connection) = self.connections.get(&id) else {
             return;
         };
-        if !connection.awaits_hello() {
+        if !connection.is_awaiting_hello() {
             let sever = Sever {
                 reason: SeverReason::Rebind,
             };

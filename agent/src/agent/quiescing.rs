@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!            no session is left           no other connection     console is out
-//! Draining ───────────────────▶ Closing ─────────────────────▶ Console ──────────▶ Silent: QUIESCED
-//!   │ limit: FAIL(refusing)        ▲                               │ │ limit: FAIL(refusing)
-//!   ▼                              └────── one more connected ─────┘ ▼
-//! taken back                                                     taken back
+//! Draining ───────────────────▶ Closing ─────────────────────▶ Console ───────▶ Silent
+//!   │ limit: FAIL(refusing)        ▲                            │ │ limit:      (QUIESCED)
+//!   ▼                              └─── one more connected ─────┘ ▼ FAIL(refusing)
+//! taken back                                                   taken back
 //! ```
 //!
 //! With policy `keep` sessions are carried into the snapshot, cut off from their connections; with

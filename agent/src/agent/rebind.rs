@@ -171,12 +171,10 @@ impl Rebinding {
         &mut self,
         performed: Option<StepName>,
     ) -> Vec<ConnectionId> {
-        match performed {
-            Some(StepName::Connections) => std::mem::take(&mut self.old_connections),
-            None
-            | Some(StepName::Listener | StepName::Clock | StepName::Entropy | StepName::Identity) => {
-                Vec::new()
-            }
+        if performed == Some(StepName::Connections) {
+            std::mem::take(&mut self.old_connections)
+        } else {
+            Vec::new()
         }
     }
 

@@ -1,8 +1,8 @@
 //! One command: from its start to the frame that reports its end. No I/O, no clock.
 //!
 //! ```text
-//!           spawned            reaped
-//! Starting ─────────▶ Running ────────▶ Reaped ── both outputs closed, or the grace is over ──▶ completion
+//!           spawned            reaped              both outputs closed, or the grace is over
+//! Starting ─────────▶ Running ────────▶ Reaped ───────────────────────────────▶ completion
 //!     │ could not be spawned
 //!     └────────────────────▶ gone
 //! ```

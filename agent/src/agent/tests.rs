@@ -1,8 +1,8 @@
 //! Conversations with the whole core, without a system under it.
 //!
-//! [`World`] stands in for the event loop, the shell, the kernel and the peers: it performs every action at once
-//! and remembers what it was asked for. A test says what the host sends and what happens to children, and looks at
-//! the frames that come back.
+//! [`World`] stands in for the event loop, the shell, the kernel and the peers: it performs every
+//! action at once and remembers what it was asked for. A test says what the host sends and what
+//! happens to children, and looks at the frames that come back.
 
 mod exec;
 mod handshake;

@@ -8,10 +8,9 @@ use log::{debug, warn};
 use mio::Interest;
 use shared::limits::CID_HOST;
 
-use super::Shell;
+use super::{Shell, Source};
 use crate::agent::Agent;
 use crate::sys::socket::{Listener, Peer};
-use crate::tokens::Source;
 
 /// Connections that the kernel queues for the agent. A full queue refuses, which a host meets by
 /// trying again.

@@ -5,10 +5,9 @@ use std::time::Instant;
 
 use mio::Interest;
 
-use super::{READS_PER_TURN_MAX, Shell};
+use super::{READS_PER_TURN_MAX, Shell, Source};
 use crate::agent::{Agent, ConnectionId, Ended, Interest as Wanted};
 use crate::sys::socket::{Address, Stream};
-use crate::tokens::Source;
 
 /// A connection's socket and its place in the poll set.
 #[derive(Debug)]

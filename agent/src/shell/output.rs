@@ -7,10 +7,9 @@ use log::warn;
 use mio::unix::pipe::Receiver;
 use mio::{Interest, Registry};
 
-use super::{READS_PER_TURN_MAX, Shell};
+use super::{READS_PER_TURN_MAX, Shell, Source};
 use crate::agent::{Agent, Command, Purpose, SessionId, SpawnFailure, SpawnStage, Stream};
 use crate::sys::spawn::{Program, SpawnError, Stage, Started, c_string};
-use crate::tokens::Source;
 
 /// The reading ends of a command's outputs that have not ended.
 #[derive(Debug)]

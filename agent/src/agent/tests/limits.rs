@@ -145,12 +145,15 @@ fn a_full_outbox_stops_one_session_and_no_other() {
 fn so_many_attempts_may_wait_for_one_rebind() {
     let mut world = World::new();
     let ids: Vec<_> = (0..=WAITING_MAX).map(|_| world.connect()).collect();
-    // Not settled in between, so that the rebind stays under way. Joining is for connections that the
-    // rebind does not close, so they are handed in as if accepted after it had begun.
+    // Handed in before the first step is performed, so that the rebind stays under way.
     let request = rebind(G, Cause::Boot).encode();
     for id in &ids {
         world.agent.handle_bytes(*id, &request, world.now);
     }
-    let waiting = world.agent.naming.waiting_count();
-    assert_eq!(waiting, WAITING_MAX);
+    let is_refused = |id: &ConnectionId| {
+        let text = String::from_utf8_lossy(world.agent.pending(*id));
+        text.contains(FailCode::Limit.as_str())
+    };
+    assert!(!ids[..WAITING_MAX].iter().any(is_refused));
+    assert!(is_refused(&ids[WAITING_MAX]));
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::quiescing::{BUSY_INTERVAL, CONSOLE_TIMEOUT, SILENCE_TIMEOUT};
-use shared::message::{Reopen, SeverReason};
+use shared::message::{Reopen, Sever, SeverReason};
 
 const REOPEN: Message = Message::Reopen(Reopen { token: TOKEN });
 

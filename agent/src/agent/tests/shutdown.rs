@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::ending::FAREWELL_TIMEOUT;
-use shared::message::{PowerAction, SeverReason, Shutdown};
+use shared::message::{PowerAction, Sever, SeverReason, Shutdown};
 
 const SEVERED: Message = Message::Sever(Sever {
     reason: SeverReason::Shutdown,

@@ -1,9 +1,10 @@
 //! The whole core in a hostile world, from a seed.
 //!
-//! Goal: whatever order the kernel, the children and the peers find, the invariants hold after every step, and when the
-//! storm is over a host that follows the handshake gets its guest back. Method: a seeded generator plays them all at
-//! random: requests cut into pieces, peers that read little or nothing, ends by the peer, by reset and by error, output
-//! and exits in any order, orphans, failing steps and spawns, a console that stays busy, time that jumps by hours.
+//! Goal: whatever order the kernel, the children and the peers find, the invariants hold after
+//! every step, and when the storm is over a host that follows the handshake gets its guest back.
+//! Method: a seeded generator plays them all at random: requests cut into pieces, peers that read
+//! little or nothing, ends by the peer, by reset and by error, output and exits in any order,
+//! orphans, failing steps and spawns, a console that stays busy, time that jumps by hours.
 //!
 //! A failing run prints its seed; `SEED=n cargo test -p agent simulation` plays it again.
 
@@ -323,7 +324,8 @@ impl Simulation {
         }
     }
 
-    /// The storm is over: a host that follows the handshake gets its guest back, however it was left.
+    /// The storm is over: a host that follows the handshake gets its guest back, however it was
+    /// left.
     fn converge(&mut self) {
         let world = &mut self.world;
         world.failing_steps.clear();
