@@ -1,1 +1,38 @@
-//! Test-only package: everything is in its two test binaries, `it` and `tidy`.
+//! What the black-box tests share: the built programs as processes, and a raw client that speaks
+//! the protocol frame by frame, so that a test can say what no well-behaved client would.
+//!
+//! Nothing here waits for time to pass: every wait is for an event, with [`DEADLINE`] as its end.
+
+pub mod agent;
+pub mod client;
+pub mod process;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long any single event may take before the test that waits for it has failed. It is long
+/// because the lab is slow; nothing is ever as slow as this unless it is broken.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Path of a built program: `HOST_TOOL` or `GUEST_AGENT` name another, and otherwise it lies in
+/// the folder above the test's own.
+///
+/// # Panics
+///
+/// When it was not built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let variable = name.to_uppercase().replace('-', "_");
+    if let Some(path) = std::env::var_os(&variable) {
+        return PathBuf::from(path);
+    }
+    let test = std::env::current_exe().expect("the test's own path");
+    let folder = test.ancestors().nth(2).expect("target/debug/deps/test");
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: run `cargo build --workspace`",
+        path.display()
+    );
+    path
+}

@@ -333,6 +333,25 @@ fn scripts_stop_at_the_first_error() {
     check("scripts stop at the first error", found);
 }
 
+#[test]
+fn the_agents_settings_are_documented_as_they_are() {
+    let code = fs::read_to_string(top().join("agent/src/config.rs")).expect("the settings");
+    let document = fs::read_to_string(top().join("docs/agent.md")).expect("their document");
+    let rows: Vec<&str> = code
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! |"))
+        .collect();
+    assert!(rows.len() > 3, "no table in config.rs");
+    let missing = rows
+        .iter()
+        .filter(|row| !document.contains(**row))
+        .map(|row| (*row).to_owned());
+    check(
+        "docs/agent.md has the table of config.rs",
+        missing.collect(),
+    );
+}
+
 /// `cargo tree` for one package, one crate to a line.
 fn dependencies(package: &str) -> Vec<String> {
     let output = Command::new(env!("CARGO"))

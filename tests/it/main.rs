@@ -1,1 +1,8 @@
-//! Black-box tests.
+//! The two programs as ordinary processes: no virtual machine, no privileges.
+#![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
+
+mod conversation;
+mod exec;
+mod footprint;
+mod host;
+mod hostile;

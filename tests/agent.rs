@@ -1,0 +1,178 @@
+//! The agent as an ordinary process on a Unix socket.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::process::{Finished, run, signal};
+use crate::program;
+
+/// A running agent, ended when dropped. Its log is shown when the test fails.
+#[derive(Debug)]
+pub struct Agent {
+    folder: TempDir,
+    child: Child,
+}
+
+impl Agent {
+    /// Starts an agent and waits until it answers a probe.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts an agent with more arguments.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    #[must_use]
+    pub fn start_with(arguments: &[&str]) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let log = fs::File::create(folder.path().join("log")).expect("a log file");
+        let socket = folder.path().join("agent.sock");
+        let child = Command::new(program("guest-agent"))
+            .arg("--listen")
+            .arg(format!("unix:{}", socket.display()))
+            .arg("--unprivileged")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("the agent starts");
+        let agent = Self { folder, child };
+        // The probe itself waits for the socket, attempt by attempt.
+        let probe = agent.host_tool(["probe", "--timeout", "30s"], []);
+        assert_eq!(probe.code(), 0, "the agent does not answer: {probe}");
+        agent
+    }
+
+    /// The agent's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("agent.sock")
+    }
+
+    /// A folder that lasts as long as the agent.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The agent's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A raw connection.
+    #[must_use]
+    pub fn connect(&self) -> Client {
+        Client::connect(&self.socket())
+    }
+
+    /// A raw connection that has said HELLO and heard the answer.
+    #[must_use]
+    pub fn greet(&self) -> Client {
+        let mut client = self.connect();
+        client.greet();
+        client
+    }
+
+    /// `host-tool COMMAND… --unix SOCKET [-- ARGV…]`, to its end.
+    #[track_caller]
+    pub fn host_tool<const N: usize, const M: usize>(
+        &self,
+        command: [&str; N],
+        argv: [&str; M],
+    ) -> Finished {
+        run(&mut self.host_tool_command(command, argv))
+    }
+
+    /// The same, for tests that start it themselves.
+    pub fn host_tool_command<A: AsRef<OsStr>>(
+        &self,
+        command: impl IntoIterator<Item = A>,
+        argv: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut tool = Command::new(program("host-tool"));
+        tool.args(command).arg("--unix").arg(self.socket());
+        let mut argv = argv.into_iter().peekable();
+        if argv.peek().is_some() {
+            tool.arg("--").args(argv);
+        }
+        tool
+    }
+
+    /// `host-tool exec -- ARGV…`
+    #[track_caller]
+    pub fn exec<const N: usize>(&self, argv: [&str; N]) -> Finished {
+        self.host_tool(["exec", "--timeout", "60s"], argv)
+    }
+
+    /// Open descriptors of the agent.
+    #[must_use]
+    pub fn fd_count(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.pid());
+        fs::read_dir(folder).expect("the agent runs").count()
+    }
+
+    /// A number from `/proc/PID/status`.
+    #[must_use]
+    pub fn status(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("a known line");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|number| number.parse().ok())
+            .expect("a number")
+    }
+
+    /// Children of the agent that have ended and were not reaped.
+    #[must_use]
+    pub fn zombie_count(&self) -> usize {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid());
+        let children = fs::read_to_string(path).expect("the agent runs");
+        let is_zombie = |pid: &&str| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.contains("State:\tZ")
+        };
+        children.split_whitespace().filter(is_zombie).count()
+    }
+
+    /// Sends the agent a signal.
+    pub fn signal(&self, which: Signal) {
+        signal(self.pid(), which);
+    }
+
+    /// Waits for the agent's own end.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        self.child.wait().expect("the agent can be waited for")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            eprintln!("log of the agent:\n{log}");
+        }
+    }
+}

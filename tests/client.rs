@@ -1,0 +1,218 @@
+//! A raw protocol client: says exactly the frames it is told to.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use shared::frame::Decoder;
+use shared::id::{ExecId, Generation, Nonce, Token};
+use shared::message::{
+    ByteString, Cause, Chunk, Depth, Exec, Exited, Fail, FailCode, Hello, Identity,
+    InheritedSessions, Message, Policy, Probe, Quiesce, Rebind, Role,
+};
+
+use crate::DEADLINE;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Client {
+    /// Connects to an agent's plain socket.
+    ///
+    /// # Panics
+    ///
+    /// When nobody listens there.
+    #[must_use]
+    pub fn connect(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).expect("the agent listens");
+        stream
+            .set_read_timeout(Some(DEADLINE))
+            .expect("a time limit");
+        stream
+            .set_write_timeout(Some(DEADLINE))
+            .expect("a time limit");
+        Self {
+            stream,
+            decoder: Decoder::new(),
+        }
+    }
+
+    /// Says HELLO and hears the answer.
+    #[track_caller]
+    pub fn greet(&mut self) {
+        self.say(&Message::Hello(Hello::host("test")));
+        let answer = self.hear();
+        assert!(matches!(answer, Message::Hello(_)), "{answer:?}");
+    }
+
+    /// Sends one message.
+    #[track_caller]
+    pub fn say(&mut self, message: &Message) {
+        self.send(&message.encode());
+    }
+
+    /// Sends bytes as they are.
+    #[track_caller]
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the agent takes bytes");
+    }
+
+    /// Sends bytes to an agent that may have closed already.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// The next message.
+    #[track_caller]
+    pub fn hear(&mut self) -> Message {
+        self.hear_or_end().expect("the agent closed the connection")
+    }
+
+    /// The next message, or `None` when the agent has closed the connection.
+    #[track_caller]
+    pub fn hear_or_end(&mut self) -> Option<Message> {
+        let mut bytes = [0; 64 * 1024];
+        loop {
+            if let Some(frame) = self.decoder.poll_frame().expect("frames") {
+                return Some(Message::parse(frame, Role::Guest).expect("a message"));
+            }
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return None,
+                Ok(count) => self.decoder.push(&bytes[..count]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("nothing came: {error}"),
+            }
+        }
+    }
+
+    /// Sends one message and hears the answer, signs of life skipped.
+    #[track_caller]
+    pub fn ask(&mut self, message: &Message) -> Message {
+        self.say(message);
+        loop {
+            match self.hear() {
+                Message::Progress(_) | Message::Busy(_) => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Hears a FAIL with this code and then the end of the connection.
+    #[track_caller]
+    pub fn is_refused(&mut self, code: FailCode) -> Fail {
+        let answer = loop {
+            match self.hear() {
+                Message::Hello(_) => {}
+                answer => break answer,
+            }
+        };
+        let Message::Fail(fail) = answer else {
+            panic!("no FAIL but {answer:?}")
+        };
+        assert_eq!(fail.code, code, "{fail:?}");
+        assert_eq!(
+            self.hear_or_end(),
+            None,
+            "the connection goes on after {fail:?}"
+        );
+        fail
+    }
+
+    /// Closes the sending side, which no real transport of ours can do by itself.
+    pub fn shut_down(&self) {
+        drop(self.stream.shutdown(Shutdown::Both));
+    }
+
+    /// Output and end of a session that this connection has started.
+    #[track_caller]
+    pub fn collect(&mut self) -> (Vec<u8>, Vec<u8>, Exited) {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            match self.hear() {
+                Message::Stdout(chunk) => append(&mut stdout, &chunk),
+                Message::Stderr(chunk) => append(&mut stderr, &chunk),
+                Message::Exited(exited) => {
+                    assert_eq!(exited.stdout_end, stdout.len() as u64);
+                    assert_eq!(exited.stderr_end, stderr.len() as u64);
+                    return (stdout, stderr, exited);
+                }
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn append(stream: &mut Vec<u8>, chunk: &Chunk) {
+    assert_eq!(chunk.offset, stream.len() as u64, "a gap or a repetition");
+    stream.extend_from_slice(&chunk.bytes);
+}
+
+/// A generation that is this byte over and over.
+#[must_use]
+pub fn generation(byte: u8) -> Generation {
+    Generation::from_bytes([byte; 16])
+}
+
+/// A REBIND as a resume would send it.
+#[must_use]
+pub fn rebind(byte: u8) -> Message {
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .expect("after 1970")
+        .as_nanos();
+    Message::Rebind(Rebind {
+        generation: generation(byte),
+        cause: Cause::Resume,
+        parent: None,
+        wall_clock_ns: u64::try_from(now).expect("before 2554"),
+        entropy: None,
+        identity: Identity::default(),
+        sessions: InheritedSessions::Keep,
+        attempt: 1,
+    })
+}
+
+/// A PROBE for this generation.
+#[must_use]
+pub fn probe(byte: u8, depth: Depth) -> Message {
+    let nonce = Nonce::from_bytes([byte; 16]);
+    Message::Probe(Probe {
+        generation: Some(generation(byte)),
+        nonce,
+        depth,
+    })
+}
+
+/// A QUIESCE with a token that is this byte over and over.
+#[must_use]
+pub fn quiesce(byte: u8, policy: Policy) -> Message {
+    Message::Quiesce(Quiesce {
+        token: Token::from_bytes([byte; 16]),
+        policy,
+        limit_ms: 30_000,
+    })
+}
+
+/// An EXEC whose id is this byte over and over.
+///
+/// # Panics
+///
+/// When an argument holds NUL.
+#[must_use]
+pub fn exec(byte: u8, argv: &[&str]) -> Exec {
+    let string = |text: &&str| ByteString::new(*text).expect("no NUL");
+    Exec {
+        id: ExecId::from_bytes([byte; 16]),
+        generation: None,
+        argv: argv.iter().map(string).collect(),
+        env: Vec::new(),
+        cwd: None,
+    }
+}

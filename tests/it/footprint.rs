@@ -1,0 +1,77 @@
+//! Goal: the agent costs next to nothing. Method: the release binary as `scripts/build-agent.sh`
+//! makes it, read as a file, and an idle agent's own counters.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tests::agent::Agent;
+use tests::process::run;
+
+/// Most bytes of the agent, static against glibc and stripped.
+const SIZE_MAX: u64 = 1_572_864;
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
+}
+
+/// The release agent, built if need be.
+fn release_agent() -> PathBuf {
+    let built = run(Command::new(top().join("scripts/build-agent.sh")).current_dir(top()));
+    PathBuf::from(built.exits(0).out().trim())
+}
+
+#[test]
+fn the_agent_is_static_stripped_and_small() {
+    let path = release_agent();
+    let size = std::fs::metadata(&path).unwrap().len();
+    assert!(size <= SIZE_MAX, "{size} bytes exceed {SIZE_MAX}");
+    let sections = run(Command::new("readelf")
+        .args(["--wide", "--sections", "--program-headers"])
+        .arg(&path));
+    let sections = sections.exits(0).out();
+    assert!(!sections.contains("INTERP"), "it wants a dynamic linker");
+    assert!(!sections.contains(".symtab"), "it is not stripped");
+    assert!(
+        sections.contains(".text"),
+        "readelf printed something else: {sections}"
+    );
+    let version = run(Command::new(&path).arg("--version")).exits(0);
+    assert!(version.out().starts_with("guest-agent "), "{version}");
+}
+
+/// Counts, and takes no time: what is waited for is the agent's end, which must not come.
+#[test]
+fn an_idle_agent_never_wakes_up() {
+    let agent = Agent::start();
+    // A connection and a finished exec behind it, so that their timers would show.
+    let client = agent.greet();
+    assert_eq!(agent.exec(["true"]).code(), 0);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.pid()).unwrap());
+    let settled = agent.greet();
+    drop(settled);
+    assert_eq!(agent.host_tool(["probe"], []).code(), 0);
+    wait_for_end(pid, Duration::from_secs(1));
+    let switches = || agent.status("voluntary_ctxt_switches");
+    let before = switches();
+    wait_for_end(pid, Duration::from_secs(60));
+    assert_eq!(switches(), before, "the agent woke up without a reason");
+    drop(client);
+}
+
+/// Waits for the agent to end, and fails if it does.
+fn wait_for_end(pid: nix::unistd::Pid, limit: Duration) {
+    let path = format!("/proc/{pid}");
+    let folder = std::fs::File::open(&path).expect("the agent runs");
+    let limit = nix::poll::PollTimeout::try_from(limit).unwrap();
+    let nothing = nix::poll::PollFlags::empty();
+    let (read_end, _write_end) = nix::unistd::pipe().unwrap();
+    let mut fds = [nix::poll::PollFd::new(read_end.as_fd(), nothing)];
+    nix::poll::poll(&mut fds, limit).unwrap();
+    drop(folder);
+    assert!(Path::new(&path).exists(), "the agent ended");
+}

@@ -1,0 +1,96 @@
+//! Clones differ in what must differ, and answer at once.
+
+use std::time::SystemTime;
+
+use crate::Case;
+use crate::machine::{Machine, TIMEOUT};
+
+pub(crate) const CASES: &[Case] = &[
+    ("two_clones_at_once", two_clones_at_once),
+    (
+        "ten_execs_at_once_right_after_ready",
+        ten_execs_at_once_right_after_ready,
+    ),
+    ("a_hostname_of_its_own", a_hostname_of_its_own),
+];
+
+fn two_clones_at_once(machine: &Machine) {
+    let artifact = machine.artifact();
+    let [one, two] = ["one", "two"].map(|name| {
+        let mut command = machine.restore_command(&artifact, name);
+        let piped = std::process::Stdio::piped;
+        command.stdin(piped()).stdout(piped()).stderr(piped());
+        (name, command.spawn().unwrap())
+    });
+    let [one, two] = [one, two].map(|(name, child)| {
+        let limit = tests::DEADLINE * 3;
+        let record = tests::process::finish(child, Vec::new(), name, limit)
+            .exits(0)
+            .json();
+        record["generation"].as_str().unwrap().to_owned()
+    });
+    assert_ne!(one, two, "each clone has a name of its own");
+    let random = |name| machine.exec(name, "head -c 16 /dev/urandom | od -An -tx1");
+    let (one, two) = (random("one"), random("two"));
+    assert_eq!(one.split_whitespace().count(), 16, "{one}");
+    assert_ne!(one, two, "clones share no random bytes");
+    for name in ["one", "two"] {
+        let before = unix_seconds();
+        let inside: f64 = machine.exec(name, "date +%s").trim().parse().unwrap();
+        let after = unix_seconds();
+        // `date` prints whole seconds, and 1 s is what is promised on either side.
+        let is_right = (before - 2.0..=after + 1.0).contains(&inside);
+        assert!(
+            is_right,
+            "{name} has {inside}, and it was {before} to {after}"
+        );
+        machine.end(name);
+    }
+    machine.is_clean();
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64()
+}
+
+fn ten_execs_at_once_right_after_ready(machine: &Machine) {
+    let artifact = machine.artifact();
+    for round in 0..3 {
+        machine.restore(&artifact, "clone");
+        let running: Vec<_> = (0..10)
+            .map(|number| {
+                let line = format!("echo {number}");
+                let words = [
+                    "exec",
+                    "--name",
+                    "clone",
+                    "--timeout",
+                    TIMEOUT,
+                    "--",
+                    "sh",
+                    "-c",
+                    &line,
+                ];
+                machine.start(words)
+            })
+            .collect();
+        for (number, exec) in running.into_iter().enumerate() {
+            assert_eq!(
+                exec.finish().exits(0).out(),
+                format!("{number}\n"),
+                "round {round}"
+            );
+        }
+        machine.end("clone");
+    }
+    machine.is_clean();
+}
+
+fn a_hostname_of_its_own(machine: &Machine) {
+    let artifact = machine.artifact();
+    let mut command = machine.restore_command(&artifact, "clone");
+    drop(tests::process::run(command.args(["--hostname", "clone-7"])).exits(0));
+    assert_eq!(machine.exec("clone", "hostname"), "clone-7\n");
+    machine.end("clone");
+    machine.is_clean();
+}

@@ -1,0 +1,111 @@
+//! Boot, exec, and the end of a machine.
+
+use crate::Case;
+use crate::machine::{Machine, TIMEOUT};
+
+pub(crate) const CASES: &[Case] = &[
+    ("boot_exec_stop", boot_exec_stop),
+    ("what_is_known_of_a_machine", what_is_known_of_a_machine),
+    ("exec_keeps_codes_and_bytes", exec_keeps_codes_and_bytes),
+    (
+        "a_killed_vmm_is_noticed_and_cleaned_up",
+        a_killed_vmm_is_noticed_and_cleaned_up,
+    ),
+    (
+        "a_killed_supervisor_loses_nothing",
+        a_killed_supervisor_loses_nothing,
+    ),
+];
+
+fn boot_exec_stop(machine: &Machine) {
+    let record = machine.boot("vm");
+    let phases = record["phases_us"].as_object().unwrap();
+    for phase in ["spawn", "rebind", "probe"] {
+        assert!(phases[phase].as_u64().unwrap() > 0, "{phase} in {record}");
+    }
+    assert_eq!(
+        machine
+            .exec("vm", "echo $$ && cat /proc/1/comm")
+            .lines()
+            .last(),
+        Some("init")
+    );
+    drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
+    assert_eq!(machine.processes(), [], "stop leaves no process");
+    drop(machine.tool(["rm", "vm"]).exits(0));
+    machine.is_clean();
+}
+
+fn what_is_known_of_a_machine(machine: &Machine) {
+    let record = machine.boot("vm");
+    let listed = machine.tool(["ls", "--json"]).exits(0).out();
+    assert!(listed.contains("\"vm\""), "{listed}");
+    let inspected = machine.tool(["inspect", "vm", "--json"]).exits(0).json();
+    assert_eq!(inspected["generation"], record["generation"], "{inspected}");
+    let taken = machine.tool(machine.boot_arguments("vm"));
+    drop(taken.exits(2).complains("vm"));
+    assert_eq!(machine.exec("vm", "echo still here"), "still here\n");
+    let probe = machine
+        .tool(["probe", "--name", "vm", "--json", "--timeout", TIMEOUT])
+        .exits(0);
+    assert_eq!(probe.json()["generation"], record["generation"]);
+    machine.end("vm");
+    machine.is_clean();
+    drop(machine.tool(["probe", "--name", "vm"]).complains("vm"));
+}
+
+fn exec_keeps_codes_and_bytes(machine: &Machine) {
+    machine.boot("vm");
+    for code in [0, 1, 77, 255] {
+        let line = format!("printf 'o\\000\\377\\r\\n'; printf 'e\\n' >&2; exit {code}");
+        let ended = machine
+            .tool(["exec", "--name", "vm", "--", "sh", "-c", &line])
+            .exits(code);
+        assert_eq!(
+            (&ended.stdout[..], &ended.stderr[..]),
+            (&b"o\0\xff\r\n"[..], &b"e\n"[..])
+        );
+    }
+    drop(
+        machine
+            .tool(["exec", "--name", "vm", "--", "no-such-program"])
+            .exits(127),
+    );
+    drop(
+        machine
+            .tool(["exec", "--name", "vm", "--", "sh", "-c", "kill -9 $$"])
+            .exits(137),
+    );
+    let sum = machine.exec("vm", "seq 1 200000 | cksum; seq 1 200000");
+    let (first, rest) = sum.split_once('\n').unwrap();
+    let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    assert!(
+        rest == expected,
+        "a large output is not what the guest wrote: {first}"
+    );
+    machine.end("vm");
+}
+
+fn a_killed_vmm_is_noticed_and_cleaned_up(machine: &Machine) {
+    let record = machine.boot("vm");
+    let pid = u32::try_from(record["vmm"]["pid"].as_u64().unwrap()).unwrap();
+    tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    let ended = machine.tool(["exec", "--name", "vm", "--timeout", "30s", "--", "true"]);
+    assert_eq!(ended.code(), 125, "{ended}");
+    drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
+    drop(machine.tool(["rm", "vm"]).exits(0));
+    machine.is_clean();
+}
+
+fn a_killed_supervisor_loses_nothing(machine: &Machine) {
+    machine.boot("vm");
+    let supervisor = machine
+        .processes()
+        .into_iter()
+        .find(|(_, name)| name.starts_with("host-tool"));
+    let (pid, _) = supervisor.expect("a supervisor");
+    tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    assert_eq!(machine.exec("vm", "echo here"), "here\n");
+    machine.end("vm");
+    machine.is_clean();
+}

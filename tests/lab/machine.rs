@@ -1,0 +1,319 @@
+//! A state directory of its own, the built `host-tool` in it, and a look at what is left over.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+
+use tempfile::TempDir;
+use tests::process::{Finished, finish, run};
+use tests::program;
+
+/// How long a command may take that starts a virtual machine. The emulated lab boots one in 5 s.
+pub(crate) const TIMEOUT: &str = "120s";
+
+/// A VMM that cases run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vmm {
+    Qemu,
+    Firecracker,
+}
+
+impl Vmm {
+    pub(crate) const ALL: [Self; 2] = [Self::Qemu, Self::Firecracker];
+
+    /// Why cases cannot run on this VMM here.
+    pub(crate) fn missing(self) -> Option<String> {
+        if std::env::var_os("LAB").is_none() {
+            return Some("not in the lab; use scripts/test.sh lab".to_owned());
+        }
+        for variable in ["TEST_KERNEL", "TEST_INITRD", "TEST_INITRD_SILENT"] {
+            if std::env::var_os(variable).is_none() {
+                return Some(format!("{variable} is not set; use scripts/test.sh lab"));
+            }
+        }
+        let (variable, name) = match self {
+            Self::Qemu => ("QEMU", "qemu-system-x86_64"),
+            Self::Firecracker => ("FIRECRACKER", "firecracker"),
+        };
+        if std::env::var_os(variable).is_some() {
+            return None;
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let is_here = std::env::split_paths(&path).any(|folder| folder.join(name).exists());
+        (!is_here).then(|| format!("no {name} on PATH and {variable} names none"))
+    }
+}
+
+impl fmt::Display for Vmm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        })
+    }
+}
+
+/// Artifacts that several cases only read, one for each VMM.
+static ARTIFACTS: Mutex<Vec<(Vmm, TempDir)>> = Mutex::new(Vec::new());
+
+/// One case's world. Whatever it started is ended when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) vmm: Vmm,
+    folder: TempDir,
+}
+
+impl Machine {
+    pub(crate) fn new(vmm: Vmm) -> Self {
+        let machine = Self {
+            vmm,
+            folder: TempDir::new().unwrap(),
+        };
+        fs::create_dir(machine.state_dir()).unwrap();
+        machine
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// `host-tool` with these arguments, not started yet.
+    pub(crate) fn command<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut tool = Command::new(program("host-tool"));
+        tool.args(arguments)
+            .env("HOST_TOOL_STATE_DIR", self.state_dir());
+        tool
+    }
+
+    /// `host-tool` with these arguments, to its end.
+    #[track_caller]
+    pub(crate) fn tool<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Finished {
+        run(&mut self.command(arguments))
+    }
+
+    /// `host-tool` with these arguments, running.
+    #[track_caller]
+    pub(crate) fn start<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
+        let mut command = self.command(arguments);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Running {
+            text: format!("{command:?}"),
+            child: command.spawn().unwrap(),
+        }
+    }
+
+    /// The arguments that boot the test image.
+    pub(crate) fn boot_arguments(&self, name: &str) -> Vec<String> {
+        let variable = |name: &str| std::env::var(name).unwrap();
+        self.boot_image(name, &variable("TEST_INITRD"))
+    }
+
+    /// The arguments that boot another image.
+    pub(crate) fn boot_image(&self, name: &str, initrd: &str) -> Vec<String> {
+        let kernel = std::env::var("TEST_KERNEL").unwrap();
+        let words = [
+            "boot",
+            "--json",
+            "--name",
+            name,
+            "--vmm",
+            &self.vmm.to_string(),
+            "--kernel",
+            &kernel,
+            "--initrd",
+            initrd,
+            "--mem",
+            "128M",
+            "--timeout",
+            TIMEOUT,
+        ];
+        words.map(str::to_owned).to_vec()
+    }
+
+    /// Boots the test image under `name` and gives its record.
+    #[track_caller]
+    pub(crate) fn boot(&self, name: &str) -> serde_json::Value {
+        let record = self.tool(self.boot_arguments(name)).exits(0).json();
+        assert_eq!(record["event"], "ready", "{record}");
+        record
+    }
+
+    /// Runs a shell line in the guest and gives what it printed.
+    #[track_caller]
+    pub(crate) fn exec(&self, name: &str, line: &str) -> String {
+        self.tool([
+            "exec",
+            "--name",
+            name,
+            "--timeout",
+            TIMEOUT,
+            "--",
+            "sh",
+            "-c",
+            line,
+        ])
+        .exits(0)
+        .out()
+    }
+
+    /// Takes a snapshot into a fresh folder and gives it.
+    #[track_caller]
+    pub(crate) fn snapshot(&self, name: &str, artifact: &str, more: &[&str]) -> PathBuf {
+        let path = self.path(artifact);
+        let words = [
+            "snapshot",
+            "--name",
+            name,
+            "--timeout",
+            TIMEOUT,
+            "--json",
+            "--out",
+        ];
+        let mut command = self.command(words);
+        let ended = run(command.arg(&path).args(more)).exits(0);
+        assert!(path.join("manifest.json").exists(), "{ended}");
+        path
+    }
+
+    /// Restores an artifact under `name` and gives the record.
+    #[track_caller]
+    pub(crate) fn restore(&self, artifact: &Path, name: &str) -> serde_json::Value {
+        let record = run(&mut self.restore_command(artifact, name))
+            .exits(0)
+            .json();
+        assert_eq!(record["event"], "ready", "{record}");
+        record
+    }
+
+    /// The command that does.
+    pub(crate) fn restore_command(&self, artifact: &Path, name: &str) -> Command {
+        let words = [
+            "restore",
+            "--wait-ready",
+            "--json",
+            "--timeout",
+            TIMEOUT,
+            "--name",
+            name,
+        ];
+        let mut command = self.command(words);
+        command.arg(artifact);
+        command
+    }
+
+    /// Stops a machine and forgets it.
+    #[track_caller]
+    pub(crate) fn end(&self, name: &str) {
+        drop(self.tool(["stop", name, "--timeout", TIMEOUT]).exits(0));
+        drop(self.tool(["rm", name]).exits(0));
+    }
+
+    /// An artifact of an idle machine, made once for all cases that only read it.
+    pub(crate) fn artifact(&self) -> PathBuf {
+        let mut artifacts = ARTIFACTS
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, folder)) = artifacts.iter().find(|(vmm, _)| *vmm == self.vmm) {
+            return folder.path().join("artifact");
+        }
+        let maker = Self::new(self.vmm);
+        maker.boot("origin");
+        let made = maker.snapshot("origin", "artifact", &["--stop"]);
+        let folder = TempDir::new().unwrap();
+        fs::rename(made, folder.path().join("artifact")).unwrap();
+        let path = folder.path().join("artifact");
+        artifacts.push((self.vmm, folder));
+        path
+    }
+
+    /// Processes that work in the state directory: VMMs and supervisors.
+    pub(crate) fn processes(&self) -> Vec<(u32, String)> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let Ok(folder) = fs::read_link(entry.path().join("cwd")) else {
+                continue;
+            };
+            if folder.starts_with(self.state_dir()) {
+                let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                found.push((pid, name.trim().to_owned()));
+            }
+        }
+        found
+    }
+
+    /// Fails when anything of a machine is left.
+    #[track_caller]
+    pub(crate) fn is_clean(&self) {
+        assert_eq!(self.processes(), [], "processes are left");
+        let left: Vec<_> = fs::read_dir(self.state_dir())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+
+    /// The logs of every machine, for a case that failed.
+    fn logs(&self) -> String {
+        let mut text = String::new();
+        for folder in fs::read_dir(self.state_dir()).unwrap().flatten() {
+            for name in ["state.json", "supervisor.log", "vmm.log", "console.log"] {
+                let bytes = fs::read(folder.path().join(name)).unwrap_or_default();
+                let tail = &bytes[bytes.len().saturating_sub(3000)..];
+                let (path, tail) = (folder.path(), String::from_utf8_lossy(tail));
+                text.push_str(&format!("--- {} {name}\n{tail}\n", path.display()));
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        for (pid, _) in self.processes() {
+            tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// A `host-tool` that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    text: String,
+    child: Child,
+}
+
+impl Running {
+    /// Whether it has ended.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn finish(self) -> Finished {
+        finish(self.child, Vec::new(), &self.text, tests::DEADLINE * 3)
+    }
+}
