@@ -44,7 +44,7 @@ mod timers;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{debug, warn};
 use shared::id::{Generation, Token};
 use shared::message::{Fail, FailCode};
 
@@ -187,8 +187,9 @@ impl Agent {
         self.generation
     }
 
-    /// Whether nothing may be written to the console: between QUIESCED and REBOUND, and while the
-    /// console drains before QUIESCED.
+    /// Whether nothing may be written to the console: while it drains before QUIESCED, from then to
+    /// REBOUND, and on to the probe that usually follows at once, since every character costs an
+    /// exit to the VMM on the way to being ready.
     pub fn is_silent(&self) -> bool {
         match self.state {
             State::Quiesced | State::Rebinding(_) => true,
@@ -196,7 +197,8 @@ impl Agent {
                 .quiescing
                 .as_ref()
                 .is_some_and(Quiescing::is_draining_console),
-            State::Running | State::Rebound(_) | State::Failed(_) | State::Ending => false,
+            State::Rebound(_) => self.timers.is_set(Timer::Hush),
+            State::Running | State::Failed(_) | State::Ending => false,
         }
     }
 
@@ -217,7 +219,9 @@ impl Agent {
                 Timer::Drain => self.give_up_draining(now),
                 Timer::ConsolePoll => self.actions.push_back(Action::LookAtConsole),
                 Timer::ConsoleLimit => self.give_up_console(now),
-                Timer::Silence => self.end_silence(),
+                Timer::Silence => self.note_silence(now),
+                // The lines that were held back for it are released at the end of this turn.
+                Timer::Hush => {}
                 Timer::Shutdown => self.end_sessions(now),
                 Timer::Farewell => self.end_farewell(),
             }
@@ -228,11 +232,7 @@ impl Agent {
     fn set_state(&mut self, input: Input) {
         match state::transition(self.state, input) {
             Ok(next) => {
-                if next.name() == self.state.name() {
-                    debug!("state {} -> {}", self.state.name(), next.name());
-                } else {
-                    info!("state {} -> {}", self.state.name(), next.name());
-                }
+                debug!("state {} -> {}", self.state.name(), next.name());
                 self.state = next;
             }
             // Requests are checked before they get here, so this is our own defect, and harmless.

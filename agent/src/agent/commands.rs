@@ -26,7 +26,7 @@ use super::command::Command;
 use super::ids::{ConnectionId, SessionId};
 use super::results::Known;
 use super::session::{Exit, Session, Sink, Stream};
-use super::state::Request;
+use super::state::{Request, State};
 use super::timers::Timer;
 use super::{Agent, Departure, SESSIONS_MAX};
 
@@ -308,12 +308,42 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
+        if session.is_told_to_end {
+            session.sink = Sink::Discarded;
+            return self.resume_output(id, now);
+        }
         match departure {
             Departure::Cut => {
                 session.sink = Sink::Held;
-                self.timers.set(Timer::Abandon(id), now + ABANDON_TIMEOUT);
+                if !self.is_abandonment_paused() {
+                    self.timers.set(Timer::Abandon(id), now + ABANDON_TIMEOUT);
+                }
             }
             Departure::Left => self.terminate_session(id, now),
+        }
+    }
+
+    /// Whether clients cannot come back now, so that the wait for them does not count.
+    fn is_abandonment_paused(&self) -> bool {
+        match self.state {
+            State::Quiescing | State::Quiesced | State::Rebinding(_) | State::Failed(_) => true,
+            State::Running | State::Rebound(_) | State::Ending => false,
+        }
+    }
+
+    /// Stops the wait for clients that were cut off. A clone may find hours gone when it wakes.
+    pub(super) fn pause_abandonment(&mut self) {
+        for id in self.sessions.keys() {
+            self.timers.stop(Timer::Abandon(*id));
+        }
+    }
+
+    /// Starts the wait for clients that were cut off, anew.
+    pub(super) fn resume_abandonment(&mut self, now: Instant) {
+        for (id, session) in &self.sessions {
+            if session.sink == Sink::Held {
+                self.timers.set(Timer::Abandon(*id), now + ABANDON_TIMEOUT);
+            }
         }
     }
 
@@ -331,16 +361,19 @@ impl Agent {
     }
 
     /// Ends every session without asking. Returns how many there were.
-    pub(super) fn kill_sessions(&mut self) -> usize {
+    pub(super) fn kill_sessions(&mut self, now: Instant) -> usize {
         let ids: Vec<_> = self.sessions.keys().copied().collect();
         for id in &ids {
-            if let Some(session) = self.sessions.get_mut(id)
-                && session.sink == Sink::Held
-            {
-                session.sink = Sink::Discarded;
-                self.actions.push_back(Action::ResumeOutput(*id));
-            }
             self.signal_session(*id, EndSignal::Kill);
+            self.timers.stop(Timer::Abandon(*id));
+            let Some(session) = self.sessions.get_mut(id) else {
+                continue;
+            };
+            session.is_told_to_end = true;
+            if session.sink == Sink::Held {
+                session.sink = Sink::Discarded;
+                self.resume_output(*id, now);
+            }
         }
         ids.len()
     }

@@ -70,6 +70,7 @@ impl Agent {
         info!("ending: {end:?} after at most {} ms", grace.as_millis());
         self.set_state(Input::End);
         self.abandon_quiescing();
+        self.timers.stop(Timer::Hush);
         drop(self.naming.abandon());
         self.ending = Some(Ending {
             end,
@@ -123,7 +124,7 @@ impl Agent {
         };
         ending.phase = Phase::Farewell;
         self.timers.stop(Timer::Shutdown);
-        self.kill_sessions();
+        self.kill_sessions(now);
         if self.settings.is_init {
             self.actions
                 .push_back(Action::SignalEveryone(EndSignal::Kill));

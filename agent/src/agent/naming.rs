@@ -26,7 +26,11 @@ use super::action::Action;
 use super::ids::ConnectionId;
 use super::rebind::{Next, Rebinding, StepOutcome};
 use super::state::{Input, Request};
+use super::timers::Timer;
 use super::{Agent, Departure};
+
+/// How long log lines wait for the probe that usually follows a rebind at once.
+pub(super) const HUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The rebind under way and the result of the last one.
 #[derive(Debug, Default)]
@@ -102,10 +106,12 @@ impl Agent {
         self.naming.run += 1;
         self.naming.result = None;
         self.abandon_quiescing();
+        self.pause_abandonment();
+        self.timers.stop(Timer::Hush);
         self.tell_superseded(generation, id, now);
         let sessions_dropped = match request.sessions {
             InheritedSessions::Keep => 0,
-            InheritedSessions::Kill => self.kill_sessions(),
+            InheritedSessions::Kill => self.kill_sessions(now),
         };
         self.release_session(id, Departure::Cut, now);
         let old: Vec<_> = self
@@ -204,6 +210,10 @@ impl Agent {
             Input::StepFailed
         });
         self.generation = result.is_ok().then_some(generation);
+        if result.is_ok() {
+            self.timers.set(Timer::Hush, now + HUSH_TIMEOUT);
+            self.resume_abandonment(now);
+        }
         self.naming.result = Some((generation, result));
         if let Some(answer) = self.naming.result_of(generation) {
             for waiting in ended.waiting() {

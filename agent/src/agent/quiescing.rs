@@ -14,7 +14,8 @@
 //!
 //! Invariants:
 //! - QUIESCED is sent only when no other connection is open and the console has sent everything.
-//! - A guest that nobody talks to any more re-opens by itself after [`SILENCE_TIMEOUT`], under its
+//! - A guest that nobody talks to any more re-opens by itself after
+//!   [`SILENCE_INTERVALS`] times [`SILENCE_INTERVAL`], under its
 //!   old name.
 //! - The same token is answered again and acts once.
 
@@ -31,8 +32,12 @@ use super::state::{Input, Request, State};
 use super::timers::Timer;
 use super::{Agent, Departure, LIMIT_MAX};
 
-/// How long the guest stays silent without a frame from the host.
-pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the guest stays silent without a frame from the host, one part of it.
+pub(super) const SILENCE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How many parts there are. A clone may find that the clock has jumped over hours; that takes one
+/// part, and the host still has the others to come and name it.
+pub(super) const SILENCE_INTERVALS: u32 = 4;
 
 /// Time between two BUSY frames while sessions drain.
 pub(super) const BUSY_INTERVAL: Duration = Duration::from_secs(1);
@@ -63,6 +68,8 @@ pub(super) struct Quiescing {
     /// The connection that is answered and stays open.
     control: ConnectionId,
     phase: Phase,
+    /// Parts of the silence that have passed without a word from the host.
+    silences: u32,
 }
 
 impl Quiescing {
@@ -102,10 +109,13 @@ impl Agent {
         };
         self.counters.quiesces += 1;
         self.set_state(Input::Quiesce);
+        self.pause_abandonment();
+        self.timers.stop(Timer::Hush);
         self.quiescing = Some(Quiescing {
             token: request.token,
             control: id,
             phase,
+            silences: 0,
         });
         if phase == Phase::Draining && count > 0 {
             let limit = Duration::from_millis(request.limit_ms).min(LIMIT_MAX);
@@ -121,7 +131,7 @@ impl Agent {
         }
         let current = self.quiescing.as_ref().map(|quiescing| quiescing.token);
         if current == Some(request.token) {
-            self.reopen();
+            self.reopen(now);
         } else if current.is_some() || self.token_reopened != Some(request.token) {
             let text = "the guest is not quiescing for this request";
             return self.send_fail(id, FailCode::Refusing, text, now);
@@ -167,6 +177,7 @@ impl Agent {
             token,
             control,
             phase,
+            ..
         }) = self.quiescing
         else {
             return;
@@ -184,7 +195,7 @@ impl Agent {
             self.set_phase(Phase::Silent);
             self.set_state(Input::Silent);
             self.send(control, &Message::Quiesced(token), now);
-            self.timers.set(Timer::Silence, now + SILENCE_TIMEOUT);
+            self.timers.set(Timer::Silence, now + SILENCE_INTERVAL);
         } else {
             self.timers
                 .set(Timer::ConsolePoll, now + CONSOLE_POLL_INTERVAL);
@@ -193,8 +204,11 @@ impl Agent {
 
     /// A frame came from a host, so somebody still knows that the guest is quiesced.
     pub(super) fn note_host_alive(&mut self, now: Instant) {
-        if self.state == State::Quiesced {
-            self.timers.set(Timer::Silence, now + SILENCE_TIMEOUT);
+        if self.state == State::Quiesced
+            && let Some(quiescing) = &mut self.quiescing
+        {
+            quiescing.silences = 0;
+            self.timers.set(Timer::Silence, now + SILENCE_INTERVAL);
         }
     }
 
@@ -235,7 +249,7 @@ impl Agent {
         let Some(control) = self.quiescing.as_ref().map(|quiescing| quiescing.control) else {
             return;
         };
-        self.reopen();
+        self.reopen(now);
         warn!("not quiesced: {text}");
         let phase = Some(phase.to_owned());
         let fail = Fail {
@@ -247,20 +261,26 @@ impl Agent {
         self.send(control, &Message::Fail(fail), now);
     }
 
-    /// Nobody has talked to a quiesced guest for long enough: its host is gone, and the work need
-    /// not be.
-    pub(super) fn end_silence(&mut self) {
-        self.reopen();
-        info!(
-            "no word from the host for {} s; open again",
-            SILENCE_TIMEOUT.as_secs()
-        );
+    /// Part of the silence is over. After the last one the host is taken for gone, and the work
+    /// need not go with it.
+    pub(super) fn note_silence(&mut self, now: Instant) {
+        let Some(quiescing) = &mut self.quiescing else {
+            return;
+        };
+        quiescing.silences += 1;
+        if quiescing.silences < SILENCE_INTERVALS {
+            self.timers.set(Timer::Silence, now + SILENCE_INTERVAL);
+        } else {
+            self.reopen(now);
+            info!("no word from the host since QUIESCED; open again");
+        }
     }
 
-    fn reopen(&mut self) {
+    fn reopen(&mut self, now: Instant) {
         self.token_reopened = self.quiescing.as_ref().map(|quiescing| quiescing.token);
         self.abandon_quiescing();
         self.set_state(Input::Reopen);
+        self.resume_abandonment(now);
     }
 
     /// Forgets the quiescence; what the state becomes is the caller's to say.

@@ -206,6 +206,7 @@ impl Agent {
         // more.
         if matches!(self.state, State::Running | State::Rebound(_)) {
             self.set_state(Input::Proven);
+            self.timers.stop(Timer::Hush);
         }
     }
 

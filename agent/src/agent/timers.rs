@@ -33,8 +33,10 @@ pub(super) enum Timer {
     ConsolePoll,
     /// The console has not drained.
     ConsoleLimit,
-    /// No host frame has come since QUIESCED.
+    /// One more part of the wait for a host frame since QUIESCED is over.
     Silence,
+    /// The probe that usually follows a rebind has not come.
+    Hush,
     /// Sessions have had their time to end before the machine does.
     Shutdown,
     /// Connections have had their time to take the last frames before the machine ends.
@@ -61,6 +63,11 @@ impl Timers {
         if let Some(at) = self.by_timer.remove(&timer) {
             self.by_time.remove(&(at, timer));
         }
+    }
+
+    /// Whether a deadline is set.
+    pub(super) fn is_set(&self, timer: Timer) -> bool {
+        self.by_timer.contains_key(&timer)
     }
 
     /// The earliest deadline.

@@ -249,6 +249,9 @@ fn rebind_carries_sessions_on_or_kills_them() {
         assert!(world.is_closed(old));
         let killed = signals(&world) == [(pid, EndSignal::Kill)];
         assert_eq!(killed, sessions == InheritedSessions::Kill);
+        // What is killed waits for nobody; what is kept waits for its client.
+        let session = world.session_of(pid);
+        assert_eq!(world.agent.output_room(session) > 0, killed);
     }
 }
 

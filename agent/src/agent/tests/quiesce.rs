@@ -1,8 +1,14 @@
 //! QUIESCE and REOPEN.
 
 use super::*;
-use crate::agent::quiescing::{BUSY_INTERVAL, CONSOLE_TIMEOUT, SILENCE_TIMEOUT};
+use crate::agent::naming::HUSH_TIMEOUT;
+use crate::agent::quiescing::{
+    BUSY_INTERVAL, CONSOLE_TIMEOUT, SILENCE_INTERVAL, SILENCE_INTERVALS,
+};
 use shared::message::{Reopen, Sever, SeverReason};
+
+const SILENCE: Duration =
+    Duration::from_secs(SILENCE_INTERVAL.as_secs() * SILENCE_INTERVALS as u64);
 
 const REOPEN: Message = Message::Reopen(Reopen { token: TOKEN });
 
@@ -34,6 +40,8 @@ fn keep_severs_everybody_else_and_the_guest_is_silent() {
         world.ask(late, &rebind(H, Cause::Restore))[..],
         [Message::Rebound(_)]
     ));
+    assert!(world.agent.is_silent(), "the probe has not come yet");
+    world.pass(HUSH_TIMEOUT);
     assert!(!world.agent.is_silent());
     assert!(matches!(
         world.ask(late, &exec(1))[..],
@@ -161,9 +169,9 @@ fn a_forgotten_guest_reopens_under_its_old_name() {
     let mut world = World::named(G);
     let control = world.connect();
     world.ask(control, &quiesce(Policy::Keep));
-    world.pass(SILENCE_TIMEOUT - Duration::from_millis(1));
+    world.pass(SILENCE - Duration::from_millis(1));
     world.ask(control, &Message::InfoRequest);
-    world.pass(SILENCE_TIMEOUT - Duration::from_millis(1));
+    world.pass(SILENCE - Duration::from_millis(1));
     assert_eq!(
         world.agent.state(),
         State::Quiesced,
@@ -175,6 +183,29 @@ fn a_forgotten_guest_reopens_under_its_old_name() {
         (State::Running, Some(G))
     );
     assert_eq!(world.agent.poll_timeout(), None);
+}
+
+/// A clone can find hours gone before its host has had the time for one frame.
+#[test]
+fn a_clock_that_jumps_neither_reopens_nor_abandons() {
+    let mut world = World::named(G);
+    let worker = world.connect();
+    world.ask(worker, &exec(1));
+    let control = world.connect();
+    world.ask(control, &quiesce(Policy::Keep));
+    world.now += Duration::from_secs(24 * 3600);
+    world.agent.handle_timeout(world.now);
+    world.settle();
+    assert_eq!(world.agent.state(), State::Quiesced);
+    let host = world.connect();
+    world.ask(host, &rebind(H, Cause::Restore));
+    let again = world.connect();
+    assert!(matches!(
+        world.ask(again, &exec(1))[..],
+        [Message::Started(_)]
+    ));
+    let signalled = |action: &Action| matches!(action, Action::SignalGroup { .. });
+    assert!(!world.actions.iter().any(signalled), "the command runs on");
 }
 
 #[test]
