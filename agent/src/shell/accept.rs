@@ -37,11 +37,14 @@ impl Shell {
                 Err(err) => match err.raw_os_error() {
                     Some(libc::EAGAIN) => return,
                     Some(libc::EINTR | libc::ECONNABORTED) => {}
-                    Some(libc::EMFILE | libc::ENFILE) if self.shed_connection() => {
-                        agent.handle_accept_shed();
-                    }
+                    // Out of descriptors, the kernel says so before it looks at the queue.
+                    Some(libc::EMFILE | libc::ENFILE) => match self.shed_connection() {
+                        Shed::Closed => agent.handle_accept_shed(),
+                        Shed::NoneQueued => return,
+                        Shed::Failed => return agent.handle_accept_failed(now),
+                    },
                     _ => {
-                        warn!("cannot accept: {err}");
+                        debug!("cannot accept: {err}");
                         return agent.handle_accept_failed(now);
                     }
                 },
@@ -72,15 +75,33 @@ impl Shell {
     }
 
     /// Closes one queued connection with the help of the spare descriptor, so that its peer learns
-    /// at once. Returns whether that worked.
-    fn shed_connection(&mut self) -> bool {
+    /// at once.
+    fn shed_connection(&mut self) -> Shed {
         if self.spare.take().is_none() {
-            return false;
+            self.spare = File::open("/dev/null").ok();
+            return Shed::Failed;
         }
-        let shed = self.listener.accept().is_ok();
+        let accepted = self.listener.accept();
+        let shed = match &accepted {
+            Ok(_) => Shed::Closed,
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => Shed::NoneQueued,
+            Err(_) => Shed::Failed,
+        };
+        // Closed before the spare is taken again, which needs its descriptor.
+        drop(accepted);
         self.spare = File::open("/dev/null").ok();
         shed
     }
+}
+
+/// What became of the connection that there was no descriptor for.
+enum Shed {
+    /// It was accepted and closed.
+    Closed,
+    /// There was none.
+    NoneQueued,
+    /// It is still in the queue.
+    Failed,
 }
 
 /// Vsock peers must be the host; whoever can reach the Unix socket is let in by its file mode.
