@@ -16,7 +16,6 @@ use crate::guest::connection::Endpoint;
 use crate::launch::Supervisor;
 use crate::stop::power_off;
 use crate::supervisor::link::Order;
-use crate::vmm::VmmKind;
 
 /// How long the guest is given after a signal, and the VMM after that. Service managers kill after
 /// 30 s (Nomad) or 90 s (systemd).
@@ -26,7 +25,6 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Waits for the end of the VM. A signal powers it off first.
 pub fn stay(
     mut supervisor: Supervisor,
-    kind: VmmKind,
     endpoint: &Endpoint,
     process: &OwnedFd,
 ) -> Result<(), Failure> {
@@ -35,7 +33,7 @@ pub fn stay(
     if !await_end(&signals, process).map_err(local)? {
         log::info!("powering off");
         let watch = Watch::with_process(Instant::now() + STOP_TIMEOUT, Some(process.as_fd()));
-        if let Err(failure) = power_off(kind, endpoint, &watch) {
+        if let Err(failure) = power_off(endpoint, &watch) {
             log::warn!("the guest does not power off by itself: {failure}");
             let ordered = supervisor.order(Order::End);
             ordered.or_fail(Exit::Defect, || "the VM's supervisor is gone".to_owned())?;

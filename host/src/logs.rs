@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use crate::values::printable;
 use crate::vmdir::{CONSOLE_LOG, SUPERVISOR_LOG, VmDir};
 use crate::vmm::VMM_LOG;
 
-/// How much of each log a message shows, at most.
-const LINES_MAX: usize = 12;
-const BYTES_MAX: u64 = 4096;
+/// How much of each log a message shows, at most: of the console as much as a kernel panic takes.
+const LINES_MAX: usize = 8;
+const CONSOLE_LINES_MAX: usize = 28;
+const BYTES_MAX: u64 = 8192;
 
 /// The ends of the VM's logs, a heading each, safe for a terminal; `None` if there is nothing.
 #[must_use]
@@ -20,6 +22,12 @@ pub fn tails(dir: &VmDir) -> Option<String> {
         let lines = tail(&dir.file(name)).unwrap_or_default();
         let is_news = |line: &&String| name != SUPERVISOR_LOG || !line.contains(": info: ");
         let lines: Vec<_> = lines.iter().filter(is_news).collect();
+        let lines_max = if name == CONSOLE_LOG {
+            CONSOLE_LINES_MAX
+        } else {
+            LINES_MAX
+        };
+        let lines = &lines[lines.len().saturating_sub(lines_max)..];
         if !lines.is_empty() {
             text.push_str(&format!("--- the end of {name}\n"));
             lines
@@ -30,7 +38,7 @@ pub fn tails(dir: &VmDir) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The last lines of a file, each with everything escaped that could steer a terminal.
+/// The lines at the end of a file, each with everything escaped that could steer a terminal.
 fn tail(path: &Path) -> std::io::Result<Vec<String>> {
     let mut file = File::open(path)?;
     let len = file.metadata()?.len();
@@ -38,15 +46,8 @@ fn tail(path: &Path) -> std::io::Result<Vec<String>> {
     let mut bytes = Vec::new();
     file.take(BYTES_MAX).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<_> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    let last = &lines[lines.len().saturating_sub(LINES_MAX)..];
-    Ok(last
-        .iter()
-        .map(|line| crate::values::printable(line.trim_end()))
-        .collect())
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    Ok(lines.map(|line| printable(line.trim_end())).collect())
 }
 
 /// The raw end of the VMM's own log, in which the VMM layer looks for known faults.
@@ -74,7 +75,7 @@ mod tests {
             .collect();
         fs::write(dir.file(CONSOLE_LOG), console).unwrap();
         let text = tails(&dir).unwrap();
-        assert_eq!(text.lines().count(), 1 + LINES_MAX);
+        assert_eq!(text.lines().count(), 1 + CONSOLE_LINES_MAX);
         assert!(text.ends_with("  \\u{1b}[31mline 99\n"), "{text}");
     }
 }

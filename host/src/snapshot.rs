@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
-use shared::exchange::Request;
+use shared::exchange::{ExchangeError, Request};
 use shared::id::Token;
 use shared::limits::PORT_DEFAULT;
-use shared::message::{Cause, Hello, Identity, Message, Quiesce, Reopen};
+use shared::message::{Cause, FailCode, Hello, Identity, Message, Quiesce, Reopen};
 
 use crate::artifact::draft::Draft;
 use crate::artifact::{FileEntry, Manifest};
@@ -28,7 +28,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::HOST_VERSION;
 use crate::guest::connection::Connection;
-use crate::guest::driver::ask;
+use crate::guest::driver::{AskError, AskErrorReason, ask};
 use crate::handshake::{Naming, prove};
 use crate::logs;
 use crate::random;
@@ -39,7 +39,7 @@ use crate::supervisor::unix_ms;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{Lock, RunningVm, StateDir};
 use crate::vmm::{
-    API_SOCKET, Drive, Purpose, RunState, StateFiles, Vmm, VmmVersion, connect, gate,
+    API_SOCKET, Drive, Gate, Purpose, RunState, StateFiles, Vmm, VmmVersion, connect, gate,
 };
 
 /// How long a snapshot may take unless the caller says.
@@ -81,6 +81,7 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
         vmm,
         deadline,
         work_deadline,
+        faults: Vec::new(),
         _lock: lock,
     };
 
@@ -97,12 +98,16 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
         "vmm",
         json!({ "kind": source.vmm.kind().to_string(), "version": version.text }),
     );
-    judge(gate(
+    let verdict = gate(
         source.vmm.kind(),
         &version,
         Purpose::Snapshot,
         command.force,
-    ))?;
+    );
+    source.faults = match verdict {
+        Gate::Warn(symptoms) => symptoms,
+        verdict => judge(verdict).map(|()| Vec::new())?,
+    };
 
     record.begin(Phase::Artifact);
     let draft = Draft::create(&command.out)?;
@@ -131,6 +136,9 @@ struct Source {
     deadline: Instant,
     /// When the artifact must be done.
     work_deadline: Instant,
+    /// What this VMM version is known for, said when something fails: a snapshot that goes well
+    /// was not touched by it.
+    faults: Vec<&'static str>,
     _lock: Lock,
 }
 
@@ -187,6 +195,7 @@ impl Source {
         match (resumed, published) {
             (Ok(()), published) => published,
             (Err(failure), Ok(())) => {
+                self.faults.iter().for_each(|fault| log::warn!("{fault}"));
                 record.set("source", "failed");
                 record.blame(failed_phase);
                 let artifact = command.out.display();
@@ -243,17 +252,27 @@ impl Source {
     fn reopen(&mut self, token: Token) {
         let request = Request::Reopen(Reopen { token });
         let endpoint = self.vm.endpoint(PORT_DEFAULT);
-        match ask(
+        let asked = ask(
             &endpoint,
             request,
             &watch(self.deadline, Some(&self.vm.process)),
-        ) {
-            Ok(_) => {
+        );
+        let refused = |error: &AskError| match &error.reason {
+            AskErrorReason::Exchange(ExchangeError::Refused { fail, .. }) => {
+                fail.code == FailCode::Refusing
+            }
+            _ => false,
+        };
+        match asked {
+            // A guest that refuses has nothing to take back: it never became quiet.
+            Err(error) if !refused(&error) => {
+                log::warn!("cannot tell the guest to go on: {error}");
+            }
+            Ok(_) | Err(_) => {
                 if let Err(failure) = self.write_stage(Stage::Ready) {
                     log::warn!("{failure}");
                 }
             }
-            Err(error) => log::warn!("cannot tell the guest to go on: {error}"),
         }
     }
 
@@ -352,6 +371,7 @@ impl Source {
             Err(error) => Err(error.into()),
         };
         record.blame(failed_phase);
+        self.faults.iter().for_each(|fault| log::warn!("{fault}"));
         match result {
             Ok(()) => {
                 record.set("source", "ready");

@@ -147,7 +147,7 @@ pub fn start(
             drop(lock);
             match (supervisor, process) {
                 (Some(supervisor), Some(process)) => {
-                    foreground::stay(supervisor, plan.binary.kind, &endpoint, &process)
+                    foreground::stay(supervisor, &endpoint, &process)
                 }
                 _ => Err(Failure::new(Exit::Defect, "a VM came up without a process")),
             }

@@ -18,7 +18,7 @@ use crate::record::{Phase, Record};
 use crate::sys::pidfd;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{Life, RunningVm, StateDir, VmDir, VmDirError};
-use crate::vmm::{API_SOCKET, RunState, VmmKind, connect};
+use crate::vmm::{API_SOCKET, RunState, connect};
 
 /// How long the guest is given to power off unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -63,7 +63,7 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
     }
     let watch = Watch::with_process(deadline, Some(vm.process.as_fd()));
     let asked = match check_not_paused(&vm, deadline) {
-        Ok(()) => power_off(vm.state.vmm_kind, &vm.endpoint(PORT_DEFAULT), &watch),
+        Ok(()) => power_off(&vm.endpoint(PORT_DEFAULT), &watch),
         Err(failure) => Err(failure),
     };
     if let Err(failure) = asked {
@@ -97,16 +97,11 @@ fn check_not_paused(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
 }
 
 /// Asks the guest to power off, and waits until the VMM, whose process `watch` holds, has ended.
-pub fn power_off(kind: VmmKind, endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> {
+pub fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> {
     let left = watch.deadline().saturating_duration_since(Instant::now());
     let grace = (left / 2).min(SESSION_GRACE_MAX);
     let request = Request::Shutdown(Shutdown {
-        action: match kind {
-            // Its machine has no power switch: a guest that powers off halts, and the process
-            // stays. It ends when the guest resets the machine.
-            VmmKind::Firecracker => PowerAction::Reboot,
-            VmmKind::Qemu => PowerAction::PowerOff,
-        },
+        action: PowerAction::PowerOff,
         grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
     });
     match ask(endpoint, request, watch) {

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use crate::frame::{Decoder, FrameKind};
 use crate::id::{Generation, Nonce};
 use crate::message::{
-    Depth, Fail, FailCode, Hello, Message, Probe, Quiesce, Rebind, Reopen, Role, Shutdown,
+    Depth, Fail, FailCode, Hello, Message, Policy, Probe, Quiesce, Rebind, Reopen, Role, Shutdown,
 };
 use crate::version::NoCommonVersion;
 
@@ -453,11 +453,13 @@ impl Exchange {
 
     fn handle_fail(&mut self, fail: Fail, now: Instant) {
         match fail.code {
-            FailCode::Refusing | FailCode::Limit => {
+            FailCode::Refusing | FailCode::Limit if !self.is_refusal_final(fail.code) => {
                 self.end_attempt(AttemptEnd::Refused(fail.code), now);
                 self.retry_after_pause(now);
             }
-            FailCode::Version
+            FailCode::Refusing
+            | FailCode::Limit
+            | FailCode::Version
             | FailCode::Protocol
             | FailCode::Stale
             | FailCode::Superseded
@@ -474,6 +476,20 @@ impl Exchange {
                     },
                     now,
                 );
+            }
+        }
+    }
+
+    /// Whether "not now" is the answer that was asked for: a snapshot that is to be refused while
+    /// anything runs, or a quiescence to be taken back that is not there.
+    const fn is_refusal_final(&self, code: FailCode) -> bool {
+        match &self.request {
+            Request::Quiesce(quiesce) => {
+                matches!((quiesce.policy, code), (Policy::Refuse, FailCode::Refusing))
+            }
+            Request::Reopen(_) => matches!(code, FailCode::Refusing),
+            Request::Rebind(_) | Request::Probe { .. } | Request::Info | Request::Shutdown(_) => {
+                false
             }
         }
     }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
-use shared::message::{Exec, Exited, Fail, FailCode, Hello, Message};
+use shared::message::{Exec, Exited, Fail, FailCode, Hello, Message, SeverReason};
 
 use super::HOST_VERSION;
 use super::connection::{Connection, ConnectionError, Endpoint};
@@ -65,6 +65,8 @@ pub enum ExecError {
     Protocol(ExecStreamError, Fate),
     /// There was no connection, or it ended.
     Connection(ConnectionError, Fate),
+    /// The guest cut the connection on purpose.
+    Severed(SeverReason, Fate),
     /// The deadline passed.
     Deadline(Fate),
     /// Output could not be written where it belongs.
@@ -94,7 +96,7 @@ impl ExecError {
             },
             Self::Deadline(_) => Exit::Deadline,
             Self::Connection(ConnectionError::VmmEnded, _) => Exit::VmmEnded,
-            Self::Protocol(..) | Self::Connection(..) => Exit::Guest,
+            Self::Protocol(..) | Self::Connection(..) | Self::Severed(..) => Exit::Guest,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
             Self::Output(_) | Self::Local(_) => Exit::Defect,
         }
@@ -117,6 +119,24 @@ impl fmt::Display for ExecError {
                 write!(f, "the connection to the guest ended ({source}); {fate}")
             }
             Self::Connection(error, fate) => write!(f, "{error}; {fate}"),
+            Self::Severed(SeverReason::Quiesce, fate) => {
+                write!(
+                    f,
+                    "the guest cut the connection for a snapshot of it; {fate}"
+                )
+            }
+            Self::Severed(SeverReason::Rebind, fate) => {
+                write!(
+                    f,
+                    "the guest cut the connection because it got a new name; {fate}"
+                )
+            }
+            Self::Severed(SeverReason::Shutdown, fate) => {
+                write!(
+                    f,
+                    "the guest cut the connection because it shuts down; {fate}"
+                )
+            }
             Self::Deadline(fate @ (Fate::NotRun | Fate::Unknown)) => {
                 write!(f, "the guest did not answer in time; {fate}")
             }
@@ -134,9 +154,11 @@ impl std::error::Error for ExecError {
         match self {
             Self::Output(source) | Self::Local(source) => Some(source),
             Self::Connection(error @ ConnectionError::Local { .. }, _) => error.source(),
-            Self::Refused(_) | Self::Protocol(..) | Self::Connection(..) | Self::Deadline(_) => {
-                None
-            }
+            Self::Refused(_)
+            | Self::Protocol(..)
+            | Self::Connection(..)
+            | Self::Severed(..)
+            | Self::Deadline(_) => None,
         }
     }
 }
@@ -160,6 +182,7 @@ pub fn run(
         run,
         output,
         fate: Fate::NotRun,
+        severed: None,
         silence: SILENCE_FIRST,
         pause: Duration::ZERO,
     };
@@ -187,6 +210,8 @@ struct Client<'a> {
     run: &'a Watch<'a>,
     output: &'a mut dyn FnMut(OutputStream, &[u8]) -> io::Result<()>,
     fate: Fate,
+    /// Why the guest is about to cut this connection, once it has said so.
+    severed: Option<SeverReason>,
     /// How long the next attempt may be silent.
     silence: Duration,
     /// How long to wait before the next attempt.
@@ -204,6 +229,7 @@ impl Client<'_> {
         if self.fate == Fate::NotRun {
             self.fate = Fate::Unknown;
         }
+        self.severed = None;
         let mut stream = ExecStream::new();
         loop {
             match connection.read(&watch) {
@@ -233,7 +259,7 @@ impl Client<'_> {
     fn handle(&mut self, event: ExecEvent) -> Result<Option<Attempt>, ExecError> {
         match event {
             ExecEvent::Greeted(_) | ExecEvent::Started(_) => {}
-            ExecEvent::Severed(reason) => log::info!("the guest cuts the connection: {reason}"),
+            ExecEvent::Severed(reason) => self.severed = Some(reason),
             ExecEvent::Stdout(bytes) => {
                 (self.output)(OutputStream::Stdout, &bytes).map_err(output_error)?;
             }
@@ -266,6 +292,10 @@ impl Client<'_> {
                 Ok(Attempt::Again(ExecError::Deadline(fate)))
             }
             ConnectionError::Deadline => Err(ExecError::Deadline(fate)),
+            ConnectionError::Closed { .. } if self.severed.is_some() => {
+                let reason = self.severed.unwrap_or(SeverReason::Shutdown);
+                Err(ExecError::Severed(reason, fate))
+            }
             ConnectionError::Closed { .. }
             | ConnectionError::VmmEnded
             | ConnectionError::NotHybridVsock(_)

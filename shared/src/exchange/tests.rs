@@ -327,6 +327,32 @@ fn refusals_are_final_or_retried_as_their_code_says() {
 }
 
 #[test]
+fn a_refusal_that_was_asked_for_is_final() {
+    let quiesce = |policy| {
+        Request::Quiesce(Quiesce {
+            token: Token::from_bytes([5; 16]),
+            policy,
+            limit_ms: 1000,
+        })
+    };
+    let reopen = Request::Reopen(Reopen {
+        token: Token::from_bytes([5; 16]),
+    });
+    for (request, is_final) in [
+        (quiesce(Policy::Keep), false),
+        (quiesce(Policy::Drain), false),
+        (quiesce(Policy::Refuse), true),
+        (reopen, true),
+    ] {
+        let mut script = Script::new(request.clone());
+        script.connect(7);
+        script.say(&[hello(), fail(FailCode::Refusing)]);
+        let want = script.exchange.poll(script.now);
+        assert_eq!(matches!(want, Want::Finished), is_final, "{request:?}");
+    }
+}
+
+#[test]
 fn a_peer_without_a_common_version_is_named() {
     let mut script = Script::new(rebind());
     script.connect(7);
@@ -365,7 +391,7 @@ fn each_request_has_its_completion_frame() {
     let token = Token::from_bytes([5; 16]);
     let quiesce = Quiesce {
         token,
-        policy: crate::message::Policy::Keep,
+        policy: Policy::Keep,
         limit_ms: 1,
     };
     let shutdown = Shutdown {
