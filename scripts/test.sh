@@ -94,7 +94,6 @@ run_lab() {
     chmod +x target/lab/silent-init
     scripts/mkinitramfs.sh --agent target/lab/silent-init --out "$TEST_INITRD_SILENT" \
         --file /bin/busybox:/bin/busybox >/dev/null
-    export HOST_TOOL="$TOP/target/debug/host-tool"
     logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}"
 }
 

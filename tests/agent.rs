@@ -5,10 +5,13 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
+use shared::message::Message;
 use tempfile::TempDir;
 
+use crate::DEADLINE;
 use crate::client::Client;
 use crate::process::{Finished, run, signal};
 use crate::program;
@@ -118,11 +121,29 @@ impl Agent {
         self.host_tool(["exec", "--timeout", "60s"], argv)
     }
 
-    /// Open descriptors of the agent.
+    /// Open descriptors of the agent once no connection is open but the one that asks.
+    ///
+    /// # Panics
+    ///
+    /// When other connections stay open.
     #[must_use]
-    pub fn fd_count(&self) -> usize {
-        let folder = format!("/proc/{}/fd", self.pid());
-        fs::read_dir(folder).expect("the agent runs").count()
+    pub fn settled_fd_count(&self) -> u32 {
+        let started = Instant::now();
+        let mut client = self.greet();
+        loop {
+            // Each answer is a turn of the agent's loop, in which it hears of connections that
+            // have ended.
+            let Message::Info(info) = client.ask(&Message::InfoRequest) else {
+                panic!("no INFO");
+            };
+            if info.connections == 1 {
+                return info.fds;
+            }
+            assert!(
+                started.elapsed() < DEADLINE,
+                "connections stay open: {info:?}"
+            );
+        }
     }
 
     /// A number from `/proc/PID/status`.

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// because the lab is slow; nothing is ever as slow as this unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Path of a built program: `HOST_TOOL` or `GUEST_AGENT` name another, and otherwise it lies in
+/// Path of a built program: `TEST_HOST_TOOL` or `TEST_GUEST_AGENT` name another, and otherwise it lies in
 /// the folder above the test's own.
 ///
 /// # Panics
@@ -22,7 +22,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// When it was not built.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
-    let variable = name.to_uppercase().replace('-', "_");
+    let variable = format!("TEST_{}", name.to_uppercase().replace('-', "_"));
     if let Some(path) = std::env::var_os(&variable) {
         return PathBuf::from(path);
     }

@@ -41,7 +41,10 @@ fn what_is_known_of_a_machine(machine: &Machine) {
     let listed = machine.tool(["ls", "--json"]).exits(0).out();
     assert!(listed.contains("\"vm\""), "{listed}");
     let inspected = machine.tool(["inspect", "vm", "--json"]).exits(0).json();
-    assert_eq!(inspected["generation"], record["generation"], "{inspected}");
+    assert_eq!(
+        inspected["state"]["generation"], record["generation"],
+        "{inspected}"
+    );
     let taken = machine.tool(machine.boot_arguments("vm"));
     drop(taken.exits(2).complains("vm"));
     assert_eq!(machine.exec("vm", "echo still here"), "still here\n");
@@ -76,12 +79,12 @@ fn exec_keeps_codes_and_bytes(machine: &Machine) {
             .tool(["exec", "--name", "vm", "--", "sh", "-c", "kill -9 $$"])
             .exits(137),
     );
-    let sum = machine.exec("vm", "seq 1 200000 | cksum; seq 1 200000");
-    let (first, rest) = sum.split_once('\n').unwrap();
     let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    let output = machine.exec("vm", "seq 1 200000");
     assert!(
-        rest == expected,
-        "a large output is not what the guest wrote: {first}"
+        output == expected,
+        "{} bytes, not what the guest wrote",
+        output.len()
     );
     machine.end("vm");
 }

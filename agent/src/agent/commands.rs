@@ -411,6 +411,6 @@ fn spawn_fail(failure: &SpawnFailure) -> Fail {
         code,
         phase: Some(phase.to_owned()),
         errno: Some(failure.errno),
-        text: format!("{what}: {}", failure.text),
+        text: format!("{what} {}", failure.text),
     }
 }

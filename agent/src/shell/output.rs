@@ -46,7 +46,7 @@ impl Shell {
         let result = program_of(command).and_then(|program| {
             self.spawner
                 .spawn(&program)
-                .map_err(|error| failure_of(&error))
+                .map_err(|error| failure_of(&error, command))
         });
         match (result, purpose) {
             (Ok(started), Purpose::Session(id)) => {
@@ -182,24 +182,28 @@ fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
         })
     };
     program().map_err(|source| {
-        failure_of(&SpawnError {
+        let error = SpawnError {
             stage: Stage::SetUp,
             source,
             stillborn: None,
-        })
+        };
+        failure_of(&error, command)
     })
 }
 
-fn failure_of(error: &SpawnError) -> SpawnFailure {
+/// The failure with the name of what it failed on, as it was asked for.
+fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
+    let program = command.argv.first().map_or(&b""[..], Vec::as_slice);
+    let (stage, object) = match error.stage {
+        Stage::Clone => (SpawnStage::Clone, program),
+        Stage::SetUp => (SpawnStage::SetUp, program),
+        Stage::Chdir => (SpawnStage::Chdir, command.cwd.as_slice()),
+        Stage::Exec => (SpawnStage::Exec, program),
+    };
     SpawnFailure {
-        stage: match error.stage {
-            Stage::Clone => SpawnStage::Clone,
-            Stage::SetUp => SpawnStage::SetUp,
-            Stage::Chdir => SpawnStage::Chdir,
-            Stage::Exec => SpawnStage::Exec,
-        },
+        stage,
         errno: error.source.raw_os_error().unwrap_or(0),
-        text: error.source.to_string(),
+        text: format!("{}: {}", String::from_utf8_lossy(object), error.source),
         stillborn: error.stillborn,
     }
 }
