@@ -244,10 +244,16 @@ impl Agent {
     }
 
     /// Moves a running command's output to this connection, from where it stands.
+    ///
+    /// Of two requests with one id the later connection wins, whichever is read first: a host that
+    /// asks again keeps the connection of its earlier attempt open, and drops it once it is served.
     fn attach(&mut self, id: ConnectionId, session_id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(&session_id) else {
             return;
         };
+        if matches!(session.sink, Sink::Connection(current) if current > id) {
+            return self.supersede(id, "a later connection has attached to this command", now);
+        }
         let previous = std::mem::replace(&mut session.sink, Sink::Connection(id));
         let started = (!session.is_starting()).then(|| session.started(false));
         if let Some(connection) = self.connections.get_mut(&id) {

@@ -182,6 +182,7 @@ pub fn run(
         run,
         output,
         fate: Fate::NotRun,
+        unanswered: Vec::new(),
         severed: None,
         silence: SILENCE_FIRST,
         pause: Duration::ZERO,
@@ -210,6 +211,10 @@ struct Client<'a> {
     run: &'a Watch<'a>,
     output: &'a mut dyn FnMut(OutputStream, &[u8]) -> io::Result<()>,
     fate: Fate,
+    /// Connections of earlier attempts, of which nothing was heard. A guest that is merely slow
+    /// takes the end of one for the end of its client, and the command with it, so they stay open
+    /// until another has been answered; the guest then drops them itself.
+    unanswered: Vec<Connection>,
     /// Why the guest is about to cut this connection, once it has said so.
     severed: Option<SeverReason>,
     /// How long the next attempt may be silent.
@@ -234,7 +239,12 @@ impl Client<'_> {
         loop {
             match connection.read(&watch) {
                 Ok(bytes) => stream.handle_bytes(bytes),
-                Err(error) => return self.without_connection(error),
+                Err(error) => {
+                    if matches!(error, ConnectionError::Deadline) {
+                        self.unanswered.push(connection);
+                    }
+                    return self.without_connection(error);
+                }
             }
             loop {
                 let event = stream.poll_event();
@@ -244,6 +254,7 @@ impl Client<'_> {
                     Some(ExecEvent::Started(started)) => {
                         log::debug!("session {}, pid {}", started.session, started.pid);
                         self.fate = Fate::Started;
+                        self.unanswered.clear();
                         watch = *self.run;
                     }
                     Some(event) => {

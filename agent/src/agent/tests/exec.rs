@@ -263,3 +263,19 @@ fn orphans_are_counted() {
     let answer = world.ask(id, &Message::InfoRequest);
     assert!(matches!(&answer[..], [Message::Info(info)] if info.orphans_reaped == 1));
 }
+
+/// A host that heard nothing asks again on a second connection while its first is still open; the
+/// two requests may be read in either order, and the end of the first must not end the command.
+#[test]
+fn of_two_connections_with_one_request_the_later_wins() {
+    let mut world = World::new();
+    let first = world.connect();
+    let (second, pid) = running(&mut world, 1);
+    let answer = world.ask(first, &exec(1));
+    assert_eq!(fail_code(&answer), FailCode::Superseded);
+    assert!(world.is_closed(first));
+    assert!(signals(&world).is_empty(), "the command was told to end");
+    world.write(pid, Stream::Stdout, b"still here");
+    let received = world.receive(second);
+    assert!(matches!(received[..], [Message::Stdout(_)]), "{received:?}");
+}
