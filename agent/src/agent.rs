@@ -15,7 +15,7 @@
 //! - The same inputs give the same outputs: no hashing order, no randomness, no globals.
 //!
 //! Invariants:
-//! - The root state changes in one function, [`Agent::set_state`], along [`state::transition`].
+//! - The root state changes in one function, `Agent::set_state`, along [`state::transition`].
 //! - Every request is answered, or its connection is closed.
 //! - Whatever a peer or a child sends, memory stays within the limits named here and in
 //!   [`outbox`]. Reaching a limit is a refusal or back-pressure for that peer alone.
