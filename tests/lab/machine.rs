@@ -261,6 +261,14 @@ impl Machine {
         found
     }
 
+    /// Waits until every process in the state directory has ended.
+    pub(crate) fn await_processes(&self) {
+        for (pid, _) in self.processes() {
+            let pid = format!("--pid={pid}");
+            drop(run(Command::new("tail").args([&pid, "--follow", "/dev/null"])).exits(0));
+        }
+    }
+
     /// Fails when anything of a machine is left.
     #[track_caller]
     pub(crate) fn is_clean(&self) {
