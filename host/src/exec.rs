@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use shared::message::{ByteString, Exec};
 
 use crate::cli::ExecCommand;
+use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::exec as client;
@@ -30,15 +31,27 @@ pub fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<u8, Fai
     let exec = request(command, argv.unwrap_or_default())?;
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let now = Instant::now();
-    let start = target.watch(now + command.timeout.unwrap_or(START_TIMEOUT));
     let end = target.watch(now + command.timeout.unwrap_or(NO_LIMIT));
+    let request = client::Request {
+        endpoint: &target.endpoint,
+        exec: &exec,
+        may_attach: command.id.is_some(),
+        start: target.watch(now + command.timeout.unwrap_or(START_TIMEOUT)),
+        end,
+    };
     // Only a caller who set a limit has one for whoever reads the output.
-    let output_end = command
-        .timeout
-        .map(|_| crate::deadline::Watch::until(end.deadline()));
+    let output_end = command.timeout.map(|_| Watch::until(end.deadline()));
     let mut output = |stream, bytes: &[u8]| write_stream(stream, bytes, output_end.as_ref());
-    let result = client::run(&target.endpoint, &exec, &start, &end, &mut output);
-    let exited = result.map_err(|error| Failure::new(error.exit(), error))?;
+    let result = client::run(&request, &mut output);
+    let exited = result.map_err(|error| {
+        let exit = error.exit();
+        let failure = Failure::new(exit, error);
+        match exit {
+            // The guest names the program.
+            Exit::NotFound | Exit::NotRunnable => failure,
+            _ => failure.context(target.endpoint.to_string()),
+        }
+    })?;
     if exited.writers_alive {
         log::info!("a process that the command left behind still holds its output open");
     }

@@ -12,7 +12,8 @@ use crate::output::print;
 
 macro_rules! phases {
     ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
-        /// A named part of a command. The names are stable: records, messages and documents use them.
+        /// A named part of a command. The names are stable: records, messages and documents
+        /// use them.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Phase { $($(#[$doc])* $name,)* }
 

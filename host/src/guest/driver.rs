@@ -29,6 +29,8 @@ pub struct Answer {
 /// A request that was not met.
 #[derive(Debug)]
 pub struct AskError {
+    /// Who was asked, for people.
+    pub endpoint: String,
     /// Attempts made.
     pub attempts: u32,
     /// Why.
@@ -58,12 +60,16 @@ impl fmt::Display for AskError {
             AskErrorReason::Connection(error) => error.fmt(f)?,
             AskErrorReason::Local(error) => error.fmt(f)?,
         }
-        match (&self.reason, &self.last) {
-            (AskErrorReason::Exchange(ExchangeError::Deadline { .. }), Some(last)) => {
-                write!(f, "; the last connection: {last}")
+        if matches!(
+            self.reason,
+            AskErrorReason::Exchange(ExchangeError::Deadline { .. })
+        ) {
+            write!(f, "; tried {}", self.endpoint)?;
+            if let Some(last) = &self.last {
+                write!(f, ": {last}")?;
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -93,6 +99,7 @@ pub fn ask(endpoint: &Endpoint, request: Request, watch: &Watch<'_>) -> Result<A
         Err(reason) => {
             let attempts = driver.exchange.attempt_count();
             Err(AskError {
+                endpoint: endpoint.to_string(),
                 attempts,
                 reason,
                 last: driver.last,
@@ -170,7 +177,9 @@ impl Driver<'_> {
     fn into_answer(self) -> Result<Answer, AskError> {
         let attempts = self.exchange.attempt_count();
         let hello = self.exchange.hello().cloned();
+        let endpoint = self.endpoint;
         let error = |reason, last| AskError {
+            endpoint: endpoint.to_string(),
             attempts,
             reason,
             last,

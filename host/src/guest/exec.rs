@@ -5,23 +5,23 @@
 //! attaches, so that the command never starts twice. Once the connection is lost after that, how
 //! the command ended is not known, and that is what is reported: neither success nor failure.
 
-use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
-use shared::message::{Exec, Exited, Fail, FailCode, Hello, Message, SeverReason};
+use shared::message::{Exec, Exited, FailCode, Hello, Message, SeverReason, Started};
 
 use super::HOST_VERSION;
 use super::connection::{Connection, ConnectionError, Endpoint};
 use super::driver::{AskErrorReason, pause};
-use super::exec_stream::{ExecEvent, ExecStream, ExecStreamError};
+use super::exec_stream::{ExecEvent, ExecStream};
 use crate::deadline::Watch;
-use crate::exit::Exit;
-use crate::values::printable;
 
-/// How long the guest may be silent in the first attempt, and at most in a later one.
-const SILENCE_FIRST: Duration = Duration::from_millis(250);
-const SILENCE_MAX: Duration = Duration::from_secs(2);
+pub use super::exec_error::{ExecError, Fate};
+
+/// How long the guest may take to say HELLO in the first attempt, and at most in a later one. A
+/// guest that has said it has the request too, which came in the same write, and is waited for.
+const SILENCE_FIRST: Duration = Duration::from_secs(1);
+const SILENCE_MAX: Duration = Duration::from_secs(4);
 
 /// Longest pause between two attempts that failed at once. The first retry has none.
 const PAUSE_MAX: Duration = Duration::from_millis(64);
@@ -35,152 +35,35 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// How much is known about the command when its fate is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// The request never left: the command did not run.
-    NotRun,
-    /// The request left and was not answered.
-    Unknown,
-    /// The command was started, and may still run.
-    Started,
-}
-
-impl fmt::Display for Fate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotRun => "the command did not run",
-            Self::Unknown => "whether the command ran is unknown",
-            Self::Started => "the command was started; how it ended is unknown",
-        })
-    }
-}
-
-/// Why there is no exit status.
+/// A command to run, and how.
 #[derive(Debug)]
-pub enum ExecError {
-    /// The guest refused the request; the command did not run.
-    Refused(Fail),
-    /// The guest broke the protocol.
-    Protocol(ExecStreamError, Fate),
-    /// There was no connection, or it ended.
-    Connection(ConnectionError, Fate),
-    /// The guest cut the connection on purpose.
-    Severed(SeverReason, Fate),
-    /// The deadline passed.
-    Deadline(Fate),
-    /// Output could not be written where it belongs.
-    Output(io::Error),
-    /// This machine failed.
-    Local(io::Error),
+pub struct Request<'a> {
+    /// Where the agent listens.
+    pub endpoint: &'a Endpoint,
+    /// The command.
+    pub exec: &'a Exec,
+    /// Whether the caller chose the id, so that the command may have been started long ago, and
+    /// its output up to now may have gone to somebody else.
+    pub may_attach: bool,
+    /// Bounds the wait until the command runs.
+    pub start: Watch<'a>,
+    /// Bounds the wait for its end.
+    pub end: Watch<'a>,
 }
 
-impl ExecError {
-    /// What the error means for the exit code.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Refused(fail) => match fail.code {
-                FailCode::NotFound => Exit::NotFound,
-                FailCode::NotRunnable => Exit::NotRunnable,
-                FailCode::Version
-                | FailCode::Protocol
-                | FailCode::Stale
-                | FailCode::Superseded
-                | FailCode::Refusing
-                | FailCode::Limit
-                | FailCode::Rebind
-                | FailCode::Probe
-                | FailCode::Unsupported
-                | FailCode::Internal => Exit::Guest,
-            },
-            Self::Deadline(_) => Exit::Deadline,
-            Self::Connection(ConnectionError::VmmEnded, _) => Exit::VmmEnded,
-            Self::Protocol(..) | Self::Connection(..) | Self::Severed(..) => Exit::Guest,
-            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
-            Self::Output(_) | Self::Local(_) => Exit::Defect,
-        }
-    }
-}
-
-impl fmt::Display for ExecError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused(fail) => match fail.code {
-                FailCode::NotFound | FailCode::NotRunnable => f.write_str(&printable(&fail.text)),
-                code => write!(
-                    f,
-                    "the guest refused to run the command ({code}): {}",
-                    printable(&fail.text)
-                ),
-            },
-            Self::Protocol(error, fate) => write!(f, "{error}; {fate}"),
-            Self::Connection(ConnectionError::Closed { source }, fate) => {
-                write!(f, "the connection to the guest ended ({source}); {fate}")
-            }
-            Self::Connection(error, fate) => write!(f, "{error}; {fate}"),
-            Self::Severed(SeverReason::Quiesce, fate) => {
-                write!(
-                    f,
-                    "the guest cut the connection for a snapshot of it; {fate}"
-                )
-            }
-            Self::Severed(SeverReason::Rebind, fate) => {
-                write!(
-                    f,
-                    "the guest cut the connection because it got a new name; {fate}"
-                )
-            }
-            Self::Severed(SeverReason::Shutdown, fate) => {
-                write!(
-                    f,
-                    "the guest cut the connection because it shuts down; {fate}"
-                )
-            }
-            Self::Deadline(fate @ (Fate::NotRun | Fate::Unknown)) => {
-                write!(f, "the guest did not answer in time; {fate}")
-            }
-            Self::Deadline(Fate::Started) => f.write_str(
-                "the command did not end in time; its connection was closed, which ends it",
-            ),
-            Self::Output(_) => f.write_str("cannot write the command's output"),
-            Self::Local(_) => f.write_str("cannot wait for the guest"),
-        }
-    }
-}
-
-impl std::error::Error for ExecError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Output(source) | Self::Local(source) => Some(source),
-            Self::Connection(error @ ConnectionError::Local { .. }, _) => error.source(),
-            Self::Refused(_)
-            | Self::Protocol(..)
-            | Self::Connection(..)
-            | Self::Severed(..)
-            | Self::Deadline(_) => None,
-        }
-    }
-}
-
-/// Runs `exec` in the guest and gives what `output` did not take: its end.
-///
-/// `start` bounds the wait until the command runs, `run` the wait for its end.
+/// Runs the command in the guest, hands its output to `output`, and gives its end.
 pub fn run(
-    endpoint: &Endpoint,
-    exec: &Exec,
-    start: &Watch<'_>,
-    run: &Watch<'_>,
+    request: &Request<'_>,
     output: &mut dyn FnMut(OutputStream, &[u8]) -> io::Result<()>,
 ) -> Result<Exited, ExecError> {
     let mut flight = Message::Hello(Hello::host(HOST_VERSION)).encode();
-    Message::Exec(exec.clone()).encode_into(&mut flight);
+    Message::Exec(request.exec.clone()).encode_into(&mut flight);
     let mut client = Client {
-        endpoint,
+        request,
         flight,
-        start,
-        run,
         output,
+        stdout_len: 0,
+        stderr_len: 0,
         fate: Fate::NotRun,
         unanswered: Vec::new(),
         severed: None,
@@ -204,16 +87,19 @@ enum Attempt {
 }
 
 struct Client<'a> {
-    endpoint: &'a Endpoint,
+    request: &'a Request<'a>,
     /// HELLO and EXEC.
     flight: Vec<u8>,
-    start: &'a Watch<'a>,
-    run: &'a Watch<'a>,
     output: &'a mut dyn FnMut(OutputStream, &[u8]) -> io::Result<()>,
+    /// Bytes of standard output handed on.
+    stdout_len: u64,
+    /// Bytes of standard error handed on.
+    stderr_len: u64,
     fate: Fate,
     /// Connections of earlier attempts, of which nothing was heard. A guest that is merely slow
     /// takes the end of one for the end of its client, and the command with it, so they stay open
-    /// until another has been answered; the guest then drops them itself.
+    /// until another has been answered. What the guest sent there before it read the later request
+    /// is then still to be had from them.
     unanswered: Vec<Connection>,
     /// Why the guest is about to cut this connection, once it has said so.
     severed: Option<SeverReason>,
@@ -225,9 +111,11 @@ struct Client<'a> {
 
 impl Client<'_> {
     fn attempt(&mut self) -> Result<Attempt, ExecError> {
-        let attempt_end = (Instant::now() + self.silence).min(self.start.deadline());
-        let mut watch = self.start.at(attempt_end);
-        let mut connection = match Connection::open(self.endpoint, &self.flight, &watch) {
+        let start = self.request.start;
+        let attempt_end = (Instant::now() + self.silence).min(start.deadline());
+        let mut watch = start.at(attempt_end);
+        let opened = Connection::open(self.request.endpoint, &self.flight, &watch);
+        let mut connection = match opened {
             Ok(connection) => connection,
             Err(error) => return self.without_connection(error),
         };
@@ -236,47 +124,48 @@ impl Client<'_> {
         }
         self.severed = None;
         let mut stream = ExecStream::new();
+        let mut is_silent = true;
         loop {
             match connection.read(&watch) {
                 Ok(bytes) => stream.handle_bytes(bytes),
                 Err(error) => {
-                    if matches!(error, ConnectionError::Deadline) {
+                    if matches!(error, ConnectionError::Deadline) && is_silent {
                         self.unanswered.push(connection);
                     }
                     return self.without_connection(error);
                 }
             }
-            loop {
-                let event = stream.poll_event();
-                let event = event.map_err(|error| ExecError::Protocol(error, self.fate))?;
-                match event {
-                    None => break,
-                    Some(ExecEvent::Started(started)) => {
-                        log::debug!("session {}, pid {}", started.session, started.pid);
-                        self.fate = Fate::Started;
-                        self.unanswered.clear();
-                        watch = *self.run;
-                    }
-                    Some(event) => {
-                        if let Some(attempt) = self.handle(event)? {
-                            return Ok(attempt);
-                        }
-                    }
+            if is_silent {
+                // It has the request. Asking again could only move the command's output away from
+                // here.
+                is_silent = false;
+                watch = start;
+            }
+            while let Some(event) = self.poll_event(&mut stream)? {
+                if matches!(event, ExecEvent::Started(_)) {
+                    watch = self.request.end;
+                }
+                if let Some(attempt) = self.handle(event)? {
+                    return Ok(attempt);
                 }
             }
         }
     }
 
+    fn poll_event(&self, stream: &mut ExecStream) -> Result<Option<ExecEvent>, ExecError> {
+        let fate = self.fate;
+        stream
+            .poll_event()
+            .map_err(|error| ExecError::Protocol(error, fate))
+    }
+
     fn handle(&mut self, event: ExecEvent) -> Result<Option<Attempt>, ExecError> {
         match event {
-            ExecEvent::Greeted(_) | ExecEvent::Started(_) => {}
+            ExecEvent::Greeted(_) => {}
+            ExecEvent::Started(started) => self.handle_started(&started)?,
             ExecEvent::Severed(reason) => self.severed = Some(reason),
-            ExecEvent::Stdout(bytes) => {
-                (self.output)(OutputStream::Stdout, &bytes).map_err(output_error)?;
-            }
-            ExecEvent::Stderr(bytes) => {
-                (self.output)(OutputStream::Stderr, &bytes).map_err(output_error)?;
-            }
+            ExecEvent::Stdout(bytes) => self.hand_on(OutputStream::Stdout, &bytes)?,
+            ExecEvent::Stderr(bytes) => self.hand_on(OutputStream::Stderr, &bytes)?,
             ExecEvent::Exited(exited) => return Ok(Some(Attempt::Exited(exited))),
             ExecEvent::Refused(fail) => {
                 let may_retry = matches!(fail.code, FailCode::Refusing | FailCode::Limit);
@@ -288,6 +177,62 @@ impl Client<'_> {
             }
         }
         Ok(None)
+    }
+
+    fn handle_started(&mut self, started: &Started) -> Result<(), ExecError> {
+        log::debug!("session {}, pid {}", started.session, started.pid);
+        self.fate = Fate::Started;
+        for connection in std::mem::take(&mut self.unanswered) {
+            if self.missed(started) > 0 {
+                self.drain(connection)?;
+            }
+        }
+        let count = self.missed(started);
+        if count > 0 && !self.request.may_attach {
+            return Err(ExecError::Missed { count });
+        }
+        if count > 0 {
+            log::warn!("{count} bytes of output went to an earlier client of this command");
+            self.stdout_len = started.stdout_from;
+            self.stderr_len = started.stderr_from;
+        }
+        Ok(())
+    }
+
+    /// Bytes that this connection will not give and that were not handed on.
+    const fn missed(&self, started: &Started) -> u64 {
+        let stdout = started.stdout_from.saturating_sub(self.stdout_len);
+        let stderr = started.stderr_from.saturating_sub(self.stderr_len);
+        stdout.saturating_add(stderr)
+    }
+
+    /// Hands on what the guest sent on an earlier connection, up to its FAIL(superseded).
+    fn drain(&mut self, mut connection: Connection) -> Result<(), ExecError> {
+        let mut stream = ExecStream::new();
+        while let Ok(bytes) = connection.read(&self.request.start) {
+            stream.handle_bytes(bytes);
+            while let Ok(Some(event)) = stream.poll_event() {
+                match event {
+                    ExecEvent::Greeted(_) | ExecEvent::Severed(_) => {}
+                    // Not what comes next: this one has nothing for us.
+                    ExecEvent::Started(started) if self.missed(&started) > 0 => return Ok(()),
+                    ExecEvent::Started(_) => {}
+                    ExecEvent::Stdout(bytes) => self.hand_on(OutputStream::Stdout, &bytes)?,
+                    ExecEvent::Stderr(bytes) => self.hand_on(OutputStream::Stderr, &bytes)?,
+                    ExecEvent::Exited(_) | ExecEvent::Refused(_) => return Ok(()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_on(&mut self, stream: OutputStream, bytes: &[u8]) -> Result<(), ExecError> {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        match stream {
+            OutputStream::Stdout => self.stdout_len = self.stdout_len.saturating_add(len),
+            OutputStream::Stderr => self.stderr_len = self.stderr_len.saturating_add(len),
+        }
+        (self.output)(stream, bytes).map_err(output_error)
     }
 
     /// Decides whether a connection that failed is worth another one.
@@ -316,13 +261,13 @@ impl Client<'_> {
 
     /// Waits before the next attempt. When there is no time for one, `error` is the end.
     fn back_off(&mut self, error: ExecError) -> Result<(), ExecError> {
-        log::debug!("{}: {error}; asking again", self.endpoint);
+        log::debug!("{}: {error}; asking again", self.request.endpoint);
         let until = Instant::now() + self.pause;
         self.pause = (self.pause * 2).clamp(Duration::from_millis(1), PAUSE_MAX);
-        if until >= self.start.deadline() {
+        if until >= self.request.start.deadline() {
             return Err(error);
         }
-        match pause(self.start, until) {
+        match pause(&self.request.start, until) {
             Ok(()) => Ok(()),
             Err(AskErrorReason::VmmEnded) => {
                 Err(ExecError::Connection(ConnectionError::VmmEnded, self.fate))
@@ -340,3 +285,6 @@ fn output_error(error: io::Error) -> ExecError {
         ExecError::Output(error)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,11 +64,6 @@ pub enum ExecStreamError {
         /// The frame.
         kind: FrameKind,
     },
-    /// Output that went to an earlier connection of the same request.
-    Missed {
-        /// Bytes of both streams.
-        count: u64,
-    },
     /// Output that does not begin where the last one ended.
     Hole {
         /// STDOUT, STDERR or EXITED.
@@ -89,10 +84,6 @@ impl fmt::Display for ExecStreamError {
             Self::Unexpected { kind } => {
                 write!(f, "the guest broke the protocol: unexpected {kind}")
             }
-            Self::Missed { count } => write!(
-                f,
-                "{count} bytes of output were lost with an earlier connection"
-            ),
             Self::Hole {
                 kind,
                 expected,
@@ -162,13 +153,9 @@ impl ExecStream {
                 ExecEvent::Severed(sever.reason)
             }
             (State::Waiting, Message::Started(started)) => {
-                let count = started.stdout_from.saturating_add(started.stderr_from);
-                if count > 0 {
-                    return Err(ExecStreamError::Missed { count });
-                }
                 self.state = State::Running {
-                    stdout: 0,
-                    stderr: 0,
+                    stdout: started.stdout_from,
+                    stderr: started.stderr_from,
                 };
                 ExecEvent::Started(started)
             }
@@ -304,16 +291,24 @@ mod tests {
     #[test]
     fn output_has_no_holes() {
         let broke = "the guest broke the protocol: ";
-        let missed = "5 bytes of output were lost with an earlier connection";
-        refused(&[hello(SUPPORTED), started(5)], missed);
         let hole = [
             hello(SUPPORTED),
-            started(0),
+            started(5),
             Message::Stdout(chunk(6, b"x")),
         ];
         refused(
             &hole,
-            &format!("{broke}STDOUT at offset 6 where 0 was expected"),
+            &format!("{broke}STDOUT at offset 6 where 5 was expected"),
+        );
+        let end = [
+            hello(SUPPORTED),
+            started(u64::MAX),
+            Message::Stdout(chunk(u64::MAX, b"x")),
+        ];
+        let max = u64::MAX;
+        refused(
+            &end,
+            &format!("{broke}STDOUT at offset {max} where {max} was expected"),
         );
         let short = [hello(SUPPORTED), started(0), exited(0, 1)];
         refused(
