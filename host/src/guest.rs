@@ -8,6 +8,7 @@
 pub mod connection;
 pub mod driver;
 pub mod exec;
+mod exec_error;
 pub mod exec_stream;
 pub mod hybrid_vsock;
 

@@ -79,5 +79,6 @@ fn judge_format(manifest: &Manifest, binary: &VmmBinary) -> Result<(), Failure> 
     let saved_by = VmmVersion::parse(&manifest.vmm_version).or_fail(Exit::Artifact, || {
         "the manifest names no VMM version".to_owned()
     })?;
-    judge(load_gate(manifest.vmm_kind, &saved_by, &binary.version))
+    let verdict = load_gate(manifest.vmm_kind, &saved_by, &binary.version);
+    judge(binary.kind, &binary.version, verdict)
 }

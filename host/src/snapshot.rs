@@ -106,7 +106,7 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
     );
     source.faults = match verdict {
         Gate::Warn(symptoms) => symptoms,
-        verdict => judge(verdict).map(|()| Vec::new())?,
+        verdict => judge(source.vmm.kind(), &version, verdict).map(|()| Vec::new())?,
     };
 
     record.begin(Phase::Artifact);

@@ -28,8 +28,8 @@ use crate::values::VmName;
 use crate::vmdir::state::{Stage, State};
 use crate::vmdir::{Lock, StateDir, VmDir};
 use crate::vmm::{
-    API_SOCKET, Gate, MachineSpec, Purpose, Start, Vmm, VmmBinary, VmmError, VmmKind, find_binary,
-    gate, guest_address, host_problem, launch, prepare_dir,
+    API_SOCKET, Gate, MachineSpec, Purpose, Start, Vmm, VmmBinary, VmmError, VmmKind, VmmVersion,
+    find_binary, gate, guest_address, host_problem, launch, prepare_dir,
 };
 
 /// How long a VMM that is killed may take to end.
@@ -82,20 +82,24 @@ pub fn choose_vmm(
     if let Some(problem) = host_problem(binary.kind) {
         return Err(Failure::new(Exit::Start, problem.to_string()));
     }
-    judge(gate(binary.kind, &binary.version, purpose, force))?;
+    let verdict = gate(binary.kind, &binary.version, purpose, force);
+    judge(binary.kind, &binary.version, verdict)?;
     Ok(binary)
 }
 
-/// Fails on a refusal, and says a warning.
-pub fn judge(gate: Gate) -> Result<(), Failure> {
+/// Fails on a refusal, and says a warning, both with the version that is meant.
+pub fn judge(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Result<(), Failure> {
     match gate {
         Gate::Allow => Ok(()),
         Gate::Warn(symptoms) => {
-            symptoms.iter().for_each(|symptom| log::warn!("{symptom}"));
+            for symptom in symptoms {
+                log::warn!("{kind} {version}: {symptom}");
+            }
             Ok(())
         }
         Gate::Refuse { reason, remedy } => {
-            Err(Failure::new(Exit::Version, format!("{reason}; {remedy}")))
+            let text = format!("{kind} {version}: {reason}; {remedy}");
+            Err(Failure::new(Exit::Version, text))
         }
     }
 }

@@ -168,3 +168,155 @@ fn an_artifact_that_is_missing_or_damaged_is_named() {
     );
     place.is_clean();
 }
+
+/// What `host-tool snapshot` writes for a machine without drives.
+fn manifest(kind: &str, version: &str) -> serde_json::Value {
+    json!({
+        "format": 1,
+        "vmm": { "kind": kind, "version": version },
+        "agent": { "version": "0.1.0", "protocol_min": 1, "protocol_max": 1 },
+        "generation": "00112233445566778899aabbccddeeff",
+        "machine": {
+            "kernel": "/kernel", "initrd": "/initrd", "memory_mib": 128, "vcpu_count": 1,
+            "drives": [], "append": "", "guest_cid": 3,
+        },
+        "files": [{ "name": "vmstate", "len": 5 }, { "name": "memory", "len": 6 }],
+        "created_ms": 1_800_000_000_000_u64,
+        "host_version": "0.1.0",
+    })
+}
+
+impl Place {
+    /// An artifact whose files are all there.
+    fn artifact(&self, manifest: &serde_json::Value) -> PathBuf {
+        let folder = self.path("artifact");
+        drop(fs::remove_dir_all(&folder));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("vmstate"), b"state").unwrap();
+        fs::write(folder.join("memory"), b"memory").unwrap();
+        fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+        folder
+    }
+}
+
+#[test]
+fn a_vmm_that_would_do_harm_is_refused_before_anything_is_started() {
+    let place = Place::new();
+    let cases = [
+        ("Firecracker v1.16.0", 4, "1.16.0"),
+        ("Firecracker v1.9.1", 4, "1.9.1"),
+        ("Firecracker vNext", 4, "ersion"),
+        ("something else", 4, "ersion"),
+    ];
+    for (version, code, word) in cases {
+        place.fake_vmm("firecracker", version);
+        let artifact = place.artifact(&manifest("firecracker", "1.16.1"));
+        drop(
+            place
+                .run(&["restore", text(&artifact)])
+                .exits(code)
+                .complains(word),
+        );
+        place.is_clean();
+    }
+}
+
+#[test]
+fn a_vmm_that_is_not_there_is_named_with_its_remedy() {
+    let place = Place::new();
+    for kind in ["firecracker", "qemu"] {
+        let artifact = place.artifact(&manifest(kind, "1.16.1"));
+        let ended = place.run(&["restore", text(&artifact)]).complains(kind);
+        assert!([4, 5].contains(&ended.code()), "{ended}");
+        place.is_clean();
+    }
+}
+
+#[test]
+fn a_vmm_that_dies_at_once_is_reported_and_leaves_nothing() {
+    let place = Place::new();
+    place.fake_vmm("firecracker", "Firecracker v1.16.1");
+    let artifact = place.artifact(&manifest("firecracker", "1.16.1"));
+    let ended = place.run(&["restore", text(&artifact), "--json"]);
+    assert!([5, 8].contains(&ended.code()), "{ended}");
+    assert_eq!(ended.json()["event"], "failed", "{ended}");
+    place.is_clean();
+}
+
+#[test]
+fn a_hostile_manifest_reaches_nothing_outside_its_artifact() {
+    let place = Place::new();
+    place.fake_vmm("firecracker", "Firecracker v1.16.1");
+    let good = manifest("firecracker", "1.16.1");
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(Change, &str); 6] = [
+        (|it| it["files"][0]["name"] = "../vmstate".into(), ".."),
+        (
+            |it| it["files"][0]["name"] = "/etc/passwd".into(),
+            "/etc/passwd",
+        ),
+        (|it| it["files"][0]["len"] = 6.into(), "vmstate"),
+        (|it| it["files"][1]["len"] = u64::MAX.into(), "memory"),
+        (|it| it["files"] = json!([]), "vmstate"),
+        (|it| it["machine"]["memory_mib"] = json!(-1), "memory_mib"),
+    ];
+    for (change, word) in changes {
+        let mut manifest = good.clone();
+        change(&mut manifest);
+        let artifact = place.artifact(&manifest);
+        drop(
+            place
+                .run(&["restore", text(&artifact)])
+                .exits(3)
+                .complains(word),
+        );
+        place.is_clean();
+    }
+    let artifact = place.artifact(&good);
+    fs::remove_file(artifact.join("memory")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", artifact.join("memory")).unwrap();
+    drop(
+        place
+            .run(&["restore", text(&artifact)])
+            .exits(3)
+            .complains("memory"),
+    );
+    place.is_clean();
+}
+
+#[test]
+fn names_that_are_no_names_are_refused() {
+    let place = Place::new();
+    for name in ["", ".", "..", "a/b", "A", "-x", &"a".repeat(80)] {
+        let ended = place.run(&["inspect", "--", name]);
+        assert_eq!(ended.code(), 2, "{name:?}: {ended}");
+    }
+    drop(
+        place
+            .run(&["inspect", "nobody"])
+            .exits(2)
+            .complains("nobody"),
+    );
+    place.is_clean();
+}
+
+#[test]
+fn doctor_names_a_remedy_for_what_is_missing() {
+    let place = Place::new();
+    let ended = place.run(&["doctor"]);
+    assert_eq!(ended.code(), 1, "no VMM is on PATH: {ended}");
+    let text = ended.out() + &ended.err();
+    assert!(
+        text.contains("firecracker") && text.contains("qemu"),
+        "{text}"
+    );
+    assert_eq!(
+        place
+            .run(&["doctor", "--json"])
+            .exits(1)
+            .out()
+            .lines()
+            .count(),
+        1
+    );
+}

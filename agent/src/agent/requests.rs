@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use log::debug;
-use shared::id::Generation;
+use shared::id::{Generation, Nonce};
 use shared::message::{
     Depth, Fail, FailCode, Hello, Info, Message, Ping, Probe, Probed, Progress, Role,
 };
@@ -162,7 +162,7 @@ impl Agent {
         }
         self.counters.probes += 1;
         match probe.depth {
-            Depth::Listener => self.answer_probe(id, &probe, now),
+            Depth::Listener => self.send_probed(id, probe.nonce, None, now),
             Depth::Exec => {
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.probe = Some(PendingProbe {
@@ -183,17 +183,7 @@ impl Agent {
         }
     }
 
-    fn answer_probe(&mut self, id: ConnectionId, probe: &Probe, now: Instant) {
-        self.send_probed(id, probe.nonce, None, now);
-    }
-
-    fn send_probed(
-        &mut self,
-        id: ConnectionId,
-        nonce: shared::id::Nonce,
-        exec_us: Option<u64>,
-        now: Instant,
-    ) {
+    fn send_probed(&mut self, id: ConnectionId, nonce: Nonce, exec_us: Option<u64>, now: Instant) {
         let probed = Probed {
             generation: self.generation,
             nonce,

@@ -156,7 +156,13 @@ fn a_newer_generation_supersedes_the_one_under_way() {
     .map(|message| message.encode())
     .concat();
     world.send_bytes(id, &bytes);
-    assert_eq!(rebound(&world.receive(id)).generation, H);
+    let answer = world.receive(id);
+    let rebound = rebound(&answer);
+    assert_eq!((rebound.generation, rebound.clock_step_ns), (H, 42));
+    assert!(
+        rebound.entropy_credited,
+        "each outcome was counted for its own step"
+    );
     assert_eq!(world.agent.generation(), Some(H));
     // The superseded rebind had one step under way, and its outcome moved nothing.
     assert_eq!(
@@ -367,4 +373,58 @@ fn probe_of_depth_exec_waits_for_its_process() {
     assert!(
         matches!(&answer[..], [Message::Progress(_), Message::Fail(fail)] if fail.errno == Some(12))
     );
+}
+
+#[test]
+fn while_a_name_is_being_taken_the_guest_has_none() {
+    let mut world = World::named(G);
+    let (id, other) = (world.connect(), world.accept());
+    world
+        .agent
+        .handle_bytes(id, &rebind(H, Cause::Resume).encode(), world.now);
+    assert_eq!(
+        (world.agent.state(), world.agent.generation()),
+        (State::Rebinding(H), None)
+    );
+    // Nothing runs under either name.
+    let requests = [
+        Message::Hello(Hello::host("test")),
+        exec(1),
+        probe(G, Depth::Exec),
+    ];
+    let bytes = requests.map(|message| message.encode()).concat();
+    world.agent.handle_bytes(other, &bytes, world.now);
+    world.settle();
+    assert!(world.processes.is_empty());
+}
+
+#[test]
+fn a_reset_before_the_listener_step_asks_for_no_second_rearm() {
+    let mut world = World::named(G);
+    let (id, other) = (world.connect(), world.connect());
+    let serial = world.agent.listener.serial();
+    world
+        .agent
+        .handle_bytes(id, &rebind(H, Cause::Restore).encode(), world.now);
+    world.agent.handle_closed(other, Ended::ByReset, world.now);
+    world.settle();
+    assert_eq!(world.agent.listener.serial(), serial + 1);
+}
+
+#[test]
+fn a_rebind_whose_asker_has_gone_is_found_done_by_the_next_attempt() {
+    let mut world = World::new();
+    let first = world.connect();
+    world
+        .agent
+        .handle_bytes(first, &rebind(G, Cause::Restore).encode(), world.now);
+    world.end(first, Ended::ByPeer);
+    assert_eq!(world.agent.state(), State::Rebound(G));
+    let acted = steps(&world).len();
+    let second = world.connect();
+    assert!(matches!(
+        world.ask(second, &rebind(G, Cause::Restore))[..],
+        [Message::Rebound(_)]
+    ));
+    assert_eq!(steps(&world).len(), acted);
 }

@@ -221,3 +221,28 @@ fn whoever_connects_while_the_console_drains_is_severed_too() {
     world.pass(Duration::from_millis(2));
     assert_eq!(world.receive(control), [Message::Quiesced(TOKEN)]);
 }
+
+#[test]
+fn draining_ends_with_a_command_that_could_not_be_started() {
+    let mut world = World::new();
+    let (worker, control) = (world.connect(), world.connect());
+    let text = "no".to_owned();
+    let failure = SpawnFailure {
+        stage: SpawnStage::Exec,
+        errno: 2,
+        text,
+        stillborn: None,
+    };
+    world.spawn_failure = Some(failure);
+    world
+        .agent
+        .handle_bytes(worker, &exec(1).encode(), world.now);
+    world
+        .agent
+        .handle_bytes(control, &quiesce(Policy::Drain).encode(), world.now);
+    world.settle();
+    assert!(matches!(
+        world.receive(control)[..],
+        [Message::Busy(_), Message::Quiesced(_)]
+    ));
+}
