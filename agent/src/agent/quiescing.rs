@@ -152,6 +152,7 @@ impl Agent {
                 self.advance_quiescing(now);
             }
             Phase::Closing => {
+                self.release_session(control, Departure::Cut, now);
                 let others = self.connections.iter().filter(|(id, _)| **id != control);
                 let open: Vec<_> = others
                     .filter(|(_, other)| !other.is_closing())

@@ -246,3 +246,19 @@ fn draining_ends_with_a_command_that_could_not_be_started() {
         [Message::Busy(_), Message::Quiesced(_)]
     ));
 }
+
+#[test]
+fn the_connection_that_asks_keeps_no_command_of_its_own() {
+    for request in [quiesce(Policy::Keep), rebind(H, Cause::Resume)] {
+        let mut world = World::new();
+        let id = world.connect();
+        world.ask(id, &exec(1));
+        let session = world.session_of(world.pid());
+        world.ask(id, &request);
+        assert_eq!(
+            world.agent.output_room(session),
+            0,
+            "its output waits in the pipe"
+        );
+    }
+}
