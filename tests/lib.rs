@@ -14,8 +14,8 @@ use std::time::Duration;
 /// because the lab is slow; nothing is ever as slow as this unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Path of a built program: `TEST_HOST_TOOL` or `TEST_GUEST_AGENT` name another, and otherwise it lies in
-/// the folder above the test's own.
+/// Path of a built program: `TEST_HOST_TOOL` or `TEST_GUEST_AGENT` name another, and otherwise it
+/// lies in the folder above the test's own.
 ///
 /// # Panics
 ///

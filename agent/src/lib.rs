@@ -6,9 +6,9 @@
 //!                        └──────▶ agent (pure) ▶ shared
 //! ```
 //!
-//! [`agent`] decides and knows no system call; `shell` performs and decides nothing; `event_loop` is
-//! the only one that waits; `sys` is the only one that is unsafe. There are no
-//! threads, no locks and no async.
+//! [`agent`] decides and knows no system call; `shell` performs and decides nothing; `event_loop`
+//! is the only one that waits; `sys` is the only one that is unsafe. There are no threads, no locks
+//! and no async.
 
 pub mod agent;
 mod boot;
