@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 /// Longest console log, in bytes. With the older file it is twice that, plus what comes in a
-/// [`LOOK_PAUSE`].
+/// `LOOK_PAUSE`.
 pub const CONSOLE_LEN_MAX: u64 = 4 * 1024 * 1024;
 
 /// How long not to look after a look: a guest that writes byte by byte must not wake us as often.
