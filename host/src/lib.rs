@@ -44,6 +44,7 @@ pub mod stop;
 pub mod supervisor;
 pub mod sys;
 pub mod target;
+pub mod timeline;
 pub mod uds;
 pub mod values;
 pub mod vmdir;

@@ -9,6 +9,7 @@ use shared::id::Generation;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::output::print;
+use crate::timeline::render;
 
 macro_rules! phases {
     ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
@@ -138,7 +139,15 @@ impl Record {
             let head = json!({ "event": event, "exit": 0 });
             print(&self.to_value(head).to_string())
         } else {
-            print(&self.to_line(event))
+            let line = self.to_line(event);
+            match self.fields.get("guest") {
+                // Whoever asked for a guest wants to know what it took until it was ready.
+                Some(guest) => {
+                    let timeline = render(&self.phases, &self.attempts, Some(guest));
+                    print(&format!("{line}\n{}", timeline.trim_end()))
+                }
+                None => print(&line),
+            }
         }
     }
 
@@ -196,7 +205,7 @@ impl Record {
         let phase =
             |(phase, took): &(Phase, Duration)| format!("{} {}", phase.as_str(), took.as_millis());
         let phases: Vec<_> = self.phases.iter().map(phase).collect();
-        if !phases.is_empty() {
+        if !phases.is_empty() && !self.fields.contains_key("guest") {
             parts.push(format!("({})", phases.join(", ")));
         }
         parts.join("  ")

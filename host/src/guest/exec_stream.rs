@@ -149,7 +149,8 @@ impl ExecStream {
                 self.state = State::Ended;
                 ExecEvent::Refused(fail)
             }
-            (State::Waiting | State::Running { .. }, Message::Sever(sever)) => {
+            // A connection that was not even read yet is cut like any other.
+            (State::Greeting | State::Waiting | State::Running { .. }, Message::Sever(sever)) => {
                 ExecEvent::Severed(sever.reason)
             }
             (State::Waiting, Message::Started(started)) => {
