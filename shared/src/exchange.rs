@@ -414,6 +414,9 @@ impl Exchange {
         match message {
             Message::Hello(hello) => self.handle_hello(hello, now),
             Message::Fail(fail) => self.handle_fail(fail, now),
+            // The guest is about to cut this connection; the close that follows is what counts. It
+            // may come before HELLO, to one of two attempts that a slow guest sees at once.
+            Message::Sever(_) => {}
             message if !self.is_greeted => {
                 self.fail(
                     self.protocol_error(format!("{} before HELLO", message.kind())),
@@ -426,8 +429,6 @@ impl Exchange {
                     *until = (now + SILENCE_MAX).min(self.deadline);
                 }
             }
-            // The guest is about to cut this connection; the close that follows is what counts.
-            Message::Sever(_) => {}
             message => match self.check_answer(&message) {
                 Ok(()) => {
                     self.end_attempt(AttemptEnd::Answered, now);
