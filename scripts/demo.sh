@@ -75,26 +75,25 @@ prepare() {
 # Runs where microVMs run. The image has no program but the agent, so that is what is run in it.
 demo() {
     local kernel=$1 initrd=$2 name
+    local work
+    work=$(mktemp --directory)
     PATH=$TOP/target/release:$PATH
-    HOST_TOOL_STATE_DIR=$(mktemp --directory)
+    HOST_TOOL_STATE_DIR=$work/state
     export HOST_TOOL_STATE_DIR PATH
+    mkdir "$HOST_TOOL_STATE_DIR"
+    cd "$work"
     # Whatever happens, no machine is left running.
     trap 'for name in demo clone-1 clone-2 clone-3; do host-tool rm "$name" --force >/dev/null 2>&1 || true; done
-          rm --recursive --force "$HOST_TOOL_STATE_DIR"' EXIT
-    local snapshot=$HOST_TOOL_STATE_DIR/../demo-snapshot-$$
+          rm --recursive --force "'"$work"'"' EXIT
     show host-tool boot --name demo --vmm "$VMM" --kernel "$kernel" --initrd "$initrd" --mem 128M --timeout 2m
     show host-tool exec --name demo -- /init --version
-    show host-tool snapshot --name demo --out "$snapshot" --timeout 2m
+    show host-tool snapshot --name demo --out base.snapshot --timeout 2m
     show host-tool exec --name demo -- /init --version
     for name in clone-1 clone-2 clone-3; do
-        show host-tool restore "$snapshot" --name "$name" --wait-ready --timeout 2m
+        show host-tool restore base.snapshot --name "$name" --wait-ready --timeout 2m
         show host-tool exec --name "$name" -- /init --version
     done
     show host-tool ls
-    for name in demo clone-1 clone-2 clone-3; do
-        host-tool rm "$name" --force --quiet
-    done
-    rm --recursive --force "$snapshot"
     printf '\nthree clones were ready, and each ran a command\n'
 }
 
