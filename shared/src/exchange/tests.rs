@@ -426,7 +426,7 @@ fn a_connection_cut_on_purpose_is_retried() {
     let sever = Message::Sever(crate::message::Sever {
         reason: crate::message::SeverReason::Rebind,
     });
-    for messages in [&[hello(), sever.clone()][..], &[sever.clone()]] {
+    for messages in [&[hello(), sever.clone()][..], std::slice::from_ref(&sever)] {
         let mut script = Script::new(rebind());
         script.connect(7);
         script.say(messages);
