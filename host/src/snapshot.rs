@@ -10,8 +10,9 @@
 //! does. A part of the time limit is kept back for that. An artifact that was completed stays good
 //! when its source fails afterwards.
 
+mod progress;
+
 use std::fs;
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -21,6 +22,7 @@ use shared::id::Token;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, FailCode, Hello, Identity, Message, Quiesce, Reopen};
 
+use self::progress::Progress;
 use crate::artifact::draft::Draft;
 use crate::artifact::{FileEntry, Manifest};
 use crate::cli::Snapshot;
@@ -424,39 +426,4 @@ fn publish(draft: Draft, manifest: &Manifest, record: &mut Record) -> Result<(),
     let path = draft.publish(manifest)?;
     record.set("artifact", path.display().to_string());
     Ok(())
-}
-
-/// How far the save is, on a terminal and nowhere else.
-#[derive(Debug)]
-struct Progress {
-    memory_mib: u32,
-    is_terminal: bool,
-    shown_mib: Option<u64>,
-}
-
-impl Progress {
-    fn new(memory_mib: u32) -> Self {
-        let is_terminal = std::io::stderr().is_terminal() && log::log_enabled!(log::Level::Warn);
-        Self {
-            memory_mib,
-            is_terminal,
-            shown_mib: None,
-        }
-    }
-
-    fn show(&mut self, bytes: u64) {
-        let mib = bytes / (1024 * 1024);
-        if self.is_terminal && self.shown_mib != Some(mib) {
-            let mut stderr = std::io::stderr().lock();
-            // A progress that cannot be shown is no reason to stop.
-            let _ = write!(stderr, "\rsaving {mib} of {} MiB", self.memory_mib);
-            self.shown_mib = Some(mib);
-        }
-    }
-
-    fn clear(&self) {
-        if self.shown_mib.is_some() {
-            let _ = write!(std::io::stderr().lock(), "\r{:40}\r", "");
-        }
-    }
 }

@@ -13,28 +13,28 @@
 //! Each file has one writer: `state.json` whoever holds `lock`, `exit.json` and the logs the
 //! supervisor. A directory appears and disappears by rename, so that no name is ever half there.
 
+mod error;
+mod lock;
 pub mod state;
 
-use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-
+use self::error::file_error;
 use self::state::{ExitRecord, State};
-use crate::error::Failure;
-use crate::exit::Exit;
+use crate::deadline::Watch;
 use crate::guest::connection::Endpoint;
-use crate::json::{JsonError, Object};
+use crate::json::Object;
 use crate::random;
 use crate::values::VmName;
 use crate::vmm::{API_SOCKET, VSOCK_SOCKET, guest_address};
+
+pub use self::error::VmDirError;
+pub use self::lock::Lock;
 
 /// Environment variable that names the state directory.
 pub const STATE_DIR_VARIABLE: &str = "HOST_TOOL_STATE_DIR";
@@ -53,145 +53,6 @@ const LOCK: &str = "lock";
 const SUPERVISOR_LOCK: &str = "supervisor.lock";
 const STATE: &str = "state.json";
 const EXIT: &str = "exit.json";
-
-/// What is wrong with the state directory or a VM in it.
-#[derive(Debug)]
-pub enum VmDirError {
-    /// There is no place to keep VMs.
-    NoStateDir,
-    /// The directory belongs to someone else, or others may write to it.
-    NotPrivate {
-        /// The directory.
-        path: PathBuf,
-        /// How it is not private.
-        reason: &'static str,
-    },
-    /// The name is taken.
-    NameInUse {
-        /// The name.
-        name: VmName,
-    },
-    /// There is no VM of that name.
-    NoSuchVm {
-        /// The name.
-        name: VmName,
-        /// Where it was looked for.
-        state_dir: PathBuf,
-    },
-    /// The VM has ended.
-    NotRunning {
-        /// The name.
-        name: VmName,
-        /// How it ended.
-        how: String,
-    },
-    /// Another command is changing the VM, or is not finished with making it.
-    Busy {
-        /// The name.
-        name: VmName,
-    },
-    /// A file or directory could not be handled.
-    File {
-        /// What was attempted, as a verb.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the file system said.
-        source: io::Error,
-    },
-    /// A file was not understood.
-    Json(JsonError),
-}
-
-impl fmt::Display for VmDirError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoStateDir => write!(
-                f,
-                "no place to keep VMs: set XDG_RUNTIME_DIR or {STATE_DIR_VARIABLE}, or give \
-                 --state-dir"
-            ),
-            Self::NotPrivate { path, reason } => write!(
-                f,
-                "the state directory {} is not safe: {reason}; run 'chmod 700' on it as its \
-                 owner, or name another one with --state-dir",
-                path.display()
-            ),
-            Self::NameInUse { name } => write!(
-                f,
-                "the name '{name}' is in use; choose another, or remove that VM with \
-                 'host-tool rm {name}'"
-            ),
-            Self::NoSuchVm { name, state_dir } => {
-                write!(
-                    f,
-                    "there is no VM '{name}' in {}; see 'host-tool ls'",
-                    state_dir.display()
-                )
-            }
-            Self::NotRunning { name, how } => {
-                write!(
-                    f,
-                    "the VM '{name}' has ended ({how}); see 'host-tool inspect {name}'"
-                )
-            }
-            Self::Busy { name } => write!(
-                f,
-                "another host-tool command was changing the VM '{name}' all the time; try again, \
-                 or give a longer --timeout"
-            ),
-            Self::File {
-                operation, path, ..
-            } => write!(f, "cannot {operation} {}", path.display()),
-            Self::Json(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for VmDirError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::File { source, .. } => Some(source),
-            Self::Json(error) => error.source(),
-            Self::NoStateDir
-            | Self::NotPrivate { .. }
-            | Self::NameInUse { .. }
-            | Self::NoSuchVm { .. }
-            | Self::NotRunning { .. }
-            | Self::Busy { .. } => None,
-        }
-    }
-}
-
-impl From<JsonError> for VmDirError {
-    fn from(error: JsonError) -> Self {
-        Self::Json(error)
-    }
-}
-
-impl From<VmDirError> for Failure {
-    fn from(error: VmDirError) -> Self {
-        let exit = match error {
-            VmDirError::NoStateDir
-            | VmDirError::NotPrivate { .. }
-            | VmDirError::NameInUse { .. }
-            | VmDirError::NoSuchVm { .. } => Exit::Usage,
-            VmDirError::NotRunning { .. } => Exit::VmmEnded,
-            VmDirError::Busy { .. } => Exit::Deadline,
-            VmDirError::File { .. } | VmDirError::Json(_) => Exit::Defect,
-        };
-        Self::new(exit, error)
-    }
-}
-
-fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VmDirError {
-    let path = path.to_owned();
-    move |source| VmDirError::File {
-        operation,
-        path,
-        source,
-    }
-}
 
 /// The directory that holds the VM directories.
 #[derive(Debug, Clone)]
@@ -325,49 +186,6 @@ impl StateDir {
     }
 }
 
-/// An exclusive lock on a file, held until it is dropped or its process ends.
-#[derive(Debug)]
-pub struct Lock {
-    _file: Flock<File>,
-}
-
-impl Lock {
-    /// Takes the lock if nobody has it.
-    fn try_new(path: &Path) -> Result<Option<Self>, VmDirError> {
-        match Flock::lock(lock_file(path)?, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Some(Self { _file: file })),
-            Err((_, Errno::EAGAIN)) => Ok(None),
-            Err((_, errno)) => Err(file_error("lock", path)(errno.into())),
-        }
-    }
-
-    /// Takes the lock as soon as it is free; `None` when it is not before `deadline`.
-    fn wait(path: &Path, deadline: Instant) -> Result<Option<Self>, VmDirError> {
-        if let Some(lock) = Self::try_new(path)? {
-            return Ok(Some(lock));
-        }
-        // The system call has no time limit, so that a thread waits in it. Past the deadline it
-        // is left behind, for the end of this process.
-        let file = lock_file(path)?;
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive));
-        });
-        let left = deadline.saturating_duration_since(Instant::now());
-        match receiver.recv_timeout(left) {
-            Ok(Ok(file)) => Ok(Some(Self { _file: file })),
-            Ok(Err((_, errno))) => Err(file_error("lock", path)(errno.into())),
-            Err(_) => Ok(None),
-        }
-    }
-}
-
-fn lock_file(path: &Path) -> Result<File, VmDirError> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(file_error("open", path))
-}
-
 /// Whether a VM runs, as far as its files and processes tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
@@ -444,13 +262,8 @@ impl VmDir {
             name: self.name.clone(),
         })?;
         // Whoever had it may have taken the directory away, and a new VM may have the name.
-        let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let held = lock
-            ._file
-            .metadata()
-            .map(inode)
-            .map_err(file_error("look at", &path))?;
-        match fs::metadata(&path).map(inode) {
+        let held = lock.inode().map_err(file_error("look at", &path))?;
+        match fs::metadata(&path).map(|found| (found.dev(), found.ino())) {
             Ok(found) if found == held => Ok(lock),
             _ => Err(VmDirError::NoSuchVm {
                 name: self.name.clone(),
@@ -563,7 +376,7 @@ impl VmDir {
     fn vmm_process(&self, state: &State) -> Result<Option<OwnedFd>, VmDirError> {
         let opened = state.process.open();
         let pidfd = opened.map_err(file_error("look for the VMM of", &self.path))?;
-        let now = crate::deadline::Watch::until(Instant::now());
+        let now = Watch::until(Instant::now());
         // A process that ended and was not waited for yet is as good as gone.
         Ok(pidfd.filter(|pidfd| now.readable(pidfd).is_err()))
     }

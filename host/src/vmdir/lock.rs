@@ -1,0 +1,61 @@
+//! Locks between processes, with an end to the wait for one.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::error::{VmDirError, file_error};
+
+/// An exclusive lock on a file, held until it is dropped or its process ends.
+#[derive(Debug)]
+pub struct Lock {
+    file: Flock<File>,
+}
+
+impl Lock {
+    /// Takes the lock if nobody has it.
+    pub(super) fn try_new(path: &Path) -> Result<Option<Self>, VmDirError> {
+        match Flock::lock(lock_file(path)?, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Some(Self { file })),
+            Err((_, Errno::EAGAIN)) => Ok(None),
+            Err((_, errno)) => Err(file_error("lock", path)(errno.into())),
+        }
+    }
+
+    /// Device and inode of the locked file, which may have lost its name since.
+    pub(super) fn inode(&self) -> io::Result<(u64, u64)> {
+        self.file.metadata().map(|found| (found.dev(), found.ino()))
+    }
+
+    /// Takes the lock as soon as it is free; `None` when it is not before `deadline`.
+    pub(super) fn wait(path: &Path, deadline: Instant) -> Result<Option<Self>, VmDirError> {
+        if let Some(lock) = Self::try_new(path)? {
+            return Ok(Some(lock));
+        }
+        // The system call has no time limit, so that a thread waits in it. Past the deadline it
+        // is left behind, for the end of this process.
+        let file = lock_file(path)?;
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive));
+        });
+        let left = deadline.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left) {
+            Ok(Ok(file)) => Ok(Some(Self { file })),
+            Ok(Err((_, errno))) => Err(file_error("lock", path)(errno.into())),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+fn lock_file(path: &Path) -> Result<File, VmDirError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(file_error("open", path))
+}
