@@ -361,6 +361,7 @@ impl Vm {
             );
             return failure.with_details(logs::tails(&self.dir));
         }
+        let mut end = None;
         if let Some(mut supervisor) = self.supervisor.take() {
             let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
             let ended = supervisor
@@ -368,7 +369,7 @@ impl Vm {
                 .map_err(LaunchError::from)
                 .and_then(|()| supervisor.await_ended(&watch));
             match ended {
-                Ok(exit) => log::info!("the VMM ended: {exit}"),
+                Ok(exit) => end = Some(exit),
                 // One that could not start the VMM has said so and is gone.
                 Err(error) => log::debug!("{error}"),
             }
@@ -376,10 +377,14 @@ impl Vm {
                 log::warn!("cannot wait for the supervisor: {error}");
             }
         }
-        let details = if is_spawned {
-            logs::tails(&self.dir)
-        } else {
-            None
+        let tails = is_spawned.then(|| logs::tails(&self.dir)).flatten();
+        let details = match end {
+            // How it went says more than its logs, which a VMM that is killed leaves empty.
+            Some(end) if failure.exit() == Exit::VmmEnded => {
+                let tails = tails.unwrap_or_default();
+                Some(format!("--- the VMM ended with {end}\n{tails}"))
+            }
+            _ => tails,
         };
         let conflict = crate::vmm::qemu::is_cid_conflict(&logs::vmm_log(&self.dir));
         if let Err(error) = self.dir.remove() {
