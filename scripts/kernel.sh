@@ -174,9 +174,9 @@ unpack() {
     echo "$version" >"$dir/version"
 }
 
-# Fetches the kernel that key $1 stands for, and makes the link $2 lead to it.
+# Fetches the kernel that LAB_KERNEL stands for, and makes the link $1 lead to it.
 provide() {
-    local key=$1 link=$2 wanted=$LAB_KERNEL work package name
+    local link=$1 wanted=$LAB_KERNEL work package name
     need dpkg-deb
     need tar
     DEPMOD=$(PATH=$PATH:/usr/sbin:/sbin command -v depmod) ||
@@ -205,7 +205,7 @@ provide() {
     fi
     ln --symbolic "$name" "$work/link"
     mv --force --no-target-directory "$work/link" "$link"
-    note "kernel ${key/#default/of $META_PACKAGE} is $CACHE/kernel/$name"
+    note "using $CACHE/kernel/$name"
     rm --recursive --force "$work"
     trap - EXIT
 }
@@ -245,7 +245,7 @@ if [[ $REFRESH == yes || ! -e $LINK/version ]]; then
     need flock
     flock 9
     if [[ $REFRESH == yes || ! -e $LINK/version ]]; then
-        provide "$KEY" "$LINK"
+        provide "$LINK"
     fi
     exec 9>&-
 fi

@@ -159,7 +159,8 @@ MODPROBE=$(PATH=$PATH:/usr/sbin:/sbin command -v modprobe) ||
 # Modes in the image must not depend on the caller's umask.
 umask 022
 WORK=$(mktemp --directory "${TMPDIR:-/tmp}/mkinitramfs.XXXXXX")
-trap 'rm --recursive --force "$WORK"' EXIT
+NEW=$OUT.new.$$
+trap 'rm --recursive --force "$WORK" "$NEW"' EXIT
 TREE=$WORK/tree
 mkdir --parents "$TREE"/{dev,etc/guest-agent,proc,run,sys,tmp}
 chmod 1777 "$TREE/tmp"
@@ -194,6 +195,6 @@ mkdir --parents "$(dirname "$OUT")"
     cd "$TREE"
     find . -mindepth 1 -printf '%P\0' | LC_ALL=C sort --zero-terminated |
         cpio --null --create --format=newc --reproducible --owner=+0:+0 --quiet
-) >"$OUT.new.$$"
-mv --force "$OUT.new.$$" "$OUT"
+) >"$NEW"
+mv --force "$NEW" "$OUT"
 echo "$OUT"
