@@ -73,7 +73,7 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
     record.begin(Phase::Lock);
     let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
     let lock = dir.lock(deadline)?;
-    let vm = dir.running()?;
+    let vm = dir.running_under(&lock)?;
     let process = vm.process.try_clone();
     let process = process.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())?;
     let socket = vm.dir.file(API_SOCKET);

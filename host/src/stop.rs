@@ -17,7 +17,7 @@ use crate::guest::driver::{AskErrorReason, ask, pause};
 use crate::record::{Phase, Record};
 use crate::sys::pidfd;
 use crate::vmdir::state::Stage;
-use crate::vmdir::{Life, RunningVm, StateDir, VmDir, VmDirError};
+use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
 use crate::vmm::{API_SOCKET, RunState, connect};
 
 /// How long the guest is given to power off unless the caller says.
@@ -47,9 +47,9 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
     let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
     record.begin(Phase::Lock);
     let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
-    let _lock = dir.lock(deadline)?;
+    let lock = dir.lock(deadline)?;
     record.begin(Phase::Stop);
-    let vm = match dir.clone().running() {
+    let vm = match dir.clone().running_under(&lock) {
         Ok(vm) => vm,
         Err(VmDirError::NotRunning { .. }) => {
             record.set("how", "had ended");
@@ -178,9 +178,9 @@ fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {
     let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
     record.begin(Phase::Lock);
     let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
-    let _lock = dir.lock(deadline)?;
+    let lock = dir.lock(deadline)?;
     record.begin(Phase::Stop);
-    match dir.clone().running() {
+    match dir.clone().running_under(&lock) {
         Ok(vm) if command.force => kill(&vm)?,
         Ok(_) => {
             let name = &command.name;
@@ -195,10 +195,6 @@ fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {
         }
         Err(error) => return Err(error.into()),
     }
-    debug_assert!(
-        !matches!(dir.life(), Ok((Life::Running, _))),
-        "a VM that runs is kept"
-    );
     match dir.remove() {
         Ok(()) => Ok(()),
         // Its supervisor took it away itself: the command that started it was killed.

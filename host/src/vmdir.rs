@@ -346,6 +346,18 @@ impl VmDir {
 
     /// The VM, if its VMM runs.
     pub fn running(self) -> Result<RunningVm, VmDirError> {
+        if self.life()?.0 == Life::Starting {
+            return Err(VmDirError::Busy { name: self.name });
+        }
+        self.find_running()
+    }
+
+    /// The VM, if its VMM runs, for a holder of its lock: nobody else is starting it then.
+    pub fn running_under(self, _lock: &Lock) -> Result<RunningVm, VmDirError> {
+        self.find_running()
+    }
+
+    fn find_running(self) -> Result<RunningVm, VmDirError> {
         let how = match self.read_state() {
             Ok(state) => match self.vmm_process(&state)? {
                 Some(process) => {
@@ -360,10 +372,9 @@ impl VmDir {
                     None => "nobody saw how".to_owned(),
                 },
             },
-            Err(VmDirError::Json(error)) if error.is_not_found() => match self.life()?.0 {
-                Life::Starting => return Err(VmDirError::Busy { name: self.name }),
-                Life::Running | Life::Exited | Life::Dead => "its start was cut short".to_owned(),
-            },
+            Err(VmDirError::Json(error)) if error.is_not_found() => {
+                "its start was cut short".to_owned()
+            }
             Err(error) => return Err(error),
         };
         Err(VmDirError::NotRunning {

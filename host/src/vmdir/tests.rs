@@ -116,6 +116,14 @@ fn life_is_told_from_files_and_processes() {
     let temp = TempDir::new("vmdir");
     let (vm, lock) = state_dir(&temp).create_vm(Some(&name("a"))).unwrap();
     assert_eq!(vm.life().unwrap().0, Life::Starting);
+    let error = vm.clone().running().unwrap_err();
+    assert!(matches!(error, VmDirError::Busy { .. }), "{error}");
+    // Whoever holds the lock knows that nobody is starting it: what is there is a leftover.
+    let error = vm.clone().running_under(&lock).unwrap_err();
+    assert!(
+        error.to_string().contains("its start was cut short"),
+        "{error}"
+    );
     drop(lock);
     assert_eq!(vm.life().unwrap().0, Life::Dead);
 
