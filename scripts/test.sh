@@ -124,7 +124,7 @@ summary() {
         sum_failed=$((sum_failed + failed))
         sum_ignored=$((sum_ignored + ignored))
     done
-    cat "$WORK"/*.log 2>/dev/null | grep --text --extended-regexp '^skipped: ' | sort --unique || true
+    cat "$WORK"/*.log 2>/dev/null | grep --text --extended-regexp '^(skipped|note): ' | sort --unique || true
     sed --quiet --regexp-extended 's/^test (.*) \.\.\. ignored.*/skipped: \1/p' "$WORK"/*.log 2>/dev/null | sort || true
     if [[ ${#FAILED[@]} -gt 0 ]]; then
         echo "failed: ${FAILED[*]}"

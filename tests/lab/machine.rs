@@ -281,7 +281,7 @@ impl Machine {
     }
 
     /// The logs of every machine, for a case that failed.
-    fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let mut text = String::new();
         for folder in fs::read_dir(self.state_dir()).unwrap().flatten() {
             for name in ["state.json", "supervisor.log", "vmm.log", "console.log"] {
@@ -297,9 +297,6 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.logs());
-        }
         for (pid, _) in self.processes() {
             tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
         }
