@@ -22,15 +22,32 @@ use crate::supervisor::link::Order;
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The signals that end the foreground, which wait to be read from now on.
+///
+/// Taken before the VM is reported ready: whoever reads that may send one at once, and the guest
+/// shall then be powered off and not just be gone.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Holds the signals back.
+    pub fn take() -> Result<Self, Failure> {
+        let taken = block_signals();
+        taken
+            .map(Self)
+            .or_fail(Exit::Defect, || "cannot take signals".to_owned())
+    }
+}
+
 /// Waits for the end of the VM. A signal powers it off first.
 pub fn stay(
+    signals: &Signals,
     mut supervisor: Supervisor,
     endpoint: &Endpoint,
     process: &OwnedFd,
 ) -> Result<(), Failure> {
     let local = |error: io::Error| Failure::new(Exit::Defect, error);
-    let signals = block_signals().map_err(local)?;
-    if !await_end(&signals, process).map_err(local)? {
+    if !await_end(&signals.0, process).map_err(local)? {
         log::info!("powering off");
         let watch = Watch::with_process(Instant::now() + STOP_TIMEOUT, Some(process.as_fd()));
         if let Err(failure) = power_off(endpoint, &watch) {

@@ -138,8 +138,8 @@ pub fn start(
                 vm.release(Order::Keep)?;
                 return record.finish(event, is_json);
             }
+            let signals = foreground::Signals::take()?;
             vm.release(Order::Attach)?;
-            record.finish(event, is_json)?;
             let Vm {
                 lock,
                 supervisor,
@@ -149,9 +149,10 @@ pub fn start(
             } = vm;
             // Other commands may now do with the VM what they like.
             drop(lock);
+            record.finish(event, is_json)?;
             match (supervisor, process) {
                 (Some(supervisor), Some(process)) => {
-                    foreground::stay(supervisor, &endpoint, &process)
+                    foreground::stay(&signals, supervisor, &endpoint, &process)
                 }
                 _ => Err(Failure::new(Exit::Defect, "a VM came up without a process")),
             }
