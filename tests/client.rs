@@ -208,11 +208,8 @@ pub fn quiesce(byte: u8, policy: Policy) -> Message {
 #[must_use]
 pub fn exec(byte: u8, argv: &[&str]) -> Exec {
     let string = |text: &&str| ByteString::new(*text).expect("no NUL");
-    Exec {
-        id: ExecId::from_bytes([byte; 16]),
-        generation: None,
-        argv: argv.iter().map(string).collect(),
-        env: Vec::new(),
-        cwd: None,
-    }
+    Exec::new(
+        ExecId::from_bytes([byte; 16]),
+        argv.iter().map(string).collect(),
+    )
 }

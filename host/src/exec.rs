@@ -82,14 +82,12 @@ fn request(command: &ExecCommand, argv: Vec<OsString>) -> Result<Exec, Failure> 
     if command.workdir.as_deref() == Some("") {
         return Err(Failure::usage("-w takes a directory, not an empty text"));
     }
+    let argv = argv
+        .into_iter()
+        .map(|word| string(word.into_vec()))
+        .collect::<Result<_, _>>()?;
     let drawn = random::exec_id().or_fail(Exit::Defect, || "cannot name the request".to_owned());
     let exec = Exec {
-        id: command.id.map_or(drawn, Ok)?,
-        generation: None,
-        argv: argv
-            .into_iter()
-            .map(|word| string(word.into_vec()))
-            .collect::<Result<_, _>>()?,
         env: command
             .env
             .iter()
@@ -100,6 +98,7 @@ fn request(command: &ExecCommand, argv: Vec<OsString>) -> Result<Exec, Failure> 
             .clone()
             .map(|dir| string(dir.into_bytes()))
             .transpose()?,
+        ..Exec::new(command.id.map_or(drawn, Ok)?, argv)
     };
     match exec.limit_exceeded() {
         Some(limit) => Err(Failure::new(Exit::Usage, limit)),

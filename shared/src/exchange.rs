@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 use crate::frame::{Decoder, FrameKind};
 use crate::id::{Generation, Nonce};
 use crate::message::{
-    Depth, Fail, FailCode, Hello, Message, Policy, Probe, Quiesce, Rebind, Reopen, Role, Shutdown,
+    Depth, Fail, FailCode, Hello, Message, Policy, Probe, Quiesce, Rebind, Reopen, Role,
+    SessionsRequest, Shutdown, Signal,
 };
 use crate::version::NoCommonVersion;
 
@@ -63,6 +64,11 @@ pub enum Request {
     Reopen(Reopen),
     /// Report figures.
     Info,
+    /// List sessions.
+    Sessions(SessionsRequest),
+    /// Send a signal to a session. An attempt whose answer was lost is made again, so that the
+    /// signal may arrive twice.
+    Signal(Signal),
     /// End the guest.
     Shutdown(Shutdown),
 }
@@ -77,6 +83,8 @@ impl Request {
             Self::Quiesce(_) => FrameKind::Quiesce,
             Self::Reopen(_) => FrameKind::Reopen,
             Self::Info => FrameKind::Info,
+            Self::Sessions(_) => FrameKind::Sessions,
+            Self::Signal(_) => FrameKind::Signal,
             Self::Shutdown(_) => FrameKind::Shutdown,
         }
     }
@@ -328,6 +336,8 @@ impl Exchange {
             Request::Quiesce(quiesce) => Message::Quiesce(*quiesce),
             Request::Reopen(reopen) => Message::Reopen(*reopen),
             Request::Info => Message::InfoRequest,
+            Request::Sessions(request) => Message::SessionsRequest(*request),
+            Request::Signal(signal) => Message::Signal(*signal),
             Request::Shutdown(shutdown) => Message::Shutdown(*shutdown),
         };
         let mut bytes = Message::Hello(Hello::host(&self.host_version)).encode();
@@ -462,6 +472,7 @@ impl Exchange {
             | FailCode::Limit
             | FailCode::Version
             | FailCode::Protocol
+            | FailCode::NoSession
             | FailCode::Stale
             | FailCode::Superseded
             | FailCode::NotFound
@@ -489,9 +500,12 @@ impl Exchange {
                 matches!((quiesce.policy, code), (Policy::Refuse, FailCode::Refusing))
             }
             Request::Reopen(_) => matches!(code, FailCode::Refusing),
-            Request::Rebind(_) | Request::Probe { .. } | Request::Info | Request::Shutdown(_) => {
-                false
-            }
+            Request::Rebind(_)
+            | Request::Probe { .. }
+            | Request::Info
+            | Request::Sessions(_)
+            | Request::Signal(_)
+            | Request::Shutdown(_) => false,
         }
     }
 
@@ -512,8 +526,14 @@ impl Exchange {
                     && probed.accepts_since_rebind > 0
             }
             (Request::Quiesce(quiesce), Message::Quiesced(token)) => quiesce.token == *token,
-            (Request::Reopen(_) | Request::Shutdown(_), Message::Ok) => true,
+            (Request::Reopen(_) | Request::Signal(_) | Request::Shutdown(_), Message::Ok) => true,
             (Request::Info, Message::Info(_)) => true,
+            (Request::Sessions(request), Message::Sessions(sessions)) => {
+                let numbers = sessions.sessions.iter().map(|session| session.session);
+                std::iter::once(request.after)
+                    .chain(numbers)
+                    .is_sorted_by(|a, b| a < b)
+            }
             _ => return Err(format!("unexpected {}", message.kind())),
         };
         if same {

@@ -55,7 +55,7 @@ frame_kinds! {
     Ping = 3, "PING";
     /// Answers a PING.
     Pong = 4, "PONG";
-    /// Answers REOPEN and SHUTDOWN.
+    /// Answers REOPEN, SIGNAL and SHUTDOWN.
     Ok = 5, "OK";
     /// Names the guest's generation and asks it to become usable under that name.
     Rebind = 16, "REBIND";
@@ -87,6 +87,28 @@ frame_kinds! {
     Stderr = 35, "STDERR";
     /// The command's end, after its last byte of output.
     Exited = 36, "EXITED";
+    /// Attaches to a session that is there.
+    Attach = 37, "ATTACH";
+    /// Attached; output follows.
+    Attached = 38, "ATTACHED";
+    /// Output up to an offset was consumed.
+    Ack = 39, "ACK";
+    /// Bytes of output that are gone.
+    Gap = 40, "GAP";
+    /// Bytes for the command's standard input.
+    Stdin = 41, "STDIN";
+    /// The end of the command's standard input.
+    StdinEof = 42, "STDIN_EOF";
+    /// Credit for standard input.
+    Window = 43, "WINDOW";
+    /// Sends a signal to a session's process group.
+    Signal = 44, "SIGNAL";
+    /// The terminal has another size.
+    Resize = 45, "RESIZE";
+    /// EXITED was taken note of.
+    ExitAck = 46, "EXIT_ACK";
+    /// Asks for, and carries, the list of sessions.
+    Sessions = 47, "SESSIONS";
     /// Asks for, and carries, the agent's own figures.
     Info = 64, "INFO";
     /// Ends the guest.

@@ -147,6 +147,15 @@ impl Fields {
         flag.ok_or_else(|| self.error(field, "true or false"))
     }
 
+    /// A yes or no; no when it is missing or null.
+    pub(crate) fn opt_flag(&self, field: &'static str) -> Result<bool, PayloadError> {
+        match self.value(field) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => Err(self.error(field, "true or false")),
+        }
+    }
+
     /// A required number that fits `T`.
     pub(crate) fn number<T: TryFrom<u64>>(&self, field: &'static str) -> Result<T, PayloadError> {
         self.opt_number(field)?

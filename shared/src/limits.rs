@@ -34,6 +34,15 @@ pub const TEXT_LEN_MAX: usize = 4 * 1024;
 /// Most sessions named in one BUSY frame.
 pub const BUSY_SESSIONS_MAX: usize = 1024;
 
+/// Most sessions listed in one SESSIONS frame. The guest lists fewer when they are long.
+pub const SESSIONS_PER_FRAME_MAX: usize = 1024;
+
+/// Most bytes of a command's arguments in a list of sessions.
+pub const COMMAND_TEXT_LEN_MAX: usize = 128;
+
+/// Highest number of a signal (`SIGRTMAX`, `signal(7)`).
+pub const SIGNAL_NUMBER_MAX: u8 = 64;
+
 /// The vsock port the agent listens on unless told otherwise.
 pub const PORT_DEFAULT: u32 = 5252;
 

@@ -4,6 +4,7 @@
 mod control;
 mod exec;
 mod handshake;
+mod session;
 
 use std::fmt;
 
@@ -17,6 +18,10 @@ pub use exec::{ByteString, Chunk, Exec, ExecLimit, ExitStatus, Exited, ResourceU
 pub use handshake::{
     Cause, Depth, Hello, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound,
     Role, Step, StepName, StepResult,
+};
+pub use session::{
+    Ack, Attach, AttachMode, ExitAck, Gap, OutputPolicy, SessionInfo, SessionRef, SessionState,
+    Sessions, SessionsRequest, Signal, StdinEof, Stream, TtySize, WORKLOAD, Window,
 };
 
 use crate::frame::{Frame, FrameKind, encode_with};
@@ -35,7 +40,7 @@ pub enum Message {
     Ping(Ping),
     /// Either: answers a PING.
     Pong(Ping),
-    /// Guest: REOPEN or SHUTDOWN was taken.
+    /// Guest: REOPEN, SIGNAL or SHUTDOWN was taken.
     Ok,
     /// Host: become usable under this name.
     Rebind(Rebind),
@@ -67,6 +72,30 @@ pub enum Message {
     Stderr(Chunk),
     /// Guest: the command ended.
     Exited(Exited),
+    /// Host: attach to a session.
+    Attach(Attach),
+    /// Guest: attached.
+    Attached(Started),
+    /// Host: output was consumed.
+    Ack(Ack),
+    /// Guest: output is gone.
+    Gap(Gap),
+    /// Host: standard input.
+    Stdin(Chunk),
+    /// Host: the end of standard input.
+    StdinEof(StdinEof),
+    /// Guest: credit for standard input.
+    Window(Window),
+    /// Host: a signal for a session.
+    Signal(Signal),
+    /// Host: the terminal has another size.
+    Resize(TtySize),
+    /// Host: the end was taken note of.
+    ExitAck(ExitAck),
+    /// Host: asks for the sessions.
+    SessionsRequest(SessionsRequest),
+    /// Guest: the sessions.
+    Sessions(Sessions),
     /// Host: asks for figures.
     InfoRequest,
     /// Guest: the figures.
@@ -112,6 +141,20 @@ impl Message {
             FrameKind::Stdout => Self::Stdout(Chunk::read(kind, payload)?),
             FrameKind::Stderr => Self::Stderr(Chunk::read(kind, payload)?),
             FrameKind::Exited => Self::Exited(Exited::read(&fields()?)?),
+            FrameKind::Attach => Self::Attach(Attach::read(&fields()?)?),
+            FrameKind::Attached => Self::Attached(Started::read(&fields()?)?),
+            FrameKind::Ack => Self::Ack(Ack::read(&fields()?)?),
+            FrameKind::Gap => Self::Gap(Gap::read(&fields()?)?),
+            FrameKind::Stdin => Self::Stdin(Chunk::read(kind, payload)?),
+            FrameKind::StdinEof => Self::StdinEof(StdinEof::read(&fields()?)?),
+            FrameKind::Window => Self::Window(Window::read(&fields()?)?),
+            FrameKind::Signal => Self::Signal(Signal::read(&fields()?)?),
+            FrameKind::Resize => Self::Resize(TtySize::read(&fields()?)?),
+            FrameKind::ExitAck => Self::ExitAck(ExitAck::read(&fields()?)?),
+            FrameKind::Sessions if sender == Role::Host => {
+                Self::SessionsRequest(SessionsRequest::read(&fields()?)?)
+            }
+            FrameKind::Sessions => Self::Sessions(Sessions::read(&fields()?)?),
             FrameKind::Info if sender == Role::Host => fields().map(|_| Self::InfoRequest)?,
             FrameKind::Info => Self::Info(Info::read(&fields()?)?),
             FrameKind::Shutdown => Self::Shutdown(Shutdown::read(&fields()?)?),
@@ -120,7 +163,7 @@ impl Message {
 
     /// Appends the message as one frame.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
-        if let Self::Stdout(chunk) | Self::Stderr(chunk) = self {
+        if let Self::Stdout(chunk) | Self::Stderr(chunk) | Self::Stdin(chunk) = self {
             chunk.write(self.kind(), out);
         } else {
             let payload = self.to_value().to_string();
@@ -162,6 +205,17 @@ impl Message {
             Self::Stdout(_) => FrameKind::Stdout,
             Self::Stderr(_) => FrameKind::Stderr,
             Self::Exited(_) => FrameKind::Exited,
+            Self::Attach(_) => FrameKind::Attach,
+            Self::Attached(_) => FrameKind::Attached,
+            Self::Ack(_) => FrameKind::Ack,
+            Self::Gap(_) => FrameKind::Gap,
+            Self::Stdin(_) => FrameKind::Stdin,
+            Self::StdinEof(_) => FrameKind::StdinEof,
+            Self::Window(_) => FrameKind::Window,
+            Self::Signal(_) => FrameKind::Signal,
+            Self::Resize(_) => FrameKind::Resize,
+            Self::ExitAck(_) => FrameKind::ExitAck,
+            Self::SessionsRequest(_) | Self::Sessions(_) => FrameKind::Sessions,
             Self::InfoRequest | Self::Info(_) => FrameKind::Info,
             Self::Shutdown(_) => FrameKind::Shutdown,
         }
@@ -184,9 +238,19 @@ impl Message {
             Self::Quiesced(token) | Self::Reopen(Reopen { token }) => control::token_value(*token),
             Self::Sever(sever) => sever.to_value(),
             Self::Exec(exec) => exec.to_value(),
-            Self::Started(started) => started.to_value(),
-            Self::Stdout(_) | Self::Stderr(_) => Value::Null,
+            Self::Started(started) | Self::Attached(started) => started.to_value(),
+            Self::Stdout(_) | Self::Stderr(_) | Self::Stdin(_) => Value::Null,
             Self::Exited(exited) => exited.to_value(),
+            Self::Attach(attach) => attach.to_value(),
+            Self::Ack(ack) => ack.to_value(),
+            Self::Gap(gap) => gap.to_value(),
+            Self::StdinEof(eof) => eof.to_value(),
+            Self::Window(window) => window.to_value(),
+            Self::Signal(signal) => signal.to_value(),
+            Self::Resize(size) => size.to_value(),
+            Self::ExitAck(ack) => ack.to_value(),
+            Self::SessionsRequest(request) => request.to_value(),
+            Self::Sessions(sessions) => sessions.to_value(),
             Self::Info(info) => info.to_value(),
             Self::Shutdown(shutdown) => shutdown.to_value(),
         }
@@ -208,6 +272,9 @@ const fn is_guest_only(kind: FrameKind) -> bool {
             | FrameKind::Stdout
             | FrameKind::Stderr
             | FrameKind::Exited
+            | FrameKind::Attached
+            | FrameKind::Gap
+            | FrameKind::Window
     )
 }
 
@@ -220,6 +287,13 @@ const fn is_host_only(kind: FrameKind) -> bool {
             | FrameKind::Quiesce
             | FrameKind::Reopen
             | FrameKind::Exec
+            | FrameKind::Attach
+            | FrameKind::Ack
+            | FrameKind::Stdin
+            | FrameKind::StdinEof
+            | FrameKind::Signal
+            | FrameKind::Resize
+            | FrameKind::ExitAck
             | FrameKind::Shutdown
     )
 }
@@ -280,7 +354,12 @@ impl std::error::Error for UnknownWord {}
 
 /// `text`, cut at a character boundary so that it fits a frame.
 fn clipped(text: &str) -> &str {
-    let mut end = text.len().min(TEXT_LEN_MAX);
+    clipped_to(text, TEXT_LEN_MAX)
+}
+
+/// `text`, cut at a character boundary to at most `len_max` bytes.
+fn clipped_to(text: &str, len_max: usize) -> &str {
+    let mut end = text.len().min(len_max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

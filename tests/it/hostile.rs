@@ -89,6 +89,13 @@ fn after_hello(messages: &[Message]) -> Vec<u8> {
 fn started() -> Message {
     Message::Started(Started {
         session: 1,
+        id: None,
+        tty: false,
+        stdin: shared::message::Window {
+            received: 0,
+            limit: 0,
+            is_closed: true,
+        },
         pid: 2,
         fresh: true,
         stdout_from: 0,

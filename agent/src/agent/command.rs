@@ -121,11 +121,8 @@ mod tests {
         let strings = |list: &[&str]| list.iter().filter_map(|s| ByteString::new(*s)).collect();
         let id = ExecId::from_bytes([0; 16]);
         Exec {
-            id,
-            generation: None,
-            argv: strings(argv),
             env: strings(env),
-            cwd: None,
+            ..Exec::new(id, strings(argv))
         }
     }
 

@@ -18,7 +18,7 @@
 use std::time::{Duration, Instant};
 
 use log::debug;
-use shared::message::{Exec, Exited, Fail, FailCode, Message, Started};
+use shared::message::{Exec, Exited, Fail, FailCode, Message, Started, Window};
 
 use super::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
 use super::children::Owner;
@@ -275,8 +275,15 @@ impl Agent {
     fn repeat_end(&mut self, id: ConnectionId, exited: Exited, now: Instant) {
         let started = Started {
             session: exited.session,
+            id: None,
             pid: 0,
             fresh: false,
+            tty: false,
+            stdin: Window {
+                received: 0,
+                limit: 0,
+                is_closed: true,
+            },
             stdout_from: exited.stdout_end,
             stderr_from: exited.stderr_end,
         };

@@ -52,6 +52,17 @@ impl Agent {
             Message::Reopen(reopen) => self.handle_reopen(id, reopen, now),
             Message::Exec(exec) => self.handle_exec(id, &exec, now),
             Message::Shutdown(shutdown) => self.handle_shutdown(id, shutdown, now),
+            Message::Attach(_)
+            | Message::Ack(_)
+            | Message::Stdin(_)
+            | Message::StdinEof(_)
+            | Message::Signal(_)
+            | Message::Resize(_)
+            | Message::ExitAck(_)
+            | Message::SessionsRequest(_) => {
+                let text = format!("{} is not served yet", message.kind());
+                self.send_fail(id, FailCode::Unsupported, text, now);
+            }
             // Answers to what the agent has not asked. It has nothing to conclude from them.
             Message::Pong(_) | Message::Fail(_) => {}
             // `Message::parse` refuses these from a host.
@@ -66,6 +77,10 @@ impl Agent {
             | Message::Stdout(_)
             | Message::Stderr(_)
             | Message::Exited(_)
+            | Message::Attached(_)
+            | Message::Gap(_)
+            | Message::Window(_)
+            | Message::Sessions(_)
             | Message::Info(_) => {
                 let text = format!("{} frame from the wrong side", message.kind());
                 self.refuse(id, &Fail::new(FailCode::Protocol, text), now);

@@ -16,7 +16,7 @@
 
 use shared::frame::FrameKind;
 use shared::id::ExecId;
-use shared::message::{ExitStatus, Exited, ResourceUsage, Started};
+use shared::message::{ExitStatus, Exited, ResourceUsage, Started, Window};
 
 use super::ids::{ConnectionId, SessionId};
 
@@ -187,6 +187,13 @@ impl Session {
             session: self.id.number(),
             pid: u32::try_from(self.pid).unwrap_or(0),
             fresh,
+            id: Some(self.exec),
+            tty: false,
+            stdin: Window {
+                received: 0,
+                limit: 0,
+                is_closed: true,
+            },
             stdout_from: stdout.offset,
             stderr_from: stderr.offset,
         }

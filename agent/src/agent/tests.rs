@@ -347,13 +347,8 @@ fn exec_id(number: u8) -> ExecId {
 }
 
 fn exec(number: u8) -> Message {
-    Message::Exec(Exec {
-        id: exec_id(number),
-        generation: None,
-        argv: vec![ByteString::new("true").expect("no NUL")],
-        env: Vec::new(),
-        cwd: None,
-    })
+    let argv = vec![ByteString::new("true").expect("no NUL")];
+    Message::Exec(Exec::new(exec_id(number), argv))
 }
 
 /// The code of the only message, which must be a FAIL.

@@ -65,6 +65,7 @@ impl ExecError {
                 FailCode::NotRunnable => Exit::NotRunnable,
                 FailCode::Version
                 | FailCode::Protocol
+                | FailCode::NoSession
                 | FailCode::Stale
                 | FailCode::Superseded
                 | FailCode::Refusing

@@ -230,6 +230,13 @@ mod tests {
     fn started(stdout_from: u64) -> Message {
         Message::Started(Started {
             session: 1,
+            id: None,
+            tty: false,
+            stdin: shared::message::Window {
+                received: 0,
+                limit: 0,
+                is_closed: true,
+            },
             pid: 2,
             fresh: true,
             stdout_from,

@@ -3,7 +3,10 @@
 use super::*;
 use crate::frame::Frame;
 use crate::id::Token;
-use crate::message::{Cause, Identity, InheritedSessions, PowerAction, Probed, Progress, Rebound};
+use crate::message::{
+    Cause, Identity, InheritedSessions, PowerAction, Probed, Progress, Rebound, SessionRef,
+    Sessions,
+};
 use crate::version::{SUPPORTED, VersionRange};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -398,10 +401,21 @@ fn each_request_has_its_completion_frame() {
         action: PowerAction::PowerOff,
         grace_ms: 0,
     };
+    let signal = Signal {
+        session: Some(SessionRef::Number(1)),
+        number: 15,
+    };
+    let request = SessionsRequest { after: 0 };
+    let none = Sessions {
+        sessions: Vec::new(),
+        more: false,
+    };
     let cases = [
         (Request::Quiesce(quiesce), Message::Quiesced(token)),
         (Request::Reopen(Reopen { token }), Message::Ok),
         (Request::Shutdown(shutdown), Message::Ok),
+        (Request::Signal(signal), Message::Ok),
+        (Request::Sessions(request), Message::Sessions(none)),
         (rebind(), rebound(1)),
         (probe(), Message::Probed(probed(1))),
     ];

@@ -19,6 +19,8 @@ words! {
         Version = "version",
         /// The peer broke the protocol; the connection ends. Final.
         Protocol = "protocol",
+        /// There is no such session, or it is known no more. Final.
+        NoSession = "no_session",
         /// The request named another generation than the guest's. Nothing ran.
         Stale = "stale",
         /// A REBIND to another generation took over.

@@ -1,9 +1,10 @@
-//! Payloads of EXEC, STARTED, STDOUT, STDERR and EXITED.
+//! Payloads of EXEC, STARTED and ATTACHED, STDOUT, STDERR and STDIN, and EXITED.
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
+use super::session::{OutputPolicy, TtySize, Window};
 use crate::frame::{FrameKind, encode_with};
 use crate::id::{ExecId, Generation};
 use crate::json::{Fields, PayloadError, bytes_to_value, value_to_bytes};
@@ -54,13 +55,57 @@ pub struct Exec {
     pub env: Vec<ByteString>,
     /// Working directory; `/` when missing.
     pub cwd: Option<ByteString>,
+    /// Whose rights it gets: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`, by the image's own files;
+    /// the agent's when missing.
+    pub user: Option<ByteString>,
+    /// The size of the terminal that it gets; no terminal when missing.
+    pub tty: Option<TtySize>,
+    /// Whether standard input will be sent; otherwise it is empty.
+    pub stdin: bool,
+    /// Whether it runs on without any client. Its connection observes.
+    pub detached: bool,
+    /// What happens when a ring is full.
+    pub output: OutputPolicy,
+    /// How long it may run, ms; then it is told to end.
+    pub timeout_ms: Option<u64>,
+    /// How long it runs on after its client's connection ended, ms; missing: not at all. A
+    /// connection that the guest cut itself is waited for at least a minute whatever this says.
+    pub keep_ms: Option<u64>,
+    /// First byte of standard output wanted, when this is asked again.
+    pub stdout_from: u64,
+    /// First byte of standard error wanted, when this is asked again.
+    pub stderr_from: u64,
 }
 
 impl Exec {
+    /// A request for a command with everything else as it is when nothing is said.
+    #[must_use]
+    pub const fn new(id: ExecId, argv: Vec<ByteString>) -> Self {
+        Self {
+            id,
+            generation: None,
+            argv,
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            tty: None,
+            stdin: false,
+            detached: false,
+            output: OutputPolicy::Block,
+            timeout_ms: None,
+            keep_ms: None,
+            stdout_from: 0,
+            stderr_from: 0,
+        }
+    }
+
     /// Why this request is over a limit, if it is. The sender asks before it encodes.
     #[must_use]
     pub fn limit_exceeded(&self) -> Option<ExecLimit> {
-        let strings = || self.argv.iter().chain(&self.env).chain(&self.cwd);
+        let strings = || {
+            let optional = self.cwd.iter().chain(&self.user);
+            self.argv.iter().chain(&self.env).chain(optional)
+        };
         let count = strings().count();
         let bytes = strings()
             .map(|string| string.as_bytes().len() + 1)
@@ -93,21 +138,35 @@ impl Exec {
         if !env.iter().all(|pair| is_environment_pair(pair.as_bytes())) {
             return Err(fields.error("env", "a list of NAME=value strings without NUL"));
         }
-        let cwd = match fields.value("cwd") {
+        let optional = |field, expected| -> Result<Option<ByteString>, PayloadError> {
+            let Some(value) = fields.value(field) else {
+                return Ok(None);
+            };
+            let bytes = value_to_bytes(value).filter(|bytes| !bytes.is_empty());
+            let bytes = bytes.ok_or_else(|| fields.error(field, expected))?;
+            Ok(Some(ByteString(bytes)))
+        };
+        let tty = match fields.value("tty") {
             None => None,
-            Some(value) => {
-                let bytes = value_to_bytes(value).filter(|bytes| !bytes.is_empty());
-                Some(ByteString(
-                    bytes.ok_or_else(|| fields.error("cwd", "a path without NUL"))?,
-                ))
-            }
+            Some(_) => Some(TtySize::read(&fields.object("tty")?)?),
         };
         Ok(Self {
             id: fields.parsed("id", "32 hexadecimal digits")?,
             generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
             argv,
             env,
-            cwd,
+            cwd: optional("cwd", "a path without NUL")?,
+            user: optional("user", "a user without NUL")?,
+            tty,
+            stdin: fields.opt_flag("stdin")?,
+            detached: fields.opt_flag("detached")?,
+            output: fields
+                .opt_parsed("output", "block or drop_oldest")?
+                .unwrap_or(OutputPolicy::Block),
+            timeout_ms: fields.opt_number("timeout_ms")?,
+            keep_ms: fields.opt_number("keep_ms")?,
+            stdout_from: fields.opt_number("stdout_from")?.unwrap_or(0),
+            stderr_from: fields.opt_number("stderr_from")?.unwrap_or(0),
         })
     }
 
@@ -123,6 +182,15 @@ impl Exec {
             "argv": strings(&self.argv),
             "env": strings(&self.env),
             "cwd": self.cwd.as_ref().map(|cwd| bytes_to_value(cwd.as_bytes())),
+            "user": self.user.as_ref().map(|user| bytes_to_value(user.as_bytes())),
+            "tty": self.tty.map(TtySize::to_value),
+            "stdin": self.stdin,
+            "detached": self.detached,
+            "output": self.output.as_str(),
+            "timeout_ms": self.timeout_ms,
+            "keep_ms": self.keep_ms,
+            "stdout_from": self.stdout_from,
+            "stderr_from": self.stderr_from,
         })
     }
 }
@@ -176,39 +244,52 @@ impl fmt::Display for ExecLimit {
 
 impl std::error::Error for ExecLimit {}
 
-/// The command runs.
+/// The command runs, or has ended and is known (STARTED); this connection is attached (ATTACHED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
     /// The session's number in this guest.
     pub session: u64,
-    /// The process id in the guest.
+    /// The request that started it; the workload has none.
+    pub id: Option<ExecId>,
+    /// The process id in the guest; 0 when there is none.
     pub pid: u32,
-    /// Whether this request started it (`false`: a known exec id was attached to).
+    /// Whether this request started it (`false`: a known session was attached to).
     pub fresh: bool,
-    /// First offset of standard output that this connection will get.
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// First offset of standard output that this connection will get. Higher than the one asked
+    /// for only if a GAP says so.
     pub stdout_from: u64,
     /// First offset of standard error that this connection will get.
     pub stderr_from: u64,
+    /// Credit for standard input.
+    pub stdin: Window,
 }
 
 impl Started {
     pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
         Ok(Self {
             session: fields.number("session")?,
+            id: fields.opt_parsed("id", "32 hexadecimal digits")?,
             pid: fields.number("pid")?,
             fresh: fields.flag("fresh")?,
+            tty: fields.flag("tty")?,
             stdout_from: fields.number("stdout_from")?,
             stderr_from: fields.number("stderr_from")?,
+            stdin: Window::read(&fields.object("stdin")?)?,
         })
     }
 
     pub(super) fn to_value(self) -> Value {
         json!({
             "session": self.session,
+            "id": self.id.map(|id| id.to_string()),
             "pid": self.pid,
             "fresh": self.fresh,
+            "tty": self.tty,
             "stdout_from": self.stdout_from,
             "stderr_from": self.stderr_from,
+            "stdin": self.stdin.to_value(),
         })
     }
 }

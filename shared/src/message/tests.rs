@@ -26,6 +26,15 @@ fn exec() -> Exec {
         ],
         env: vec![string(b"A=1"), string(b"B=\x80")],
         cwd: Some(string(b"/tmp/\xfe")),
+        user: Some(string(b"1000:\xff")),
+        tty: Some(TtySize { rows: 24, cols: 80 }),
+        stdin: true,
+        detached: true,
+        output: OutputPolicy::DropOldest,
+        timeout_ms: Some(1),
+        keep_ms: Some(u64::MAX),
+        stdout_from: 3,
+        stderr_from: 4,
     }
 }
 
@@ -119,6 +128,25 @@ fn control_messages() -> Vec<Message> {
     ]
 }
 
+fn session_info(exited: Option<Exited>) -> SessionInfo {
+    SessionInfo {
+        session: 3,
+        id: exited.map(|_| ExecId::from_bytes([4; 16])),
+        state: SessionState::Running,
+        pid: 5,
+        age_ms: 6,
+        generation: exited.map(|_| generation(1)),
+        command: "sleep 1".to_owned(),
+        tty: false,
+        detached: true,
+        attached: 2,
+        restarts: 7,
+        stdout_end: 8,
+        stderr_end: 9,
+        exited,
+    }
+}
+
 fn session_messages() -> Vec<Message> {
     let exited = Exited {
         session: 7,
@@ -133,17 +161,43 @@ fn session_messages() -> Vec<Message> {
             rss_max_kib: 3,
         },
     };
+    let started = Started {
+        session: 1,
+        id: Some(ExecId::from_bytes([4; 16])),
+        pid: 99,
+        fresh: true,
+        tty: true,
+        stdout_from: 0,
+        stderr_from: 1,
+        stdin: Window {
+            received: 1,
+            limit: 2,
+            is_closed: false,
+        },
+    };
     let killed = ExitStatus::Signal {
         number: 11,
         core: true,
     };
     vec![
         Message::Started(Started {
-            session: 1,
-            pid: 99,
-            fresh: true,
-            stdout_from: 0,
-            stderr_from: 1,
+            id: None,
+            ..started
+        }),
+        Message::Attached(started),
+        Message::Gap(Gap {
+            stream: Stream::Stderr,
+            from: 1,
+            to: 2,
+        }),
+        Message::Window(Window {
+            received: 5,
+            limit: 5,
+            is_closed: true,
+        }),
+        Message::Sessions(Sessions {
+            sessions: vec![session_info(None), session_info(Some(exited))],
+            more: true,
         }),
         Message::Stdout(Chunk {
             offset: 1 << 40,
@@ -199,6 +253,29 @@ fn host_messages() -> Vec<Message> {
             cwd: None,
             ..exec()
         }),
+        Message::Attach(Attach {
+            session: SessionRef::Workload,
+            generation: Some(generation(1)),
+            mode: AttachMode::Own,
+            stdout_from: Some(7),
+            stderr_from: Some(0),
+        }),
+        Message::Ack(Ack {
+            stream: Stream::Stdout,
+            offset: u64::MAX,
+        }),
+        Message::Stdin(Chunk {
+            offset: 9,
+            bytes: vec![0, 255],
+        }),
+        Message::StdinEof(StdinEof { offset: 11 }),
+        Message::Signal(Signal {
+            session: Some(SessionRef::Number(7)),
+            number: 64,
+        }),
+        Message::Resize(TtySize { rows: 1, cols: 2 }),
+        Message::ExitAck(ExitAck { session: 7 }),
+        Message::SessionsRequest(SessionsRequest { after: 3 }),
         Message::InfoRequest,
         shutdown(PowerAction::PowerOff),
         shutdown(PowerAction::Reboot),
@@ -257,6 +334,7 @@ fn frames_from_the_wrong_side_are_refused() {
                     | FrameKind::Ping
                     | FrameKind::Pong
                     | FrameKind::Info
+                    | FrameKind::Sessions
             );
             if !both {
                 let error = parse(&message.encode(), other).unwrap_err();
@@ -350,6 +428,30 @@ fn bad_payloads_are_refused_by_name() {
             Role::Host,
             "EXEC payload: field \"env\" must be a list of NAME=value strings without NUL",
         ),
+        (
+            FrameKind::Gap,
+            br#"{"stream":"stdout","from":1,"to":1}"#,
+            Role::Guest,
+            "GAP payload: field \"to\" must be more than \"from\"",
+        ),
+        (
+            FrameKind::Window,
+            br#"{"received":2,"limit":1,"closed":false}"#,
+            Role::Guest,
+            "WINDOW payload: field \"limit\" must be no less than \"received\"",
+        ),
+        (
+            FrameKind::Signal,
+            br#"{"signal":65}"#,
+            Role::Host,
+            "SIGNAL payload: field \"signal\" must be a signal's number, 1 to 64",
+        ),
+        (
+            FrameKind::Attach,
+            br#"{"session":"+7","mode":"own"}"#,
+            Role::Host,
+            "ATTACH payload: field \"session\" must be a session's number, its exec id, or \"workload\"",
+        ),
     ];
     for (kind, payload, sender, expected) in cases {
         assert_eq!(
@@ -371,6 +473,27 @@ fn a_restore_without_entropy_is_refused() {
 }
 
 #[test]
+fn a_session_is_named_in_three_ways() {
+    let id = "1234567890abcdef1234567890abcdef";
+    for (text, session) in [
+        ("workload", Some(SessionRef::Workload)),
+        (id, Some(SessionRef::Exec(id.parse().unwrap()))),
+        ("0", Some(SessionRef::Number(0))),
+        ("18446744073709551615", Some(SessionRef::Number(u64::MAX))),
+        ("18446744073709551616", None),
+        ("", None),
+        ("-1", None),
+        ("+1", None),
+        ("Workload", None),
+    ] {
+        assert_eq!(text.parse().ok(), session, "{text}");
+        if let Some(session) = session {
+            assert_eq!(session.to_string(), text);
+        }
+    }
+}
+
+#[test]
 fn names_that_could_do_harm_are_no_identity() {
     for bad in ["", "-a", ".", "a b", "a/b", "a\n", &"a".repeat(65)] {
         assert!(!Identity::is_hostname(bad), "{bad:?}");
@@ -384,6 +507,7 @@ fn exec_limits_hold_at_the_limit_and_not_past_it() {
     let with = |argv: Vec<ByteString>| Exec {
         env: Vec::new(),
         cwd: None,
+        user: None,
         argv,
         ..exec()
     };

@@ -52,6 +52,13 @@ fn hello() -> Message {
 fn started(stdout_from: u64) -> Message {
     Message::Started(Started {
         session: 1,
+        id: None,
+        tty: false,
+        stdin: shared::message::Window {
+            received: 0,
+            limit: 0,
+            is_closed: true,
+        },
         pid: 2,
         fresh: stdout_from == 0,
         stdout_from,
@@ -94,13 +101,8 @@ fn exec(
         address: GuestAddress::Unix { path },
         port: 0,
     };
-    let exec = Exec {
-        id: ExecId::from_bytes([1; 16]),
-        generation: None,
-        argv: vec![ByteString::new("true").unwrap()],
-        env: Vec::new(),
-        cwd: None,
-    };
+    let argv = vec![ByteString::new("true").unwrap()];
+    let exec = Exec::new(ExecId::from_bytes([1; 16]), argv);
     let watch = Watch::until(Instant::now() + timeout);
     let request = Request {
         endpoint: &endpoint,
@@ -225,6 +227,7 @@ fn refusals_for_good_have_the_shells_codes() {
     for (code, exit) in [
         (FailCode::NotFound, Exit::NotFound),
         (FailCode::NotRunnable, Exit::NotRunnable),
+        (FailCode::NoSession, Exit::Guest),
         (FailCode::Stale, Exit::Guest),
     ] {
         let (result, _) = exec(false, LONG, move |listener| {

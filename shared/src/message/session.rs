@@ -1,0 +1,465 @@
+//! Payloads of ATTACH, ACK, GAP, STDIN_EOF, WINDOW, SIGNAL, RESIZE, EXIT_ACK and SESSIONS.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::{Map, Value, json};
+
+use super::exec::Exited;
+use super::{UnknownWord, clipped_to, words};
+use crate::frame::FrameKind;
+use crate::id::{ExecId, Generation};
+use crate::json::{Fields, PayloadError};
+use crate::limits::{COMMAND_TEXT_LEN_MAX, SESSIONS_PER_FRAME_MAX, SIGNAL_NUMBER_MAX};
+
+words! {
+    /// One of a session's two outputs.
+    Stream {
+        /// Standard output; of a session with a terminal, all output.
+        Stdout = "stdout",
+        /// Standard error.
+        Stderr = "stderr",
+    }
+}
+
+impl Stream {
+    /// The frame that carries it.
+    #[must_use]
+    pub const fn frame_kind(self) -> FrameKind {
+        match self {
+            Self::Stdout => FrameKind::Stdout,
+            Self::Stderr => FrameKind::Stderr,
+        }
+    }
+
+    /// 0 or 1, for arrays with an entry for each stream.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+words! {
+    /// What happens when a session's ring is full.
+    OutputPolicy {
+        /// The guest stops reading, and the command waits.
+        Block = "block",
+        /// The oldest bytes give way; who has not read them is told of the GAP.
+        DropOldest = "drop_oldest",
+    }
+}
+
+words! {
+    /// What a connection that attaches wants of the session.
+    AttachMode {
+        /// All of it: output that it acknowledges, and standard input. An earlier owner is cut.
+        Own = "own",
+        /// A copy of the output. It acknowledges nothing, and what it misses is a GAP.
+        Observe = "observe",
+        /// The end only.
+        Wait = "wait",
+    }
+}
+
+words! {
+    /// Where a session stands.
+    SessionState {
+        /// Its process has been asked for, or will be after the pause before a restart.
+        Starting = "starting",
+        /// It runs.
+        Running = "running",
+        /// It has ended, and its result is kept.
+        Exited = "exited",
+    }
+}
+
+/// The name of the session that the image asks for.
+pub const WORKLOAD: &str = "workload";
+
+/// Which session is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionRef {
+    /// The one that the image asks for.
+    Workload,
+    /// The one that this EXEC started.
+    Exec(ExecId),
+    /// The one with this number in the guest.
+    Number(u64),
+}
+
+impl fmt::Display for SessionRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload => f.write_str(WORKLOAD),
+            Self::Exec(id) => id.fmt(f),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+impl FromStr for SessionRef {
+    type Err = UnknownWord;
+
+    /// `workload`, a number, or 32 hexadecimal digits. The longest number has 20 digits.
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+        if text == WORKLOAD {
+            return Ok(Self::Workload);
+        }
+        if let Ok(id) = text.parse() {
+            return Ok(Self::Exec(id));
+        }
+        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse() {
+            Ok(number) if is_number => Ok(Self::Number(number)),
+            _ => Err(UnknownWord),
+        }
+    }
+}
+
+/// Size of a terminal, in characters (`TIOCSWINSZ`, `tty_ioctl(4)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TtySize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}
+
+impl TtySize {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            rows: fields.number("rows")?,
+            cols: fields.number("cols")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "rows": self.rows, "cols": self.cols })
+    }
+}
+
+/// Attaches to a session that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attach {
+    /// Which.
+    pub session: SessionRef,
+    /// The name that the guest must have; `None` takes whatever name it has.
+    pub generation: Option<Generation>,
+    /// What is wanted of it.
+    pub mode: AttachMode,
+    /// First byte of standard output wanted; `None`: the first one that is there. From an owner it
+    /// acknowledges what comes before it.
+    pub stdout_from: Option<u64>,
+    /// The same for standard error.
+    pub stderr_from: Option<u64>,
+}
+
+impl Attach {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            session: fields.parsed("session", EXPECTED_SESSION)?,
+            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+            mode: fields.parsed("mode", "own, observe or wait")?,
+            stdout_from: fields.opt_number("stdout_from")?,
+            stderr_from: fields.opt_number("stderr_from")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({
+            "session": self.session.to_string(),
+            "generation": self.generation.map(|generation| generation.to_string()),
+            "mode": self.mode.as_str(),
+            "stdout_from": self.stdout_from,
+            "stderr_from": self.stderr_from,
+        })
+    }
+}
+
+const EXPECTED_SESSION: &str = "a session's number, its exec id, or \"workload\"";
+
+/// Every byte of a stream before `offset` has been consumed and need not be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    /// Of which stream.
+    pub stream: Stream,
+    /// Bytes consumed so far. Cumulative: a smaller one than before says nothing new.
+    pub offset: u64,
+}
+
+impl Ack {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            stream: fields.parsed("stream", "stdout or stderr")?,
+            offset: fields.number("offset")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "stream": self.stream.as_str(), "offset": self.offset })
+    }
+}
+
+/// Bytes of a stream that are gone. What follows begins at `to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// Of which stream.
+    pub stream: Stream,
+    /// Offset of the first byte that is missing.
+    pub from: u64,
+    /// Offset behind the last one; more than `from`.
+    pub to: u64,
+}
+
+impl Gap {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let gap = Self {
+            stream: fields.parsed("stream", "stdout or stderr")?,
+            from: fields.number("from")?,
+            to: fields.number("to")?,
+        };
+        if gap.from < gap.to {
+            Ok(gap)
+        } else {
+            Err(fields.error("to", "more than \"from\""))
+        }
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "stream": self.stream.as_str(), "from": self.from, "to": self.to })
+    }
+}
+
+/// The end of standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StdinEof {
+    /// Bytes of standard input in all.
+    pub offset: u64,
+}
+
+impl StdinEof {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            offset: fields.number("offset")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "offset": self.offset })
+    }
+}
+
+/// Credit for standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Bytes that the guest has; the host need not keep them.
+    pub received: u64,
+    /// Offset up to which the host may send. Never shrinks, never below `received`.
+    pub limit: u64,
+    /// Nobody reads standard input any more: sending on is pointless.
+    pub is_closed: bool,
+}
+
+impl Window {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let window = Self {
+            received: fields.number("received")?,
+            limit: fields.number("limit")?,
+            is_closed: fields.flag("closed")?,
+        };
+        if window.received <= window.limit {
+            Ok(window)
+        } else {
+            Err(fields.error("limit", "no less than \"received\""))
+        }
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "received": self.received, "limit": self.limit, "closed": self.is_closed })
+    }
+}
+
+/// Sends a signal to a session's process group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal {
+    /// To which session; `None`: the one that this connection has attached to.
+    pub session: Option<SessionRef>,
+    /// Number of the signal (`signal(7)`), 1 to [`SIGNAL_NUMBER_MAX`].
+    pub number: u8,
+}
+
+impl Signal {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let number = fields.number("signal")?;
+        if !(1..=SIGNAL_NUMBER_MAX).contains(&number) {
+            return Err(fields.error("signal", "a signal's number, 1 to 64"));
+        }
+        Ok(Self {
+            session: fields.opt_parsed("session", EXPECTED_SESSION)?,
+            number,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({
+            "session": self.session.map(|session| session.to_string()),
+            "signal": self.number,
+        })
+    }
+}
+
+/// The end was taken note of: the session's output and its place need not be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitAck {
+    /// The session's number.
+    pub session: u64,
+}
+
+impl ExitAck {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            session: fields.number("session")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "session": self.session })
+    }
+}
+
+/// Asks for the sessions there are, those with higher numbers than `after`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionsRequest {
+    /// The last number of the answer before; 0 at first. Sessions are numbered from 1.
+    pub after: u64,
+}
+
+impl SessionsRequest {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            after: fields.number("after")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        json!({ "after": self.after })
+    }
+}
+
+/// Sessions that run, and ended ones whose result is kept, by number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sessions {
+    /// At most [`SESSIONS_PER_FRAME_MAX`], and no more than fit a frame.
+    pub sessions: Vec<SessionInfo>,
+    /// Whether there are more behind the last one.
+    pub more: bool,
+}
+
+impl Sessions {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let list = fields.objects("sessions", SESSIONS_PER_FRAME_MAX)?;
+        Ok(Self {
+            sessions: list
+                .iter()
+                .map(SessionInfo::read)
+                .collect::<Result<_, _>>()?,
+            more: fields.flag("more")?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        let sessions: Vec<_> = self.sessions.iter().map(SessionInfo::to_value).collect();
+        json!({ "sessions": sessions, "more": self.more })
+    }
+}
+
+/// What is known of one session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// Its number in this guest.
+    pub session: u64,
+    /// The request that started it; the workload has none.
+    pub id: Option<ExecId>,
+    /// Where it stands.
+    pub state: SessionState,
+    /// Process id, and that of its process group; 0 while there is none.
+    pub pid: u32,
+    /// Since it was asked for, ms of the guest's monotonic time.
+    pub age_ms: u64,
+    /// The guest's name when it was asked for.
+    pub generation: Option<Generation>,
+    /// Its arguments, with spaces between them, cut to [`COMMAND_TEXT_LEN_MAX`] bytes.
+    pub command: String,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Whether it runs on without any client.
+    pub detached: bool,
+    /// Connections that are attached.
+    pub attached: u32,
+    /// Times that it was started again. Only the workload is.
+    pub restarts: u32,
+    /// Bytes of standard output so far.
+    pub stdout_end: u64,
+    /// Bytes of standard error so far.
+    pub stderr_end: u64,
+    /// How it ended, once it has.
+    pub exited: Option<Exited>,
+}
+
+impl SessionInfo {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let exited = match fields.value("exited") {
+            None => None,
+            Some(_) => Some(Exited::read(&fields.object("exited")?)?),
+        };
+        Ok(Self {
+            session: fields.number("session")?,
+            id: fields.opt_parsed("id", "32 hexadecimal digits")?,
+            state: fields.parsed("state", "starting, running or exited")?,
+            pid: fields.number("pid")?,
+            age_ms: fields.number("age_ms")?,
+            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+            command: fields.text("command")?,
+            tty: fields.flag("tty")?,
+            detached: fields.flag("detached")?,
+            attached: fields.number("attached")?,
+            restarts: fields.number("restarts")?,
+            stdout_end: fields.number("stdout_end")?,
+            stderr_end: fields.number("stderr_end")?,
+            exited,
+        })
+    }
+
+    /// The session as a JSON object, for the wire and for records.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let mut value = Map::new();
+        let mut put = |name: &str, field: Value| value.insert(name.to_owned(), field);
+        put("session", self.session.into());
+        put("id", self.id.map(|id| id.to_string()).into());
+        put("state", self.state.as_str().into());
+        put("pid", self.pid.into());
+        put("age_ms", self.age_ms.into());
+        put(
+            "generation",
+            self.generation
+                .map(|generation| generation.to_string())
+                .into(),
+        );
+        put(
+            "command",
+            clipped_to(&self.command, COMMAND_TEXT_LEN_MAX).into(),
+        );
+        put("tty", self.tty.into());
+        put("detached", self.detached.into());
+        put("attached", self.attached.into());
+        put("restarts", self.restarts.into());
+        put("stdout_end", self.stdout_end.into());
+        put("stderr_end", self.stderr_end.into());
+        put(
+            "exited",
+            self.exited.as_ref().map_or(Value::Null, Exited::to_value),
+        );
+        Value::Object(value)
+    }
+}
