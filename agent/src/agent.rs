@@ -49,13 +49,15 @@ use shared::id::{Generation, Token};
 use shared::message::{Fail, FailCode};
 
 pub use action::{
-    Action, End, EndSignal, Ended, Figures, Purpose, Settings, Signal, SpawnFailure, SpawnStage,
+    Action, End, EndSignal, Ended, Figures, Purpose, Restart, Settings, Signal, SpawnFailure,
+    SpawnStage, WorkloadEnd, WorkloadSettings,
 };
 pub use command::Command;
 pub use connection::Interest;
 pub use ids::{ConnectionId, SessionId};
 pub use rebind::{StepAction, StepFailure, StepOutcome};
-pub use session::{Exit, Stream};
+pub use session::Exit;
+pub use shared::message::Stream;
 
 use children::Children;
 use connection::Connection;

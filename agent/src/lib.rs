@@ -135,6 +135,7 @@ fn start(config: &Config, is_init: bool) -> Result<(Poll, Shell, Agent), StartEr
         kernel: read_line("/proc/sys/kernel/osrelease"),
         is_init,
         grace: SIGNAL_GRACE,
+        workload: None,
     };
     Ok((poll, shell, Agent::new(settings, clock::now())))
 }

@@ -37,7 +37,7 @@ use nix::sys::signal::Signal as SignalNumber;
 use shared::limits::PAYLOAD_LEN_MAX;
 use shared::message::{ExitStatus, ResourceUsage};
 
-use crate::agent::{Action, Agent, ConnectionId, End, EndSignal, Exit, Figures, SessionId, Signal};
+use crate::agent::{Action, Agent, ConnectionId, End, Exit, Figures, SessionId, Signal};
 use crate::sys::process::{self, Ending, FileLimit};
 use crate::sys::signals::Signals;
 use crate::sys::socket::{Address, Listener};
@@ -168,9 +168,10 @@ impl Shell {
             Action::Spawn { purpose, command } => self.spawn(purpose, &command, agent, now),
             Action::ResumeOutput(id) => self.resume_output(id),
             Action::CloseOutput(id) => self.close_output(id),
-            Action::SignalGroup { group, signal } => signal_group(group, signal),
+            Action::SignalGroup { group, number } => signal_group(group, number),
+            Action::FlushInput(_) | Action::CloseInput(_) | Action::ResizeTty { .. } => {}
             Action::SignalEveryone(signal) => {
-                if let Err(err) = process::kill_all(number_of(signal)) {
+                if let Err(err) = process::kill_all(signal.number().into()) {
                     debug!("cannot signal every process: {err}");
                 }
             }
@@ -233,15 +234,8 @@ fn exit_of(reaped: &process::Reaped) -> Exit {
     Exit { status, usage }
 }
 
-fn number_of(signal: EndSignal) -> i32 {
-    match signal {
-        EndSignal::Terminate => libc::SIGTERM,
-        EndSignal::Kill => libc::SIGKILL,
-    }
-}
-
-fn signal_group(group: i32, signal: EndSignal) {
-    match process::kill_group(group, number_of(signal)) {
+fn signal_group(group: i32, number: u8) {
+    match process::kill_group(group, number.into()) {
         Ok(()) => {}
         // The last process of the group has gone on its own.
         Err(err) if err.raw_os_error() == Some(libc::ESRCH) => {}

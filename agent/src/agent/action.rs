@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use shared::message::TtySize;
+
 use super::command::Command;
 use super::ids::{ConnectionId, SessionId};
 use super::rebind::StepAction;
@@ -37,12 +39,27 @@ pub enum Action {
     ResumeOutput(SessionId),
     /// Close the session's pipes, which somebody else still holds open at their other end.
     CloseOutput(SessionId),
+    /// Write what [`input_pending`](super::Agent::input_pending) holds to the session's standard
+    /// input, as far as it takes it, and go on when it takes more. Answered by
+    /// [`handle_input_written`](super::Agent::handle_input_written), or by
+    /// [`handle_input_closed`](super::Agent::handle_input_closed) when nobody reads it any more.
+    FlushInput(SessionId),
+    /// Close the session's standard input: its end, or nobody is to read it any more. Of a
+    /// terminal nothing is closed.
+    CloseInput(SessionId),
+    /// Tell the session's terminal its size.
+    ResizeTty {
+        /// Whose.
+        session: SessionId,
+        /// The new size.
+        size: TtySize,
+    },
     /// Send a signal to a process group. An empty group is no error.
     SignalGroup {
         /// Id of the group.
         group: i32,
-        /// Which signal.
-        signal: EndSignal,
+        /// Number of the signal (`signal(7)`).
+        number: u8,
     },
     /// Send a signal to every process of the machine. Asked of process 1 only.
     SignalEveryone(EndSignal),
@@ -71,6 +88,16 @@ pub enum EndSignal {
     Terminate,
     /// Does not ask.
     Kill,
+}
+
+impl EndSignal {
+    /// Its number, the same on every architecture of Linux (`signal(7)`).
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Terminate => 15,
+            Self::Kill => 9,
+        }
+    }
 }
 
 /// How everything ends.
@@ -122,6 +149,8 @@ pub enum SpawnStage {
     Clone,
     /// Preparing the child.
     SetUp,
+    /// Finding the user and its groups in the image's files, and becoming that user.
+    User,
     /// Entering the working directory.
     Chdir,
     /// Executing the program.
@@ -150,4 +179,41 @@ pub struct Settings {
     pub is_init: bool,
     /// What SIGTERM and SIGPWR give running sessions between TERM and KILL.
     pub grace: Duration,
+    /// The program that the image asks for.
+    pub workload: Option<WorkloadSettings>,
+}
+
+/// A program that runs as long as the machine does, and is not asked for by any host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadSettings {
+    /// Arguments, the program first; at least one.
+    pub argv: Vec<Vec<u8>>,
+    /// `NAME=value` pairs on top of the agent's default environment.
+    pub env: Vec<Vec<u8>>,
+    /// Working directory; `/` when missing.
+    pub cwd: Option<Vec<u8>>,
+    /// Whose rights it gets, as EXEC has it; the agent's when missing.
+    pub user: Option<Vec<u8>>,
+    /// Whether it is started again.
+    pub restart: Restart,
+    /// What its last end means.
+    pub at_end: WorkloadEnd,
+}
+
+/// When the workload is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    /// Never.
+    No,
+    /// When it ended with another code than 0, by a signal, or could not be started.
+    OnFailure,
+}
+
+/// What it means that the workload has ended and is not started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkloadEnd {
+    /// Nothing: the guest goes on, and its result can be asked for.
+    Keep,
+    /// The machine is switched off; a service returns.
+    PowerOff,
 }

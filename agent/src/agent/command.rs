@@ -4,13 +4,16 @@
 //! The candidates are the paths that a shell would try. Trying them is left to the child, which
 //! does it in its own working directory and cannot be raced.
 
-use shared::message::{ByteString, Exec};
+use shared::message::{ByteString, Exec, TtySize};
 
 /// Most directories of PATH that are tried.
 pub(super) const PATH_ENTRIES_MAX: usize = 64;
 
 /// What a command gets when the request says nothing else.
-const ENV_DEFAULT: [&[u8]; 3] = [PATH_DEFAULT, b"HOME=/root", b"TERM=linux"];
+const ENV_DEFAULT: [&[u8]; 2] = [PATH_DEFAULT, b"TERM=linux"];
+
+/// And unless it runs as a user that has a folder of its own.
+const HOME_DEFAULT: &[u8] = b"HOME=/root";
 
 /// The usual directories, local ones first.
 const PATH_DEFAULT: &[u8] = b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -26,12 +29,19 @@ pub struct Command {
     pub env: Vec<Vec<u8>>,
     /// Directory to start in.
     pub cwd: Vec<u8>,
+    /// Whether standard input is a pipe; otherwise it is `/dev/null`. With a terminal it is that.
+    pub has_input: bool,
+    /// Size of the terminal that it gets, if it gets one.
+    pub tty: Option<TtySize>,
+    /// Whose rights it gets: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`; the agent's when missing.
+    /// With one, `HOME` is set to the user's folder unless `env` has it.
+    pub user: Option<Vec<u8>>,
 }
 
 impl Command {
     /// What this request asks for.
     pub fn of(exec: &Exec) -> Self {
-        let env = environment(&exec.env);
+        let env = environment(&exec.env, exec.user.is_none());
         let argv = exec
             .argv
             .iter()
@@ -49,6 +59,9 @@ impl Command {
             argv,
             env,
             cwd,
+            has_input: exec.stdin,
+            tty: exec.tty,
+            user: exec.user.as_ref().map(|user| user.as_bytes().to_vec()),
         }
     }
 
@@ -59,16 +72,21 @@ impl Command {
             argv: vec![b"guest-agent".to_vec(), b"--noop".to_vec()],
             env: Vec::new(),
             cwd: b"/".to_vec(),
+            has_input: false,
+            tty: None,
+            user: None,
         }
     }
 }
 
 /// The request's pairs on top of the defaults; of a name given twice the last value counts.
-fn environment(pairs: &[ByteString]) -> Vec<Vec<u8>> {
+fn environment(pairs: &[ByteString], has_home: bool) -> Vec<Vec<u8>> {
     let mut env: Vec<Vec<u8>> = Vec::with_capacity(ENV_DEFAULT.len() + pairs.len());
     let mut index_by_name = std::collections::BTreeMap::new();
+    let home = has_home.then_some(HOME_DEFAULT);
     for pair in ENV_DEFAULT
         .into_iter()
+        .chain(home)
         .chain(pairs.iter().map(ByteString::as_bytes))
     {
         match index_by_name.insert(name_of(pair), env.len()) {
@@ -165,6 +183,6 @@ mod tests {
             .iter()
             .map(|pair| String::from_utf8_lossy(pair))
             .collect();
-        assert_eq!(env[1..], ["HOME=/root", "TERM=dumb", "A=2", "B="]);
+        assert_eq!(env[1..], ["TERM=dumb", "HOME=/root", "A=2", "B="]);
     }
 }

@@ -18,14 +18,14 @@
 use std::time::{Duration, Instant};
 
 use log::debug;
-use shared::message::{Exec, Exited, Fail, FailCode, Message, Started, Window};
+use shared::message::{Exec, Exited, Fail, FailCode, Message, Started, Stream, Window};
 
 use super::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
 use super::children::Owner;
 use super::command::Command;
 use super::ids::{ConnectionId, SessionId};
 use super::results::Known;
-use super::session::{Exit, Session, Sink, Stream};
+use super::session::{Exit, Session, Sink};
 use super::state::{Request, State};
 use super::timers::Timer;
 use super::{Agent, Departure, SESSIONS_MAX};
@@ -177,6 +177,17 @@ impl Agent {
             self.queue_flush(connection);
         }
     }
+
+    /// Bytes that the session's standard input should take next.
+    pub fn input_pending(&self, _id: SessionId) -> &[u8] {
+        &[]
+    }
+
+    /// The session's standard input took `len` of the pending bytes.
+    pub fn handle_input_written(&mut self, _id: SessionId, _len: usize, _now: Instant) {}
+
+    /// Nobody reads the session's standard input any more.
+    pub fn handle_input_closed(&mut self, _id: SessionId, _now: Instant) {}
 
     /// A command's output has ended.
     pub fn handle_output_closed(&mut self, id: SessionId, stream: Stream, now: Instant) {
@@ -393,8 +404,10 @@ impl Agent {
 
     pub(super) fn signal_session(&mut self, id: SessionId, signal: EndSignal) {
         if let Some(group) = self.sessions.get(&id).and_then(Session::group) {
-            self.actions
-                .push_back(Action::SignalGroup { group, signal });
+            self.actions.push_back(Action::SignalGroup {
+                group,
+                number: signal.number(),
+            });
         }
     }
 
@@ -410,6 +423,7 @@ fn spawn_fail(failure: &SpawnFailure) -> Fail {
     let (code, phase, what) = match failure.stage {
         SpawnStage::Clone => (FailCode::Limit, "clone", "cannot create the process"),
         SpawnStage::SetUp => (FailCode::Internal, "set_up", "cannot prepare the process"),
+        SpawnStage::User => (FailCode::NotRunnable, "user", "cannot become the user"),
         SpawnStage::Chdir => (
             FailCode::NotRunnable,
             "chdir",

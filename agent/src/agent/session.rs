@@ -14,40 +14,10 @@
 //! - Offsets only grow, by exactly the bytes read, whatever the sink.
 //! - There is one completion per session, after the last output byte.
 
-use shared::frame::FrameKind;
 use shared::id::ExecId;
-use shared::message::{ExitStatus, Exited, ResourceUsage, Started, Window};
+use shared::message::{ExitStatus, Exited, ResourceUsage, Started, Stream, Window};
 
 use super::ids::{ConnectionId, SessionId};
-
-/// One of a command's two outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
-impl Stream {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
-
-    /// The frame that carries it.
-    pub const fn frame_kind(self) -> FrameKind {
-        match self {
-            Self::Stdout => FrameKind::Stdout,
-            Self::Stderr => FrameKind::Stderr,
-        }
-    }
-
-    const fn index(self) -> usize {
-        match self {
-            Self::Stdout => 0,
-            Self::Stderr => 1,
-        }
-    }
-}
 
 /// Where output goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -72,6 +72,7 @@ impl World {
             kernel: "6.1".to_owned(),
             is_init,
             grace: Duration::from_secs(5),
+            workload: None,
         };
         let mut world = Self {
             agent: Agent::new(settings, now),
@@ -171,7 +172,7 @@ impl World {
 
     fn close_outputs(&mut self, pid: i32) {
         let id = self.session_of(pid);
-        for stream in Stream::ALL {
+        for &stream in Stream::ALL {
             self.agent.handle_output_closed(id, stream, self.now);
             self.settle();
         }
@@ -235,6 +236,9 @@ impl World {
             Action::DrainAccept
             | Action::ResumeOutput(_)
             | Action::CloseOutput(_)
+            | Action::FlushInput(_)
+            | Action::CloseInput(_)
+            | Action::ResizeTty { .. }
             | Action::SignalGroup { .. }
             | Action::SignalEveryone(_)
             | Action::End(_) => {}

@@ -61,7 +61,7 @@ impl Shell {
                         // reported.
                         warn!("{id}: cannot poll its output: {err}");
                         agent.handle_spawned(purpose, Ok(pid), now);
-                        for stream in Stream::ALL {
+                        for &stream in Stream::ALL {
                             agent.handle_output_closed(id, stream, now);
                         }
                     }
@@ -114,7 +114,7 @@ impl Shell {
 
     /// Reads on where reading stopped for want of room.
     pub(crate) fn resume_output(&mut self, id: SessionId) {
-        for stream in Stream::ALL {
+        for &stream in Stream::ALL {
             let pipe = self
                 .outputs
                 .get_mut(&id)
@@ -127,7 +127,7 @@ impl Shell {
 
     /// Closes the pipes of a session that waits for them no more.
     pub(crate) fn close_output(&mut self, id: SessionId) {
-        for stream in Stream::ALL {
+        for &stream in Stream::ALL {
             self.close_pipe(id, stream);
         }
     }

@@ -23,9 +23,9 @@ fn exited(messages: &[Message]) -> Exited {
     }
 }
 
-fn signals(world: &World) -> Vec<(i32, EndSignal)> {
+fn signals(world: &World) -> Vec<(i32, u8)> {
     let signal = |action: &Action| match action {
-        Action::SignalGroup { group, signal } => Some((*group, *signal)),
+        Action::SignalGroup { group, number } => Some((*group, *number)),
         _ => None,
     };
     world.actions.iter().filter_map(signal).collect()
@@ -194,13 +194,13 @@ fn a_client_that_leaves_takes_its_command_with_it() {
     let (id, pid) = running(&mut world, 1);
     let session = world.session_of(pid);
     world.end(id, Ended::ByPeer);
-    assert_eq!(signals(&world), [(pid, EndSignal::Terminate)]);
+    assert_eq!(signals(&world), [(pid, EndSignal::Terminate.number())]);
     assert!(
         world.agent.output_room(session) > 0,
         "its output must not keep it from ending"
     );
     world.pass(KILL_TIMEOUT);
-    assert_eq!(signals(&world)[1..], [(pid, EndSignal::Kill)]);
+    assert_eq!(signals(&world)[1..], [(pid, EndSignal::Kill.number())]);
     world.finish(pid, 0);
     assert!(world.agent.sessions.is_empty());
     assert_eq!(world.agent.poll_timeout(), None);
@@ -228,7 +228,7 @@ fn a_reset_leaves_the_command_running_for_a_while() {
     assert!(signals(&world).is_empty(), "somebody came back");
     world.end(again, Ended::ByReset);
     world.pass(ABANDON_TIMEOUT);
-    assert_eq!(signals(&world), [(pid, EndSignal::Terminate)]);
+    assert_eq!(signals(&world), [(pid, EndSignal::Terminate.number())]);
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn rebind_carries_sessions_on_or_kills_them() {
         };
         assert_eq!(rebound.sessions_dropped, expected);
         assert!(world.is_closed(old));
-        let killed = signals(&world) == [(pid, EndSignal::Kill)];
+        let killed = signals(&world) == [(pid, EndSignal::Kill.number())];
         assert_eq!(killed, sessions == InheritedSessions::Kill);
         // What is killed waits for nobody; what is kept waits for its client.
         let session = world.session_of(pid);

@@ -43,11 +43,11 @@ fn sessions_have_their_grace() {
     world.send(id, &shutdown(PowerAction::Reboot));
     let term = Action::SignalGroup {
         group: pid,
-        signal: EndSignal::Terminate,
+        number: EndSignal::Terminate.number(),
     };
     let kill = Action::SignalGroup {
         group: pid,
-        signal: EndSignal::Kill,
+        number: EndSignal::Kill.number(),
     };
     assert!(world.actions.contains(&term));
     assert!(

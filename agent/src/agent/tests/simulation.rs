@@ -221,7 +221,7 @@ impl Simulation {
                     self.observed.spawned += 1;
                     self.observed
                         .open_outputs
-                        .extend(Stream::ALL.map(|stream| (*id, stream)));
+                        .extend(Stream::ALL.iter().map(|stream| (*id, *stream)));
                 }
                 Action::CloseOutput(id) => {
                     let id = *id;
