@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use shared::frame::Decoder;
 use shared::id::{ExecId, Generation, Nonce, Token};
+use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{
     ByteString, Cause, Depth, Exec, ExitStatus, FailCode, Hello, Identity, InheritedSessions,
     Message, Policy, Probe, Quiesce, Rebind, ResourceUsage, Role, StepName,
@@ -42,6 +43,15 @@ struct Peer {
     is_closed: bool,
 }
 
+/// The command's end of its standard input.
+#[derive(Default)]
+struct InputEnd {
+    /// Bytes that it takes before it is full; `None` is no limit.
+    room: Option<usize>,
+    received: Vec<u8>,
+    is_closed: bool,
+}
+
 /// Everything around the core.
 struct World {
     agent: Agent,
@@ -52,6 +62,8 @@ struct World {
     /// Processes that run, by id.
     processes: BTreeMap<i32, Purpose>,
     next_pid: i32,
+    /// The other end of each session's standard input.
+    inputs: BTreeMap<SessionId, InputEnd>,
     /// What the next spawn fails with.
     spawn_failure: Option<SpawnFailure>,
     /// Steps that fail.
@@ -65,6 +77,10 @@ impl World {
     }
 
     fn with_init(is_init: bool) -> Self {
+        Self::with(is_init, None)
+    }
+
+    fn with(is_init: bool, workload: Option<WorkloadSettings>) -> Self {
         let now = Instant::now();
         let settings = Settings {
             version: "1.2.3".to_owned(),
@@ -72,7 +88,7 @@ impl World {
             kernel: "6.1".to_owned(),
             is_init,
             grace: Duration::from_secs(5),
-            workload: None,
+            workload,
         };
         let mut world = Self {
             agent: Agent::new(settings, now),
@@ -81,6 +97,7 @@ impl World {
             actions: Vec::new(),
             processes: BTreeMap::new(),
             next_pid: 100,
+            inputs: BTreeMap::new(),
             spawn_failure: None,
             failing_steps: BTreeSet::new(),
             is_console_drained: true,
@@ -188,6 +205,37 @@ impl World {
         self.settle();
     }
 
+    /// Writes until there is no more room.
+    fn fill(&mut self, pid: i32, stream: Stream) -> usize {
+        let id = self.session_of(pid);
+        let mut written = 0;
+        loop {
+            let len = self.agent.output_room(id).min(STREAM_DATA_LEN_MAX);
+            if len == 0 {
+                return written;
+            }
+            self.write(pid, stream, &vec![b'x'; len]);
+            written += len;
+        }
+    }
+
+    /// A command reads its standard input, as far as there is something.
+    fn flush_input(&mut self, id: SessionId) {
+        let end = self.inputs.entry(id).or_default();
+        loop {
+            let pending = self.agent.input_pending(id);
+            let len = pending.len().min(end.room.unwrap_or(usize::MAX));
+            if len == 0 || end.is_closed {
+                return;
+            }
+            end.received.extend_from_slice(&pending[..len]);
+            if let Some(room) = &mut end.room {
+                *room -= len;
+            }
+            self.agent.handle_input_written(id, len, self.now);
+        }
+    }
+
     /// A command's usual end.
     fn finish(&mut self, pid: i32, code: u8) {
         self.close_outputs(pid);
@@ -233,11 +281,11 @@ impl World {
                 self.agent
                     .handle_figures(id, Figures { fds: 5, rss_kib: 6 }, now);
             }
+            Action::FlushInput(id) => self.flush_input(id),
+            Action::CloseInput(id) => self.inputs.entry(id).or_default().is_closed = true,
             Action::DrainAccept
             | Action::ResumeOutput(_)
             | Action::CloseOutput(_)
-            | Action::FlushInput(_)
-            | Action::CloseInput(_)
             | Action::ResizeTty { .. }
             | Action::SignalGroup { .. }
             | Action::SignalEveryone(_)
