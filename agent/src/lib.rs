@@ -10,6 +10,7 @@
 //! is the only one that waits; `sys` is the only one that is unsafe. There are no threads, no locks
 //! and no async.
 
+mod accounts;
 pub mod agent;
 mod boot;
 mod config;
