@@ -237,17 +237,32 @@ impl Picker<'_> {
         expected: &'static str,
         parse: impl Fn(&str) -> Option<T>,
     ) -> Option<T> {
+        let mut parsed = None;
+        self.find(name, expected, &mut |text| {
+            parsed = parse(text);
+            parsed.is_some()
+        });
+        parsed
+    }
+
+    /// Goes through the values until one is accepted. Apart from [`Self::first`], so that there is
+    /// one of it in the program and not one for each setting.
+    fn find(
+        &mut self,
+        name: &'static str,
+        expected: &'static str,
+        accept: &mut dyn FnMut(&str) -> bool,
+    ) {
         for (source, value) in self.sources.candidates(name) {
-            match parse(value) {
-                Some(parsed) => return Some(parsed),
-                None => self.bad.push(BadValue {
-                    source,
-                    value: value.to_owned(),
-                    expected,
-                }),
+            if accept(value) {
+                return;
             }
+            self.bad.push(BadValue {
+                source,
+                value: value.to_owned(),
+                expected,
+            });
         }
-        None
     }
 }
 

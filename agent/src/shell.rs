@@ -49,8 +49,7 @@ use crate::sys::{clock, console};
 pub(crate) use tokens::Source;
 
 use connections::Entry;
-use input::Input;
-use output::Outputs;
+use output::Stdio;
 
 /// Bytes read at once: what a pipe holds, and a frame's worth.
 const READ_LEN: usize = PAYLOAD_LEN_MAX;
@@ -78,8 +77,7 @@ pub(crate) struct Shell {
     spare: Option<File>,
     signals: Signals,
     connections: BTreeMap<ConnectionId, Entry>,
-    outputs: BTreeMap<SessionId, Outputs>,
-    inputs: BTreeMap<SessionId, Input>,
+    stdio: BTreeMap<SessionId, Stdio>,
     spawner: Spawner,
     /// What every read goes through.
     scratch: Box<[u8]>,
@@ -106,8 +104,7 @@ impl Shell {
             spare: File::open("/dev/null").ok(),
             signals,
             connections: BTreeMap::new(),
-            outputs: BTreeMap::new(),
-            inputs: BTreeMap::new(),
+            stdio: BTreeMap::new(),
             spawner,
             scratch: vec![0; READ_LEN].into_boxed_slice(),
             ready: VecDeque::new(),

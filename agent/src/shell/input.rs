@@ -1,4 +1,4 @@
-//! Bytes into commands, and the size of their terminals.
+//! Bytes into commands.
 //!
 //! A writing end is registered as long as it is open. While bytes wait for it, that it takes more
 //! is an event. While none do, only errors and hang-ups are, which epoll tells whatever is asked
@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use log::debug;
 use mio::Interest;
-use shared::message::TtySize;
 
 use super::{Shell, Source};
 use crate::agent::{Agent, SessionId};
@@ -28,31 +27,32 @@ pub(super) struct Input {
 }
 
 impl Shell {
-    /// Takes the writing end of a program that was started just now. Returns whether it did.
-    pub(super) fn insert_input(&mut self, id: SessionId, mut end: StdioEnd) -> bool {
+    /// Puts the writing end of a program that was started just now into the poll set.
+    pub(super) fn register_input(&self, id: SessionId, mut end: StdioEnd) -> Option<Input> {
         let token = Source::Input(id).token();
-        if let Err(err) = self.registry.register(&mut end, token, HANG_UP_ONLY) {
-            debug!("{id}: cannot poll its input: {err}");
-            return false;
+        match self.registry.register(&mut end, token, HANG_UP_ONLY) {
+            Ok(()) => Some(Input {
+                end,
+                is_awaited: false,
+            }),
+            Err(err) => {
+                debug!("{id}: cannot poll its input: {err}");
+                None
+            }
         }
-        let is_awaited = false;
-        self.inputs.insert(id, Input { end, is_awaited });
-        true
     }
 
     /// Something happened to a writing end: it takes more, or nobody reads it any more.
     pub(super) fn drain_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
         self.flush_input(id, agent, now);
-        if let Some(input) = self.inputs.get(&id)
-            && input.end.is_hung_up()
-        {
+        if self.input(id).is_some_and(|input| input.end.is_hung_up()) {
             self.end_input(id, agent, now);
         }
     }
 
     /// Writes until there is no more, or the command takes no more.
     pub(super) fn flush_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
-        while let Some(input) = self.inputs.get(&id) {
+        while let Some(input) = self.input(id) {
             let pending = agent.input_pending(id);
             if pending.is_empty() {
                 break;
@@ -74,7 +74,7 @@ impl Shell {
     /// already there.
     fn sync_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
         let is_wanted = !agent.input_pending(id).is_empty();
-        let Some(input) = self.inputs.get_mut(&id) else {
+        let Some(input) = self.stdio.get_mut(&id).and_then(|it| it.input.as_mut()) else {
             return;
         };
         if input.is_awaited == is_wanted {
@@ -95,9 +95,11 @@ impl Shell {
 
     /// Deregisters, then closes. To a command without a terminal that is the end of its input.
     pub(super) fn close_input(&mut self, id: SessionId) {
-        if let Some(mut input) = self.inputs.remove(&id) {
+        let stdio = self.stdio.get_mut(&id);
+        if let Some(mut input) = stdio.and_then(|stdio| stdio.input.take()) {
             // A terminal's other end is still open, and epoll would keep this one for it.
             let _ = self.registry.deregister(&mut input.end);
+            self.forget_closed(id);
         }
     }
 
@@ -106,14 +108,8 @@ impl Shell {
         agent.handle_input_closed(id, now);
     }
 
-    /// Sets the size of a session's terminal, by the end that lives as long as the terminal does.
-    pub(super) fn resize_terminal(&self, id: SessionId, size: TtySize) {
-        let Some(end) = self.terminal(id) else {
-            return;
-        };
-        if let Err(err) = end.resize(size) {
-            debug!("{id}: cannot resize its terminal: {err}");
-        }
+    fn input(&self, id: SessionId) -> Option<&Input> {
+        self.stdio.get(&id)?.input.as_ref()
     }
 }
 
@@ -124,6 +120,7 @@ mod tests {
     use std::time::Duration;
 
     use mio::{Events, Poll, Token};
+    use shared::message::TtySize;
 
     use crate::sys::process::FileLimit;
     use crate::sys::spawn::{Program, Spawner, Started};

@@ -3,21 +3,24 @@
 use std::io;
 use std::time::Instant;
 
-use log::warn;
+use log::{debug, warn};
 use mio::Interest;
+use shared::message::TtySize;
 
+use super::input::Input;
 use super::program::{failure_of, program_of};
 use super::{READS_PER_TURN_MAX, Shell, Source};
 use crate::agent::{Agent, Command, Purpose, SessionId, Stream};
 use crate::sys::spawn::Started;
 use crate::sys::stdio::StdioEnd;
 
-/// The reading ends of a command's outputs that have not ended.
+/// The agent's ends of a command's standard descriptors, as far as they are open.
 #[derive(Debug, Default)]
-pub(super) struct Outputs {
+pub(super) struct Stdio {
+    pub(super) input: Option<Input>,
     stdout: Option<Output>,
     stderr: Option<Output>,
-    /// Whether standard output is a terminal.
+    /// Whether all of them are one terminal.
     is_terminal: bool,
 }
 
@@ -28,7 +31,12 @@ struct Output {
     is_unread: bool,
 }
 
-impl Outputs {
+impl Stdio {
+    /// Whether nothing of it is open.
+    pub(super) fn is_closed(&self) -> bool {
+        self.input.is_none() && self.stdout.is_none() && self.stderr.is_none()
+    }
+
     fn slot(&mut self, stream: Stream) -> &mut Option<Output> {
         match stream {
             Stream::Stdout => &mut self.stdout,
@@ -74,49 +82,56 @@ impl Shell {
         agent: &mut Agent,
         now: Instant,
     ) {
-        let stdio = started.stdio;
-        let outputs = Outputs {
+        let ends = started.stdio;
+        let mut stdio = Stdio {
             is_terminal: command.tty.is_some(),
-            ..Outputs::default()
+            ..Stdio::default()
         };
-        self.outputs.insert(id, outputs);
         for (stream, end) in [
-            (Stream::Stdout, Some(stdio.stdout)),
-            (Stream::Stderr, stdio.stderr),
+            (Stream::Stdout, Some(ends.stdout)),
+            (Stream::Stderr, ends.stderr),
         ] {
-            if !end.is_some_and(|end| self.insert_output(id, stream, end)) {
-                // Not settled here: what the core asks for next needs all three in their place.
+            let output = end.and_then(|end| self.register_output(id, stream, end));
+            if output.is_none() {
                 agent.handle_output_closed(id, stream, now);
             }
+            *stdio.slot(stream) = output;
         }
         // A terminal has a writing end also when nothing is to be written to it.
-        let stdin = stdio.stdin.filter(|_| command.has_input);
-        if let Some(end) = stdin
-            && !self.insert_input(id, end)
-        {
-            agent.handle_input_closed(id, now);
+        if let Some(end) = ends.stdin.filter(|_| command.has_input) {
+            stdio.input = self.register_input(id, end);
+            if stdio.input.is_none() {
+                agent.handle_input_closed(id, now);
+            }
+        }
+        if !stdio.is_closed() {
+            self.stdio.insert(id, stdio);
         }
     }
 
-    fn insert_output(&mut self, id: SessionId, stream: Stream, mut end: StdioEnd) -> bool {
-        let Some(outputs) = self.outputs.get_mut(&id) else {
-            return false;
-        };
+    fn register_output(&self, id: SessionId, stream: Stream, mut end: StdioEnd) -> Option<Output> {
         let token = Source::Output(id, stream).token();
-        if let Err(err) = self.registry.register(&mut end, token, Interest::READABLE) {
-            warn!("{id}: cannot poll its output: {err}");
-            return false;
+        match self.registry.register(&mut end, token, Interest::READABLE) {
+            Ok(()) => Some(Output {
+                end,
+                is_unread: false,
+            }),
+            Err(err) => {
+                warn!("{id}: cannot poll its output: {err}");
+                None
+            }
         }
-        let is_unread = false;
-        *outputs.slot(stream) = Some(Output { end, is_unread });
-        true
     }
 
-    /// The end of a session's terminal that lives as long as the terminal does.
-    pub(super) fn terminal(&self, id: SessionId) -> Option<&StdioEnd> {
-        let outputs = self.outputs.get(&id)?;
-        let output = outputs.stdout.as_ref().filter(|_| outputs.is_terminal)?;
-        Some(&output.end)
+    /// Sets the size of a session's terminal, by the end that lives as long as the terminal does.
+    pub(super) fn resize_terminal(&self, id: SessionId, size: TtySize) {
+        let stdio = self.stdio.get(&id).filter(|stdio| stdio.is_terminal);
+        let Some(output) = stdio.and_then(|stdio| stdio.stdout.as_ref()) else {
+            return;
+        };
+        if let Err(err) = output.end.resize(size) {
+            debug!("{id}: cannot resize its terminal: {err}");
+        }
     }
 
     /// Reads until there is no more, or the core takes no more, or it is others' turn.
@@ -128,10 +143,10 @@ impl Shell {
         now: Instant,
     ) {
         for _ in 0..READS_PER_TURN_MAX {
-            let Some(outputs) = self.outputs.get_mut(&id) else {
+            let Some(stdio) = self.stdio.get_mut(&id) else {
                 return;
             };
-            let Some(output) = outputs.slot(stream) else {
+            let Some(output) = stdio.slot(stream) else {
                 return;
             };
             output.is_unread = true;
@@ -161,9 +176,9 @@ impl Shell {
     pub(crate) fn resume_output(&mut self, id: SessionId) {
         for &stream in Stream::ALL {
             let output = self
-                .outputs
+                .stdio
                 .get_mut(&id)
-                .and_then(|outputs| outputs.slot(stream).as_ref());
+                .and_then(|stdio| stdio.slot(stream).as_ref());
             if output.is_some_and(|output| output.is_unread) {
                 self.push_ready(Source::Output(id, stream));
             }
@@ -186,19 +201,23 @@ impl Shell {
     /// Deregisters, then closes. With a terminal's output its input ends too: it would be kept open
     /// for that, with nobody to read what its programs write.
     fn close_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
-        let Some(outputs) = self.outputs.get_mut(&id) else {
+        let Some(stdio) = self.stdio.get_mut(&id) else {
             return;
         };
-        if let Some(mut output) = outputs.slot(stream).take() {
+        if let Some(mut output) = stdio.slot(stream).take() {
             // Closing a pipe removes it too; closing a terminal does not while its input is open.
             let _ = self.registry.deregister(&mut output.end);
         }
-        if outputs.stdout.is_none() && outputs.stderr.is_none() {
-            let is_terminal = outputs.is_terminal;
-            self.outputs.remove(&id);
-            if is_terminal && self.inputs.contains_key(&id) {
-                self.end_input(id, agent, now);
-            }
+        if stdio.is_terminal && stdio.input.is_some() {
+            self.end_input(id, agent, now);
+        }
+        self.forget_closed(id);
+    }
+
+    /// Forgets the descriptors of a session of which none is open any more.
+    pub(super) fn forget_closed(&mut self, id: SessionId) {
+        if self.stdio.get(&id).is_some_and(Stdio::is_closed) {
+            self.stdio.remove(&id);
         }
     }
 }
