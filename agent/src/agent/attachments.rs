@@ -48,6 +48,8 @@ pub(super) struct Attachment {
     pub(super) mode: AttachMode,
     /// Offsets of the next bytes that it gets.
     cursors: [u64; 2],
+    /// Index of the stream whose turn it is.
+    turn: usize,
     /// The answer that it has not got: the session's process has not been started.
     owed: Option<Answer>,
 }
@@ -65,6 +67,7 @@ impl Attachment {
             session: session.id(),
             mode,
             cursors: [cursor(Stream::Stdout), cursor(Stream::Stderr)],
+            turn: 0,
             owed: None,
         }
     }
@@ -75,24 +78,25 @@ impl Attachment {
     }
 
     /// Fills the outbox, a frame of each stream in turn, so that one that never ends does not
-    /// starve the other. Returns the number of gaps, or `None` if nothing was added.
+    /// starve the other, however little room there is at a time. Returns the number of gaps, or `None` if nothing was added.
     pub(super) fn pump(&mut self, session: &Session, outbox: &mut Outbox) -> Option<u64> {
         if self.owed.is_some() || self.mode == AttachMode::Wait {
             return None;
         }
         let mut gaps = None;
-        loop {
-            let mut is_dry = true;
-            for &stream in Stream::ALL {
-                if let Some(count) = self.pump_frame(stream, session, outbox) {
-                    is_dry = false;
+        // Streams in a row that had nothing to give, or no room for it.
+        let mut dry_count = 0;
+        while dry_count < Stream::ALL.len() {
+            match self.pump_frame(Stream::ALL[self.turn], session, outbox) {
+                Some(count) => {
                     gaps = Some(gaps.unwrap_or(0) + count);
+                    dry_count = 0;
                 }
+                None => dry_count += 1,
             }
-            if is_dry {
-                return gaps;
-            }
+            self.turn = (self.turn + 1) % Stream::ALL.len();
         }
+        gaps
     }
 
     /// Adds one frame of a stream, behind a GAP if bytes are missing before it.
@@ -115,9 +119,10 @@ impl Attachment {
             gaps = 1;
         }
         let (head, tail) = ring.bytes_from(*cursor, outbox.stream_room());
-        if !head.is_empty() {
+        let len = head.len() + tail.len();
+        if len > 0 {
             outbox.push_chunk(stream.frame_kind(), *cursor, (head, tail));
-            *cursor += (head.len() + tail.len()) as u64;
+            *cursor += len as u64;
         }
         Some(gaps)
     }
@@ -398,6 +403,18 @@ mod tests {
             next = *to;
         }
         assert_eq!(next, attachment.cursor(Stream::Stdout));
+        // With room for one frame at a time both still get on.
+        session.handle_output(Stream::Stdout, &vec![0; RING_LEN_MAX]);
+        session.handle_output(Stream::Stderr, &vec![0; RING_LEN_MAX]);
+        attachment.pump(&session, &mut outbox);
+        let cursors = attachment.cursors;
+        for _ in 0..2 {
+            while outbox.stream_room() == 0 {
+                outbox.consume(1);
+            }
+            attachment.pump(&session, &mut outbox);
+        }
+        assert!(attachment.cursors[0] > cursors[0] && attachment.cursors[1] > cursors[1]);
     }
 
     #[test]

@@ -150,17 +150,19 @@ pub(super) struct Session {
 impl Session {
     /// A session whose process has been asked for.
     pub(super) fn new(id: SessionId, terms: Terms, now: Instant) -> Self {
-        let output = || Output {
+        let output = |is_open| Output {
             ring: Ring::default(),
-            is_open: true,
+            is_open,
         };
+        let has_stderr = terms.tty.is_none();
         Self {
             id,
             input: Input::new(terms.has_input, terms.tty.is_some()),
             terms,
             state: State::Starting,
             pid: 0,
-            outputs: [output(), output()],
+            // Of a terminal all output is standard output.
+            outputs: [output(true), output(has_stderr)],
             owner: None,
             attached: Vec::new(),
             is_stalled: false,

@@ -82,11 +82,10 @@ impl Agent {
         }
     }
 
-    pub(super) fn handle_resize(&mut self, id: ConnectionId, size: TtySize, now: Instant) {
-        let attachment = match self.attachment_of(id) {
-            Ok(Some(attachment)) => attachment,
-            Ok(None) => return,
-            Err(mistake) => return self.refuse_mistake(id, &mistake, now),
+    pub(super) fn handle_resize(&mut self, id: ConnectionId, size: TtySize) {
+        // A terminal may change its size at any time, also where no session came of the request.
+        let Ok(Some(attachment)) = self.attachment_of(id) else {
+            return;
         };
         let session = attachment.session;
         let has_tty = self.sessions.get(session).is_some_and(|it| {

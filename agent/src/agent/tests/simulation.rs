@@ -297,7 +297,7 @@ impl Simulation {
             if let Some(attachment) = connection.attachment {
                 let session = agent.sessions.get(attachment.session).expect("a session");
                 assert!(session.attached().contains(id));
-                let is_owner = attachment.mode == shared::message::AttachMode::Own;
+                let is_owner = attachment.mode == AttachMode::Own;
                 assert_eq!(session.owner == Some(*id), is_owner);
             }
         }
