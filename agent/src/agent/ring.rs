@@ -73,13 +73,15 @@ impl Ring {
     }
 
     /// At most `len_max` bytes from `offset` on, which must be within what is held. They come in
-    /// two pieces where the ring wraps.
+    /// two pieces where the ring wraps; the first one is empty only if there are none.
     pub(super) fn bytes_from(&self, offset: u64, len_max: usize) -> (&[u8], &[u8]) {
         debug_assert!((self.start..=self.end()).contains(&offset));
         let skip = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
         let (head, tail) = self.bytes.as_slices();
-        let from_head = head.get(skip..).unwrap_or(&[]);
-        let from_tail = tail.get(skip.saturating_sub(head.len())..).unwrap_or(&[]);
+        let (from_head, from_tail) = match skip.checked_sub(head.len()) {
+            None => (&head[skip..], tail),
+            Some(skip) => (tail.get(skip..).unwrap_or(&[]), &[][..]),
+        };
         let from_head = &from_head[..from_head.len().min(len_max)];
         let from_tail = &from_tail[..from_tail.len().min(len_max - from_head.len())];
         (from_head, from_tail)
@@ -126,6 +128,7 @@ mod tests {
 
     fn text(ring: &Ring, offset: u64, len_max: usize) -> Vec<u8> {
         let (head, tail) = ring.bytes_from(offset, len_max);
+        assert!(!head.is_empty() || tail.is_empty(), "from {offset}");
         [head, tail].concat()
     }
 
