@@ -172,7 +172,7 @@ fn through_cat(machine: &Machine, mebibytes: u64) {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     let before = resident();
-    let mut command = machine.command(["exec", "--name", "vm", "-i", "--", "cat"]);
+    let mut command = machine.command(["exec", "--name", "vm", "-i", "--", "sh", "-c", "exec cat"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -218,7 +218,7 @@ fn flood(machine: &Machine, total: u32, parallel: u32) {
         let mut command = machine.command(["stress", "--name", "vm", "--json"]);
         command.args(["--total", &total.to_string()]);
         command.args(["--parallel", &parallel.to_string()]);
-        command.args(["--timeout", "20m", "--", "true"]);
+        command.args(["--timeout", "20m", "--", "/init", "--noop"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(Stdio::piped());
         command.spawn().unwrap()
