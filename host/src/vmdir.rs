@@ -7,6 +7,7 @@
 //!                state.json       what is known about the VM, replaced by rename
 //!                exit.json        how the VMM ended; there once it has
 //!                vmm.log, console.log, supervisor.log
+//!                output.log …     the workload's output; see [`output_log`](crate::output_log)
 //!                api.sock, vsock.sock, drive0 …  the VMM's own, by relative names
 //! ```
 //!
@@ -51,6 +52,7 @@ const TRASH_PREFIX: &str = ".trash-";
 
 const LOCK: &str = "lock";
 const SUPERVISOR_LOCK: &str = "supervisor.lock";
+const OUTPUT_LOCK: &str = "output.lock";
 const STATE: &str = "state.json";
 const EXIT: &str = "exit.json";
 
@@ -276,6 +278,12 @@ impl VmDir {
     /// `deadline`.
     pub fn supervisor_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
         Lock::wait(&self.file(SUPERVISOR_LOCK), deadline)
+    }
+
+    /// Takes the lock of whoever writes the workload's output down; `None` when it is not free
+    /// before `deadline`.
+    pub fn output_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
+        Lock::wait(&self.file(OUTPUT_LOCK), deadline)
     }
 
     /// What is known about the VM.
