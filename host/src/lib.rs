@@ -50,6 +50,7 @@ pub mod uds;
 pub mod values;
 pub mod vmdir;
 pub mod vmm;
+pub mod workload;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -22,8 +22,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
-use shared::message::{Gap, Started, Stream};
-
 use self::journal::{Journal, OUTPUT_LEN_MAX, Record, Step};
 use crate::json::Object;
 use crate::vmdir::{Lock, VmDir, VmDirError};
@@ -42,6 +40,8 @@ pub const OUTPUT_RECORD: &str = "output.json";
 pub struct OutputLog {
     files: Files,
     journal: Journal,
+    /// Whether there is a record on disk.
+    has_record: bool,
     _lock: Lock,
 }
 
@@ -53,10 +53,12 @@ impl OutputLog {
             dir: dir.clone(),
             file: None,
         };
-        let record = files.recover(read_record(dir)?, from)?;
+        let found = read_record(dir)?;
+        let record = files.recover(found, from)?;
         Ok(Self {
             files,
             journal: Journal::new(record, OUTPUT_LEN_MAX),
+            has_record: found.is_some(),
             _lock: lock,
         })
     }
@@ -70,39 +72,22 @@ impl OutputLog {
         Ok(())
     }
 
-    /// The record on disk. What comes before its offsets may be acknowledged.
-    #[must_use]
-    pub const fn committed(&self) -> &Record {
-        self.journal.committed()
+    /// Where what comes is brought in.
+    pub const fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
     }
 
-    /// Bytes that wait for a commit.
-    #[must_use]
-    pub const fn pending_len(&self) -> usize {
-        self.journal.pending_len()
-    }
-
-    /// See [`Journal::handle_attached`].
-    pub fn handle_attached(&mut self, started: &Started) {
-        self.journal.handle_attached(started);
-    }
-
-    /// See [`Journal::handle_output`].
-    pub fn handle_output(&mut self, stream: Stream, offset: u64, bytes: &[u8]) {
-        self.journal.handle_output(stream, offset, bytes);
-    }
-
-    /// See [`Journal::handle_gap`].
-    pub fn handle_gap(&mut self, gap: Gap) {
-        self.journal.handle_gap(gap);
-    }
-
-    /// Makes everything so far durable. After an error only [`roll_back`](Self::roll_back) helps.
+    /// Makes everything so far durable, also that there was nothing. After an error only
+    /// [`roll_back`](Self::roll_back) helps.
     pub fn commit(&mut self) -> Result<(), VmDirError> {
         for step in self.journal.poll_commit() {
             self.files.perform(step)?;
         }
         self.journal.handle_committed();
+        if !self.has_record {
+            self.files.replace_record(self.journal.committed())?;
+            self.has_record = true;
+        }
         Ok(())
     }
 }
