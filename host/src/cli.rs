@@ -69,6 +69,11 @@ macro_rules! command {
     };
 }
 
+// Behind the macro that it uses.
+mod observe;
+
+pub use self::observe::{LogsCommand, StressCommand};
+
 /// Boot, snapshot and restore microVMs, prove that they are ready, and run commands in them.
 #[derive(FromArgs, Debug)]
 #[argh(
@@ -96,6 +101,10 @@ pub enum Command {
     Probe(ProbeCommand),
     /// See [`ExecCommand`].
     Exec(ExecCommand),
+    /// See [`LogsCommand`].
+    Logs(LogsCommand),
+    /// See [`StressCommand`].
+    Stress(StressCommand),
     /// See [`Ls`].
     Ls(Ls),
     /// See [`Inspect`].
@@ -109,8 +118,9 @@ pub enum Command {
 }
 
 /// Names of the commands, for suggestions.
-pub const COMMAND_NAMES: [&str; 10] = [
-    "boot", "snapshot", "restore", "probe", "exec", "ls", "inspect", "stop", "rm", "doctor",
+pub const COMMAND_NAMES: [&str; 12] = [
+    "boot", "snapshot", "restore", "probe", "exec", "logs", "stress", "ls", "inspect", "stop",
+    "rm", "doctor",
 ];
 
 impl Command {
@@ -123,6 +133,8 @@ impl Command {
             Self::Restore(command) => command.common(),
             Self::Probe(command) => command.common(),
             Self::Exec(command) => command.common(),
+            Self::Logs(command) => command.common(),
+            Self::Stress(command) => command.common(),
             Self::Ls(command) => command.common(),
             Self::Inspect(command) => command.common(),
             Self::Stop(command) => command.common(),

@@ -7,7 +7,7 @@
 //! and otherwise in nobody's way.
 //!
 //! ```text
-//! cli ─▶ boot, restore, snapshot, probe, exec, stop, ls, doctor
+//! cli ─▶ boot, restore, snapshot, probe, exec, logs, stress, stop, ls, doctor
 //!          │            │                        │
 //!          ▼            ▼                        ▼
 //!        launch       guest (shared::exchange)  vmdir, artifact, record
@@ -31,6 +31,7 @@ pub mod http;
 pub mod json;
 pub mod launch;
 pub mod log_tails;
+pub mod logs;
 pub mod ls;
 pub mod output;
 pub mod output_log;
@@ -42,6 +43,7 @@ pub mod restore;
 pub mod snapshot;
 pub mod start;
 pub mod stop;
+pub mod stress;
 pub mod supervisor;
 pub mod sys;
 pub mod target;
@@ -101,6 +103,8 @@ fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
         Command::Restore(command) => restore::run(&command).map(|()| 0),
         Command::Probe(command) => probe::run(&command).map(|()| 0),
         Command::Exec(command) => exec::run(&command, invocation.argv),
+        Command::Logs(command) => logs::run(&command).map(|()| 0),
+        Command::Stress(command) => stress::run(&command, invocation.argv).map(|()| 0),
         Command::Ls(command) => ls::list(&command).map(|()| 0),
         Command::Inspect(command) => ls::inspect(&command).map(|()| 0),
         Command::Stop(command) => stop::stop(&command).map(|()| 0),

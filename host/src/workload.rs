@@ -153,7 +153,8 @@ struct Progress {
 }
 
 impl<S: Sink> Follower<'_, S> {
-    /// Follows until there is no more. An error is the sink's, whose last batch the guest still has.
+    /// Follows until there is no more. An error is the sink's, whose last batch the guest still
+    /// has.
     pub fn run(&mut self) -> Result<End, Failure> {
         let mut progress = Progress::default();
         loop {
