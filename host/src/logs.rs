@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::time::TimeSpec;
 use shared::exchange::ExchangeError;
-use shared::message::FailCode;
+use shared::message::{FailCode, Stream};
 use shared::session_client::SessionError;
 
 use crate::cli::LogsCommand;
@@ -24,7 +24,6 @@ use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::driver::{AskError, AskErrorReason};
-use crate::guest::exec::OutputStream;
 use crate::output::write_stream;
 use crate::output_log::read_record;
 use crate::output_log::reader::View;
@@ -43,18 +42,6 @@ const BLOCK_LEN: usize = 64 * 1024;
 const NO_WORKLOAD: &str = "the guest has no workload; its image names one in \
                            /etc/guest-agent/agent.json, or its kernel command line in \
                            agent.workload=";
-
-impl<'a> From<&'a LogsCommand> for TargetArguments<'a> {
-    fn from(command: &'a LogsCommand) -> Self {
-        Self {
-            name: command.name.as_ref(),
-            uds: command.uds.as_ref(),
-            cid: command.cid,
-            unix: command.unix.as_ref(),
-            port: command.port,
-        }
-    }
-}
 
 /// Prints the output.
 pub fn run(command: &LogsCommand) -> Result<(), Failure> {
@@ -351,7 +338,7 @@ fn refusal(error: AskError) -> Failure {
 
 fn write_out(bytes: &[u8], deadline: Option<Instant>) -> Result<(), Failure> {
     let watch = deadline.map(Watch::until);
-    let written = write_stream(OutputStream::Stdout, bytes, watch.as_ref());
+    let written = write_stream(Stream::Stdout, bytes, watch.as_ref());
     let exit = match &written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Exit::Deadline,

@@ -4,6 +4,8 @@ pub mod latency;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -11,19 +13,23 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use shared::message::{ByteString, Exec, ExitStatus, Exited, FailCode};
+use shared::session_client::{ABSENCE_MAX, Deadlines, Fate, Request, SessionError};
 
 use self::latency::Summary;
 use crate::cli::StressCommand;
-use crate::error::Failure;
+use crate::error::{Failure, FailureContext};
 use crate::exit::{Exit, Table};
-use crate::guest::connection::ConnectionError;
-use crate::guest::exec::{self as client, ExecError, Fate};
+use crate::guest::session::{self, ClientError, Local, Outcome, Session};
 use crate::output::print;
 use crate::random;
-use crate::target::{Target, TargetArguments};
+use crate::target::Target;
 
 /// How long all runs may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// How long a command runs on without its client after a cut, ms: longer than its client may take
+/// to come back.
+const KEEP_MS: u64 = 10_000;
 
 /// Most runs at once: each is a thread here and a connection there.
 const PARALLEL_MAX: u32 = 1024;
@@ -33,18 +39,6 @@ const TOTAL_MAX: u32 = 1_000_000;
 
 /// What is run unless the caller says: no program does less, and every image has it.
 const COMMAND_DEFAULT: &str = "true";
-
-impl<'a> From<&'a StressCommand> for TargetArguments<'a> {
-    fn from(command: &'a StressCommand) -> Self {
-        Self {
-            name: command.name.as_ref(),
-            uds: command.uds.as_ref(),
-            cid: command.cid,
-            unix: command.unix.as_ref(),
-            port: command.port,
-        }
-    }
-}
 
 /// Runs the command as often as asked for.
 pub fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), Failure> {
@@ -66,6 +60,7 @@ pub fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), F
         parallel: command.parallel.min(command.total),
         total: command.total,
         deadline: Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT),
+        sink: open_sink()?,
     };
     let report = load.run();
     let printed = if command.json {
@@ -77,6 +72,11 @@ pub fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), F
         Some(failure) => Err(failure),
         None => printed,
     }
+}
+
+fn open_sink() -> Result<File, Failure> {
+    let opened = OpenOptions::new().write(true).open("/dev/null");
+    opened.or_fail(Exit::Defect, || "cannot open /dev/null".to_owned())
 }
 
 fn check_count(option: &str, count: u32, count_max: u32) -> Result<(), Failure> {
@@ -95,6 +95,8 @@ struct Load<'a> {
     parallel: u32,
     total: u32,
     deadline: Instant,
+    /// Where all output goes.
+    sink: File,
 }
 
 impl Load<'_> {
@@ -132,19 +134,42 @@ impl Load<'_> {
         tally
     }
 
+    /// Has one run, whose output goes nowhere.
     fn exec(&self) -> Result<(), Failed> {
-        let id = random::exec_id().map_err(|error| Failed::from(ExecError::Local(error)))?;
-        let exec = Exec::new(id, self.argv.clone());
-        let watch = self.target.watch(self.deadline);
-        let request = client::Request {
-            endpoint: &self.target.endpoint,
-            exec: &exec,
-            may_attach: false,
-            start: watch,
-            end: watch,
+        let id = random::exec_id().map_err(ClientError::Local)?;
+        let now = Instant::now();
+        let left = self.deadline.saturating_duration_since(now);
+        let exec = Exec {
+            timeout_ms: u64::try_from(left.as_millis()).ok(),
+            keep_ms: Some(KEEP_MS),
+            ..Exec::new(id, self.argv.clone())
         };
-        let exited = client::run(&request, &mut |_, _| Ok(()))?;
-        Failed::of_end(&exited).map_or(Ok(()), Err)
+        let session = Session {
+            endpoint: &self.target.endpoint,
+            request: Request::Exec {
+                exec: Box::new(exec),
+                may_be_known: false,
+            },
+            deadlines: Deadlines {
+                start: Some(self.deadline),
+                absence_max: Some(ABSENCE_MAX),
+                end: Some(self.deadline),
+            },
+            watch: self.target.watch(self.deadline),
+            is_done_when_started: false,
+        };
+        let local = Local {
+            stdin: None,
+            stdout: self.sink.as_fd(),
+            stderr: self.sink.as_fd(),
+            signals: None,
+            terminal: None,
+        };
+        match session::run(session, local)? {
+            Outcome::Exited(exited) => Failed::of_end(&exited).map_or(Ok(()), Err),
+            // Not without its end.
+            Outcome::Started(_) => Ok(()),
+        }
     }
 }
 
@@ -172,8 +197,8 @@ impl Failed {
     }
 }
 
-impl From<ExecError> for Failed {
-    fn from(error: ExecError) -> Self {
+impl From<ClientError> for Failed {
+    fn from(error: ClientError) -> Self {
         Self {
             kind: kind_of(&error),
             exit: error.exit(),
@@ -182,17 +207,33 @@ impl From<ExecError> for Failed {
     }
 }
 
-fn kind_of(error: &ExecError) -> String {
+fn kind_of(error: &ClientError) -> String {
     let kind = match error {
-        ExecError::Refused(fail) if fail.code == FailCode::NotFound => "not found",
-        ExecError::Refused(fail) if fail.code == FailCode::NotRunnable => "not runnable",
-        ExecError::Refused(fail) => return format!("refused ({})", fail.code),
-        ExecError::Deadline(_) => "timeout",
-        ExecError::Connection(ConnectionError::VmmEnded, _) => "VMM ended",
-        ExecError::Connection(_, Fate::NotRun) => "no connection",
-        ExecError::Connection(..) | ExecError::Severed(..) | ExecError::Missed { .. } => "unknown",
-        ExecError::Protocol(..) => "protocol",
-        ExecError::Output(_) | ExecError::Local(_) => "this machine",
+        ClientError::Session { error, .. } => return session_kind(error),
+        ClientError::VmmEnded(_) => "VMM ended",
+        ClientError::Connection(_, Fate::NotRun) => "no connection",
+        ClientError::Connection(_, Fate::Unknown | Fate::Started) => "unknown",
+        ClientError::Interrupted(_) => "interrupted",
+        ClientError::Output(_) | ClientError::Local(_) => "this machine",
+    };
+    kind.to_owned()
+}
+
+fn session_kind(error: &SessionError) -> String {
+    let kind = match error {
+        SessionError::Refused { fail, .. } => match fail.code {
+            FailCode::NotFound => "not found",
+            FailCode::NotRunnable => "not runnable",
+            code => return format!("refused ({code})"),
+        },
+        SessionError::Deadline(Fate::NotRun) => "no answer",
+        SessionError::Deadline(_) | SessionError::Undelivered(_) => "timeout",
+        SessionError::Version(_) | SessionError::Protocol { .. } => "protocol",
+        SessionError::Superseded
+        | SessionError::Forgotten
+        | SessionError::StartedAgain
+        | SessionError::ShutDown(_)
+        | SessionError::Absent(_) => "unknown",
     };
     kind.to_owned()
 }
@@ -464,6 +505,7 @@ mod tests {
             parallel: 3,
             total: 7,
             deadline: Instant::now() + Duration::from_secs(30),
+            sink: open_sink().unwrap(),
         };
         let report = thread::scope(|scope| {
             scope.spawn(|| {

@@ -37,8 +37,11 @@
 //! that it must be longer than [`SILENCE_MAX`]. What went out on the first is still in the ring.
 
 mod error;
+mod events;
 mod input;
 mod output;
+mod request;
+mod timing;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -48,6 +51,7 @@ pub use input::INPUT_LEN_MAX;
 use input::Input;
 pub use output::ACK_LEN;
 use output::Output;
+pub use request::{Deadlines, Request};
 
 use crate::frame::{Decoder, Frame};
 use crate::limits::STREAM_OFFSET_LEN;
@@ -89,53 +93,6 @@ const SEND_AHEAD_LEN: usize = 64 * 1024;
 
 /// Most signals that wait for the guest. More of the same say nothing new.
 const SIGNALS_MAX: usize = 16;
-
-/// What is asked of the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
-    /// Run a command.
-    Exec {
-        /// The command. Its offsets are filled in for each attempt.
-        exec: Box<Exec>,
-        /// Whether the caller chose the id, so that the command may have been started long ago.
-        may_be_known: bool,
-    },
-    /// Attach to a session that is there.
-    Attach {
-        /// To which, and how. Its offsets are filled in for all attempts but the first.
-        attach: Attach,
-        /// Whether standard input will be sent.
-        stdin: bool,
-    },
-}
-
-impl Request {
-    /// Whether this client acknowledges what it was given.
-    fn is_owner(&self) -> bool {
-        match self {
-            Self::Exec { exec, .. } => !exec.detached,
-            Self::Attach { attach, .. } => attach.mode == AttachMode::Own,
-        }
-    }
-
-    fn wants_output(&self) -> bool {
-        match self {
-            Self::Exec { .. } => true,
-            Self::Attach { attach, .. } => attach.mode != AttachMode::Wait,
-        }
-    }
-}
-
-/// When the client gives up. `None` means that there is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadlines {
-    /// The guest must have answered the request for the first time by then.
-    pub start: Option<Instant>,
-    /// How long the guest may be gone after a cut. A guest that refuses for now is there.
-    pub absence_max: Option<Duration>,
-    /// The end must have come, and all output been handed on, by then.
-    pub end: Option<Instant>,
-}
 
 /// What the driver should do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -554,6 +511,18 @@ impl SessionClient {
         matches!(self.state, State::Attached { .. })
     }
 
+    /// Whether EXITED has come, so that all that is left is to hand on the output.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        matches!(self.state, State::Leaving { .. })
+    }
+
+    /// Signals that the guest has not confirmed.
+    #[must_use]
+    pub fn unconfirmed_signal_count(&self) -> usize {
+        self.signals.len()
+    }
+
     /// The guest's latest HELLO.
     #[must_use]
     pub const fn hello(&self) -> Option<&Hello> {
@@ -583,9 +552,6 @@ impl SessionClient {
         }
     }
 }
-
-mod events;
-mod timing;
 
 #[cfg(test)]
 mod tests;

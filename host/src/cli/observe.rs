@@ -6,10 +6,11 @@ use std::time::Duration;
 use argh::FromArgs;
 use shared::limits::PORT_DEFAULT;
 
-use super::Common;
+use super::{Common, command, guest_command};
+use crate::target::TargetArguments;
 use crate::values::{VmName, parse_timeout};
 
-command! {
+guest_command! {
     /// Print the output of the workload that the guest's image names.
     #[argh(
         subcommand,
@@ -23,21 +24,6 @@ command! {
                 the workload has ended, or its VM has."
     )]
     pub struct LogsCommand {
-        /// a VM of this host
-        #[argh(option)]
-        pub name: Option<VmName>,
-        /// hybrid vsock socket of a VM that something else runs
-        #[argh(option, arg_name = "path")]
-        pub uds: Option<PathBuf>,
-        /// vsock context id of a VM that something else runs
-        #[argh(option)]
-        pub cid: Option<u32>,
-        /// plain Unix socket of an agent
-        #[argh(option, arg_name = "path")]
-        pub unix: Option<PathBuf>,
-        /// the agent's vsock port; default 5252
-        #[argh(option, default = "PORT_DEFAULT")]
-        pub port: u32,
         /// go on until the workload or its VM ends
         #[argh(switch, short = 'f')]
         pub follow: bool,
@@ -47,7 +33,7 @@ command! {
     }
 }
 
-command! {
+guest_command! {
     /// Run a command many times in parallel, and report how long it takes and what fails.
     #[argh(
         subcommand,
@@ -61,21 +47,6 @@ command! {
                 in different ways."
     )]
     pub struct StressCommand {
-        /// a VM of this host
-        #[argh(option)]
-        pub name: Option<VmName>,
-        /// hybrid vsock socket of a VM that something else runs
-        #[argh(option, arg_name = "path")]
-        pub uds: Option<PathBuf>,
-        /// vsock context id of a VM that something else runs
-        #[argh(option)]
-        pub cid: Option<u32>,
-        /// plain Unix socket of an agent
-        #[argh(option, arg_name = "path")]
-        pub unix: Option<PathBuf>,
-        /// the agent's vsock port; default 5252
-        #[argh(option, default = "PORT_DEFAULT")]
-        pub port: u32,
         /// how many run at once; default 10
         #[argh(option, default = "10", arg_name = "count")]
         pub parallel: u32,
