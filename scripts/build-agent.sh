@@ -37,9 +37,12 @@ machine=$(uname --machine)
 target=$machine-unknown-linux-musl
 has_target "$target" || target=$machine-unknown-linux-gnu
 
+# At a fixed address: nothing is relocated at start, so that no page of tables is written to before
+# the first request, and the file is 57 KB smaller.
+#
 # With --target, RUSTFLAGS reach the agent only and not build scripts and macros, which must stay
 # dynamic to be loaded by the compiler.
-RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
+RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static -C relocation-model=static" \
     cargo build --quiet --locked --release --package agent --bin guest-agent --target "$target" >&2
 
 binary=${CARGO_TARGET_DIR:-$TOP/target}/$target/release/guest-agent

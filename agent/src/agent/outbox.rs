@@ -1,27 +1,34 @@
 //! Bytes on their way to one peer: bounded, and the source of back-pressure. No I/O.
 //!
 //! ```text
-//! 0 ········ REQUESTS_PAUSE_LEN ········ STREAM_LEN_MAX ········ LEN_MAX
-//! └ anything ┴ no further request is ────┴ nothing but answers ──┴ the peer does not
-//!              taken from this peer        and ends of sessions    read: it is closed
+//! 0 ──────────────────────── STREAM_LEN_MAX ───────────────────── LEN_MAX
+//! └ output and answers ──────┴ nothing but answers and ends ──────┴ the peer does not
+//!                              of sessions                          read: it is closed
 //! ```
+//!
+//! From [`REQUESTS_PAUSE_LEN`] bytes of *answers* on, no further request is taken from the peer.
+//! Output does not count for that: a client behind a slow terminal must still be able to interrupt
+//! what floods it, and its acknowledgements are what makes room for more.
 //!
 //! Invariants:
 //! - Never holds more than [`LEN_MAX`] bytes.
 //! - An empty outbox holds no large allocation, so that idle connections cost nothing.
 
+use std::collections::VecDeque;
+use std::ops::Range;
+
 use shared::frame::FrameKind;
 use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX, STREAM_DATA_LEN_MAX};
 use shared::message::{Chunk, Message};
 
-/// From this many unsent bytes on, no further request is taken from the peer.
+/// From this many unsent bytes of answers on, no further request is taken from the peer.
 pub const REQUESTS_PAUSE_LEN: usize = 64 * 1024;
 
 /// Most unsent bytes for which a session's output is still taken.
 pub const STREAM_LEN_MAX: usize = 256 * 1024;
 
 /// Most unsent bytes at all. A peer that lets this much wait has stopped reading.
-pub const LEN_MAX: usize = STREAM_LEN_MAX + 128 * 1024;
+pub const LEN_MAX: usize = STREAM_LEN_MAX + 192 * 1024;
 
 /// An empty outbox gives back what is above this.
 const IDLE_CAPACITY_MAX: usize = 4 * 1024;
@@ -33,8 +40,8 @@ const _: () = {
     assert!(REQUESTS_PAUSE_LEN < STREAM_LEN_MAX);
     // One stream frame always fits an empty outbox, so that streams make progress.
     assert!(STREAM_FRAME_LEN_MAX <= STREAM_LEN_MAX);
-    // One answer of any size always fits beside a full stream.
-    assert!(STREAM_LEN_MAX + HEADER_LEN + PAYLOAD_LEN_MAX <= LEN_MAX);
+    // One more answer of any size always fits, also beside a full stream.
+    assert!(STREAM_LEN_MAX + REQUESTS_PAUSE_LEN + HEADER_LEN + PAYLOAD_LEN_MAX <= LEN_MAX);
 };
 
 /// The outbox would hold more than [`LEN_MAX`] bytes. Nothing was added.
@@ -47,6 +54,12 @@ pub struct Outbox {
     bytes: Vec<u8>,
     /// Bytes at the front of `bytes` that have been sent.
     sent: usize,
+    /// Bytes sent since the beginning.
+    sent_total: u64,
+    /// Answers that have not been sent whole, as the bytes between two totals.
+    answers: VecDeque<Range<u64>>,
+    /// Bytes of those.
+    answers_len: u64,
 }
 
 impl Outbox {
@@ -58,13 +71,25 @@ impl Outbox {
             self.bytes.truncate(len_before);
             return Err(OutboxFull);
         }
+        self.note_answer((self.bytes.len() - len_before) as u64);
         Ok(())
     }
 
-    /// Adds a session's output, which must fit [`Self::stream_room`].
-    pub fn push_chunk(&mut self, kind: FrameKind, offset: u64, bytes: &[u8]) {
-        debug_assert!(bytes.len() <= self.stream_room());
-        Chunk::encode(kind, offset, bytes, &mut self.bytes);
+    /// The last `len` bytes are an answer. Answers without output between them count as one.
+    fn note_answer(&mut self, len: u64) {
+        let end = self.sent_total + self.pending().len() as u64;
+        self.answers_len += len;
+        match self.answers.back_mut() {
+            Some(last) if last.end == end - len => last.end = end,
+            Some(_) | None => self.answers.push_back(end - len..end),
+        }
+    }
+
+    /// Adds a session's output, in two pieces as its ring has it, which must fit
+    /// [`Self::stream_room`].
+    pub fn push_chunk(&mut self, kind: FrameKind, offset: u64, (head, tail): (&[u8], &[u8])) {
+        debug_assert!(head.len() + tail.len() <= self.stream_room());
+        Chunk::encode_pieces(kind, offset, [head, tail], &mut self.bytes);
     }
 
     /// How many bytes of output may be added: a whole frame's worth, or none.
@@ -78,7 +103,7 @@ impl Outbox {
 
     /// Whether the peer's next request may be taken.
     pub fn takes_requests(&self) -> bool {
-        self.pending().len() < REQUESTS_PAUSE_LEN
+        self.answers_len < REQUESTS_PAUSE_LEN as u64
     }
 
     /// Unsent bytes, the next one first.
@@ -102,6 +127,8 @@ impl Outbox {
             "more bytes sent than were pending"
         );
         self.sent += len;
+        self.sent_total += len as u64;
+        self.forget_sent_answers();
         if self.sent == self.bytes.len() {
             self.bytes.clear();
             self.bytes.shrink_to(IDLE_CAPACITY_MAX);
@@ -110,6 +137,18 @@ impl Outbox {
             // A peer that always leaves a little unsent must not make the front grow for ever.
             self.bytes.drain(..self.sent);
             self.sent = 0;
+        }
+    }
+
+    fn forget_sent_answers(&mut self) {
+        while let Some(first) = self.answers.front_mut() {
+            let sent_until = self.sent_total.clamp(first.start, first.end);
+            self.answers_len -= sent_until - first.start;
+            first.start = sent_until;
+            if !first.is_empty() {
+                return;
+            }
+            self.answers.pop_front();
         }
     }
 }
@@ -122,15 +161,12 @@ mod tests {
     fn filled(len: usize) -> Outbox {
         Outbox {
             bytes: vec![0; len],
-            sent: 0,
+            ..Outbox::default()
         }
     }
 
     #[test]
     fn each_threshold_holds_at_the_limit_and_not_past_it() {
-        assert!(filled(REQUESTS_PAUSE_LEN - 1).takes_requests());
-        assert!(!filled(REQUESTS_PAUSE_LEN).takes_requests());
-
         let last_room = STREAM_LEN_MAX - STREAM_FRAME_LEN_MAX;
         assert_eq!(filled(last_room).stream_room(), STREAM_DATA_LEN_MAX);
         assert_eq!(filled(last_room + 1).stream_room(), 0);
@@ -149,10 +185,38 @@ mod tests {
         );
     }
 
+    /// Requests wait for their peer to read answers, and not for it to read output.
+    #[test]
+    fn only_answers_hold_requests_back() {
+        let pong = Message::Pong(Ping { nonce: 1 });
+        let pong_len = pong.encode().len();
+        let mut outbox = Outbox::default();
+        let push_chunk = |outbox: &mut Outbox| {
+            let len = outbox.stream_room();
+            let bytes = vec![1; len];
+            outbox.push_chunk(FrameKind::Stdout, 0, bytes.split_at(len / 3));
+        };
+        push_chunk(&mut outbox);
+        let chunks_len = outbox.pending().len();
+        let count = REQUESTS_PAUSE_LEN.div_ceil(pong_len);
+        for index in 0..count {
+            assert!(outbox.takes_requests(), "after {index} answers");
+            outbox.push(&pong).expect("room");
+        }
+        assert!(!outbox.takes_requests());
+        outbox.push_chunk(FrameKind::Stdout, 0, (b"x", b"y"));
+        outbox.consume(chunks_len);
+        assert!(!outbox.takes_requests(), "not one answer is sent");
+        outbox.consume(pong_len);
+        assert!(outbox.takes_requests());
+        outbox.consume(outbox.pending().len());
+        assert_eq!((outbox.answers_len, outbox.answers.len()), (0, 0));
+    }
+
     #[test]
     fn an_empty_outbox_holds_no_large_allocation() {
         let mut outbox = Outbox::default();
-        outbox.push_chunk(FrameKind::Stdout, 0, &[1; STREAM_DATA_LEN_MAX]);
+        outbox.push_chunk(FrameKind::Stdout, 0, (&[1; STREAM_DATA_LEN_MAX], &[]));
         outbox.consume(outbox.pending().len());
         assert!(outbox.is_empty());
         assert!(outbox.bytes.capacity() <= IDLE_CAPACITY_MAX);
@@ -163,7 +227,7 @@ mod tests {
         let mut outbox = Outbox::default();
         for round in 0..1000 {
             while outbox.stream_room() > 0 {
-                outbox.push_chunk(FrameKind::Stdout, 0, &[1; STREAM_DATA_LEN_MAX]);
+                outbox.push_chunk(FrameKind::Stdout, 0, (&[1; STREAM_DATA_LEN_MAX], &[]));
             }
             outbox.consume(outbox.pending().len() - 1);
             assert!(outbox.bytes.capacity() <= 4 * LEN_MAX, "round {round}");

@@ -189,7 +189,7 @@ impl Simulation {
         let room = output.map_or(0, |(id, _)| self.world.agent.output_room(id));
         match (self.random.below(3), output, self.random.pick(&pids)) {
             (0, Some((id, stream)), _) if room > 0 => {
-                let bytes = vec![b'x'; self.random.below(room) + 1];
+                let bytes = vec![b'x'; self.random.below(room.min(20_000)) + 1];
                 self.world.agent.handle_output(id, stream, &bytes);
                 self.world.settle();
             }
@@ -294,16 +294,11 @@ impl Simulation {
                 !self.world.peers[id].is_closed,
                 "{id} is closed and not forgotten"
             );
-            if let Some(session) = connection.session {
-                assert_eq!(
-                    agent.sessions[&session].sink,
-                    session::Sink::Connection(*id)
-                );
-            }
-        }
-        for (id, session) in &agent.sessions {
-            if let session::Sink::Connection(connection) = session.sink {
-                assert_eq!(agent.connections[&connection].session, Some(*id));
+            if let Some(attachment) = connection.attachment {
+                let session = agent.sessions.get(attachment.session).expect("a session");
+                assert!(session.attached().contains(id));
+                let is_owner = attachment.mode == AttachMode::Own;
+                assert_eq!(session.owner == Some(*id), is_owner);
             }
         }
         if let State::Rebound(generation) = agent.state() {
@@ -313,7 +308,7 @@ impl Simulation {
             agent.quiescing.is_some(),
             matches!(agent.state(), State::Quiescing | State::Quiesced)
         );
-        let is_idle = agent.connections.is_empty() && agent.sessions.is_empty();
+        let is_idle = agent.connections.is_empty() && agent.sessions.running_count() == 0;
         if is_idle && agent.state() == State::Running {
             assert_eq!(
                 agent.poll_timeout(),
@@ -348,7 +343,7 @@ impl Simulation {
         }
         world.pass(Duration::from_secs(3600));
         assert!(
-            world.agent.sessions.is_empty(),
+            world.agent.sessions.running_count() == 0,
             "{:?}",
             world.agent.sessions
         );
