@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and nothing about doing it.
 
+mod observe;
 pub mod parse;
 mod sessions;
 
@@ -10,6 +11,7 @@ use argh::FromArgs;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Depth, Policy};
 
+pub use observe::{LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
 use crate::target::TargetArguments;
@@ -149,6 +151,10 @@ pub enum Command {
     Kill(KillCommand),
     /// See [`PsCommand`].
     Ps(PsCommand),
+    /// See [`LogsCommand`].
+    Logs(LogsCommand),
+    /// See [`StressCommand`].
+    Stress(StressCommand),
     /// See [`Ls`].
     Ls(Ls),
     /// See [`Inspect`].
@@ -162,9 +168,9 @@ pub enum Command {
 }
 
 /// Names of the commands, for suggestions.
-pub const COMMAND_NAMES: [&str; 14] = [
-    "boot", "snapshot", "restore", "probe", "exec", "attach", "wait", "kill", "ps", "ls",
-    "inspect", "stop", "rm", "doctor",
+pub const COMMAND_NAMES: [&str; 16] = [
+    "boot", "snapshot", "restore", "probe", "exec", "attach", "wait", "kill", "ps", "logs",
+    "stress", "ls", "inspect", "stop", "rm", "doctor",
 ];
 
 impl Command {
@@ -181,6 +187,8 @@ impl Command {
             Self::Wait(command) => command.common(),
             Self::Kill(command) => command.common(),
             Self::Ps(command) => command.common(),
+            Self::Logs(command) => command.common(),
+            Self::Stress(command) => command.common(),
             Self::Ls(command) => command.common(),
             Self::Inspect(command) => command.common(),
             Self::Stop(command) => command.common(),

@@ -7,7 +7,7 @@
 //! and otherwise in nobody's way.
 //!
 //! ```text
-//! cli ─▶ boot, restore, snapshot, probe, exec, attach, stop, ls, doctor
+//! cli ─▶ boot, restore, snapshot, probe, exec, attach, logs, stop, ls, doctor
 //!          │            │                        │
 //!          ▼            ▼                        ▼
 //!        launch       guest (shared::exchange)  vmdir, artifact, record
@@ -33,9 +33,11 @@ pub mod http;
 pub mod json;
 pub mod kill;
 pub mod launch;
+pub mod log_tails;
 pub mod logs;
 pub mod ls;
 pub mod output;
+pub mod output_log;
 pub mod probe;
 pub mod process;
 pub mod ps;
@@ -46,6 +48,7 @@ pub mod signals;
 pub mod snapshot;
 pub mod start;
 pub mod stop;
+pub mod stress;
 pub mod supervisor;
 pub mod sys;
 pub mod target;
@@ -56,6 +59,7 @@ pub mod values;
 pub mod vmdir;
 pub mod vmm;
 pub mod wait;
+pub mod workload;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -110,6 +114,8 @@ fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
         Command::Wait(command) => wait::run(&command),
         Command::Kill(command) => kill::run(&command).map(|()| 0),
         Command::Ps(command) => ps::run(&command).map(|()| 0),
+        Command::Logs(command) => logs::run(&command).map(|()| 0),
+        Command::Stress(command) => stress::run(&command, invocation.argv).map(|()| 0),
         Command::Ls(command) => ls::list(&command).map(|()| 0),
         Command::Inspect(command) => ls::inspect(&command).map(|()| 0),
         Command::Stop(command) => stop::stop(&command).map(|()| 0),

@@ -52,6 +52,8 @@ impl Command {
             | Self::Restore(_)
             | Self::Kill(_)
             | Self::Ps(_)
+            | Self::Logs(_)
+            | Self::Stress(_)
             | Self::Ls(_)
             | Self::Inspect(_)
             | Self::Stop(_)
@@ -88,9 +90,9 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
     }
     let parsed = HostTool::from_args(&["host-tool"], &words);
     let command = parsed.map_err(|exit| early_exit(&exit, table))?.command;
-    if argv.is_some() && !matches!(command, Command::Exec(_)) {
+    if argv.is_some() && !matches!(command, Command::Exec(_) | Command::Stress(_)) {
         return Err(usage(
-            "host-tool: only exec takes a command behind '--'\n".to_owned(),
+            "host-tool: only exec and stress take a command behind '--'\n".to_owned(),
         ));
     }
     Ok(Invocation { command, argv })
@@ -253,7 +255,7 @@ mod tests {
         refused(&["probe", "--port", "x"], 3, "--port");
         refused(&["exec", "--nope"], 125, "--nope");
         refused(&["restore", "a", "--timeout", "5"], 2, "'5' is not a time");
-        refused(&["ls", "--", "a"], 2, "only exec");
+        refused(&["ls", "--", "a"], 2, "only exec and stress");
         refused(&["kill", "--unix", "s", "x"], 2, "'x' names no session");
         refused(
             &["kill", "--unix", "s", "1", "-s", "0"],
