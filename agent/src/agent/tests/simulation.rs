@@ -3,9 +3,9 @@
 //! Goal: whatever order the kernel, the children and the peers find, the invariants hold after
 //! every step, and when the storm is over a host that follows the handshake gets its guest back.
 //! Method: a seeded generator plays them all at random: requests cut into pieces, peers that read
-//! little or nothing, ends by the peer, by reset and by error, output, input and exits in any order,
-//! clients that attach in every way and acknowledge what they like, orphans, failing steps and
-//! spawns, a workload, a console that stays busy, time that jumps by hours.
+//! little or nothing, ends by the peer, by reset and by error; output, input and exits in any
+//! order, clients that attach in every way and acknowledge what they like; orphans, failing steps
+//! and spawns, a workload, a console that stays busy, time that jumps by hours.
 //!
 //! A failing run prints its seed; `SEED=n cargo test -p agent simulation` plays it again.
 
@@ -513,6 +513,11 @@ impl Simulation {
                 assert_eq!(session.owner == Some(*id), is_owner);
             }
         }
+        let mut attached = agent
+            .connections
+            .values()
+            .filter(|it| it.attachment.is_some());
+        assert!(attached.next().is_some() || agent.spares.count() == 0);
         for session in agent.sessions.after(0) {
             self.check_session(session);
         }
