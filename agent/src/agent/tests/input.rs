@@ -191,7 +191,10 @@ fn the_next_connection_is_told_what_has_arrived() {
 
 #[test]
 fn a_command_that_stops_reading_or_ends_closes_its_input() {
-    let is_closed = |messages: &[Message]| matches!(messages, [Message::Window(window), ..] if window.is_closed);
+    let is_closed = |messages: &[Message]| match messages {
+        [Message::Window(window), ..] => window.is_closed,
+        _ => false,
+    };
     let mut world = World::new();
     let (id, pid) = running_with(&mut world, &exec_with(1, with_input));
     let session = world.session_of(pid);
