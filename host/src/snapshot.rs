@@ -38,7 +38,7 @@ use crate::record::{Phase, Record};
 use crate::start::{copy_disk, judge, watch};
 use crate::stop::kill;
 use crate::supervisor::unix_ms;
-use crate::vmdir::state::Stage;
+use crate::vmdir::state::{Stage, lineage};
 use crate::vmdir::{Lock, RunningVm, StateDir};
 use crate::vmm::{
     API_SOCKET, Drive, Gate, Purpose, RunState, StateFiles, Vmm, VmmVersion, connect, gate,
@@ -329,6 +329,7 @@ impl Source {
             files.push(FileEntry {
                 name,
                 len: metadata.len(),
+                sha256: None,
             });
         }
         let generation = hello.generation.or(self.vm.state.generation);
@@ -339,7 +340,9 @@ impl Source {
             agent_protocol: hello.protocol,
             generation: generation
                 .ok_or_else(|| Failure::new(Exit::Guest, "the guest has no name"))?,
+            ancestors: self.vm.state.ancestors.clone(),
             machine,
+            vsock_path: None,
             files,
             created_ms: unix_ms(),
             host_version: HOST_VERSION.to_owned(),
@@ -392,6 +395,7 @@ impl Source {
         let parent = self.vm.state.generation;
         let naming = Naming::new(cause, parent, Identity::default())?;
         self.vm.state.generation = Some(naming.generation);
+        self.vm.state.ancestors = lineage(parent, &self.vm.state.ancestors);
         self.vm.state.parent = parent;
         self.vm.state.cause = cause;
         self.write_stage(Stage::Snapshotting)?;
