@@ -1,7 +1,5 @@
 //! The command line: what there is to say, and nothing about doing it.
 
-pub mod parse;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -68,6 +66,8 @@ macro_rules! command {
         }
     };
 }
+
+pub mod parse;
 
 /// Boot, snapshot and restore microVMs, prove that they are ready, and run commands in them.
 #[derive(FromArgs, Debug)]
@@ -195,12 +195,21 @@ command! {
         subcommand,
         name = "snapshot",
         example = "{command_name} --name base --out base.snap\n\
-                   {command_name} --name base --out base.snap --stop"
+                   {command_name} --name base --out base.snap --stop --sha256\n\
+                   {command_name} --api-sock /run/vm/api.sock --uds /run/vm/vsock.sock --out vm.snap",
+        note = "Killed at any point, it leaves nothing that the same command, given again, would \
+                not put right."
     )]
     pub struct Snapshot {
         /// name of the VM
         #[argh(option)]
-        pub name: VmName,
+        pub name: Option<VmName>,
+        /// API socket of a Firecracker that another program started; needs --uds
+        #[argh(option, arg_name = "path")]
+        pub api_sock: Option<PathBuf>,
+        /// hybrid vsock socket of that Firecracker
+        #[argh(option, arg_name = "path")]
+        pub uds: Option<PathBuf>,
         /// artifact directory to create
         #[argh(option, arg_name = "dir")]
         pub out: PathBuf,
@@ -210,6 +219,9 @@ command! {
         /// what to do about running commands: keep (the default), drain or refuse
         #[argh(option, default = "Policy::Keep", from_str_fn(parse_policy))]
         pub policy: Policy,
+        /// record the SHA-256 of every file, for 'host-tool snapshots verify'
+        #[argh(switch)]
+        pub sha256: bool,
         /// go on despite a VMM version that may not work
         #[argh(switch)]
         pub force: bool,

@@ -3,3 +3,4 @@
 pub mod child;
 pub mod inherited;
 pub mod pidfd;
+pub mod reflink;

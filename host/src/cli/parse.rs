@@ -238,7 +238,7 @@ mod tests {
             "no command 'resotre'; did you mean 'restore'?",
         );
         refused(&["frobnicate"], 2, "the commands are boot, ");
-        refused(&["snapshot"], 2, "--name");
+        refused(&["snapshot"], 2, "--out");
         refused(&["probe", "--port", "x"], 3, "--port");
         refused(&["exec", "--nope"], 125, "--nope");
         refused(&["restore", "a", "--timeout", "5"], 2, "'5' is not a time");
