@@ -68,6 +68,7 @@ macro_rules! command {
 }
 
 pub mod parse;
+pub mod snapshots;
 
 /// Boot, snapshot and restore microVMs, prove that they are ready, and run commands in them.
 #[derive(FromArgs, Debug)]
@@ -90,6 +91,8 @@ pub enum Command {
     Boot(Boot),
     /// See [`Snapshot`].
     Snapshot(Snapshot),
+    /// See [`snapshots::Snapshots`].
+    Snapshots(snapshots::Snapshots),
     /// See [`Restore`].
     Restore(Restore),
     /// See [`ProbeCommand`].
@@ -109,8 +112,18 @@ pub enum Command {
 }
 
 /// Names of the commands, for suggestions.
-pub const COMMAND_NAMES: [&str; 10] = [
-    "boot", "snapshot", "restore", "probe", "exec", "ls", "inspect", "stop", "rm", "doctor",
+pub const COMMAND_NAMES: [&str; 11] = [
+    "boot",
+    "snapshot",
+    "snapshots",
+    "restore",
+    "probe",
+    "exec",
+    "ls",
+    "inspect",
+    "stop",
+    "rm",
+    "doctor",
 ];
 
 impl Command {
@@ -120,6 +133,7 @@ impl Command {
         match self {
             Self::Boot(command) => command.common(),
             Self::Snapshot(command) => command.common(),
+            Self::Snapshots(command) => command.common(),
             Self::Restore(command) => command.common(),
             Self::Probe(command) => command.common(),
             Self::Exec(command) => command.common(),

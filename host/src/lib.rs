@@ -41,10 +41,12 @@ pub mod random;
 pub mod record;
 pub mod restore;
 pub mod snapshot;
+pub mod snapshots;
 pub mod start;
 pub mod stop;
 pub mod supervisor;
 pub mod sys;
+pub mod table;
 pub mod target;
 pub mod timeline;
 pub mod uds;
@@ -98,6 +100,7 @@ fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
     match invocation.command {
         Command::Boot(command) => boot::run(&command).map(|()| 0),
         Command::Snapshot(command) => snapshot::run(&command).map(|()| 0),
+        Command::Snapshots(command) => snapshots::run(&command).map(|()| 0),
         Command::Restore(command) => restore::run(&command).map(|()| 0),
         Command::Probe(command) => probe::run(&command).map(|()| 0),
         Command::Exec(command) => exec::run(&command, invocation.argv),

@@ -6,6 +6,7 @@ use crate::cli::{Inspect, Ls};
 use crate::error::Failure;
 use crate::output::print;
 use crate::supervisor::unix_ms;
+use crate::table::{age, columns};
 use crate::vmdir::state::State;
 use crate::vmdir::{Life, StateDir, VmDir};
 
@@ -95,35 +96,7 @@ fn table(rows: &[Row]) -> String {
             or_dash(generation(state)),
         ]);
     }
-    let width = |column: usize| {
-        lines
-            .iter()
-            .map(|line| line[column].len())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    let mut text = String::new();
-    for line in &lines {
-        let cells = line.iter().zip(&widths);
-        let cells: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// A duration in its largest unit.
-fn age(ms: u64) -> String {
-    let s = ms / 1000;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m", s / 60),
-        3600..86_400 => format!("{}h", s / 3600),
-        _ => format!("{}d", s / 86_400),
-    }
+    columns(&lines)
 }
 
 /// Shows one VM.
@@ -146,21 +119,6 @@ pub fn inspect(command: &Inspect) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_have_one_unit() {
-        let ages = [
-            0,
-            59_999,
-            60_000,
-            3_599_999,
-            3_600_000,
-            86_400_000,
-            864_000_000,
-        ]
-        .map(age);
-        assert_eq!(ages, ["0s", "59s", "1m", "59m", "1h", "1d", "10d"]);
-    }
 
     #[test]
     fn the_table_has_columns() {
