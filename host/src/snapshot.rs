@@ -11,6 +11,8 @@
 //! when its source fails afterwards. What a command that was killed left is put right by the next
 //! one, by [`settle`] where that is no snapshot.
 
+mod foreign;
+mod sessions;
 mod source;
 
 use std::fs;

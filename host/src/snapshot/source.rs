@@ -5,36 +5,32 @@
 //! started, of which there is an API socket and a guest.
 
 use std::os::fd::OwnedFd;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
 use shared::exchange::{ExchangeError, Request};
 use shared::id::{Generation, Token};
 use shared::limits::PORT_DEFAULT;
-use shared::message::{Cause, FailCode, Hello, Identity, Message, Policy, Quiesce, Reopen};
+use shared::message::{
+    Cause, FailCode, Hello, Identity, Message, Policy, Quiesce, Reopen, SessionsRequest,
+};
 
 use super::Limits;
+use super::foreign::{guard, server_process, with_findable_drives};
+use super::sessions;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::connection::{Connection, Endpoint};
 use crate::guest::driver::{AskError, AskErrorReason, ask};
 use crate::handshake::{Naming, prove};
 use crate::logs;
-use crate::process::ProcessId;
 use crate::random;
 use crate::record::{Phase, Record};
 use crate::start::watch;
-use crate::uds;
 use crate::vmdir::state::{Stage, lineage};
 use crate::vmdir::{Lock, RunningVm};
-use crate::vmm::{
-    API_SOCKET, ForeignMachine, GuestAddress, MachineSpec, RunState, Vmm, VmmError, adopt, connect,
-};
+use crate::vmm::{API_SOCKET, GuestAddress, MachineSpec, RunState, Vmm, VmmError, adopt, connect};
 
 /// Who started the VM.
 #[derive(Debug)]
@@ -196,7 +192,38 @@ impl Source {
             Err(error) => {
                 record.attempts(Phase::Quiesce, error.attempts);
                 self.reopen(token);
-                Err(error.into())
+                Err(self.with_sessions(error.into(), policy, record))
+            }
+        }
+    }
+
+    /// Names the commands that a snapshot was refused for, or waited for in vain, where the guest
+    /// can be asked.
+    fn with_sessions(&self, failure: Failure, policy: Policy, record: &mut Record) -> Failure {
+        let is_theirs = match policy {
+            Policy::Keep => false,
+            Policy::Drain => failure.exit() == Exit::Deadline,
+            Policy::Refuse => failure.exit() == Exit::Guest,
+        };
+        if !is_theirs {
+            return failure;
+        }
+        let request = Request::Sessions(SessionsRequest { after: 0 });
+        let watch = watch(self.limits.all, self.process.as_ref());
+        match ask(&self.endpoint, request, &watch).map(|answer| answer.message) {
+            Ok(Message::Sessions(list)) => {
+                let running = sessions::running(&list.sessions);
+                let values = running.iter().copied().map(sessions::to_value);
+                record.set("sessions", values.collect::<Vec<_>>());
+                failure.with_details(sessions::describe(&running))
+            }
+            Ok(other) => {
+                log::debug!("asked for sessions, the guest said {}", other.kind());
+                failure
+            }
+            Err(error) => {
+                log::debug!("cannot ask which sessions run: {error}");
+                failure
             }
         }
     }
@@ -265,16 +292,14 @@ impl Source {
 
     /// Draws the source's next name, and writes it down before the guest can hear it.
     fn rename(&mut self, cause: Cause) -> Result<Naming, Failure> {
-        let parent = self.generation;
+        self.ancestors = lineage(self.generation, &self.ancestors);
+        // A clone that nobody named yet is the child of what it was restored from.
+        let parent = self.ancestors.first().copied();
         let naming = Naming::new(cause, parent, Identity::default())?;
         self.generation = Some(naming.generation);
-        // Without a name of its own it still is the child of what it was restored from.
-        if parent.is_some() {
-            self.ancestors = lineage(parent, &self.ancestors);
-        }
         if let Owner::Us { vm, .. } = &mut self.owner {
             vm.state.generation = self.generation;
-            vm.state.parent = parent.or(vm.state.parent);
+            vm.state.parent = parent;
             vm.state.ancestors.clone_from(&self.ancestors);
             vm.state.cause = cause;
         }
@@ -332,50 +357,4 @@ pub(super) fn let_go_on(vmm: &mut dyn Vmm, deadline: Instant) -> Result<(), Fail
 fn copy(process: &OwnedFd) -> Result<OwnedFd, Failure> {
     let copy = process.try_clone();
     copy.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())
-}
-
-/// What keeps two snapshots of one VM apart where there is no VM directory to lock: a name in the
-/// abstract socket namespace, made of what tells its API socket from any other. It is gone with
-/// this process.
-fn guard(api_socket: &Path) -> Result<UnixListener, Failure> {
-    let found = std::fs::metadata(api_socket).or_fail(Exit::Start, || {
-        format!("cannot look at the API socket {}", api_socket.display())
-    })?;
-    let name = format!("host-tool/snapshot/{:x}-{:x}", found.dev(), found.ino());
-    let bound =
-        SocketAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address));
-    bound.or_fail(Exit::Usage, || {
-        format!(
-            "another command takes a snapshot of {}",
-            api_socket.display()
-        )
-    })
-}
-
-/// The process behind the API socket, as far as it can be seen from here.
-fn server_process(
-    api_socket: &Path,
-    deadline: Instant,
-) -> Result<(Option<i32>, Option<OwnedFd>), Failure> {
-    let stream = uds::connect_unix(api_socket, deadline).or_fail(Exit::Start, || {
-        format!("cannot connect to the API socket {}", api_socket.display())
-    })?;
-    // It is 0 for a process of another PID namespace.
-    let credentials = getsockopt(&stream, PeerCredentials).ok();
-    let pid = credentials.map(|found| found.pid()).filter(|pid| *pid > 0);
-    let process = pid.and_then(|pid| ProcessId::of(pid).ok()?.open().ok()?);
-    Ok((pid, process))
-}
-
-/// Gives drives the paths under which this program finds them.
-fn with_findable_drives(foreign: ForeignMachine, pid: Option<i32>) -> Result<MachineSpec, Failure> {
-    let mut machine = foreign.machine;
-    for drive in &mut machine.drives {
-        let base = pid.map_or_else(PathBuf::new, |pid| format!("/proc/{pid}/cwd").into());
-        let found = std::fs::canonicalize(base.join(&drive.path));
-        drive.path = found.or_fail(Exit::Artifact, || {
-            format!("cannot find the machine's drive {}", drive.path.display())
-        })?;
-    }
-    Ok(machine)
 }
