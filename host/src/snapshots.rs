@@ -75,7 +75,7 @@ fn has_manifest(dir: &Path) -> bool {
 fn row(path: &Path) -> Option<Row> {
     match draft_life(path) {
         Some(DraftLife::AtWork) => None,
-        Some(DraftLife::Left) => Some(Row {
+        Some(DraftLife::Left { .. }) => Some(Row {
             dir: path.to_owned(),
             found: Err("never finished; the next snapshot to its place removes it".to_owned()),
         }),

@@ -219,7 +219,11 @@ fn create_locked(dir: &Path) -> Result<Option<Flock<File>>, DraftError> {
         opened => opened.map_err(write_error("open", dir))?,
     };
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Err((_, Errno::EAGAIN)) => return Ok(None),
+        Err((_, Errno::EAGAIN)) => {
+            // Whoever only looked leaves it to us.
+            let _ = fs::remove_dir(dir);
+            return Ok(None);
+        }
         locked => locked.map_err(|(_, errno)| write_error("lock", dir)(errno.into()))?,
     };
     let held = lock.metadata().map_err(write_error("look at", dir))?;
@@ -228,12 +232,15 @@ fn create_locked(dir: &Path) -> Result<Option<Flock<File>>, DraftError> {
 }
 
 /// What a directory is that has a draft's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum DraftLife {
     /// A command is writing it.
     AtWork,
     /// The command that wrote it was killed.
-    Left,
+    Left {
+        /// While this is held nobody takes the directory for their own.
+        lock: Flock<File>,
+    },
 }
 
 /// Looks at a directory entry; `None` when it is no draft of ours. Name, type and owner have to be
@@ -253,7 +260,7 @@ pub fn draft_life(path: &Path) -> Option<DraftLife> {
     }
     let lock = Flock::lock(File::open(path).ok()?, FlockArg::LockExclusiveNonblock);
     Some(match lock {
-        Ok(_) => DraftLife::Left,
+        Ok(lock) => DraftLife::Left { lock },
         Err(_) => DraftLife::AtWork,
     })
 }
@@ -265,17 +272,21 @@ fn sweep(parent: &Path, prefix: &OsStr) {
         let rest = name
             .as_encoded_bytes()
             .strip_prefix(prefix.as_encoded_bytes());
-        let is_for_target = rest.is_some_and(|rest| rest.len() == DRAFT_DIGITS);
-        if !is_for_target || draft_life(&entry.path()) != Some(DraftLife::Left) {
+        if rest.is_none_or(|rest| rest.len() != DRAFT_DIGITS) {
             continue;
         }
         let path = entry.path();
-        log::info!(
-            "removing {}, left by a command that was killed",
-            path.display()
-        );
-        if let Err(error) = fs::remove_dir_all(&path) {
-            log::warn!("cannot remove {}: {error}", path.display());
+        match draft_life(&path) {
+            Some(DraftLife::Left { lock: _lock }) => {
+                log::info!(
+                    "removing {}, left by a command that was killed",
+                    path.display()
+                );
+                if let Err(error) = fs::remove_dir_all(&path) {
+                    log::warn!("cannot remove {}: {error}", path.display());
+                }
+            }
+            Some(DraftLife::AtWork) | None => {}
         }
     }
 }

@@ -152,9 +152,12 @@ fn leftovers_go_with_the_next_draft_but_not_those_at_work() {
     }
     let elsewhere = temp.path().join("a.tmp-abcdef01");
     symlink(&others[0], &elsewhere).unwrap();
-    assert_eq!(draft_life(at_work.dir()), Some(DraftLife::AtWork));
-    assert_eq!(draft_life(&leftover), Some(DraftLife::Left));
-    assert_eq!(draft_life(&others[1]), None);
+    assert!(matches!(draft_life(at_work.dir()), Some(DraftLife::AtWork)));
+    assert!(matches!(
+        draft_life(&leftover),
+        Some(DraftLife::Left { .. })
+    ));
+    assert!(draft_life(&others[1]).is_none());
 
     let _draft = Draft::create(&target).unwrap();
     assert!(!leftover.exists() && at_work.dir().exists());
@@ -170,9 +173,10 @@ fn drafts_that_are_made_at_once_leave_each_other_alone() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                for _ in 0..50 {
+                for _ in 0..200 {
                     let draft = Draft::create(&target).unwrap();
                     fs::write(draft.dir().join("vmstate"), "x").unwrap();
+                    assert!(draft.dir().join("vmstate").exists());
                 }
             });
         }
