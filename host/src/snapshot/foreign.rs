@@ -1,5 +1,6 @@
 //! A Firecracker that another program started, and what there is to know of it besides its API.
 
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
@@ -20,7 +21,7 @@ use crate::vmm::{ForeignMachine, MachineSpec};
 /// abstract socket namespace, made of what tells its API socket from any other. It is gone with
 /// this process.
 pub(super) fn guard(api_socket: &Path) -> Result<UnixListener, Failure> {
-    let found = std::fs::metadata(api_socket).or_fail(Exit::Start, || {
+    let found = fs::metadata(api_socket).or_fail(Exit::Start, || {
         format!("cannot look at the API socket {}", api_socket.display())
     })?;
     let name = format!("host-tool/snapshot/{:x}-{:x}", found.dev(), found.ino());
@@ -49,15 +50,27 @@ pub(super) fn server_process(
     Ok((pid, process))
 }
 
-/// Gives drives the paths under which this program finds them.
+/// Gives drives the paths under which this program finds them. Relative ones begin where the VMM
+/// runs.
 pub(super) fn with_findable_drives(
     foreign: ForeignMachine,
     pid: Option<i32>,
 ) -> Result<MachineSpec, Failure> {
     let mut machine = foreign.machine;
     for drive in &mut machine.drives {
-        let base = pid.map_or_else(PathBuf::new, |pid| format!("/proc/{pid}/cwd").into());
-        let found = std::fs::canonicalize(base.join(&drive.path));
+        let found = match pid {
+            Some(pid) => PathBuf::from(format!("/proc/{pid}/cwd")).join(&drive.path),
+            None if drive.path.is_absolute() => drive.path.clone(),
+            None => {
+                let text = format!(
+                    "cannot find the machine's drive {}: its Firecracker is in another PID \
+                     namespace",
+                    drive.path.display()
+                );
+                return Err(Failure::new(Exit::Artifact, text));
+            }
+        };
+        let found = fs::canonicalize(found);
         drive.path = found.or_fail(Exit::Artifact, || {
             format!("cannot find the machine's drive {}", drive.path.display())
         })?;
@@ -124,5 +137,8 @@ mod tests {
         let path = found("Cargo.toml").unwrap().drives[0].path.clone();
         assert_eq!(path, here.join("Cargo.toml"));
         assert_eq!(found("none").unwrap_err().exit(), Exit::Artifact);
+        // In no case are they looked for where this program runs.
+        let failure = with_findable_drives(foreign(Path::new("Cargo.toml")), None).unwrap_err();
+        assert!(failure.to_string().contains("PID namespace"), "{failure}");
     }
 }
