@@ -6,11 +6,13 @@
 //! `scripts/lab.sh`. A VMM that is not here has its cases listed as ignored, by name.
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
+mod artifacts;
 mod bad_input;
 mod clones;
 mod lifecycle;
 mod machine;
 mod snapshots;
+mod vmms;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
@@ -34,6 +36,9 @@ const QUICK: &[&str] = &[
     "a_client_that_connects_during_the_pause",
     "an_image_without_the_agent",
     "a_timeout_shorter_than_the_boot",
+    "a_snapshot_killed_at_any_phase",
+    "a_vm_of_another_program",
+    "a_snapshot_taken_behind_our_back",
     "a_damaged_state_file",
     "a_disk_that_is_full",
 ];
@@ -47,6 +52,7 @@ fn main() -> ExitCode {
         snapshots::CASES,
         clones::CASES,
         bad_input::CASES,
+        artifacts::CASES,
     ]
     .concat();
     let is_quick = std::env::var("TEST_LAB_SET").as_deref() == Ok("quick");
