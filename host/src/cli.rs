@@ -3,6 +3,7 @@
 mod observe;
 pub mod parse;
 mod sessions;
+pub mod snapshots;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -137,6 +138,8 @@ pub enum Command {
     Boot(Boot),
     /// See [`Snapshot`].
     Snapshot(Snapshot),
+    /// See [`snapshots::Snapshots`].
+    Snapshots(snapshots::Snapshots),
     /// See [`Restore`].
     Restore(Restore),
     /// See [`ProbeCommand`].
@@ -168,9 +171,24 @@ pub enum Command {
 }
 
 /// Names of the commands, for suggestions.
-pub const COMMAND_NAMES: [&str; 16] = [
-    "boot", "snapshot", "restore", "probe", "exec", "attach", "wait", "kill", "ps", "logs",
-    "stress", "ls", "inspect", "stop", "rm", "doctor",
+pub const COMMAND_NAMES: [&str; 17] = [
+    "boot",
+    "snapshot",
+    "snapshots",
+    "restore",
+    "probe",
+    "exec",
+    "attach",
+    "wait",
+    "kill",
+    "ps",
+    "logs",
+    "stress",
+    "ls",
+    "inspect",
+    "stop",
+    "rm",
+    "doctor",
 ];
 
 impl Command {
@@ -180,6 +198,7 @@ impl Command {
         match self {
             Self::Boot(command) => command.common(),
             Self::Snapshot(command) => command.common(),
+            Self::Snapshots(command) => command.common(),
             Self::Restore(command) => command.common(),
             Self::Probe(command) => command.common(),
             Self::Exec(command) => command.common(),
@@ -261,12 +280,21 @@ command! {
         subcommand,
         name = "snapshot",
         example = "{command_name} --name base --out base.snap\n\
-                   {command_name} --name base --out base.snap --stop"
+                   {command_name} --name base --out base.snap --stop --sha256\n\
+                   {command_name} --api-sock /run/vm/api.sock --uds /run/vm/vsock.sock --out vm.snap",
+        note = "Killed at any point, it leaves nothing that the same command, given again, would \
+                not put right."
     )]
     pub struct Snapshot {
         /// name of the VM
         #[argh(option)]
-        pub name: VmName,
+        pub name: Option<VmName>,
+        /// API socket of a Firecracker that another program started; needs --uds
+        #[argh(option, arg_name = "path")]
+        pub api_sock: Option<PathBuf>,
+        /// hybrid vsock socket of that Firecracker
+        #[argh(option, arg_name = "path")]
+        pub uds: Option<PathBuf>,
         /// artifact directory to create
         #[argh(option, arg_name = "dir")]
         pub out: PathBuf,
@@ -276,6 +304,9 @@ command! {
         /// what to do about running commands: keep (the default), drain or refuse
         #[argh(option, default = "Policy::Keep", from_str_fn(parse_policy))]
         pub policy: Policy,
+        /// record the SHA-256 of every file, for 'host-tool snapshots verify'
+        #[argh(switch)]
+        pub sha256: bool,
         /// go on despite a VMM version that may not work
         #[argh(switch)]
         pub force: bool,

@@ -21,6 +21,7 @@ pub mod attach;
 pub mod boot;
 pub mod cli;
 pub mod deadline;
+pub mod disk;
 pub mod doctor;
 pub mod environment;
 pub mod error;
@@ -40,17 +41,20 @@ pub mod output;
 pub mod output_log;
 pub mod probe;
 pub mod process;
+pub mod progress;
 pub mod ps;
 pub mod random;
 pub mod record;
 pub mod restore;
 pub mod signals;
 pub mod snapshot;
+pub mod snapshots;
 pub mod start;
 pub mod stop;
 pub mod stress;
 pub mod supervisor;
 pub mod sys;
+pub mod table;
 pub mod target;
 pub mod terminal;
 pub mod timeline;
@@ -107,6 +111,7 @@ fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
     match invocation.command {
         Command::Boot(command) => boot::run(&command).map(|()| 0),
         Command::Snapshot(command) => snapshot::run(&command).map(|()| 0),
+        Command::Snapshots(command) => snapshots::run(&command).map(|()| 0),
         Command::Restore(command) => restore::run(&command).map(|()| 0),
         Command::Probe(command) => probe::run(&command).map(|()| 0),
         Command::Exec(command) => exec::run(&command, invocation.argv),

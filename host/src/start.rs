@@ -11,6 +11,7 @@ use shared::id::Generation;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, Identity};
 
+use crate::artifact;
 use crate::cli::Common;
 use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
@@ -271,6 +272,7 @@ impl Vm {
             machine,
             generation: None,
             parent: plan.parent,
+            ancestors: artifact::ancestors(plan.artifact.as_deref(), plan.parent),
             cause: plan.cause,
             artifact: plan.artifact.clone(),
             agent_version: None,
