@@ -91,7 +91,10 @@ fn rebind(
     });
     let answer = counted(Phase::Rebind, ask(endpoint, request, watch), record)?;
     match &answer.message {
-        Message::Rebound(rebound) => Ok((rebound.clone(), answer)),
+        Message::Rebound(rebound) => {
+            record.note_rebind(&rebound.steps, &answer.log);
+            Ok((rebound.clone(), answer))
+        }
         other => Err(unexpected(other)),
     }
 }
@@ -104,7 +107,12 @@ fn request_probe(
 ) -> Result<Probed, Failure> {
     let answer = counted(Phase::Probe, ask(endpoint, request, watch), record)?;
     match answer.message {
-        Message::Probed(probed) => Ok(probed),
+        Message::Probed(probed) => {
+            if let Some(us) = probed.exec_us {
+                record.note_exec(us, &answer.log);
+            }
+            Ok(probed)
+        }
         other => Err(unexpected(&other)),
     }
 }
@@ -115,11 +123,12 @@ fn counted(
     result: Result<Answer, crate::guest::driver::AskError>,
     record: &mut Record,
 ) -> Result<Answer, Failure> {
-    let attempts = match &result {
-        Ok(answer) => answer.attempts,
-        Err(error) => error.attempts,
+    let (attempts, log) = match &result {
+        Ok(answer) => (answer.attempts, &answer.log[..]),
+        Err(error) => (error.attempts, &error.log[..]),
     };
     record.attempts(phase, attempts);
+    record.note_attempts(phase, log);
     Ok(result?)
 }
 
