@@ -262,7 +262,8 @@ command! {
         name = "probe",
         example = "{command_name} --name clone-1\n\
                    {command_name} --uds /run/vm/vsock.sock --timeout 1s\n\
-                   {command_name} --cid 42 --depth listener --json"
+                   {command_name} --cid 42 --depth listener --json\n\
+                   {command_name} --name clone-1 --watch --timeout 2m"
     )]
     pub struct ProbeCommand {
         /// a VM of this host
@@ -283,6 +284,9 @@ command! {
         /// how far to go: exec (the default) or listener
         #[argh(option, default = "Depth::Exec", from_str_fn(parse_depth))]
         pub depth: Depth,
+        /// say on standard error what changes until it is ready; the default limit is then 60s
+        #[argh(switch)]
+        pub watch: bool,
     }
 }
 
