@@ -16,6 +16,7 @@
 //!   supervisor, vmm   uds, deadline ─▶ sys
 //! ```
 
+pub mod adopt;
 pub mod artifact;
 pub mod boot;
 pub mod cli;
@@ -24,6 +25,7 @@ pub mod doctor;
 pub mod error;
 pub mod exec;
 pub mod exit;
+pub mod fleet;
 pub mod foreground;
 pub mod guest;
 pub mod handshake;
@@ -32,9 +34,11 @@ pub mod json;
 pub mod launch;
 pub mod logs;
 pub mod ls;
+pub mod notify;
 pub mod output;
 pub mod probe;
 pub mod process;
+pub mod provisional;
 pub mod random;
 pub mod record;
 pub mod reports;
