@@ -37,12 +37,12 @@ use crate::vmm::{GuestAddress, Purpose, RunState, Vmm, VmmKind, await_and_connec
 pub fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
     match adopt(command, &mut record) {
-        Ok(event) => record.finish(event, command.json),
+        Ok(()) => record.finish("ready", command.json),
         Err(failure) => Err(record.fail(failure, command.json)),
     }
 }
 
-fn adopt(command: &Restore, record: &mut Record) -> Result<&'static str, Failure> {
+fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     let socket = check(command)?;
     let (deadline, artifact) = open(command, record)?;
     let manifest = artifact.manifest();
@@ -56,9 +56,6 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<&'static str, Failure
     record.begin(Phase::Load);
     vmm.load(&artifact.state_files(), deadline)?;
     drop(vmm);
-    if command.no_wait {
-        return Ok("started");
-    }
     let drawn = machine_id(command).choose();
     let identity = Identity {
         // The VM has no name here that could serve as one.
@@ -72,8 +69,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<&'static str, Failure
         port: PORT_DEFAULT,
     };
     let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
-    prove(&endpoint, &naming, &watch, record)?;
-    Ok("ready")
+    prove(&endpoint, &naming, &watch, record).map(drop)
 }
 
 /// Checks what goes with a VMM of somebody else's. Gives its API socket.
@@ -98,6 +94,11 @@ fn check(command: &Restore) -> Result<&Path, Failure> {
             );
             return Err(Failure::usage(text));
         }
+    }
+    if command.no_wait {
+        let text = "--no-wait leaves the guest without a name, and with --api-sock there is no VM \
+                    directory in which a later probe would find the one it is to get";
+        return Err(Failure::usage(text));
     }
     Ok(socket)
 }
@@ -197,7 +198,7 @@ mod tests {
 
     #[test]
     fn options_about_vms_of_ours_are_refused() {
-        for option in ["--name=a", "--count=2", "--foreground", "--keep-on-failure"] {
+        for option in ["--name=a", "--count=2", "--foreground", "--no-wait"] {
             let words: Vec<_> = option.split('=').chain(["--api-sock", "s"]).collect();
             let failure = check(&command(&words)).unwrap_err();
             assert_eq!(failure.exit(), Exit::Usage, "{option}");

@@ -1,11 +1,12 @@
 //! `host-tool restore --count`: clones of one artifact, several at a time, under one time limit.
 //!
 //! ```text
-//! plan ─▶ names taken ─▶ brought up, a bounded number at a time ─▶ released ─▶ reported
+//! plan ─▶ names looked at ─▶ brought up, a bounded number at a time ─▶ released ─▶ reported
 //! ```
 //!
 //! Invariants:
-//! - All names are taken before anything is started, so that a name in use costs nothing.
+//! - No name is in use when the first clone is started. A name is taken when its turn comes, so that
+//!   an interrupted command leaves no names behind.
 //! - Until the last clone is ready or has failed, all of them are provisional: whatever ends this
 //!   command takes them away, and no caller is left with clones that it was never told about.
 //! - From then on signals are held back: those that are ready stay, also when others have failed.
@@ -32,6 +33,7 @@ use crate::restore;
 use crate::start::{Plan, draw_cid};
 use crate::supervisor::link::Order;
 use crate::values::{MachineId, VmName};
+use crate::vmdir::{StateDir, VmDirError};
 use crate::vmm::{Start, StateFiles, Vmm, VmmKind};
 
 /// Most clones of one command. Each needs four descriptors until the last one is done, and a
@@ -80,18 +82,19 @@ fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>,
     let (plan, artifact) = restore::plan(command, record)?;
 
     record.begin(Phase::Spawn);
+    let state_dir = StateDir::open(command.state_dir.as_deref())?;
     let mut plans = Vec::new();
     for seat in &seats {
+        seat.check(&state_dir)?;
         plans.push(seat.plan(&plan)?);
     }
-    let vms = take_names(&plans)?;
     record.end();
 
     let parallel = command.parallel.unwrap_or_else(processor_count).min(count);
     log::info!("{count} clones, {parallel} at a time");
     let files = artifact.state_files();
-    let work = plans.iter().zip(vms).enumerate();
-    let clones = in_parallel(parallel, work, |(plan, vm)| bring_up(plan, vm, &files))?;
+    let work = seats.iter().zip(&plans).enumerate();
+    let clones = in_parallel(parallel, work, |(seat, plan)| bring_up(seat, plan, &files))?;
 
     record.begin(Phase::Publish);
     // A signal between two releases would leave a part of the fleet that nobody was told about.
@@ -163,6 +166,16 @@ fn seats(
 }
 
 impl Seat {
+    /// Fails when the name is in use.
+    fn check(&self, state_dir: &StateDir) -> Result<(), Failure> {
+        let name = self.name.clone();
+        match state_dir.vm(&name) {
+            Ok(_) => Err(VmDirError::NameInUse { name }.into()),
+            Err(VmDirError::NoSuchVm { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// What is planned for all, for this one.
     fn plan<'a>(&'a self, common: &Plan<'a>) -> Result<Plan<'a>, Failure> {
         let mut plan = common.clone();
@@ -175,37 +188,23 @@ impl Seat {
     }
 }
 
-/// Takes all names, or none.
-fn take_names(plans: &[Plan<'_>]) -> Result<Vec<Provisional>, Failure> {
-    let mut vms = Vec::new();
-    for plan in plans {
-        match Provisional::create(plan) {
-            Ok(vm) => vms.push(vm),
-            Err(failure) => {
-                vms.into_iter().for_each(Provisional::discard);
-                return Err(failure);
-            }
-        }
-    }
-    Ok(vms)
-}
-
-fn bring_up(plan: &Plan<'_>, vm: Provisional, files: &StateFiles) -> CloneEnd {
+fn bring_up(seat: &Seat, plan: &Plan<'_>, files: &StateFiles) -> CloneEnd {
     let mut record = Record::new();
-    let name = vm.name().clone();
-    record.set("name", name.as_str());
+    record.set("name", seat.name.as_str());
     record.begin(Phase::Spawn);
     let vm = if Instant::now() < plan.deadline {
-        let mut enter = |vmm: &mut dyn Vmm| vmm.load(files, plan.deadline);
-        vm.bring_up(plan, Start::Load, &mut record, &mut enter)
+        Provisional::create(plan).and_then(|vm| {
+            let mut enter = |vmm: &mut dyn Vmm| vmm.load(files, plan.deadline);
+            vm.bring_up(plan, Start::Load, &mut record, &mut enter)
+        })
     } else {
-        vm.discard();
         let text = "the time limit passed before its turn came";
         Err(Failure::new(Exit::Deadline, text))
     };
     if vm.is_ok() {
         record.end();
     }
+    let name = seat.name.clone();
     CloneEnd { name, record, vm }
 }
 

@@ -70,15 +70,11 @@ pub fn prove(
     Ok(answer.hello)
 }
 
-fn rebind(
-    endpoint: &Endpoint,
-    naming: &Naming,
-    watch: &Watch<'_>,
-    record: &mut Record,
-) -> Result<(Rebound, Answer), Failure> {
+/// The request that names a guest, with fresh entropy.
+pub fn rebind_request(naming: &Naming) -> Result<Request, Failure> {
     let entropy =
         random::bytes::<32>().or_fail(Exit::Defect, || "cannot draw entropy".to_owned())?;
-    let request = Request::Rebind(Rebind {
+    Ok(Request::Rebind(Rebind {
         generation: naming.generation,
         cause: naming.cause,
         parent: naming.parent,
@@ -88,7 +84,16 @@ fn rebind(
         entropy: Some(entropy),
         identity: naming.identity.clone(),
         sessions: InheritedSessions::Keep,
-    });
+    }))
+}
+
+fn rebind(
+    endpoint: &Endpoint,
+    naming: &Naming,
+    watch: &Watch<'_>,
+    record: &mut Record,
+) -> Result<(Rebound, Answer), Failure> {
+    let request = rebind_request(naming)?;
     let answer = counted(Phase::Rebind, ask(endpoint, request, watch), record)?;
     match &answer.message {
         Message::Rebound(rebound) => {

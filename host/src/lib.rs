@@ -34,6 +34,7 @@ pub mod json;
 pub mod launch;
 pub mod logs;
 pub mod ls;
+pub mod naming;
 pub mod notify;
 pub mod output;
 pub mod probe;

@@ -1,5 +1,5 @@
 //! `host-tool probe`: whether a guest is ready, asked in the way in which the next command will
-//! ask it for something. With `--watch` it says what changes until then.
+//! ask it for something. A guest that was started without the proof is given its name first. With `--watch` it says what changes until then.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -12,8 +12,10 @@ use crate::cli::ProbeCommand;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::driver::{Answer, AskError, AskErrorReason, ask, pause};
+use crate::naming;
 use crate::output::print;
 use crate::target::{Target, exit_of};
+use crate::vmdir::StateDir;
 
 /// How long a guest is given unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -89,18 +91,24 @@ fn probe(
         TIMEOUT_DEFAULT
     };
     let deadline = asked_at + command.timeout.unwrap_or(default);
-    let request = Request::Probe {
+    let mut ask_it = |request| {
+        let asked = if command.watch {
+            watch(&target, &request, deadline, changes)
+        } else {
+            ask(&target.endpoint, request, &target.watch(deadline))
+        };
+        asked.map_err(|error| {
+            let exit = probe_exit(&error);
+            Failure::new(exit, error)
+        })
+    };
+    if let Some(name) = &command.name {
+        let state_dir = StateDir::open(command.state_dir.as_deref())?;
+        naming::settle(&state_dir, name, deadline, &mut ask_it)?;
+    }
+    let answer = ask_it(Request::Probe {
         generation: None,
         depth: command.depth,
-    };
-    let asked = if command.watch {
-        watch(&target, &request, deadline, changes)
-    } else {
-        ask(&target.endpoint, request, &target.watch(deadline))
-    };
-    let answer = asked.map_err(|error| {
-        let exit = probe_exit(&error);
-        Failure::new(exit, error)
     })?;
     match answer.message {
         Message::Probed(probed) => Ok((probed, answer)),

@@ -17,6 +17,7 @@ use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
 use crate::launch::{LaunchError, Supervisor};
 use crate::logs;
+use crate::naming;
 use crate::record::{Phase, Record};
 use crate::start::{Enter, Plan, copy_disk, watch};
 use crate::supervisor::link::Order;
@@ -114,13 +115,17 @@ impl Provisional {
         });
         enter(&mut *vmm)?;
         drop(vmm);
+        let identity = self.identity(plan)?;
+        record.set_identity(&identity);
+        let naming = Naming::new(plan.cause, plan.parent, identity)?;
         let mut stage = Stage::Unproven;
+        if plan.no_wait || plan.keep_on_failure {
+            naming::leave(&self.dir, &naming)?;
+        }
         if !plan.no_wait {
-            let identity = self.identity(plan)?;
-            record.set_identity(&identity);
-            let naming = Naming::new(plan.cause, plan.parent, identity)?;
             let watch = watch(plan.deadline, self.process.as_ref());
             let hello = prove(&self.endpoint, &naming, &watch, record)?;
+            naming::forget(&self.dir)?;
             stage = Stage::Ready;
             if let Some(state) = &mut self.state {
                 state.generation = Some(naming.generation);
@@ -236,13 +241,6 @@ impl Provisional {
                 Exit::Defect,
                 "a VM came up without a supervisor",
             )),
-        }
-    }
-
-    /// Gives the name back of a VM whose turn never came.
-    pub fn discard(self) {
-        if let Err(error) = self.dir.remove() {
-            log::warn!("{}", Failure::from(error));
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod clones;
+mod fleet;
 mod lifecycle;
 mod machine;
 mod snapshots;
@@ -36,6 +37,8 @@ const QUICK: &[&str] = &[
     "a_timeout_shorter_than_the_boot",
     "a_damaged_state_file",
     "a_disk_that_is_full",
+    "three_clones_with_one_command",
+    "a_vmm_that_somebody_else_started",
 ];
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         lifecycle::CASES,
         snapshots::CASES,
         clones::CASES,
+        fleet::CASES,
         bad_input::CASES,
     ]
     .concat();
