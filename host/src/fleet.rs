@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Invariants:
-//! - No name is in use when the first clone is started. A name is taken when its turn comes, so that
-//!   an interrupted command leaves no names behind.
+//! - No name is in use when the first clone is started. A name is taken when its turn comes, so
+//!   that an interrupted command leaves no names behind.
 //! - Until the last clone is ready or has failed, all of them are provisional: whatever ends this
 //!   command takes them away, and no caller is left with clones that it was never told about.
 //! - From then on signals are held back: those that are ready stay, also when others have failed.

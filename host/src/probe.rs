@@ -1,5 +1,6 @@
 //! `host-tool probe`: whether a guest is ready, asked in the way in which the next command will
-//! ask it for something. A guest that was started without the proof is given its name first. With `--watch` it says what changes until then.
+//! ask it for something. A guest that was started without the proof is given its name first. With
+//! `--watch` it says what changes until then.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
