@@ -26,8 +26,8 @@ const NOTE_LEN_MAX: usize = 46;
 /// Longest title of a lane.
 const TITLE_LEN_MAX: usize = 120;
 
-/// Parts of the axis.
-const TICK_COUNT: u64 = 5;
+/// Most parts of the axis.
+const TICKS_MAX: u64 = 6;
 
 const STYLE: &str = "
   :root { color-scheme: light dark; }
@@ -154,11 +154,11 @@ impl Page {
     fn finish(mut self) -> String {
         let bottom = self.y;
         let rows = std::mem::take(&mut self.rows);
-        for tick in 0..=TICK_COUNT {
-            let us = u128::from(self.total_us) * u128::from(tick) / u128::from(TICK_COUNT);
-            let us = u64::try_from(us).unwrap_or(self.total_us);
+        let step = tick_step(self.total_us);
+        for tick in 0..=self.total_us / step {
+            let us = tick * step;
             let (x, top) = (self.x(us), MARGIN + ROW_HEIGHT);
-            let label = milliseconds(us);
+            let label = tick_label(us);
             self.line(&format!(
                 "<line x1=\"{x}\" y1=\"{top}\" x2=\"{x}\" y2=\"{bottom}\" class=\"grid\"/>"
             ));
@@ -174,6 +174,24 @@ impl Page {
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
              viewBox=\"0 0 {width} {height}\">\n<style>{STYLE}</style>\n{grid}{rows}</svg>\n"
         )
+    }
+}
+
+/// The smallest round number of µs of which at most [`TICKS_MAX`] fit.
+fn tick_step(total_us: u64) -> u64 {
+    let powers = (0..19).map(|exponent| 10u64.pow(exponent));
+    let mut steps = powers.flat_map(|power| [1, 2, 5].map(|digit| power * digit));
+    let step = steps.find(|step| total_us / step <= TICKS_MAX);
+    step.unwrap_or(total_us)
+}
+
+/// A round number of µs, in the largest unit that leaves it whole.
+fn tick_label(us: u64) -> String {
+    match us {
+        0 => "0".to_owned(),
+        us if us % 1_000_000 == 0 => format!("{} s", us / 1_000_000),
+        us if us % 1000 == 0 => format!("{} ms", us / 1000),
+        us => format!("{us} µs"),
     }
 }
 
@@ -289,6 +307,19 @@ mod tests {
         assert_eq!(page.x(500), BAR_LEFT + BAR_WIDTH / 2);
         assert_eq!(page.x(u64::MAX), BAR_LEFT + BAR_WIDTH);
         assert!(render("empty", &[]).contains("</svg>"));
+    }
+
+    #[test]
+    fn ticks_are_round_and_few() {
+        for (total_us, step) in [(1, 1), (6, 1), (7, 2), (14, 5), (2_105_771, 500_000)] {
+            assert_eq!(tick_step(total_us), step, "{total_us}");
+        }
+        assert!(u64::MAX / tick_step(u64::MAX) <= TICKS_MAX);
+        let labels = [0, 500, 1500, 20_000, 1_500_000, 2_000_000].map(tick_label);
+        assert_eq!(
+            labels,
+            ["0", "500 µs", "1500 µs", "20 ms", "1500 ms", "2 s"]
+        );
     }
 
     #[test]
