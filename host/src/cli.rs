@@ -15,8 +15,9 @@ use shared::message::{Depth, Policy};
 pub use observe::{LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
+use crate::fleet::parse_count;
 use crate::target::TargetArguments;
-use crate::values::{DriveArgument, VmName, parse_memory_mib, parse_timeout};
+use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
 use crate::vmm::VmmKind;
 
 /// What every command takes.
@@ -271,6 +272,12 @@ command! {
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
         pub keep_on_failure: bool,
+        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub trace: Option<PathBuf>,
+        /// draw what happened when as an SVG picture; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub timeline: Option<PathBuf>,
     }
 }
 
@@ -310,6 +317,12 @@ command! {
         /// go on despite a VMM version that may not work
         #[argh(switch)]
         pub force: bool,
+        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub trace: Option<PathBuf>,
+        /// draw what happened when as an SVG picture; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub timeline: Option<PathBuf>,
     }
 }
 
@@ -319,21 +332,44 @@ command! {
         subcommand,
         name = "restore",
         example = "{command_name} base.snap --name clone-1\n\
-                   {command_name} base.snap --wait-ready --timeout 10s --json"
+                   {command_name} base.snap --wait-ready --timeout 10s --json\n\
+                   {command_name} base.snap --name job --count 8 --parallel 2\n\
+                   {command_name} base.snap --api-sock api.sock --uds vsock.sock"
     )]
     pub struct Restore {
         /// artifact directory
         #[argh(positional, arg_name = "dir")]
         pub artifact: PathBuf,
-        /// name of the VM; one is made up if missing
+        /// name of the VM; one is made up if missing. With --count the names are NAME-1, NAME-2 …
         #[argh(option)]
         pub name: Option<VmName>,
-        /// host name the guest is given; the VM's name if missing
+        /// restore this many clones, 1 to 128. Until the last one is done or has failed an
+        /// interrupt takes all of them away; then those that are ready stay
+        #[argh(option, from_str_fn(parse_count))]
+        pub count: Option<usize>,
+        /// how many of them may start at a time; default: one for each processor
+        #[argh(option, from_str_fn(parse_count), arg_name = "number")]
+        pub parallel: Option<usize>,
+        /// host name the guest is given; the VM's name if missing. With --count a number is put
+        /// behind it
         #[argh(option)]
         pub hostname: Option<String>,
+        /// the guest's machine id: keep, or 32 hexadecimal digits; drawn if missing
+        #[argh(option, arg_name = "id")]
+        pub machine_id: Option<MachineId>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
         pub vsock_cid: Option<u32>,
+        /// API (or QMP) socket of a VMM that something else has started and not configured: the
+        /// artifact is loaded into that one, which stays its owner's
+        #[argh(option, arg_name = "path")]
+        pub api_sock: Option<PathBuf>,
+        /// with --api-sock: where that Firecracker will have its vsock socket
+        #[argh(option, arg_name = "path")]
+        pub uds: Option<PathBuf>,
+        /// with --api-sock: the vsock context id that QEMU was given
+        #[argh(option)]
+        pub cid: Option<u32>,
         /// return when a command has run in the guest (the default)
         #[argh(switch)]
         pub wait_ready: bool,
@@ -349,6 +385,12 @@ command! {
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
         pub keep_on_failure: bool,
+        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub trace: Option<PathBuf>,
+        /// draw what happened when as an SVG picture; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub timeline: Option<PathBuf>,
     }
 }
 
@@ -359,12 +401,16 @@ guest_command! {
         name = "probe",
         example = "{command_name} --name clone-1\n\
                    {command_name} --uds /run/vm/vsock.sock --timeout 1s\n\
-                   {command_name} --cid 42 --depth listener --json"
+                   {command_name} --cid 42 --depth listener --json\n\
+                   {command_name} --name clone-1 --watch --timeout 2m"
     )]
     pub struct ProbeCommand {
         /// how far to go: exec (the default) or listener
         #[argh(option, default = "Depth::Exec", from_str_fn(parse_depth))]
         pub depth: Depth,
+        /// say on standard error what changes until it is ready; the default limit is then 60s
+        #[argh(switch)]
+        pub watch: bool,
     }
 }
 

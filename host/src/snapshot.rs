@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
+use shared::limits::PORT_DEFAULT;
 use shared::message::Hello;
 
 use self::source::Source;
@@ -32,9 +33,12 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::HOST_VERSION;
 use crate::guest::connection::Connection;
+use crate::guest::driver::ask;
+use crate::naming;
 use crate::progress::Progress;
 use crate::record::{Phase, Record};
-use crate::start::judge;
+use crate::reports::Reports;
+use crate::start::{judge, watch};
 use crate::stop::kill;
 use crate::supervisor::unix_ms;
 use crate::vmdir::state::Stage;
@@ -87,6 +91,11 @@ pub fn run(command: &Snapshot) -> Result<(), Failure> {
 
 fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
     let limits = Limits::new(command.timeout.unwrap_or(TIMEOUT_DEFAULT));
+    record.report_to(Reports::new(
+        "snapshot",
+        command.trace.as_deref(),
+        command.timeline.as_deref(),
+    )?);
     record.begin(Phase::Lock);
     let mut source = find(command, limits)?;
     if source.is_unsettled() {
@@ -128,7 +137,15 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
 fn find(command: &Snapshot, limits: Limits) -> Result<Source, Failure> {
     match (&command.name, &command.api_sock, &command.uds) {
         (Some(name), None, None) => {
-            let dir = StateDir::open(command.state_dir.as_deref())?.vm(name)?;
+            let state_dir = StateDir::open(command.state_dir.as_deref())?;
+            let dir = state_dir.vm(name)?;
+            // A clone that nobody has named yet would pass its siblings' identity on.
+            naming::settle(&state_dir, name, limits.all, |request| {
+                let vm = dir.running()?;
+                let watch = watch(limits.all, Some(&vm.process));
+                Ok(ask(&vm.endpoint(PORT_DEFAULT), request, &watch)?)
+            })?;
+            let dir = state_dir.vm(name)?;
             let lock = dir.lock(limits.all)?;
             let vm = dir.running_under(&lock)?;
             Source::ours(vm, lock, limits)

@@ -9,6 +9,7 @@
 mod artifacts;
 mod bad_input;
 mod clones;
+mod fleet;
 mod lifecycle;
 mod machine;
 mod proxy;
@@ -49,6 +50,8 @@ const QUICK: &[&str] = &[
     "the_workloads_output_is_whole",
     "a_terminal_in_a_machine",
     "a_disk_that_is_full",
+    "three_clones_with_one_command",
+    "a_vmm_that_somebody_else_started",
 ];
 
 fn main() -> ExitCode {
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         snapshots::CASES,
         clones::CASES,
         sessions::CASES,
+        fleet::CASES,
         bad_input::CASES,
         artifacts::CASES,
     ]

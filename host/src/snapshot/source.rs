@@ -181,6 +181,7 @@ impl Source {
         match ask(&self.endpoint, request, &watch) {
             Ok(answer) => {
                 record.attempts(Phase::Quiesce, answer.attempts);
+                record.note_attempts(Phase::Quiesce, &answer.log);
                 match answer.message {
                     Message::Quiesced(_) => Ok((answer.hello, answer.connection)),
                     other => {
@@ -191,6 +192,7 @@ impl Source {
             }
             Err(error) => {
                 record.attempts(Phase::Quiesce, error.attempts);
+                record.note_attempts(Phase::Quiesce, &error.log);
                 self.reopen(token);
                 Err(self.with_sessions(error.into(), policy, record))
             }
