@@ -43,6 +43,7 @@ mod rebind;
 mod requests;
 mod ring;
 mod session;
+mod spares;
 pub mod state;
 mod streams;
 mod table;
@@ -77,6 +78,7 @@ use ids::Serials;
 use listener::Listener;
 use naming::Naming;
 use quiescing::Quiescing;
+use spares::Spares;
 use state::{Input, State};
 use table::Table;
 use timers::{Timer, Timers};
@@ -117,6 +119,7 @@ pub struct Agent {
     connections: BTreeMap<ConnectionId, Connection>,
     sessions: Table,
     workload: Option<Workload>,
+    spares: Spares,
     children: Children,
     naming: Naming,
     quiescing: Option<Quiescing>,
@@ -173,6 +176,7 @@ impl Agent {
             connections: BTreeMap::new(),
             sessions: Table::default(),
             workload: None,
+            spares: Spares::default(),
             children: Children::default(),
             naming: Naming::default(),
             quiescing: None,

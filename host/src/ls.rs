@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use crate::cli::{Inspect, Ls};
 use crate::error::Failure;
-use crate::output::{age, columns, print};
+use crate::output::print;
 use crate::supervisor::unix_ms;
-use crate::vmdir::state::State;
+use crate::table::{age, columns};
+use crate::vmdir::state::{ExitRecord, State, WorkloadEnd};
 use crate::vmdir::{Life, StateDir, VmDir};
 
 /// Lists the VMs.
@@ -107,7 +108,8 @@ pub fn inspect(command: &Inspect) -> Result<(), Failure> {
         "status": status(life, state.as_ref()),
         "dir": crate::json::os_to_value(dir.path()),
         "state": state.as_ref().map(State::to_value),
-        "exit": dir.read_exit()?.map(crate::vmdir::state::ExitRecord::to_value),
+        "exit": dir.read_exit()?.map(ExitRecord::to_value),
+        "workload_exit": dir.read_workload_end()?.map(WorkloadEnd::to_value),
     });
     if command.json {
         return print(&value.to_string());

@@ -25,6 +25,7 @@ use shared::message::{Attach, AttachMode, Exited, FailCode, Gap, Message, Stream
 use super::ids::{ConnectionId, SessionId};
 use super::outbox::Outbox;
 use super::session::{Session, State};
+use super::spares::Spares;
 use super::state::Request;
 use super::timers::Timer;
 use super::{Agent, Departure};
@@ -48,6 +49,8 @@ pub(super) struct Attachment {
     pub(super) mode: AttachMode,
     /// Offsets of the next bytes that it gets.
     cursors: [u64; 2],
+    /// Index of the stream whose turn it is.
+    turn: usize,
     /// The answer that it has not got: the session's process has not been started.
     owed: Option<Answer>,
 }
@@ -65,6 +68,7 @@ impl Attachment {
             session: session.id(),
             mode,
             cursors: [cursor(Stream::Stdout), cursor(Stream::Stderr)],
+            turn: 0,
             owed: None,
         }
     }
@@ -75,24 +79,31 @@ impl Attachment {
     }
 
     /// Fills the outbox, a frame of each stream in turn, so that one that never ends does not
-    /// starve the other. Returns the number of gaps, or `None` if nothing was added.
-    pub(super) fn pump(&mut self, session: &Session, outbox: &mut Outbox) -> Option<u64> {
+    /// starve the other, however little room there is at a time. Returns the number of gaps, or
+    /// `None` if nothing was added.
+    pub(super) fn pump(
+        &mut self,
+        session: &Session,
+        outbox: &mut Outbox,
+        spares: &mut Spares,
+    ) -> Option<u64> {
         if self.owed.is_some() || self.mode == AttachMode::Wait {
             return None;
         }
         let mut gaps = None;
-        loop {
-            let mut is_dry = true;
-            for &stream in Stream::ALL {
-                if let Some(count) = self.pump_frame(stream, session, outbox) {
-                    is_dry = false;
+        // Streams in a row that had nothing to give, or no room for it.
+        let mut dry_count = 0;
+        while dry_count < Stream::ALL.len() {
+            match self.pump_frame(Stream::ALL[self.turn], session, outbox, spares) {
+                Some(count) => {
                     gaps = Some(gaps.unwrap_or(0) + count);
+                    dry_count = 0;
                 }
+                None => dry_count += 1,
             }
-            if is_dry {
-                return gaps;
-            }
+            self.turn = (self.turn + 1) % Stream::ALL.len();
         }
+        gaps
     }
 
     /// Adds one frame of a stream, behind a GAP if bytes are missing before it.
@@ -101,6 +112,7 @@ impl Attachment {
         stream: Stream,
         session: &Session,
         outbox: &mut Outbox,
+        spares: &mut Spares,
     ) -> Option<u64> {
         let ring = session.ring(stream);
         let cursor = &mut self.cursors[stream.index()];
@@ -115,9 +127,10 @@ impl Attachment {
             gaps = 1;
         }
         let (head, tail) = ring.bytes_from(*cursor, outbox.stream_room());
-        if !head.is_empty() {
-            outbox.push_chunk(stream.frame_kind(), *cursor, (head, tail));
-            *cursor += (head.len() + tail.len()) as u64;
+        let len = head.len() + tail.len();
+        if len > 0 {
+            outbox.push_chunk(stream.frame_kind(), *cursor, (head, tail), spares);
+            *cursor += len as u64;
         }
         Some(gaps)
     }
@@ -186,6 +199,7 @@ impl Agent {
         let mut attachment = Attachment::new(session, mode, from);
         attachment.owed = Some(answer);
         connection.attachment = Some(attachment);
+        self.spares.enter();
         // The workload may be waiting for a restart, which takes a while.
         if session.state() != State::Starting || session.is_workload() {
             self.give_answer(id, now);
@@ -213,13 +227,14 @@ impl Agent {
         }
         session.owner = Some(id);
         for &stream in Stream::ALL {
-            session.release(stream, from[stream.index()].unwrap_or(0));
+            session.release(stream, from[stream.index()].unwrap_or(0), &mut self.spares);
         }
         self.timers.stop(Timer::Abandon(session_id));
         if let Some(previous) = previous {
             session.remove_attached(previous);
             if let Some(connection) = self.connections.get_mut(&previous) {
                 connection.attachment = None;
+                self.spares.leave();
             }
             self.supersede(previous, "another connection attached to this session", now);
         }
@@ -259,7 +274,7 @@ impl Agent {
         };
         for attached in session.attached() {
             if let Some(connection) = self.connections.get_mut(attached)
-                && let Some(gaps) = connection.pump(session)
+                && let Some(gaps) = connection.pump(session, &mut self.spares)
             {
                 self.counters.gaps += gaps;
                 connection.queue_flush(*attached, &mut self.actions);
@@ -278,7 +293,7 @@ impl Agent {
         let Some(session) = self.sessions.get(attachment.session) else {
             return;
         };
-        if let Some(gaps) = connection.pump(session) {
+        if let Some(gaps) = connection.pump(session, &mut self.spares) {
             self.counters.gaps += gaps;
             connection.queue_flush(id, &mut self.actions);
         }
@@ -298,6 +313,7 @@ impl Agent {
             return;
         };
         connection.served = Some((attachment.session, attachment.mode));
+        self.spares.leave();
         let Some(session) = self.sessions.get_mut(attachment.session) else {
             return;
         };
@@ -342,7 +358,7 @@ mod tests {
     fn take(outbox: &mut Outbox) -> Vec<(&'static str, Stream, u64, u64)> {
         let mut decoder = Decoder::new();
         decoder.push(outbox.pending());
-        outbox.consume(outbox.pending().len());
+        outbox.consume(outbox.pending().len(), &mut Spares::default());
         let mut taken = Vec::new();
         while let Some(frame) = decoder.poll_frame().expect("frames") {
             taken.push(
@@ -366,8 +382,8 @@ mod tests {
     #[test]
     fn cursors_begin_where_they_may() {
         let mut session = session();
-        session.handle_output(Stream::Stdout, &[0; 10]);
-        session.release(Stream::Stdout, 4);
+        session.handle_output(Stream::Stdout, &[0; 10], &mut Spares::default());
+        session.release(Stream::Stdout, 4, &mut Spares::default());
         for (from, cursor) in [
             (None, 4),
             (Some(2), 2),
@@ -383,13 +399,23 @@ mod tests {
     #[test]
     fn each_stream_has_its_turn_until_the_outbox_is_full() {
         let mut session = session();
-        session.handle_output(Stream::Stdout, &vec![0; RING_LEN_MAX]);
-        session.handle_output(Stream::Stderr, b"err");
+        session.handle_output(
+            Stream::Stdout,
+            &vec![0; RING_LEN_MAX],
+            &mut Spares::default(),
+        );
+        session.handle_output(Stream::Stderr, b"err", &mut Spares::default());
         let mut attachment = Attachment::new(&session, AttachMode::Own, [None; 2]);
         let mut outbox = Outbox::default();
-        assert_eq!(attachment.pump(&session, &mut outbox), Some(0));
+        assert_eq!(
+            attachment.pump(&session, &mut outbox, &mut Spares::default()),
+            Some(0)
+        );
         assert!(outbox.pending().len() <= STREAM_LEN_MAX && outbox.stream_room() == 0);
-        assert_eq!(attachment.pump(&session, &mut outbox), None);
+        assert_eq!(
+            attachment.pump(&session, &mut outbox, &mut Spares::default()),
+            None
+        );
         let taken = take(&mut outbox);
         assert_eq!(taken[1], ("chunk", Stream::Stderr, 0, 3));
         let mut next = 0;
@@ -398,6 +424,26 @@ mod tests {
             next = *to;
         }
         assert_eq!(next, attachment.cursor(Stream::Stdout));
+        // With room for one frame at a time both still get on.
+        session.handle_output(
+            Stream::Stdout,
+            &vec![0; RING_LEN_MAX],
+            &mut Spares::default(),
+        );
+        session.handle_output(
+            Stream::Stderr,
+            &vec![0; RING_LEN_MAX],
+            &mut Spares::default(),
+        );
+        attachment.pump(&session, &mut outbox, &mut Spares::default());
+        let cursors = attachment.cursors;
+        for _ in 0..2 {
+            while outbox.stream_room() == 0 {
+                outbox.consume(1, &mut Spares::default());
+            }
+            attachment.pump(&session, &mut outbox, &mut Spares::default());
+        }
+        assert!(attachment.cursors[0] > cursors[0] && attachment.cursors[1] > cursors[1]);
     }
 
     #[test]
@@ -405,26 +451,39 @@ mod tests {
         let mut session = session();
         let mut attachment = Attachment::new(&session, AttachMode::Observe, [None; 2]);
         let mut outbox = Outbox::default();
-        session.handle_output(Stream::Stdout, &vec![0; RING_LEN_MAX + 5]);
-        assert_eq!(attachment.pump(&session, &mut outbox), Some(1));
+        session.handle_output(
+            Stream::Stdout,
+            &vec![0; RING_LEN_MAX + 5],
+            &mut Spares::default(),
+        );
+        assert_eq!(
+            attachment.pump(&session, &mut outbox, &mut Spares::default()),
+            Some(1)
+        );
         let taken = take(&mut outbox);
         assert_eq!(taken[0], ("gap", Stream::Stdout, 0, 5));
         assert_eq!(taken[1].2, 5);
-        attachment.pump(&session, &mut outbox);
+        attachment.pump(&session, &mut outbox, &mut Spares::default());
         take(&mut outbox);
         // All of it is gone at the end.
-        session.handle_output(Stream::Stdout, b"more");
+        session.handle_output(Stream::Stdout, b"more", &mut Spares::default());
         session.clear_output();
         let end = RING_LEN_MAX as u64 + 9;
-        assert_eq!(attachment.pump(&session, &mut outbox), Some(1));
+        assert_eq!(
+            attachment.pump(&session, &mut outbox, &mut Spares::default()),
+            Some(1)
+        );
         assert_eq!(take(&mut outbox), [("gap", Stream::Stdout, end - 4, end)]);
     }
 
     #[test]
     fn who_waits_gets_no_output() {
         let mut session = session();
-        session.handle_output(Stream::Stdout, b"output");
+        session.handle_output(Stream::Stdout, b"output", &mut Spares::default());
         let mut attachment = Attachment::new(&session, AttachMode::Wait, [None; 2]);
-        assert_eq!(attachment.pump(&session, &mut Outbox::default()), None);
+        assert_eq!(
+            attachment.pump(&session, &mut Outbox::default(), &mut Spares::default()),
+            None
+        );
     }
 }

@@ -164,7 +164,7 @@ impl Agent {
     /// A command wrote something; at most [`Self::output_room`] bytes of it.
     pub fn handle_output(&mut self, id: SessionId, stream: Stream, bytes: &[u8]) {
         if let Some(session) = self.sessions.get_mut(id) {
-            session.handle_output(stream, bytes);
+            session.handle_output(stream, bytes, &mut self.spares);
             self.pump_session(id);
         }
     }

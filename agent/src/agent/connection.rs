@@ -27,6 +27,7 @@ use super::ids::{ConnectionId, SessionId};
 use super::input::InputMistake;
 use super::outbox::Outbox;
 use super::session::Session;
+use super::spares::Spares;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -171,9 +172,9 @@ impl Connection {
 
     /// Moves output of its session on into the outbox, as far as there is room. Returns the number
     /// of gaps, or `None` if nothing was added.
-    pub(super) fn pump(&mut self, session: &Session) -> Option<u64> {
+    pub(super) fn pump(&mut self, session: &Session, spares: &mut Spares) -> Option<u64> {
         let attachment = self.attachment.as_mut()?;
-        attachment.pump(session, &mut self.outbox)
+        attachment.pump(session, &mut self.outbox, spares)
     }
 
     /// No more input; it ends when everything has been sent.

@@ -17,6 +17,7 @@
 use shared::message::Window;
 
 use super::ring::{RING_LEN_MAX, Ring};
+use super::spares::Spares;
 
 /// Most bytes that wait for a command to read them.
 pub const INPUT_LEN_MAX: usize = RING_LEN_MAX;
@@ -74,7 +75,12 @@ impl Input {
     }
 
     /// Takes bytes that begin at `offset`, skipping those that are there.
-    pub(super) fn handle_bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<(), InputMistake> {
+    pub(super) fn handle_bytes(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        spares: &mut Spares,
+    ) -> Result<(), InputMistake> {
         if !self.is_open {
             return Ok(());
         }
@@ -94,7 +100,7 @@ impl Input {
         }
         // The difference is below the length of `bytes`.
         let known = usize::try_from(received - offset).unwrap_or(bytes.len());
-        self.ring.append(&bytes[known..]);
+        self.ring.append(&bytes[known..], spares);
         self.last = bytes.last().copied();
         Ok(())
     }
@@ -128,12 +134,12 @@ impl Input {
     }
 
     /// The command's end of it took `len` of the pending bytes.
-    pub(super) fn handle_written(&mut self, len: usize) {
+    pub(super) fn handle_written(&mut self, len: usize, spares: &mut Spares) {
         debug_assert!(len <= self.pending().len());
         if self.ring.is_empty() {
             self.ends_left = self.ends_left.saturating_sub(len);
         } else {
-            self.ring.release(self.ring.start() + len as u64);
+            self.ring.release(self.ring.start() + len as u64, spares);
         }
         if self.pending().is_empty() {
             self.is_flushing = false;
@@ -212,10 +218,14 @@ mod tests {
         input
     }
 
+    fn take(input: &mut Input, offset: u64, bytes: &[u8]) -> Result<(), InputMistake> {
+        input.handle_bytes(offset, bytes, &mut Spares::default())
+    }
+
     fn write(input: &mut Input, mut len: usize) {
         while len > 0 {
             let piece = input.pending().len().min(len);
-            input.handle_written(piece);
+            input.handle_written(piece, &mut Spares::default());
             len -= piece;
         }
     }
@@ -234,8 +244,8 @@ mod tests {
         ];
         for (offset, len, expected, received) in cases {
             let mut input = open();
-            input.handle_bytes(0, b"0123456789").expect("taken");
-            let result = input.handle_bytes(offset, &vec![b'x'; len]);
+            take(&mut input, 0, b"0123456789").expect("taken");
+            let result = take(&mut input, offset, &vec![b'x'; len]);
             assert_eq!(result, expected, "{len} bytes at {offset}");
             assert_eq!(input.window().received, received);
         }
@@ -244,17 +254,17 @@ mod tests {
     #[test]
     fn the_end_is_behind_the_last_byte() {
         let mut input = open();
-        input.handle_bytes(0, b"abc").expect("taken");
+        take(&mut input, 0, b"abc").expect("taken");
         assert_eq!(input.handle_end(2), Err(InputMistake::Hole));
         assert_eq!(input.handle_end(4), Err(InputMistake::Hole));
         assert_eq!(input.handle_end(3), Ok(()));
         assert_eq!(input.handle_end(3), Ok(()), "said again");
-        assert_eq!(input.handle_bytes(1, b"bc"), Ok(()), "sent again");
-        assert_eq!(input.handle_bytes(3, b"d"), Err(InputMistake::BehindEnd));
+        assert_eq!(take(&mut input, 1, b"bc"), Ok(()), "sent again");
+        assert_eq!(take(&mut input, 3, b"d"), Err(InputMistake::BehindEnd));
         assert!(!input.poll_end(), "bytes are waiting");
         write(&mut input, 3);
         assert!(input.poll_end() && !input.poll_end());
-        assert_eq!(input.handle_bytes(9, b"late"), Ok(()), "ignored");
+        assert_eq!(take(&mut input, 9, b"late"), Ok(()), "ignored");
         assert_eq!(input.handle_end(99), Ok(()), "ignored");
     }
 
@@ -270,9 +280,7 @@ mod tests {
             (INPUT_LEN_MAX, 1, true),
         ] {
             let mut input = open();
-            input
-                .handle_bytes(0, &vec![b'x'; sent])
-                .expect("within the limit");
+            take(&mut input, 0, &vec![b'x'; sent]).expect("within the limit");
             write(&mut input, written);
             let window = input.poll_window();
             assert_eq!(window.is_some(), is_due, "{sent} and {written}");
@@ -307,7 +315,7 @@ mod tests {
         ];
         for (bytes, expected) in cases {
             let mut input = Input::new(true, true);
-            input.handle_bytes(0, bytes).expect("taken");
+            take(&mut input, 0, bytes).expect("taken");
             input.handle_end(bytes.len() as u64).expect("taken");
             write(&mut input, bytes.len());
             assert_eq!(input.pending(), expected);
@@ -322,13 +330,13 @@ mod tests {
     fn the_shell_is_asked_to_write_once() {
         let mut input = open();
         assert!(!input.poll_flush(), "there is nothing");
-        input.handle_bytes(0, b"ab").expect("taken");
+        take(&mut input, 0, b"ab").expect("taken");
         assert!(input.poll_flush() && !input.poll_flush());
-        input.handle_written(1);
-        input.handle_bytes(2, b"c").expect("taken");
+        input.handle_written(1, &mut Spares::default());
+        take(&mut input, 2, b"c").expect("taken");
         assert!(!input.poll_flush(), "it goes on by itself");
         write(&mut input, 2);
-        input.handle_bytes(3, b"d").expect("taken");
+        take(&mut input, 3, b"d").expect("taken");
         assert!(input.poll_flush());
     }
 }

@@ -12,14 +12,17 @@
 //!
 //! Invariants:
 //! - Never holds more than [`LEN_MAX`] bytes.
-//! - An empty outbox holds no large allocation, so that idle connections cost nothing.
+//! - An empty outbox holds no large allocation, so that idle connections cost nothing. While output
+//!   flows it gets its memory from `Spares` and gives it back there.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use shared::frame::FrameKind;
-use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX, STREAM_DATA_LEN_MAX};
+use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
 use shared::message::{Chunk, Message};
+
+use super::spares::Spares;
 
 /// From this many unsent bytes of answers on, no further request is taken from the peer.
 pub const REQUESTS_PAUSE_LEN: usize = 64 * 1024;
@@ -87,9 +90,33 @@ impl Outbox {
 
     /// Adds a session's output, in two pieces as its ring has it, which must fit
     /// [`Self::stream_room`].
-    pub fn push_chunk(&mut self, kind: FrameKind, offset: u64, (head, tail): (&[u8], &[u8])) {
-        debug_assert!(head.len() + tail.len() <= self.stream_room());
+    pub(super) fn push_chunk(
+        &mut self,
+        kind: FrameKind,
+        offset: u64,
+        (head, tail): (&[u8], &[u8]),
+        spares: &mut Spares,
+    ) {
+        let len = head.len() + tail.len();
+        debug_assert!(len <= self.stream_room());
+        self.reserve(HEADER_LEN + STREAM_OFFSET_LEN + len, spares);
         Chunk::encode_pieces(kind, offset, [head, tail], &mut self.bytes);
+    }
+
+    /// Makes room for `len` bytes: at the front, in a spare buffer, or else in a longer one.
+    fn reserve(&mut self, len: usize, spares: &mut Spares) {
+        if self.bytes.len() + len <= self.bytes.capacity() {
+            return;
+        }
+        self.bytes.drain(..self.sent);
+        self.sent = 0;
+        let wanted = self.bytes.len() + len;
+        if wanted > self.bytes.capacity().max(IDLE_CAPACITY_MAX)
+            && let Some(mut spare) = spares.take(wanted)
+        {
+            spare.extend_from_slice(&self.bytes);
+            give_back(std::mem::replace(&mut self.bytes, spare), spares);
+        }
     }
 
     /// How many bytes of output may be added: a whole frame's worth, or none.
@@ -121,7 +148,7 @@ impl Outbox {
     /// # Panics
     ///
     /// When more is taken than was pending, which no socket does.
-    pub fn consume(&mut self, len: usize) {
+    pub(super) fn consume(&mut self, len: usize, spares: &mut Spares) {
         assert!(
             len <= self.pending().len(),
             "more bytes sent than were pending"
@@ -130,9 +157,11 @@ impl Outbox {
         self.sent_total += len as u64;
         self.forget_sent_answers();
         if self.sent == self.bytes.len() {
-            self.bytes.clear();
-            self.bytes.shrink_to(IDLE_CAPACITY_MAX);
             self.sent = 0;
+            self.bytes.clear();
+            if self.bytes.capacity() > IDLE_CAPACITY_MAX {
+                give_back(std::mem::take(&mut self.bytes), spares);
+            }
         } else if self.sent > STREAM_LEN_MAX {
             // A peer that always leaves a little unsent must not make the front grow for ever.
             self.bytes.drain(..self.sent);
@@ -150,6 +179,13 @@ impl Outbox {
             }
             self.answers.pop_front();
         }
+    }
+}
+
+/// What is large enough may be of use to others.
+fn give_back(bytes: Vec<u8>, spares: &mut Spares) {
+    if bytes.capacity() > IDLE_CAPACITY_MAX {
+        spares.give(bytes);
     }
 }
 
@@ -194,7 +230,12 @@ mod tests {
         let push_chunk = |outbox: &mut Outbox| {
             let len = outbox.stream_room();
             let bytes = vec![1; len];
-            outbox.push_chunk(FrameKind::Stdout, 0, bytes.split_at(len / 3));
+            outbox.push_chunk(
+                FrameKind::Stdout,
+                0,
+                bytes.split_at(len / 3),
+                &mut Spares::default(),
+            );
         };
         push_chunk(&mut outbox);
         let chunks_len = outbox.pending().len();
@@ -204,20 +245,25 @@ mod tests {
             outbox.push(&pong).expect("room");
         }
         assert!(!outbox.takes_requests());
-        outbox.push_chunk(FrameKind::Stdout, 0, (b"x", b"y"));
-        outbox.consume(chunks_len);
+        outbox.push_chunk(FrameKind::Stdout, 0, (b"x", b"y"), &mut Spares::default());
+        outbox.consume(chunks_len, &mut Spares::default());
         assert!(!outbox.takes_requests(), "not one answer is sent");
-        outbox.consume(pong_len);
+        outbox.consume(pong_len, &mut Spares::default());
         assert!(outbox.takes_requests());
-        outbox.consume(outbox.pending().len());
+        outbox.consume(outbox.pending().len(), &mut Spares::default());
         assert_eq!((outbox.answers_len, outbox.answers.len()), (0, 0));
     }
 
     #[test]
     fn an_empty_outbox_holds_no_large_allocation() {
         let mut outbox = Outbox::default();
-        outbox.push_chunk(FrameKind::Stdout, 0, (&[1; STREAM_DATA_LEN_MAX], &[]));
-        outbox.consume(outbox.pending().len());
+        outbox.push_chunk(
+            FrameKind::Stdout,
+            0,
+            (&[1; STREAM_DATA_LEN_MAX], &[]),
+            &mut Spares::default(),
+        );
+        outbox.consume(outbox.pending().len(), &mut Spares::default());
         assert!(outbox.is_empty());
         assert!(outbox.bytes.capacity() <= IDLE_CAPACITY_MAX);
     }
@@ -227,9 +273,14 @@ mod tests {
         let mut outbox = Outbox::default();
         for round in 0..1000 {
             while outbox.stream_room() > 0 {
-                outbox.push_chunk(FrameKind::Stdout, 0, (&[1; STREAM_DATA_LEN_MAX], &[]));
+                outbox.push_chunk(
+                    FrameKind::Stdout,
+                    0,
+                    (&[1; STREAM_DATA_LEN_MAX], &[]),
+                    &mut Spares::default(),
+                );
             }
-            outbox.consume(outbox.pending().len() - 1);
+            outbox.consume(outbox.pending().len() - 1, &mut Spares::default());
             assert!(outbox.bytes.capacity() <= 4 * LEN_MAX, "round {round}");
         }
     }

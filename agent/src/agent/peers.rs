@@ -96,7 +96,7 @@ impl Agent {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        connection.outbox.consume(len);
+        connection.outbox.consume(len, &mut self.spares);
         if connection.is_closing() {
             if connection.outbox.is_empty() {
                 self.close(id, Departure::Cut, now);

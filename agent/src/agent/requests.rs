@@ -55,7 +55,7 @@ impl Agent {
             Message::Stdin(chunk) => self.handle_stdin(id, &chunk, now),
             Message::StdinEof(eof) => self.handle_stdin_eof(id, eof, now),
             Message::Signal(signal) => self.handle_signal_request(id, signal, now),
-            Message::Resize(size) => self.handle_resize(id, size, now),
+            Message::Resize(size) => self.handle_resize(id, size),
             Message::ExitAck(ack) => self.handle_exit_ack(id, ack),
             Message::SessionsRequest(request) => self.handle_sessions(id, request, now),
             // Answers to what the agent has not asked. It has nothing to conclude from them.

@@ -8,10 +8,13 @@
 //!
 //! Invariants:
 //! - `start` and `end` never go back, and `end - start` is the number of bytes held.
-//! - Never holds more than [`RING_LEN_MAX`] bytes, nor an allocation above that.
-//! - An empty ring holds no allocation, so that quiet sessions cost nothing.
+//! - Never holds more than [`RING_LEN_MAX`] bytes.
+//! - An empty ring holds no allocation, so that quiet sessions cost nothing. While output flows it
+//!   gets its memory from [`Spares`] and gives it back there.
 
 use std::collections::VecDeque;
+
+use super::spares::Spares;
 
 /// Most bytes that are kept of one stream.
 pub const RING_LEN_MAX: usize = 256 * 1024;
@@ -54,63 +57,84 @@ impl Ring {
     }
 
     /// Adds as many of the bytes as there is room for, and returns how many.
-    pub(super) fn append(&mut self, bytes: &[u8]) -> usize {
+    pub(super) fn append(&mut self, bytes: &[u8], spares: &mut Spares) -> usize {
         let len = bytes.len().min(self.room());
-        self.reserve(len);
+        self.reserve(len, spares);
         self.bytes.extend(&bytes[..len]);
         len
     }
 
     /// Adds all of the bytes; the oldest ones give way.
-    pub(super) fn append_over_oldest(&mut self, bytes: &[u8]) {
+    pub(super) fn append_over_oldest(&mut self, bytes: &[u8], spares: &mut Spares) {
         let kept = &bytes[bytes.len().saturating_sub(RING_LEN_MAX)..];
         let lost = (bytes.len() - kept.len()) as u64;
         let excess = kept.len().saturating_sub(self.room());
         self.bytes.drain(..excess);
         self.start += excess as u64 + lost;
-        self.reserve(kept.len());
+        self.reserve(kept.len(), spares);
         self.bytes.extend(kept);
     }
 
     /// At most `len_max` bytes from `offset` on, which must be within what is held. They come in
-    /// two pieces where the ring wraps.
+    /// two pieces where the ring wraps; the first one is empty only if there are none.
     pub(super) fn bytes_from(&self, offset: u64, len_max: usize) -> (&[u8], &[u8]) {
         debug_assert!((self.start..=self.end()).contains(&offset));
         let skip = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
         let (head, tail) = self.bytes.as_slices();
-        let from_head = head.get(skip..).unwrap_or(&[]);
-        let from_tail = tail.get(skip.saturating_sub(head.len())..).unwrap_or(&[]);
+        let (from_head, from_tail) = match skip.checked_sub(head.len()) {
+            None => (&head[skip..], tail),
+            Some(skip) => (tail.get(skip..).unwrap_or(&[]), &[][..]),
+        };
         let from_head = &from_head[..from_head.len().min(len_max)];
         let from_tail = &from_tail[..from_tail.len().min(len_max - from_head.len())];
         (from_head, from_tail)
     }
 
     /// Forgets every byte before `offset`, as far as there are any.
-    pub(super) fn release(&mut self, offset: u64) {
+    pub(super) fn release(&mut self, offset: u64, spares: &mut Spares) {
         let len = offset.min(self.end()).saturating_sub(self.start);
         // What is held fits memory, so a part of it does.
         self.bytes
             .drain(..usize::try_from(len).unwrap_or(usize::MAX));
         self.start += len;
         if self.bytes.is_empty() {
-            self.bytes = VecDeque::new();
+            give_back(std::mem::take(&mut self.bytes), spares);
         }
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        self.release(self.end());
+        self.start = self.end();
+        self.bytes = VecDeque::new();
     }
 
-    /// Grows by doubling, and never beyond the limit.
-    fn reserve(&mut self, len: usize) {
+    /// Grows into a spare buffer, or else by doubling, and never beyond the limit.
+    fn reserve(&mut self, len: usize, spares: &mut Spares) {
         let wanted = self.bytes.len() + len;
         let capacity = self.bytes.capacity();
-        if wanted > capacity {
-            let doubled = (capacity * 2).clamp(CAPACITY_FIRST, RING_LEN_MAX);
-            let capacity = wanted.max(doubled);
-            self.bytes.reserve_exact(capacity - self.bytes.len());
+        if wanted <= capacity {
+            return;
         }
+        let doubled = (capacity * 2).clamp(CAPACITY_FIRST, RING_LEN_MAX);
+        if wanted > CAPACITY_FIRST
+            && let Some(spare) = spares.take(wanted)
+        {
+            let (head, tail) = self.bytes.as_slices();
+            let mut bytes = VecDeque::from(spare);
+            bytes.extend(head);
+            bytes.extend(tail);
+            give_back(std::mem::replace(&mut self.bytes, bytes), spares);
+        } else {
+            self.bytes
+                .reserve_exact(wanted.max(doubled) - self.bytes.len());
+        }
+    }
+}
+
+/// What is large enough may be of use to others.
+fn give_back(bytes: VecDeque<u8>, spares: &mut Spares) {
+    if bytes.capacity() > CAPACITY_FIRST {
+        spares.give(Vec::from(bytes));
     }
 }
 
@@ -120,12 +144,13 @@ mod tests {
 
     fn filled(len: usize) -> Ring {
         let mut ring = Ring::default();
-        assert_eq!(ring.append(&vec![b'.'; len]), len);
+        assert_eq!(ring.append(&vec![b'.'; len], &mut Spares::default()), len);
         ring
     }
 
     fn text(ring: &Ring, offset: u64, len_max: usize) -> Vec<u8> {
         let (head, tail) = ring.bytes_from(offset, len_max);
+        assert!(!head.is_empty() || tail.is_empty(), "from {offset}");
         [head, tail].concat()
     }
 
@@ -139,7 +164,11 @@ mod tests {
             (RING_LEN_MAX, 1, 0),
         ] {
             let mut ring = filled(held);
-            assert_eq!(ring.append(&vec![b'x'; added]), taken, "{held} and {added}");
+            assert_eq!(
+                ring.append(&vec![b'x'; added], &mut Spares::default()),
+                taken,
+                "{held} and {added}"
+            );
             assert_eq!((ring.start(), ring.end()), (0, (held + taken) as u64));
             assert_eq!(ring.room(), RING_LEN_MAX - held - taken);
         }
@@ -156,7 +185,7 @@ mod tests {
             (7, 3 * RING_LEN_MAX, 7 + 2 * RING_LEN_MAX as u64),
         ] {
             let mut ring = filled(held);
-            ring.append_over_oldest(&vec![b'x'; added]);
+            ring.append_over_oldest(&vec![b'x'; added], &mut Spares::default());
             let end = (held + added) as u64;
             assert_eq!(
                 (ring.start(), ring.end()),
@@ -170,18 +199,20 @@ mod tests {
 
     #[test]
     fn bytes_are_found_by_their_offset_wherever_the_ring_wraps() {
-        let mut ring = Ring::default();
+        let (mut ring, mut spares) = (Ring::default(), Spares::default());
+        spares.enter();
+        spares.give(Vec::with_capacity(RING_LEN_MAX));
         let byte = |offset: u64| u8::try_from(offset % 251).expect("below 251");
         for round in 0..40u64 {
             let from = ring.end();
             let piece: Vec<u8> = (from..from + 50_000).map(byte).collect();
-            ring.append_over_oldest(&piece);
+            ring.append_over_oldest(&piece, &mut spares);
             for offset in [ring.start(), ring.start() + 1, from, ring.end() - 1] {
                 let expected: Vec<u8> = (offset..ring.end()).take(60_000).map(byte).collect();
                 assert_eq!(text(&ring, offset, 60_000), expected, "round {round}");
             }
             assert_eq!(text(&ring, ring.end(), 5), b"");
-            ring.release(ring.start() + 7_777);
+            ring.release(ring.start() + 7_777, &mut spares);
         }
     }
 
@@ -189,7 +220,7 @@ mod tests {
     fn release_moves_the_start_forward_only() {
         let mut ring = filled(10);
         for (offset, start) in [(0, 0), (4, 4), (2, 4), (10, 10), (99, 10)] {
-            ring.release(offset);
+            ring.release(offset, &mut Spares::default());
             assert_eq!((ring.start(), ring.end()), (start, 10), "{offset}");
         }
     }
@@ -203,7 +234,22 @@ mod tests {
             (ring.bytes.capacity(), ring.end()),
             (0, RING_LEN_MAX as u64)
         );
-        ring.append(b"on");
+        ring.append(b"on", &mut Spares::default());
         assert_eq!(ring.end(), RING_LEN_MAX as u64 + 2);
+    }
+
+    /// While a stream flows, one buffer goes back and forth.
+    #[test]
+    fn what_one_ring_gives_back_the_next_one_grows_into() {
+        let mut spares = Spares::default();
+        spares.enter();
+        let mut first = filled(RING_LEN_MAX);
+        first.release(first.end(), &mut spares);
+        let mut second = filled(100);
+        second.append(&vec![b'x'; CAPACITY_FIRST], &mut spares);
+        assert!(second.bytes.capacity() >= RING_LEN_MAX);
+        assert_eq!(second.len(), 100 + CAPACITY_FIRST);
+        assert_eq!(text(&second, 99, 2), b".x");
+        assert!(spares.take(0).is_none(), "small ones are not kept");
     }
 }

@@ -32,6 +32,7 @@ use shared::message::{
 use super::ids::{ConnectionId, SessionId};
 use super::input::Input;
 use super::ring::{RING_LEN_MAX, Ring};
+use super::spares::Spares;
 
 /// Room in a ring from which on reading that was stopped goes on. An owner that acknowledges a
 /// little at a time must not cost a read for each little.
@@ -150,17 +151,19 @@ pub(super) struct Session {
 impl Session {
     /// A session whose process has been asked for.
     pub(super) fn new(id: SessionId, terms: Terms, now: Instant) -> Self {
-        let output = || Output {
+        let output = |is_open| Output {
             ring: Ring::default(),
-            is_open: true,
+            is_open,
         };
+        let has_stderr = terms.tty.is_none();
         Self {
             id,
             input: Input::new(terms.has_input, terms.tty.is_some()),
             terms,
             state: State::Starting,
             pid: 0,
-            outputs: [output(), output()],
+            // Of a terminal all output is standard output.
+            outputs: [output(true), output(has_stderr)],
             owner: None,
             attached: Vec::new(),
             is_stalled: false,
@@ -248,13 +251,13 @@ impl Session {
     }
 
     /// Output was read.
-    pub(super) fn handle_output(&mut self, stream: Stream, bytes: &[u8]) {
+    pub(super) fn handle_output(&mut self, stream: Stream, bytes: &[u8], spares: &mut Spares) {
         let drops_oldest = self.drops_oldest();
         let ring = &mut self.outputs[stream.index()].ring;
         if drops_oldest {
-            return ring.append_over_oldest(bytes);
+            return ring.append_over_oldest(bytes, spares);
         }
-        let taken = ring.append(bytes);
+        let taken = ring.append(bytes, spares);
         debug_assert_eq!(taken, bytes.len(), "more output than there was room for");
     }
 
@@ -275,8 +278,8 @@ impl Session {
     }
 
     /// Forgets the bytes of a stream before `offset`.
-    pub(super) fn release(&mut self, stream: Stream, offset: u64) {
-        self.outputs[stream.index()].ring.release(offset);
+    pub(super) fn release(&mut self, stream: Stream, offset: u64, spares: &mut Spares) {
+        self.outputs[stream.index()].ring.release(offset, spares);
     }
 
     /// Forgets all output.

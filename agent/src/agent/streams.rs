@@ -18,7 +18,9 @@ use super::action::Action;
 use super::attachments::Attachment;
 use super::connection::Mistake;
 use super::ids::{ConnectionId, SessionId};
-use super::session::{Session, State};
+use super::input::{Input, InputMistake};
+use super::session::State;
+use super::spares::Spares;
 
 impl Agent {
     pub(super) fn handle_ack(&mut self, id: ConnectionId, ack: Ack, now: Instant) {
@@ -35,7 +37,7 @@ impl Agent {
             AttachMode::Observe => {}
             AttachMode::Own => {
                 if let Some(session) = self.sessions.get_mut(attachment.session) {
-                    session.release(ack.stream, ack.offset);
+                    session.release(ack.stream, ack.offset, &mut self.spares);
                     self.resume_output(attachment.session, now);
                 }
             }
@@ -43,18 +45,13 @@ impl Agent {
     }
 
     pub(super) fn handle_stdin(&mut self, id: ConnectionId, chunk: &Chunk, now: Instant) {
-        self.take_input(id, now, |session| {
-            session
-                .input
-                .handle_bytes(chunk.offset, &chunk.bytes)
-                .map_err(Mistake::Input)
+        self.take_input(id, now, |input, spares| {
+            input.handle_bytes(chunk.offset, &chunk.bytes, spares)
         });
     }
 
     pub(super) fn handle_stdin_eof(&mut self, id: ConnectionId, eof: StdinEof, now: Instant) {
-        self.take_input(id, now, |session| {
-            session.input.handle_end(eof.offset).map_err(Mistake::Input)
-        });
+        self.take_input(id, now, |input, _| input.handle_end(eof.offset));
     }
 
     /// Lets an owner's session take something of its standard input.
@@ -62,19 +59,20 @@ impl Agent {
         &mut self,
         id: ConnectionId,
         now: Instant,
-        take: impl FnOnce(&mut Session) -> Result<(), Mistake>,
+        take: impl FnOnce(&mut Input, &mut Spares) -> Result<(), InputMistake>,
     ) {
         let attachment = match self.attachment_of(id) {
             Ok(Some(attachment)) => attachment,
             Ok(None) => return,
             Err(mistake) => return self.refuse_mistake(id, &mistake, now),
         };
-        let taken = match attachment.mode {
-            AttachMode::Own => self
-                .sessions
-                .get_mut(attachment.session)
-                .map_or(Ok(()), take),
-            AttachMode::Observe | AttachMode::Wait => Err(Mistake::NotOwner),
+        let session = self.sessions.get_mut(attachment.session);
+        let taken = match (attachment.mode, session) {
+            (AttachMode::Own, Some(session)) => {
+                take(&mut session.input, &mut self.spares).map_err(Mistake::Input)
+            }
+            (AttachMode::Own, None) => Ok(()),
+            (AttachMode::Observe | AttachMode::Wait, _) => Err(Mistake::NotOwner),
         };
         match taken {
             Ok(()) => self.advance_input(attachment.session, now),
@@ -82,11 +80,10 @@ impl Agent {
         }
     }
 
-    pub(super) fn handle_resize(&mut self, id: ConnectionId, size: TtySize, now: Instant) {
-        let attachment = match self.attachment_of(id) {
-            Ok(Some(attachment)) => attachment,
-            Ok(None) => return,
-            Err(mistake) => return self.refuse_mistake(id, &mistake, now),
+    pub(super) fn handle_resize(&mut self, id: ConnectionId, size: TtySize) {
+        // A terminal may change its size at any time, also where no session came of the request.
+        let Ok(Some(attachment)) = self.attachment_of(id) else {
+            return;
         };
         let session = attachment.session;
         let has_tty = self.sessions.get(session).is_some_and(|it| {
@@ -138,7 +135,7 @@ impl Agent {
     /// The session's standard input took `len` of the pending bytes.
     pub fn handle_input_written(&mut self, id: SessionId, len: usize, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
-            session.input.handle_written(len);
+            session.input.handle_written(len, &mut self.spares);
             self.advance_input(id, now);
         }
     }

@@ -169,6 +169,7 @@ mod tests {
     use crate::agent::ConnectionId;
     use crate::agent::ring::RING_LEN_MAX;
     use crate::agent::session::{Exit, Terms};
+    use crate::agent::spares::Spares;
     use shared::message::{ExitStatus, OutputPolicy, ResourceUsage, Stream};
     use std::time::{Duration, Instant};
 
@@ -199,7 +200,7 @@ mod tests {
     fn end(table: &mut Table, number: u64, len: usize, owner: Option<ConnectionId>) {
         let id = SessionId::from_number(number);
         let session = table.get_mut(id).expect("a session");
-        session.handle_output(Stream::Stdout, &vec![0; len]);
+        session.handle_output(Stream::Stdout, &vec![0; len], &mut Spares::default());
         let usage = ResourceUsage::default();
         session.handle_exit(Exit {
             status: ExitStatus::Code(0),

@@ -4,12 +4,17 @@
 //! action at once and remembers what it was asked for. A test says what the host sends and what
 //! happens to children, and looks at the frames that come back.
 
+mod attachments;
 mod exec;
 mod handshake;
+mod input;
+mod lifetimes;
 mod limits;
 mod quiesce;
+mod sessions;
 mod shutdown;
 mod simulation;
+mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -18,8 +23,9 @@ use shared::frame::Decoder;
 use shared::id::{ExecId, Generation, Nonce, Token};
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{
-    ByteString, Cause, Depth, Exec, ExitStatus, FailCode, Hello, Identity, InheritedSessions,
-    Message, Policy, Probe, Quiesce, Rebind, ResourceUsage, Role, StepName,
+    Ack, Attach, AttachMode, ByteString, Cause, Depth, Exec, ExitStatus, Exited, FailCode, Hello,
+    Identity, InheritedSessions, Message, OutputPolicy, Policy, Probe, Quiesce, Rebind,
+    ResourceUsage, Role, SessionRef, StepName,
 };
 
 use super::rebind::{StepAction, StepFailure, StepOutcome};
@@ -399,8 +405,76 @@ fn exec_id(number: u8) -> ExecId {
 }
 
 fn exec(number: u8) -> Message {
+    exec_with(number, |_| {})
+}
+
+/// An EXEC that asks for more.
+fn exec_with(number: u8, change: impl FnOnce(&mut Exec)) -> Message {
     let argv = vec![ByteString::new("true").expect("no NUL")];
-    Message::Exec(Exec::new(exec_id(number), argv))
+    let mut exec = Exec::new(exec_id(number), argv);
+    change(&mut exec);
+    Message::Exec(exec)
+}
+
+fn attach(session: SessionRef, mode: AttachMode, stdout_from: Option<u64>) -> Message {
+    Message::Attach(Attach {
+        session,
+        generation: None,
+        mode,
+        stdout_from,
+        stderr_from: None,
+    })
+}
+
+fn ack(stream: Stream, offset: u64) -> Message {
+    Message::Ack(Ack { stream, offset })
+}
+
+/// A command that was started by this request, on its own connection.
+fn running_with(world: &mut World, request: &Message) -> (ConnectionId, i32) {
+    let id = world.connect();
+    let answer = world.ask(id, request);
+    let is_fresh = |message: &Message| matches!(message, Message::Started(it) if it.fresh);
+    assert!(answer.len() == 1 && is_fresh(&answer[0]), "{answer:?}");
+    (id, world.pid())
+}
+
+/// A command that runs, on its own connection.
+fn running(world: &mut World, number: u8) -> (ConnectionId, i32) {
+    running_with(world, &exec(number))
+}
+
+/// The end that came last.
+#[track_caller]
+fn exited(messages: &[Message]) -> Exited {
+    match messages.last() {
+        Some(Message::Exited(exited)) => *exited,
+        other => panic!("expected EXITED, got {other:?}"),
+    }
+}
+
+/// The process groups that were signalled, and how.
+fn signals(world: &World) -> Vec<(i32, u8)> {
+    let signal = |action: &Action| match action {
+        Action::SignalGroup { group, number } => Some((*group, *number)),
+        _ => None,
+    };
+    world.actions.iter().filter_map(signal).collect()
+}
+
+/// Standard output in these messages: its first offset and the bytes, which must be contiguous.
+#[track_caller]
+fn stdout_of(messages: &[Message]) -> (u64, Vec<u8>) {
+    let mut offset = None;
+    let mut bytes = Vec::new();
+    for message in messages {
+        if let Message::Stdout(chunk) = message {
+            let first = *offset.get_or_insert(chunk.offset);
+            assert_eq!(chunk.offset, first + bytes.len() as u64, "a hole");
+            bytes.extend_from_slice(&chunk.bytes);
+        }
+    }
+    (offset.unwrap_or(0), bytes)
 }
 
 /// The code of the only message, which must be a FAIL.

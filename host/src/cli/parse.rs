@@ -49,9 +49,12 @@ impl Command {
             Self::Probe(_) => Table::Probe,
             Self::Boot(_)
             | Self::Snapshot(_)
+            | Self::Snapshots(_)
             | Self::Restore(_)
             | Self::Kill(_)
             | Self::Ps(_)
+            | Self::Logs(_)
+            | Self::Stress(_)
             | Self::Ls(_)
             | Self::Inspect(_)
             | Self::Stop(_)
@@ -88,9 +91,9 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
     }
     let parsed = HostTool::from_args(&["host-tool"], &words);
     let command = parsed.map_err(|exit| early_exit(&exit, table))?.command;
-    if argv.is_some() && !matches!(command, Command::Exec(_)) {
+    if argv.is_some() && !matches!(command, Command::Exec(_) | Command::Stress(_)) {
         return Err(usage(
-            "host-tool: only exec takes a command behind '--'\n".to_owned(),
+            "host-tool: only exec and stress take a command behind '--'\n".to_owned(),
         ));
     }
     Ok(Invocation { command, argv })
@@ -209,6 +212,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::cli::snapshots::SNAPSHOTS_COMMAND_NAMES;
 
     fn run(words: &[&str]) -> Result<Invocation, EarlyExit> {
         parse(words.iter().map(OsString::from).collect())
@@ -227,6 +231,15 @@ mod tests {
             let exit = run(&[name, "--help"]).expect_err("help");
             assert_eq!(exit.code, 0, "{name}");
             let table = table_of(Some(name)).help();
+            assert!(exit.text.ends_with(&table), "{name}:\n{}", exit.text);
+            let is_group = name == "snapshots";
+            let has_common = exit.text.contains("--timeout");
+            assert!(has_common || is_group, "{name}:\n{}", exit.text);
+        }
+        for name in SNAPSHOTS_COMMAND_NAMES {
+            let exit = run(&["snapshots", name, "--help"]).expect_err("help");
+            assert_eq!(exit.code, 0, "{name}");
+            let table = Table::General.help();
             assert!(exit.text.ends_with(&table), "{name}:\n{}", exit.text);
             assert!(exit.text.contains("--timeout"), "{name}:\n{}", exit.text);
         }
@@ -249,11 +262,14 @@ mod tests {
             "no command 'resotre'; did you mean 'restore'?",
         );
         refused(&["frobnicate"], 2, "the commands are boot, ");
-        refused(&["snapshot"], 2, "--name");
+        refused(&["snapshot"], 2, "--out");
+        refused(&["snapshots"], 2, "ls");
+        refused(&["snapshots", "verfy"], 2, "verfy");
+        refused(&["snapshots", "verify"], 2, "dir");
         refused(&["probe", "--port", "x"], 3, "--port");
         refused(&["exec", "--nope"], 125, "--nope");
         refused(&["restore", "a", "--timeout", "5"], 2, "'5' is not a time");
-        refused(&["ls", "--", "a"], 2, "only exec");
+        refused(&["ls", "--", "a"], 2, "only exec and stress");
         refused(&["kill", "--unix", "s", "x"], 2, "'x' names no session");
         refused(
             &["kill", "--unix", "s", "1", "-s", "0"],

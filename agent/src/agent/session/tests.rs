@@ -117,10 +117,10 @@ fn completion_needs_the_exit_and_both_ends() {
 #[test]
 fn offsets_count_every_byte_of_each_stream() {
     let mut session = running();
-    session.handle_output(Stream::Stdout, b"abcde");
-    session.handle_output(Stream::Stderr, b"xy");
-    session.handle_output(Stream::Stdout, b"f");
-    session.release(Stream::Stdout, 4);
+    session.handle_output(Stream::Stdout, b"abcde", &mut Spares::default());
+    session.handle_output(Stream::Stderr, b"xy", &mut Spares::default());
+    session.handle_output(Stream::Stdout, b"f", &mut Spares::default());
+    session.release(Stream::Stdout, 4, &mut Spares::default());
     assert_eq!(session.kept_len(), 4);
     session.handle_exit(EXIT);
     assert_eq!(session.group(), None, "the number may be another's");
@@ -143,15 +143,19 @@ fn offsets_count_every_byte_of_each_stream() {
 fn a_full_ring_stops_the_reading_until_a_quarter_is_free() {
     let mut session = running();
     assert_eq!(session.poll_room(), RING_LEN_MAX);
-    session.handle_output(Stream::Stderr, &vec![0; RING_LEN_MAX - 1]);
+    session.handle_output(
+        Stream::Stderr,
+        &vec![0; RING_LEN_MAX - 1],
+        &mut Spares::default(),
+    );
     assert_eq!(session.poll_room(), 1);
     assert!(!session.poll_resume(), "nothing has stopped");
-    session.handle_output(Stream::Stderr, &[0]);
+    session.handle_output(Stream::Stderr, &[0], &mut Spares::default());
     assert_eq!(session.poll_room(), 0);
     let enough = RESUME_ROOM as u64;
-    session.release(Stream::Stderr, enough - 1);
+    session.release(Stream::Stderr, enough - 1, &mut Spares::default());
     assert!(!session.poll_resume());
-    session.release(Stream::Stderr, enough);
+    session.release(Stream::Stderr, enough, &mut Spares::default());
     assert!(session.poll_resume() && !session.poll_resume());
 }
 
@@ -169,13 +173,17 @@ fn who_waits_for_a_reader() {
     ] {
         let mut session = starting(output);
         session.handle_spawned(42);
-        session.handle_output(Stream::Stdout, &vec![0; RING_LEN_MAX]);
+        session.handle_output(
+            Stream::Stdout,
+            &vec![0; RING_LEN_MAX],
+            &mut Spares::default(),
+        );
         session.is_told_to_end = is_told_to_end;
         session.owner = has_owner.then_some(ConnectionId::from_number(1));
         let row = (output, is_told_to_end, has_owner);
         assert_eq!(session.poll_room() == 0, waits, "{row:?}");
         if !waits {
-            session.handle_output(Stream::Stdout, b"new");
+            session.handle_output(Stream::Stdout, b"new", &mut Spares::default());
             assert_eq!(session.ring(Stream::Stdout).start(), 3, "{row:?}");
         }
     }

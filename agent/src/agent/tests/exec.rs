@@ -3,34 +3,6 @@
 use super::*;
 use crate::agent::commands::GRACE_TIMEOUT;
 use crate::agent::lifetimes::{CUT_KEEP_MIN, KILL_TIMEOUT};
-use shared::message::{Ack, Exited, Started};
-
-/// A command that runs, on its own connection.
-fn running(world: &mut World, number: u8) -> (ConnectionId, i32) {
-    let id = world.connect();
-    let answer = world.ask(id, &exec(number));
-    assert!(
-        matches!(answer[..], [Message::Started(Started { fresh: true, .. })]),
-        "{answer:?}"
-    );
-    (id, world.pid())
-}
-
-#[track_caller]
-fn exited(messages: &[Message]) -> Exited {
-    match messages.last() {
-        Some(Message::Exited(exited)) => *exited,
-        other => panic!("expected EXITED, got {other:?}"),
-    }
-}
-
-fn signals(world: &World) -> Vec<(i32, u8)> {
-    let signal = |action: &Action| match action {
-        Action::SignalGroup { group, number } => Some((*group, *number)),
-        _ => None,
-    };
-    world.actions.iter().filter_map(signal).collect()
-}
 
 #[test]
 fn output_comes_in_order_and_completion_last() {
@@ -93,11 +65,7 @@ fn the_grace_does_not_run_while_the_client_is_slow() {
     );
     world.unblock(id);
     assert!(!world.actions.contains(&Action::ResumeOutput(session)));
-    let ack = Ack {
-        stream: Stream::Stdout,
-        offset: RING_LEN_MAX as u64,
-    };
-    world.send(id, &Message::Ack(ack));
+    world.send(id, &ack(Stream::Stdout, RING_LEN_MAX as u64));
     assert!(world.actions.contains(&Action::ResumeOutput(session)));
     world.pass(GRACE_TIMEOUT);
     assert!(exited(&world.receive(id)).writers_alive);

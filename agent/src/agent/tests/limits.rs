@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent::rebind::WAITING_MAX;
 use shared::limits::EXEC_BYTES_MAX;
-use shared::message::{Ack, Ping};
+use shared::message::Ping;
 
 #[test]
 fn one_connection_too_many_is_told_so() {
@@ -137,11 +137,7 @@ fn a_full_outbox_stops_one_session_and_no_other() {
         other => panic!("{other:?}"),
     };
     assert_eq!(world.receive(slow).iter().map(len).sum::<usize>(), written);
-    let ack = Ack {
-        stream: Stream::Stdout,
-        offset: written as u64,
-    };
-    world.send(slow, &Message::Ack(ack));
+    world.send(slow, &ack(Stream::Stdout, written as u64));
     assert!(world.actions.contains(&Action::ResumeOutput(session)));
 }
 
