@@ -89,6 +89,12 @@ pub fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals, Failur
 /// What the client's error means, with who was asked where that is not the point.
 pub fn failure(error: ClientError, target: &Target) -> Failure {
     let exit = error.exit();
+    if error.is_unknown_session() {
+        return Failure::new(
+            exit,
+            format!("{error}; host-tool ps -a lists what is known"),
+        );
+    }
     let failure = Failure::new(exit, error);
     match exit {
         // The guest names the program.

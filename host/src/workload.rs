@@ -200,6 +200,7 @@ impl<S: Sink> Follower<'_, S> {
                 | SessionError::StartedAgain
                 | SessionError::Absent(_)
                 | SessionError::Deadline(_)
+                | SessionError::Unanswered
                 | SessionError::Undelivered(_)
                 | SessionError::Version(_) => return Ok(End::Failed(error)),
             }

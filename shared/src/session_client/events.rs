@@ -215,7 +215,7 @@ impl SessionClient {
             self.refusal = Some(fail);
             return;
         }
-        let error = SessionError::of_refusal(fail, self.fate, self.started.is_some());
+        let error = SessionError::of_refusal(fail, self.known_fate(), self.started.is_some());
         self.finish(Err(error));
     }
 

@@ -601,6 +601,18 @@ fn attaching_begins_where_the_session_is_and_goes_on_by_id() {
 }
 
 #[test]
+fn an_attach_that_fails_says_nothing_of_the_command() {
+    let mut script = Script::new(attach(AttachMode::Own));
+    script.connect();
+    script.say(&[hello(), fail(FailCode::NoSession)]);
+    script.fails("the guest refused (no_session): no");
+    let mut script = Script::until(attach(AttachMode::Own), Some(Duration::from_millis(500)));
+    script.connect();
+    script.wait();
+    script.fails("the guest did not answer in time");
+}
+
+#[test]
 fn waiting_takes_the_end_and_nothing_else() {
     let mut script = Script::new(attach(AttachMode::Wait));
     script.connect();
