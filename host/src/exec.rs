@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use shared::message::{ByteString, Exec, Exited, OutputPolicy, Started, TtySize};
-use shared::session_client::{ABSENCE_MAX, Deadlines, Request};
+use shared::session_client::{Deadlines, Request};
 
 use crate::cli::ExecCommand;
 use crate::environment::Environment;
@@ -43,7 +43,7 @@ pub fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<u8, Fai
     let now = Instant::now();
     let deadlines = Deadlines {
         start: Some(now + command.timeout.unwrap_or(START_TIMEOUT)),
-        absence_max: Some(ABSENCE_MAX),
+        absence_max: Some(command.reconnect),
         end: command
             .timeout
             .map(|timeout| now + timeout + TIMEOUT_MARGIN),

@@ -253,7 +253,8 @@ fn too_many_arguments_are_refused_in_words() {
 #[test]
 fn an_agent_that_dies_leaves_an_unknown_outcome() {
     let mut agent = Agent::start();
-    let mut tool = agent.host_tool_command(["exec"], ["sh", "-c", "echo go; exec cat /dev/zero"]);
+    let argv = ["sh", "-c", "echo go; exec cat /dev/zero"];
+    let mut tool = agent.host_tool_command(["exec", "--reconnect", "2s"], argv);
     tool.stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
