@@ -308,7 +308,6 @@ fn judge(end: End) -> Result<(), Failure> {
                 SessionError::Refused { .. }
                 | SessionError::Superseded
                 | SessionError::Forgotten
-                | SessionError::StartedAgain
                 | SessionError::ShutDown(_)
                 | SessionError::Absent(_)
                 | SessionError::Undelivered(_)

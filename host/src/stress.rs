@@ -231,7 +231,6 @@ fn session_kind(error: &SessionError) -> String {
         SessionError::Version(_) | SessionError::Protocol { .. } => "protocol",
         SessionError::Superseded
         | SessionError::Forgotten
-        | SessionError::StartedAgain
         | SessionError::ShutDown(_)
         | SessionError::Absent(_) => "unknown",
     };

@@ -197,7 +197,6 @@ impl<S: Sink> Follower<'_, S> {
                 }
                 SessionError::Refused { .. }
                 | SessionError::Superseded
-                | SessionError::StartedAgain
                 | SessionError::Absent(_)
                 | SessionError::Deadline(_)
                 | SessionError::Unanswered

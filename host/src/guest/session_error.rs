@@ -77,7 +77,6 @@ fn session_exit(error: &SessionError) -> Exit {
         }
         SessionError::Superseded
         | SessionError::Forgotten
-        | SessionError::StartedAgain
         | SessionError::ShutDown(_)
         | SessionError::Absent(_)
         | SessionError::Version(_)

@@ -43,8 +43,6 @@ pub enum SessionError {
     Superseded,
     /// After a cut, the guest knew the session no more.
     Forgotten,
-    /// After a cut, the guest knew the command no more and started it anew.
-    StartedAgain,
     /// The guest ends.
     ShutDown(Fate),
     /// The guest could not be reached for as long as the caller waits for it.
@@ -105,10 +103,6 @@ impl fmt::Display for SessionError {
                 "another client has taken the session over; this one no longer gets its output",
             ),
             Self::Forgotten => write!(f, "the guest knows the session no more; {}", Fate::Started),
-            Self::StartedAgain => f.write_str(
-                "the guest lost the command and has started it a second time; \
-                 how the first run ended is unknown",
-            ),
             Self::ShutDown(fate) => {
                 write!(f, "{}; {fate}", severed_text(SeverReason::Shutdown))
             }
