@@ -10,6 +10,7 @@ use shared::message::{Cause, Identity};
 use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
@@ -72,6 +73,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     }
 
     record.begin(Phase::Version);
+    reach(Point::VersionBefore)?;
     let binary = choose_vmm(command.vmm, Purpose::Boot, command.force)?;
     let machine = MachineSpec {
         kernel,
