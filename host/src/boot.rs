@@ -61,6 +61,8 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         None => draw_cid()?,
     };
 
+    let health = command.health().check()?;
+
     record.begin(Phase::Image);
     let kernel = readable_kernel(&command.kernel)?;
     let initrd = readable(&command.initrd)?;
@@ -93,6 +95,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        health,
         deadline,
         binary,
         stored_drives: vec![None; machine.drives.len()],

@@ -33,6 +33,7 @@ pub mod fleet;
 pub mod foreground;
 pub mod guest;
 pub mod handshake;
+pub mod health;
 pub mod http;
 pub mod json;
 pub mod kill;

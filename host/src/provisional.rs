@@ -159,6 +159,9 @@ impl Provisional {
         prepare_dir(self.dir.path(), &machine.drives).or_fail(Exit::Start, || {
             format!("cannot prepare {}", self.dir.path().display())
         })?;
+        if let Some(check) = &plan.health {
+            check.write(&self.dir)?;
+        }
         let launch = launch(&plan.binary, self.dir.name().as_str(), &machine, way);
         let supervisor = Supervisor::start(&self.dir, &launch)?;
         let supervisor = self.supervisor.insert(supervisor);

@@ -67,6 +67,7 @@ pub fn plan<'a>(
     record: &mut Record,
 ) -> Result<(Plan<'a>, Artifact), Failure> {
     let given_cid = command.vsock_cid.map(check_cid).transpose()?;
+    let health = command.health().check()?;
     let (deadline, artifact) = open(command, record)?;
 
     record.begin(Phase::Version);
@@ -91,6 +92,7 @@ pub fn plan<'a>(
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        health,
         deadline,
         binary,
         stored_drives: machine.drives.iter().map(stored).collect(),

@@ -6,6 +6,7 @@
 //!                launch.json      what the supervisor runs
 //!                state.json       what is known about the VM, replaced by rename
 //!                exit.json        how the VMM ended; there once it has
+//!                health-check.json, health.json  see [`health`](crate::health)
 //!                vmm.log, console.log, supervisor.log
 //!                output.log …     the workload's output; see [`output_log`](crate::output_log)
 //!                api.sock, vsock.sock, drive0 …  the VMM's own, by relative names
@@ -335,6 +336,11 @@ impl VmDir {
         }
     }
 
+    /// Whether a command changes the VM right now.
+    pub fn is_locked(&self) -> Result<bool, VmDirError> {
+        Ok(Lock::try_new(&self.file(LOCK))?.is_none())
+    }
+
     /// Waits until no command changes the VM, or `watch` ends.
     pub fn await_unlocked(&self, watch: &Watch<'_>) -> Result<(), VmDirError> {
         lock::await_free(&self.file(LOCK), watch)
@@ -410,9 +416,8 @@ impl VmDir {
             Ok(state) => state,
             Err(VmDirError::Json(error)) if error.is_not_found() => {
                 // Nobody who holds the lock and has no state yet is anything but a beginner.
-                let is_locked = Lock::try_new(&self.file(LOCK))?.is_none();
                 return Ok((
-                    if is_locked {
+                    if self.is_locked()? {
                         Life::Starting
                     } else {
                         Life::Dead
