@@ -10,6 +10,7 @@ use shared::message::{Cause, Identity};
 use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
@@ -60,6 +61,8 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         None => draw_cid()?,
     };
 
+    let health = command.health().check()?;
+
     record.begin(Phase::Image);
     let kernel = readable_kernel(&command.kernel)?;
     let initrd = readable(&command.initrd)?;
@@ -72,6 +75,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     }
 
     record.begin(Phase::Version);
+    reach(Point::VersionBefore)?;
     let binary = choose_vmm(command.vmm, Purpose::Boot, command.force)?;
     let machine = MachineSpec {
         kernel,
@@ -91,6 +95,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        health,
         deadline,
         binary,
         stored_drives: vec![None; machine.drives.len()],
