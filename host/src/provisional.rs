@@ -21,6 +21,7 @@ use crate::handshake::{Naming, prove};
 use crate::launch::{LaunchError, Supervisor};
 use crate::log_tails;
 use crate::naming;
+use crate::network::check_tap;
 use crate::progress::Progress;
 use crate::record::{Phase, Record};
 use crate::start::{Enter, Plan, watch};
@@ -151,6 +152,9 @@ impl Provisional {
         prepare_dir(self.dir.path(), &machine.drives).or_fail(Exit::Start, || {
             format!("cannot prepare {}", self.dir.path().display())
         })?;
+        if let Some(nic) = &machine.nic {
+            check_tap(nic)?;
+        }
         let launch = launch(&plan.binary, self.dir.name().as_str(), &machine, way);
         let supervisor = Supervisor::start(&self.dir, &launch)?;
         let supervisor = self.supervisor.insert(supervisor);
@@ -228,6 +232,7 @@ impl Provisional {
         Ok(Identity {
             hostname,
             machine_id: machine_id.or_fail(Exit::Defect, || "cannot draw an id".to_owned())?,
+            network: plan.network.clone(),
         })
     }
 
