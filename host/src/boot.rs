@@ -11,6 +11,7 @@ use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
+use crate::network;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
@@ -62,6 +63,8 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     };
 
     let health = command.health().check()?;
+    let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
+    let nic = command.nic.as_ref().map(network::nic).transpose()?;
 
     record.begin(Phase::Image);
     let kernel = readable_kernel(&command.kernel)?;
@@ -83,15 +86,18 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         memory_mib: command.mem,
         vcpu_count: command.vcpus,
         drives,
+        nic,
         append: command.append.clone(),
         guest_cid,
     };
+    network::require_nic(&network, &machine)?;
     Ok(Plan {
         name: command.name.as_ref(),
         common: command.common(),
         hostname: command.hostname.as_deref(),
         // A guest that boots has the one of its image, or makes one.
         machine_id: &MachineId::Keep,
+        network,
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,

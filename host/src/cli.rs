@@ -5,18 +5,20 @@ pub mod parse;
 mod sessions;
 pub mod snapshots;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use argh::FromArgs;
 use shared::limits::PORT_DEFAULT;
-use shared::message::{Depth, Policy};
+use shared::message::{Depth, InterfaceAddress, MacAddress, Policy};
 
 pub use observe::{LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
 use crate::fleet::parse_count;
 use crate::health::HealthOptions;
+use crate::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 use crate::target::TargetArguments;
 use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
 use crate::vmm::VmmKind;
@@ -249,12 +251,24 @@ command! {
         /// a disk image, FILE or FILE:ro; may be repeated
         #[argh(option, arg_name = "file")]
         pub drive: Vec<DriveArgument>,
+        /// a network interface on an existing tap device, TAP or TAP,mac=MAC
+        #[argh(option, arg_name = "tap")]
+        pub nic: Option<NicArgument>,
         /// more kernel parameters
         #[argh(option, default = "String::new()", arg_name = "text")]
         pub append: String,
         /// host name the guest is given; the VM's name if missing
         #[argh(option)]
         pub hostname: Option<String>,
+        /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
+        #[argh(option, from_str_fn(parse_address), arg_name = "address")]
+        pub net_address: Option<InterfaceAddress>,
+        /// the MAC address of its network interface
+        #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
+        pub net_mac: Option<MacAddress>,
+        /// where its default route leads
+        #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
+        pub net_gateway: Option<IpAddr>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
         pub vsock_cid: Option<u32>,
@@ -392,6 +406,18 @@ command! {
         /// the guest's machine id: keep, or 32 hexadecimal digits; drawn if missing
         #[argh(option, arg_name = "id")]
         pub machine_id: Option<MachineId>,
+        /// the tap device of the guest's network interface; that of the snapshot if missing
+        #[argh(option, arg_name = "tap")]
+        pub nic: Option<NicArgument>,
+        /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
+        #[argh(option, from_str_fn(parse_address), arg_name = "address")]
+        pub net_address: Option<InterfaceAddress>,
+        /// the MAC address of its network interface
+        #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
+        pub net_mac: Option<MacAddress>,
+        /// where its default route leads
+        #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
+        pub net_gateway: Option<IpAddr>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
         pub vsock_cid: Option<u32>,

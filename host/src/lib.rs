@@ -42,6 +42,7 @@ pub mod log_tails;
 pub mod logs;
 pub mod ls;
 pub mod naming;
+pub mod network;
 pub mod notify;
 pub mod output;
 pub mod output_log;

@@ -22,6 +22,7 @@ use crate::handshake::{Naming, prove};
 use crate::launch::{LaunchError, Supervisor};
 use crate::log_tails;
 use crate::naming;
+use crate::network::check_tap;
 use crate::progress::Progress;
 use crate::record::{Phase, Record};
 use crate::start::{Enter, Plan, watch};
@@ -162,6 +163,9 @@ impl Provisional {
         if let Some(check) = &plan.health {
             check.write(&self.dir)?;
         }
+        if let Some(nic) = &machine.nic {
+            check_tap(nic)?;
+        }
         let launch = launch(&plan.binary, self.dir.name().as_str(), &machine, way);
         let supervisor = Supervisor::start(&self.dir, &launch)?;
         let supervisor = self.supervisor.insert(supervisor);
@@ -243,6 +247,7 @@ impl Provisional {
         Ok(Identity {
             hostname,
             machine_id: machine_id.or_fail(Exit::Defect, || "cannot draw an id".to_owned())?,
+            network: plan.network.clone(),
         })
     }
 

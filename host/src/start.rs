@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use shared::id::Generation;
-use shared::message::Cause;
+use shared::message::{Cause, Network};
 
 use crate::cli::Common;
 use crate::deadline::Watch;
@@ -37,6 +37,8 @@ pub struct Plan<'a> {
     pub hostname: Option<&'a str>,
     /// What becomes of the guest's machine id.
     pub machine_id: &'a MachineId,
+    /// What the guest is told about its network interface.
+    pub network: Network,
     /// Whether to go without the proof.
     pub no_wait: bool,
     /// Whether to stay until the VM ends.
