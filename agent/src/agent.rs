@@ -48,6 +48,7 @@ pub mod state;
 mod streams;
 mod table;
 mod timers;
+mod waits;
 mod workload;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -82,10 +83,15 @@ use spares::Spares;
 use state::{Input, State};
 use table::Table;
 use timers::{Timer, Timers};
+use waits::Waits;
 use workload::Workload;
 
 /// Most connections that are served at once. One more is told so and closed.
 pub const CONNECTIONS_MAX: usize = 1024;
+
+/// Most connections of programs in the guest that are served at once, which do not count for the
+/// above.
+pub const LOCAL_CONNECTIONS_MAX: usize = 64;
 
 /// Most connections beyond [`CONNECTIONS_MAX`] that are told why they are closed; more are just
 /// closed.
@@ -117,6 +123,9 @@ pub struct Agent {
     serials: Serials,
     listener: Listener,
     connections: BTreeMap<ConnectionId, Connection>,
+    /// How many of them are of programs in the guest.
+    local_count: usize,
+    waits: Waits,
     sessions: Table,
     workload: Option<Workload>,
     spares: Spares,
@@ -174,6 +183,8 @@ impl Agent {
             serials: Serials::default(),
             listener: Listener::new(),
             connections: BTreeMap::new(),
+            local_count: 0,
+            waits: Waits::default(),
             sessions: Table::default(),
             workload: None,
             spares: Spares::default(),
@@ -248,7 +259,9 @@ impl Agent {
                 Timer::ConsoleLimit => self.give_up_console(now),
                 Timer::Silence => self.note_silence(now),
                 // The lines that were held back for it are released at the end of this turn.
-                Timer::Hush => {}
+                Timer::Hush => self.tell_generation(now),
+                Timer::Checkpoint(id) => self.give_up_checkpoint(id, now),
+                Timer::Progress => self.report_progress(now),
                 Timer::Shutdown => self.end_sessions(now),
                 Timer::Farewell => self.end_farewell(),
             }

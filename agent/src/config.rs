@@ -7,6 +7,7 @@
 //! | `log` | least severe log line: `off`, `error`, `warn`, `info`, `debug` or `trace` | `info` |
 //! | `console` | file for log lines | standard error |
 //! | `hostname` | host name to set at boot | none |
+//! | `local` | socket for programs of this machine; empty: none | `/run/guest-agent/agent.sock`, none with `unprivileged` |
 //! | `unprivileged` | `1`: leave the machine's clock, random pool and names alone | `0` |
 //! | `config` | file that names a workload | `/etc/guest-agent/agent.json`, if it is there |
 //! | `workload` | its command: words at spaces outside of quotes; empty: none | as in `config` |
@@ -33,6 +34,7 @@ use log::LevelFilter;
 use shared::limits::PORT_DEFAULT;
 use shared::message::Identity;
 
+use crate::local::SOCKET_PATH_DEFAULT;
 use crate::sys::socket::Address;
 
 use workload::{
@@ -58,6 +60,10 @@ pub(crate) struct Flags {
     /// host name to set at boot, as process 1 only
     #[argh(option)]
     hostname: Option<String>,
+    /// socket for programs of this machine, empty for none (default:
+    /// /run/guest-agent/agent.sock, none with --unprivileged)
+    #[argh(option)]
+    local: Option<String>,
     /// leave the machine's clock, random pool and names alone (development and tests)
     #[argh(switch)]
     unprivileged: bool,
@@ -89,6 +95,8 @@ pub(crate) struct Config {
     pub console: Option<String>,
     /// Host name to set at boot.
     pub hostname: Option<String>,
+    /// Socket for programs of this machine.
+    pub local: Option<PathBuf>,
     /// Whether to leave the machine's clock, random pool and names alone.
     pub is_unprivileged: bool,
     /// The file that names the workload, if one is given: then it must be there.
@@ -143,6 +151,7 @@ impl Sources {
             ("log", flags.log.clone()),
             ("console", flags.console.clone()),
             ("hostname", flags.hostname.clone()),
+            ("local", flags.local.clone()),
             ("unprivileged", unprivileged),
             ("config", flags.config.clone()),
             ("workload", flags.workload.clone()),
@@ -199,6 +208,7 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     let hostname = pick.first("hostname", "a host name", |text| {
         Identity::is_hostname(text).then(|| text.to_owned())
     });
+    let local = pick.first("local", "a path", |text| Some(text.to_owned()));
     let is_unprivileged = pick.first("unprivileged", "0 or 1", |text| match text {
         "0" => Some(false),
         "1" => Some(true),
@@ -212,12 +222,21 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         restart: pick.first("workload_restart", RESTART_EXPECTED, parse_restart),
         at_end: pick.first("workload_end", END_EXPECTED, parse_end),
     };
+    let is_unprivileged = is_unprivileged.unwrap_or(false);
+    // Agents for development may be many, and share a machine with one that is in charge of it.
+    let local_default = if is_unprivileged {
+        ""
+    } else {
+        SOCKET_PATH_DEFAULT
+    };
+    let local = local.unwrap_or_else(|| local_default.to_owned());
     let config = Config {
+        local: (!local.is_empty()).then(|| local.into()),
         address: address.unwrap_or(Address::Vsock { port }),
         log: log.unwrap_or(LevelFilter::Info),
         console,
         hostname,
-        is_unprivileged: is_unprivileged.unwrap_or(false),
+        is_unprivileged,
         file,
         workload,
     };

@@ -23,6 +23,7 @@
 mod accept;
 mod connections;
 mod input;
+pub(crate) mod local;
 mod network;
 mod output;
 mod program;
@@ -50,6 +51,7 @@ use crate::sys::{clock, console};
 pub(crate) use tokens::Source;
 
 use connections::Entry;
+use local::Local;
 use output::Stdio;
 
 /// Bytes read at once: what a pipe holds, and a frame's worth.
@@ -74,6 +76,8 @@ pub(crate) struct Shell {
     options: Options,
     registry: Registry,
     listener: Listener,
+    /// Where programs of this machine find the agent, if that is wanted and possible.
+    local: Option<Local>,
     /// Given up to accept and close a connection when no other descriptor is left.
     spare: Option<File>,
     signals: Signals,
@@ -94,14 +98,16 @@ impl Shell {
         registry: Registry,
         mut signals: Signals,
         address: &Address,
+        local: Option<Local>,
     ) -> io::Result<Self> {
         registry.register(&mut signals, Source::Signals.token(), Interest::READABLE)?;
         let listener = Listener::bind(address, accept::BACKLOG)?;
         let spawner = Spawner::new(options.file_limit)?;
         Ok(Self {
             options,
-            registry,
             listener,
+            local: local.and_then(|local| local.register(&registry)),
+            registry,
             spare: File::open("/dev/null").ok(),
             signals,
             connections: BTreeMap::new(),
@@ -128,6 +134,7 @@ impl Shell {
         match source {
             Source::Signals => self.drain_signals(agent, now),
             Source::Listener => self.drain_accept(agent, now),
+            Source::LocalListener => self.drain_local(agent, now),
             Source::Connection(id) => {
                 self.flush(id, agent, now);
                 self.drain_connection(id, agent, now);
@@ -158,7 +165,10 @@ impl Shell {
         match action {
             Action::Flush(id) => self.flush(id, agent, now),
             Action::Close(id) => self.close_connection(id),
-            Action::DrainAccept => self.drain_accept(agent, now),
+            Action::DrainAccept => {
+                self.drain_accept(agent, now);
+                self.drain_local(agent, now);
+            }
             Action::RearmListener => {
                 let result = self.rearm_listener().map_err(|err| err.to_string());
                 agent.handle_rearmed(result, now);
@@ -183,6 +193,11 @@ impl Shell {
             }
             Action::LookAtConsole => agent.handle_console(console::is_drained(), now),
             Action::CollectFigures(id) => agent.handle_figures(id, figures(), now),
+            Action::WriteGeneration(generation) => {
+                if let Some(local) = &self.local {
+                    local.write_generation(generation);
+                }
+            }
             Action::End(end) => self.end = Some(end),
         }
     }

@@ -1,9 +1,11 @@
 //! Typed payloads: parsed or refused, never half valid. If a [`Message`] can be built it can be
 //! encoded, and what is encoded is parsed back to the same value.
 
+mod checkpoint;
 mod control;
 mod exec;
 mod handshake;
+mod hooks;
 mod network;
 mod session;
 
@@ -11,6 +13,10 @@ use std::fmt;
 
 use serde_json::Value;
 
+pub use checkpoint::{
+    AwaitCheckpoint, Checkpoint, CheckpointRequest, CheckpointVerdict, GenerationRequest, Verdict,
+    is_tag,
+};
 pub use control::{
     Busy, Fail, FailCode, Info, Ping, Policy, PowerAction, Quiesce, Reopen, Sever, SeverReason,
     Shutdown,
@@ -20,6 +26,7 @@ pub use handshake::{
     Cause, Depth, Hello, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound,
     Role, Step, StepName, StepResult,
 };
+pub use hooks::{HookResult, HookStage, Hooked, Hooks};
 pub use network::{InterfaceAddress, MacAddress, Network, NoAddress};
 pub use session::{
     Ack, Attach, AttachMode, ExitAck, Gap, OutputPolicy, SessionInfo, SessionRef, SessionState,
@@ -27,7 +34,7 @@ pub use session::{
 };
 
 use crate::frame::{Frame, FrameKind, encode_with};
-use crate::id::Token;
+use crate::id::{Generation, Token};
 use crate::json::{Fields, PayloadError};
 use crate::limits::TEXT_LEN_MAX;
 
@@ -104,6 +111,22 @@ pub enum Message {
     Info(Info),
     /// Host: end the guest.
     Shutdown(Shutdown),
+    /// Host: wait for a program at a checkpoint.
+    AwaitCheckpoint(AwaitCheckpoint),
+    /// Local: a program waits for a snapshot.
+    CheckpointRequest(CheckpointRequest),
+    /// Guest: a program waits.
+    Checkpoint(Checkpoint),
+    /// Guest: what became of it.
+    Verdict(CheckpointVerdict),
+    /// Local: asks for a new name.
+    GenerationRequest(GenerationRequest),
+    /// Guest: the new name.
+    Generation(Generation),
+    /// Host: run hooks.
+    Hooks(Hooks),
+    /// Guest: what came of them.
+    Hooked(Hooked),
 }
 
 impl Message {
@@ -115,8 +138,9 @@ impl Message {
     pub fn parse(frame: Frame<'_>, sender: Role) -> Result<Self, PayloadError> {
         let Frame { kind, payload } = frame;
         let wrong_side = match sender {
-            Role::Host => is_guest_only(kind),
+            Role::Host => is_guest_only(kind) || is_between_guests(kind),
             Role::Guest => is_host_only(kind),
+            Role::Local => !(is_common(kind) || is_between_guests(kind)),
         };
         if wrong_side {
             return Err(PayloadError::WrongDirection { kind });
@@ -160,6 +184,18 @@ impl Message {
             FrameKind::Info if sender == Role::Host => fields().map(|_| Self::InfoRequest)?,
             FrameKind::Info => Self::Info(Info::read(&fields()?)?),
             FrameKind::Shutdown => Self::Shutdown(Shutdown::read(&fields()?)?),
+            FrameKind::AwaitCheckpoint => Self::AwaitCheckpoint(AwaitCheckpoint::read(&fields()?)?),
+            FrameKind::Checkpoint if sender == Role::Local => {
+                Self::CheckpointRequest(CheckpointRequest::read(&fields()?)?)
+            }
+            FrameKind::Checkpoint => Self::Checkpoint(Checkpoint::read(&fields()?)?),
+            FrameKind::Verdict => Self::Verdict(CheckpointVerdict::read(&fields()?)?),
+            FrameKind::Generation if sender == Role::Local => {
+                Self::GenerationRequest(GenerationRequest::read(&fields()?)?)
+            }
+            FrameKind::Generation => Self::Generation(checkpoint::read_new_generation(&fields()?)?),
+            FrameKind::Hooks => Self::Hooks(Hooks::read(&fields()?)?),
+            FrameKind::Hooked => Self::Hooked(Hooked::read(&fields()?)?),
         })
     }
 
@@ -220,6 +256,12 @@ impl Message {
             Self::SessionsRequest(_) | Self::Sessions(_) => FrameKind::Sessions,
             Self::InfoRequest | Self::Info(_) => FrameKind::Info,
             Self::Shutdown(_) => FrameKind::Shutdown,
+            Self::AwaitCheckpoint(_) => FrameKind::AwaitCheckpoint,
+            Self::CheckpointRequest(_) | Self::Checkpoint(_) => FrameKind::Checkpoint,
+            Self::Verdict(_) => FrameKind::Verdict,
+            Self::GenerationRequest(_) | Self::Generation(_) => FrameKind::Generation,
+            Self::Hooks(_) => FrameKind::Hooks,
+            Self::Hooked(_) => FrameKind::Hooked,
         }
     }
 
@@ -255,6 +297,14 @@ impl Message {
             Self::Sessions(sessions) => sessions.to_value(),
             Self::Info(info) => info.to_value(),
             Self::Shutdown(shutdown) => shutdown.to_value(),
+            Self::AwaitCheckpoint(request) => request.to_value(),
+            Self::CheckpointRequest(request) => request.to_value(),
+            Self::Checkpoint(checkpoint) => checkpoint.to_value(),
+            Self::Verdict(verdict) => verdict.to_value(),
+            Self::GenerationRequest(request) => request.to_value(),
+            Self::Generation(generation) => checkpoint::new_generation_value(*generation),
+            Self::Hooks(hooks) => hooks.to_value(),
+            Self::Hooked(hooked) => hooked.to_value(),
         }
     }
 }
@@ -277,7 +327,22 @@ const fn is_guest_only(kind: FrameKind) -> bool {
             | FrameKind::Attached
             | FrameKind::Gap
             | FrameKind::Window
+            | FrameKind::Verdict
+            | FrameKind::Hooked
     )
+}
+
+/// Frames that every side sends.
+const fn is_common(kind: FrameKind) -> bool {
+    matches!(
+        kind,
+        FrameKind::Hello | FrameKind::Fail | FrameKind::Ping | FrameKind::Pong
+    )
+}
+
+/// Frames that programs in the guest and the agent send, and no host.
+const fn is_between_guests(kind: FrameKind) -> bool {
+    matches!(kind, FrameKind::Checkpoint | FrameKind::Generation)
 }
 
 /// Frames that only the host sends.
@@ -297,6 +362,8 @@ const fn is_host_only(kind: FrameKind) -> bool {
             | FrameKind::Resize
             | FrameKind::ExitAck
             | FrameKind::Shutdown
+            | FrameKind::AwaitCheckpoint
+            | FrameKind::Hooks
     )
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shared::id::Generation;
 use shared::message::TtySize;
 
 use super::command::Command;
@@ -68,6 +69,8 @@ pub enum Action {
     LookAtConsole,
     /// Collect what INFO reports. Answered by [`handle_figures`](super::Agent::handle_figures).
     CollectFigures(ConnectionId),
+    /// Leave the guest's name where its programs can read it.
+    WriteGeneration(Generation),
     /// End the machine, or this service.
     End(End),
 }

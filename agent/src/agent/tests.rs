@@ -14,6 +14,7 @@ mod quiesce;
 mod sessions;
 mod shutdown;
 mod simulation;
+mod waits;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,6 +128,22 @@ impl World {
     fn connect(&mut self) -> ConnectionId {
         let id = self.accept();
         self.send(id, &Message::Hello(Hello::host("test")));
+        assert!(matches!(self.receive(id)[..], [Message::Hello(_)]));
+        id
+    }
+
+    /// A program in the guest connects.
+    fn accept_local(&mut self) -> Option<ConnectionId> {
+        let id = self.agent.handle_local_accepted(self.now)?;
+        self.peers.insert(id, Peer::default());
+        self.settle();
+        Some(id)
+    }
+
+    /// A program in the guest connects and says HELLO; the answer is taken off.
+    fn connect_local(&mut self) -> ConnectionId {
+        let id = self.accept_local().expect("accepted");
+        self.send(id, &Message::Hello(Hello::of(Role::Local, "test")));
         assert!(matches!(self.receive(id)[..], [Message::Hello(_)]));
         id
     }
@@ -280,7 +297,7 @@ impl World {
             Action::LookAtConsole => {
                 self.agent.handle_console(self.is_console_drained, now);
                 if self.agent.state() == State::Quiesced {
-                    assert!(self.is_console_drained && self.agent.connections.len() <= 1);
+                    assert!(self.is_console_drained && self.agent.host_count() <= 1);
                 }
             }
             Action::CollectFigures(id) => {
@@ -295,6 +312,7 @@ impl World {
             | Action::ResizeTty { .. }
             | Action::SignalGroup { .. }
             | Action::SignalEveryone(_)
+            | Action::WriteGeneration(_)
             | Action::End(_) => {}
         }
     }

@@ -7,12 +7,14 @@ use mio::Interest;
 
 use super::{READS_PER_TURN_MAX, Shell, Source};
 use crate::agent::{Agent, ConnectionId, Ended, Interest as Wanted};
-use crate::sys::socket::{Address, Stream};
+use crate::sys::socket::Stream;
 
 /// A connection's socket and its place in the poll set.
 #[derive(Debug)]
 pub(super) struct Entry {
     stream: Stream,
+    /// Whether it is a vsock one, which a transport reset can kill.
+    is_vsock: bool,
     /// What it is registered for; `None` while it is not.
     registered: Option<Interest>,
     /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
@@ -25,6 +27,7 @@ impl Shell {
         &mut self,
         id: ConnectionId,
         stream: Stream,
+        is_vsock: bool,
         agent: &mut Agent,
         now: Instant,
     ) {
@@ -32,6 +35,7 @@ impl Shell {
             id,
             Entry {
                 stream,
+                is_vsock,
                 registered: None,
                 is_unread: true,
             },
@@ -68,7 +72,7 @@ impl Shell {
                     return self.sync_interest(id, agent, now);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => agent.handle_closed(id, self.ended_by(&err), now),
+                Err(err) => agent.handle_closed(id, ended_by(entry.is_vsock, &err), now),
             }
             self.settle(agent, now);
         }
@@ -88,7 +92,7 @@ impl Shell {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
-                    return agent.handle_closed(id, self.ended_by(&err), now);
+                    return agent.handle_closed(id, ended_by(entry.is_vsock, &err), now);
                 }
             }
         }
@@ -121,20 +125,16 @@ impl Shell {
             self.push_ready(Source::Connection(id));
         }
     }
+}
 
-    /// What an error says about a connection's end. A vsock socket that a transport reset has
-    /// killed answers ENOTCONN, or ECONNRESET to whoever was inside the call. A Unix socket says
-    /// ECONNRESET when its peer left without reading.
-    fn ended_by(&self, err: &io::Error) -> Ended {
-        let is_vsock = match self.listener.address() {
-            Address::Vsock { .. } => true,
-            Address::Unix { .. } => false,
-        };
-        match err.raw_os_error() {
-            Some(libc::ENOTCONN | libc::ECONNRESET) if is_vsock => Ended::ByReset,
-            Some(libc::ENOTCONN | libc::ECONNRESET | libc::EPIPE) => Ended::ByPeer,
-            _ => Ended::ByError,
-        }
+/// What an error says about a connection's end. A vsock socket that a transport reset has killed
+/// answers ENOTCONN, or ECONNRESET to whoever was inside the call. A Unix socket says ECONNRESET
+/// when its peer left without reading.
+fn ended_by(is_vsock: bool, err: &io::Error) -> Ended {
+    match err.raw_os_error() {
+        Some(libc::ENOTCONN | libc::ECONNRESET) if is_vsock => Ended::ByReset,
+        Some(libc::ENOTCONN | libc::ECONNRESET | libc::EPIPE) => Ended::ByPeer,
+        _ => Ended::ByError,
     }
 }
 

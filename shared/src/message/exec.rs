@@ -373,6 +373,25 @@ impl ExitStatus {
             Self::Signal { number, .. } => number.saturating_add(128),
         }
     }
+
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        match (fields.opt_number("code")?, fields.opt_number("signal")?) {
+            (Some(code), None) => Ok(Self::Code(code)),
+            (None, Some(number)) => Ok(Self::Signal {
+                number,
+                core: fields.flag("core")?,
+            }),
+            _ => Err(fields.error("code", "given, or else \"signal\"")),
+        }
+    }
+
+    /// The values of `code`, `signal` and `core`.
+    pub(super) const fn parts(self) -> (Option<u8>, Option<u8>, Option<bool>) {
+        match self {
+            Self::Code(code) => (Some(code), None, None),
+            Self::Signal { number, core } => (None, Some(number), Some(core)),
+        }
+    }
 }
 
 /// What the process used (`getrusage(2)`, of the reaped child).
@@ -407,18 +426,10 @@ pub struct Exited {
 
 impl Exited {
     pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let status = match (fields.opt_number("code")?, fields.opt_number("signal")?) {
-            (Some(code), None) => ExitStatus::Code(code),
-            (None, Some(number)) => ExitStatus::Signal {
-                number,
-                core: fields.flag("core")?,
-            },
-            _ => return Err(fields.error("code", "given, or else \"signal\"")),
-        };
         let usage = fields.object("rusage")?;
         Ok(Self {
             session: fields.number("session")?,
-            status,
+            status: ExitStatus::read(fields)?,
             stdout_end: fields.number("stdout_end")?,
             stderr_end: fields.number("stderr_end")?,
             writers_alive: fields.flag("writers_alive")?,
@@ -434,10 +445,7 @@ impl Exited {
     /// The end as a JSON object, for the wire and for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        let (code, signal, core) = match self.status {
-            ExitStatus::Code(code) => (Some(code), None, None),
-            ExitStatus::Signal { number, core } => (None, Some(number), Some(core)),
-        };
+        let (code, signal, core) = self.status.parts();
         json!({
             "session": self.session,
             "code": code,

@@ -18,6 +18,8 @@ words! {
         Host = "host",
         /// `guest-agent`.
         Guest = "guest",
+        /// A program in the guest, on the agent's local socket.
+        Local = "local",
     }
 }
 
@@ -102,9 +104,15 @@ impl Hello {
     /// The host's HELLO in the versions of this build.
     #[must_use]
     pub fn host(version: &str) -> Self {
+        Self::of(Role::Host, version)
+    }
+
+    /// The HELLO of a side that has nothing to say of a guest.
+    #[must_use]
+    pub fn of(role: Role, version: &str) -> Self {
         Self {
             protocol: SUPPORTED,
-            role: Role::Host,
+            role,
             version: version.to_owned(),
             boot_id: None,
             generation: None,
@@ -137,7 +145,7 @@ impl Hello {
         }
         Ok(Self {
             protocol,
-            role: fields.parsed("role", "\"host\" or \"guest\"")?,
+            role: fields.parsed("role", "\"host\", \"guest\" or \"local\"")?,
             version: fields.text("version")?,
             boot_id: fields.opt_text("boot_id")?,
             generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
@@ -400,6 +408,8 @@ pub struct Probed {
     pub accepts_since_rebind: u64,
     /// Spawn to reap of the no-op process, µs; `None` at depth `listener`.
     pub exec_us: Option<u64>,
+    /// Whether the image has hooks for after a restore, as far as the agent knows.
+    pub hooks: bool,
 }
 
 impl Probed {
@@ -410,6 +420,7 @@ impl Probed {
             listener_serial: fields.number("listener_serial")?,
             accepts_since_rebind: fields.number("accepts_since_rebind")?,
             exec_us: fields.opt_number("exec_us")?,
+            hooks: fields.opt_flag("hooks")?,
         })
     }
 
@@ -420,6 +431,7 @@ impl Probed {
             "listener_serial": self.listener_serial,
             "accepts_since_rebind": self.accepts_since_rebind,
             "exec_us": self.exec_us,
+            "hooks": self.hooks,
         })
     }
 }
