@@ -265,6 +265,7 @@ impl Agent {
         }
         self.naming.leave(id);
         self.waits.leave(id);
+        self.hooks.leave(id);
         self.advance_quiescing(now);
         self.advance_ending(now);
     }

@@ -230,6 +230,7 @@ impl Agent {
         if !hosts.is_empty() {
             self.keep_reporting(now);
         }
+        self.report_hook(now);
     }
 
     /// A sign of life. A host that does not read its answers gets no more of them.
