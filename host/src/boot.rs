@@ -10,6 +10,7 @@ use shared::message::{Cause, Identity};
 use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::hooks;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
@@ -91,6 +92,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        hooks: hooks::Options::default(),
         deadline,
         binary,
         stored_drives: vec![None; machine.drives.len()],

@@ -32,6 +32,7 @@ pub mod fleet;
 pub mod foreground;
 pub mod guest;
 pub mod handshake;
+pub mod hooks;
 pub mod http;
 pub mod json;
 pub mod kill;

@@ -88,6 +88,7 @@ pub fn plan<'a>(
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        hooks: command.hooks(),
         deadline,
         binary,
         stored_drives: machine.drives.iter().map(stored).collect(),

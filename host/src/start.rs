@@ -13,6 +13,7 @@ use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::foreground::Signals;
+use crate::hooks;
 use crate::launch::LaunchError;
 use crate::notify::{READY, notify};
 use crate::provisional::Provisional;
@@ -42,6 +43,8 @@ pub struct Plan<'a> {
     pub foreground: bool,
     /// Whether to leave a VM that failed as it is.
     pub keep_on_failure: bool,
+    /// What is wanted of the image's hooks.
+    pub hooks: hooks::Options,
     /// When everything must be done.
     pub deadline: Instant,
     /// The VMM.

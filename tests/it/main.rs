@@ -5,6 +5,7 @@ mod checkpoints;
 mod conversation;
 mod exec;
 mod footprint;
+mod hooks;
 mod host;
 mod hostile;
 mod logs;
