@@ -82,6 +82,11 @@ impl Hooks {
         }
     }
 
+    /// Whether somebody waits for those that run.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| !run.waiting.is_empty())
+    }
+
     /// Who waits, and for which hook.
     pub(super) fn waiting(&self) -> Option<(Vec<ConnectionId>, String)> {
         let run = self.run.as_ref()?;
@@ -89,6 +94,13 @@ impl Hooks {
         let name = run.current.as_ref().map(|current| current.name.clone());
         Some((run.waiting.clone(), name.unwrap_or_else(stage)))
     }
+}
+
+/// The name of a hook's session: as good as drawn, since the token was, and each hook's own.
+fn exec_id(request: &HooksRequest, index: usize) -> ExecId {
+    let mut id = *request.token.as_bytes();
+    id[0] ^= u8::try_from(index + 1).unwrap_or(u8::MAX);
+    ExecId::from_bytes(id)
 }
 
 impl Agent {
@@ -112,6 +124,10 @@ impl Agent {
             Some(run) => {
                 run.waiting.retain(|other| *other != id);
                 run.waiting.push(id);
+            }
+            None if self.sessions.find_exec(exec_id(&request, 0)).is_some() => {
+                let text = "the hooks of this request have run, and are forgotten";
+                return self.send_fail(id, FailCode::NoSession, text, now);
             }
             None => {
                 self.hooks.run = Some(Run {
@@ -170,6 +186,7 @@ impl Agent {
                 self.send(id, &Message::Hooked(hooked.clone()), now);
             }
             self.hooks.result = Some(hooked);
+            self.end_reporting();
         }
     }
 
@@ -179,11 +196,8 @@ impl Agent {
             return;
         };
         let session = self.serials.next_session();
-        // As good as drawn, since the token was, and different for each hook.
-        let mut id = *run.request.token.as_bytes();
-        id[0] ^= u8::try_from(run.results.len() + 1).unwrap_or(u8::MAX);
         let terms = Terms {
-            exec: Some(ExecId::from_bytes(id)),
+            exec: Some(exec_id(&run.request, run.results.len())),
             command: command_text([path.as_slice()].into_iter()),
             generation,
             tty: None,
@@ -213,7 +227,9 @@ impl Agent {
         for id in waiting {
             self.send_progress(id, &name, now);
         }
-        self.keep_reporting(now);
+        if self.hooks.is_awaited() {
+            self.keep_reporting(now);
+        }
     }
 
     /// A session has ended, which may have been the hook that runs.
@@ -286,5 +302,6 @@ impl Agent {
         if let Some(current) = self.hooks.run.take().and_then(|run| run.current) {
             self.terminate_session(current.session, now);
         }
+        self.end_reporting();
     }
 }

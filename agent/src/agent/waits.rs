@@ -70,6 +70,14 @@ impl Waits {
         }
     }
 
+    /// Everybody who waits.
+    #[cfg(test)]
+    pub(super) fn everybody(&self) -> Vec<ConnectionId> {
+        let tagged = self.checkpoints.iter().chain(&self.hosts);
+        let named = self.generations.iter().map(|(id, _)| *id);
+        tagged.map(|(id, _)| *id).chain(named).collect()
+    }
+
     fn is_waiting(&self, id: ConnectionId) -> bool {
         self.checkpoints.iter().any(|(other, _)| *other == id)
             || self.generations.iter().any(|(other, _)| *other == id)
@@ -105,6 +113,7 @@ impl Agent {
         for host in hosts {
             self.tell_of_checkpoint(host, id, now);
         }
+        self.end_reporting();
     }
 
     /// Whether a connection waits for something already. If so it is told.
@@ -217,6 +226,13 @@ impl Agent {
     pub(super) fn keep_reporting(&mut self, now: Instant) {
         if !self.timers.is_set(Timer::Progress) {
             self.timers.set(Timer::Progress, now + PROGRESS_INTERVAL);
+        }
+    }
+
+    /// Ends that when nobody waits any more.
+    pub(super) fn end_reporting(&mut self) {
+        if self.waits.hosts.is_empty() && !self.hooks.is_awaited() {
+            self.timers.stop(Timer::Progress);
         }
     }
 

@@ -12,13 +12,11 @@ use mio::{Interest, Registry};
 use shared::id::Generation;
 
 use super::Source;
+use crate::local::GENERATION_FILE;
 use crate::sys::socket::{Address, Listener};
 
 /// Connections that the kernel queues. Programs that find the queue full wait.
 const BACKLOG: libc::c_int = 64;
-
-/// Name of the file with the machine's name, beside the socket.
-const GENERATION_FILE: &str = "generation";
 
 /// The socket, and where the file is.
 #[derive(Debug)]
