@@ -191,7 +191,7 @@ fn wait_for_generation(options: &Options) -> Result<String, AskError> {
 
 fn read_generation(options: &Options) -> Result<String, AskError> {
     let path = options.socket_path();
-    let folder = Path::new(&path).parent().unwrap_or(Path::new("/"));
+    let folder = Path::new(&path).parent().unwrap_or_else(|| Path::new("/"));
     match std::fs::read_to_string(folder.join(GENERATION_FILE)) {
         Ok(text) => Ok(text.trim_end().to_owned()),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Err(AskError::Answer(

@@ -58,7 +58,7 @@ impl Local {
 }
 
 fn open(path: &Path) -> io::Result<Local> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
     made?;
     let path = path.to_owned();

@@ -66,7 +66,7 @@ fn each_stage_has_its_order() {
         end_hook(&mut world, ExitStatus::Code(0));
         let results = order.map(|name| result(name, ExitStatus::Code(0)));
         let expected = hooked(results.into());
-        assert_eq!(world.receive(host), [expected.clone()]);
+        assert_eq!(world.receive(host), std::slice::from_ref(&expected));
         // Asked for again, they do not run again.
         let again = world.connect();
         assert_eq!(world.ask(again, &request), [expected]);
