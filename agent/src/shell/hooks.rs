@@ -39,7 +39,7 @@ fn folder_of(folder: &Path, stage: HookStage) -> PathBuf {
 /// The files that somebody may execute, sorted by name. What begins with a dot is none of them, as
 /// for a shell's `*`.
 fn executables(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
-    let mut paths = Vec::new();
+    let mut paths: Vec<Vec<u8>> = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let is_hidden = path
@@ -49,9 +49,10 @@ fn executables(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
         let is_executable = fs::metadata(&path)
             .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
         if is_executable && !is_hidden {
-            paths.push(path.into_os_string().into_vec());
+            let path = path.into_os_string().into_vec();
+            let index = paths.partition_point(|other| *other < path);
+            paths.insert(index, path);
         }
     }
-    paths.sort_unstable();
     Ok(paths)
 }
