@@ -30,6 +30,7 @@ mod command;
 mod commands;
 mod connection;
 mod ending;
+mod hooks;
 mod ids;
 mod input;
 mod lifetimes;
@@ -64,6 +65,7 @@ pub use action::{
 };
 pub use command::Command;
 pub use connection::Interest;
+pub use hooks::HookListing;
 pub use ids::{ConnectionId, SessionId};
 pub use input::INPUT_LEN_MAX;
 pub use rebind::{StepAction, StepFailure, StepOutcome};
@@ -75,6 +77,7 @@ pub use table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
 use children::Children;
 use connection::Connection;
 use ending::Ending;
+use hooks::Hooks;
 use ids::Serials;
 use listener::Listener;
 use naming::Naming;
@@ -126,6 +129,7 @@ pub struct Agent {
     /// How many of them are of programs in the guest.
     local_count: usize,
     waits: Waits,
+    hooks: Hooks,
     sessions: Table,
     workload: Option<Workload>,
     spares: Spares,
@@ -185,6 +189,7 @@ impl Agent {
             connections: BTreeMap::new(),
             local_count: 0,
             waits: Waits::default(),
+            hooks: Hooks::default(),
             sessions: Table::default(),
             workload: None,
             spares: Spares::default(),
@@ -198,6 +203,7 @@ impl Agent {
             counters: Counters::default(),
             started_at: now,
         };
+        agent.hooks.has_restore = agent.settings.has_restore_hooks;
         agent.rearm_listener();
         agent.start_workload(now);
         agent

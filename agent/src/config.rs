@@ -8,6 +8,7 @@
 //! | `console` | file for log lines | standard error |
 //! | `hostname` | host name to set at boot | none |
 //! | `local` | socket for programs of this machine; empty: none | `/run/guest-agent/agent.sock`, none with `unprivileged` |
+//! | `hooks` | folder with `snapshot.d` and `restore.d` | `/etc/guest-agent` |
 //! | `unprivileged` | `1`: leave the machine's clock, random pool and names alone | `0` |
 //! | `config` | file that names a workload | `/etc/guest-agent/agent.json`, if it is there |
 //! | `workload` | its command: words at spaces outside of quotes; empty: none | as in `config` |
@@ -42,6 +43,9 @@ use workload::{
     parse_words,
 };
 
+/// Where an image has its hooks.
+const HOOKS_DEFAULT: &str = "/etc/guest-agent";
+
 /// Runs commands in a microVM for host-tool, and answers every restore.
 #[derive(Debug, Default, FromArgs)]
 pub(crate) struct Flags {
@@ -60,6 +64,9 @@ pub(crate) struct Flags {
     /// host name to set at boot, as process 1 only
     #[argh(option)]
     hostname: Option<String>,
+    /// folder with snapshot.d and restore.d (default: /etc/guest-agent)
+    #[argh(option)]
+    hooks: Option<String>,
     /// socket for programs of this machine, empty for none (default:
     /// /run/guest-agent/agent.sock, none with --unprivileged)
     #[argh(option)]
@@ -95,6 +102,8 @@ pub(crate) struct Config {
     pub console: Option<String>,
     /// Host name to set at boot.
     pub hostname: Option<String>,
+    /// Folder with the folders of the hooks.
+    pub hooks: PathBuf,
     /// Socket for programs of this machine.
     pub local: Option<PathBuf>,
     /// Whether to leave the machine's clock, random pool and names alone.
@@ -151,6 +160,7 @@ impl Sources {
             ("log", flags.log.clone()),
             ("console", flags.console.clone()),
             ("hostname", flags.hostname.clone()),
+            ("hooks", flags.hooks.clone()),
             ("local", flags.local.clone()),
             ("unprivileged", unprivileged),
             ("config", flags.config.clone()),
@@ -208,6 +218,7 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     let hostname = pick.first("hostname", "a host name", |text| {
         Identity::is_hostname(text).then(|| text.to_owned())
     });
+    let hooks = pick.first("hooks", "a path", |text| Some(text.to_owned()));
     let local = pick.first("local", "a path", |text| Some(text.to_owned()));
     let is_unprivileged = pick.first("unprivileged", "0 or 1", |text| match text {
         "0" => Some(false),
@@ -231,6 +242,7 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     };
     let local = local.unwrap_or_else(|| local_default.to_owned());
     let config = Config {
+        hooks: hooks.unwrap_or_else(|| HOOKS_DEFAULT.to_owned()).into(),
         local: (!local.is_empty()).then(|| local.into()),
         address: address.unwrap_or(Address::Vsock { port }),
         log: log.unwrap_or(LevelFilter::Info),

@@ -136,6 +136,7 @@ fn start(
     let options = Options {
         is_unprivileged: config.is_unprivileged,
         file_limit,
+        hooks: config.hooks.clone(),
     };
     let local = config.local.as_deref().and_then(Local::open);
     let listen = format!("listen on {}", config.address);
@@ -153,6 +154,7 @@ fn start(
         kernel: read_line("/proc/sys/kernel/osrelease"),
         is_init,
         grace: SIGNAL_GRACE,
+        has_restore_hooks: shell::hooks::has_restore(&config.hooks),
         workload,
     };
     Ok((poll, shell, Agent::new(settings, clock::now())))

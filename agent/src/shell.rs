@@ -22,6 +22,7 @@
 
 mod accept;
 mod connections;
+pub(crate) mod hooks;
 mod input;
 pub(crate) mod local;
 mod network;
@@ -33,6 +34,7 @@ mod tokens;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use log::{debug, error, warn};
@@ -62,12 +64,14 @@ const READ_LEN: usize = PAYLOAD_LEN_MAX;
 const READS_PER_TURN_MAX: usize = 16;
 
 /// What the shell needs to know that the core does not.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// Whether steps that change the machine are left out on purpose.
     pub is_unprivileged: bool,
     /// The limit on descriptors that children get back.
     pub file_limit: FileLimit,
+    /// The folder that has those of the hooks.
+    pub hooks: PathBuf,
 }
 
 /// Every descriptor of the agent, and what it does with them.
@@ -193,6 +197,10 @@ impl Shell {
             }
             Action::LookAtConsole => agent.handle_console(console::is_drained(), now),
             Action::CollectFigures(id) => agent.handle_figures(id, figures(), now),
+            Action::ListHooks(stage) => {
+                let listing = hooks::list(&self.options.hooks, stage);
+                agent.handle_hooks_listed(listing, now);
+            }
             Action::WriteGeneration(generation) => {
                 if let Some(local) = &self.local {
                     local.write_generation(generation);

@@ -11,6 +11,7 @@ use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
+use crate::hooks;
 use crate::network;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
@@ -102,6 +103,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
         health,
+        hooks: hooks::Options::default(),
         deadline,
         binary,
         stored_drives: vec![None; machine.drives.len()],

@@ -136,67 +136,121 @@ impl Message {
     ///
     /// When the payload is not what its kind calls for, or this kind never comes from `sender`.
     pub fn parse(frame: Frame<'_>, sender: Role) -> Result<Self, PayloadError> {
-        let Frame { kind, payload } = frame;
-        let wrong_side = match sender {
-            Role::Host => is_guest_only(kind) || is_between_guests(kind),
-            Role::Guest => is_host_only(kind),
-            Role::Local => !(is_common(kind) || is_between_guests(kind)),
-        };
-        if wrong_side {
-            return Err(PayloadError::WrongDirection { kind });
+        match sender {
+            Role::Host => Self::parse_of_host(frame),
+            Role::Guest => Self::parse_of_guest(frame),
+            Role::Local => Self::parse_local(frame),
         }
+    }
+
+    /// As [`parse`](Self::parse), for a frame of a host. Each side has a function of its own, so
+    /// that the agent, which is small, has no code for what it never hears.
+    ///
+    /// # Errors
+    ///
+    /// As for `parse`.
+    pub fn parse_of_host(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
         let fields = || Fields::parse(kind, payload);
         Ok(match kind {
-            FrameKind::Hello => Self::Hello(Hello::read(&fields()?)?),
-            FrameKind::Fail => Self::Fail(Fail::read(&fields()?)?),
-            FrameKind::Ping => Self::Ping(Ping::read(&fields()?)?),
-            FrameKind::Pong => Self::Pong(Ping::read(&fields()?)?),
-            FrameKind::Ok => fields().map(|_| Self::Ok)?,
             FrameKind::Rebind => Self::Rebind(Rebind::read(&fields()?)?),
+            FrameKind::Probe => Self::Probe(Probe::read(&fields()?)?),
+            FrameKind::Quiesce => Self::Quiesce(Quiesce::read(&fields()?)?),
+            FrameKind::Reopen => Self::Reopen(Reopen::read(&fields()?)?),
+            FrameKind::Exec => Self::Exec(Exec::read(&fields()?)?),
+            FrameKind::Attach => Self::Attach(Attach::read(&fields()?)?),
+            FrameKind::Ack => Self::Ack(Ack::read(&fields()?)?),
+            FrameKind::Stdin => Self::Stdin(Chunk::read(kind, payload)?),
+            FrameKind::StdinEof => Self::StdinEof(StdinEof::read(&fields()?)?),
+            FrameKind::Signal => Self::Signal(Signal::read(&fields()?)?),
+            FrameKind::Resize => Self::Resize(TtySize::read(&fields()?)?),
+            FrameKind::ExitAck => Self::ExitAck(ExitAck::read(&fields()?)?),
+            FrameKind::Sessions => Self::SessionsRequest(SessionsRequest::read(&fields()?)?),
+            FrameKind::Info => fields().map(|_| Self::InfoRequest)?,
+            FrameKind::Shutdown => Self::Shutdown(Shutdown::read(&fields()?)?),
+            FrameKind::AwaitCheckpoint => Self::AwaitCheckpoint(AwaitCheckpoint::read(&fields()?)?),
+            FrameKind::Hooks => Self::Hooks(Hooks::read(&fields()?)?),
+            kind => Self::parse_common(kind, payload)?,
+        })
+    }
+
+    /// As [`parse`](Self::parse), for a frame of a guest.
+    ///
+    /// # Errors
+    ///
+    /// As for `parse`.
+    pub fn parse_of_guest(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
+        let fields = || Fields::parse(kind, payload);
+        Ok(match kind {
+            FrameKind::Ok => fields().map(|_| Self::Ok)?,
             FrameKind::Progress => Self::Progress(Progress::read(&fields()?)?),
             FrameKind::Rebound => Self::Rebound(Rebound::read(&fields()?)?),
-            FrameKind::Probe => Self::Probe(Probe::read(&fields()?)?),
             FrameKind::Probed => Self::Probed(Probed::read(&fields()?)?),
-            FrameKind::Quiesce => Self::Quiesce(Quiesce::read(&fields()?)?),
             FrameKind::Busy => Self::Busy(Busy::read(&fields()?)?),
             FrameKind::Quiesced => Self::Quiesced(control::read_token(&fields()?)?),
-            FrameKind::Reopen => Self::Reopen(Reopen::read(&fields()?)?),
-            FrameKind::Sever => Self::Sever(Sever::read(&fields()?)?),
-            FrameKind::Exec => Self::Exec(Exec::read(&fields()?)?),
             FrameKind::Started => Self::Started(Started::read(&fields()?)?),
             FrameKind::Stdout => Self::Stdout(Chunk::read(kind, payload)?),
             FrameKind::Stderr => Self::Stderr(Chunk::read(kind, payload)?),
             FrameKind::Exited => Self::Exited(Exited::read(&fields()?)?),
-            FrameKind::Attach => Self::Attach(Attach::read(&fields()?)?),
             FrameKind::Attached => Self::Attached(Started::read(&fields()?)?),
-            FrameKind::Ack => Self::Ack(Ack::read(&fields()?)?),
             FrameKind::Gap => Self::Gap(Gap::read(&fields()?)?),
-            FrameKind::Stdin => Self::Stdin(Chunk::read(kind, payload)?),
-            FrameKind::StdinEof => Self::StdinEof(StdinEof::read(&fields()?)?),
             FrameKind::Window => Self::Window(Window::read(&fields()?)?),
-            FrameKind::Signal => Self::Signal(Signal::read(&fields()?)?),
-            FrameKind::Resize => Self::Resize(TtySize::read(&fields()?)?),
-            FrameKind::ExitAck => Self::ExitAck(ExitAck::read(&fields()?)?),
-            FrameKind::Sessions if sender == Role::Host => {
-                Self::SessionsRequest(SessionsRequest::read(&fields()?)?)
-            }
             FrameKind::Sessions => Self::Sessions(Sessions::read(&fields()?)?),
-            FrameKind::Info if sender == Role::Host => fields().map(|_| Self::InfoRequest)?,
             FrameKind::Info => Self::Info(Info::read(&fields()?)?),
-            FrameKind::Shutdown => Self::Shutdown(Shutdown::read(&fields()?)?),
-            FrameKind::AwaitCheckpoint => Self::AwaitCheckpoint(AwaitCheckpoint::read(&fields()?)?),
-            FrameKind::Checkpoint if sender == Role::Local => {
-                Self::CheckpointRequest(CheckpointRequest::read(&fields()?)?)
-            }
             FrameKind::Checkpoint => Self::Checkpoint(Checkpoint::read(&fields()?)?),
-            FrameKind::Verdict => Self::Verdict(CheckpointVerdict::read(&fields()?)?),
-            FrameKind::Generation if sender == Role::Local => {
-                Self::GenerationRequest(GenerationRequest::read(&fields()?)?)
-            }
-            FrameKind::Generation => Self::Generation(checkpoint::read_new_generation(&fields()?)?),
-            FrameKind::Hooks => Self::Hooks(Hooks::read(&fields()?)?),
             FrameKind::Hooked => Self::Hooked(Hooked::read(&fields()?)?),
+            _ => Self::parse_for_local(frame)?,
         })
+    }
+
+    /// As [`parse`](Self::parse), for a frame of a program in the guest.
+    ///
+    /// # Errors
+    ///
+    /// As for `parse`.
+    pub fn parse_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
+        let fields = || Fields::parse(kind, payload);
+        match kind {
+            FrameKind::Checkpoint => Ok(Self::CheckpointRequest(CheckpointRequest::read(
+                &fields()?,
+            )?)),
+            FrameKind::Generation => Ok(Self::GenerationRequest(GenerationRequest::read(
+                &fields()?,
+            )?)),
+            kind => Self::parse_common(kind, payload),
+        }
+    }
+
+    /// As [`parse`](Self::parse), for what the agent answers a program in the guest.
+    ///
+    /// # Errors
+    ///
+    /// As for `parse`; what it sends to hosts only counts as from the wrong side.
+    pub fn parse_for_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
+        let fields = || Fields::parse(kind, payload);
+        match kind {
+            FrameKind::Verdict => Ok(Self::Verdict(CheckpointVerdict::read(&fields()?)?)),
+            FrameKind::Generation => {
+                checkpoint::read_new_generation(&fields()?).map(Self::Generation)
+            }
+            FrameKind::Sever => Ok(Self::Sever(Sever::read(&fields()?)?)),
+            kind => Self::parse_common(kind, payload),
+        }
+    }
+
+    /// What every side sends.
+    fn parse_common(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
+        let fields = || Fields::parse(kind, payload);
+        match kind {
+            FrameKind::Hello => Hello::read(&fields()?).map(Self::Hello),
+            FrameKind::Fail => Fail::read(&fields()?).map(Self::Fail),
+            FrameKind::Ping => Ping::read(&fields()?).map(Self::Ping),
+            FrameKind::Pong => Ping::read(&fields()?).map(Self::Pong),
+            kind => Err(PayloadError::WrongDirection { kind }),
+        }
     }
 
     /// Appends the message as one frame.
@@ -307,64 +361,6 @@ impl Message {
             Self::Hooked(hooked) => hooked.to_value(),
         }
     }
-}
-
-/// Frames that only the guest sends.
-const fn is_guest_only(kind: FrameKind) -> bool {
-    matches!(
-        kind,
-        FrameKind::Ok
-            | FrameKind::Progress
-            | FrameKind::Rebound
-            | FrameKind::Probed
-            | FrameKind::Busy
-            | FrameKind::Quiesced
-            | FrameKind::Sever
-            | FrameKind::Started
-            | FrameKind::Stdout
-            | FrameKind::Stderr
-            | FrameKind::Exited
-            | FrameKind::Attached
-            | FrameKind::Gap
-            | FrameKind::Window
-            | FrameKind::Verdict
-            | FrameKind::Hooked
-    )
-}
-
-/// Frames that every side sends.
-const fn is_common(kind: FrameKind) -> bool {
-    matches!(
-        kind,
-        FrameKind::Hello | FrameKind::Fail | FrameKind::Ping | FrameKind::Pong
-    )
-}
-
-/// Frames that programs in the guest and the agent send, and no host.
-const fn is_between_guests(kind: FrameKind) -> bool {
-    matches!(kind, FrameKind::Checkpoint | FrameKind::Generation)
-}
-
-/// Frames that only the host sends.
-const fn is_host_only(kind: FrameKind) -> bool {
-    matches!(
-        kind,
-        FrameKind::Rebind
-            | FrameKind::Probe
-            | FrameKind::Quiesce
-            | FrameKind::Reopen
-            | FrameKind::Exec
-            | FrameKind::Attach
-            | FrameKind::Ack
-            | FrameKind::Stdin
-            | FrameKind::StdinEof
-            | FrameKind::Signal
-            | FrameKind::Resize
-            | FrameKind::ExitAck
-            | FrameKind::Shutdown
-            | FrameKind::AwaitCheckpoint
-            | FrameKind::Hooks
-    )
 }
 
 /// Defines a word list: an enum whose variants are fixed words on the wire.

@@ -6,6 +6,7 @@ mod conversation;
 mod exec;
 mod footprint;
 mod health;
+mod hooks;
 mod host;
 mod hostile;
 mod logs;

@@ -8,6 +8,7 @@
 
 mod artifacts;
 mod bad_input;
+mod checkpoints;
 mod clones;
 mod failpoints;
 mod fleet;
@@ -52,6 +53,8 @@ const QUICK: &[&str] = &[
     "the_workloads_output_is_whole",
     "a_terminal_in_a_machine",
     "a_disk_that_is_full",
+    "a_checkpoint_has_a_verdict_in_each_machine",
+    "hooks_run_around_a_snapshot",
     "three_clones_with_one_command",
     "a_vmm_that_somebody_else_started",
     "every_failpoint_has_a_case",
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         snapshots::CASES,
         clones::CASES,
         sessions::CASES,
+        checkpoints::CASES,
         fleet::CASES,
         bad_input::CASES,
         artifacts::CASES,

@@ -154,7 +154,11 @@ impl Connection {
         let Some(frame) = self.decoder.poll_frame().map_err(Mistake::Frame)? else {
             return Ok(None);
         };
-        let message = Message::parse(frame, self.role).map_err(Mistake::Payload)?;
+        let message = match self.role {
+            Role::Local => Message::parse_local(frame),
+            Role::Host | Role::Guest => Message::parse_of_host(frame),
+        };
+        let message = message.map_err(Mistake::Payload)?;
         match (&message, self.is_awaiting_hello()) {
             (Message::Hello(hello), true) if hello.role == self.role => self.phase = Phase::Open,
             (Message::Hello(_), true) => return Err(Mistake::HelloRole(self.role)),

@@ -106,6 +106,7 @@ impl Agent {
         self.naming.run += 1;
         self.naming.result = None;
         self.abandon_quiescing();
+        self.abandon_hooks(now);
         self.timers.pause(now);
         self.timers.stop(Timer::Hush);
         self.tell_superseded(generation, id, now);

@@ -265,6 +265,8 @@ impl Agent {
         }
         self.naming.leave(id);
         self.waits.leave(id);
+        self.hooks.leave(id);
+        self.end_reporting();
         self.advance_quiescing(now);
         self.advance_ending(now);
     }

@@ -102,6 +102,9 @@ impl Agent {
             }
             return self.advance_quiescing(now);
         }
+        if self.hooks.is_running() {
+            return self.send_fail(id, FailCode::Refusing, "hooks are running", now);
+        }
         let count = self.sessions.asked_for().count();
         let phase = match request.policy {
             Policy::Refuse if count > 0 => {

@@ -5,7 +5,8 @@
 //! [`quiescing`](super::quiescing) for QUIESCE and REOPEN, [`commands`](super::commands) for EXEC,
 //! [`attachments`](super::attachments) for ATTACH, [`streams`](super::streams) for what follows
 //! either, [`listing`](super::listing) for SESSIONS and SIGNAL, [`ending`](super::ending) for
-//! SHUTDOWN, [`waits`](super::waits) for checkpoints and names.
+//! SHUTDOWN, [`waits`](super::waits) for checkpoints and names, [`hooks`](super::hooks)
+//! for HOOKS.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -60,6 +61,7 @@ impl Agent {
             Message::Resize(size) => self.handle_resize(id, size),
             Message::ExitAck(ack) => self.handle_exit_ack(id, ack),
             Message::SessionsRequest(request) => self.handle_sessions(id, request, now),
+            Message::Hooks(request) => self.handle_hooks(id, request, now),
             Message::AwaitCheckpoint(request) => self.handle_await_checkpoint(id, request, now),
             Message::CheckpointRequest(request) => self.handle_checkpoint(id, request, now),
             Message::GenerationRequest(request) => self.handle_generation_request(id, request, now),
@@ -84,7 +86,6 @@ impl Agent {
             | Message::Checkpoint(_)
             | Message::Verdict(_)
             | Message::Generation(_)
-            | Message::Hooks(_)
             | Message::Hooked(_)
             | Message::Info(_) => {
                 let text = format!("{} frame from the wrong side", message.kind());
@@ -210,7 +211,7 @@ impl Agent {
             listener_serial: self.listener.serial(),
             accepts_since_rebind: self.listener.accepts_since_rebind(),
             exec_us,
-            hooks: false,
+            hooks: self.hooks.has_restore,
         };
         self.send(id, &Message::Probed(probed), now);
         // A probe whose process was under way when the host asked for silence proves nothing any

@@ -7,6 +7,7 @@
 mod attachments;
 mod exec;
 mod handshake;
+mod hooks;
 mod input;
 mod lifetimes;
 mod limits;
@@ -76,6 +77,8 @@ struct World {
     /// Steps that fail.
     failing_steps: BTreeSet<&'static str>,
     is_console_drained: bool,
+    /// What is found of hooks.
+    hooks: HookListing,
 }
 
 impl World {
@@ -95,6 +98,7 @@ impl World {
             kernel: "6.1".to_owned(),
             is_init,
             grace: Duration::from_secs(5),
+            has_restore_hooks: false,
             workload,
         };
         let mut world = Self {
@@ -108,6 +112,7 @@ impl World {
             spawn_failure: None,
             failing_steps: BTreeSet::new(),
             is_console_drained: true,
+            hooks: HookListing::default(),
         };
         world.settle();
         world
@@ -303,6 +308,10 @@ impl World {
             Action::CollectFigures(id) => {
                 self.agent
                     .handle_figures(id, Figures { fds: 5, rss_kib: 6 }, now);
+            }
+            Action::ListHooks(_) => {
+                let listing = Ok(self.hooks.clone());
+                self.agent.handle_hooks_listed(listing, now);
             }
             Action::FlushInput(id) => self.flush_input(id),
             Action::CloseInput(id) => self.inputs.entry(id).or_default().is_closed = true,

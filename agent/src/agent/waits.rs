@@ -70,6 +70,14 @@ impl Waits {
         }
     }
 
+    /// Everybody who waits.
+    #[cfg(test)]
+    pub(super) fn everybody(&self) -> Vec<ConnectionId> {
+        let tagged = self.checkpoints.iter().chain(&self.hosts);
+        let named = self.generations.iter().map(|(id, _)| *id);
+        tagged.map(|(id, _)| *id).chain(named).collect()
+    }
+
     fn is_waiting(&self, id: ConnectionId) -> bool {
         self.checkpoints.iter().any(|(other, _)| *other == id)
             || self.generations.iter().any(|(other, _)| *other == id)
@@ -105,6 +113,7 @@ impl Agent {
         for host in hosts {
             self.tell_of_checkpoint(host, id, now);
         }
+        self.end_reporting();
     }
 
     /// Whether a connection waits for something already. If so it is told.
@@ -220,6 +229,13 @@ impl Agent {
         }
     }
 
+    /// Ends that when nobody waits any more.
+    pub(super) fn end_reporting(&mut self) {
+        if self.waits.hosts.is_empty() && !self.hooks.is_awaited() {
+            self.timers.stop(Timer::Progress);
+        }
+    }
+
     /// Gives a sign of life to everybody who waits.
     pub(super) fn report_progress(&mut self, now: Instant) {
         let hosts = self.waits.hosts.iter().map(|(id, _)| *id);
@@ -230,6 +246,7 @@ impl Agent {
         if !hosts.is_empty() {
             self.keep_reporting(now);
         }
+        self.report_hook(now);
     }
 
     /// A sign of life. A host that does not read its answers gets no more of them.

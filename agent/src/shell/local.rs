@@ -2,23 +2,24 @@
 //!
 //! Both are for every user. The socket serves nothing but waits, and the name is no secret.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use log::warn;
 use mio::{Interest, Registry};
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+use nix::unistd::mkdir;
 use shared::id::Generation;
 
 use super::Source;
+use crate::local::GENERATION_FILE;
 use crate::sys::socket::{Address, Listener};
 
 /// Connections that the kernel queues. Programs that find the queue full wait.
 const BACKLOG: libc::c_int = 64;
-
-/// Name of the file with the machine's name, beside the socket.
-const GENERATION_FILE: &str = "generation";
 
 /// The socket, and where the file is.
 #[derive(Debug)]
@@ -60,9 +61,11 @@ impl Local {
 }
 
 fn open(path: &Path) -> io::Result<Local> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
-    made?;
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
+    match mkdir(folder, Mode::from_bits_retain(0o755)) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     let path = path.to_owned();
     let generation_path = folder.join(GENERATION_FILE);
     let listener = Listener::bind(&Address::Unix { path: path.clone() }, BACKLOG)?;

@@ -1,10 +1,10 @@
 //! Payloads of AWAIT_CHECKPOINT, CHECKPOINT, VERDICT and GENERATION.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::words;
 use crate::id::Generation;
-use crate::json::{Fields, PayloadError};
+use crate::json::{Fields, PayloadError, object};
 use crate::limits::TAG_LEN_MAX;
 
 words! {
@@ -34,7 +34,7 @@ impl AwaitCheckpoint {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({ "tag": self.tag })
+        object!({ "tag": self.tag.as_deref() })
     }
 }
 
@@ -56,7 +56,7 @@ impl CheckpointRequest {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({ "tag": self.tag, "timeout_ms": self.timeout_ms })
+        object!({ "tag": self.tag.as_deref(), "timeout_ms": self.timeout_ms })
     }
 }
 
@@ -78,7 +78,7 @@ impl Checkpoint {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({ "tag": self.tag, "left_ms": self.left_ms })
+        object!({ "tag": self.tag.as_deref(), "left_ms": self.left_ms })
     }
 }
 
@@ -100,7 +100,7 @@ impl CheckpointVerdict {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "verdict": self.verdict.as_str(),
             "generation": self.generation.map(|generation| generation.to_string()),
         })
@@ -122,7 +122,7 @@ impl GenerationRequest {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "from": self.from.map(|generation| generation.to_string()) })
+        object!({ "from": self.from.map(|generation| generation.to_string()) })
     }
 }
 
@@ -133,7 +133,7 @@ pub(super) fn read_new_generation(fields: &Fields) -> Result<Generation, Payload
 
 /// As [`read_new_generation`], the other way round.
 pub(super) fn new_generation_value(generation: Generation) -> Value {
-    json!({ "generation": generation.to_string() })
+    object!({ "generation": generation.to_string() })
 }
 
 fn read_generation(

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::session::{OutputPolicy, TtySize, Window};
 use crate::frame::{FrameKind, encode_with};
 use crate::id::{ExecId, Generation};
-use crate::json::{Fields, PayloadError, bytes_to_value, value_to_bytes};
+use crate::json::{Fields, PayloadError, bytes_to_value, object, value_to_bytes};
 use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
 
 /// Bytes without NUL that are usually text: an argument, a path.
@@ -176,7 +176,7 @@ impl Exec {
                 .map(|string| bytes_to_value(string.as_bytes()))
                 .collect()
         };
-        json!({
+        object!({
             "id": self.id.to_string(),
             "generation": self.generation.map(|generation| generation.to_string()),
             "argv": strings(&self.argv),
@@ -281,7 +281,7 @@ impl Started {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "session": self.session,
             "id": self.id.map(|id| id.to_string()),
             "pid": self.pid,
@@ -446,7 +446,7 @@ impl Exited {
     #[must_use]
     pub fn to_value(&self) -> Value {
         let (code, signal, core) = self.status.parts();
-        json!({
+        object!({
             "session": self.session,
             "code": code,
             "signal": signal,
@@ -455,11 +455,11 @@ impl Exited {
             "stderr_end": self.stderr_end,
             "writers_alive": self.writers_alive,
             "timed_out": self.timed_out,
-            "rusage": {
+            "rusage": object!({
                 "user_us": self.usage.user_us,
                 "system_us": self.usage.system_us,
                 "rss_max_kib": self.usage.rss_max_kib,
-            },
+            }),
         })
     }
 }

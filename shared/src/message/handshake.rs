@@ -1,10 +1,10 @@
 //! Payloads of HELLO, REBIND, PROGRESS, REBOUND, PROBE and PROBED.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Network, clipped, words};
 use crate::id::{Generation, Nonce, encode_hex};
-use crate::json::{Fields, PayloadError};
+use crate::json::{Fields, PayloadError, object};
 use crate::limits::HOSTNAME_LEN_MAX;
 use crate::version::{NoCommonVersion, SUPPORTED, VersionRange};
 
@@ -153,7 +153,7 @@ impl Hello {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({
+        object!({
             "protocol": [self.protocol.min, self.protocol.max],
             "role": self.role.as_str(),
             "version": clipped(&self.version),
@@ -193,9 +193,9 @@ impl Identity {
 
     fn to_value(&self) -> Value {
         let network = &self.network;
-        json!({
-            "hostname": self.hostname,
-            "machine_id": self.machine_id,
+        object!({
+            "hostname": self.hostname.as_deref(),
+            "machine_id": self.machine_id.as_deref(),
             "network": (*network != Network::default()).then(|| network.to_value()),
         })
     }
@@ -269,7 +269,7 @@ impl Rebind {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({
+        object!({
             "generation": self.generation.to_string(),
             "cause": self.cause.as_str(),
             "parent": self.parent.map(|parent| parent.to_string()),
@@ -297,7 +297,7 @@ impl Progress {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({ "step": clipped(&self.step) })
+        object!({ "step": clipped(&self.step) })
     }
 }
 
@@ -353,8 +353,8 @@ impl Rebound {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        let step = |step: &Step| json!({ "name": step.name.as_str(), "us": step.us, "result": step.result.as_str() });
-        json!({
+        let step = |step: &Step| object!({ "name": step.name.as_str(), "us": step.us, "result": step.result.as_str() });
+        object!({
             "generation": self.generation.to_string(),
             "steps": self.steps.iter().map(step).collect::<Vec<_>>(),
             "clock_step_ns": self.clock_step_ns,
@@ -387,7 +387,7 @@ impl Probe {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "generation": self.generation.map(|generation| generation.to_string()),
             "nonce": self.nonce.to_string(),
             "depth": self.depth.as_str(),
@@ -425,7 +425,7 @@ impl Probed {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "generation": self.generation.map(|generation| generation.to_string()),
             "nonce": self.nonce.to_string(),
             "listener_serial": self.listener_serial,

@@ -1,11 +1,11 @@
 //! Payloads of HOOKS and HOOKED.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::exec::ExitStatus;
 use super::{clipped_to, control, words};
 use crate::id::Token;
-use crate::json::{Fields, PayloadError};
+use crate::json::{Fields, PayloadError, object};
 use crate::limits::{HOOK_NAME_LEN_MAX, HOOKS_MAX};
 
 words! {
@@ -42,7 +42,7 @@ impl Hooks {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "token": self.token.to_string(),
             "stage": self.stage.as_str(),
             "limit_ms": self.limit_ms,
@@ -93,7 +93,7 @@ impl HookResult {
     #[must_use]
     pub fn to_value(&self) -> Value {
         let (code, signal, core) = self.status.parts();
-        json!({
+        object!({
             "name": clipped_to(&self.name, HOOK_NAME_LEN_MAX),
             "code": code,
             "signal": signal,
@@ -119,6 +119,6 @@ impl Hooked {
     pub(super) fn to_value(&self) -> Value {
         let hooks = &self.hooks[..self.hooks.len().min(HOOKS_MAX)];
         let hooks: Vec<_> = hooks.iter().map(HookResult::to_value).collect();
-        json!({ "token": self.token.to_string(), "hooks": hooks })
+        object!({ "token": self.token.to_string(), "hooks": hooks })
     }
 }
