@@ -228,9 +228,22 @@ pub(crate) fn remove_address(
     Some(request.with(libc::IFA_ADDRESS, whole))
 }
 
-/// Removes the route that a message of [`list_routes`] shows, if it is a default route over the
+/// What is to be done about a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RouteChange {
+    /// It goes.
+    Remove,
+    /// It comes back.
+    Restore,
+}
+
+/// Changes the route that a message of [`list_routes`] shows, if it is a default route over the
 /// interface.
-pub(crate) fn remove_default_route(payload: &[u8], index: u32) -> Option<Request> {
+pub(crate) fn change_default_route(
+    payload: &[u8],
+    index: u32,
+    change: RouteChange,
+) -> Option<Request> {
     let (header, attributes) = payload.split_at_checked(ROUTE_HEADER_LEN)?;
     let is_default =
         header[1] == 0 && header[4] == libc::RT_TABLE_MAIN && header[7] == libc::RTN_UNICAST;
@@ -238,12 +251,15 @@ pub(crate) fn remove_default_route(payload: &[u8], index: u32) -> Option<Request
     if !is_default || u32_at(interface, 0)? != index {
         return None;
     }
-    // Some flags of a route that is shown are refused in one that is to be removed.
+    let (kind, flags) = match change {
+        RouteChange::Remove => (libc::RTM_DELROUTE, 0),
+        RouteChange::Restore => (libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
+    };
+    // Some flags of a route that is shown are refused in a request.
     let mut header: [u8; ROUTE_HEADER_LEN] = header.try_into().ok()?;
     header[8..].fill(0);
-    let mut request =
-        Request::new(libc::RTM_DELROUTE, libc::NLM_F_ACK, &header).with(libc::RTA_OIF, interface);
-    for kind in [libc::RTA_GATEWAY, libc::RTA_PRIORITY] {
+    let mut request = Request::new(kind, libc::NLM_F_ACK | flags, &header);
+    for kind in [libc::RTA_OIF, libc::RTA_GATEWAY, libc::RTA_PRIORITY] {
         if let Some(value) = attribute(attributes, kind) {
             request = request.with(kind, value);
         }
