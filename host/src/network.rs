@@ -151,7 +151,7 @@ pub fn move_nic(
         return Err(Failure::usage(text));
     }
     let Some(nic) = &mut machine.nic else {
-        let text = "the snapshot is of a VM without a network interface; --nic can add none to it";
+        let text = "the snapshot's manifest has no network interface, and --nic can add none to it";
         return Err(Failure::usage(text));
     };
     if nic.tap == argument.tap {
