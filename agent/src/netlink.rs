@@ -146,6 +146,16 @@ fn set_link(index: u32, flags: c_int) -> Request {
 /// Adds an address, or leaves it as it is where it is there. An address of IPv6 is used at once,
 /// without a second's search for another machine that has it: the host has given it out.
 pub(crate) fn add_address(index: u32, address: InterfaceAddress) -> Request {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    about_address(libc::RTM_NEWADDR, flags, index, address)
+}
+
+/// Removes an address.
+pub(crate) fn drop_address(index: u32, address: InterfaceAddress) -> Request {
+    about_address(libc::RTM_DELADDR, 0, index, address)
+}
+
+fn about_address(kind: u16, flags: c_int, index: u32, address: InterfaceAddress) -> Request {
     let mut header = [0; ADDRESS_HEADER_LEN];
     header[0] = family(address.ip());
     header[1] = address.prefix_len();
@@ -153,10 +163,33 @@ pub(crate) fn add_address(index: u32, address: InterfaceAddress) -> Request {
         header[2] = u8::try_from(libc::IFA_F_NODAD).unwrap_or_default();
     }
     header[4..].copy_from_slice(&index.to_ne_bytes());
-    let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    Request::new(libc::RTM_NEWADDR, flags, &header)
+    Request::new(kind, libc::NLM_F_ACK | flags, &header)
         .with_ip(libc::IFA_LOCAL, address.ip())
         .with_ip(libc::IFA_ADDRESS, address.ip())
+}
+
+/// The link-local address of IPv6 that the kernel makes of a MAC address (RFC 4291, appendix A).
+pub(crate) fn link_local_address(mac: [u8; 6]) -> Option<InterfaceAddress> {
+    let [a, b, c, d, e, f] = mac;
+    let octets = [
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 0x02,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ];
+    InterfaceAddress::new(IpAddr::from(octets), 64)
 }
 
 /// Adds a default route through `gateway`.
@@ -208,7 +241,7 @@ impl Link {
 }
 
 /// Removes the address that a message of [`list_addresses`] shows, if it is one of the interface
-/// and another one than `kept`. Link-local ones of IPv6 stay: the kernel makes them itself.
+/// and another one than `kept`. Link-local ones of IPv6 stay: they are the kernel's.
 pub(crate) fn remove_address(
     payload: &[u8],
     index: u32,

@@ -162,6 +162,9 @@ fn clones_have_a_network_of_their_own(machine: &Machine) {
         assert!(shown.contains(mac), "{shown}");
         assert!(shown.contains(&format!("default via {router}")), "{shown}");
         assert!(!shown.contains("10.77.0.2"), "{shown}");
+        let link_local = format!("fe80::ff:fe00:{}", mac.replace(':', "").split_off(8));
+        assert!(shown.contains(&link_local), "{shown}");
+        assert!(!shown.contains("fe80::ff:fe00:7702"), "{shown}");
         link_stayed_up(machine, name);
     }
     let neighbours = machine.exec("two", "cat /proc/net/arp");

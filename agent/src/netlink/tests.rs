@@ -96,6 +96,14 @@ fn an_address_of_ipv6_is_not_searched_for_first() {
 }
 
 #[test]
+fn link_local_addresses_are_made_of_the_mac() {
+    let made = link_local_address([0x02, 0, 0, 0, 0x77, 0x04]).unwrap();
+    assert_eq!(made, address("fe80::ff:fe00:7704/64"));
+    let request = drop_address(2, made).encode(SERIAL);
+    assert_eq!(request[4..6], libc::RTM_DELADDR.to_ne_bytes());
+}
+
+#[test]
 fn links_are_read() {
     let mac: &[u8] = &[2, 0, 0, 0, 0, 1];
     let up = payload(

@@ -30,6 +30,8 @@ pub(super) fn set(network: &Network) -> Result<(), StepFailure> {
     {
         let set = kernel.call(&netlink::set_mac(link.index, mac.bytes()));
         on("set the MAC of", set)?;
+        let set = kernel.follow_mac(&link, mac.bytes());
+        on("set the link-local address of", set)?;
     }
     if !link.is_up {
         let set = kernel.call(&netlink::set_up(link.index));
@@ -105,6 +107,20 @@ impl Kernel {
             (None, _) => "there is more than one network interface, and none is named".to_owned(),
         };
         Err(StepFailure { errno: None, text })
+    }
+
+    /// Replaces the link-local address that the kernel has made of the earlier MAC, and would keep:
+    /// siblings on one bridge would share it. Where there is none, the kernel made it of something
+    /// else, or will make it of the new one.
+    fn follow_mac(&mut self, link: &Link, mac: [u8; 6]) -> io::Result<()> {
+        let earlier = link.mac.and_then(netlink::link_local_address);
+        let (Some(earlier), Some(address)) = (earlier, netlink::link_local_address(mac)) else {
+            return Ok(());
+        };
+        match self.call(&netlink::drop_address(link.index, earlier)) {
+            Ok(()) => self.call(&netlink::add_address(link.index, address)),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Makes an address the only one of its family. It is added first, so that an address that the
