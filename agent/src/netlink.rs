@@ -146,6 +146,16 @@ fn set_link(index: u32, flags: c_int) -> Request {
 /// Adds an address, or leaves it as it is where it is there. An address of IPv6 is used at once,
 /// without a second's search for another machine that has it: the host has given it out.
 pub(crate) fn add_address(index: u32, address: InterfaceAddress) -> Request {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    about_address(libc::RTM_NEWADDR, flags, index, address)
+}
+
+/// Removes an address.
+pub(crate) fn drop_address(index: u32, address: InterfaceAddress) -> Request {
+    about_address(libc::RTM_DELADDR, 0, index, address)
+}
+
+fn about_address(kind: u16, flags: c_int, index: u32, address: InterfaceAddress) -> Request {
     let mut header = [0; ADDRESS_HEADER_LEN];
     header[0] = family(address.ip());
     header[1] = address.prefix_len();
@@ -153,10 +163,33 @@ pub(crate) fn add_address(index: u32, address: InterfaceAddress) -> Request {
         header[2] = u8::try_from(libc::IFA_F_NODAD).unwrap_or_default();
     }
     header[4..].copy_from_slice(&index.to_ne_bytes());
-    let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    Request::new(libc::RTM_NEWADDR, flags, &header)
+    Request::new(kind, libc::NLM_F_ACK | flags, &header)
         .with_ip(libc::IFA_LOCAL, address.ip())
         .with_ip(libc::IFA_ADDRESS, address.ip())
+}
+
+/// The link-local address of IPv6 that the kernel makes of a MAC address (RFC 4291, appendix A).
+pub(crate) fn link_local_address(mac: [u8; 6]) -> Option<InterfaceAddress> {
+    let [a, b, c, d, e, f] = mac;
+    let octets = [
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 0x02,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ];
+    InterfaceAddress::new(IpAddr::from(octets), 64)
 }
 
 /// Adds a default route through `gateway`.
@@ -208,7 +241,7 @@ impl Link {
 }
 
 /// Removes the address that a message of [`list_addresses`] shows, if it is one of the interface
-/// and another one than `kept`. Link-local ones of IPv6 stay: the kernel makes them itself.
+/// and another one than `kept`. Link-local ones of IPv6 stay: they are the kernel's.
 pub(crate) fn remove_address(
     payload: &[u8],
     index: u32,
@@ -228,9 +261,22 @@ pub(crate) fn remove_address(
     Some(request.with(libc::IFA_ADDRESS, whole))
 }
 
-/// Removes the route that a message of [`list_routes`] shows, if it is a default route over the
+/// What is to be done about a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RouteChange {
+    /// It goes.
+    Remove,
+    /// It comes back.
+    Restore,
+}
+
+/// Changes the route that a message of [`list_routes`] shows, if it is a default route over the
 /// interface.
-pub(crate) fn remove_default_route(payload: &[u8], index: u32) -> Option<Request> {
+pub(crate) fn change_default_route(
+    payload: &[u8],
+    index: u32,
+    change: RouteChange,
+) -> Option<Request> {
     let (header, attributes) = payload.split_at_checked(ROUTE_HEADER_LEN)?;
     let is_default =
         header[1] == 0 && header[4] == libc::RT_TABLE_MAIN && header[7] == libc::RTN_UNICAST;
@@ -238,12 +284,15 @@ pub(crate) fn remove_default_route(payload: &[u8], index: u32) -> Option<Request
     if !is_default || u32_at(interface, 0)? != index {
         return None;
     }
-    // Some flags of a route that is shown are refused in one that is to be removed.
+    let (kind, flags) = match change {
+        RouteChange::Remove => (libc::RTM_DELROUTE, 0),
+        RouteChange::Restore => (libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
+    };
+    // Some flags of a route that is shown are refused in a request.
     let mut header: [u8; ROUTE_HEADER_LEN] = header.try_into().ok()?;
     header[8..].fill(0);
-    let mut request =
-        Request::new(libc::RTM_DELROUTE, libc::NLM_F_ACK, &header).with(libc::RTA_OIF, interface);
-    for kind in [libc::RTA_GATEWAY, libc::RTA_PRIORITY] {
+    let mut request = Request::new(kind, libc::NLM_F_ACK | flags, &header);
+    for kind in [libc::RTA_OIF, libc::RTA_GATEWAY, libc::RTA_PRIORITY] {
         if let Some(value) = attribute(attributes, kind) {
             request = request.with(kind, value);
         }

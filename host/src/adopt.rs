@@ -27,6 +27,7 @@ use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
 use crate::hooks;
+use crate::metadata::{Metadata, require_service};
 use crate::network;
 use crate::process::ProcessId;
 use crate::record::{Phase, Record};
@@ -56,14 +57,13 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     record.begin(Phase::Version);
     judge_running(command, manifest, &mut *vmm, deadline, record)?;
 
-    record.begin(Phase::Load);
     let mut machine = manifest.machine.clone();
     // Its tap device is looked for where the VMM runs, which may be another network namespace.
     let tap = network::move_nic(&mut machine, command.nic.as_ref())?;
     network::judge_move(tap.as_deref(), vmm.kind(), &vmm.version(deadline)?)?;
     network::require_nic(&network, &machine)?;
-    vmm.load(&state_files(&artifact, &machine), deadline)?;
-    drop(vmm);
+    let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
+    require_service(metadata.as_ref(), &machine, vmm.kind())?;
     let drawn = machine_id(command).choose();
     let identity = Identity {
         // The VM has no name here that could serve as one.
@@ -73,6 +73,13 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     };
     record.set_identity(&identity);
     let naming = Naming::new(Cause::Restore, Some(manifest.generation), identity)?;
+
+    record.begin(Phase::Load);
+    if let Some(metadata) = metadata {
+        vmm.put_metadata(&metadata.with_epoch(naming.generation), deadline)?;
+    }
+    vmm.load(&state_files(&artifact, &machine), deadline)?;
+    drop(vmm);
     let endpoint = Endpoint {
         address,
         port: PORT_DEFAULT,

@@ -12,11 +12,12 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::hooks;
+use crate::metadata::{Metadata, require_service};
 use crate::network;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
-use crate::values::MachineId;
+use crate::values::{DriveArgument, MachineId};
 use crate::vmdir::state::DRIVES_MAX;
 use crate::vmm::{Drive, MachineSpec, Purpose, Start};
 
@@ -50,14 +51,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         command.no_wait,
         command.hostname.as_deref(),
     )?;
-    if !(1..=VCPUS_MAX).contains(&command.vcpus) {
-        return Err(Failure::usage(format!("--vcpus takes 1 to {VCPUS_MAX}")));
-    }
-    if command.drive.len() > DRIVES_MAX {
-        return Err(Failure::usage(format!(
-            "--drive can be given {DRIVES_MAX} times"
-        )));
-    }
+    check_shape(command)?;
     let guest_cid = match command.vsock_cid {
         Some(cid) => check_cid(cid)?,
         None => draw_cid()?,
@@ -65,18 +59,21 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
 
     let health = command.health().check()?;
     let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
-    let nic = command.nic.as_ref().map(network::nic).transpose()?;
+    let with_mmds = command.mmds.is_some();
+    let nic = command.nic.as_ref().map(|nic| network::nic(nic, with_mmds));
+    let nic = nic.transpose()?;
 
     record.begin(Phase::Image);
+    let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
     let kernel = readable_kernel(&command.kernel)?;
     let initrd = readable(&command.initrd)?;
-    let mut drives = Vec::new();
-    for drive in &command.drive {
-        drives.push(Drive {
+    let drive = |drive: &DriveArgument| -> Result<Drive, Failure> {
+        Ok(Drive {
             path: readable(&drive.path)?,
             read_only: drive.read_only,
-        });
-    }
+        })
+    };
+    let drives = command.drive.iter().map(drive).collect::<Result<_, _>>()?;
 
     record.begin(Phase::Version);
     reach(Point::VersionBefore)?;
@@ -92,6 +89,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         guest_cid,
     };
     network::require_nic(&network, &machine)?;
+    require_service(metadata.as_ref(), &machine, binary.kind)?;
     Ok(Plan {
         name: command.name.as_ref(),
         common: command.common(),
@@ -99,6 +97,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         // A guest that boots has the one of its image, or makes one.
         machine_id: &MachineId::Keep,
         network,
+        metadata,
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
@@ -112,6 +111,18 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         parent: None,
         artifact: None,
     })
+}
+
+/// Checks the numbers of the machine.
+fn check_shape(command: &Boot) -> Result<(), Failure> {
+    if !(1..=VCPUS_MAX).contains(&command.vcpus) {
+        return Err(Failure::usage(format!("--vcpus takes 1 to {VCPUS_MAX}")));
+    }
+    if command.drive.len() > DRIVES_MAX {
+        let text = format!("--drive can be given {DRIVES_MAX} times");
+        return Err(Failure::usage(text));
+    }
+    Ok(())
 }
 
 /// The absolute path of a kernel that a VMM can start.

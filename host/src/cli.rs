@@ -271,6 +271,9 @@ command! {
         /// where its default route leads
         #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
         pub net_gateway: Option<IpAddr>,
+        /// a JSON file that Firecracker's metadata service tells the guest, with a restore epoch
+        #[argh(option, arg_name = "file")]
+        pub mmds: Option<PathBuf>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
         pub vsock_cid: Option<u32>,
@@ -430,6 +433,9 @@ command! {
         /// where its default route leads
         #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
         pub net_gateway: Option<IpAddr>,
+        /// a JSON file that Firecracker's metadata service tells the guest, with a restore epoch
+        #[argh(option, arg_name = "file")]
+        pub mmds: Option<PathBuf>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
         pub vsock_cid: Option<u32>,

@@ -6,6 +6,7 @@ use shared::exchange::Request;
 use shared::id::Generation;
 use shared::message::{
     Cause, Depth, Hello, Identity, InheritedSessions, Message, Probed, Rebind, Rebound, Step,
+    StepResult,
 };
 
 use crate::deadline::Watch;
@@ -115,6 +116,14 @@ fn rebind(
     match &answer.message {
         Message::Rebound(rebound) => {
             record.note_rebind(&rebound.steps, &answer.log);
+            for step in &rebound.steps {
+                if step.result == StepResult::Failed {
+                    log::warn!(
+                        "the guest goes on although its step '{}' failed; its console says why",
+                        step.name.as_str()
+                    );
+                }
+            }
             Ok((rebound.clone(), answer))
         }
         other => Err(unexpected(other)),

@@ -42,6 +42,7 @@ pub mod launch;
 pub mod log_tails;
 pub mod logs;
 pub mod ls;
+pub mod metadata;
 pub mod naming;
 pub mod network;
 pub mod notify;

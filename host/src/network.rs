@@ -123,7 +123,7 @@ pub fn require_nic(network: &Network, machine: &MachineSpec) -> Result<(), Failu
 }
 
 /// The interface of a VM that boots. VMs that were given no MAC address do not share one.
-pub fn nic(argument: &NicArgument) -> Result<Nic, Failure> {
+pub fn nic(argument: &NicArgument, has_mmds: bool) -> Result<Nic, Failure> {
     let mac = match argument.mac {
         Some(mac) => mac,
         None => {
@@ -133,7 +133,7 @@ pub fn nic(argument: &NicArgument) -> Result<Nic, Failure> {
         }
     };
     let tap = argument.tap.clone();
-    Ok(Nic { tap, mac })
+    Ok(Nic { tap, mac, has_mmds })
 }
 
 /// Puts the interface of a VM that is restored on another tap device. Gives that device's name if
@@ -151,7 +151,7 @@ pub fn move_nic(
         return Err(Failure::usage(text));
     }
     let Some(nic) = &mut machine.nic else {
-        let text = "the snapshot is of a VM without a network interface; --nic can add none to it";
+        let text = "the snapshot's manifest has no network interface, and --nic can add none to it";
         return Err(Failure::usage(text));
     };
     if nic.tap == argument.tap {
@@ -210,7 +210,7 @@ pub fn check_tap(nic: &Nic) -> Result<(), Failure> {
 /// A network interface, for files.
 #[must_use]
 pub fn nic_to_value(nic: &Nic) -> Value {
-    json!({ "tap": nic.tap, "mac": nic.mac.to_string() })
+    json!({ "tap": nic.tap, "mac": nic.mac.to_string(), "mmds": nic.has_mmds })
 }
 
 /// Reads what [`nic_to_value`] wrote; none where an older version wrote nothing.
@@ -223,7 +223,8 @@ pub fn nic_from_object(object: &Object, field: &'static str) -> Result<Option<Ni
         return Err(object.error("tap", "an interface's name"));
     }
     let mac = object.parsed("mac", "a MAC address")?;
-    Ok(Some(Nic { tap, mac }))
+    let has_mmds = object.flag("mmds")?;
+    Ok(Some(Nic { tap, mac, has_mmds }))
 }
 
 /// Reads what [`Network::to_value`] wrote; nothing to set where nothing was written.
@@ -255,7 +256,7 @@ mod tests {
     }
 
     fn on(tap: &str) -> Nic {
-        nic(&tap.parse().unwrap()).unwrap()
+        nic(&tap.parse().unwrap(), false).unwrap()
     }
 
     #[test]

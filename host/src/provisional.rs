@@ -117,18 +117,21 @@ impl Provisional {
         enter: Enter<'_>,
     ) -> Result<(), Failure> {
         let mut vmm = self.spawn(plan, way, record)?;
+        let identity = self.identity(plan)?;
+        record.set_identity(&identity);
+        let naming = Naming::new(plan.cause, plan.parent, identity)?;
         let (phase, before, after) = match way {
             Start::Boot => (Phase::Start, Point::StartBefore, Point::StartAfter),
             Start::Load => (Phase::Load, Point::LoadBefore, Point::LoadAfter),
         };
         record.begin(phase);
         reach(before)?;
+        if let Some(metadata) = &plan.metadata {
+            vmm.put_metadata(&metadata.with_epoch(naming.generation), plan.deadline)?;
+        }
         enter(&mut *vmm)?;
         reach(after)?;
         drop(vmm);
-        let identity = self.identity(plan)?;
-        record.set_identity(&identity);
-        let naming = Naming::new(plan.cause, plan.parent, identity)?;
         let mut stage = Stage::Unproven;
         if plan.no_wait || plan.keep_on_failure {
             naming::leave(&self.dir, &naming)?;

@@ -12,6 +12,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::fleet;
+use crate::metadata::{Metadata, require_service};
 use crate::network;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
@@ -88,6 +89,8 @@ pub fn plan<'a>(
     let tap = network::move_nic(&mut machine, command.nic.as_ref())?;
     network::judge_move(tap.as_deref(), binary.kind, &binary.version)?;
     network::require_nic(&network, &machine)?;
+    let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
+    require_service(metadata.as_ref(), &machine, binary.kind)?;
     let stored = |drive: &crate::vmm::Drive| artifact.stored_drive(&drive.path);
     let plan = Plan {
         name: command.name.as_ref(),
@@ -95,6 +98,7 @@ pub fn plan<'a>(
         hostname: command.hostname.as_deref(),
         machine_id: machine_id(command),
         network,
+        metadata,
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,

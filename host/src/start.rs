@@ -16,6 +16,7 @@ use crate::foreground::Signals;
 use crate::health::HealthCheck;
 use crate::hooks;
 use crate::launch::LaunchError;
+use crate::metadata::Metadata;
 use crate::notify::{READY, notify};
 use crate::provisional::Provisional;
 use crate::random;
@@ -40,6 +41,8 @@ pub struct Plan<'a> {
     pub machine_id: &'a MachineId,
     /// What the guest is told about its network interface.
     pub network: Network,
+    /// What its metadata service tells it, besides its generation.
+    pub metadata: Option<Metadata>,
     /// Whether to go without the proof.
     pub no_wait: bool,
     /// Whether to stay until the VM ends.

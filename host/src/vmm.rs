@@ -35,6 +35,7 @@ pub use format::load_gate;
 pub use kvm::{HostProblem, host_problem};
 pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
 
+use serde_json::Value;
 use shared::message::MacAddress;
 
 use crate::deadline::Watch;
@@ -111,6 +112,8 @@ pub struct Nic {
     /// The MAC address that the machine was booted with. A clone's guest may have been given
     /// another since.
     pub mac: MacAddress,
+    /// Firecracker's metadata service answers on it.
+    pub has_mmds: bool,
 }
 
 /// How the host reaches the guest's vsock port.
@@ -198,6 +201,9 @@ pub trait Vmm: fmt::Debug {
 
     /// What the VMM says of the machine.
     fn run_state(&mut self, deadline: Instant) -> Result<RunState, VmmError>;
+
+    /// Gives a fresh process what its metadata service is to tell the guest.
+    fn put_metadata(&mut self, data: &Value, deadline: Instant) -> Result<(), VmmError>;
 
     /// Configures a fresh process as `spec` says and starts the vCPUs.
     fn boot(&mut self, spec: &MachineSpec, deadline: Instant) -> Result<(), VmmError>;

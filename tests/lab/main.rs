@@ -39,6 +39,7 @@ const QUICK: &[&str] = &[
     "a_killed_supervisor_loses_nothing",
     "a_source_answers_after_each_of_its_snapshots",
     "open_connections_do_not_survive_and_do_no_harm",
+    "clones_have_a_network_of_their_own",
     "a_client_that_connects_during_the_pause",
     "an_image_without_the_agent",
     "a_timeout_shorter_than_the_boot",

@@ -96,6 +96,14 @@ fn an_address_of_ipv6_is_not_searched_for_first() {
 }
 
 #[test]
+fn link_local_addresses_are_made_of_the_mac() {
+    let made = link_local_address([0x02, 0, 0, 0, 0x77, 0x04]).unwrap();
+    assert_eq!(made, address("fe80::ff:fe00:7704/64"));
+    let request = drop_address(2, made).encode(SERIAL);
+    assert_eq!(request[4..6], libc::RTM_DELADDR.to_ne_bytes());
+}
+
+#[test]
 fn links_are_read() {
     let mac: &[u8] = &[2, 0, 0, 0, 0, 1];
     let up = payload(
@@ -169,10 +177,20 @@ fn only_default_routes_of_the_interface_go() {
     };
     for (dst_len, table, index) in [(24, 254, 2), (0, 255, 2), (0, 254, 3)] {
         let shown = shown(dst_len, table, index);
-        assert_eq!(remove_default_route(&shown, 2), None);
+        assert_eq!(change_default_route(&shown, 2, RouteChange::Remove), None);
     }
-    let request = remove_default_route(&shown(0, 254, 2), 2).unwrap();
-    let request = request.encode(SERIAL);
+    let changed = |change| {
+        let request = change_default_route(&shown(0, 254, 2), 2, change);
+        request.unwrap().encode(SERIAL)
+    };
+    let restored = changed(RouteChange::Restore);
+    let request = changed(RouteChange::Remove);
+    assert_eq!(restored[4..6], libc::RTM_NEWROUTE.to_ne_bytes());
+    assert_eq!(request[4..6], libc::RTM_DELROUTE.to_ne_bytes());
+    assert_eq!(
+        restored[MESSAGE_HEADER_LEN..],
+        request[MESSAGE_HEADER_LEN..]
+    );
     let (header, attributes) = request[MESSAGE_HEADER_LEN..].split_at(ROUTE_HEADER_LEN);
     assert_eq!(header, [2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0]);
     let metric = attribute(attributes, libc::RTA_PRIORITY);
@@ -260,7 +278,7 @@ fn damaged_messages_never_panic() {
                 drop(Link::parse(cut));
                 drop(remove_address(cut, 2, address("10.0.0.2/24")));
                 drop(remove_address(cut, 2, address("fd00::2/64")));
-                drop(remove_default_route(cut, 2));
+                drop(change_default_route(cut, 2, RouteChange::Restore));
                 drop(remove_neighbour(cut, 2));
                 read_all(cut);
             }

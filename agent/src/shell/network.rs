@@ -9,11 +9,14 @@ use std::net::IpAddr;
 use shared::message::{InterfaceAddress, Network};
 
 use crate::agent::StepFailure;
-use crate::netlink::{self, Answer, Link, Request};
+use crate::netlink::{self, Answer, Link, Request, RouteChange};
 use crate::sys::netlink::Netlink;
 
-/// Most things of one kind that are removed. The kernel learns fewer neighbours than this.
-const REMOVALS_MAX: usize = 4096;
+/// Most things of one kind that are changed. The kernel learns fewer neighbours than this.
+const CHANGES_MAX: usize = 4096;
+
+/// What was to be removed was no longer there: it went with something else, or by itself.
+const GONE: [i32; 3] = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL];
 
 /// Sets what is given on the interface that is meant.
 pub(super) fn set(network: &Network) -> Result<(), StepFailure> {
@@ -27,6 +30,8 @@ pub(super) fn set(network: &Network) -> Result<(), StepFailure> {
     {
         let set = kernel.call(&netlink::set_mac(link.index, mac.bytes()));
         on("set the MAC of", set)?;
+        let set = kernel.follow_mac(&link, mac.bytes());
+        on("set the link-local address of", set)?;
     }
     if !link.is_up {
         let set = kernel.call(&netlink::set_up(link.index));
@@ -40,11 +45,8 @@ pub(super) fn set(network: &Network) -> Result<(), StepFailure> {
         let set = kernel.set_default_route(link.index, gateway);
         on("set the gateway of", set)?;
     }
-    let index = link.index;
-    let forgotten = kernel.remove(&netlink::list_neighbours(), &|payload| {
-        netlink::remove_neighbour(payload, index)
-    });
-    on("forget the neighbours of", forgotten.map(drop))
+    let forgotten = kernel.forget_neighbours(link.index);
+    on("forget the neighbours of", forgotten)
 }
 
 fn failure(what: &str, err: &io::Error) -> StepFailure {
@@ -107,55 +109,90 @@ impl Kernel {
         Err(StepFailure { errno: None, text })
     }
 
+    /// Replaces the link-local address that the kernel has made of the earlier MAC, and would keep:
+    /// siblings on one bridge would share it. Where there is none, the kernel made it of something
+    /// else, or will make it of the new one.
+    fn follow_mac(&mut self, link: &Link, mac: [u8; 6]) -> io::Result<()> {
+        let earlier = link.mac.and_then(netlink::link_local_address);
+        let (Some(earlier), Some(address)) = (earlier, netlink::link_local_address(mac)) else {
+            return Ok(());
+        };
+        match self.call(&netlink::drop_address(link.index, earlier)) {
+            Ok(()) => self.call(&netlink::add_address(link.index, address)),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Makes an address the only one of its family. It is added first, so that an address that the
     /// kernel refuses costs no other; and once more, because the kernel takes the addresses that
-    /// came later in a network of IPv4 away with the first one.
+    /// came later in a network of IPv4 away with the first one. With that go default routes too,
+    /// which were not to change: those whose gateway is still in reach come back.
     fn set_address(&mut self, index: u32, address: InterfaceAddress) -> io::Result<()> {
         let add = netlink::add_address(index, address);
         self.call(&add)?;
-        let removed = self.remove(&netlink::list_addresses(address.ip()), &|payload| {
+        let routes = self.collect(&netlink::list_routes(address.ip()), &|payload| {
+            netlink::change_default_route(payload, index, RouteChange::Restore)
+        })?;
+        let removals = self.collect(&netlink::list_addresses(address.ip()), &|payload| {
             netlink::remove_address(payload, index, address)
         })?;
-        if removed > 0 {
-            self.call(&add)?;
+        if removals.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.call_all(&removals, &GONE)?;
+        self.call(&add)?;
+        self.call_all(
+            &routes,
+            &[libc::EEXIST, libc::ENETUNREACH, libc::EHOSTUNREACH],
+        )
     }
 
     /// Makes a route the only default route over the interface.
     fn set_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
-        self.remove(&netlink::list_routes(gateway), &|payload| {
-            netlink::remove_default_route(payload, index)
+        let removals = self.collect(&netlink::list_routes(gateway), &|payload| {
+            netlink::change_default_route(payload, index, RouteChange::Remove)
         })?;
+        self.call_all(&removals, &GONE)?;
         self.call(&netlink::add_default_route(index, gateway))
     }
 
-    /// Removes what `removal` finds in a list. Gives the number of things that it found.
-    fn remove(
+    /// Forgets what was learned of the neighbours on an interface.
+    fn forget_neighbours(&mut self, index: u32) -> io::Result<()> {
+        let removals = self.collect(&netlink::list_neighbours(), &|payload| {
+            netlink::remove_neighbour(payload, index)
+        })?;
+        self.call_all(&removals, &GONE)
+    }
+
+    /// The requests that `make` makes of the things in a list.
+    fn collect(
         &mut self,
         list: &Request,
-        removal: &dyn Fn(&[u8]) -> Option<Request>,
-    ) -> io::Result<usize> {
-        let mut removals = Vec::new();
+        make: &dyn Fn(&[u8]) -> Option<Request>,
+    ) -> io::Result<Vec<Request>> {
+        let mut requests = Vec::new();
         self.ask(list, &mut |payload| {
-            if removals.len() < REMOVALS_MAX {
-                removals.extend(removal(payload));
+            if requests.len() < CHANGES_MAX {
+                requests.extend(make(payload));
             }
         })?;
-        for request in &removals {
+        Ok(requests)
+    }
+
+    /// Makes requests, of which some may be refused for these reasons.
+    fn call_all(&mut self, requests: &[Request], accepted: &[i32]) -> io::Result<()> {
+        for request in requests {
             match self.call(request) {
-                Err(err) if !is_gone(&err) => return Err(err),
+                Err(err)
+                    if !accepted
+                        .iter()
+                        .any(|errno| err.raw_os_error() == Some(*errno)) =>
+                {
+                    return Err(err);
+                }
                 Ok(()) | Err(_) => {}
             }
         }
-        Ok(removals.len())
+        Ok(())
     }
-}
-
-/// Whether what was to be removed was no longer there: it went with something else, or by itself.
-fn is_gone(err: &io::Error) -> bool {
-    matches!(
-        err.raw_os_error(),
-        Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL)
-    )
 }

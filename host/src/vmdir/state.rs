@@ -328,6 +328,7 @@ pub(crate) mod tests {
                 nic: Some(Nic {
                     tap: "tap0".to_owned(),
                     mac: "02:00:00:00:00:01".parse().unwrap(),
+                    has_mmds: false,
                 }),
                 append: "a=b".to_owned(),
                 guest_cid: 3,

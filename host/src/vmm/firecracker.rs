@@ -131,6 +131,10 @@ impl Vmm for Firecracker {
         }
     }
 
+    fn put_metadata(&mut self, data: &Value, deadline: Instant) -> Result<(), VmmError> {
+        self.put(&requests::metadata(data), deadline)
+    }
+
     fn boot(&mut self, spec: &MachineSpec, deadline: Instant) -> Result<(), VmmError> {
         for call in requests::boot(spec)? {
             self.put(&call, deadline)?;

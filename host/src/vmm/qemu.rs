@@ -237,6 +237,13 @@ impl Vmm for Qemu {
     }
 
     /// The machine was described on the command line and waits before its first instruction.
+    fn put_metadata(&mut self, _data: &Value, _deadline: Instant) -> Result<(), VmmError> {
+        Err(VmmError::Unsupported {
+            kind: VmmKind::Qemu,
+            what: "tell its guest metadata".to_owned(),
+        })
+    }
+
     fn boot(&mut self, _spec: &MachineSpec, deadline: Instant) -> Result<(), VmmError> {
         self.execute("cont", deadline).map(drop)
     }

@@ -12,7 +12,7 @@ use crate::limits::INTERFACE_LEN_MAX;
 /// Settings of one network interface. Missing parts are left as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
-    /// The interface's name in the guest; the only one besides the loopback if missing.
+    /// The interface's name in the guest; the only one that is hardware if missing.
     pub interface: Option<String>,
     /// Its only address of that family.
     pub address: Option<InterfaceAddress>,

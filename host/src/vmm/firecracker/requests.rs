@@ -142,6 +142,11 @@ pub(super) fn boot(spec: &MachineSpec) -> Result<Vec<Call>, VmmError> {
             "guest_mac": nic.mac.to_string(),
         });
         calls.push(Call::put(NIC_PATH, body));
+        if nic.has_mmds {
+            // Version 1 answers whoever asks, also by way of a program that was tricked into it.
+            let body = json!({ "version": "V2", "network_interfaces": [NIC_ID] });
+            calls.push(Call::put("/mmds/config", body));
+        }
     }
     calls.push(Call::put(
         "/vsock",
@@ -152,6 +157,12 @@ pub(super) fn boot(spec: &MachineSpec) -> Result<Vec<Call>, VmmError> {
         json!({ "action_type": "InstanceStart" }),
     ));
     Ok(calls)
+}
+
+/// What the metadata service tells: the one thing besides logs that a process may be given before a
+/// load.
+pub(super) fn metadata(data: &Value) -> Call {
+    Call::put("/mmds", data.clone())
 }
 
 /// Ends in [`NIC_ID`].
@@ -367,6 +378,7 @@ mod tests {
         let nic = crate::vmm::Nic {
             tap: "tap0".to_owned(),
             mac: "02:00:00:00:00:01".parse().unwrap(),
+            has_mmds: true,
         };
         let calls = boot(&MachineSpec {
             nic: Some(nic),
@@ -374,12 +386,17 @@ mod tests {
             ..spec()
         });
         assert_eq!(
-            lines(&calls.unwrap())[2],
-            concat!(
-                r#"PUT /network-interfaces/nic0 {"guest_mac":"02:00:00:00:00:01","#,
-                r#""host_dev_name":"tap0","iface_id":"nic0"}"#
-            )
+            lines(&calls.unwrap())[2..4],
+            [
+                concat!(
+                    r#"PUT /network-interfaces/nic0 {"guest_mac":"02:00:00:00:00:01","#,
+                    r#""host_dev_name":"tap0","iface_id":"nic0"}"#
+                ),
+                r#"PUT /mmds/config {"network_interfaces":["nic0"],"version":"V2"}"#,
+            ]
         );
+        let data = json!({ "a": 1 });
+        assert_eq!(lines(&[metadata(&data)]), [r#"PUT /mmds {"a":1}"#]);
         let files = StateFiles {
             state: "/s".into(),
             memory: Some("/m".into()),

@@ -150,6 +150,7 @@ mod tests {
         let nic = crate::vmm::Nic {
             tap: "tap0".to_owned(),
             mac: "02:00:00:00:00:01".parse().unwrap(),
+            has_mmds: false,
         };
         let spec = MachineSpec {
             nic: Some(nic),
