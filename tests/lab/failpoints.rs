@@ -158,21 +158,22 @@ fn a_slow_host(machine: &Machine) {
     machine.is_clean();
 }
 
+/// Each command goes past the points of those before it, so that it also is the same command given
+/// again.
 fn restore_at_each_point(machine: &Machine, fault: Fault) {
     let artifact = machine.artifact();
     for &point in RESTORE {
         run_with(&mut machine.restore_command(&artifact, "vm"), point, fault);
         match fault {
             Fault::Fail => machine.is_clean(),
-            // At once: what the supervisor is still taking away is in nobody's way.
+            // What its supervisor is still taking away must be in nobody's way.
             Fault::Kill => {}
         }
-        machine.restore(&artifact, "vm");
-        assert_eq!(machine.exec("vm", "echo ready"), "ready\n", "{point:?}");
-        drop(machine.tool(["rm", "vm", "--force"]).exits(0));
-        machine.await_processes();
-        machine.is_clean();
     }
+    machine.restore(&artifact, "vm");
+    assert_eq!(machine.exec("vm", "echo ready"), "ready\n");
+    machine.end("vm");
+    machine.is_clean();
 }
 
 fn snapshot_command(machine: &Machine, artifact: &Path) -> Command {
@@ -193,38 +194,36 @@ fn is_whole(machine: &Machine, folder: &Path, point: Point, fault: Fault) {
         drop(machine.tool(words).exits(0));
         fs::remove_dir_all(&artifact).unwrap();
     }
-    if fault == Fault::Fail {
-        assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "{point:?}");
-    }
+    // The draft of a command that was killed is there until the next one for the same target.
+    let drafts_max = usize::from(fault == Fault::Kill);
+    let drafts = fs::read_dir(folder).unwrap().count();
+    assert!(drafts <= drafts_max, "{drafts} drafts at {point:?}");
 }
 
+/// As for a restore, each command also is the one before it, given again.
 fn snapshot_at_each_point(machine: &Machine, fault: Fault) {
     machine.restore(&machine.artifact(), "vm");
     machine.exec("vm", "echo kept > /tmp/file");
     let folder = machine.path("artifacts");
     fs::create_dir(&folder).unwrap();
     let artifact = folder.join("a");
-    let again = || {
-        drop(run(&mut snapshot_command(machine, &artifact)).exits(0));
-        // Drafts of commands that were killed are gone with the next one for the same target.
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "drafts are left");
-        fs::remove_dir_all(&artifact).unwrap();
-    };
     for &point in SNAPSHOT {
         run_with(&mut snapshot_command(machine, &artifact), point, fault);
         is_whole(machine, &folder, point, fault);
-        again();
     }
-    let interrupt = ("save.after", 5);
     let mut command = snapshot_command(machine, &artifact);
-    run_with(&mut command, interrupt, Fault::Kill);
+    run_with(&mut command, ("save.after", 5), Fault::Kill);
     run_with(&mut snapshot_command(machine, &artifact), CONVERGE, fault);
     is_whole(machine, &folder, CONVERGE, Fault::Kill);
-    again();
     let mut command = snapshot_command(machine, &artifact);
     run_with(command.arg("--stop"), STOP, fault);
     is_whole(machine, &folder, STOP, fault);
+    drop(run(&mut snapshot_command(machine, &artifact)).exits(0));
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "drafts are left");
     machine.end("vm");
+    machine.restore(&artifact, "clone");
+    assert_eq!(machine.exec("clone", "cat /tmp/file"), "kept\n");
+    machine.end("clone");
     machine.is_clean();
 }
 

@@ -12,6 +12,7 @@ mod clones;
 mod failpoints;
 mod fleet;
 mod lifecycle;
+mod load;
 mod machine;
 mod proxy;
 mod sessions;
@@ -53,6 +54,9 @@ const QUICK: &[&str] = &[
     "a_disk_that_is_full",
     "three_clones_with_one_command",
     "a_vmm_that_somebody_else_started",
+    "three_snapshots_under_load",
+    "ten_restores_with_ten_execs_each",
+    "six_clones_are_distinct",
     "every_failpoint_has_a_case",
     "a_host_that_is_slow_everywhere",
 ];
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         bad_input::CASES,
         artifacts::CASES,
         failpoints::CASES,
+        load::CASES,
     ]
     .concat();
     let is_quick = std::env::var("TEST_LAB_SET").as_deref() == Ok("quick");
