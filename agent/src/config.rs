@@ -13,6 +13,8 @@
 //! | `workload_restart` | when it starts again: `no` or `on-failure` | as in `config`, or `no` |
 //! | `workload_end` | what its end means: `keep` or `poweroff` | as in `config`, or `keep` |
 //!
+//! Debug builds also have `failpoints`, which is no flag; see [`Failpoints`].
+//!
 //! Each is given as a flag (`--listen`, `--workload-end`; `--unprivileged` takes no value), in the
 //! environment (`GUEST_AGENT_LISTEN`) or on the kernel command line (`agent.listen=`), there in
 //! double quotes when it has spaces.
@@ -33,6 +35,7 @@ use log::LevelFilter;
 use shared::limits::PORT_DEFAULT;
 use shared::message::Identity;
 
+use crate::shell::failpoint::Failpoints;
 use crate::sys::socket::Address;
 
 use workload::{
@@ -95,6 +98,8 @@ pub(crate) struct Config {
     pub file: Option<PathBuf>,
     /// What is said of the workload outside of that file.
     pub workload: Overrides,
+    /// Faults that a test asks for.
+    pub failpoints: Failpoints,
 }
 
 /// A value that means nothing.
@@ -212,6 +217,8 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         restart: pick.first("workload_restart", RESTART_EXPECTED, parse_restart),
         at_end: pick.first("workload_end", END_EXPECTED, parse_end),
     };
+    let expected = "failpoints of a debug build";
+    let failpoints = pick.first("failpoints", expected, Failpoints::parse);
     let config = Config {
         address: address.unwrap_or(Address::Vsock { port }),
         log: log.unwrap_or(LevelFilter::Info),
@@ -220,6 +227,7 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         is_unprivileged: is_unprivileged.unwrap_or(false),
         file,
         workload,
+        failpoints: failpoints.unwrap_or_default(),
     };
     (config, bad)
 }

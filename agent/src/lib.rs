@@ -130,7 +130,14 @@ fn start(
         file_limit,
     };
     let listen = format!("listen on {}", config.address);
-    let shell = Shell::new(options, registry, signals, &config.address).map_err(step(&listen))?;
+    let shell = Shell::new(
+        options,
+        config.failpoints.clone(),
+        registry,
+        signals,
+        &config.address,
+    )
+    .map_err(step(&listen))?;
     let read_line = |path| {
         std::fs::read_to_string(path)
             .unwrap_or_default()

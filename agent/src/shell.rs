@@ -22,6 +22,7 @@
 
 mod accept;
 mod connections;
+pub(crate) mod failpoint;
 mod input;
 mod output;
 mod program;
@@ -49,6 +50,7 @@ use crate::sys::{clock, console};
 pub(crate) use tokens::Source;
 
 use connections::Entry;
+use failpoint::Failpoints;
 use output::Stdio;
 
 /// Bytes read at once: what a pipe holds, and a frame's worth.
@@ -71,6 +73,7 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) struct Shell {
     options: Options,
+    failpoints: Failpoints,
     registry: Registry,
     listener: Listener,
     /// Given up to accept and close a connection when no other descriptor is left.
@@ -90,6 +93,7 @@ impl Shell {
     /// Takes over what start-up has opened.
     pub(crate) fn new(
         options: Options,
+        failpoints: Failpoints,
         registry: Registry,
         mut signals: Signals,
         address: &Address,
@@ -99,6 +103,7 @@ impl Shell {
         let spawner = Spawner::new(options.file_limit)?;
         Ok(Self {
             options,
+            failpoints,
             registry,
             listener,
             spare: File::open("/dev/null").ok(),

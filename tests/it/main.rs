@@ -3,6 +3,7 @@
 
 mod conversation;
 mod exec;
+mod failpoints;
 mod footprint;
 mod health;
 mod host;
