@@ -19,7 +19,7 @@ use crate::machine::{Machine, TIMEOUT};
 
 pub(crate) const CASES: &[Case] = &[
     ("three_snapshots_under_load", |machine| {
-        snapshots_under_load(machine, 3, 10);
+        snapshots_under_load(machine, 3, 4);
     }),
     ("fifty_snapshots_under_load", |machine| {
         snapshots_under_load(machine, 50, 100);

@@ -36,6 +36,7 @@ const QUICK: &[&str] = &[
     "what_is_known_of_a_machine",
     "a_killed_vmm_is_noticed_and_cleaned_up",
     "a_killed_supervisor_loses_nothing",
+    "a_health_check_in_a_machine",
     "a_source_answers_after_each_of_its_snapshots",
     "open_connections_do_not_survive_and_do_no_harm",
     "a_client_that_connects_during_the_pause",
