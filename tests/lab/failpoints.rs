@@ -30,6 +30,8 @@ pub(crate) const CASES: &[Case] = &[
         snapshot_at_each_point(machine, Fault::Kill);
     }),
     ("a_boot_fails_at_its_own_points", a_boot_fails),
+    ("answers_are_lost_in_a_clone", answers_are_lost),
+    ("a_step_fails_in_a_clone", a_step_fails_in_a_clone),
 ];
 
 /// A point, and the exit code of a failure there. The phase is the front of the name.
@@ -241,5 +243,47 @@ fn a_boot_fails(machine: &Machine) {
     }
     machine.boot("vm");
     machine.end("vm");
+    machine.is_clean();
+}
+
+/// Boots a guest with faults of its own, and takes a snapshot that carries what is left of them.
+fn faulty_artifact(machine: &Machine, faults: &str) -> std::path::PathBuf {
+    let image = std::env::var("TEST_INITRD_FAILPOINTS").unwrap();
+    let mut command = machine.command(machine.boot_image("origin", &image));
+    command.args(["--append", &format!("agent.failpoints={faults}")]);
+    drop(run(&mut command).exits(0));
+    let artifact = machine.snapshot("origin", "artifact", &["--stop"]);
+    let console = fs::read_to_string(machine.state_dir().join("origin/console.log")).unwrap();
+    drop(machine.tool(["rm", "origin"]).exits(0));
+    assert!(!console.contains("bad value"), "{console}");
+    artifact
+}
+
+/// What was not answered is asked for again, and one more attempt is all that shows.
+fn answers_are_lost(machine: &Machine) {
+    let artifact = faulty_artifact(machine, "cut:quiesced,mute:rebound@2,cut:probed@2");
+    let record = machine.restore(&artifact, "clone");
+    for phase in ["rebind", "probe"] {
+        let attempts = record["attempts"][phase].as_u64().unwrap();
+        assert!(attempts > 1, "{phase}: {record}");
+    }
+    assert_eq!(machine.exec("clone", "echo ready"), "ready\n");
+    machine.end("clone");
+    machine.is_clean();
+}
+
+/// The failure is told, and again to whoever asks a guest that was kept.
+fn a_step_fails_in_a_clone(machine: &Machine) {
+    let artifact = faulty_artifact(machine, "listener@2");
+    let text = "injected at failpoint listener";
+    let ended = run(&mut machine.restore_command(&artifact, "clone")).exits(6);
+    let ended = ended.complains(text);
+    assert_eq!(ended.json()["phase"], "rebind", "{ended}");
+    machine.is_clean();
+    let mut kept = machine.restore_command(&artifact, "clone");
+    drop(run(kept.arg("--keep-on-failure")).exits(6));
+    let probe = machine.tool(["probe", "--name", "clone", "--timeout", TIMEOUT]);
+    drop(probe.exits(1).complains(text));
+    drop(machine.tool(["rm", "clone", "--force"]).exits(0));
     machine.is_clean();
 }

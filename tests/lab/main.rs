@@ -58,6 +58,7 @@ const QUICK: &[&str] = &[
     "three_snapshots_under_load",
     "ten_restores_with_ten_execs_each",
     "six_clones_are_distinct",
+    "answers_are_lost_in_a_clone",
     "every_failpoint_has_a_case",
     "a_host_that_is_slow_everywhere",
 ];

@@ -9,7 +9,8 @@
 //! | `cut:FRAME` | the connection is closed where it would have carried this frame |
 //! | `mute:FRAME` | this frame and all behind it on its connection are not sent |
 //!
-//! FRAME is `rebound`, `probed` or `quiesced`. A snapshot carries what has not happened yet.
+//! FRAME is `rebound`, `probed` or `quiesced`. With `@N` behind it a word happens the Nth time, and
+//! not the first. A snapshot carries what has not happened yet.
 
 use log::warn;
 use shared::frame::{Decoder, FrameKind};
@@ -19,7 +20,14 @@ use crate::agent::{StepAction, StepFailure};
 /// What is still to happen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Failpoints {
-    faults: Vec<Fault>,
+    faults: Vec<Pending>,
+}
+
+/// A fault, and how often its place is still passed until it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pending {
+    fault: Fault,
+    times_left: u32,
 }
 
 /// One fault.
@@ -92,16 +100,27 @@ impl Failpoints {
     }
 
     fn take(&mut self, fault: Fault) -> bool {
-        let found = self.faults.iter().position(|other| *other == fault);
-        if let Some(index) = found {
-            self.faults.remove(index);
+        let mut has_fired = false;
+        self.faults.retain_mut(|pending| {
+            pending.times_left -= u32::from(pending.fault == fault);
+            has_fired |= pending.times_left == 0;
+            pending.times_left > 0
+        });
+        if has_fired {
             warn!("failpoint fired: {fault:?}");
         }
-        found.is_some()
+        has_fired
     }
 }
 
-fn parse_one(word: &str) -> Option<Fault> {
+fn parse_one(word: &str) -> Option<Pending> {
+    let (word, times) = word.split_once('@').unwrap_or((word, "1"));
+    let times_left = times.parse().ok().filter(|times| *times > 0)?;
+    let fault = parse_fault(word)?;
+    Some(Pending { fault, times_left })
+}
+
+fn parse_fault(word: &str) -> Option<Fault> {
     if let Some(step) = STEPS.into_iter().find(|step| *step == word) {
         return Some(Fault::Step(step));
     }
@@ -137,8 +156,28 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_can_come_later() {
+        let mut points = Failpoints::parse("clock@2,listener").unwrap();
+        let mut clock = || {
+            points
+                .take_step(&StepAction::SetClock { wall_ns: 0 })
+                .is_some()
+        };
+        assert_eq!([clock(), clock(), clock()], [false, true, false]);
+    }
+
+    #[test]
     fn nonsense_is_refused() {
-        for text in ["", "reboot", "cut:", "cut:hello", "drop:probed", "clock,"] {
+        for text in [
+            "",
+            "reboot",
+            "clock@0",
+            "clock@",
+            "cut:",
+            "cut:hello",
+            "drop:probed",
+            "clock,",
+        ] {
             assert_eq!(Failpoints::parse(text), None, "{text}");
         }
     }
