@@ -15,6 +15,8 @@
 //! | `workload_restart` | when it starts again: `no` or `on-failure` | as in `config`, or `no` |
 //! | `workload_end` | what its end means: `keep` or `poweroff` | as in `config`, or `keep` |
 //!
+//! Debug builds also have `failpoints`, which is no flag; see [`Failpoints`].
+//!
 //! Each is given as a flag (`--listen`, `--workload-end`; `--unprivileged` takes no value), in the
 //! environment (`GUEST_AGENT_LISTEN`) or on the kernel command line (`agent.listen=`), there in
 //! double quotes when it has spaces.
@@ -36,6 +38,7 @@ use shared::limits::PORT_DEFAULT;
 use shared::message::Identity;
 
 use crate::local::SOCKET_PATH_DEFAULT;
+use crate::shell::failpoint::Failpoints;
 use crate::sys::socket::Address;
 
 use workload::{
@@ -112,6 +115,8 @@ pub(crate) struct Config {
     pub file: Option<PathBuf>,
     /// What is said of the workload outside of that file.
     pub workload: Overrides,
+    /// Faults that a test asks for.
+    pub failpoints: Failpoints,
 }
 
 /// A value that means nothing.
@@ -241,6 +246,8 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         SOCKET_PATH_DEFAULT
     };
     let local = local.unwrap_or_else(|| local_default.to_owned());
+    let expected = "failpoints of a debug build";
+    let failpoints = pick.first("failpoints", expected, Failpoints::parse);
     let config = Config {
         hooks: hooks.unwrap_or_else(|| HOOKS_DEFAULT.to_owned()).into(),
         local: (!local.is_empty()).then(|| local.into()),
@@ -251,6 +258,7 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         is_unprivileged,
         file,
         workload,
+        failpoints: failpoints.unwrap_or_default(),
     };
     (config, bad)
 }

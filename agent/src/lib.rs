@@ -140,8 +140,15 @@ fn start(
     };
     let local = config.local.as_deref().and_then(Local::open);
     let listen = format!("listen on {}", config.address);
-    let shell =
-        Shell::new(options, registry, signals, &config.address, local).map_err(step(&listen))?;
+    let shell = Shell::new(
+        options,
+        config.failpoints.clone(),
+        registry,
+        signals,
+        &config.address,
+        local,
+    )
+    .map_err(step(&listen))?;
     let read_line = |path| {
         std::fs::read_to_string(path)
             .unwrap_or_default()

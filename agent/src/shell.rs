@@ -22,6 +22,7 @@
 
 mod accept;
 mod connections;
+pub(crate) mod failpoint;
 pub(crate) mod hooks;
 mod input;
 pub(crate) mod local;
@@ -53,6 +54,7 @@ use crate::sys::{clock, console};
 pub(crate) use tokens::Source;
 
 use connections::Entry;
+use failpoint::Failpoints;
 use local::Local;
 use output::Stdio;
 
@@ -78,6 +80,7 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) struct Shell {
     options: Options,
+    failpoints: Failpoints,
     registry: Registry,
     listener: Listener,
     /// Where programs of this machine find the agent, if that is wanted and possible.
@@ -99,6 +102,7 @@ impl Shell {
     /// Takes over what start-up has opened.
     pub(crate) fn new(
         options: Options,
+        failpoints: Failpoints,
         registry: Registry,
         mut signals: Signals,
         address: &Address,
@@ -109,6 +113,7 @@ impl Shell {
         let spawner = Spawner::new(options.file_limit)?;
         Ok(Self {
             options,
+            failpoints,
             listener,
             local: local.and_then(|local| local.register(&registry)),
             registry,

@@ -4,6 +4,7 @@
 mod checkpoints;
 mod conversation;
 mod exec;
+mod failpoints;
 mod footprint;
 mod health;
 mod hooks;

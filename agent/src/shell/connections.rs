@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use mio::Interest;
 
+use super::failpoint::Loss;
 use super::{READS_PER_TURN_MAX, Shell, Source};
 use crate::agent::{Agent, ConnectionId, Ended, Interest as Wanted};
 use crate::sys::socket::Stream;
@@ -19,6 +20,8 @@ pub(super) struct Entry {
     registered: Option<Interest>,
     /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
     is_unread: bool,
+    /// A failpoint has silenced it.
+    is_mute: bool,
 }
 
 impl Shell {
@@ -38,6 +41,7 @@ impl Shell {
                 is_vsock,
                 registered: None,
                 is_unread: true,
+                is_mute: false,
             },
         );
         self.sync_interest(id, agent, now);
@@ -86,6 +90,15 @@ impl Shell {
             let pending = agent.pending(id);
             if pending.is_empty() {
                 break;
+            }
+            match self.failpoints.take_answer(pending) {
+                Some(Loss::Cut) => return agent.handle_closed(id, Ended::ByError, now),
+                Some(Loss::Mute) => entry.is_mute = true,
+                None => {}
+            }
+            if entry.is_mute {
+                agent.handle_written(id, pending.len(), now);
+                continue;
             }
             match entry.stream.write(pending) {
                 Ok(len) => agent.handle_written(id, len, now),
