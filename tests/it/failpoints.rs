@@ -22,7 +22,7 @@ fn full_rebind(byte: u8) -> Message {
         identity: Identity {
             hostname: Some("clone".to_owned()),
             machine_id: None,
-            network: None,
+            network: shared::message::Network::default(),
         },
         ..request
     })
