@@ -7,7 +7,7 @@
 //! | `log` | least severe log line: `off`, `error`, `warn`, `info`, `debug` or `trace` | `info` |
 //! | `console` | file for log lines | standard error |
 //! | `hostname` | host name to set at boot | none |
-//! | `local` | socket for programs of this machine; empty: none | `/run/guest-agent/agent.sock`, none with `unprivileged` |
+//! | `local` | socket for programs of this machine; empty: none | in `/run/guest-agent` |
 //! | `hooks` | folder with `snapshot.d` and `restore.d` | `/etc/guest-agent` |
 //! | `unprivileged` | `1`: leave the machine's clock, random pool and names alone | `0` |
 //! | `config` | file that names a workload | `/etc/guest-agent/agent.json`, if it is there |

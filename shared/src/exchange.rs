@@ -20,8 +20,12 @@
 //! - Nothing is wanted beyond the overall deadline, and reaching it is a failure, never success.
 //! - Only the completion frame that names this very request completes it.
 
+mod error;
+
 use std::fmt;
 use std::time::{Duration, Instant};
+
+pub use error::ExchangeError;
 
 use crate::frame::{Decoder, FrameKind};
 use crate::id::{Generation, Nonce};
@@ -29,7 +33,6 @@ use crate::message::{
     AwaitCheckpoint, Depth, Fail, FailCode, Hello, Hooks, Message, Policy, Probe, Quiesce, Rebind,
     Reopen, Role, SessionsRequest, Shutdown, Signal,
 };
-use crate::version::NoCommonVersion;
 
 /// How long the first attempt may be silent. A healthy guest answers in single milliseconds; what
 /// this answers is a connection that the transport lost without saying so.
@@ -158,70 +161,6 @@ pub struct Attempt {
     /// How it ended.
     pub end: AttemptEnd,
 }
-
-/// Why an exchange failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ExchangeError {
-    /// The caller's deadline passed.
-    Deadline {
-        /// The request.
-        request: FrameKind,
-        /// Attempts made.
-        attempts: u32,
-        /// How the last finished one ended.
-        last: Option<AttemptEnd>,
-    },
-    /// The guest said no.
-    Refused {
-        /// The request.
-        request: FrameKind,
-        /// What it said.
-        fail: Fail,
-    },
-    /// The guest speaks no version that this host speaks.
-    Version(NoCommonVersion),
-    /// The guest broke the protocol.
-    Protocol {
-        /// The request.
-        request: FrameKind,
-        /// How.
-        text: String,
-    },
-}
-
-impl fmt::Display for ExchangeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Deadline {
-                request,
-                attempts,
-                last,
-            } => {
-                write!(f, "{request} was not answered in time ({attempts} attempts")?;
-                match last {
-                    Some(end) => write!(f, ", the last: {end})"),
-                    None => f.write_str(")"),
-                }
-            }
-            Self::Refused { request, fail } => {
-                write!(f, "the guest refused {request} ({}): ", fail.code)?;
-                if let Some(phase) = &fail.phase {
-                    write!(f, "step {}: ", phase.escape_debug())?;
-                }
-                write!(f, "{}", fail.text.escape_debug())
-            }
-            Self::Version(error) => error.fmt(f),
-            Self::Protocol { request, text } => {
-                write!(
-                    f,
-                    "the guest broke the protocol in answer to {request}: {text}"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for ExchangeError {}
 
 #[derive(Debug)]
 enum State {

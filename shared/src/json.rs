@@ -246,8 +246,8 @@ impl Fields {
     }
 }
 
-/// An object of these fields. One function for all of them: written out for each message, as `json!`
-/// does it, they are a good part of a small program.
+/// An object of these fields. One function for all of them: written out for each message, as
+/// `json!` does it, they are a good part of a small program.
 pub(crate) fn object_of(fields: &mut [(&'static str, Value)]) -> Value {
     let mut map = Map::new();
     for (name, value) in fields {

@@ -16,7 +16,8 @@
 //! Programs in the guest stay connected: their sockets are the guest's own.
 //!
 //! Invariants:
-//! - QUIESCED is sent only when no other host's connection is open and the console has sent everything.
+//! - QUIESCED is sent only when no other host's connection is open and the console has sent
+//!   everything.
 //! - A guest that nobody talks to any more re-opens by itself after
 //!   [`SILENCE_INTERVALS`] times [`SILENCE_INTERVAL`], under its
 //!   old name.

@@ -61,7 +61,7 @@ fn rebind() -> Rebind {
 }
 
 fn guest_messages() -> Vec<Message> {
-    [control_messages(), session_messages()].concat()
+    [control_messages(), session_messages(), later_messages()].concat()
 }
 
 fn control_messages() -> Vec<Message> {
@@ -117,24 +117,6 @@ fn control_messages() -> Vec<Message> {
         Message::Quiesced(token),
         Message::Sever(Sever {
             reason: SeverReason::Quiesce,
-        }),
-        Message::Checkpoint(Checkpoint {
-            tag: Some("sha256:1".to_owned()),
-            left_ms: Some(5),
-        }),
-        Message::Verdict(CheckpointVerdict {
-            verdict: Verdict::Clone,
-            generation: Some(generation(1)),
-        }),
-        Message::Generation(generation(1)),
-        Message::Hooked(Hooked {
-            token,
-            hooks: vec![HookResult {
-                name: "10-flush".to_owned(),
-                status: ExitStatus::Code(1),
-                us: 7,
-                timed_out: true,
-            }],
         }),
         Message::Info(Info {
             agent_version: "0.1.0".to_owned(),
@@ -240,6 +222,47 @@ fn session_messages() -> Vec<Message> {
     ]
 }
 
+/// What a guest sends of checkpoints and hooks.
+fn later_messages() -> Vec<Message> {
+    let token = Token::from_bytes([9; 16]);
+    vec![
+        Message::Checkpoint(Checkpoint {
+            tag: Some("sha256:1".to_owned()),
+            left_ms: Some(5),
+        }),
+        Message::Verdict(CheckpointVerdict {
+            verdict: Verdict::Clone,
+            generation: Some(generation(1)),
+        }),
+        Message::Generation(generation(1)),
+        Message::Hooked(Hooked {
+            token,
+            hooks: vec![HookResult {
+                name: "10-flush".to_owned(),
+                status: ExitStatus::Code(1),
+                us: 7,
+                timed_out: true,
+            }],
+        }),
+    ]
+}
+
+/// What a host asks of checkpoints and hooks.
+fn later_requests() -> Vec<Message> {
+    let token = Token::from_bytes([9; 16]);
+    vec![
+        Message::AwaitCheckpoint(AwaitCheckpoint {
+            tag: Some("built".to_owned()),
+        }),
+        Message::Hooks(Hooks {
+            token,
+            stage: HookStage::Restore,
+            limit_ms: 10_000,
+            go_on: true,
+        }),
+    ]
+}
+
 fn local_messages() -> Vec<Message> {
     vec![
         Message::Hello(Hello::of(Role::Local, "0.1.0")),
@@ -254,6 +277,10 @@ fn local_messages() -> Vec<Message> {
 }
 
 fn host_messages() -> Vec<Message> {
+    [host_requests(), later_requests()].concat()
+}
+
+fn host_requests() -> Vec<Message> {
     let token = Token::from_bytes([9; 16]);
     let shutdown = |action| {
         Message::Shutdown(Shutdown {
@@ -264,15 +291,6 @@ fn host_messages() -> Vec<Message> {
     vec![
         Message::Hello(Hello::host("0.1.0")),
         Message::Ping(Ping { nonce: 0 }),
-        Message::AwaitCheckpoint(AwaitCheckpoint {
-            tag: Some("built".to_owned()),
-        }),
-        Message::Hooks(Hooks {
-            token,
-            stage: HookStage::Restore,
-            limit_ms: 10_000,
-            go_on: true,
-        }),
         Message::Rebind(rebind()),
         Message::Rebind(Rebind {
             cause: Cause::Boot,
