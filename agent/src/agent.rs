@@ -107,7 +107,7 @@ pub const LISTENER_BACKOFF: Duration = Duration::from_millis(100);
 pub const LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Everything the agent decides with.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Agent {
     settings: Settings,
     state: State,
@@ -133,7 +133,7 @@ pub struct Agent {
 }
 
 /// What has happened since the start, for INFO.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 struct Counters {
     accepts: u64,
     accepts_shed: u64,
@@ -154,7 +154,7 @@ struct Counters {
 }
 
 /// Why a connection's session lost it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Departure {
     /// The client left: nobody waits for the command.
     Left,

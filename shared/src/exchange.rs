@@ -50,7 +50,7 @@ pub const PAUSE_MAX: Duration = Duration::from_millis(64);
 pub const ATTEMPTS_KEPT_MAX: usize = 64;
 
 /// A request that is answered by one completion frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Request {
     /// Become usable under a name. The wall clock and attempt are filled in for each attempt.
     Rebind(Rebind),
@@ -94,7 +94,7 @@ impl Request {
 }
 
 /// What the driver should do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Want {
     /// Open a fresh connection and write [`Exchange::flight`] to it in one write.
     Connect {
@@ -116,7 +116,7 @@ pub enum Want {
 }
 
 /// How one attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttemptEnd {
     /// With the completion frame.
     Answered,
@@ -143,7 +143,7 @@ impl fmt::Display for AttemptEnd {
 }
 
 /// One attempt, as it went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
     /// When it was wanted.
     pub started_at: Instant,
@@ -154,7 +154,7 @@ pub struct Attempt {
 }
 
 /// Why an exchange failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ExchangeError {
     /// The caller's deadline passed.
     Deadline {
@@ -217,7 +217,7 @@ impl fmt::Display for ExchangeError {
 
 impl std::error::Error for ExchangeError {}
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 enum State {
     /// No connection; the next attempt is due at `at`.
     Idle {
@@ -234,7 +234,7 @@ enum State {
 }
 
 /// One request on its way. See the module's text for the contract.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub struct Exchange {
     request: Request,
     host_version: String,

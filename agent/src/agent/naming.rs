@@ -33,7 +33,7 @@ use super::{Agent, Departure};
 pub(super) const HUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The rebind under way and the result of the last one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Naming {
     /// Counts rebinds, so that a late outcome finds its own or none.
     run: u64,
