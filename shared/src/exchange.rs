@@ -21,6 +21,7 @@
 //! - Only the completion frame that names this very request completes it.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use crate::frame::{Decoder, FrameKind};
@@ -233,6 +234,15 @@ enum State {
     Finished(Box<Result<Message, ExchangeError>>),
 }
 
+/// The record of attempts. It decides nothing, so two exchanges that differ in it alone are in the
+/// same state.
+#[derive(Debug, Clone, Default)]
+struct Attempts(Vec<Attempt>);
+
+impl Hash for Attempts {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
 /// One request on its way. See the module's text for the contract.
 #[derive(Debug, Clone, Hash)]
 pub struct Exchange {
@@ -247,7 +257,7 @@ pub struct Exchange {
     silence: Duration,
     pause: Duration,
     attempt_count: u32,
-    attempts: Vec<Attempt>,
+    attempts: Attempts,
     last_end: Option<AttemptEnd>,
 }
 
@@ -266,7 +276,7 @@ impl Exchange {
             silence: SILENCE_FIRST,
             pause: Duration::ZERO,
             attempt_count: 0,
-            attempts: Vec::new(),
+            attempts: Attempts::default(),
             last_end: None,
         }
     }
@@ -400,7 +410,7 @@ impl Exchange {
     /// The first [`ATTEMPTS_KEPT_MAX`] attempts that have ended.
     #[must_use]
     pub fn attempts(&self) -> &[Attempt] {
-        &self.attempts
+        &self.attempts.0
     }
 
     /// Attempts begun.
@@ -573,8 +583,8 @@ impl Exchange {
             self.request.kind(),
             self.attempt_count
         );
-        if self.attempts.len() < ATTEMPTS_KEPT_MAX {
-            self.attempts.push(Attempt {
+        if self.attempts.0.len() < ATTEMPTS_KEPT_MAX {
+            self.attempts.0.push(Attempt {
                 started_at,
                 ended_at: now,
                 end,
