@@ -20,8 +20,9 @@
 //! - Nothing is wanted beyond the overall deadline, and reaching it is a failure, never success.
 //! - Only the completion frame that names this very request completes it.
 
+mod attempt;
+
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use crate::frame::{Decoder, FrameKind};
@@ -31,6 +32,10 @@ use crate::message::{
     SessionsRequest, Shutdown, Signal,
 };
 use crate::version::NoCommonVersion;
+
+pub use attempt::{ATTEMPTS_KEPT_MAX, Attempt, AttemptEnd};
+
+use attempt::Attempts;
 
 /// How long the first attempt may be silent. A healthy guest answers in single milliseconds; what
 /// this answers is a connection that the transport lost without saying so.
@@ -46,9 +51,6 @@ pub const SIGN_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// without any pause; only a guest that keeps closing (its listener is not there yet) is asked
 /// less and less often, so that a booting guest is not slowed down by its own host.
 pub const PAUSE_MAX: Duration = Duration::from_millis(64);
-
-/// Attempts whose record is kept. Later ones are only counted.
-pub const ATTEMPTS_KEPT_MAX: usize = 64;
 
 /// A request that is answered by one completion frame.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -114,44 +116,6 @@ pub enum Want {
     },
     /// Nothing more; see [`Exchange::into_result`].
     Finished,
-}
-
-/// How one attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AttemptEnd {
-    /// With the completion frame.
-    Answered,
-    /// The connection could not be made, or ended.
-    Closed,
-    /// Nothing came in time.
-    Silent,
-    /// The guest said no for now.
-    Refused(FailCode),
-    /// The guest said no for good, or broke the protocol.
-    Failed,
-}
-
-impl fmt::Display for AttemptEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Answered => f.write_str("answered"),
-            Self::Closed => f.write_str("connection closed"),
-            Self::Silent => f.write_str("no answer"),
-            Self::Refused(code) => write!(f, "refused ({code})"),
-            Self::Failed => f.write_str("failed"),
-        }
-    }
-}
-
-/// One attempt, as it went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Attempt {
-    /// When it was wanted.
-    pub started_at: Instant,
-    /// When it ended.
-    pub ended_at: Instant,
-    /// How it ended.
-    pub end: AttemptEnd,
 }
 
 /// Why an exchange failed.
@@ -232,15 +196,6 @@ enum State {
         nonce: Option<Nonce>,
     },
     Finished(Box<Result<Message, ExchangeError>>),
-}
-
-/// The record of attempts. It decides nothing, so two exchanges that differ in it alone are in the
-/// same state.
-#[derive(Debug, Clone, Default)]
-struct Attempts(Vec<Attempt>);
-
-impl Hash for Attempts {
-    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 /// One request on its way. See the module's text for the contract.
@@ -410,7 +365,7 @@ impl Exchange {
     /// The first [`ATTEMPTS_KEPT_MAX`] attempts that have ended.
     #[must_use]
     pub fn attempts(&self) -> &[Attempt] {
-        &self.attempts.0
+        self.attempts.as_slice()
     }
 
     /// Attempts begun.
@@ -583,13 +538,11 @@ impl Exchange {
             self.request.kind(),
             self.attempt_count
         );
-        if self.attempts.0.len() < ATTEMPTS_KEPT_MAX {
-            self.attempts.0.push(Attempt {
-                started_at,
-                ended_at: now,
-                end,
-            });
-        }
+        self.attempts.push(Attempt {
+            started_at,
+            ended_at: now,
+            end,
+        });
     }
 
     fn deadline_error(&self) -> ExchangeError {

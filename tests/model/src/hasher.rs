@@ -1,6 +1,6 @@
 //! A hasher that is quick with the many small pieces of a state: each is folded in by one wide
-//! multiplication. Two states are taken for one if their 64 bits agree, which for ten million states
-//! has a chance of one in a quarter of a million.
+//! multiplication. Two states are taken for one if their 64 bits agree, which among a million
+//! states has a chance of one in tens of millions.
 
 use std::hash::Hasher;
 
@@ -22,6 +22,10 @@ impl Default for Mixer {
 }
 
 impl Mixer {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the halves of the product are what is wanted"
+    )]
     fn fold(&mut self, word: u64) {
         let product = u128::from(self.state ^ word) * u128::from(FACTOR);
         let [low, high] = [0, 64].map(|shift| (product >> shift) as u64);
