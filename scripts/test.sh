@@ -16,8 +16,8 @@ of a test's name; give them with one tier only.
 
   style    cargo fmt, clippy with warnings as errors, rustdoc, shellcheck where
            it is installed, and the tidy test
-  unit     unit, table and simulation tests of the crates, and the protocol
-           document's examples
+  unit     unit, table and simulation tests of the crates, the protocol
+           document's examples, and the exploration of the handshake
   process  the two programs as ordinary processes: no virtual machine
   lab      real microVMs on every VMM that is here, in scripts/lab.sh
 
@@ -65,6 +65,8 @@ run_style() {
 run_unit() {
     note "unit: machines, codecs, tables, simulation"
     logged unit cargo test --locked --package shared --package agent --package host -- "${ARGUMENTS[@]}"
+    # Millions of steps, so optimized; its threads share the cores as it is, so one test at a time.
+    logged unit cargo test --locked --profile model --package model -- --test-threads=1 "${ARGUMENTS[@]}"
 }
 
 run_process() {

@@ -53,6 +53,7 @@ mod waits;
 mod workload;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
@@ -116,7 +117,7 @@ pub const LISTENER_BACKOFF: Duration = Duration::from_millis(100);
 pub const LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Everything the agent decides with.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Agent {
     settings: Settings,
     state: State,
@@ -166,8 +167,13 @@ struct Counters {
     quiesces: u64,
 }
 
+/// They decide nothing, so two agents that differ in them alone are in the same state.
+impl Hash for Counters {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
 /// Why a connection's session lost it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Departure {
     /// The client left: nobody waits for the command.
     Left,

@@ -20,9 +20,9 @@
 //! - Nothing is wanted beyond the overall deadline, and reaching it is a failure, never success.
 //! - Only the completion frame that names this very request completes it.
 
+mod attempt;
 mod error;
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 pub use error::ExchangeError;
@@ -33,6 +33,10 @@ use crate::message::{
     AwaitCheckpoint, Depth, Fail, FailCode, Hello, Hooks, Message, Policy, Probe, Quiesce, Rebind,
     Reopen, Role, SessionsRequest, Shutdown, Signal,
 };
+
+pub use attempt::{ATTEMPTS_KEPT_MAX, Attempt, AttemptEnd};
+
+use attempt::Attempts;
 
 /// How long the first attempt may be silent. A healthy guest answers in single milliseconds; what
 /// this answers is a connection that the transport lost without saying so.
@@ -49,11 +53,8 @@ pub const SIGN_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// less and less often, so that a booting guest is not slowed down by its own host.
 pub const PAUSE_MAX: Duration = Duration::from_millis(64);
 
-/// Attempts whose record is kept. Later ones are only counted.
-pub const ATTEMPTS_KEPT_MAX: usize = 64;
-
 /// A request that is answered by one completion frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Request {
     /// Become usable under a name. The wall clock and attempt are filled in for each attempt.
     Rebind(Rebind),
@@ -103,7 +104,7 @@ impl Request {
 }
 
 /// What the driver should do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Want {
     /// Open a fresh connection and write [`Exchange::flight`] to it in one write.
     Connect {
@@ -124,45 +125,7 @@ pub enum Want {
     Finished,
 }
 
-/// How one attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttemptEnd {
-    /// With the completion frame.
-    Answered,
-    /// The connection could not be made, or ended.
-    Closed,
-    /// Nothing came in time.
-    Silent,
-    /// The guest said no for now.
-    Refused(FailCode),
-    /// The guest said no for good, or broke the protocol.
-    Failed,
-}
-
-impl fmt::Display for AttemptEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Answered => f.write_str("answered"),
-            Self::Closed => f.write_str("connection closed"),
-            Self::Silent => f.write_str("no answer"),
-            Self::Refused(code) => write!(f, "refused ({code})"),
-            Self::Failed => f.write_str("failed"),
-        }
-    }
-}
-
-/// One attempt, as it went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attempt {
-    /// When it was wanted.
-    pub started_at: Instant,
-    /// When it ended.
-    pub ended_at: Instant,
-    /// How it ended.
-    pub end: AttemptEnd,
-}
-
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 enum State {
     /// No connection; the next attempt is due at `at`.
     Idle {
@@ -179,7 +142,7 @@ enum State {
 }
 
 /// One request on its way. See the module's text for the contract.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub struct Exchange {
     request: Request,
     host_version: String,
@@ -192,7 +155,7 @@ pub struct Exchange {
     silence: Duration,
     pause: Duration,
     attempt_count: u32,
-    attempts: Vec<Attempt>,
+    attempts: Attempts,
     last_end: Option<AttemptEnd>,
 }
 
@@ -211,7 +174,7 @@ impl Exchange {
             silence: SILENCE_FIRST,
             pause: Duration::ZERO,
             attempt_count: 0,
-            attempts: Vec::new(),
+            attempts: Attempts::default(),
             last_end: None,
         }
     }
@@ -347,7 +310,7 @@ impl Exchange {
     /// The first [`ATTEMPTS_KEPT_MAX`] attempts that have ended.
     #[must_use]
     pub fn attempts(&self) -> &[Attempt] {
-        &self.attempts
+        self.attempts.as_slice()
     }
 
     /// Attempts begun.
@@ -526,13 +489,11 @@ impl Exchange {
             self.request.kind(),
             self.attempt_count
         );
-        if self.attempts.len() < ATTEMPTS_KEPT_MAX {
-            self.attempts.push(Attempt {
-                started_at,
-                ended_at: now,
-                end,
-            });
-        }
+        self.attempts.push(Attempt {
+            started_at,
+            ended_at: now,
+            end,
+        });
     }
 
     fn deadline_error(&self) -> ExchangeError {

@@ -146,7 +146,7 @@ impl FrameKind {
 }
 
 /// One whole frame, borrowed from the decoder that received it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Frame<'a> {
     /// What the payload is.
     pub kind: FrameKind,
@@ -155,7 +155,7 @@ pub struct Frame<'a> {
 }
 
 /// Why the bytes of a peer are not a frame. Each variant ends the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FrameError {
     /// No frame has this number.
     UnknownKind {
@@ -222,7 +222,7 @@ pub fn encode_with(out: &mut Vec<u8>, kind: FrameKind, write_payload: impl FnOnc
 ///
 /// Memory: what was pushed and not yet taken, so at most one unfinished frame plus the last push,
 /// as long as the caller takes every frame before it pushes again.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Hash)]
 pub struct Decoder {
     buffer: Vec<u8>,
     /// Bytes of `buffer` that earlier frames used up.

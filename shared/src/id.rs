@@ -70,7 +70,7 @@ opaque_id! {
 }
 
 /// The text is not 32 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParseIdError;
 
 impl fmt::Display for ParseIdError {

@@ -39,7 +39,7 @@ use crate::json::{Fields, PayloadError};
 use crate::limits::TEXT_LEN_MAX;
 
 /// One frame with its payload understood.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Message {
     /// First frame each way.
     Hello(Hello),
@@ -406,7 +406,7 @@ macro_rules! words {
 use words;
 
 /// A word that is not in its list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UnknownWord;
 
 impl fmt::Display for UnknownWord {

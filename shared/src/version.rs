@@ -10,7 +10,7 @@ use std::fmt;
 pub const SUPPORTED: VersionRange = VersionRange { min: 1, max: 1 };
 
 /// A closed range of protocol versions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VersionRange {
     /// Lowest version spoken.
     pub min: u16,
@@ -48,7 +48,7 @@ impl fmt::Display for VersionRange {
 }
 
 /// Two peers share no protocol version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NoCommonVersion {
     /// What this side speaks.
     pub ours: VersionRange,

@@ -10,7 +10,7 @@ use super::ids::{ConnectionId, SessionId};
 use super::rebind::StepAction;
 
 /// One thing to do, in the order in which they are polled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Write what the connection's outbox holds, as far as the socket takes it.
     Flush(ConnectionId),
@@ -79,7 +79,7 @@ pub enum Action {
 }
 
 /// What a process is started for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// It is a session's command; its output is wanted.
     Session(SessionId),
@@ -88,7 +88,7 @@ pub enum Purpose {
 }
 
 /// The two signals by which processes are ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EndSignal {
     /// Asks.
     Terminate,
@@ -107,7 +107,7 @@ impl EndSignal {
 }
 
 /// How everything ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum End {
     /// The machine is switched off; a service returns.
     PowerOff,
@@ -116,7 +116,7 @@ pub enum End {
 }
 
 /// Signals that the agent acts on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
     /// SIGTERM and SIGPWR: end.
     End,
@@ -125,7 +125,7 @@ pub enum Signal {
 }
 
 /// How a connection ended, as the socket tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ended {
     /// The peer closed it.
     ByPeer,
@@ -136,7 +136,7 @@ pub enum Ended {
 }
 
 /// A program could not be started.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SpawnFailure {
     /// How far it came.
     pub stage: SpawnStage,
@@ -149,7 +149,7 @@ pub struct SpawnFailure {
 }
 
 /// The steps of starting a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SpawnStage {
     /// Making the pipes and the child.
     Clone,
@@ -164,7 +164,7 @@ pub enum SpawnStage {
 }
 
 /// What only the shell can count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Figures {
     /// Open descriptors of this process.
     pub fds: u32,
@@ -173,7 +173,7 @@ pub struct Figures {
 }
 
 /// What the agent knows of itself and of its machine from the start.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// Version of this program.
     pub version: String,
@@ -192,7 +192,7 @@ pub struct Settings {
 }
 
 /// A program that runs as long as the machine does, and is not asked for by any host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkloadSettings {
     /// Arguments, the program first; at least one.
     pub argv: Vec<Vec<u8>>,
@@ -209,7 +209,7 @@ pub struct WorkloadSettings {
 }
 
 /// When the workload is started again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Restart {
     /// Never.
     No,
@@ -218,7 +218,7 @@ pub enum Restart {
 }
 
 /// What it means that the workload has ended and is not started again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WorkloadEnd {
     /// Nothing: the guest goes on, and its result can be asked for.
     Keep,

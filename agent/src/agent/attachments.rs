@@ -31,7 +31,7 @@ use super::timers::Timer;
 use super::{Agent, Departure};
 
 /// The answer that a connection is to get for attaching.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Answer {
     /// STARTED.
     Started {
@@ -43,7 +43,7 @@ pub(super) enum Answer {
 }
 
 /// One connection's part in a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Attachment {
     pub(super) session: SessionId,
     pub(super) mode: AttachMode,

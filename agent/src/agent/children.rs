@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use super::ids::{ConnectionId, SessionId};
 
 /// Why we started a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Owner {
     /// It is a session's command.
     Session(SessionId),
@@ -22,7 +22,7 @@ pub(super) enum Owner {
 }
 
 /// Our own children, and a count of the others.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Children {
     owners: BTreeMap<i32, Owner>,
     orphans_reaped: u64,

@@ -22,7 +22,7 @@ const HOME_DEFAULT: &[u8] = b"HOME=/root";
 const PATH_DEFAULT: &[u8] = b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program to be started.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Command {
     /// Paths to try, in order.
     pub candidates: Vec<Vec<u8>>,

@@ -29,7 +29,7 @@ use super::outbox::Outbox;
 use super::session::Session;
 use super::spares::Spares;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Accepted; the peer has not said who it is.
     AwaitingHello,
@@ -40,7 +40,7 @@ enum Phase {
 }
 
 /// Which readiness of the socket the loop wants to hear of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Interest {
     /// There is something to read, or the peer has closed.
     pub readable: bool,
@@ -95,7 +95,7 @@ impl Mistake {
 }
 
 /// A connection.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Connection {
     /// Which side its peer is on.
     role: Role,
@@ -115,7 +115,7 @@ pub(super) struct Connection {
 }
 
 /// A probe that waits for its process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PendingProbe {
     /// To be echoed.
     pub(crate) nonce: Nonce,

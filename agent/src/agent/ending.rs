@@ -26,7 +26,7 @@ use super::{Agent, LIMIT_MAX};
 /// How long the last frames may take to be read.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Sessions have been told to end.
     Sessions,
@@ -37,7 +37,7 @@ enum Phase {
 }
 
 /// An end under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Ending {
     end: End,
     phase: Phase,

@@ -35,7 +35,7 @@ use super::workload::status_of_never_ran;
 const LOGGED_LEN_MAX: usize = 1024;
 
 /// What the shell found of hooks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HookListing {
     /// Paths of the hooks of the stage that was asked for, in the order of their names.
     pub paths: Vec<Vec<u8>>,
@@ -44,7 +44,7 @@ pub struct HookListing {
 }
 
 /// Hooks that run, and what came of the last ones.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Hooks {
     run: Option<Run>,
     result: Option<Hooked>,
@@ -52,7 +52,7 @@ pub(super) struct Hooks {
     pub(super) has_restore: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Run {
     request: HooksRequest,
     waiting: Vec<ConnectionId>,
@@ -62,7 +62,7 @@ struct Run {
     results: Vec<HookResult>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Current {
     session: SessionId,
     name: String,

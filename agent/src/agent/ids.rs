@@ -14,7 +14,7 @@ pub struct ConnectionId(u64);
 pub struct SessionId(u64);
 
 /// Hands out the numbers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Serials {
     connection: u64,
     session: u64,

@@ -27,7 +27,7 @@ pub const INPUT_LEN_MAX: usize = RING_LEN_MAX;
 const END_OF_FILE: &[u8; 2] = b"\x04\x04";
 
 /// What a client must not send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum InputMistake {
     /// Bytes before these are missing, or the end is not where they are.
     Hole,
@@ -38,7 +38,7 @@ pub(super) enum InputMistake {
 }
 
 /// Standard input of one session.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Input {
     ring: Ring,
     /// Whether somebody may still read it.

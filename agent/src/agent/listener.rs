@@ -22,7 +22,7 @@
 //! - However many connections a reset ends in one loop turn, one rearm is asked for.
 
 /// Where the listener stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     /// Not in the poll set: before the start, or because registering failed.
     Unregistered,
@@ -33,7 +33,7 @@ enum State {
 }
 
 /// The listener's count of itself.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Listener {
     state: State,
     serial: u64,

@@ -4,6 +4,7 @@
 //! ```text
 //! REBIND(g) ─┬ g is under way ─▶ joins: answered with the others
 //!            ├ g is done ──────▶ answered again, nothing is done
+//!            ├ g was replaced ─▶ FAIL(superseded): a late copy of what an earlier host has sent
 //!            └ g is new ───────▶ the one under way is superseded; from the top
 //! ```
 //!
@@ -13,7 +14,9 @@
 //! - The new name is recorded before the first side effect.
 //! - While a name is being taken the guest has none, so that nothing can run under the old one.
 //! - An outcome of a superseded rebind changes nothing.
+//! - A name that another one has replaced does not come back.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -32,13 +35,19 @@ use super::{Agent, Departure};
 /// How long log lines wait for the probe that usually follows a rebind at once.
 pub(super) const HUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Names that are remembered so that a late copy of their REBIND changes nothing. A copy is late by
+/// the length of an attempt of a host that has died since, so by one or two names.
+pub(super) const NAMES_KEPT_MAX: usize = 16;
+
 /// The rebind under way and the result of the last one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Naming {
     /// Counts rebinds, so that a late outcome finds its own or none.
     run: u64,
     current: Option<Rebinding>,
     result: Option<(Generation, Result<Rebound, Fail>)>,
+    /// The last names that were asked for, in order.
+    names: VecDeque<Generation>,
 }
 
 impl Naming {
@@ -60,6 +69,19 @@ impl Naming {
         if let Some(current) = &mut self.current {
             current.leave(id);
         }
+    }
+
+    /// Whether this name was acted on before.
+    fn has_had(&self, generation: Generation) -> bool {
+        self.names.contains(&generation)
+    }
+
+    /// Keeps a name that is about to be acted on.
+    fn keep_name(&mut self, generation: Generation) {
+        if self.names.len() == NAMES_KEPT_MAX {
+            self.names.pop_front();
+        }
+        self.names.push_back(generation);
     }
 
     /// Drops what is under way, for good.
@@ -94,6 +116,10 @@ impl Agent {
         if let Some(answer) = self.naming.result_of(request.generation) {
             return self.send(id, &answer, now);
         }
+        if self.naming.has_had(request.generation) {
+            let text = format!("generation {} was superseded", request.generation);
+            return self.send_fail(id, FailCode::Superseded, text, now);
+        }
         self.start_rebind(id, request, now);
     }
 
@@ -104,6 +130,7 @@ impl Agent {
         self.set_state(Input::Rebind(generation));
         self.generation = None;
         self.naming.run += 1;
+        self.naming.keep_name(generation);
         self.naming.result = None;
         self.abandon_quiescing();
         self.abandon_hooks(now);

@@ -48,11 +48,11 @@ const _: () = {
 };
 
 /// The outbox would hold more than [`LEN_MAX`] bytes. Nothing was added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OutboxFull;
 
 /// Encoded frames that wait for the socket.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct Outbox {
     bytes: Vec<u8>,
     /// Bytes at the front of `bytes` that have been sent.

@@ -54,7 +54,7 @@ pub(super) const CONSOLE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How far a quiescence has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Sessions are still running.
     Draining,
@@ -67,7 +67,7 @@ enum Phase {
 }
 
 /// A QUIESCE under way or answered.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Quiescing {
     token: Token,
     /// The connection that is answered and stays open.

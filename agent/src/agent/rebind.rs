@@ -34,7 +34,7 @@ const WALL_CLOCK_NS_MIN: u64 = 1_577_836_800 * 1_000_000_000;
 const WALL_CLOCK_NS_MAX: u64 = 7_258_118_400 * 1_000_000_000;
 
 /// What the shell does for one step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StepAction {
     /// Deregister, then close, these.
     CloseConnections(Vec<ConnectionId>),
@@ -55,7 +55,7 @@ pub enum StepAction {
 }
 
 /// What a step did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StepOutcome {
     /// It was done.
     Done,
@@ -71,7 +71,7 @@ pub enum StepOutcome {
 }
 
 /// Why a step was not done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StepFailure {
     /// The system call's error number, where there was one.
     pub errno: Option<i32>,
@@ -80,7 +80,7 @@ pub struct StepFailure {
 }
 
 /// What the machine wants next.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Next {
     /// Perform this and report.
     Act(StepAction),
@@ -91,7 +91,7 @@ pub(super) enum Next {
 }
 
 /// A rebind under way.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Rebinding {
     request: Rebind,
     /// Connections that wait for the result, the first one first.

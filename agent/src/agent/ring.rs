@@ -23,7 +23,7 @@ pub const RING_LEN_MAX: usize = 256 * 1024;
 const CAPACITY_FIRST: usize = 4 * 1024;
 
 /// The kept part of a stream.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Ring {
     bytes: VecDeque<u8>,
     /// Offset of the first byte that is held.

@@ -39,7 +39,7 @@ use super::spares::Spares;
 pub(super) const RESUME_ROOM: usize = RING_LEN_MAX / 4;
 
 /// How a reaped process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Exit {
     /// Code or signal.
     pub status: ExitStatus,
@@ -48,7 +48,7 @@ pub struct Exit {
 }
 
 /// Where a session stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum State {
     /// The process has been asked for, or will be after the pause before a restart.
     Starting,
@@ -61,7 +61,7 @@ pub(super) enum State {
 }
 
 /// What moves a session on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Event {
     /// The process runs.
     Spawned,
@@ -91,7 +91,7 @@ fn transition(state: State, event: Event) -> Option<State> {
 }
 
 /// What a session was asked to be. Never changes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Terms {
     /// The request that asked for it; `None`: the image did, it is the workload.
     pub(super) exec: Option<ExecId>,
@@ -114,7 +114,7 @@ pub(super) struct Terms {
 }
 
 /// One output of the command.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Output {
     ring: Ring,
     /// Whether the pipe has not reported its end.
@@ -125,7 +125,7 @@ struct Output {
 }
 
 /// A command, with what it wrote and will read.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Session {
     id: SessionId,
     terms: Terms,

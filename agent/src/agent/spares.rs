@@ -15,7 +15,7 @@ pub(super) const SPARES_MAX: usize = 4;
 pub(super) const SPARE_LEN_MAX: usize = 512 * 1024;
 
 /// Buffers that wait for their next use.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Spares {
     buffers: Vec<Vec<u8>>,
     /// Connections that are attached to a session.

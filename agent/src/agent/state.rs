@@ -22,7 +22,7 @@ use shared::id::Generation;
 use shared::message::FailCode;
 
 /// Where the guest stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Takes commands. Before a host has named the guest, and after a probe has proven it.
     Running,
@@ -41,7 +41,7 @@ pub enum State {
 }
 
 /// What changes the state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
     /// QUIESCE was accepted.
     Quiesce,
@@ -62,7 +62,7 @@ pub enum Input {
 }
 
 /// An input that the state does not allow. Nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Refused {
     /// The state, as it was and is.
     pub state: State,
@@ -71,7 +71,7 @@ pub struct Refused {
 }
 
 /// What a host can ask for, as far as the states tell requests apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
     /// INFO or SESSIONS: changes nothing.
     Look,

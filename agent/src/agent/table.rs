@@ -27,7 +27,7 @@ pub const RESULTS_MAX: usize = 256;
 pub const ENDED_OUTPUT_LEN_MAX: usize = 4 * 1024 * 1024;
 
 /// The sessions.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Table {
     by_id: BTreeMap<SessionId, Session>,
     by_exec: BTreeMap<ExecId, SessionId>,

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::ids::{ConnectionId, SessionId};
 
 /// What a deadline is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Timer {
     /// The peer has sent no complete HELLO.
     Hello(ConnectionId),
@@ -80,7 +80,7 @@ impl Timer {
 }
 
 /// All deadlines.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Timers {
     by_timer: BTreeMap<Timer, Instant>,
     by_time: BTreeSet<(Instant, Timer)>,

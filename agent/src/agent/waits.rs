@@ -40,7 +40,7 @@ pub(super) const HOSTS_MAX: usize = 8;
 const STEP: &str = "checkpoint";
 
 /// Everybody who waits.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Waits {
     /// Programs at a checkpoint, the one that came first in front.
     checkpoints: Vec<(ConnectionId, Option<String>)>,

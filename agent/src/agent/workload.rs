@@ -47,7 +47,7 @@ const CODE_NOT_FOUND: u8 = 127;
 const CODE_NOT_RUNNABLE: u8 = 126;
 
 /// Where the workload stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// It has been started.
     Running,
@@ -60,7 +60,7 @@ enum Phase {
 }
 
 /// The workload.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Workload {
     settings: WorkloadSettings,
     session: SessionId,

@@ -8,7 +8,7 @@ use crate::message::Fail;
 use crate::version::NoCommonVersion;
 
 /// Why an exchange failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ExchangeError {
     /// The caller's deadline passed.
     Deadline {

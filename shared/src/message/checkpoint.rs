@@ -20,7 +20,7 @@ words! {
 }
 
 /// Waits for a program in the guest that stands at a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AwaitCheckpoint {
     /// The checkpoint's tag; `None` takes any.
     pub tag: Option<String>,
@@ -39,7 +39,7 @@ impl AwaitCheckpoint {
 }
 
 /// A program in the guest waits for a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CheckpointRequest {
     /// What it calls this point of its work.
     pub tag: Option<String>,
@@ -61,7 +61,7 @@ impl CheckpointRequest {
 }
 
 /// Tells the host of a program that waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Checkpoint {
     /// What the program calls this point of its work.
     pub tag: Option<String>,
@@ -83,7 +83,7 @@ impl Checkpoint {
 }
 
 /// Ends the wait of a program at a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CheckpointVerdict {
     /// What became of it.
     pub verdict: Verdict,
@@ -108,7 +108,7 @@ impl CheckpointVerdict {
 }
 
 /// A program in the guest asks for another name of the guest than the one it knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GenerationRequest {
     /// The name it knows; `None` is the one that the guest has when it asks.
     pub from: Option<Generation>,

@@ -79,7 +79,7 @@ words! {
 }
 
 /// A request that cannot be met.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fail {
     /// What kind of no this is.
     pub code: FailCode,
@@ -123,7 +123,7 @@ impl Fail {
 }
 
 /// Asks for, or is, a PONG.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ping {
     /// Echoed by the answer.
     pub nonce: u64,
@@ -142,7 +142,7 @@ impl Ping {
 }
 
 /// Asks the guest to be silent for a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quiesce {
     /// Names this request; sent again, it joins.
     pub token: Token,
@@ -171,7 +171,7 @@ impl Quiesce {
 }
 
 /// Sessions that QUIESCE waits for. Also a sign of life.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Busy {
     /// The request.
     pub token: Token,
@@ -201,7 +201,7 @@ impl Busy {
 }
 
 /// Takes a QUIESCE back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reopen {
     /// The request to take back.
     pub token: Token,
@@ -216,7 +216,7 @@ impl Reopen {
 }
 
 /// This connection is about to be cut, on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sever {
     /// Why.
     pub reason: SeverReason,
@@ -235,7 +235,7 @@ impl Sever {
 }
 
 /// The agent's own figures.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Info {
     /// Version of the agent program.
     pub agent_version: String,
@@ -312,7 +312,7 @@ impl Info {
 }
 
 /// Ends the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shutdown {
     /// How.
     pub action: PowerAction,

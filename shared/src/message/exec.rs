@@ -43,7 +43,7 @@ impl fmt::Display for ByteString {
 }
 
 /// Runs a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Exec {
     /// Names the request. Sent again, it attaches to what the first one started.
     pub id: ExecId,
@@ -203,7 +203,7 @@ fn is_environment_pair(pair: &[u8]) -> bool {
 }
 
 /// An EXEC that is too large to send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExecLimit {
     /// Too many strings.
     Strings {
@@ -245,7 +245,7 @@ impl fmt::Display for ExecLimit {
 impl std::error::Error for ExecLimit {}
 
 /// The command runs, or has ended and is known (STARTED); this connection is attached (ATTACHED).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Started {
     /// The session's number in this guest.
     pub session: u64,
@@ -295,7 +295,7 @@ impl Started {
 }
 
 /// Bytes of a stream, with the offset of the first one.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Chunk {
     /// Bytes of the stream before these.
     pub offset: u64,
@@ -351,7 +351,7 @@ impl Chunk {
 }
 
 /// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitStatus {
     /// It called exit.
     Code(u8),
@@ -395,7 +395,7 @@ impl ExitStatus {
 }
 
 /// What the process used (`getrusage(2)`, of the reaped child).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ResourceUsage {
     /// CPU time in user mode, µs.
     pub user_us: u64,
@@ -406,7 +406,7 @@ pub struct ResourceUsage {
 }
 
 /// The command's end. Sent after its last byte of output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Exited {
     /// The session's number.
     pub session: u64,

@@ -86,7 +86,7 @@ words! {
 }
 
 /// First frame each way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Hello {
     /// Versions the sender speaks.
     pub protocol: VersionRange,
@@ -164,7 +164,7 @@ impl Hello {
 }
 
 /// What tells one clone from another. Missing parts are left as they are.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// 1 to [`HOSTNAME_LEN_MAX`] bytes, letters, digits, `-` and `.`.
     pub hostname: Option<String>,
@@ -225,7 +225,7 @@ impl Identity {
 }
 
 /// Names the guest and asks it to become usable under that name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rebind {
     /// The new name.
     pub generation: Generation,
@@ -283,7 +283,7 @@ impl Rebind {
 }
 
 /// A step has begun; whoever waits may go on waiting.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Progress {
     /// What has begun, for people.
     pub step: String,
@@ -302,7 +302,7 @@ impl Progress {
 }
 
 /// One step of a rebind, as it went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Step {
     /// Which step.
     pub name: StepName,
@@ -313,7 +313,7 @@ pub struct Step {
 }
 
 /// The guest is rebound: the listener is registered and drained under the new name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rebound {
     /// The name.
     pub generation: Generation,
@@ -367,7 +367,7 @@ impl Rebound {
 }
 
 /// Asks for proof that commands can run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Probe {
     /// The name the guest must have; `None` takes whatever name it has (`host-tool probe`).
     pub generation: Option<Generation>,
@@ -396,7 +396,7 @@ impl Probe {
 }
 
 /// The proof.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Probed {
     /// The guest's name.
     pub generation: Option<Generation>,

@@ -19,7 +19,7 @@ words! {
 }
 
 /// Has the image's hooks run, one after another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hooks {
     /// Names this request; sent again, it joins.
     pub token: Token,
@@ -52,7 +52,7 @@ impl Hooks {
 }
 
 /// What came of hooks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Hooked {
     /// The request.
     pub token: Token,
@@ -61,7 +61,7 @@ pub struct Hooked {
 }
 
 /// What came of one hook.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HookResult {
     /// Name of its file.
     pub name: String,

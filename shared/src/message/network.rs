@@ -10,7 +10,7 @@ use crate::json::{Fields, PayloadError, object};
 use crate::limits::INTERFACE_LEN_MAX;
 
 /// Settings of one network interface. Missing parts are left as they are.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Network {
     /// The interface's name in the guest; the only one that is hardware if missing.
     pub interface: Option<String>,
@@ -80,7 +80,7 @@ impl Network {
 }
 
 /// An address of an interface, with the length of its network's prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct InterfaceAddress {
     ip: IpAddr,
     prefix_len: u8,
@@ -112,7 +112,7 @@ impl InterfaceAddress {
 }
 
 /// A text that is no address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NoAddress;
 
 impl FromStr for InterfaceAddress {
@@ -136,7 +136,7 @@ impl fmt::Display for InterfaceAddress {
 }
 
 /// The hardware address of one interface: never a group's, never all zeros.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MacAddress([u8; 6]);
 
 impl MacAddress {

@@ -77,7 +77,7 @@ words! {
 pub const WORKLOAD: &str = "workload";
 
 /// Which session is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SessionRef {
     /// The one that the image asks for.
     Workload,
@@ -117,7 +117,7 @@ impl FromStr for SessionRef {
 }
 
 /// Size of a terminal, in characters (`TIOCSWINSZ`, `tty_ioctl(4)`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TtySize {
     /// Lines.
     pub rows: u16,
@@ -139,7 +139,7 @@ impl TtySize {
 }
 
 /// Attaches to a session that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attach {
     /// Which.
     pub session: SessionRef,
@@ -179,7 +179,7 @@ impl Attach {
 const EXPECTED_SESSION: &str = "a session's number, its exec id, or \"workload\"";
 
 /// Every byte of a stream before `offset` has been consumed and need not be kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ack {
     /// Of which stream.
     pub stream: Stream,
@@ -201,7 +201,7 @@ impl Ack {
 }
 
 /// Bytes of a stream that are gone. What follows begins at `to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Gap {
     /// Of which stream.
     pub stream: Stream,
@@ -231,7 +231,7 @@ impl Gap {
 }
 
 /// The end of standard input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StdinEof {
     /// Bytes of standard input in all.
     pub offset: u64,
@@ -250,7 +250,7 @@ impl StdinEof {
 }
 
 /// Credit for standard input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Window {
     /// Bytes that the guest has; the host need not keep them.
     pub received: u64,
@@ -280,7 +280,7 @@ impl Window {
 }
 
 /// Sends a signal to a session's process group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Signal {
     /// To which session; `None`: the one that this connection has attached to.
     pub session: Option<SessionRef>,
@@ -309,7 +309,7 @@ impl Signal {
 }
 
 /// The end was taken note of: the session's output and its place need not be kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExitAck {
     /// The session's number.
     pub session: u64,
@@ -328,7 +328,7 @@ impl ExitAck {
 }
 
 /// Asks for the sessions there are, those with higher numbers than `after`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionsRequest {
     /// The last number of the answer before; 0 at first. Sessions are numbered from 1.
     pub after: u64,
@@ -347,7 +347,7 @@ impl SessionsRequest {
 }
 
 /// Sessions that run, and ended ones whose result is kept, by number.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sessions {
     /// At most [`SESSIONS_PER_FRAME_MAX`], and no more than fit a frame.
     pub sessions: Vec<SessionInfo>,
@@ -374,7 +374,7 @@ impl Sessions {
 }
 
 /// What is known of one session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SessionInfo {
     /// Its number in this guest.
     pub session: u64,

@@ -1,5 +1,6 @@
 //! HELLO, REBIND and PROBE.
 
+use super::super::naming::NAMES_KEPT_MAX;
 use super::*;
 use shared::message::{Rebound, StepResult};
 use shared::version::VersionRange;
@@ -169,6 +170,29 @@ fn a_newer_generation_supersedes_the_one_under_way() {
         steps(&world)[..3],
         ["connections", "connections", "listener"]
     );
+}
+
+/// A copy of the first REBIND comes late, after its host has died and another has named the guest.
+#[test]
+fn a_name_that_was_replaced_does_not_come_back() {
+    let mut world = World::new();
+    let id = world.connect();
+    rebound(&world.ask(id, &rebind(G, Cause::Boot)));
+    rebound(&world.ask(id, &rebind(H, Cause::Resume)));
+    let acted = steps(&world).len();
+    let late = world.connect();
+    let answer = world.ask(late, &rebind(G, Cause::Boot));
+    assert!(matches!(&answer[..], [Message::Fail(fail)] if fail.code == FailCode::Superseded));
+    assert_eq!(steps(&world).len(), acted, "nothing was done for it");
+    assert_eq!(world.agent.generation(), Some(H));
+    assert!(!world.is_closed(id));
+    // As many names as are remembered, and the first one is forgotten.
+    for number in 0..NAMES_KEPT_MAX {
+        let number = u8::try_from(number).expect("a small number");
+        let name = Generation::from_bytes([100 + number; 16]);
+        rebound(&world.ask(id, &rebind(name, Cause::Resume)));
+    }
+    rebound(&world.ask(id, &rebind(G, Cause::Resume)));
 }
 
 #[test]

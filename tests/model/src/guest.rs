@@ -1,0 +1,512 @@
+//! A guest: [`Agent`] as it ships, and a shell and a kernel around it that keep to what the real
+//! ones do, in the order of the real event loop. What the properties speak of is noted on the way,
+//! by looking at what goes in and out and not by asking the machine.
+
+use std::time::{Duration, Instant};
+
+use agent::agent::state::State;
+use agent::agent::{
+    Action, Agent, ConnectionId, Ended, Exit, Purpose, Settings, StepAction, StepOutcome,
+};
+use shared::id::Generation;
+use shared::message::{
+    Cause, ExitStatus, Hello, Identity, InheritedSessions, Message, Rebind, ResourceUsage, Role,
+};
+
+use crate::mutation::Mutation;
+use crate::property::Property;
+use crate::story::Story;
+use crate::wire::{Ending, Place, Wire, Wires, messages, name};
+
+/// What wakes a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// An edge of the listener.
+    Listener,
+    /// An event of a connection.
+    Wire(u64),
+    /// A child has ended.
+    Child(i32),
+    /// A deadline of the agent has come.
+    Timer,
+    /// A defect's own doing.
+    Defect,
+}
+
+/// What the shell of a turn needs of the world.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// All connections.
+    pub wires: &'a mut Wires,
+    /// The time.
+    pub now: Instant,
+    /// What is told about it.
+    pub story: &'a mut Story,
+    /// The defect that is played.
+    pub mutation: Option<Mutation>,
+    /// What was found to be broken.
+    pub broken: &'a mut Option<Property>,
+}
+
+/// A guest.
+#[derive(Clone, Debug, Hash)]
+pub struct Guest {
+    number: usize,
+    /// The machine.
+    pub agent: Agent,
+    /// Wires in the accept queue, the first one first.
+    queue: Vec<u64>,
+    /// Whether the listener has an edge to report.
+    has_edge: bool,
+    /// Children that have ended and were not reaped.
+    exited: Vec<i32>,
+    next_pid: i32,
+    /// Names that a host has asked for, each when it first came.
+    asked: Vec<Generation>,
+    /// Names that were acted on.
+    acted: Vec<Generation>,
+    /// The name that the listener was last registered again for.
+    rearmed: Option<Generation>,
+    /// The same, once the queue was empty after it.
+    drained: Option<Generation>,
+    /// Names under which a probe was answered on a connection accepted after that.
+    proven: Vec<Generation>,
+    /// Commands that were started.
+    executed: Vec<Vec<u8>>,
+    /// What a defect still has to do.
+    held: Option<(ConnectionId, Vec<u8>)>,
+    rearms_left: u8,
+}
+
+impl Guest {
+    /// A machine that has just booted.
+    pub fn new(number: usize, turn: &mut Turn<'_>) -> Self {
+        let settings = Settings {
+            version: "model".to_owned(),
+            boot_id: "boot".to_owned(),
+            kernel: "6.1".to_owned(),
+            is_init: false,
+            grace: Duration::from_secs(5),
+            workload: None,
+            has_restore_hooks: false,
+        };
+        let mut guest = Self {
+            number,
+            agent: Agent::new(settings, turn.now),
+            queue: Vec::new(),
+            has_edge: false,
+            exited: Vec::new(),
+            next_pid: 100,
+            asked: Vec::new(),
+            acted: Vec::new(),
+            rearmed: None,
+            drained: None,
+            proven: Vec::new(),
+            executed: Vec::new(),
+            held: None,
+            rearms_left: 0,
+        };
+        guest.settle(turn);
+        guest
+    }
+
+    /// A connection comes to the door.
+    pub fn arrive(&mut self, wire: u64, is_edge_lost: bool) {
+        self.queue.push(wire);
+        self.has_edge |= !is_edge_lost;
+    }
+
+    /// Whether a name was proven here.
+    pub fn is_proven(&self, generation: Generation) -> bool {
+        self.proven.contains(&generation)
+    }
+
+    /// The last new name that was asked for.
+    pub fn last_asked(&self) -> Option<Generation> {
+        self.asked.last().copied()
+    }
+
+    /// When it wakes by itself.
+    pub fn timeout(&self, mutation: Option<Mutation>) -> Option<Instant> {
+        let at = self.agent.poll_timeout();
+        at.filter(|_| mutation != Some(Mutation::NoLimits))
+    }
+
+    /// Everything that can wake it now.
+    pub fn events(&self, wires: &Wires, now: Instant, mutation: Option<Mutation>) -> Vec<Event> {
+        let mut events = Vec::new();
+        if self.has_edge {
+            events.push(Event::Listener);
+        }
+        let mine = wires.iter().filter(|(_, wire)| wire.guest == self.number);
+        events.extend(
+            mine.filter(|(_, wire)| wire.has_event)
+                .map(|(id, _)| Event::Wire(*id)),
+        );
+        events.extend(self.exited.iter().map(|pid| Event::Child(*pid)));
+        if self.timeout(mutation).is_some_and(|at| at <= now) {
+            events.push(Event::Timer);
+        }
+        if self.held.is_some() || self.rearms_left > 0 {
+            events.push(Event::Defect);
+        }
+        events
+    }
+
+    /// One turn of the event loop.
+    pub fn wake(&mut self, event: Event, turn: &mut Turn<'_>) {
+        match event {
+            Event::Listener => {
+                self.has_edge = false;
+                self.drain_accept(turn);
+            }
+            Event::Wire(wire) => self.handle_wire(wire, turn),
+            Event::Child(pid) => {
+                self.exited.retain(|other| *other != pid);
+                let exit = Exit {
+                    status: ExitStatus::Code(0),
+                    usage: ResourceUsage::default(),
+                };
+                self.agent.handle_child_exit(pid, exit, turn.now);
+            }
+            Event::Timer => {}
+            Event::Defect => self.play_defect(turn),
+        }
+        self.settle(turn);
+        if turn.mutation != Some(Mutation::AcceptOnePerEdge)
+            && turn.mutation != Some(Mutation::NoRearm)
+            && event != Event::Defect
+        {
+            self.drain_accept(turn);
+        }
+        if !matches!(
+            turn.mutation,
+            Some(Mutation::NoLimits | Mutation::TimersUnheard)
+        ) {
+            self.agent.handle_timeout(turn.now);
+        }
+        self.settle(turn);
+        self.check(turn);
+    }
+
+    fn settle(&mut self, turn: &mut Turn<'_>) {
+        while let Some(action) = self.agent.poll_action() {
+            self.perform(action, turn);
+        }
+    }
+
+    fn perform(&mut self, action: Action, turn: &mut Turn<'_>) {
+        match action {
+            Action::Flush(id) => self.flush(id, turn),
+            Action::Close(id) => self.close(id, turn),
+            Action::DrainAccept => self.drain_accept(turn),
+            Action::RearmListener => {
+                self.register();
+                self.agent.handle_rearmed(Ok(()), turn.now);
+            }
+            Action::Step { run, action } => {
+                let outcome = self.perform_step(action, turn);
+                self.agent
+                    .handle_step(run, outcome, Duration::ZERO, turn.now);
+            }
+            Action::Spawn { purpose, command } => {
+                let pid = self.next_pid;
+                self.next_pid += 1;
+                match purpose {
+                    Purpose::Probe(_) => self.exited.push(pid),
+                    Purpose::Session(_) => self.check_exec(&command.argv, turn),
+                }
+                self.agent.handle_spawned(purpose, Ok(pid), turn.now);
+            }
+            Action::LookAtConsole => self.agent.handle_console(true, turn.now),
+            Action::CollectFigures(_)
+            | Action::ResumeOutput(_)
+            | Action::CloseOutput(_)
+            | Action::FlushInput(_)
+            | Action::CloseInput(_)
+            | Action::ResizeTty { .. }
+            | Action::SignalGroup { .. }
+            | Action::SignalEveryone(_)
+            | Action::ListHooks(_)
+            | Action::WriteGeneration(_)
+            | Action::End(_) => {}
+        }
+    }
+
+    fn perform_step(&mut self, action: StepAction, turn: &mut Turn<'_>) -> StepOutcome {
+        match action {
+            StepAction::CloseConnections(ids) => {
+                if let State::Rebinding(generation) = self.agent.state() {
+                    if self.acted.contains(&generation) {
+                        turn.broken.get_or_insert(Property::OneOutcomePerGeneration);
+                    }
+                    self.acted.push(generation);
+                }
+                for id in ids {
+                    self.close(id, turn);
+                }
+                StepOutcome::Done
+            }
+            StepAction::RearmListener => {
+                if turn.mutation != Some(Mutation::NoRearm) {
+                    self.register();
+                    if let State::Rebinding(generation) = self.agent.state() {
+                        self.rearmed = Some(generation);
+                    }
+                }
+                if turn.mutation == Some(Mutation::SecondRearm) {
+                    self.rearms_left = 1;
+                }
+                StepOutcome::Done
+            }
+            StepAction::SetClock { .. } => StepOutcome::ClockMoved { step_ns: 0 },
+            StepAction::Reseed { .. } | StepAction::SetIdentity(_) => StepOutcome::Done,
+        }
+    }
+
+    /// Puts the listener into the poll set anew, which reports what is there already.
+    fn register(&mut self) {
+        self.has_edge = !self.queue.is_empty();
+    }
+
+    fn drain_accept(&mut self, turn: &mut Turn<'_>) {
+        let most = match turn.mutation {
+            Some(Mutation::AcceptOnePerEdge) => 1,
+            _ => usize::MAX,
+        };
+        for _ in 0..most.min(self.queue.len()) {
+            let number = self.queue.remove(0);
+            let id = self.agent.handle_accepted(true, turn.now);
+            let Some(wire) = turn.wires.get_mut(number) else {
+                continue;
+            };
+            match id {
+                Some(id) => {
+                    wire.place = Place::Accepted(id);
+                    wire.accepted_for = self.rearmed;
+                    // Its first bytes are read in the next turn, without any edge.
+                    wire.has_event = wire.ending != Ending::Dead || !wire.to_guest.is_empty();
+                }
+                None => wire.place = Place::Gone,
+            }
+        }
+        if self.queue.is_empty() {
+            self.has_edge = false;
+            self.drained = self.rearmed;
+        }
+    }
+
+    fn wire_of(id: ConnectionId, number: usize, wires: &mut Wires) -> Option<&mut Wire> {
+        let is_it = |wire: &Wire| wire.guest == number && wire.place == Place::Accepted(id);
+        let found = wires.iter().find(|(_, wire)| is_it(wire));
+        let id = found.map(|(id, _)| *id)?;
+        wires.get_mut(id)
+    }
+
+    /// Any event means: write, then read until there is no more.
+    fn handle_wire(&mut self, number: u64, turn: &mut Turn<'_>) {
+        let Some(wire) = turn.wires.get_mut(number) else {
+            return;
+        };
+        wire.has_event = false;
+        let (Place::Accepted(id), ending) = (wire.place, wire.ending) else {
+            return;
+        };
+        if ending == Ending::Reset && turn.mutation == Some(Mutation::ErrorEventIgnored) {
+            return;
+        }
+        self.flush(id, turn);
+        // A connection that only waits for its last bytes to leave is not read any more.
+        let is_read = self
+            .agent
+            .interest(id)
+            .is_some_and(|wanted| wanted.readable);
+        let bytes = match turn.wires.get_mut(number) {
+            Some(wire) if is_read => std::mem::take(&mut wire.to_guest),
+            Some(_) | None => return,
+        };
+        if !bytes.is_empty() {
+            self.read(id, bytes, turn);
+            self.settle(turn);
+        }
+        let ended = match ending {
+            Ending::Open | Ending::Dead => return,
+            Ending::Closed => Ended::ByPeer,
+            Ending::Reset => Ended::ByReset,
+        };
+        self.agent.handle_closed(id, ended, turn.now);
+        self.settle(turn);
+        if ended == Ended::ByReset && turn.mutation == Some(Mutation::ResetIsVerdict) {
+            self.rename_itself(turn);
+        }
+    }
+
+    fn read(&mut self, id: ConnectionId, bytes: Vec<u8>, turn: &mut Turn<'_>) {
+        let mut is_new_name = false;
+        for message in messages(&bytes, Role::Host) {
+            if let Message::Rebind(rebind) = message
+                && !self.asked.contains(&rebind.generation)
+            {
+                self.asked.push(rebind.generation);
+                is_new_name = true;
+            }
+        }
+        if is_new_name && turn.mutation == Some(Mutation::RecordedLate) {
+            self.act_before_recording(id, turn);
+            self.held = Some((id, bytes));
+        } else {
+            self.agent.handle_bytes(id, &bytes, turn.now);
+        }
+    }
+
+    fn flush(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
+        self.agent.handle_flushed(id);
+        let pending = self.agent.pending(id).to_vec();
+        let number = self.number;
+        let Some(wire) = Self::wire_of(id, number, turn.wires) else {
+            return;
+        };
+        if pending.is_empty() {
+            return;
+        }
+        match wire.ending {
+            Ending::Reset => return self.agent.handle_closed(id, Ended::ByReset, turn.now),
+            Ending::Closed => return self.agent.handle_closed(id, Ended::ByPeer, turn.now),
+            Ending::Open | Ending::Dead => {}
+        }
+        let (host, accepted_for) = (wire.host, wire.accepted_for);
+        if let Some(host) = host
+            && !wire.is_closed_to_host
+        {
+            wire.to_host.extend_from_slice(&pending);
+            turn.story.guest_to_host(number, host, &pending);
+        }
+        self.check_answers(&pending, accepted_for, turn);
+        self.agent.handle_written(id, pending.len(), turn.now);
+    }
+
+    fn close(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
+        if let Some(wire) = Self::wire_of(id, self.number, turn.wires) {
+            wire.place = Place::Gone;
+            wire.has_event = false;
+            wire.is_closed_to_host = true;
+        }
+    }
+
+    /// What goes out must be true.
+    fn check_answers(
+        &mut self,
+        bytes: &[u8],
+        accepted_for: Option<Generation>,
+        turn: &mut Turn<'_>,
+    ) {
+        for message in messages(bytes, Role::Guest) {
+            match message {
+                Message::Rebound(rebound) if self.drained != Some(rebound.generation) => {
+                    turn.broken.get_or_insert(Property::ReboundAfterDrain);
+                }
+                Message::Probed(probed) => {
+                    if let Some(generation) = probed.generation
+                        && accepted_for == Some(generation)
+                    {
+                        self.proven.push(generation);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn check_exec(&mut self, argv: &[Vec<u8>], turn: &mut Turn<'_>) {
+        let current = self.last_asked().map(|generation| generation.to_string());
+        turn.story.note(self.number, "runs the command");
+        if argv.first().map(Vec::as_slice) != current.as_deref().map(str::as_bytes) {
+            turn.broken.get_or_insert(Property::NoExecUnderStaleName);
+        }
+        let id = argv.get(1).cloned().unwrap_or_default();
+        if self.executed.contains(&id) {
+            turn.broken.get_or_insert(Property::NoExecTwice);
+        }
+        self.executed.push(id);
+    }
+
+    /// What must hold whenever the loop is about to sleep or to go on.
+    fn check(&self, turn: &mut Turn<'_>) {
+        if let Some(own) = self.agent.generation()
+            && self.last_asked() != Some(own)
+        {
+            turn.broken.get_or_insert(Property::NamesComeFromHosts);
+        }
+        let lost = |wire: &u64| turn.wires.get(*wire).is_some_and(|it| it.is_edge_lost);
+        if !self.has_edge && !self.queue.iter().all(lost) {
+            turn.broken.get_or_insert(Property::NobodyWaitsAtTheDoor);
+        }
+        let forgotten = |wire: &Wire| {
+            wire.guest == self.number
+                && matches!(wire.place, Place::Accepted(_))
+                && wire.ending == Ending::Reset
+                && !wire.has_event
+        };
+        if turn.wires.iter().any(|(_, wire)| forgotten(wire)) {
+            turn.broken
+                .get_or_insert(Property::DeadConnectionsAreClosed);
+        }
+    }
+
+    /// [`Mutation::SecondRearm`] and [`Mutation::RecordedLate`], in a later turn.
+    fn play_defect(&mut self, turn: &mut Turn<'_>) {
+        if let Some((id, bytes)) = self.held.take() {
+            turn.story.note(self.number, "records the name");
+            self.agent.handle_bytes(id, &bytes, turn.now);
+        } else {
+            turn.story
+                .note(self.number, "registers the listener a second time");
+            self.rearms_left = 0;
+            self.has_edge = false;
+        }
+    }
+
+    /// [`Mutation::RecordedLate`]: the steps of a rebind, before the machine hears of it.
+    fn act_before_recording(&mut self, asker: ConnectionId, turn: &mut Turn<'_>) {
+        turn.story
+            .note(self.number, "closes connections and registers the listener");
+        let mine = turn.wires.iter();
+        let mine = mine.map(|(_, wire)| wire);
+        let mine = mine.filter(|wire| wire.guest == self.number);
+        let others: Vec<_> = mine
+            .filter_map(|wire| match wire.place {
+                Place::Accepted(id) if id != asker => Some(id),
+                Place::Accepted(_) | Place::Travelling | Place::Queued | Place::Gone => None,
+            })
+            .collect();
+        for id in others {
+            self.agent.handle_closed(id, Ended::ByPeer, turn.now);
+        }
+        self.register();
+        self.drain_accept(turn);
+    }
+
+    /// [`Mutation::ResetIsVerdict`]: "I was restored, so I am somebody else now."
+    fn rename_itself(&mut self, turn: &mut Turn<'_>) {
+        let generation = Generation::from_bytes([200; 16]);
+        let Some(id) = self.agent.handle_accepted(true, turn.now) else {
+            return;
+        };
+        turn.story
+            .note(self.number, &format!("calls itself {}", name(generation)));
+        let rebind = Rebind {
+            generation,
+            cause: Cause::Resume,
+            parent: None,
+            wall_clock_ns: 1_767_225_600 * 1_000_000_000,
+            entropy: None,
+            identity: Identity::default(),
+            sessions: InheritedSessions::Keep,
+            attempt: 1,
+        };
+        let mut bytes = Message::Hello(Hello::host("itself")).encode();
+        Message::Rebind(rebind).encode_into(&mut bytes);
+        self.agent.handle_bytes(id, &bytes, turn.now);
+        self.settle(turn);
+    }
+}

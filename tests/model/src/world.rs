@@ -1,0 +1,573 @@
+//! Hosts, guests and the transport between them: which steps are possible, and what each does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent::agent::state::State;
+use shared::id::Generation;
+use shared::message::{Cause, FailCode};
+
+use crate::guest::{Event, Guest, Turn};
+use crate::host::{Failure, Host, Phase};
+use crate::mutation::Mutation;
+use crate::property::Property;
+use crate::story::Story;
+use crate::wire::{Ending, Place, Wire, Wires, name};
+
+/// Most names that a run can have: those that hosts make are counted from 1.
+const NAMES_MAX: u8 = 100;
+
+/// The ways in which a snapshot goes on.
+const SNAPSHOTS: [(bool, Life); 4] = [
+    (true, Life::Source),
+    (false, Life::Source),
+    (true, Life::Clone),
+    (false, Life::Clone),
+];
+
+/// What may go wrong in one run, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Budget {
+    /// Cuts, resets and lost edges, deaths and restarts of hosts: all together.
+    pub faults: u8,
+    /// Connections that travel for as long as they like, overtaken by others.
+    pub detours: u8,
+    /// Times that a deadline comes although somebody could still have done something.
+    pub delays: u8,
+    /// Snapshots that nobody has prepared.
+    pub snapshots: u8,
+}
+
+impl Budget {
+    /// The bound in words.
+    pub fn describe(&self) -> String {
+        let parts = [
+            (self.faults, "faults"),
+            (self.detours, "detours"),
+            (self.delays, "delays"),
+            (self.snapshots, "stolen snapshots"),
+        ];
+        let parts = parts.iter().filter(|(count, _)| *count > 0);
+        let parts: Vec<_> = parts
+            .map(|(count, what)| format!("{what} {count}"))
+            .collect();
+        if parts.is_empty() {
+            "any order".to_owned()
+        } else {
+            parts.join(", ")
+        }
+    }
+}
+
+/// What the hosts of a scenario set out to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Name a guest that has booted.
+    Boot,
+    /// Take a snapshot of it.
+    Snapshot,
+}
+
+/// One thing that can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// A guest's loop takes a turn.
+    Guest(usize, Event),
+    /// A host reads what has come.
+    Read(usize),
+    /// A host connects and writes.
+    Connect(usize, Way),
+    /// A connection that was under way comes to the guest.
+    Arrive(u64),
+    /// A host takes the snapshot that it has prepared; the flag: the guest sees a reset.
+    Snapshot(usize, bool, Life),
+    /// Time passes to the next deadline.
+    Pass,
+    /// A connection is cut at both ends.
+    Cut(u64),
+    /// The guest's end is reset, and the host hears nothing.
+    CutGuest(u64),
+    /// The host's end is closed, and the guest hears nothing.
+    CutHost(u64),
+    /// All connections of a guest are reset.
+    Reset(usize),
+    /// A host dies for good.
+    Die(usize),
+    /// A host dies and another one takes its place.
+    Restart(usize),
+    /// Somebody takes a snapshot that nobody has prepared.
+    Steal(bool, Life),
+}
+
+/// Whom to follow from a snapshot on. Source and clone share nothing any more, so each run follows
+/// one of them, and all runs together follow both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Life {
+    /// The machine that the snapshot was taken of.
+    Source,
+    /// The one that begins with it.
+    Clone,
+}
+
+/// How a connection comes to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// At once.
+    Plain,
+    /// At once, and the guest is not told.
+    EdgeLost,
+    /// Later.
+    Detour,
+}
+
+/// Everything there is.
+#[derive(Clone, Debug, Hash)]
+pub struct World {
+    now: Instant,
+    start: Instant,
+    /// The machines that run.
+    pub guests: Vec<Arc<Guest>>,
+    /// Who deals with them.
+    pub hosts: Vec<Arc<Host>>,
+    wires: Wires,
+    wires_made: u64,
+    names: Vec<Generation>,
+    budget: Budget,
+    mutation: Option<Mutation>,
+    /// What was found to be broken.
+    pub broken: Option<Property>,
+    /// What happened.
+    pub story: Story,
+}
+
+impl World {
+    /// A guest that has just booted, and a host for each role.
+    pub fn new(
+        roles: &[Role],
+        budget: Budget,
+        mutation: Option<Mutation>,
+        start: Instant,
+        story: Story,
+    ) -> Self {
+        let mut world = Self {
+            now: start,
+            start,
+            guests: Vec::new(),
+            hosts: Vec::new(),
+            wires: Wires::default(),
+            wires_made: 0,
+            names: Vec::new(),
+            budget,
+            mutation,
+            broken: None,
+            story,
+        };
+        let guest = Guest::new(0, &mut world.turn());
+        world.guests.push(Arc::new(guest));
+        for role in roles {
+            let generation = world.mint();
+            world.hosts.push(Arc::new(match role {
+                Role::Boot => Host::naming(0, Cause::Boot, generation, start),
+                Role::Snapshot => Host::snapshotting(0, generation, start),
+            }));
+        }
+        world
+    }
+
+    fn turn(&mut self) -> Turn<'_> {
+        Turn {
+            wires: &mut self.wires,
+            now: self.now,
+            story: &mut self.story,
+            mutation: self.mutation,
+            broken: &mut self.broken,
+        }
+    }
+
+    /// A name that nobody has had, unless that is the defect.
+    fn mint(&mut self) -> Generation {
+        let count = u8::try_from(self.names.len()).unwrap_or(NAMES_MAX);
+        let seconds = self.now.duration_since(self.start).as_secs();
+        let number = match self.mutation {
+            Some(Mutation::EpochInSeconds) => u8::try_from(seconds + 1).unwrap_or(NAMES_MAX),
+            _ => count + 1,
+        };
+        let generation = Generation::from_bytes([number; 16]);
+        if self.names.contains(&generation) {
+            self.story
+                .fault(0, &format!("a second guest is to be {}", name(generation)));
+            self.broken.get_or_insert(Property::OneGuestPerName);
+        }
+        self.names.push(generation);
+        generation
+    }
+
+    /// What happens by itself. While there is any of it, time stands still but for delays.
+    pub fn progress(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (number, guest) in self.guests.iter().enumerate() {
+            let events = guest.events(&self.wires, self.now, self.mutation);
+            steps.extend(events.into_iter().map(|event| Step::Guest(number, event)));
+        }
+        for (number, host) in self.hosts.iter().enumerate() {
+            if host.wants_connection() {
+                steps.push(Step::Connect(number, Way::Plain));
+            } else if host.phase == Phase::Snapshot {
+                for (reset, life) in SNAPSHOTS {
+                    steps.push(Step::Snapshot(number, reset, life));
+                }
+            } else if host.reads() && self.has_news(host) {
+                steps.push(Step::Read(number));
+            }
+        }
+        let travelling = self.wires.iter();
+        let travelling = travelling.filter(|(_, wire)| wire.place == Place::Travelling);
+        steps.extend(travelling.map(|(id, _)| Step::Arrive(*id)));
+        steps
+    }
+
+    /// Whether a host would read something.
+    fn has_news(&self, host: &Host) -> bool {
+        let wire = host.wire.and_then(|wire| self.wires.get(wire));
+        wire.is_none_or(|wire| !wire.to_host.is_empty() || wire.is_closed_to_host)
+    }
+
+    /// What can happen next: progress, time, and faults.
+    pub fn steps(&self) -> Vec<Step> {
+        let mut steps = self.progress();
+        let can_pass = self.next_deadline().is_some();
+        if can_pass && (steps.is_empty() || self.budget.delays > 0) {
+            steps.push(Step::Pass);
+        }
+        let is_over = self
+            .hosts
+            .iter()
+            .all(|host| matches!(host.phase, Phase::Done | Phase::Failed(_) | Phase::Dead));
+        // What breaks when everybody has gone home is nobody's loss.
+        if is_over {
+            return steps;
+        }
+        self.push_detours(&mut steps);
+        self.push_faults(&mut steps);
+        if self.budget.snapshots > 0 {
+            steps.extend(SNAPSHOTS.map(|(reset, life)| Step::Steal(reset, life)));
+        }
+        steps
+    }
+
+    fn push_detours(&self, steps: &mut Vec<Step>) {
+        for (number, host) in self.hosts.iter().enumerate() {
+            if host.wants_connection() && self.budget.detours > 0 {
+                steps.push(Step::Connect(number, Way::Detour));
+            }
+        }
+    }
+
+    fn push_faults(&self, steps: &mut Vec<Step>) {
+        if self.budget.faults == 0 {
+            return;
+        }
+        for (number, host) in self.hosts.iter().enumerate() {
+            if host.wants_connection() {
+                steps.push(Step::Connect(number, Way::EdgeLost));
+            }
+            match host.phase {
+                Phase::Done | Phase::Failed(_) | Phase::Dead => {}
+                Phase::Quiesce | Phase::Snapshot => {
+                    steps.extend([Step::Die(number), Step::Restart(number)]);
+                }
+                Phase::Rebind | Phase::Probe | Phase::Exec => steps.push(Step::Restart(number)),
+            }
+        }
+        for (id, wire) in self.wires.iter() {
+            let is_live = wire.ending == Ending::Open && !wire.is_closed_to_host;
+            if is_live && wire.place != Place::Travelling {
+                steps.extend([Step::Cut(*id), Step::CutGuest(*id), Step::CutHost(*id)]);
+            }
+        }
+        for number in 0..self.guests.len() {
+            let has_live = |wire: &Wire| {
+                wire.guest == number && wire.ending == Ending::Open && wire.place != Place::Gone
+            };
+            if self.wires.iter().filter(|(_, wire)| has_live(wire)).count() > 1 {
+                steps.push(Step::Reset(number));
+            }
+        }
+    }
+
+    /// The earliest deadline that has not come.
+    fn next_deadline(&self) -> Option<Instant> {
+        let hosts = self.hosts.iter().filter_map(|host| host.timeout());
+        let guests = self.guests.iter();
+        let guests = guests.filter_map(|guest| guest.timeout(self.mutation));
+        hosts.chain(guests).filter(|at| *at > self.now).min()
+    }
+
+    /// Does one step.
+    pub fn apply(&mut self, step: Step) {
+        match step {
+            Step::Guest(number, event) => self.wake(number, event),
+            Step::Read(number) => self.read(number),
+            Step::Connect(number, way) => self.connect(number, way),
+            Step::Arrive(wire) => self.arrive(wire, false),
+            Step::Snapshot(number, reset, life) => {
+                self.story
+                    .host_note(number, || "takes the snapshot".to_owned());
+                self.live_on(reset, life);
+                if life == Life::Source {
+                    Arc::make_mut(&mut self.hosts[number]).begin_rebind(self.now);
+                }
+            }
+            Step::Pass => self.pass(),
+            Step::Cut(id) => self.fault(id, "cut", true, true),
+            Step::CutGuest(id) => self.fault(id, "reset for the guest alone", true, false),
+            Step::CutHost(id) => self.fault(id, "lost for the host alone", false, true),
+            Step::Reset(number) => {
+                self.budget.faults -= 1;
+                self.reset(number, true);
+            }
+            Step::Die(number) | Step::Restart(number) => self.end_host(number, step),
+            Step::Steal(reset, life) => {
+                self.budget.snapshots -= 1;
+                self.story.fault(0, "somebody takes a snapshot");
+                self.live_on(reset, life);
+            }
+        }
+        self.tidy();
+    }
+
+    fn wake(&mut self, number: usize, event: Event) {
+        if event == Event::Timer {
+            self.story.note(number, "a deadline has come");
+        }
+        if let Event::Wire(id) = event
+            && let Some(wire) = self.wires.get(id)
+            && wire.ending == Ending::Reset
+        {
+            self.story.note(number, "sees a reset");
+        }
+        let mut guests = std::mem::take(&mut self.guests);
+        if let Some(guest) = guests.get_mut(number) {
+            Arc::make_mut(guest).wake(event, &mut self.turn());
+        }
+        self.guests = guests;
+    }
+
+    fn read(&mut self, number: usize) {
+        let host = Arc::make_mut(&mut self.hosts[number]);
+        let wire = host.wire.and_then(|wire| self.wires.get_mut(wire));
+        let bytes = wire.map(|wire| std::mem::take(&mut wire.to_host));
+        let before = host.phase;
+        match bytes {
+            Some(bytes) if !bytes.is_empty() => host.handle_bytes(&bytes, self.now),
+            Some(_) | None if self.mutation == Some(Mutation::CloseIsVerdict) => host.give_up(),
+            Some(_) | None => {
+                host.wire = None;
+                host.handle_closed(self.now);
+            }
+        }
+        if self.mutation == Some(Mutation::ReadyBeforeProbe)
+            && (before, host.phase) == (Phase::Rebind, Phase::Probe)
+        {
+            host.skip_probe(self.now);
+        }
+        self.note_phase(number, before);
+    }
+
+    fn note_phase(&mut self, number: usize, before: Phase) {
+        let host = &self.hosts[number];
+        if host.phase == before {
+            return;
+        }
+        self.story.host_note(number, || host.describe());
+        if host.phase == Phase::Exec && !self.guests[host.guest].is_proven(host.generation) {
+            self.broken.get_or_insert(Property::ReadyAfterProbe);
+        }
+    }
+
+    fn connect(&mut self, number: usize, way: Way) {
+        let host = Arc::make_mut(&mut self.hosts[number]);
+        let guest = host.guest;
+        if let Some(old) = host.wire.take()
+            && let Some(wire) = self.wires.get_mut(old)
+        {
+            wire.close_by_host();
+        }
+        let flight = host.flight(self.now, self.mutation);
+        self.story.host_to_guest(number, guest, &flight);
+        self.wires_made += 1;
+        let id = self.wires_made;
+        host.wire = Some(id);
+        self.wires.insert(id, Wire::new(guest, number, flight));
+        match way {
+            Way::Plain => self.arrive(id, false),
+            Way::EdgeLost => {
+                self.budget.faults -= 1;
+                self.story.fault(guest, "the edge is lost");
+                self.arrive(id, true);
+            }
+            Way::Detour => {
+                self.budget.detours -= 1;
+                self.story.fault(guest, "the connection takes its time");
+            }
+        }
+    }
+
+    fn arrive(&mut self, id: u64, is_edge_lost: bool) {
+        if let Some(wire) = self.wires.get_mut(id) {
+            wire.place = Place::Queued;
+            wire.is_edge_lost = is_edge_lost;
+            Arc::make_mut(&mut self.guests[wire.guest]).arrive(id, is_edge_lost);
+        }
+    }
+
+    fn pass(&mut self) {
+        if !self.progress().is_empty() {
+            self.budget.delays -= 1;
+        }
+        let Some(at) = self.next_deadline() else {
+            return;
+        };
+        self.now = at;
+        for number in 0..self.hosts.len() {
+            let before = self.hosts[number].phase;
+            if self.hosts[number].timeout().is_none_or(|due| due > at) {
+                continue;
+            }
+            self.story
+                .host_note(number, || "has waited long enough".to_owned());
+            Arc::make_mut(&mut self.hosts[number]).handle_timeout(at);
+            self.note_phase(number, before);
+        }
+    }
+
+    fn fault(&mut self, id: u64, text: &str, for_guest: bool, for_host: bool) {
+        self.budget.faults -= 1;
+        let Some(wire) = self.wires.get_mut(id) else {
+            return;
+        };
+        self.story
+            .fault(wire.guest, &format!("a connection is {text}"));
+        if for_guest {
+            wire.reset_for_guest();
+        } else {
+            wire.ending = Ending::Dead;
+        }
+        if for_host {
+            wire.cut_for_host();
+        } else {
+            wire.to_host.clear();
+        }
+    }
+
+    fn reset(&mut self, number: usize, is_host_told: bool) {
+        self.story.fault(number, "the transport is reset");
+        for id in self.wires.of_guest(number) {
+            if let Some(wire) = self.wires.get_mut(id) {
+                wire.reset_for_guest();
+                if is_host_told {
+                    wire.cut_for_host();
+                }
+            }
+        }
+    }
+
+    fn end_host(&mut self, number: usize, step: Step) {
+        self.budget.faults -= 1;
+        let guest = self.hosts[number].guest;
+        self.story.host_note(number, || "is killed".to_owned());
+        Arc::make_mut(&mut self.hosts[number]).die();
+        if matches!(step, Step::Restart(_)) {
+            let generation = self.mint();
+            self.add_host(guest, Cause::Resume, generation);
+        }
+    }
+
+    fn add_host(&mut self, guest: usize, cause: Cause, generation: Generation) {
+        let host = Host::naming(guest, cause, generation, self.now);
+        self.hosts.push(Arc::new(host));
+        let number = self.hosts.len() - 1;
+        let name = name(generation);
+        self.story
+            .host_note(number, || format!("sets out to name G{guest} {name}"));
+    }
+
+    /// A snapshot was taken: the source goes on, or the clone begins, with a host of its own.
+    fn live_on(&mut self, is_reset_seen: bool, life: Life) {
+        let generation = self.mint();
+        if is_reset_seen {
+            // Queued while the snapshot was taken, and seen by both.
+            self.reset(0, false);
+        }
+        if life == Life::Source {
+            return;
+        }
+        self.story
+            .fault(0, "this is the clone: the source is elsewhere");
+        self.wires.be_of_clone(is_reset_seen);
+        for host in &mut self.hosts {
+            Arc::make_mut(host).die();
+        }
+        self.add_host(0, Cause::Restore, generation);
+    }
+
+    /// Closes what a host has dropped, and forgets what is over.
+    fn tidy(&mut self) {
+        for host in &mut self.hosts {
+            if host.wire.is_none() || host.keeps_connection() {
+                continue;
+            }
+            if let Some(id) = Arc::make_mut(host).wire.take()
+                && let Some(wire) = self.wires.get_mut(id)
+            {
+                wire.close_by_host();
+            }
+        }
+        self.wires.forget_over();
+    }
+
+    /// Whether nothing but faults can happen.
+    pub fn is_at_rest(&self) -> bool {
+        self.progress().is_empty() && self.next_deadline().is_none()
+    }
+
+    /// What must hold where nothing but faults can happen.
+    pub fn check_rest(&self) -> Option<Property> {
+        for host in &self.hosts {
+            let asked = self.guests[host.guest].last_asked();
+            let is_replaced = asked.is_some_and(|last| last != host.generation);
+            let is_fine = match host.phase {
+                Phase::Done | Phase::Dead => true,
+                Phase::Failed(Failure::Refused(code)) => {
+                    matches!(code, FailCode::Superseded | FailCode::Stale) && is_replaced
+                }
+                Phase::Failed(Failure::Other)
+                | Phase::Quiesce
+                | Phase::Snapshot
+                | Phase::Rebind
+                | Phase::Probe
+                | Phase::Exec => false,
+            };
+            if !is_fine {
+                return Some(Property::ReadyOrNamedFailure);
+            }
+        }
+        let refuses = |guest: &Arc<Guest>| match guest.agent.state() {
+            State::Running | State::Rebound(_) => false,
+            State::Quiescing
+            | State::Quiesced
+            | State::Rebinding(_)
+            | State::Failed(_)
+            | State::Ending => true,
+        };
+        self.guests
+            .iter()
+            .any(refuses)
+            .then_some(Property::NotLeftRefusing)
+    }
+
+    /// How long the run has taken, in its own time.
+    pub fn elapsed(&self) -> Duration {
+        self.now.duration_since(self.start)
+    }
+}
