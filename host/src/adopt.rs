@@ -100,6 +100,7 @@ fn check(command: &Restore) -> Result<&Path, Failure> {
         (command.vsock_cid.is_some(), "--vsock-cid"),
         (command.foreground, "--foreground"),
         (command.keep_on_failure, "--keep-on-failure"),
+        (command.health_cmd.is_some(), "--health-cmd"),
     ];
     for (is_given, option) in refused {
         if is_given {

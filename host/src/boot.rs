@@ -10,6 +10,7 @@ use shared::message::{Cause, Identity};
 use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::metadata::{Metadata, require_service};
 use crate::network;
 use crate::record::{Phase, Record};
@@ -17,7 +18,7 @@ use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
 use crate::values::{DriveArgument, MachineId};
 use crate::vmdir::state::DRIVES_MAX;
-use crate::vmm::{Drive, MachineSpec, Purpose, Start};
+use crate::vmm::{Drive, MachineSpec, Nic, Purpose, Start};
 
 /// How long a boot may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -55,10 +56,9 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         None => draw_cid()?,
     };
 
+    let health = command.health().check()?;
     let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
-    let with_mmds = command.mmds.is_some();
-    let nic = command.nic.as_ref().map(|nic| network::nic(nic, with_mmds));
-    let nic = nic.transpose()?;
+    let nic = nic(command)?;
 
     record.begin(Phase::Image);
     let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
@@ -73,6 +73,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     let drives = command.drive.iter().map(drive).collect::<Result<_, _>>()?;
 
     record.begin(Phase::Version);
+    reach(Point::VersionBefore)?;
     let binary = choose_vmm(command.vmm, Purpose::Boot, command.force)?;
     let machine = MachineSpec {
         kernel,
@@ -97,6 +98,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        health,
         deadline,
         binary,
         stored_drives: vec![None; machine.drives.len()],
@@ -105,6 +107,13 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         parent: None,
         artifact: None,
     })
+}
+
+/// The machine's network interface, if it is to have one.
+fn nic(command: &Boot) -> Result<Option<Nic>, Failure> {
+    let with_mmds = command.mmds.is_some();
+    let nic = command.nic.as_ref();
+    nic.map(|nic| network::nic(nic, with_mmds)).transpose()
 }
 
 /// Checks the numbers of the machine.

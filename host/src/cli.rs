@@ -17,6 +17,7 @@ pub use observe::{LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
 use crate::fleet::parse_count;
+use crate::health::HealthOptions;
 use crate::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 use crate::target::TargetArguments;
 use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
@@ -286,6 +287,19 @@ command! {
         /// go on despite a VMM version that may not work
         #[argh(switch)]
         pub force: bool,
+        /// run this command in the guest now and then, its words split at spaces; exit code 0 is
+        /// healthy, and 'host-tool ls' says so
+        #[argh(option, arg_name = "command")]
+        pub health_cmd: Option<String>,
+        /// pause between two runs of it; default 10s
+        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+        pub health_interval: Option<Duration>,
+        /// how long a run may take; default 5s
+        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+        pub health_timeout: Option<Duration>,
+        /// failures in a row that make it unhealthy; default 3
+        #[argh(option, arg_name = "count")]
+        pub health_retries: Option<u32>,
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
         pub keep_on_failure: bool,
@@ -297,6 +311,27 @@ command! {
         pub timeline: Option<PathBuf>,
     }
 }
+
+/// The options about health, which `boot` and `restore` have.
+macro_rules! health_options {
+    ($name:ident) => {
+        impl $name {
+            /// The options about the health check.
+            #[must_use]
+            pub fn health(&self) -> HealthOptions<'_> {
+                HealthOptions {
+                    command: self.health_cmd.as_deref(),
+                    interval: self.health_interval,
+                    timeout: self.health_timeout,
+                    retries: self.health_retries,
+                }
+            }
+        }
+    };
+}
+
+health_options!(Boot);
+health_options!(Restore);
 
 command! {
     /// Snapshot a VM, let it go on, and prove that it does.
@@ -414,6 +449,19 @@ command! {
         /// go on despite a VMM version that may not work
         #[argh(switch)]
         pub force: bool,
+        /// run this command in the guest now and then, its words split at spaces; exit code 0 is
+        /// healthy, and 'host-tool ls' says so
+        #[argh(option, arg_name = "command")]
+        pub health_cmd: Option<String>,
+        /// pause between two runs of it; default 10s
+        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+        pub health_interval: Option<Duration>,
+        /// how long a run may take; default 5s
+        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+        pub health_timeout: Option<Duration>,
+        /// failures in a row that make it unhealthy; default 3
+        #[argh(option, arg_name = "count")]
+        pub health_retries: Option<u32>,
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
         pub keep_on_failure: bool,

@@ -186,6 +186,7 @@ impl Seat {
     /// Fails when the name is in use.
     fn check(&self, state_dir: &StateDir) -> Result<(), Failure> {
         let name = self.name.clone();
+        state_dir.free(&name)?;
         match state_dir.vm(&name) {
             Ok(_) => Err(VmDirError::NameInUse { name }.into()),
             Err(VmDirError::NoSuchVm { .. }) => Ok(()),

@@ -15,6 +15,7 @@ use crate::deadline::Watch;
 use crate::disk;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::foreground::{self, Signals};
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
@@ -50,6 +51,7 @@ pub struct Provisional {
 impl Provisional {
     /// Takes the VM's name by making its directory. Nothing runs yet.
     pub fn create(plan: &Plan<'_>) -> Result<Self, Failure> {
+        reach(Point::SpawnBefore)?;
         let state_dir = StateDir::open(plan.common.state_dir.as_deref())?;
         let (dir, lock) = state_dir.create_vm(plan.name)?;
         let cid = plan.machine.guest_cid;
@@ -117,14 +119,17 @@ impl Provisional {
         let identity = self.identity(plan)?;
         record.set_identity(&identity);
         let naming = Naming::new(plan.cause, plan.parent, identity)?;
-        record.begin(match way {
-            Start::Boot => Phase::Start,
-            Start::Load => Phase::Load,
-        });
+        let (phase, before, after) = match way {
+            Start::Boot => (Phase::Start, Point::StartBefore, Point::StartAfter),
+            Start::Load => (Phase::Load, Point::LoadBefore, Point::LoadAfter),
+        };
+        record.begin(phase);
+        reach(before)?;
         if let Some(metadata) = &plan.metadata {
             vmm.put_metadata(&metadata.with_epoch(naming.generation), plan.deadline)?;
         }
         enter(&mut *vmm)?;
+        reach(after)?;
         drop(vmm);
         let mut stage = Stage::Unproven;
         if plan.no_wait || plan.keep_on_failure {
@@ -141,7 +146,9 @@ impl Provisional {
             }
         }
         record.begin(Phase::Publish);
-        self.write_stage(stage)
+        reach(Point::PublishState)?;
+        self.write_stage(stage)?;
+        Ok(reach(Point::PublishRelease)?)
     }
 
     /// Starts the VMM in its directory, and connects to it.
@@ -151,10 +158,14 @@ impl Provisional {
         way: Start,
         record: &mut Record,
     ) -> Result<Box<dyn Vmm>, Failure> {
+        reach(Point::SpawnCreated)?;
         let machine = self.place_drives(plan)?;
         prepare_dir(self.dir.path(), &machine.drives).or_fail(Exit::Start, || {
             format!("cannot prepare {}", self.dir.path().display())
         })?;
+        if let Some(check) = &plan.health {
+            check.write(&self.dir)?;
+        }
         if let Some(nic) = &machine.nic {
             check_tap(nic)?;
         }
@@ -169,6 +180,7 @@ impl Provisional {
             format!("cannot watch process {}", process.pid)
         })?;
         let pidfd = opened.ok_or_else(|| Failure::new(Exit::VmmEnded, "the VMM ended at once"))?;
+        reach(Point::SpawnSpawned)?;
         record.set(
             "vmm",
             json!({
@@ -197,13 +209,16 @@ impl Provisional {
         let for_calls = pidfd.try_clone();
         self.process = Some(pidfd);
         let for_calls = for_calls.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())?;
+        reach(Point::SpawnWritten)?;
         let socket = self.dir.file(API_SOCKET);
-        Ok(crate::vmm::await_and_connect(
+        let vmm = crate::vmm::await_and_connect(
             plan.binary.kind,
             &socket,
             Some(for_calls),
             plan.deadline,
-        )?)
+        )?;
+        reach(Point::SpawnConnected)?;
+        Ok(vmm)
     }
 
     /// Copies the drives that come with an artifact: each clone writes to its own.

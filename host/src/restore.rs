@@ -10,6 +10,7 @@ use crate::boot::check_switches;
 use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::fleet;
 use crate::metadata::{Metadata, require_service};
 use crate::network;
@@ -55,6 +56,7 @@ pub fn open(command: &Restore, record: &mut Record) -> Result<(Instant, Artifact
         command.hostname.as_deref(),
     )?;
     record.begin(Phase::Artifact);
+    reach(Point::ArtifactBefore)?;
     let artifact =
         Artifact::open(&command.artifact).map_err(|error| Failure::new(Exit::Artifact, error))?;
     record.set("artifact", artifact.dir().display().to_string());
@@ -68,9 +70,11 @@ pub fn plan<'a>(
 ) -> Result<(Plan<'a>, Artifact), Failure> {
     let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
     let given_cid = command.vsock_cid.map(check_cid).transpose()?;
+    let health = command.health().check()?;
     let (deadline, artifact) = open(command, record)?;
 
     record.begin(Phase::Version);
+    reach(Point::VersionBefore)?;
     let manifest = artifact.manifest();
     let binary = choose_vmm(Some(manifest.vmm_kind), Purpose::Restore, command.force)?;
     judge_format(manifest, binary.kind, &binary.version)?;
@@ -98,6 +102,7 @@ pub fn plan<'a>(
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        health,
         deadline,
         binary,
         stored_drives: machine.drives.iter().map(stored).collect(),

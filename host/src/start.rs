@@ -13,6 +13,7 @@ use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::foreground::Signals;
+use crate::health::HealthCheck;
 use crate::launch::LaunchError;
 use crate::metadata::Metadata;
 use crate::notify::{READY, notify};
@@ -47,6 +48,8 @@ pub struct Plan<'a> {
     pub foreground: bool,
     /// Whether to leave a VM that failed as it is.
     pub keep_on_failure: bool,
+    /// What is run in the guest to see whether it is well.
+    pub health: Option<HealthCheck>,
     /// When everything must be done.
     pub deadline: Instant,
     /// The VMM.

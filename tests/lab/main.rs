@@ -9,6 +9,7 @@
 mod artifacts;
 mod bad_input;
 mod clones;
+mod failpoints;
 mod fleet;
 mod lifecycle;
 mod machine;
@@ -54,6 +55,8 @@ const QUICK: &[&str] = &[
     "a_disk_that_is_full",
     "three_clones_with_one_command",
     "a_vmm_that_somebody_else_started",
+    "every_failpoint_has_a_case",
+    "a_host_that_is_slow_everywhere",
 ];
 
 fn main() -> ExitCode {
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         fleet::CASES,
         bad_input::CASES,
         artifacts::CASES,
+        failpoints::CASES,
         network::CASES,
     ]
     .concat();
