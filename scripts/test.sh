@@ -89,10 +89,14 @@ run_lab() {
     TEST_INITRD=$TOP/target/lab/test.cpio
     TEST_INITRD_SILENT=$TOP/target/lab/silent.cpio
     TEST_INITRD_WORKLOAD=$TOP/target/lab/workload.cpio
-    export TEST_KERNEL TEST_INITRD TEST_INITRD_SILENT TEST_INITRD_WORKLOAD
+    TEST_INITRD_FAILPOINTS=$TOP/target/lab/failpoints.cpio
+    export TEST_KERNEL TEST_INITRD TEST_INITRD_SILENT TEST_INITRD_WORKLOAD TEST_INITRD_FAILPOINTS
     mkdir --parents target/lab
     make_test_image "$agent" "$TEST_INITRD"
     make_workload_image "$agent" "$TEST_INITRD_WORKLOAD"
+    # The same agent with debug assertions, and so with failpoints.
+    agent=$(CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_TARGET_DIR=$TOP/target/failpoints scripts/build-agent.sh)
+    make_test_image "$agent" "$TEST_INITRD_FAILPOINTS"
     # An image whose init is alive and is no agent.
     printf '#!/bin/busybox sh\nwhile :; do /bin/busybox sleep 1000; done\n' >target/lab/silent-init
     chmod +x target/lab/silent-init

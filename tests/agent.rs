@@ -37,6 +37,16 @@ impl Agent {
     /// When it does not answer.
     #[must_use]
     pub fn start_with(arguments: &[&str]) -> Self {
+        Self::start_in(arguments, &[])
+    }
+
+    /// Starts an agent with more arguments and variables.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    #[must_use]
+    pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let log = fs::File::create(folder.path().join("log")).expect("a log file");
         let socket = folder.path().join("agent.sock");
@@ -45,6 +55,7 @@ impl Agent {
             .arg(format!("unix:{}", socket.display()))
             .arg("--unprivileged")
             .args(arguments)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

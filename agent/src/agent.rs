@@ -30,6 +30,7 @@ mod command;
 mod commands;
 mod connection;
 mod ending;
+mod hooks;
 mod ids;
 mod input;
 mod lifetimes;
@@ -48,6 +49,7 @@ pub mod state;
 mod streams;
 mod table;
 mod timers;
+mod waits;
 mod workload;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -63,6 +65,7 @@ pub use action::{
 };
 pub use command::Command;
 pub use connection::Interest;
+pub use hooks::HookListing;
 pub use ids::{ConnectionId, SessionId};
 pub use input::INPUT_LEN_MAX;
 pub use rebind::{StepAction, StepFailure, StepOutcome};
@@ -74,6 +77,7 @@ pub use table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
 use children::Children;
 use connection::Connection;
 use ending::Ending;
+use hooks::Hooks;
 use ids::Serials;
 use listener::Listener;
 use naming::Naming;
@@ -82,10 +86,15 @@ use spares::Spares;
 use state::{Input, State};
 use table::Table;
 use timers::{Timer, Timers};
+use waits::Waits;
 use workload::Workload;
 
 /// Most connections that are served at once. One more is told so and closed.
 pub const CONNECTIONS_MAX: usize = 1024;
+
+/// Most connections of programs in the guest that are served at once, which do not count for the
+/// above.
+pub const LOCAL_CONNECTIONS_MAX: usize = 64;
 
 /// Most connections beyond [`CONNECTIONS_MAX`] that are told why they are closed; more are just
 /// closed.
@@ -117,6 +126,10 @@ pub struct Agent {
     serials: Serials,
     listener: Listener,
     connections: BTreeMap<ConnectionId, Connection>,
+    /// How many of them are of programs in the guest.
+    local_count: usize,
+    waits: Waits,
+    hooks: Hooks,
     sessions: Table,
     workload: Option<Workload>,
     spares: Spares,
@@ -174,6 +187,9 @@ impl Agent {
             serials: Serials::default(),
             listener: Listener::new(),
             connections: BTreeMap::new(),
+            local_count: 0,
+            waits: Waits::default(),
+            hooks: Hooks::default(),
             sessions: Table::default(),
             workload: None,
             spares: Spares::default(),
@@ -187,6 +203,7 @@ impl Agent {
             counters: Counters::default(),
             started_at: now,
         };
+        agent.hooks.has_restore = agent.settings.has_restore_hooks;
         agent.rearm_listener();
         agent.start_workload(now);
         agent
@@ -248,7 +265,9 @@ impl Agent {
                 Timer::ConsoleLimit => self.give_up_console(now),
                 Timer::Silence => self.note_silence(now),
                 // The lines that were held back for it are released at the end of this turn.
-                Timer::Hush => {}
+                Timer::Hush => self.tell_generation(now),
+                Timer::Checkpoint(id) => self.give_up_checkpoint(id, now),
+                Timer::Progress => self.report_progress(now),
                 Timer::Shutdown => self.end_sessions(now),
                 Timer::Farewell => self.end_farewell(),
             }

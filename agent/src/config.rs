@@ -7,11 +7,15 @@
 //! | `log` | least severe log line: `off`, `error`, `warn`, `info`, `debug` or `trace` | `info` |
 //! | `console` | file for log lines | standard error |
 //! | `hostname` | host name to set at boot | none |
+//! | `local` | socket for programs of this machine; empty: none | `/run/guest-agent/agent.sock`, none with `unprivileged` |
+//! | `hooks` | folder with `snapshot.d` and `restore.d` | `/etc/guest-agent` |
 //! | `unprivileged` | `1`: leave the machine's clock, random pool and names alone | `0` |
 //! | `config` | file that names a workload | `/etc/guest-agent/agent.json`, if it is there |
 //! | `workload` | its command: words at spaces outside of quotes; empty: none | as in `config` |
 //! | `workload_restart` | when it starts again: `no` or `on-failure` | as in `config`, or `no` |
 //! | `workload_end` | what its end means: `keep` or `poweroff` | as in `config`, or `keep` |
+//!
+//! Debug builds also have `failpoints`, which is no flag; see [`Failpoints`].
 //!
 //! Each is given as a flag (`--listen`, `--workload-end`; `--unprivileged` takes no value), in the
 //! environment (`GUEST_AGENT_LISTEN`) or on the kernel command line (`agent.listen=`), there in
@@ -33,12 +37,17 @@ use log::LevelFilter;
 use shared::limits::PORT_DEFAULT;
 use shared::message::Identity;
 
+use crate::local::SOCKET_PATH_DEFAULT;
+use crate::shell::failpoint::Failpoints;
 use crate::sys::socket::Address;
 
 use workload::{
     END_EXPECTED, Overrides, RESTART_EXPECTED, WORDS_EXPECTED, parse_end, parse_restart,
     parse_words,
 };
+
+/// Where an image has its hooks.
+const HOOKS_DEFAULT: &str = "/etc/guest-agent";
 
 /// Runs commands in a microVM for host-tool, and answers every restore.
 #[derive(Debug, Default, FromArgs)]
@@ -58,6 +67,13 @@ pub(crate) struct Flags {
     /// host name to set at boot, as process 1 only
     #[argh(option)]
     hostname: Option<String>,
+    /// folder with snapshot.d and restore.d (default: /etc/guest-agent)
+    #[argh(option)]
+    hooks: Option<String>,
+    /// socket for programs of this machine, empty for none (default:
+    /// /run/guest-agent/agent.sock, none with --unprivileged)
+    #[argh(option)]
+    local: Option<String>,
     /// leave the machine's clock, random pool and names alone (development and tests)
     #[argh(switch)]
     unprivileged: bool,
@@ -89,12 +105,18 @@ pub(crate) struct Config {
     pub console: Option<String>,
     /// Host name to set at boot.
     pub hostname: Option<String>,
+    /// Folder with the folders of the hooks.
+    pub hooks: PathBuf,
+    /// Socket for programs of this machine.
+    pub local: Option<PathBuf>,
     /// Whether to leave the machine's clock, random pool and names alone.
     pub is_unprivileged: bool,
     /// The file that names the workload, if one is given: then it must be there.
     pub file: Option<PathBuf>,
     /// What is said of the workload outside of that file.
     pub workload: Overrides,
+    /// Faults that a test asks for.
+    pub failpoints: Failpoints,
 }
 
 /// A value that means nothing.
@@ -143,6 +165,8 @@ impl Sources {
             ("log", flags.log.clone()),
             ("console", flags.console.clone()),
             ("hostname", flags.hostname.clone()),
+            ("hooks", flags.hooks.clone()),
+            ("local", flags.local.clone()),
             ("unprivileged", unprivileged),
             ("config", flags.config.clone()),
             ("workload", flags.workload.clone()),
@@ -199,6 +223,8 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     let hostname = pick.first("hostname", "a host name", |text| {
         Identity::is_hostname(text).then(|| text.to_owned())
     });
+    let hooks = pick.first("hooks", "a path", |text| Some(text.to_owned()));
+    let local = pick.first("local", "a path", |text| Some(text.to_owned()));
     let is_unprivileged = pick.first("unprivileged", "0 or 1", |text| match text {
         "0" => Some(false),
         "1" => Some(true),
@@ -212,14 +238,27 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         restart: pick.first("workload_restart", RESTART_EXPECTED, parse_restart),
         at_end: pick.first("workload_end", END_EXPECTED, parse_end),
     };
+    let is_unprivileged = is_unprivileged.unwrap_or(false);
+    // Agents for development may be many, and share a machine with one that is in charge of it.
+    let local_default = if is_unprivileged {
+        ""
+    } else {
+        SOCKET_PATH_DEFAULT
+    };
+    let local = local.unwrap_or_else(|| local_default.to_owned());
+    let expected = "failpoints of a debug build";
+    let failpoints = pick.first("failpoints", expected, Failpoints::parse);
     let config = Config {
+        hooks: hooks.unwrap_or_else(|| HOOKS_DEFAULT.to_owned()).into(),
+        local: (!local.is_empty()).then(|| local.into()),
         address: address.unwrap_or(Address::Vsock { port }),
         log: log.unwrap_or(LevelFilter::Info),
         console,
         hostname,
-        is_unprivileged: is_unprivileged.unwrap_or(false),
+        is_unprivileged,
         file,
         workload,
+        failpoints: failpoints.unwrap_or_default(),
     };
     (config, bad)
 }

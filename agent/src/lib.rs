@@ -15,6 +15,7 @@ pub mod agent;
 mod boot;
 mod config;
 mod event_loop;
+mod local;
 mod netlink;
 mod shell;
 mod sys;
@@ -32,6 +33,7 @@ use mio::Poll;
 use agent::{Agent, End, Settings, WorkloadSettings};
 use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, parse_file};
 use config::{Config, Flags, Sources};
+use shell::local::Local;
 use shell::{Options, Shell};
 use sys::file::read_small;
 use sys::power::PowerMode;
@@ -58,9 +60,14 @@ impl fmt::Display for StartError {
 
 /// The program. The order of its first steps matters; each says why.
 pub fn run() -> ExitCode {
+    let is_init = process::is_init();
+    let arguments = read_arguments();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    if !is_init && local::is_command(&arguments) {
+        return local::run(&arguments);
+    }
     // First of all: a signal that arrives before this acts by its default.
     let blocked = signals::block();
-    let is_init = process::is_init();
     power::power_off_on_panic();
     // Before any descriptor is opened, so that 0, 1 and 2 are never something else.
     let problems = if is_init {
@@ -70,7 +77,7 @@ pub fn run() -> ExitCode {
     };
     let standard = spawn::open_missing_standard_descriptors();
 
-    let (config, workload) = match read_config(is_init) {
+    let (config, workload) = match read_config(&arguments, is_init) {
         Ok(read) => read,
         Err(code) => return code,
     };
@@ -129,9 +136,19 @@ fn start(
     let options = Options {
         is_unprivileged: config.is_unprivileged,
         file_limit,
+        hooks: config.hooks.clone(),
     };
+    let local = config.local.as_deref().and_then(Local::open);
     let listen = format!("listen on {}", config.address);
-    let shell = Shell::new(options, registry, signals, &config.address).map_err(step(&listen))?;
+    let shell = Shell::new(
+        options,
+        config.failpoints.clone(),
+        registry,
+        signals,
+        &config.address,
+        local,
+    )
+    .map_err(step(&listen))?;
     let read_line = |path| {
         std::fs::read_to_string(path)
             .unwrap_or_default()
@@ -144,6 +161,7 @@ fn start(
         kernel: read_line("/proc/sys/kernel/osrelease"),
         is_init,
         grace: SIGNAL_GRACE,
+        has_restore_hooks: shell::hooks::has_restore(&config.hooks),
         workload,
     };
     Ok((poll, shell, Agent::new(settings, clock::now())))
@@ -176,8 +194,11 @@ fn finish(ended: Result<End, StartError>, is_init: bool) -> ExitCode {
 
 /// Reads the settings, and what the image's file says of its workload. A service with bad ones
 /// prints what is wrong and does not start; process 1 has nobody to ask, and goes on without them.
-fn read_config(is_init: bool) -> Result<(Config, Option<WorkloadSettings>), ExitCode> {
-    let flags = match parse_flags() {
+fn read_config(
+    arguments: &[&str],
+    is_init: bool,
+) -> Result<(Config, Option<WorkloadSettings>), ExitCode> {
+    let flags = match Flags::from_args(&["guest-agent"], arguments) {
         Ok(flags) => flags,
         Err(_) if is_init => Flags::default(),
         Err(early) => return Err(leave_early(&early)),
@@ -231,13 +252,11 @@ fn read_file(path: Option<&Path>) -> Result<Option<WorkloadSettings>, String> {
     }
 }
 
-fn parse_flags() -> Result<Flags, argh::EarlyExit> {
-    let arguments: Vec<_> = std::env::args_os()
+fn read_arguments() -> Vec<String> {
+    std::env::args_os()
         .skip(1)
         .map(|argument| argument.to_string_lossy().into_owned())
-        .collect();
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    Flags::from_args(&["guest-agent"], &arguments)
+        .collect()
 }
 
 /// Short lines, collected and released by the event loop.

@@ -22,7 +22,10 @@
 
 mod accept;
 mod connections;
+pub(crate) mod failpoint;
+pub(crate) mod hooks;
 mod input;
+pub(crate) mod local;
 mod network;
 mod output;
 mod program;
@@ -32,6 +35,7 @@ mod tokens;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use log::{debug, error, warn};
@@ -50,6 +54,8 @@ use crate::sys::{clock, console};
 pub(crate) use tokens::Source;
 
 use connections::Entry;
+use failpoint::Failpoints;
+use local::Local;
 use output::Stdio;
 
 /// Bytes read at once: what a pipe holds, and a frame's worth.
@@ -60,20 +66,25 @@ const READ_LEN: usize = PAYLOAD_LEN_MAX;
 const READS_PER_TURN_MAX: usize = 16;
 
 /// What the shell needs to know that the core does not.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// Whether steps that change the machine are left out on purpose.
     pub is_unprivileged: bool,
     /// The limit on descriptors that children get back.
     pub file_limit: FileLimit,
+    /// The folder that has those of the hooks.
+    pub hooks: PathBuf,
 }
 
 /// Every descriptor of the agent, and what it does with them.
 #[derive(Debug)]
 pub(crate) struct Shell {
     options: Options,
+    failpoints: Failpoints,
     registry: Registry,
     listener: Listener,
+    /// Where programs of this machine find the agent, if that is wanted and possible.
+    local: Option<Local>,
     /// Given up to accept and close a connection when no other descriptor is left.
     spare: Option<File>,
     signals: Signals,
@@ -91,17 +102,21 @@ impl Shell {
     /// Takes over what start-up has opened.
     pub(crate) fn new(
         options: Options,
+        failpoints: Failpoints,
         registry: Registry,
         mut signals: Signals,
         address: &Address,
+        local: Option<Local>,
     ) -> io::Result<Self> {
         registry.register(&mut signals, Source::Signals.token(), Interest::READABLE)?;
         let listener = Listener::bind(address, accept::BACKLOG)?;
         let spawner = Spawner::new(options.file_limit)?;
         Ok(Self {
             options,
-            registry,
+            failpoints,
             listener,
+            local: local.and_then(|local| local.register(&registry)),
+            registry,
             spare: File::open("/dev/null").ok(),
             signals,
             connections: BTreeMap::new(),
@@ -128,6 +143,7 @@ impl Shell {
         match source {
             Source::Signals => self.drain_signals(agent, now),
             Source::Listener => self.drain_accept(agent, now),
+            Source::LocalListener => self.drain_local(agent, now),
             Source::Connection(id) => {
                 self.flush(id, agent, now);
                 self.drain_connection(id, agent, now);
@@ -158,7 +174,10 @@ impl Shell {
         match action {
             Action::Flush(id) => self.flush(id, agent, now),
             Action::Close(id) => self.close_connection(id),
-            Action::DrainAccept => self.drain_accept(agent, now),
+            Action::DrainAccept => {
+                self.drain_accept(agent, now);
+                self.drain_local(agent, now);
+            }
             Action::RearmListener => {
                 let result = self.rearm_listener().map_err(|err| err.to_string());
                 agent.handle_rearmed(result, now);
@@ -183,6 +202,15 @@ impl Shell {
             }
             Action::LookAtConsole => agent.handle_console(console::is_drained(), now),
             Action::CollectFigures(id) => agent.handle_figures(id, figures(), now),
+            Action::ListHooks(stage) => {
+                let listing = hooks::list(&self.options.hooks, stage);
+                agent.handle_hooks_listed(listing, now);
+            }
+            Action::WriteGeneration(generation) => {
+                if let Some(local) = &self.local {
+                    local.write_generation(generation);
+                }
+            }
             Action::End(end) => self.end = Some(end),
         }
     }

@@ -17,7 +17,7 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use serde_json::json;
 use shared::limits::PORT_DEFAULT;
-use shared::message::{Cause, Identity};
+use shared::message::{Cause, HookStage, Identity};
 
 use crate::artifact::Manifest;
 use crate::cli::Restore;
@@ -26,6 +26,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
+use crate::hooks;
 use crate::metadata::{Metadata, require_service};
 use crate::network;
 use crate::process::ProcessId;
@@ -84,7 +85,12 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
         port: PORT_DEFAULT,
     };
     let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
-    prove(&endpoint, &naming, &watch, record).map(drop)
+    let proof = prove(&endpoint, &naming, &watch, record)?;
+    if proof.has_hooks {
+        let stage = HookStage::Restore;
+        hooks::run(&endpoint, stage, command.hooks(), &watch, record)?;
+    }
+    Ok(())
 }
 
 /// Checks what goes with a VMM of somebody else's. Gives its API socket.

@@ -11,6 +11,7 @@ use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
+use crate::hooks;
 use crate::metadata::{Metadata, require_service};
 use crate::network;
 use crate::record::{Phase, Record};
@@ -51,11 +52,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         command.hostname.as_deref(),
     )?;
     check_shape(command)?;
-    let guest_cid = match command.vsock_cid {
-        Some(cid) => check_cid(cid)?,
-        None => draw_cid()?,
-    };
-
+    let guest_cid = command.vsock_cid.map_or_else(draw_cid, check_cid)?;
     let health = command.health().check()?;
     let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
     let nic = nic(command)?;
@@ -99,6 +96,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
         health,
+        hooks: hooks::Options::default(),
         deadline,
         binary,
         stored_drives: vec![None; machine.drives.len()],

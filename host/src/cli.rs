@@ -18,7 +18,9 @@ pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitComma
 
 use crate::fleet::parse_count;
 use crate::health::HealthOptions;
+use crate::hooks::{self, LIMIT_DEFAULT};
 use crate::network::{NicArgument, parse_address, parse_gateway, parse_mac};
+use crate::snapshot::checkpoint::CheckpointTag;
 use crate::target::TargetArguments;
 use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
 use crate::vmm::VmmKind;
@@ -360,6 +362,16 @@ command! {
         /// end the VM instead of letting it go on
         #[argh(switch)]
         pub stop: bool,
+        /// wait until a program in the guest stands at a checkpoint ('guest-agent checkpoint'):
+        /// --at-checkpoint for any, --at-checkpoint=TAG for one with that tag
+        #[argh(option, from_str_fn(parse_checkpoint_tag), arg_name = "tag")]
+        pub at_checkpoint: Option<CheckpointTag>,
+        /// how long each hook of the image may take; default 10s
+        #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
+        pub hook_timeout: Duration,
+        /// go on although a hook of the image fails
+        #[argh(switch)]
+        pub ignore_hooks: bool,
         /// what to do about running commands: keep (the default), drain or refuse
         #[argh(option, default = "Policy::Keep", from_str_fn(parse_policy))]
         pub policy: Policy,
@@ -443,6 +455,12 @@ command! {
         /// return when the VMM runs the guest
         #[argh(switch)]
         pub no_wait: bool,
+        /// how long each hook of the image may take; default 10s
+        #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
+        pub hook_timeout: Duration,
+        /// be ready although a hook of the image fails
+        #[argh(switch)]
+        pub ignore_hooks: bool,
         /// stay attached until the VM ends; a signal stops it
         #[argh(switch)]
         pub foreground: bool,
@@ -546,6 +564,32 @@ command! {
     #[argh(subcommand, name = "doctor", example = "{command_name} --json")]
     pub struct Doctor {
     }
+}
+
+impl Snapshot {
+    /// What is wanted of the image's hooks.
+    #[must_use]
+    pub const fn hooks(&self) -> hooks::Options {
+        hooks::Options {
+            limit: self.hook_timeout,
+            ignore: self.ignore_hooks,
+        }
+    }
+}
+
+impl Restore {
+    /// What is wanted of the image's hooks.
+    #[must_use]
+    pub const fn hooks(&self) -> hooks::Options {
+        hooks::Options {
+            limit: self.hook_timeout,
+            ignore: self.ignore_hooks,
+        }
+    }
+}
+
+fn parse_checkpoint_tag(text: &str) -> Result<CheckpointTag, String> {
+    CheckpointTag::parse(text)
 }
 
 fn parse_policy(text: &str) -> Result<Policy, String> {

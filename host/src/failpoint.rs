@@ -212,7 +212,9 @@ pub const fn sent(request: &Request) -> Option<Point> {
         | Request::Info
         | Request::Sessions(_)
         | Request::Signal(_)
-        | Request::Shutdown(_) => None,
+        | Request::Shutdown(_)
+        | Request::AwaitCheckpoint(_)
+        | Request::Hooks(_) => None,
     }
 }
 

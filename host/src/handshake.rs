@@ -49,13 +49,22 @@ impl Naming {
     }
 }
 
-/// Names the guest and has it prove that commands can run in it. Gives its HELLO.
+/// A guest that has proven itself.
+#[derive(Debug)]
+pub struct Proof {
+    /// Its HELLO.
+    pub hello: Hello,
+    /// Whether its image has hooks for after a restore.
+    pub has_hooks: bool,
+}
+
+/// Names the guest and has it prove that commands can run in it.
 pub fn prove(
     endpoint: &Endpoint,
     naming: &Naming,
     watch: &Watch<'_>,
     record: &mut Record,
-) -> Result<Hello, Failure> {
+) -> Result<Proof, Failure> {
     record.begin(Phase::Rebind);
     record.set_generation(naming.generation);
     reach(Point::RebindBefore)?;
@@ -73,7 +82,10 @@ pub fn prove(
     reach(Point::ProbeAfter)?;
     record.end();
     record.set("guest", guest_value(&answer.hello, &rebound, &probed));
-    Ok(answer.hello)
+    Ok(Proof {
+        hello: answer.hello,
+        has_hooks: probed.hooks,
+    })
 }
 
 /// The request that names a guest, with fresh entropy.

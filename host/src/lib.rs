@@ -34,6 +34,7 @@ pub mod foreground;
 pub mod guest;
 pub mod handshake;
 pub mod health;
+pub mod hooks;
 pub mod http;
 pub mod json;
 pub mod kill;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use shared::limits::PORT_DEFAULT;
-use shared::message::Identity;
+use shared::message::{Cause, HookStage, Identity};
 
 use crate::artifact;
 use crate::deadline::Watch;
@@ -19,6 +19,7 @@ use crate::failpoint::{Point, reach};
 use crate::foreground::{self, Signals};
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
+use crate::hooks;
 use crate::launch::{LaunchError, Supervisor};
 use crate::log_tails;
 use crate::naming;
@@ -137,12 +138,16 @@ impl Provisional {
         }
         if !plan.no_wait {
             let watch = watch(plan.deadline, self.process.as_ref());
-            let hello = prove(&self.endpoint, &naming, &watch, record)?;
+            let proof = prove(&self.endpoint, &naming, &watch, record)?;
             naming::forget(&self.dir)?;
             stage = Stage::Ready;
             if let Some(state) = &mut self.state {
                 state.generation = Some(naming.generation);
-                state.agent_version = Some(hello.version);
+                state.agent_version = Some(proof.hello.version);
+            }
+            if proof.has_hooks && plan.cause == Cause::Restore {
+                let stage = HookStage::Restore;
+                hooks::run(&self.endpoint, stage, plan.hooks, &watch, record)?;
             }
         }
         record.begin(Phase::Publish);

@@ -49,6 +49,10 @@ phases! {
     Lock = "lock",
     /// What an interrupted command left is put right.
     Converge = "converge",
+    /// A program in the guest is waited for.
+    Checkpoint = "checkpoint",
+    /// The image's hooks run.
+    Hooks = "hooks",
     /// The guest is made silent.
     Quiesce = "quiesce",
     /// The vCPUs are stopped.

@@ -103,6 +103,7 @@ pub fn plan<'a>(
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
         health,
+        hooks: command.hooks(),
         deadline,
         binary,
         stored_drives: machine.drives.iter().map(stored).collect(),

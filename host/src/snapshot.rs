@@ -1,7 +1,8 @@
 //! `host-tool snapshot`: an artifact of a VM, which then goes on as it was, and proves it.
 //!
 //! ```text
-//! lock ▶ (converge) ▶ version ▶ quiesce ▶ pause ▶ save ▶ disks ▶ resume ▶ rebind ▶ probe ▶ publish
+//! lock ▶ (converge) ▶ version ▶ (checkpoint) ▶ hooks ▶
+//!                               quiesce ▶ pause ▶ save ▶ disks ▶ resume ▶ rebind ▶ probe ▶ publish
 //!                                  │         └──────┬──────┘
 //!                               reopen     failed: resume, rebind, probe
 //! ```
@@ -11,6 +12,7 @@
 //! when its source fails afterwards. What a command that was killed left is put right by the next
 //! one, by [`settle`] where that is no snapshot.
 
+pub mod checkpoint;
 mod foreign;
 mod sessions;
 mod source;
@@ -126,6 +128,11 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
     record.begin(Phase::Artifact);
     reach(Point::ArtifactBefore)?;
     let draft = Draft::create(&command.out)?;
+    if let Some(wanted) = &command.at_checkpoint {
+        checkpoint::wait(&source, wanted, record).map_err(|failure| source.with_logs(failure))?;
+    }
+    let hooked = source.run_hooks(command.hooks(), record);
+    hooked.map_err(|failure| source.with_logs(failure))?;
     // From here to the proof a signal would leave the guest standing still. It is not lost on the
     // user: all of this is bounded by the time limit.
     hold_signals()?;

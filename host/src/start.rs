@@ -14,6 +14,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::foreground::Signals;
 use crate::health::HealthCheck;
+use crate::hooks;
 use crate::launch::LaunchError;
 use crate::metadata::Metadata;
 use crate::notify::{READY, notify};
@@ -50,6 +51,8 @@ pub struct Plan<'a> {
     pub keep_on_failure: bool,
     /// What is run in the guest to see whether it is well.
     pub health: Option<HealthCheck>,
+    /// What is wanted of the image's hooks.
+    pub hooks: hooks::Options,
     /// When everything must be done.
     pub deadline: Instant,
     /// The VMM.

@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 use crate::frame::{Decoder, FrameKind};
 use crate::id::{Generation, Nonce};
 use crate::message::{
-    Depth, Fail, FailCode, Hello, Message, Policy, Probe, Quiesce, Rebind, Reopen, Role,
-    SessionsRequest, Shutdown, Signal,
+    AwaitCheckpoint, Depth, Fail, FailCode, Hello, Hooks, Message, Policy, Probe, Quiesce, Rebind,
+    Reopen, Role, SessionsRequest, Shutdown, Signal,
 };
 use crate::version::NoCommonVersion;
 
@@ -74,6 +74,10 @@ pub enum Request {
     Signal(Signal),
     /// End the guest.
     Shutdown(Shutdown),
+    /// Wait for a program at a checkpoint.
+    AwaitCheckpoint(AwaitCheckpoint),
+    /// Run hooks.
+    Hooks(Hooks),
 }
 
 impl Request {
@@ -89,6 +93,8 @@ impl Request {
             Self::Sessions(_) => FrameKind::Sessions,
             Self::Signal(_) => FrameKind::Signal,
             Self::Shutdown(_) => FrameKind::Shutdown,
+            Self::AwaitCheckpoint(_) => FrameKind::AwaitCheckpoint,
+            Self::Hooks(_) => FrameKind::Hooks,
         }
     }
 }
@@ -342,6 +348,8 @@ impl Exchange {
             Request::Sessions(request) => Message::SessionsRequest(*request),
             Request::Signal(signal) => Message::Signal(*signal),
             Request::Shutdown(shutdown) => Message::Shutdown(*shutdown),
+            Request::AwaitCheckpoint(request) => Message::AwaitCheckpoint(request.clone()),
+            Request::Hooks(hooks) => Message::Hooks(*hooks),
         };
         let mut bytes = Message::Hello(Hello::host(&self.host_version)).encode();
         request.encode_into(&mut bytes);
@@ -508,7 +516,9 @@ impl Exchange {
             | Request::Info
             | Request::Sessions(_)
             | Request::Signal(_)
-            | Request::Shutdown(_) => false,
+            | Request::Shutdown(_)
+            | Request::AwaitCheckpoint(_)
+            | Request::Hooks(_) => false,
         }
     }
 
@@ -531,6 +541,10 @@ impl Exchange {
             (Request::Quiesce(quiesce), Message::Quiesced(token)) => quiesce.token == *token,
             (Request::Reopen(_) | Request::Signal(_) | Request::Shutdown(_), Message::Ok) => true,
             (Request::Info, Message::Info(_)) => true,
+            (Request::AwaitCheckpoint(request), Message::Checkpoint(checkpoint)) => {
+                request.tag.is_none() || request.tag == checkpoint.tag
+            }
+            (Request::Hooks(hooks), Message::Hooked(hooked)) => hooks.token == hooked.token,
             (Request::Sessions(request), Message::Sessions(sessions)) => {
                 let numbers = sessions.sessions.iter().map(|session| session.session);
                 std::iter::once(request.after)

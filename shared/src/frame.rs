@@ -113,6 +113,18 @@ frame_kinds! {
     Info = 64, "INFO";
     /// Ends the guest.
     Shutdown = 65, "SHUTDOWN";
+    /// Waits for a program that stands at a checkpoint.
+    AwaitCheckpoint = 66, "AWAIT_CHECKPOINT";
+    /// A program stands at a checkpoint.
+    Checkpoint = 67, "CHECKPOINT";
+    /// What became of a program at a checkpoint.
+    Verdict = 68, "VERDICT";
+    /// Asks for, and carries, a new name of the guest.
+    Generation = 69, "GENERATION";
+    /// Runs the image's hooks.
+    Hooks = 70, "HOOKS";
+    /// What came of them.
+    Hooked = 71, "HOOKED";
 }
 
 impl FrameKind {

@@ -246,6 +246,24 @@ impl Fields {
     }
 }
 
+/// An object of these fields. One function for all of them: written out for each message, as `json!`
+/// does it, they are a good part of a small program.
+pub(crate) fn object_of(fields: &mut [(&'static str, Value)]) -> Value {
+    let mut map = Map::new();
+    for (name, value) in fields {
+        map.insert((*name).to_owned(), value.take());
+    }
+    Value::Object(map)
+}
+
+/// An object, written as in `json!`, of values that can become one.
+macro_rules! object {
+    ({ $($name:literal: $value:expr),* $(,)? }) => {
+        $crate::json::object_of(&mut [$(($name, serde_json::Value::from($value)),)*])
+    };
+}
+pub(crate) use object;
+
 /// The wire's form of bytes that are usually text: a JSON string where they are UTF-8, and
 /// otherwise an object `{"hex": "…"}`, so that nothing is lost.
 pub(crate) fn bytes_to_value(bytes: &[u8]) -> Value {

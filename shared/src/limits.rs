@@ -43,6 +43,15 @@ pub const SESSIONS_PER_FRAME_MAX: usize = 1024;
 /// Most bytes of a command's arguments in a list of sessions.
 pub const COMMAND_TEXT_LEN_MAX: usize = 128;
 
+/// Most bytes of a checkpoint's tag. The longest hexadecimal digest in use has 128.
+pub const TAG_LEN_MAX: usize = 256;
+
+/// Most hooks of one stage.
+pub const HOOKS_MAX: usize = 64;
+
+/// Most bytes of a hook's name in its result (`NAME_MAX` of Linux).
+pub const HOOK_NAME_LEN_MAX: usize = 255;
+
 /// Highest number of a signal (`SIGRTMAX`, `signal(7)`).
 pub const SIGNAL_NUMBER_MAX: u8 = 64;
 
@@ -60,4 +69,6 @@ const _: () = {
     assert!(TEXT_LEN_MAX * 6 + 512 < PAYLOAD_LEN_MAX);
     // A session number is at most 20 digits and a comma.
     assert!(BUSY_SESSIONS_MAX * 21 + 128 < PAYLOAD_LEN_MAX);
+    // What a hook's result has besides its name is less than 128 bytes.
+    assert!(HOOKS_MAX * (HOOK_NAME_LEN_MAX + 128) + 128 < PAYLOAD_LEN_MAX);
 };

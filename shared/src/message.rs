@@ -1,9 +1,11 @@
 //! Typed payloads: parsed or refused, never half valid. If a [`Message`] can be built it can be
 //! encoded, and what is encoded is parsed back to the same value.
 
+mod checkpoint;
 mod control;
 mod exec;
 mod handshake;
+mod hooks;
 mod network;
 mod session;
 
@@ -11,6 +13,10 @@ use std::fmt;
 
 use serde_json::Value;
 
+pub use checkpoint::{
+    AwaitCheckpoint, Checkpoint, CheckpointRequest, CheckpointVerdict, GenerationRequest, Verdict,
+    is_tag,
+};
 pub use control::{
     Busy, Fail, FailCode, Info, Ping, Policy, PowerAction, Quiesce, Reopen, Sever, SeverReason,
     Shutdown,
@@ -20,6 +26,7 @@ pub use handshake::{
     Cause, Depth, Hello, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound,
     Role, Step, StepName, StepResult,
 };
+pub use hooks::{HookResult, HookStage, Hooked, Hooks};
 pub use network::{InterfaceAddress, MacAddress, Network, NoAddress};
 pub use session::{
     Ack, Attach, AttachMode, ExitAck, Gap, OutputPolicy, SessionInfo, SessionRef, SessionState,
@@ -27,7 +34,7 @@ pub use session::{
 };
 
 use crate::frame::{Frame, FrameKind, encode_with};
-use crate::id::Token;
+use crate::id::{Generation, Token};
 use crate::json::{Fields, PayloadError};
 use crate::limits::TEXT_LEN_MAX;
 
@@ -104,6 +111,22 @@ pub enum Message {
     Info(Info),
     /// Host: end the guest.
     Shutdown(Shutdown),
+    /// Host: wait for a program at a checkpoint.
+    AwaitCheckpoint(AwaitCheckpoint),
+    /// Local: a program waits for a snapshot.
+    CheckpointRequest(CheckpointRequest),
+    /// Guest: a program waits.
+    Checkpoint(Checkpoint),
+    /// Guest: what became of it.
+    Verdict(CheckpointVerdict),
+    /// Local: asks for a new name.
+    GenerationRequest(GenerationRequest),
+    /// Guest: the new name.
+    Generation(Generation),
+    /// Host: run hooks.
+    Hooks(Hooks),
+    /// Guest: what came of them.
+    Hooked(Hooked),
 }
 
 impl Message {
@@ -113,54 +136,121 @@ impl Message {
     ///
     /// When the payload is not what its kind calls for, or this kind never comes from `sender`.
     pub fn parse(frame: Frame<'_>, sender: Role) -> Result<Self, PayloadError> {
-        let Frame { kind, payload } = frame;
-        let wrong_side = match sender {
-            Role::Host => is_guest_only(kind),
-            Role::Guest => is_host_only(kind),
-        };
-        if wrong_side {
-            return Err(PayloadError::WrongDirection { kind });
+        match sender {
+            Role::Host => Self::parse_of_host(frame),
+            Role::Guest => Self::parse_of_guest(frame),
+            Role::Local => Self::parse_local(frame),
         }
+    }
+
+    /// As [`parse`](Self::parse), for a frame of a host. Each side has a function of its own, so
+    /// that the agent, which is small, has no code for what it never hears.
+    ///
+    /// # Errors
+    ///
+    /// As for `parse`.
+    pub fn parse_of_host(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
         let fields = || Fields::parse(kind, payload);
         Ok(match kind {
-            FrameKind::Hello => Self::Hello(Hello::read(&fields()?)?),
-            FrameKind::Fail => Self::Fail(Fail::read(&fields()?)?),
-            FrameKind::Ping => Self::Ping(Ping::read(&fields()?)?),
-            FrameKind::Pong => Self::Pong(Ping::read(&fields()?)?),
-            FrameKind::Ok => fields().map(|_| Self::Ok)?,
             FrameKind::Rebind => Self::Rebind(Rebind::read(&fields()?)?),
+            FrameKind::Probe => Self::Probe(Probe::read(&fields()?)?),
+            FrameKind::Quiesce => Self::Quiesce(Quiesce::read(&fields()?)?),
+            FrameKind::Reopen => Self::Reopen(Reopen::read(&fields()?)?),
+            FrameKind::Exec => Self::Exec(Exec::read(&fields()?)?),
+            FrameKind::Attach => Self::Attach(Attach::read(&fields()?)?),
+            FrameKind::Ack => Self::Ack(Ack::read(&fields()?)?),
+            FrameKind::Stdin => Self::Stdin(Chunk::read(kind, payload)?),
+            FrameKind::StdinEof => Self::StdinEof(StdinEof::read(&fields()?)?),
+            FrameKind::Signal => Self::Signal(Signal::read(&fields()?)?),
+            FrameKind::Resize => Self::Resize(TtySize::read(&fields()?)?),
+            FrameKind::ExitAck => Self::ExitAck(ExitAck::read(&fields()?)?),
+            FrameKind::Sessions => Self::SessionsRequest(SessionsRequest::read(&fields()?)?),
+            FrameKind::Info => fields().map(|_| Self::InfoRequest)?,
+            FrameKind::Shutdown => Self::Shutdown(Shutdown::read(&fields()?)?),
+            FrameKind::AwaitCheckpoint => Self::AwaitCheckpoint(AwaitCheckpoint::read(&fields()?)?),
+            FrameKind::Hooks => Self::Hooks(Hooks::read(&fields()?)?),
+            kind => Self::parse_common(kind, payload)?,
+        })
+    }
+
+    /// As [`parse`](Self::parse), for a frame of a guest.
+    ///
+    /// # Errors
+    ///
+    /// As for `parse`.
+    pub fn parse_of_guest(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
+        let fields = || Fields::parse(kind, payload);
+        Ok(match kind {
+            FrameKind::Ok => fields().map(|_| Self::Ok)?,
             FrameKind::Progress => Self::Progress(Progress::read(&fields()?)?),
             FrameKind::Rebound => Self::Rebound(Rebound::read(&fields()?)?),
-            FrameKind::Probe => Self::Probe(Probe::read(&fields()?)?),
             FrameKind::Probed => Self::Probed(Probed::read(&fields()?)?),
-            FrameKind::Quiesce => Self::Quiesce(Quiesce::read(&fields()?)?),
             FrameKind::Busy => Self::Busy(Busy::read(&fields()?)?),
             FrameKind::Quiesced => Self::Quiesced(control::read_token(&fields()?)?),
-            FrameKind::Reopen => Self::Reopen(Reopen::read(&fields()?)?),
-            FrameKind::Sever => Self::Sever(Sever::read(&fields()?)?),
-            FrameKind::Exec => Self::Exec(Exec::read(&fields()?)?),
             FrameKind::Started => Self::Started(Started::read(&fields()?)?),
             FrameKind::Stdout => Self::Stdout(Chunk::read(kind, payload)?),
             FrameKind::Stderr => Self::Stderr(Chunk::read(kind, payload)?),
             FrameKind::Exited => Self::Exited(Exited::read(&fields()?)?),
-            FrameKind::Attach => Self::Attach(Attach::read(&fields()?)?),
             FrameKind::Attached => Self::Attached(Started::read(&fields()?)?),
-            FrameKind::Ack => Self::Ack(Ack::read(&fields()?)?),
             FrameKind::Gap => Self::Gap(Gap::read(&fields()?)?),
-            FrameKind::Stdin => Self::Stdin(Chunk::read(kind, payload)?),
-            FrameKind::StdinEof => Self::StdinEof(StdinEof::read(&fields()?)?),
             FrameKind::Window => Self::Window(Window::read(&fields()?)?),
-            FrameKind::Signal => Self::Signal(Signal::read(&fields()?)?),
-            FrameKind::Resize => Self::Resize(TtySize::read(&fields()?)?),
-            FrameKind::ExitAck => Self::ExitAck(ExitAck::read(&fields()?)?),
-            FrameKind::Sessions if sender == Role::Host => {
-                Self::SessionsRequest(SessionsRequest::read(&fields()?)?)
-            }
             FrameKind::Sessions => Self::Sessions(Sessions::read(&fields()?)?),
-            FrameKind::Info if sender == Role::Host => fields().map(|_| Self::InfoRequest)?,
             FrameKind::Info => Self::Info(Info::read(&fields()?)?),
-            FrameKind::Shutdown => Self::Shutdown(Shutdown::read(&fields()?)?),
+            FrameKind::Checkpoint => Self::Checkpoint(Checkpoint::read(&fields()?)?),
+            FrameKind::Hooked => Self::Hooked(Hooked::read(&fields()?)?),
+            _ => Self::parse_for_local(frame)?,
         })
+    }
+
+    /// As [`parse`](Self::parse), for a frame of a program in the guest.
+    ///
+    /// # Errors
+    ///
+    /// As for `parse`.
+    pub fn parse_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
+        let fields = || Fields::parse(kind, payload);
+        match kind {
+            FrameKind::Checkpoint => Ok(Self::CheckpointRequest(CheckpointRequest::read(
+                &fields()?,
+            )?)),
+            FrameKind::Generation => Ok(Self::GenerationRequest(GenerationRequest::read(
+                &fields()?,
+            )?)),
+            kind => Self::parse_common(kind, payload),
+        }
+    }
+
+    /// As [`parse`](Self::parse), for what the agent answers a program in the guest.
+    ///
+    /// # Errors
+    ///
+    /// As for `parse`; what it sends to hosts only counts as from the wrong side.
+    pub fn parse_for_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let Frame { kind, payload } = frame;
+        let fields = || Fields::parse(kind, payload);
+        match kind {
+            FrameKind::Verdict => Ok(Self::Verdict(CheckpointVerdict::read(&fields()?)?)),
+            FrameKind::Generation => {
+                checkpoint::read_new_generation(&fields()?).map(Self::Generation)
+            }
+            FrameKind::Sever => Ok(Self::Sever(Sever::read(&fields()?)?)),
+            kind => Self::parse_common(kind, payload),
+        }
+    }
+
+    /// What every side sends.
+    fn parse_common(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
+        let fields = || Fields::parse(kind, payload);
+        match kind {
+            FrameKind::Hello => Hello::read(&fields()?).map(Self::Hello),
+            FrameKind::Fail => Fail::read(&fields()?).map(Self::Fail),
+            FrameKind::Ping => Ping::read(&fields()?).map(Self::Ping),
+            FrameKind::Pong => Ping::read(&fields()?).map(Self::Pong),
+            kind => Err(PayloadError::WrongDirection { kind }),
+        }
     }
 
     /// Appends the message as one frame.
@@ -220,6 +310,12 @@ impl Message {
             Self::SessionsRequest(_) | Self::Sessions(_) => FrameKind::Sessions,
             Self::InfoRequest | Self::Info(_) => FrameKind::Info,
             Self::Shutdown(_) => FrameKind::Shutdown,
+            Self::AwaitCheckpoint(_) => FrameKind::AwaitCheckpoint,
+            Self::CheckpointRequest(_) | Self::Checkpoint(_) => FrameKind::Checkpoint,
+            Self::Verdict(_) => FrameKind::Verdict,
+            Self::GenerationRequest(_) | Self::Generation(_) => FrameKind::Generation,
+            Self::Hooks(_) => FrameKind::Hooks,
+            Self::Hooked(_) => FrameKind::Hooked,
         }
     }
 
@@ -255,49 +351,16 @@ impl Message {
             Self::Sessions(sessions) => sessions.to_value(),
             Self::Info(info) => info.to_value(),
             Self::Shutdown(shutdown) => shutdown.to_value(),
+            Self::AwaitCheckpoint(request) => request.to_value(),
+            Self::CheckpointRequest(request) => request.to_value(),
+            Self::Checkpoint(checkpoint) => checkpoint.to_value(),
+            Self::Verdict(verdict) => verdict.to_value(),
+            Self::GenerationRequest(request) => request.to_value(),
+            Self::Generation(generation) => checkpoint::new_generation_value(*generation),
+            Self::Hooks(hooks) => hooks.to_value(),
+            Self::Hooked(hooked) => hooked.to_value(),
         }
     }
-}
-
-/// Frames that only the guest sends.
-const fn is_guest_only(kind: FrameKind) -> bool {
-    matches!(
-        kind,
-        FrameKind::Ok
-            | FrameKind::Progress
-            | FrameKind::Rebound
-            | FrameKind::Probed
-            | FrameKind::Busy
-            | FrameKind::Quiesced
-            | FrameKind::Sever
-            | FrameKind::Started
-            | FrameKind::Stdout
-            | FrameKind::Stderr
-            | FrameKind::Exited
-            | FrameKind::Attached
-            | FrameKind::Gap
-            | FrameKind::Window
-    )
-}
-
-/// Frames that only the host sends.
-const fn is_host_only(kind: FrameKind) -> bool {
-    matches!(
-        kind,
-        FrameKind::Rebind
-            | FrameKind::Probe
-            | FrameKind::Quiesce
-            | FrameKind::Reopen
-            | FrameKind::Exec
-            | FrameKind::Attach
-            | FrameKind::Ack
-            | FrameKind::Stdin
-            | FrameKind::StdinEof
-            | FrameKind::Signal
-            | FrameKind::Resize
-            | FrameKind::ExitAck
-            | FrameKind::Shutdown
-    )
 }
 
 /// Defines a word list: an enum whose variants are fixed words on the wire.

@@ -155,6 +155,7 @@ fn nonsense_is_refused() {
         listener_serial: 1,
         accepts_since_rebind: 1,
         exec_us: Some(1),
+        hooks: false,
     };
     let flights = [
         vec![0xff; 4096],

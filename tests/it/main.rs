@@ -1,10 +1,13 @@
 //! The two programs as ordinary processes: no virtual machine, no privileges.
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
+mod checkpoints;
 mod conversation;
 mod exec;
+mod failpoints;
 mod footprint;
 mod health;
+mod hooks;
 mod host;
 mod hostile;
 mod logs;

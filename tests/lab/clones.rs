@@ -3,14 +3,10 @@
 use std::time::SystemTime;
 
 use crate::Case;
-use crate::machine::{Machine, TIMEOUT};
+use crate::machine::Machine;
 
 pub(crate) const CASES: &[Case] = &[
     ("two_clones_at_once", two_clones_at_once),
-    (
-        "ten_execs_at_once_right_after_ready",
-        ten_execs_at_once_right_after_ready,
-    ),
     ("a_hostname_of_its_own", a_hostname_of_its_own),
 ];
 
@@ -51,39 +47,6 @@ fn two_clones_at_once(machine: &Machine) {
 
 fn unix_seconds() -> f64 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64()
-}
-
-fn ten_execs_at_once_right_after_ready(machine: &Machine) {
-    let artifact = machine.artifact();
-    for round in 0..3 {
-        machine.restore(&artifact, "clone");
-        let running: Vec<_> = (0..10)
-            .map(|number| {
-                let line = format!("echo {number}");
-                let words = [
-                    "exec",
-                    "--name",
-                    "clone",
-                    "--timeout",
-                    TIMEOUT,
-                    "--",
-                    "sh",
-                    "-c",
-                    &line,
-                ];
-                machine.start(words)
-            })
-            .collect();
-        for (number, exec) in running.into_iter().enumerate() {
-            assert_eq!(
-                exec.finish().exits(0).out(),
-                format!("{number}\n"),
-                "round {round}"
-            );
-        }
-        machine.end("clone");
-    }
-    machine.is_clean();
 }
 
 fn a_hostname_of_its_own(machine: &Machine) {

@@ -1,5 +1,7 @@
 //! Boot, exec, and the end of a machine.
 
+use std::time::Instant;
+
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT};
 
@@ -15,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
         "a_killed_supervisor_loses_nothing",
         a_killed_supervisor_loses_nothing,
     ),
+    ("a_health_check_in_a_machine", a_health_check_in_a_machine),
 ];
 
 fn boot_exec_stop(machine: &Machine) {
@@ -109,6 +112,37 @@ fn a_killed_supervisor_loses_nothing(machine: &Machine) {
     let (pid, _) = supervisor.expect("a supervisor");
     tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
     assert_eq!(machine.exec("vm", "echo here"), "here\n");
+    machine.end("vm");
+    machine.is_clean();
+}
+
+fn a_health_check_in_a_machine(machine: &Machine) {
+    let mut command = machine.restore_command(&machine.artifact(), "vm");
+    command.args(["--health-cmd", "/init --version"]);
+    command.args(["--health-interval", "100ms", "--health-timeout", "60s"]);
+    drop(tests::process::run(&mut command).exits(0));
+    let health = || {
+        let inspected = machine.tool(["inspect", "vm", "--json"]).exits(0).json();
+        inspected["health"].clone()
+    };
+    let runs_until = |runs: u64| {
+        let deadline = Instant::now() + tests::DEADLINE * 2;
+        while health()["runs"].as_u64().unwrap() < runs {
+            assert!(Instant::now() < deadline, "{}", health());
+        }
+    };
+    runs_until(1);
+    assert_eq!(health()["status"], "healthy");
+    // A snapshot is no illness, whatever it does to a run.
+    for number in 0..3 {
+        machine.snapshot("vm", &format!("artifact-{number}"), &[]);
+        let runs = health()["runs"].as_u64().unwrap();
+        runs_until(runs + 1);
+        assert_eq!(
+            (&health()["status"], &health()["failures"]),
+            (&"healthy".into(), &0.into())
+        );
+    }
     machine.end("vm");
     machine.is_clean();
 }

@@ -34,6 +34,7 @@ impl Vmm {
             "TEST_INITRD",
             "TEST_INITRD_SILENT",
             "TEST_INITRD_WORKLOAD",
+            "TEST_INITRD_FAILPOINTS",
         ] {
             if std::env::var_os(variable).is_none() {
                 return Some(format!("{variable} is not set; use scripts/test.sh lab"));

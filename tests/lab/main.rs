@@ -8,10 +8,12 @@
 
 mod artifacts;
 mod bad_input;
+mod checkpoints;
 mod clones;
 mod failpoints;
 mod fleet;
 mod lifecycle;
+mod load;
 mod machine;
 mod network;
 mod proxy;
@@ -36,6 +38,7 @@ const QUICK: &[&str] = &[
     "what_is_known_of_a_machine",
     "a_killed_vmm_is_noticed_and_cleaned_up",
     "a_killed_supervisor_loses_nothing",
+    "a_health_check_in_a_machine",
     "a_source_answers_after_each_of_its_snapshots",
     "open_connections_do_not_survive_and_do_no_harm",
     "clones_have_a_network_of_their_own",
@@ -53,8 +56,14 @@ const QUICK: &[&str] = &[
     "the_workloads_output_is_whole",
     "a_terminal_in_a_machine",
     "a_disk_that_is_full",
+    "a_checkpoint_has_a_verdict_in_each_machine",
+    "hooks_run_around_a_snapshot",
     "three_clones_with_one_command",
     "a_vmm_that_somebody_else_started",
+    "three_snapshots_under_load",
+    "ten_restores_with_ten_execs_each",
+    "six_clones_are_distinct",
+    "answers_are_lost_in_a_clone",
     "every_failpoint_has_a_case",
     "a_host_that_is_slow_everywhere",
 ];
@@ -68,11 +77,13 @@ fn main() -> ExitCode {
         snapshots::CASES,
         clones::CASES,
         sessions::CASES,
+        checkpoints::CASES,
         fleet::CASES,
         bad_input::CASES,
         artifacts::CASES,
         failpoints::CASES,
         network::CASES,
+        load::CASES,
     ]
     .concat();
     let is_quick = std::env::var("TEST_LAB_SET").as_deref() == Ok("quick");

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use shared::message::TtySize;
+use shared::id::Generation;
+use shared::message::{HookStage, TtySize};
 
 use super::command::Command;
 use super::ids::{ConnectionId, SessionId};
@@ -68,6 +69,11 @@ pub enum Action {
     LookAtConsole,
     /// Collect what INFO reports. Answered by [`handle_figures`](super::Agent::handle_figures).
     CollectFigures(ConnectionId),
+    /// Look for the hooks of a stage. Answered by
+    /// [`handle_hooks_listed`](super::Agent::handle_hooks_listed).
+    ListHooks(HookStage),
+    /// Leave the guest's name where its programs can read it.
+    WriteGeneration(Generation),
     /// End the machine, or this service.
     End(End),
 }
@@ -179,6 +185,8 @@ pub struct Settings {
     pub is_init: bool,
     /// What SIGTERM and SIGPWR give running sessions between TERM and KILL.
     pub grace: Duration,
+    /// Whether the image has hooks for after a restore.
+    pub has_restore_hooks: bool,
     /// The program that the image asks for.
     pub workload: Option<WorkloadSettings>,
 }

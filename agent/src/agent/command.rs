@@ -4,7 +4,8 @@
 //! The candidates are the paths that a shell would try. Trying them is left to the child, which
 //! does it in its own working directory and cannot be raced.
 
-use shared::message::{ByteString, Exec, TtySize};
+use shared::id::Generation;
+use shared::message::{ByteString, Exec, HookStage, TtySize};
 
 use super::action::WorkloadSettings;
 
@@ -60,6 +61,15 @@ impl Command {
         let pairs = settings.env.iter().map(Vec::as_slice);
         let (argv, cwd, user) = (&settings.argv, &settings.cwd, &settings.user);
         Self::new(argv.clone(), pairs, cwd.clone(), user.clone())
+    }
+
+    /// A hook of the image, which is told when and in which life of the guest it runs.
+    pub(super) fn of_hook(path: Vec<u8>, stage: HookStage, name: Option<Generation>) -> Self {
+        let stage = format!("GUEST_AGENT_HOOK={stage}");
+        let name = name.map(|name| format!("GUEST_AGENT_GENERATION={name}"));
+        let pairs = [Some(stage), name];
+        let pairs = pairs.iter().flatten().map(String::as_bytes);
+        Self::new(vec![path], pairs, None, None)
     }
 
     fn new<'a>(

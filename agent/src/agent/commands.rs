@@ -151,6 +151,7 @@ impl Agent {
             self.release_session(attached, Departure::Served, now);
             self.send(attached, &Message::Fail(fail.clone()), now);
         }
+        self.handle_hook_never_ran(id, &fail, now);
         self.advance_quiescing(now);
         self.advance_ending(now);
     }
@@ -259,6 +260,7 @@ impl Agent {
         for attached in attached.into_iter().flatten() {
             self.pump_connection(attached, now);
         }
+        self.handle_hook_ended(id, exited, now);
         self.sessions.trim();
         self.advance_quiescing(now);
         self.advance_ending(now);

@@ -59,8 +59,8 @@ pub(crate) enum Mistake {
     HelloMissing,
     /// HELLO came again.
     HelloRepeated,
-    /// HELLO came from another guest.
-    HelloRole,
+    /// HELLO came from a side that has no place at this end.
+    HelloRole(Role),
     /// A frame for a session came, and this connection never had one.
     NotAttached,
     /// Standard input came from somebody who does not own the session.
@@ -82,7 +82,7 @@ impl Mistake {
             Self::Payload(error) => error.to_string(),
             Self::HelloMissing => "the first frame must be HELLO".to_owned(),
             Self::HelloRepeated => "HELLO was sent twice".to_owned(),
-            Self::HelloRole => "HELLO must come from a host".to_owned(),
+            Self::HelloRole(expected) => format!("HELLO must have the role {expected}"),
             Self::NotAttached => "this connection has no session".to_owned(),
             Self::NotOwner => "standard input comes from the owner only".to_owned(),
             Self::AckBeyondSent => "ACK of bytes that were not sent".to_owned(),
@@ -97,6 +97,8 @@ impl Mistake {
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// Which side its peer is on.
+    role: Role,
     phase: Phase,
     decoder: Decoder,
     pub(crate) outbox: Outbox,
@@ -123,8 +125,9 @@ pub(crate) struct PendingProbe {
 
 impl Connection {
     /// A connection that was accepted just now.
-    pub(super) fn new(accepted_under: u64) -> Self {
+    pub(super) fn new(role: Role, accepted_under: u64) -> Self {
         Self {
+            role,
             phase: Phase::AwaitingHello,
             decoder: Decoder::new(),
             outbox: Outbox::default(),
@@ -151,10 +154,14 @@ impl Connection {
         let Some(frame) = self.decoder.poll_frame().map_err(Mistake::Frame)? else {
             return Ok(None);
         };
-        let message = Message::parse(frame, Role::Host).map_err(Mistake::Payload)?;
+        let message = match self.role {
+            Role::Local => Message::parse_local(frame),
+            Role::Host | Role::Guest => Message::parse_of_host(frame),
+        };
+        let message = message.map_err(Mistake::Payload)?;
         match (&message, self.is_awaiting_hello()) {
-            (Message::Hello(hello), true) if hello.role == Role::Host => self.phase = Phase::Open,
-            (Message::Hello(_), true) => return Err(Mistake::HelloRole),
+            (Message::Hello(hello), true) if hello.role == self.role => self.phase = Phase::Open,
+            (Message::Hello(_), true) => return Err(Mistake::HelloRole(self.role)),
             (Message::Hello(_), false) => return Err(Mistake::HelloRepeated),
             (_, true) => return Err(Mistake::HelloMissing),
             (_, false) => {}
@@ -181,6 +188,12 @@ impl Connection {
     pub(super) fn close_after_flush(&mut self) {
         self.phase = Phase::Closing;
         self.decoder = Decoder::new();
+    }
+
+    /// Whether its peer is a program in the guest. What cuts a guest off from its hosts leaves such
+    /// a connection alone.
+    pub(super) fn is_local(&self) -> bool {
+        self.role == Role::Local
     }
 
     /// Whether it only waits for its outbox to empty.

@@ -106,6 +106,7 @@ impl Agent {
         self.naming.run += 1;
         self.naming.result = None;
         self.abandon_quiescing();
+        self.abandon_hooks(now);
         self.timers.pause(now);
         self.timers.stop(Timer::Hush);
         self.tell_superseded(generation, id, now);
@@ -119,9 +120,9 @@ impl Agent {
         self.release_session(id, Departure::Cut, now);
         let old: Vec<_> = self
             .connections
-            .keys()
-            .copied()
-            .filter(|other| *other != id)
+            .iter()
+            .filter(|(other, it)| **other != id && !it.is_local())
+            .map(|(other, _)| *other)
             .collect();
         for other in &old {
             self.announce_cut(*other, now);
@@ -214,6 +215,7 @@ impl Agent {
         });
         self.generation = result.is_ok().then_some(generation);
         if result.is_ok() {
+            self.waits.handle_rebound(ended.cause());
             self.timers.set(Timer::Hush, now + HUSH_TIMEOUT);
             self.timers.resume(now);
         }

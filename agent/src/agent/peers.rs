@@ -12,7 +12,7 @@
 use std::time::Instant;
 
 use log::{debug, warn};
-use shared::message::{Fail, FailCode, Message, Sever, SeverReason};
+use shared::message::{Fail, FailCode, Message, Role, Sever, SeverReason};
 
 use super::action::{Action, Ended};
 use super::connection::{Connection, Interest, Mistake};
@@ -21,7 +21,7 @@ use super::outbox::OutboxFull;
 use super::timers::Timer;
 use super::{
     Agent, CONNECTIONS_MAX, Departure, HELLO_TIMEOUT, LINGER_TIMEOUT, LISTENER_BACKOFF,
-    REFUSALS_MAX,
+    LOCAL_CONNECTIONS_MAX, REFUSALS_MAX,
 };
 
 impl Agent {
@@ -45,20 +45,49 @@ impl Agent {
     pub fn handle_accepted(&mut self, is_permitted: bool, now: Instant) -> Option<ConnectionId> {
         let accepted_under = self.listener.handle_accepted();
         self.counters.accepts += 1;
-        if !is_permitted || self.connections.len() >= CONNECTIONS_MAX + REFUSALS_MAX {
+        if !is_permitted {
+            self.counters.peers_refused += 1;
+            return None;
+        }
+        let connection = Connection::new(Role::Host, accepted_under);
+        self.take_in(connection, self.host_count(), CONNECTIONS_MAX, now)
+    }
+
+    /// A program in the guest connected. Returns its name, or `None` if it is to be closed at once.
+    pub fn handle_local_accepted(&mut self, now: Instant) -> Option<ConnectionId> {
+        let connection = Connection::new(Role::Local, self.listener.serial());
+        let id = self.take_in(connection, self.local_count, LOCAL_CONNECTIONS_MAX, now)?;
+        self.local_count += 1;
+        Some(id)
+    }
+
+    /// Serves a connection, beside `count` of its kind, or says why not.
+    fn take_in(
+        &mut self,
+        connection: Connection,
+        count: usize,
+        count_max: usize,
+        now: Instant,
+    ) -> Option<ConnectionId> {
+        if count >= count_max + REFUSALS_MAX {
             self.counters.peers_refused += 1;
             return None;
         }
         let id = self.serials.next_connection();
-        self.connections.insert(id, Connection::new(accepted_under));
-        if self.connections.len() > CONNECTIONS_MAX {
+        self.connections.insert(id, connection);
+        if count >= count_max {
             self.counters.peers_refused += 1;
-            let text = format!("{CONNECTIONS_MAX} connections are open already");
+            let text = format!("{count_max} connections are open already");
             self.refuse(id, &Fail::new(FailCode::Limit, text), now);
         } else {
             self.timers.set(Timer::Hello(id), now + HELLO_TIMEOUT);
         }
         Some(id)
+    }
+
+    /// How many connections are of hosts.
+    pub(super) fn host_count(&self) -> usize {
+        self.connections.len() - self.local_count
     }
 
     /// Connections had to be closed unseen to empty the accept queue.
@@ -229,10 +258,15 @@ impl Agent {
             return;
         }
         self.release_session(id, departure, now);
-        self.connections.remove(&id);
-        self.timers.stop(Timer::Hello(id));
-        self.timers.stop(Timer::Linger(id));
+        let forgotten = self.connections.remove(&id);
+        self.local_count -= usize::from(forgotten.is_some_and(|it| it.is_local()));
+        for timer in [Timer::Hello(id), Timer::Linger(id), Timer::Checkpoint(id)] {
+            self.timers.stop(timer);
+        }
         self.naming.leave(id);
+        self.waits.leave(id);
+        self.hooks.leave(id);
+        self.end_reporting();
         self.advance_quiescing(now);
         self.advance_ending(now);
     }

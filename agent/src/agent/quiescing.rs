@@ -13,8 +13,10 @@
 //! long as the machine does, and is always carried along. The connection that carried the request
 //! stays open and idle, so that neither ring holds a packet at the cut.
 //!
+//! Programs in the guest stay connected: their sockets are the guest's own.
+//!
 //! Invariants:
-//! - QUIESCED is sent only when no other connection is open and the console has sent everything.
+//! - QUIESCED is sent only when no other host's connection is open and the console has sent everything.
 //! - A guest that nobody talks to any more re-opens by itself after
 //!   [`SILENCE_INTERVALS`] times [`SILENCE_INTERVAL`], under its
 //!   old name.
@@ -28,6 +30,7 @@ use shared::limits::BUSY_SESSIONS_MAX;
 use shared::message::{Busy, Fail, FailCode, Message, Policy, Quiesce, Reopen, SeverReason};
 
 use super::action::Action;
+use super::connection::Connection;
 use super::ids::ConnectionId;
 use super::state::{Input, Request, State};
 use super::timers::Timer;
@@ -99,6 +102,9 @@ impl Agent {
             }
             return self.advance_quiescing(now);
         }
+        if self.hooks.is_running() {
+            return self.send_fail(id, FailCode::Refusing, "hooks are running", now);
+        }
         let count = self.sessions.asked_for().count();
         let phase = match request.policy {
             Policy::Refuse if count > 0 => {
@@ -109,6 +115,8 @@ impl Agent {
             Policy::Keep | Policy::Refuse => Phase::Closing,
         };
         self.counters.quiesces += 1;
+        // Whatever the last name meant, it means it before the next snapshot.
+        self.tell_generation(now);
         self.set_state(Input::Quiesce);
         self.timers.pause(now);
         self.timers.stop(Timer::Hush);
@@ -154,9 +162,10 @@ impl Agent {
             }
             Phase::Closing => {
                 self.release_session(control, Departure::Cut, now);
+                let is_open = |other: &Connection| !other.is_closing() && !other.is_local();
                 let others = self.connections.iter().filter(|(id, _)| **id != control);
                 let open: Vec<_> = others
-                    .filter(|(_, other)| !other.is_closing())
+                    .filter(|(_, other)| is_open(other))
                     .map(|(id, _)| *id)
                     .collect();
                 for id in open {
@@ -307,6 +316,7 @@ impl Agent {
     }
 
     fn has_others(&self, control: ConnectionId) -> bool {
-        self.connections.keys().any(|id| *id != control)
+        let mut hosts = self.connections.iter().filter(|(_, it)| !it.is_local());
+        hosts.any(|(id, _)| *id != control)
     }
 }

@@ -5,7 +5,8 @@
 //! [`quiescing`](super::quiescing) for QUIESCE and REOPEN, [`commands`](super::commands) for EXEC,
 //! [`attachments`](super::attachments) for ATTACH, [`streams`](super::streams) for what follows
 //! either, [`listing`](super::listing) for SESSIONS and SIGNAL, [`ending`](super::ending) for
-//! SHUTDOWN.
+//! SHUTDOWN, [`waits`](super::waits) for checkpoints and names, [`hooks`](super::hooks)
+//! for HOOKS.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -38,7 +39,9 @@ impl Agent {
     }
 
     fn handle_message(&mut self, id: ConnectionId, message: Message, now: Instant) {
-        self.note_host_alive(now);
+        if self.connections.get(&id).is_some_and(|it| !it.is_local()) {
+            self.note_host_alive(now);
+        }
         match message {
             Message::Hello(hello) => self.handle_hello(id, &hello, now),
             // In every state: it asks whether anybody is there.
@@ -58,9 +61,13 @@ impl Agent {
             Message::Resize(size) => self.handle_resize(id, size),
             Message::ExitAck(ack) => self.handle_exit_ack(id, ack),
             Message::SessionsRequest(request) => self.handle_sessions(id, request, now),
+            Message::Hooks(request) => self.handle_hooks(id, request, now),
+            Message::AwaitCheckpoint(request) => self.handle_await_checkpoint(id, request, now),
+            Message::CheckpointRequest(request) => self.handle_checkpoint(id, request, now),
+            Message::GenerationRequest(request) => self.handle_generation_request(id, request, now),
             // Answers to what the agent has not asked. It has nothing to conclude from them.
             Message::Pong(_) | Message::Fail(_) => {}
-            // `Message::parse` refuses these from a host.
+            // `Message::parse` refuses these from a host and from programs in the guest.
             Message::Ok
             | Message::Progress(_)
             | Message::Rebound(_)
@@ -76,6 +83,10 @@ impl Agent {
             | Message::Gap(_)
             | Message::Window(_)
             | Message::Sessions(_)
+            | Message::Checkpoint(_)
+            | Message::Verdict(_)
+            | Message::Generation(_)
+            | Message::Hooked(_)
             | Message::Info(_) => {
                 let text = format!("{} frame from the wrong side", message.kind());
                 self.refuse(id, &Fail::new(FailCode::Protocol, text), now);
@@ -116,7 +127,7 @@ impl Agent {
             kernel: self.settings.kernel.clone(),
             uptime_ms: millis(now, self.started_at),
             sessions: count(self.sessions.running_count()),
-            connections: count(self.connections.len()),
+            connections: count(self.host_count()),
             fds: figures.fds,
             rss_kib: figures.rss_kib,
             orphans_reaped: self.children.orphans_reaped(),
@@ -200,6 +211,7 @@ impl Agent {
             listener_serial: self.listener.serial(),
             accepts_since_rebind: self.listener.accepts_since_rebind(),
             exec_us,
+            hooks: self.hooks.has_restore,
         };
         self.send(id, &Message::Probed(probed), now);
         // A probe whose process was under way when the host asked for silence proves nothing any
@@ -207,6 +219,7 @@ impl Agent {
         if matches!(self.state, State::Running | State::Rebound(_)) {
             self.set_state(Input::Proven);
             self.timers.stop(Timer::Hush);
+            self.tell_generation(now);
         }
     }
 

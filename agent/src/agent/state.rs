@@ -77,7 +77,7 @@ pub enum Request {
     Look,
     /// PROBE.
     Probe,
-    /// EXEC or ATTACH.
+    /// EXEC, ATTACH, AWAIT_CHECKPOINT, HOOKS.
     Exec,
     /// SIGNAL, which may be what a host that drains sessions is waiting for.
     Signal,

@@ -7,6 +7,7 @@
 mod attachments;
 mod exec;
 mod handshake;
+mod hooks;
 mod input;
 mod lifetimes;
 mod limits;
@@ -14,6 +15,7 @@ mod quiesce;
 mod sessions;
 mod shutdown;
 mod simulation;
+mod waits;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +77,8 @@ struct World {
     /// Steps that fail.
     failing_steps: BTreeSet<&'static str>,
     is_console_drained: bool,
+    /// What is found of hooks.
+    hooks: HookListing,
 }
 
 impl World {
@@ -94,6 +98,7 @@ impl World {
             kernel: "6.1".to_owned(),
             is_init,
             grace: Duration::from_secs(5),
+            has_restore_hooks: false,
             workload,
         };
         let mut world = Self {
@@ -107,6 +112,7 @@ impl World {
             spawn_failure: None,
             failing_steps: BTreeSet::new(),
             is_console_drained: true,
+            hooks: HookListing::default(),
         };
         world.settle();
         world
@@ -127,6 +133,22 @@ impl World {
     fn connect(&mut self) -> ConnectionId {
         let id = self.accept();
         self.send(id, &Message::Hello(Hello::host("test")));
+        assert!(matches!(self.receive(id)[..], [Message::Hello(_)]));
+        id
+    }
+
+    /// A program in the guest connects.
+    fn accept_local(&mut self) -> Option<ConnectionId> {
+        let id = self.agent.handle_local_accepted(self.now)?;
+        self.peers.insert(id, Peer::default());
+        self.settle();
+        Some(id)
+    }
+
+    /// A program in the guest connects and says HELLO; the answer is taken off.
+    fn connect_local(&mut self) -> ConnectionId {
+        let id = self.accept_local().expect("accepted");
+        self.send(id, &Message::Hello(Hello::of(Role::Local, "test")));
         assert!(matches!(self.receive(id)[..], [Message::Hello(_)]));
         id
     }
@@ -280,12 +302,16 @@ impl World {
             Action::LookAtConsole => {
                 self.agent.handle_console(self.is_console_drained, now);
                 if self.agent.state() == State::Quiesced {
-                    assert!(self.is_console_drained && self.agent.connections.len() <= 1);
+                    assert!(self.is_console_drained && self.agent.host_count() <= 1);
                 }
             }
             Action::CollectFigures(id) => {
                 self.agent
                     .handle_figures(id, Figures { fds: 5, rss_kib: 6 }, now);
+            }
+            Action::ListHooks(_) => {
+                let listing = Ok(self.hooks.clone());
+                self.agent.handle_hooks_listed(listing, now);
             }
             Action::FlushInput(id) => self.flush_input(id),
             Action::CloseInput(id) => self.inputs.entry(id).or_default().is_closed = true,
@@ -295,6 +321,7 @@ impl World {
             | Action::ResizeTty { .. }
             | Action::SignalGroup { .. }
             | Action::SignalEveryone(_)
+            | Action::WriteGeneration(_)
             | Action::End(_) => {}
         }
     }

@@ -46,6 +46,10 @@ pub(super) enum Timer {
     Silence,
     /// The probe that usually follows a rebind has not come.
     Hush,
+    /// A program has waited for a snapshot as long as it will.
+    Checkpoint(ConnectionId),
+    /// Time for another PROGRESS to whoever waits.
+    Progress,
     /// Sessions have had their time to end before the machine does.
     Shutdown,
     /// Connections have had their time to take the last frames before the machine ends.
@@ -56,7 +60,7 @@ impl Timer {
     /// Whether it counts the time of sessions.
     fn is_pausable(self) -> bool {
         match self {
-            Self::Abandon(_) | Self::Timeout(_) | Self::Workload => true,
+            Self::Abandon(_) | Self::Timeout(_) | Self::Workload | Self::Checkpoint(_) => true,
             Self::Hello(_)
             | Self::Linger(_)
             | Self::Grace(_)
@@ -68,6 +72,7 @@ impl Timer {
             | Self::ConsoleLimit
             | Self::Silence
             | Self::Hush
+            | Self::Progress
             | Self::Shutdown
             | Self::Farewell => false,
         }
@@ -131,6 +136,12 @@ impl Timers {
         if let Some(paused) = &mut self.paused {
             paused.retain(|(other, _)| *other != timer);
         }
+    }
+
+    /// How long until a deadline, if it is set.
+    pub(super) fn left(&self, timer: Timer, now: Instant) -> Option<Duration> {
+        let at = self.by_timer.get(&timer)?;
+        Some(at.saturating_duration_since(now))
     }
 
     /// Whether a deadline is set.

@@ -72,6 +72,16 @@ pub(super) struct Workload {
     is_dropped: bool,
 }
 
+/// What a shell would report of a program that could not be started.
+pub(super) fn status_of_never_ran(fail: &Fail) -> ExitStatus {
+    let is_missing = fail.code == FailCode::NotFound;
+    ExitStatus::Code(if is_missing {
+        CODE_NOT_FOUND
+    } else {
+        CODE_NOT_RUNNABLE
+    })
+}
+
 impl Agent {
     /// Starts the program that the image asks for, if it does.
     pub(super) fn start_workload(&mut self, now: Instant) {
@@ -105,12 +115,6 @@ impl Agent {
     /// Its program could not be started, which is a failure like any other.
     pub(super) fn handle_workload_never_ran(&mut self, fail: &Fail, now: Instant) {
         warn!("workload: {}", fail.text);
-        let is_missing = fail.code == FailCode::NotFound;
-        let code = if is_missing {
-            CODE_NOT_FOUND
-        } else {
-            CODE_NOT_RUNNABLE
-        };
         let Some(id) = self.workload.as_ref().map(|workload| workload.session) else {
             return;
         };
@@ -118,7 +122,7 @@ impl Agent {
             return;
         };
         session.handle_never_ran(Exit {
-            status: ExitStatus::Code(code),
+            status: status_of_never_ran(fail),
             usage: ResourceUsage::default(),
         });
         if let Some(exited) = session.completion() {

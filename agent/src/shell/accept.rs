@@ -31,7 +31,8 @@ impl Shell {
                         debug!("closed a connection of {peer:?}, which is not the host");
                     }
                     if let Some(id) = agent.handle_accepted(is_permitted, now) {
-                        self.insert_connection(id, stream, agent, now);
+                        let is_vsock = matches!(peer, Peer::Vsock { .. });
+                        self.insert_connection(id, stream, is_vsock, agent, now);
                     }
                 }
                 Err(err) => match err.raw_os_error() {
@@ -51,6 +52,28 @@ impl Shell {
             }
         }
         self.push_ready(Source::Listener);
+    }
+
+    /// As [`Self::drain_accept`], for programs of this machine. Nothing of theirs is ever cut
+    /// unseen, so there is no need to look without an event.
+    pub(super) fn drain_local(&mut self, agent: &mut Agent, now: Instant) {
+        while let Some(local) = &self.local {
+            match local.listener.accept() {
+                Ok((stream, _)) => {
+                    if let Some(id) = agent.handle_local_accepted(now) {
+                        self.insert_connection(id, stream, false, agent, now);
+                    }
+                }
+                Err(err) => match err.raw_os_error() {
+                    Some(libc::EAGAIN) => return,
+                    Some(libc::EINTR | libc::ECONNABORTED) => {}
+                    _ => {
+                        debug!("cannot accept a program of this machine: {err}");
+                        return agent.handle_accept_failed(now);
+                    }
+                },
+            }
+        }
     }
 
     /// Takes the listener out of the poll set and puts it back, on the same descriptor. Registering

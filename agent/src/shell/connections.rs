@@ -5,18 +5,23 @@ use std::time::Instant;
 
 use mio::Interest;
 
+use super::failpoint::Loss;
 use super::{READS_PER_TURN_MAX, Shell, Source};
 use crate::agent::{Agent, ConnectionId, Ended, Interest as Wanted};
-use crate::sys::socket::{Address, Stream};
+use crate::sys::socket::Stream;
 
 /// A connection's socket and its place in the poll set.
 #[derive(Debug)]
 pub(super) struct Entry {
     stream: Stream,
+    /// Whether it is a vsock one, which a transport reset can kill.
+    is_vsock: bool,
     /// What it is registered for; `None` while it is not.
     registered: Option<Interest>,
     /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
     is_unread: bool,
+    /// A failpoint has silenced it.
+    is_mute: bool,
 }
 
 impl Shell {
@@ -25,6 +30,7 @@ impl Shell {
         &mut self,
         id: ConnectionId,
         stream: Stream,
+        is_vsock: bool,
         agent: &mut Agent,
         now: Instant,
     ) {
@@ -32,8 +38,10 @@ impl Shell {
             id,
             Entry {
                 stream,
+                is_vsock,
                 registered: None,
                 is_unread: true,
+                is_mute: false,
             },
         );
         self.sync_interest(id, agent, now);
@@ -68,7 +76,7 @@ impl Shell {
                     return self.sync_interest(id, agent, now);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => agent.handle_closed(id, self.ended_by(&err), now),
+                Err(err) => agent.handle_closed(id, ended_by(entry.is_vsock, &err), now),
             }
             self.settle(agent, now);
         }
@@ -83,12 +91,21 @@ impl Shell {
             if pending.is_empty() {
                 break;
             }
+            match self.failpoints.take_answer(pending) {
+                Some(Loss::Cut) => return agent.handle_closed(id, Ended::ByError, now),
+                Some(Loss::Mute) => entry.is_mute = true,
+                None => {}
+            }
+            if entry.is_mute {
+                agent.handle_written(id, pending.len(), now);
+                continue;
+            }
             match entry.stream.write(pending) {
                 Ok(len) => agent.handle_written(id, len, now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
-                    return agent.handle_closed(id, self.ended_by(&err), now);
+                    return agent.handle_closed(id, ended_by(entry.is_vsock, &err), now);
                 }
             }
         }
@@ -121,20 +138,16 @@ impl Shell {
             self.push_ready(Source::Connection(id));
         }
     }
+}
 
-    /// What an error says about a connection's end. A vsock socket that a transport reset has
-    /// killed answers ENOTCONN, or ECONNRESET to whoever was inside the call. A Unix socket says
-    /// ECONNRESET when its peer left without reading.
-    fn ended_by(&self, err: &io::Error) -> Ended {
-        let is_vsock = match self.listener.address() {
-            Address::Vsock { .. } => true,
-            Address::Unix { .. } => false,
-        };
-        match err.raw_os_error() {
-            Some(libc::ENOTCONN | libc::ECONNRESET) if is_vsock => Ended::ByReset,
-            Some(libc::ENOTCONN | libc::ECONNRESET | libc::EPIPE) => Ended::ByPeer,
-            _ => Ended::ByError,
-        }
+/// What an error says about a connection's end. A vsock socket that a transport reset has killed
+/// answers ENOTCONN, or ECONNRESET to whoever was inside the call. A Unix socket says ECONNRESET
+/// when its peer left without reading.
+fn ended_by(is_vsock: bool, err: &io::Error) -> Ended {
+    match err.raw_os_error() {
+        Some(libc::ENOTCONN | libc::ECONNRESET) if is_vsock => Ended::ByReset,
+        Some(libc::ENOTCONN | libc::ECONNRESET | libc::EPIPE) => Ended::ByPeer,
+        _ => Ended::ByError,
     }
 }
 

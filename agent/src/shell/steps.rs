@@ -18,6 +18,9 @@ const MACHINE_ID_PATH: &str = "/etc/machine-id";
 impl Shell {
     /// Performs one step.
     pub(crate) fn perform_step(&mut self, action: StepAction) -> StepOutcome {
+        if let Some(failure) = self.failpoints.take_step(&action) {
+            return StepOutcome::Failed(failure);
+        }
         match action {
             StepAction::CloseConnections(connections) => {
                 for id in connections {

@@ -19,6 +19,8 @@ pub(crate) enum Source {
     Signals,
     /// Somebody connected.
     Listener,
+    /// A program of this machine connected.
+    LocalListener,
     /// Something happened to a connection.
     Connection(ConnectionId),
     /// Something happened to a command's output.
@@ -36,6 +38,7 @@ const KIND_STDIN: usize = 4;
 
 const FIXED_SIGNALS: usize = 0;
 const FIXED_LISTENER: usize = 1;
+const FIXED_LOCAL_LISTENER: usize = 2;
 
 // Three bits are for the kind; what is left outlasts any machine.
 const _: () = assert!(usize::BITS >= 64);
@@ -47,6 +50,7 @@ impl Source {
         match self {
             Self::Signals => pack(FIXED_SIGNALS, KIND_FIXED),
             Self::Listener => pack(FIXED_LISTENER, KIND_FIXED),
+            Self::LocalListener => pack(FIXED_LOCAL_LISTENER, KIND_FIXED),
             Self::Connection(id) => pack(serial(id.number()), KIND_CONNECTION),
             Self::Output(id, Stream::Stdout) => pack(serial(id.number()), KIND_STDOUT),
             Self::Output(id, Stream::Stderr) => pack(serial(id.number()), KIND_STDERR),
@@ -65,6 +69,7 @@ impl Source {
             KIND_STDIN => Some(Self::Input(SessionId::from_number(serial))),
             KIND_FIXED if token >> KIND_BITS == FIXED_SIGNALS => Some(Self::Signals),
             KIND_FIXED if token >> KIND_BITS == FIXED_LISTENER => Some(Self::Listener),
+            KIND_FIXED if token >> KIND_BITS == FIXED_LOCAL_LISTENER => Some(Self::LocalListener),
             _ => None,
         }
     }
@@ -86,6 +91,7 @@ mod tests {
         let sources = [
             Source::Signals,
             Source::Listener,
+            Source::LocalListener,
             connection(1),
             connection(u64::MAX >> KIND_BITS),
             output(1, Stream::Stdout),
@@ -100,7 +106,7 @@ mod tests {
                     .all(|other| other.token() != source.token())
             );
         }
-        assert_eq!(Source::of_token(Token(2 << KIND_BITS)), None);
+        assert_eq!(Source::of_token(Token(3 << KIND_BITS)), None);
         assert_eq!(Source::of_token(Token(KIND_STDIN + 1)), None);
     }
 }

@@ -123,7 +123,23 @@ fn as_text(arguments: &[OsString]) -> Result<Vec<&str>, EarlyExit> {
             code: table.code(Exit::Usage),
         })?);
     }
-    Ok(words.into_iter().flat_map(single_letters).collect())
+    let words = words.into_iter().flat_map(with_optional_value);
+    Ok(words.flat_map(single_letters).collect())
+}
+
+/// The option whose value may be missing, and then has no `=` in front of it either.
+const OPTIONAL_VALUE: &str = "--at-checkpoint";
+
+/// The parser proper knows options with a value and options without, and no `=`.
+fn with_optional_value(word: &str) -> Vec<&str> {
+    match word.strip_prefix(OPTIONAL_VALUE) {
+        Some("") => vec![OPTIONAL_VALUE, ""],
+        Some(rest) => match rest.strip_prefix('=') {
+            Some(value) => vec![OPTIONAL_VALUE, value],
+            None => vec![word],
+        },
+        None => vec![word],
+    }
 }
 
 /// The parser proper does not know that `-it` is `-i -t`, nor that `-vv` is `-v -v`. Of a letter

@@ -325,6 +325,7 @@ mod tests {
             listener_serial: 1,
             accepts_since_rebind: 1,
             exec_us: None,
+            hooks: false,
         })
     }
 

@@ -9,7 +9,7 @@
 //! - A pipe or a terminal is opened anew under `/proc/self/fd`, non-blocking: that is a description
 //!   of our own, in which the flag disturbs nobody.
 //! - Where that cannot be done (a socket, no `/proc`, somebody else's pipe), pieces of
-//!   [`PIECE_LEN`] are written while it polls writable. A pipe that does takes as much without
+//!   `PIECE_LEN` are written while it polls writable. A pipe that does takes as much without
 //!   waiting; a terminal may make us wait for as long as it takes to show them.
 
 use std::fs::{File, OpenOptions};

@@ -13,7 +13,7 @@ use shared::exchange::{ExchangeError, Request};
 use shared::id::{Generation, Token};
 use shared::limits::PORT_DEFAULT;
 use shared::message::{
-    Cause, FailCode, Hello, Identity, Message, Policy, Quiesce, Reopen, SessionsRequest,
+    Cause, FailCode, Hello, HookStage, Identity, Message, Policy, Quiesce, Reopen, SessionsRequest,
 };
 
 use super::Limits;
@@ -23,8 +23,9 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::connection::{Connection, Endpoint};
-use crate::guest::driver::{AskError, AskErrorReason, ask};
-use crate::handshake::{Naming, prove};
+use crate::guest::driver::{Answer, AskError, AskErrorReason, ask};
+use crate::handshake::{Naming, Proof, prove};
+use crate::hooks;
 use crate::log_tails;
 use crate::random;
 use crate::record::{Phase, Record};
@@ -163,6 +164,23 @@ impl Source {
             self.ancestors = lineage(Some(earlier), &[]);
         }
         Ok(())
+    }
+
+    /// Asks the guest for something that is to come before the snapshot.
+    pub(super) fn ask(&self, request: Request) -> Result<Answer, AskError> {
+        let watch = watch(self.limits.work, self.process.as_ref());
+        ask(&self.endpoint, request, &watch)
+    }
+
+    /// Has the guest's hooks run. They come before anything that would have to be undone.
+    pub(super) fn run_hooks(
+        &self,
+        options: hooks::Options,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        let watch = watch(self.limits.work, self.process.as_ref());
+        let stage = HookStage::Snapshot;
+        hooks::run(&self.endpoint, stage, options, &watch, record)
     }
 
     /// Makes the guest silent. The connection stays open, and idle, until after the resume.
@@ -314,7 +332,7 @@ impl Source {
 
     fn prove(&mut self, naming: &Naming, record: &mut Record) -> Result<Hello, Failure> {
         let watch = watch(self.limits.all, self.process.as_ref());
-        let hello = prove(&self.endpoint, naming, &watch, record)?;
+        let Proof { hello, .. } = prove(&self.endpoint, naming, &watch, record)?;
         if let Owner::Us { vm, .. } = &mut self.owner {
             vm.state.agent_version = Some(hello.version.clone());
         }

@@ -131,6 +131,7 @@ fn probed(nonce: u8) -> Probed {
         listener_serial: 1,
         accepts_since_rebind: 1,
         exec_us: Some(1),
+        hooks: false,
     }
 }
 
@@ -311,6 +312,7 @@ fn a_probe_must_be_answered_with_its_own_nonce_and_name() {
         (
             Probed {
                 exec_us: None,
+                hooks: false,
                 ..probed(1)
             },
             false,

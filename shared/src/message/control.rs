@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{clipped, words};
 use crate::id::{Generation, Token};
-use crate::json::{Fields, PayloadError};
+use crate::json::{Fields, PayloadError, object};
 use crate::limits::BUSY_SESSIONS_MAX;
 
 /// Most counters that one INFO carries.
@@ -113,7 +113,7 @@ impl Fail {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({
+        object!({
             "code": self.code.as_str(),
             "phase": self.phase.as_deref().map(clipped),
             "errno": self.errno,
@@ -137,7 +137,7 @@ impl Ping {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "nonce": self.nonce })
+        object!({ "nonce": self.nonce })
     }
 }
 
@@ -162,7 +162,7 @@ impl Quiesce {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "token": self.token.to_string(),
             "policy": self.policy.as_str(),
             "limit_ms": self.limit_ms,
@@ -196,7 +196,7 @@ impl Busy {
 
     pub(super) fn to_value(&self) -> Value {
         let sessions = &self.sessions[..self.sessions.len().min(BUSY_SESSIONS_MAX)];
-        json!({ "token": self.token.to_string(), "sessions": sessions })
+        object!({ "token": self.token.to_string(), "sessions": sessions })
     }
 }
 
@@ -230,7 +230,7 @@ impl Sever {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "reason": self.reason.as_str() })
+        object!({ "reason": self.reason.as_str() })
     }
 }
 
@@ -294,7 +294,7 @@ impl Info {
     /// The figures as a JSON object, for the wire and for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        json!({
+        object!({
             "agent_version": clipped(&self.agent_version),
             "generation": self.generation.map(|generation| generation.to_string()),
             "boot_id": clipped(&self.boot_id),
@@ -306,7 +306,7 @@ impl Info {
             "fds": self.fds,
             "rss_kib": self.rss_kib,
             "orphans_reaped": self.orphans_reaped,
-            "counters": self.counters,
+            "counters": json!(self.counters),
         })
     }
 }
@@ -329,7 +329,7 @@ impl Shutdown {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "action": self.action.as_str(), "grace_ms": self.grace_ms })
+        object!({ "action": self.action.as_str(), "grace_ms": self.grace_ms })
     }
 }
 
@@ -340,5 +340,5 @@ pub(super) fn read_token(fields: &Fields) -> Result<Token, PayloadError> {
 
 /// A payload with only a token.
 pub(super) fn token_value(token: Token) -> Value {
-    json!({ "token": token.to_string() })
+    object!({ "token": token.to_string() })
 }

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::session::{OutputPolicy, TtySize, Window};
 use crate::frame::{FrameKind, encode_with};
 use crate::id::{ExecId, Generation};
-use crate::json::{Fields, PayloadError, bytes_to_value, value_to_bytes};
+use crate::json::{Fields, PayloadError, bytes_to_value, object, value_to_bytes};
 use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
 
 /// Bytes without NUL that are usually text: an argument, a path.
@@ -176,7 +176,7 @@ impl Exec {
                 .map(|string| bytes_to_value(string.as_bytes()))
                 .collect()
         };
-        json!({
+        object!({
             "id": self.id.to_string(),
             "generation": self.generation.map(|generation| generation.to_string()),
             "argv": strings(&self.argv),
@@ -281,7 +281,7 @@ impl Started {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "session": self.session,
             "id": self.id.map(|id| id.to_string()),
             "pid": self.pid,
@@ -373,6 +373,25 @@ impl ExitStatus {
             Self::Signal { number, .. } => number.saturating_add(128),
         }
     }
+
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        match (fields.opt_number("code")?, fields.opt_number("signal")?) {
+            (Some(code), None) => Ok(Self::Code(code)),
+            (None, Some(number)) => Ok(Self::Signal {
+                number,
+                core: fields.flag("core")?,
+            }),
+            _ => Err(fields.error("code", "given, or else \"signal\"")),
+        }
+    }
+
+    /// The values of `code`, `signal` and `core`.
+    pub(super) const fn parts(self) -> (Option<u8>, Option<u8>, Option<bool>) {
+        match self {
+            Self::Code(code) => (Some(code), None, None),
+            Self::Signal { number, core } => (None, Some(number), Some(core)),
+        }
+    }
 }
 
 /// What the process used (`getrusage(2)`, of the reaped child).
@@ -407,18 +426,10 @@ pub struct Exited {
 
 impl Exited {
     pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let status = match (fields.opt_number("code")?, fields.opt_number("signal")?) {
-            (Some(code), None) => ExitStatus::Code(code),
-            (None, Some(number)) => ExitStatus::Signal {
-                number,
-                core: fields.flag("core")?,
-            },
-            _ => return Err(fields.error("code", "given, or else \"signal\"")),
-        };
         let usage = fields.object("rusage")?;
         Ok(Self {
             session: fields.number("session")?,
-            status,
+            status: ExitStatus::read(fields)?,
             stdout_end: fields.number("stdout_end")?,
             stderr_end: fields.number("stderr_end")?,
             writers_alive: fields.flag("writers_alive")?,
@@ -434,11 +445,8 @@ impl Exited {
     /// The end as a JSON object, for the wire and for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        let (code, signal, core) = match self.status {
-            ExitStatus::Code(code) => (Some(code), None, None),
-            ExitStatus::Signal { number, core } => (None, Some(number), Some(core)),
-        };
-        json!({
+        let (code, signal, core) = self.status.parts();
+        object!({
             "session": self.session,
             "code": code,
             "signal": signal,
@@ -447,11 +455,11 @@ impl Exited {
             "stderr_end": self.stderr_end,
             "writers_alive": self.writers_alive,
             "timed_out": self.timed_out,
-            "rusage": {
+            "rusage": object!({
                 "user_us": self.usage.user_us,
                 "system_us": self.usage.system_us,
                 "rss_max_kib": self.usage.rss_max_kib,
-            },
+            }),
         })
     }
 }

@@ -1,10 +1,10 @@
 //! Payloads of HELLO, REBIND, PROGRESS, REBOUND, PROBE and PROBED.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Network, clipped, words};
 use crate::id::{Generation, Nonce, encode_hex};
-use crate::json::{Fields, PayloadError};
+use crate::json::{Fields, PayloadError, object};
 use crate::limits::HOSTNAME_LEN_MAX;
 use crate::version::{NoCommonVersion, SUPPORTED, VersionRange};
 
@@ -18,6 +18,8 @@ words! {
         Host = "host",
         /// `guest-agent`.
         Guest = "guest",
+        /// A program in the guest, on the agent's local socket.
+        Local = "local",
     }
 }
 
@@ -102,9 +104,15 @@ impl Hello {
     /// The host's HELLO in the versions of this build.
     #[must_use]
     pub fn host(version: &str) -> Self {
+        Self::of(Role::Host, version)
+    }
+
+    /// The HELLO of a side that has nothing to say of a guest.
+    #[must_use]
+    pub fn of(role: Role, version: &str) -> Self {
         Self {
             protocol: SUPPORTED,
-            role: Role::Host,
+            role,
             version: version.to_owned(),
             boot_id: None,
             generation: None,
@@ -137,7 +145,7 @@ impl Hello {
         }
         Ok(Self {
             protocol,
-            role: fields.parsed("role", "\"host\" or \"guest\"")?,
+            role: fields.parsed("role", "\"host\", \"guest\" or \"local\"")?,
             version: fields.text("version")?,
             boot_id: fields.opt_text("boot_id")?,
             generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
@@ -145,7 +153,7 @@ impl Hello {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({
+        object!({
             "protocol": [self.protocol.min, self.protocol.max],
             "role": self.role.as_str(),
             "version": clipped(&self.version),
@@ -185,9 +193,9 @@ impl Identity {
 
     fn to_value(&self) -> Value {
         let network = &self.network;
-        json!({
-            "hostname": self.hostname,
-            "machine_id": self.machine_id,
+        object!({
+            "hostname": self.hostname.as_deref(),
+            "machine_id": self.machine_id.as_deref(),
             "network": (*network != Network::default()).then(|| network.to_value()),
         })
     }
@@ -261,7 +269,7 @@ impl Rebind {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({
+        object!({
             "generation": self.generation.to_string(),
             "cause": self.cause.as_str(),
             "parent": self.parent.map(|parent| parent.to_string()),
@@ -289,7 +297,7 @@ impl Progress {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        json!({ "step": clipped(&self.step) })
+        object!({ "step": clipped(&self.step) })
     }
 }
 
@@ -345,8 +353,8 @@ impl Rebound {
     }
 
     pub(super) fn to_value(&self) -> Value {
-        let step = |step: &Step| json!({ "name": step.name.as_str(), "us": step.us, "result": step.result.as_str() });
-        json!({
+        let step = |step: &Step| object!({ "name": step.name.as_str(), "us": step.us, "result": step.result.as_str() });
+        object!({
             "generation": self.generation.to_string(),
             "steps": self.steps.iter().map(step).collect::<Vec<_>>(),
             "clock_step_ns": self.clock_step_ns,
@@ -379,7 +387,7 @@ impl Probe {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "generation": self.generation.map(|generation| generation.to_string()),
             "nonce": self.nonce.to_string(),
             "depth": self.depth.as_str(),
@@ -400,6 +408,8 @@ pub struct Probed {
     pub accepts_since_rebind: u64,
     /// Spawn to reap of the no-op process, µs; `None` at depth `listener`.
     pub exec_us: Option<u64>,
+    /// Whether the image has hooks for after a restore, as far as the agent knows.
+    pub hooks: bool,
 }
 
 impl Probed {
@@ -410,16 +420,18 @@ impl Probed {
             listener_serial: fields.number("listener_serial")?,
             accepts_since_rebind: fields.number("accepts_since_rebind")?,
             exec_us: fields.opt_number("exec_us")?,
+            hooks: fields.opt_flag("hooks")?,
         })
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "generation": self.generation.map(|generation| generation.to_string()),
             "nonce": self.nonce.to_string(),
             "listener_serial": self.listener_serial,
             "accepts_since_rebind": self.accepts_since_rebind,
             "exec_us": self.exec_us,
+            "hooks": self.hooks,
         })
     }
 }

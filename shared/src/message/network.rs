@@ -4,9 +4,9 @@ use core::fmt;
 use core::net::IpAddr;
 use core::str::FromStr;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::json::{Fields, PayloadError};
+use crate::json::{Fields, PayloadError, object};
 use crate::limits::INTERFACE_LEN_MAX;
 
 /// Settings of one network interface. Missing parts are left as they are.
@@ -70,8 +70,8 @@ impl Network {
     /// For a frame, and for files.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        json!({
-            "interface": self.interface,
+        object!({
+            "interface": self.interface.as_deref(),
             "address": self.address.map(|address| address.to_string()),
             "mac": self.mac.map(|mac| mac.to_string()),
             "gateway": self.gateway.map(|gateway| gateway.to_string()),

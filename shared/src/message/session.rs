@@ -3,13 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::exec::Exited;
 use super::{UnknownWord, clipped_to, words};
 use crate::frame::FrameKind;
 use crate::id::{ExecId, Generation};
-use crate::json::{Fields, PayloadError};
+use crate::json::{Fields, PayloadError, object};
 use crate::limits::{COMMAND_TEXT_LEN_MAX, SESSIONS_PER_FRAME_MAX, SIGNAL_NUMBER_MAX};
 
 words! {
@@ -134,7 +134,7 @@ impl TtySize {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "rows": self.rows, "cols": self.cols })
+        object!({ "rows": self.rows, "cols": self.cols })
     }
 }
 
@@ -166,7 +166,7 @@ impl Attach {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "session": self.session.to_string(),
             "generation": self.generation.map(|generation| generation.to_string()),
             "mode": self.mode.as_str(),
@@ -196,7 +196,7 @@ impl Ack {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "stream": self.stream.as_str(), "offset": self.offset })
+        object!({ "stream": self.stream.as_str(), "offset": self.offset })
     }
 }
 
@@ -226,7 +226,7 @@ impl Gap {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "stream": self.stream.as_str(), "from": self.from, "to": self.to })
+        object!({ "stream": self.stream.as_str(), "from": self.from, "to": self.to })
     }
 }
 
@@ -245,7 +245,7 @@ impl StdinEof {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "offset": self.offset })
+        object!({ "offset": self.offset })
     }
 }
 
@@ -275,7 +275,7 @@ impl Window {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "received": self.received, "limit": self.limit, "closed": self.is_closed })
+        object!({ "received": self.received, "limit": self.limit, "closed": self.is_closed })
     }
 }
 
@@ -301,7 +301,7 @@ impl Signal {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({
+        object!({
             "session": self.session.map(|session| session.to_string()),
             "signal": self.number,
         })
@@ -323,7 +323,7 @@ impl ExitAck {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "session": self.session })
+        object!({ "session": self.session })
     }
 }
 
@@ -342,7 +342,7 @@ impl SessionsRequest {
     }
 
     pub(super) fn to_value(self) -> Value {
-        json!({ "after": self.after })
+        object!({ "after": self.after })
     }
 }
 
@@ -369,7 +369,7 @@ impl Sessions {
 
     pub(super) fn to_value(&self) -> Value {
         let sessions: Vec<_> = self.sessions.iter().map(SessionInfo::to_value).collect();
-        json!({ "sessions": sessions, "more": self.more })
+        object!({ "sessions": sessions, "more": self.more })
     }
 }
 

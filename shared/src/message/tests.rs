@@ -108,6 +108,7 @@ fn control_messages() -> Vec<Message> {
             listener_serial: 1,
             accepts_since_rebind: 2,
             exec_us: Some(800),
+            hooks: false,
         }),
         Message::Busy(Busy {
             token,
@@ -116,6 +117,24 @@ fn control_messages() -> Vec<Message> {
         Message::Quiesced(token),
         Message::Sever(Sever {
             reason: SeverReason::Quiesce,
+        }),
+        Message::Checkpoint(Checkpoint {
+            tag: Some("sha256:1".to_owned()),
+            left_ms: Some(5),
+        }),
+        Message::Verdict(CheckpointVerdict {
+            verdict: Verdict::Clone,
+            generation: Some(generation(1)),
+        }),
+        Message::Generation(generation(1)),
+        Message::Hooked(Hooked {
+            token,
+            hooks: vec![HookResult {
+                name: "10-flush".to_owned(),
+                status: ExitStatus::Code(1),
+                us: 7,
+                timed_out: true,
+            }],
         }),
         Message::Info(Info {
             agent_version: "0.1.0".to_owned(),
@@ -221,6 +240,19 @@ fn session_messages() -> Vec<Message> {
     ]
 }
 
+fn local_messages() -> Vec<Message> {
+    vec![
+        Message::Hello(Hello::of(Role::Local, "0.1.0")),
+        Message::CheckpointRequest(CheckpointRequest {
+            tag: Some("built".to_owned()),
+            timeout_ms: Some(1),
+        }),
+        Message::GenerationRequest(GenerationRequest {
+            from: Some(generation(1)),
+        }),
+    ]
+}
+
 fn host_messages() -> Vec<Message> {
     let token = Token::from_bytes([9; 16]);
     let shutdown = |action| {
@@ -232,6 +264,15 @@ fn host_messages() -> Vec<Message> {
     vec![
         Message::Hello(Hello::host("0.1.0")),
         Message::Ping(Ping { nonce: 0 }),
+        Message::AwaitCheckpoint(AwaitCheckpoint {
+            tag: Some("built".to_owned()),
+        }),
+        Message::Hooks(Hooks {
+            token,
+            stage: HookStage::Restore,
+            limit_ms: 10_000,
+            go_on: true,
+        }),
         Message::Rebind(rebind()),
         Message::Rebind(Rebind {
             cause: Cause::Boot,
@@ -307,6 +348,7 @@ fn every_message_survives_the_wire() {
     for (sender, messages) in [
         (Role::Guest, guest_messages()),
         (Role::Host, host_messages()),
+        (Role::Local, local_messages()),
     ] {
         for message in messages {
             assert_eq!(
@@ -330,19 +372,23 @@ fn frames_from_the_wrong_side_are_refused() {
     for (sender, other, messages) in [
         (Role::Guest, Role::Host, guest_messages()),
         (Role::Host, Role::Guest, host_messages()),
+        (Role::Local, Role::Host, local_messages()),
+        (Role::Host, Role::Local, host_messages()),
     ] {
         for message in messages {
             let kind = message.kind();
-            let both = matches!(
+            let of_guest_and_host = matches!(kind, FrameKind::Info | FrameKind::Sessions);
+            let of_guest_and_local = matches!(kind, FrameKind::Checkpoint | FrameKind::Generation);
+            let is_taken = match other {
+                Role::Host => of_guest_and_host,
+                Role::Guest => of_guest_and_host || of_guest_and_local,
+                Role::Local => of_guest_and_local,
+            };
+            let is_common = matches!(
                 kind,
-                FrameKind::Hello
-                    | FrameKind::Fail
-                    | FrameKind::Ping
-                    | FrameKind::Pong
-                    | FrameKind::Info
-                    | FrameKind::Sessions
+                FrameKind::Hello | FrameKind::Fail | FrameKind::Ping | FrameKind::Pong
             );
-            if !both {
+            if !(is_common || is_taken) {
                 let error = parse(&message.encode(), other).unwrap_err();
                 assert_eq!(
                     error,
@@ -361,6 +407,7 @@ fn every_field_is_checked() {
     for (sender, messages) in [
         (Role::Guest, guest_messages()),
         (Role::Host, host_messages()),
+        (Role::Local, local_messages()),
     ] {
         for message in messages {
             let Value::Object(fields) = message.to_value() else {
@@ -564,6 +611,7 @@ fn damaged_frames_never_panic() {
     for (sender, messages) in [
         (Role::Guest, guest_messages()),
         (Role::Host, host_messages()),
+        (Role::Local, local_messages()),
     ] {
         for message in messages {
             let bytes = message.encode();

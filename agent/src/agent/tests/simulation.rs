@@ -11,7 +11,8 @@
 
 use super::*;
 use shared::message::{
-    Chunk, ExitAck, Ping, Reopen, SessionsRequest, Signal as SignalRequest, StdinEof, TtySize,
+    AwaitCheckpoint, CheckpointRequest, Chunk, ExitAck, GenerationRequest, HookStage, Hooks, Ping,
+    Reopen, SessionsRequest, Signal as SignalRequest, StdinEof, TtySize,
 };
 
 /// Runs per `cargo test`.
@@ -107,8 +108,10 @@ impl Simulation {
             restart: Restart::OnFailure,
             at_end: WorkloadEnd::Keep,
         };
+        let mut world = World::with(false, (seed % 2 == 1).then_some(workload));
+        world.hooks.paths = vec![b"/1".to_vec(), b"/2".to_vec()];
         Self {
-            world: World::with(false, (seed % 2 == 1).then_some(workload)),
+            world,
             random,
             observed: Observed::default(),
         }
@@ -139,6 +142,10 @@ impl Simulation {
 
     /// Something that fits where the connection stands, more often than not.
     fn request(&mut self, id: ConnectionId) -> Message {
+        let connection = self.world.agent.connections.get(&id);
+        if connection.is_some_and(|it| it.is_local()) {
+            return self.wait();
+        }
         let has_session = self.observed.views.contains_key(&id);
         match (self.random.below(20), has_session) {
             (0..=2, _) => self.question(),
@@ -152,11 +159,28 @@ impl Simulation {
         }
     }
 
+    /// What a program in the guest asks.
+    fn wait(&mut self) -> Message {
+        if self.random.one_in(3) {
+            let from = self.random.one_in(2).then(|| self.generation());
+            return Message::GenerationRequest(GenerationRequest { from });
+        }
+        Message::CheckpointRequest(CheckpointRequest {
+            tag: self.tag(),
+            timeout_ms: self.random.one_in(2).then_some(600),
+        })
+    }
+
+    fn tag(&mut self) -> Option<String> {
+        let tag = self.random.pick(&["a", "b"]).expect("some");
+        self.random.one_in(2).then(|| tag.to_owned())
+    }
+
     fn question(&mut self) -> Message {
         let generation = self.generation();
         let policy = self.random.pick(Policy::ALL).expect("some");
         let token = Token::from_bytes([self.small(2); 16]);
-        match self.random.below(24) {
+        match self.random.below(28) {
             0 => Message::Hello(Hello::host("simulated")),
             1 => Message::StdinEof(StdinEof { offset: 0 }),
             2..=3 => rebind(generation, self.random.pick(Cause::ALL).expect("some")),
@@ -175,6 +199,13 @@ impl Simulation {
             14..=15 => Message::Resize(TtySize { rows: 1, cols: 1 }),
             16..=17 => Message::ExitAck(ExitAck {
                 session: self.small(20).into(),
+            }),
+            18..=19 => Message::AwaitCheckpoint(AwaitCheckpoint { tag: self.tag() }),
+            20..=21 => Message::Hooks(Hooks {
+                token: Token::from_bytes([100 + self.small(100); 16]),
+                stage: self.random.pick(HookStage::ALL).expect("some"),
+                limit_ms: 300,
+                go_on: self.random.one_in(2),
             }),
             _ => Message::Signal(SignalRequest {
                 session: Some(self.session_ref()).filter(|_| self.random.one_in(2)),
@@ -250,6 +281,9 @@ impl Simulation {
         let open = self.open_peers();
         let peer = self.random.pick(&open);
         match (self.random.below(24), peer) {
+            (2, _) if open.len() < 20 && self.random.one_in(3) => {
+                self.world.connect_local();
+            }
             (0..=2, _) if open.len() < 20 => {
                 let id = self.world.accept();
                 let hello = Message::Hello(Hello::host("simulated"));
@@ -513,6 +547,11 @@ impl Simulation {
                 assert_eq!(session.owner == Some(*id), is_owner);
             }
         }
+        for id in agent.waits.everybody() {
+            assert!(agent.connections.contains_key(&id), "{id} waits no more");
+        }
+        let locals = agent.connections.values().filter(|it| it.is_local());
+        assert_eq!(agent.local_count, locals.count());
         let mut attached = agent
             .connections
             .values()

@@ -9,8 +9,8 @@ use std::thread;
 use shared::frame::Decoder;
 use shared::id::ExecId;
 use shared::message::{
-    ByteString, Chunk, Exec, ExitStatus, Fail, FailCode, Gap, Hello, Message, ResourceUsage, Role,
-    Sever, Window,
+    Attach, ByteString, Chunk, Exec, ExitStatus, Fail, FailCode, Gap, Hello, Message,
+    ResourceUsage, Role, Sever, Window,
 };
 use shared::version::SUPPORTED;
 
@@ -57,6 +57,15 @@ impl Peer {
         }
     }
 
+    /// Reads HELLO and ATTACH.
+    fn hear_attach(&mut self) -> Attach {
+        assert!(matches!(self.hear(), Some(Message::Hello(_))));
+        match self.hear() {
+            Some(Message::Attach(attach)) => attach,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn say(&mut self, messages: &[Message]) {
         let bytes: Vec<u8> = messages.iter().flat_map(Message::encode).collect();
         self.stream.write_all(&bytes).unwrap();
@@ -79,7 +88,15 @@ fn hello() -> Message {
 }
 
 fn started(stdout_from: u64, fresh: bool) -> Message {
-    Message::Started(Started {
+    Message::Started(attachment(stdout_from, fresh))
+}
+
+fn attached(stdout_from: u64) -> Message {
+    Message::Attached(attachment(stdout_from, false))
+}
+
+fn attachment(stdout_from: u64, fresh: bool) -> Started {
+    Started {
         session: 1,
         id: None,
         tty: false,
@@ -92,7 +109,7 @@ fn started(stdout_from: u64, fresh: bool) -> Message {
         fresh,
         stdout_from,
         stderr_from: 0,
-    })
+    }
 }
 
 fn stdout(offset: u64, bytes: &[u8]) -> Message {
@@ -250,8 +267,8 @@ fn a_cut_is_bridged_and_the_output_goes_on_at_its_byte() {
         drop(peer);
         drop(Peer::accept(listener));
         let mut peer = Peer::accept(listener);
-        assert_eq!(peer.hear_exec().stdout_from, 2);
-        peer.say(&[hello(), started(2, false), stdout(2, b"c"), exited(3, 0)]);
+        assert_eq!(peer.hear_attach().stdout_from, Some(2));
+        peer.say(&[hello(), attached(2), stdout(2, b"c"), exited(3, 0)]);
     });
     result.unwrap();
     assert_eq!(output, b"abc");

@@ -1,0 +1,58 @@
+//! Looking for the image's hooks.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use shared::limits::HOOKS_MAX;
+use shared::message::HookStage;
+
+use crate::agent::HookListing;
+
+/// Whether there is a folder for hooks after a restore.
+pub(crate) fn has_restore(folder: &Path) -> bool {
+    folder_of(folder, HookStage::Restore).is_dir()
+}
+
+/// The hooks of a stage.
+pub(super) fn list(folder: &Path, stage: HookStage) -> Result<HookListing, String> {
+    let paths = match executables(&folder_of(folder, stage)) {
+        Ok(paths) => paths,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(err) => return Err(format!("cannot look for hooks: {err}")),
+    };
+    if paths.len() > HOOKS_MAX {
+        return Err(format!("there are more than {HOOKS_MAX} hooks"));
+    }
+    Ok(HookListing {
+        paths,
+        has_restore: has_restore(folder),
+    })
+}
+
+fn folder_of(folder: &Path, stage: HookStage) -> PathBuf {
+    folder.join(format!("{stage}.d"))
+}
+
+/// The files that somebody may execute, sorted by name. What begins with a dot is none of them, as
+/// for a shell's `*`.
+fn executables(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
+    let mut paths: Vec<Vec<u8>> = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let is_hidden = path
+            .file_name()
+            .is_none_or(|name| name.as_bytes().starts_with(b"."));
+        // Through links, as the kernel executes.
+        let is_executable = fs::metadata(&path)
+            .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
+        if is_executable && !is_hidden {
+            let path = path.into_os_string().into_vec();
+            let index = paths.partition_point(|other| *other < path);
+            paths.insert(index, path);
+        }
+    }
+    Ok(paths)
+}

@@ -1,0 +1,156 @@
+//! The hooks of an image: programs in the guest that run before a snapshot and after a restore.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use shared::exchange::{ExchangeError, Request};
+use shared::message::{ExitStatus, FailCode, HookResult, HookStage, Hooks, Message};
+
+use crate::deadline::Watch;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::guest::connection::Endpoint;
+use crate::guest::driver::{AskError, AskErrorReason, ask};
+use crate::random;
+use crate::record::{Phase, Record};
+use crate::values::printable;
+
+/// How long one hook may take unless the caller says.
+pub const LIMIT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// What the caller wants of hooks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How long each may take.
+    pub limit: Duration,
+    /// Whether one that fails is no failure of the command.
+    pub ignore: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limit: LIMIT_DEFAULT,
+            ignore: false,
+        }
+    }
+}
+
+/// Has the hooks of a stage run, and fails when one of them does.
+pub fn run(
+    endpoint: &Endpoint,
+    stage: HookStage,
+    options: Options,
+    watch: &Watch<'_>,
+    record: &mut Record,
+) -> Result<(), Failure> {
+    record.begin(Phase::Hooks);
+    let token = random::token().or_fail(Exit::Defect, || "cannot draw a token".to_owned())?;
+    let request = Request::Hooks(Hooks {
+        token,
+        stage,
+        limit_ms: u64::try_from(options.limit.as_millis()).unwrap_or(u64::MAX),
+        go_on: options.ignore,
+    });
+    let asked = ask(endpoint, request, watch);
+    let (attempts, log) = match &asked {
+        Ok(answer) => (answer.attempts, &answer.log[..]),
+        Err(error) => (error.attempts, &error.log[..]),
+    };
+    record.attempts(Phase::Hooks, attempts);
+    record.note_attempts(Phase::Hooks, log);
+    let hooks = match asked {
+        Ok(answer) => match answer.message {
+            Message::Hooked(hooked) => hooked.hooks,
+            other => {
+                let text = format!("the exchange ended with {}", other.kind());
+                return Err(Failure::new(Exit::Defect, text));
+            }
+        },
+        Err(error) if is_unknown(&error) => {
+            log::debug!("this agent knows no hooks");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if !hooks.is_empty() {
+        let values: Vec<Value> = hooks.iter().map(HookResult::to_value).collect();
+        record.set("hooks", values);
+    }
+    judge(&hooks, options)
+}
+
+/// Whether an agent from before hooks has said so.
+fn is_unknown(error: &AskError) -> bool {
+    match &error.reason {
+        AskErrorReason::Exchange(ExchangeError::Refused { fail, .. }) => {
+            matches!(fail.code, FailCode::Protocol | FailCode::Unsupported)
+        }
+        AskErrorReason::Exchange(_)
+        | AskErrorReason::VmmEnded
+        | AskErrorReason::Connection(_)
+        | AskErrorReason::Local(_) => false,
+    }
+}
+
+fn judge(hooks: &[HookResult], options: Options) -> Result<(), Failure> {
+    for hook in hooks.iter().filter(|hook| !hook.is_success()) {
+        let text = describe(hook, options.limit);
+        if !options.ignore {
+            let text = format!("{text}; 'host-tool logs' and the guest's console have its words");
+            return Err(Failure::new(Exit::Hooks, text));
+        }
+        log::warn!("{text}");
+    }
+    Ok(())
+}
+
+fn describe(hook: &HookResult, limit: Duration) -> String {
+    let name = printable(&hook.name);
+    let how = match (hook.timed_out, hook.status) {
+        (true, _) => format!("did not end within {limit:?}"),
+        (false, ExitStatus::Code(code)) => format!("ended with exit code {code}"),
+        (false, ExitStatus::Signal { number, .. }) => format!("was ended by signal {number}"),
+    };
+    format!("the hook {name} {how}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hook(status: ExitStatus, timed_out: bool) -> HookResult {
+        HookResult {
+            name: "10-\u{1b}x".to_owned(),
+            status,
+            us: 1,
+            timed_out,
+        }
+    }
+
+    #[test]
+    fn the_first_failure_is_named_and_can_be_ignored() {
+        let good = hook(ExitStatus::Code(0), false);
+        let killed = ExitStatus::Signal {
+            number: 9,
+            core: false,
+        };
+        for (bad, text) in [
+            (hook(ExitStatus::Code(3), false), "ended with exit code 3"),
+            (hook(ExitStatus::Code(0), true), "did not end within 10s"),
+            (hook(killed, false), "was ended by signal 9"),
+        ] {
+            let hooks = [good.clone(), bad];
+            let failure = judge(&hooks, Options::default()).unwrap_err();
+            assert_eq!(failure.exit(), Exit::Hooks);
+            let expected = format!("the hook 10-\\u{{1b}}x {text}");
+            assert!(failure.to_string().starts_with(&expected), "{failure}");
+            let ignore = Options {
+                ignore: true,
+                ..Options::default()
+            };
+            judge(&hooks, ignore).unwrap();
+        }
+        judge(&[good], Options::default()).unwrap();
+    }
+}

@@ -1,0 +1,160 @@
+//! Payloads of AWAIT_CHECKPOINT, CHECKPOINT, VERDICT and GENERATION.
+
+use serde_json::Value;
+
+use super::words;
+use crate::id::Generation;
+use crate::json::{Fields, PayloadError, object};
+use crate::limits::TAG_LEN_MAX;
+
+words! {
+    /// What became of a program that waited at a checkpoint.
+    Verdict {
+        /// A snapshot was taken, and this is the machine it was taken of.
+        Source = "source",
+        /// A snapshot was taken, and this is a machine that was restored from one.
+        Clone = "clone",
+        /// Nobody took one in time.
+        Cold = "cold",
+    }
+}
+
+/// Waits for a program in the guest that stands at a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwaitCheckpoint {
+    /// The checkpoint's tag; `None` takes any.
+    pub tag: Option<String>,
+}
+
+impl AwaitCheckpoint {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            tag: read_tag(fields)?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        object!({ "tag": self.tag.as_deref() })
+    }
+}
+
+/// A program in the guest waits for a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointRequest {
+    /// What it calls this point of its work.
+    pub tag: Option<String>,
+    /// How long it waits, in ms of guest time; `None` is for ever.
+    pub timeout_ms: Option<u64>,
+}
+
+impl CheckpointRequest {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            tag: read_tag(fields)?,
+            timeout_ms: fields.opt_number("timeout_ms")?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        object!({ "tag": self.tag.as_deref(), "timeout_ms": self.timeout_ms })
+    }
+}
+
+/// Tells the host of a program that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// What the program calls this point of its work.
+    pub tag: Option<String>,
+    /// How long it still waits, in ms of guest time; `None` is for ever.
+    pub left_ms: Option<u64>,
+}
+
+impl Checkpoint {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            tag: read_tag(fields)?,
+            left_ms: fields.opt_number("left_ms")?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        object!({ "tag": self.tag.as_deref(), "left_ms": self.left_ms })
+    }
+}
+
+/// Ends the wait of a program at a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointVerdict {
+    /// What became of it.
+    pub verdict: Verdict,
+    /// The guest's name, if a host has given it one.
+    pub generation: Option<Generation>,
+}
+
+impl CheckpointVerdict {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            verdict: fields.parsed("verdict", "\"source\", \"clone\" or \"cold\"")?,
+            generation: read_generation(fields, "generation")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        object!({
+            "verdict": self.verdict.as_str(),
+            "generation": self.generation.map(|generation| generation.to_string()),
+        })
+    }
+}
+
+/// A program in the guest asks for another name of the guest than the one it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GenerationRequest {
+    /// The name it knows; `None` is the one that the guest has when it asks.
+    pub from: Option<Generation>,
+}
+
+impl GenerationRequest {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            from: read_generation(fields, "from")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        object!({ "from": self.from.map(|generation| generation.to_string()) })
+    }
+}
+
+/// The payload that has nothing but the guest's name.
+pub(super) fn read_new_generation(fields: &Fields) -> Result<Generation, PayloadError> {
+    fields.parsed("generation", "32 hexadecimal digits")
+}
+
+/// As [`read_new_generation`], the other way round.
+pub(super) fn new_generation_value(generation: Generation) -> Value {
+    object!({ "generation": generation.to_string() })
+}
+
+fn read_generation(
+    fields: &Fields,
+    field: &'static str,
+) -> Result<Option<Generation>, PayloadError> {
+    fields.opt_parsed(field, "32 hexadecimal digits")
+}
+
+fn read_tag(fields: &Fields) -> Result<Option<String>, PayloadError> {
+    let tag = fields.opt_text("tag")?;
+    if tag.as_deref().is_none_or(is_tag) {
+        Ok(tag)
+    } else {
+        Err(fields.error("tag", "1 to 256 printable ASCII characters without spaces"))
+    }
+}
+
+/// Whether `text` can be a checkpoint's tag, such as a digest: 1 to [`TAG_LEN_MAX`] printable ASCII
+/// characters without spaces.
+#[must_use]
+pub fn is_tag(text: &str) -> bool {
+    (1..=TAG_LEN_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}

@@ -1,0 +1,124 @@
+//! Payloads of HOOKS and HOOKED.
+
+use serde_json::Value;
+
+use super::exec::ExitStatus;
+use super::{clipped_to, control, words};
+use crate::id::Token;
+use crate::json::{Fields, PayloadError, object};
+use crate::limits::{HOOK_NAME_LEN_MAX, HOOKS_MAX};
+
+words! {
+    /// When hooks run.
+    HookStage {
+        /// Before a snapshot, in reverse order.
+        Snapshot = "snapshot",
+        /// After a restore, in order.
+        Restore = "restore",
+    }
+}
+
+/// Has the image's hooks run, one after another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hooks {
+    /// Names this request; sent again, it joins.
+    pub token: Token,
+    /// Which hooks.
+    pub stage: HookStage,
+    /// How long each may take, in ms of guest time.
+    pub limit_ms: u64,
+    /// Whether the next one runs although one has failed.
+    pub go_on: bool,
+}
+
+impl Hooks {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            token: control::read_token(fields)?,
+            stage: fields.parsed("stage", "\"snapshot\" or \"restore\"")?,
+            limit_ms: fields.number("limit_ms")?,
+            go_on: fields.opt_flag("go_on")?,
+        })
+    }
+
+    pub(super) fn to_value(self) -> Value {
+        object!({
+            "token": self.token.to_string(),
+            "stage": self.stage.as_str(),
+            "limit_ms": self.limit_ms,
+            "go_on": self.go_on,
+        })
+    }
+}
+
+/// What came of hooks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooked {
+    /// The request.
+    pub token: Token,
+    /// Those that ran, in the order in which they did; at most [`HOOKS_MAX`].
+    pub hooks: Vec<HookResult>,
+}
+
+/// What came of one hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookResult {
+    /// Name of its file.
+    pub name: String,
+    /// How it ended; as a shell has it, 126 and 127 are one that could not be run.
+    pub status: ExitStatus,
+    /// Spawn to reap, µs.
+    pub us: u64,
+    /// Whether it was ended because it took too long.
+    pub timed_out: bool,
+}
+
+impl HookResult {
+    /// Whether it did what it is there for.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.status.shell_code() == 0 && !self.timed_out
+    }
+
+    fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            name: fields.text("name")?,
+            status: ExitStatus::read(fields)?,
+            us: fields.number("us")?,
+            timed_out: fields.flag("timed_out")?,
+        })
+    }
+
+    /// The result as a JSON object, for the wire and for records.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let (code, signal, core) = self.status.parts();
+        object!({
+            "name": clipped_to(&self.name, HOOK_NAME_LEN_MAX),
+            "code": code,
+            "signal": signal,
+            "core": core,
+            "us": self.us,
+            "timed_out": self.timed_out,
+        })
+    }
+}
+
+impl Hooked {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let hooks = fields.objects("hooks", HOOKS_MAX)?;
+        Ok(Self {
+            token: control::read_token(fields)?,
+            hooks: hooks
+                .iter()
+                .map(HookResult::read)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    pub(super) fn to_value(&self) -> Value {
+        let hooks = &self.hooks[..self.hooks.len().min(HOOKS_MAX)];
+        let hooks: Vec<_> = hooks.iter().map(HookResult::to_value).collect();
+        object!({ "token": self.token.to_string(), "hooks": hooks })
+    }
+}

@@ -1,0 +1,171 @@
+//! Goal: programs beside the agent learn what became of their machine. Method: a real agent with a
+//! local socket, `guest-agent checkpoint` and `guest-agent generation` as ordinary processes, and a
+//! client that plays the host.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use shared::message::{AwaitCheckpoint, Cause, Depth, Message, Policy, Rebind};
+use tempfile::TempDir;
+use tests::agent::Agent;
+use tests::client::{Client, generation, probe, quiesce, rebind};
+use tests::process::{Finished, finish, run, signal};
+use tests::{DEADLINE, program};
+
+/// An agent with a local socket.
+struct Guest {
+    agent: Agent,
+    folder: TempDir,
+}
+
+impl Guest {
+    fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        let socket = folder.path().join("local/agent.sock");
+        let agent = Agent::start_with(&["--local", socket.to_str().unwrap()]);
+        Self { agent, folder }
+    }
+
+    fn local(&self, name: &str) -> PathBuf {
+        self.folder.path().join("local").join(name)
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(program("guest-agent"));
+        command.args(words).arg("--local");
+        command.arg(self.local("agent.sock"));
+        command
+    }
+
+    /// A command that waits, with its input and output as pipes.
+    fn wait(&self, words: &[&str]) -> Child {
+        let mut command = self.command(words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Returns when a program stands at this checkpoint.
+    fn await_checkpoint(&self, tag: &str) {
+        let tag = Some(tag.to_owned());
+        let wanted = Message::AwaitCheckpoint(AwaitCheckpoint { tag: tag.clone() });
+        match self.agent.greet().ask(&wanted) {
+            Message::Checkpoint(checkpoint) => assert_eq!(checkpoint.tag, tag),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What a host does around a snapshot, and in a clone of it.
+    fn cut(&self, byte: u8, cause: Cause) {
+        let mut control = self.agent.greet();
+        let quiesced = control.ask(&quiesce(byte, Policy::Keep));
+        assert!(matches!(quiesced, Message::Quiesced(_)), "{quiesced:?}");
+        self.name(byte, cause);
+    }
+
+    fn name(&self, byte: u8, cause: Cause) {
+        let Message::Rebind(rebind) = rebind(byte) else {
+            panic!("no REBIND")
+        };
+        let entropy = Some([byte; 32]);
+        let rebind = Message::Rebind(Rebind {
+            cause,
+            entropy,
+            ..rebind
+        });
+        let rebound = self.agent.greet().ask(&rebind);
+        assert!(matches!(rebound, Message::Rebound(_)), "{rebound:?}");
+        let mut fresh: Client = self.agent.greet();
+        let probed = fresh.ask(&probe(byte, Depth::Listener));
+        assert!(matches!(probed, Message::Probed(_)), "{probed:?}");
+    }
+}
+
+fn end_of(child: Child) -> Finished {
+    finish(child, Vec::new(), "a wait", DEADLINE)
+}
+
+#[test]
+fn a_checkpoint_ends_with_what_the_host_did() {
+    let guest = Guest::start();
+    guest.name(1, Cause::Boot);
+    for (byte, cause) in [(2, Cause::Resume), (3, Cause::Restore)] {
+        let waiting = guest.wait(&["checkpoint", "--tag", "sha256:1", "--timeout", "1h"]);
+        guest.await_checkpoint("sha256:1");
+        guest.cut(byte, cause);
+        let expected = match cause {
+            Cause::Restore => format!("clone {}\n", generation(byte)),
+            Cause::Boot | Cause::Resume => "source\n".to_owned(),
+        };
+        assert_eq!(end_of(waiting).exits(0).out(), expected);
+    }
+    let cold = run(&mut guest.command(&["checkpoint", "--timeout", "1ms"])).exits(0);
+    assert_eq!(cold.out(), "cold\n");
+}
+
+#[test]
+fn several_wait_and_one_of_them_dies() {
+    let guest = Guest::start();
+    guest.name(1, Cause::Boot);
+    let tags = ["a", "b", "c"];
+    let mut waiting: Vec<_> = tags
+        .iter()
+        .map(|tag| guest.wait(&["checkpoint", "--tag", tag]))
+        .collect();
+    tags.iter().for_each(|tag| guest.await_checkpoint(tag));
+    let dead = waiting.remove(1);
+    signal(dead.id(), Signal::SIGKILL);
+    assert_eq!(end_of(dead).code(), 137);
+    guest.cut(2, Cause::Resume);
+    for child in waiting {
+        assert_eq!(end_of(child).exits(0).out(), "source\n");
+    }
+    assert_eq!(guest.agent.exec(["true"]).code(), 0);
+}
+
+#[test]
+fn the_name_is_in_a_file_and_can_be_waited_for() {
+    let guest = Guest::start();
+    let print = || run(&mut guest.command(&["generation"]));
+    let _ = print().exits(1).complains("no host has given");
+    guest.name(1, Cause::Boot);
+    let first = format!("{}\n", generation(1));
+    assert_eq!(print().exits(0).out(), first);
+    let file = guest.local("generation");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), first);
+    for (name, mode) in [("generation", 0o644), ("agent.sock", 0o666)] {
+        let found = std::fs::metadata(guest.local(name)).unwrap();
+        assert_eq!(found.permissions().mode() & 0o777, mode, "{name}");
+    }
+
+    let late = ["generation", "--wait", "--timeout", "1ms"];
+    assert_eq!(run(&mut guest.command(&late)).code(), 124);
+    let waiting = guest.wait(&["generation", "--wait", "--from", first.trim_end()]);
+    guest.cut(2, Cause::Restore);
+    let second = format!("{}\n", generation(2));
+    assert_eq!(end_of(waiting).exits(0).out(), second);
+    let at_once = ["generation", "--wait", "--from", first.trim_end()];
+    let at_once = run(&mut guest.command(&at_once)).exits(0);
+    assert_eq!(at_once.out(), second);
+}
+
+#[test]
+fn without_an_agent_there_is_no_verdict() {
+    let folder = TempDir::new().unwrap();
+    for words in [&["checkpoint"][..], &["generation", "--wait"]] {
+        let mut command = Command::new(program("guest-agent"));
+        command.args(words).arg("--local");
+        command.arg(folder.path().join("none"));
+        let _ = run(&mut command).exits(1).complains("cannot ask the agent");
+    }
+    for words in [
+        &["checkpoint", "--tag", "a b"][..],
+        &["checkpoint", "--timeout", "soon"],
+    ] {
+        let mut command = Command::new(program("guest-agent"));
+        assert_eq!(run(command.args(words)).code(), 2, "{words:?}");
+    }
+    let help = run(Command::new(program("guest-agent")).args(["checkpoint", "--help"]));
+    assert!(help.exits(0).out().contains("source"));
+}

@@ -1,0 +1,94 @@
+//! Goal: a step of a rebind that fails is told to the host, and the next rebind does it; an answer
+//! that is lost is asked for again. Method: a real agent with faults of its own, `GUEST_AGENT_
+//! FAILPOINTS`, and a client or `host-tool` that meets them.
+
+use shared::message::{
+    Depth, FailCode, Identity, Message, Policy, Rebind, Rebound, StepName, StepResult,
+};
+use tests::agent::Agent;
+use tests::client::{probe, quiesce, rebind};
+
+fn agent_with(faults: &str) -> Agent {
+    Agent::start_in(&[], &[("GUEST_AGENT_FAILPOINTS", faults)])
+}
+
+/// A REBIND with something to do for every step.
+fn full_rebind(byte: u8) -> Message {
+    let Message::Rebind(request) = rebind(byte) else {
+        panic!()
+    };
+    Message::Rebind(Rebind {
+        entropy: Some([byte; 32]),
+        identity: Identity {
+            hostname: Some("clone".to_owned()),
+            machine_id: None,
+            network: None,
+        },
+        ..request
+    })
+}
+
+fn result_of(rebound: &Rebound, name: StepName) -> StepResult {
+    let step = rebound.steps.iter().find(|step| step.name == name);
+    step.expect("every step is listed").result
+}
+
+#[test]
+fn a_step_that_fails_is_told_and_the_next_rebind_does_it() {
+    for &name in StepName::ALL {
+        let agent = agent_with(name.as_str());
+        let mut client = agent.greet();
+        match client.ask(&full_rebind(1)) {
+            Message::Rebound(rebound) => {
+                assert_eq!(result_of(&rebound, name), StepResult::Failed, "{name:?}");
+            }
+            Message::Fail(fail) => {
+                assert_eq!(fail.code, FailCode::Rebind, "{fail:?}");
+                assert!(fail.text.contains("injected"), "{fail:?}");
+                let mut refused = agent.greet();
+                let answer = refused.ask(&probe(1, Depth::Listener));
+                assert!(matches!(answer, Message::Fail(_)), "{name:?}: {answer:?}");
+            }
+            other => panic!("{name:?}: {other:?}"),
+        }
+        let Message::Rebound(rebound) = agent.greet().ask(&full_rebind(2)) else {
+            panic!("{name:?} fails for ever")
+        };
+        assert_ne!(result_of(&rebound, name), StepResult::Failed, "{name:?}");
+        let probed = agent.greet().ask(&probe(2, Depth::Exec));
+        assert!(matches!(probed, Message::Probed(_)), "{name:?}: {probed:?}");
+    }
+}
+
+/// The probe with which each of these agents starts meets the fault.
+#[test]
+fn an_answer_that_is_lost_is_asked_for_again() {
+    for fault in ["cut:probed", "mute:probed"] {
+        let agent = agent_with(fault);
+        assert_eq!(agent.exec(["true"]).code(), 0, "{fault}");
+    }
+}
+
+#[test]
+fn what_was_done_before_its_answer_was_lost_is_not_done_twice() {
+    let agent = agent_with("cut:rebound,cut:quiesced");
+    let mut client = agent.greet();
+    client.say(&rebind(1));
+    assert_eq!(client.hear_or_end(), None);
+    let Message::Rebound(rebound) = agent.greet().ask(&rebind(1)) else {
+        panic!("the same name again is refused")
+    };
+    let serial = rebound.listener_serial;
+    let Message::Rebound(rebound) = agent.greet().ask(&rebind(1)) else {
+        panic!("the same name again is refused")
+    };
+    assert_eq!(rebound.listener_serial, serial, "it was done again");
+    let mut client = agent.greet();
+    client.say(&quiesce(7, Policy::Keep));
+    assert_eq!(client.hear_or_end(), None);
+    let answer = agent.greet().ask(&quiesce(7, Policy::Keep));
+    assert!(matches!(answer, Message::Quiesced(_)), "{answer:?}");
+    let rebound = agent.greet().ask(&rebind(2));
+    assert!(matches!(rebound, Message::Rebound(_)), "{rebound:?}");
+    assert_eq!(agent.exec(["true"]).code(), 0);
+}
