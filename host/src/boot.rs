@@ -19,7 +19,7 @@ use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
 use crate::values::{DriveArgument, MachineId};
 use crate::vmdir::state::DRIVES_MAX;
-use crate::vmm::{Drive, MachineSpec, Purpose, Start};
+use crate::vmm::{Drive, MachineSpec, Nic, Purpose, Start};
 
 /// How long a boot may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -52,16 +52,10 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         command.hostname.as_deref(),
     )?;
     check_shape(command)?;
-    let guest_cid = match command.vsock_cid {
-        Some(cid) => check_cid(cid)?,
-        None => draw_cid()?,
-    };
-
+    let guest_cid = command.vsock_cid.map_or_else(draw_cid, check_cid)?;
     let health = command.health().check()?;
     let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
-    let with_mmds = command.mmds.is_some();
-    let nic = command.nic.as_ref().map(|nic| network::nic(nic, with_mmds));
-    let nic = nic.transpose()?;
+    let nic = nic(command)?;
 
     record.begin(Phase::Image);
     let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
@@ -111,6 +105,13 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         parent: None,
         artifact: None,
     })
+}
+
+/// The machine's network interface, if it is to have one.
+fn nic(command: &Boot) -> Result<Option<Nic>, Failure> {
+    let with_mmds = command.mmds.is_some();
+    let nic = command.nic.as_ref();
+    nic.map(|nic| network::nic(nic, with_mmds)).transpose()
 }
 
 /// Checks the numbers of the machine.
