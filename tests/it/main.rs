@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 mod checkpoints;
+mod conformance;
 mod conversation;
 mod exec;
 mod footprint;
