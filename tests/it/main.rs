@@ -10,4 +10,6 @@ mod health;
 mod host;
 mod hostile;
 mod logs;
+mod sessions;
 mod stress;
+mod workload;
