@@ -4,6 +4,7 @@
 mod checkpoints;
 mod conformance;
 mod conversation;
+mod cuts;
 mod exec;
 mod flood;
 mod footprint;
