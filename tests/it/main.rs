@@ -16,4 +16,5 @@ mod logs;
 mod sessions;
 mod streams;
 mod stress;
+mod terminal;
 mod workload;
