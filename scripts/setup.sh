@@ -29,9 +29,10 @@ case ${1:-} in
     *) echo "setup.sh: unknown argument $1; see setup.sh --help" >&2; exit 2 ;;
 esac
 
-# binutils: readelf. gcc, libc6-dev: Rust's linker, and the static C library. The rest is the lab:
-# the VMM, the outer machine's init, its image, its modules, and what kernels are packed with.
-PACKAGES=(binutils gcc libc6-dev qemu-system-x86 busybox-static cpio iproute2 kmod gzip xz-utils zstd lz4)
+# binutils: readelf. gcc, libc6-dev: Rust's linker, and the static C library. tmux: a terminal for
+# tests. The rest is the lab: the VMM, the outer machine's init, its image, its modules, and what
+# kernels are packed with.
+PACKAGES=(binutils gcc libc6-dev tmux qemu-system-x86 busybox-static cpio iproute2 kmod gzip xz-utils zstd lz4)
 
 command -v dpkg-query >/dev/null || {
     echo "setup.sh: this is not a Debian system; install what these packages hold: ${PACKAGES[*]}" >&2

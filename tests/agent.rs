@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use crate::DEADLINE;
 use crate::client::Client;
-use crate::process::{Finished, run, signal};
-use crate::program;
+use crate::process::{Finished, Running, run, signal, status_number};
+use crate::{program, raise_descriptor_limit};
 
 /// A running agent, ended when dropped. Its log is shown when the test fails.
 #[derive(Debug)]
@@ -47,15 +47,27 @@ impl Agent {
     /// When it does not answer.
     #[must_use]
     pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(program("guest-agent"));
+        command.envs(variables.iter().copied());
+        Self::start_through(command, arguments)
+    }
+
+    /// Starts an agent through a program that becomes it, given the agent and its arguments.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    #[must_use]
+    pub fn start_through(mut command: Command, arguments: &[&str]) -> Self {
+        raise_descriptor_limit();
         let folder = TempDir::new().expect("a temporary folder");
         let log = fs::File::create(folder.path().join("log")).expect("a log file");
         let socket = folder.path().join("agent.sock");
-        let child = Command::new(program("guest-agent"))
+        let child = command
             .arg("--listen")
             .arg(format!("unix:{}", socket.display()))
             .arg("--unprivileged")
             .args(arguments)
-            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -126,6 +138,16 @@ impl Agent {
         tool
     }
 
+    /// The same, started.
+    #[track_caller]
+    pub fn run<A: AsRef<OsStr>>(
+        &self,
+        command: impl IntoIterator<Item = A>,
+        argv: impl IntoIterator<Item = A>,
+    ) -> Running {
+        Running::start(&mut self.host_tool_command(command, argv))
+    }
+
     /// `host-tool exec -- ARGV…`
     #[track_caller]
     pub fn exec<const N: usize>(&self, argv: [&str; N]) -> Finished {
@@ -157,18 +179,27 @@ impl Agent {
         }
     }
 
+    /// The same once no session runs either.
+    ///
+    /// # Panics
+    ///
+    /// When one goes on running.
+    #[must_use]
+    pub fn idle_fd_count(&self) -> u32 {
+        let started = Instant::now();
+        let mut client = self.greet();
+        while client.info().sessions > 0 {
+            let (sessions, _) = client.sessions();
+            assert!(started.elapsed() < DEADLINE, "sessions go on: {sessions:?}");
+        }
+        drop(client);
+        self.settled_fd_count()
+    }
+
     /// A number from `/proc/PID/status`.
     #[must_use]
     pub fn status(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with(name))
-            .expect("a known line");
-        line.split_whitespace()
-            .nth(1)
-            .and_then(|number| number.parse().ok())
-            .expect("a number")
+        status_number(self.pid(), name)
     }
 
     /// Children of the agent that have ended and were not reaped.
@@ -181,6 +212,21 @@ impl Agent {
             status.contains("State:\tZ")
         };
         children.split_whitespace().filter(is_zombie).count()
+    }
+
+    /// Waits until no child that has ended is left unreaped.
+    ///
+    /// # Panics
+    ///
+    /// When one stays.
+    pub fn reaps_all(&self) {
+        let started = Instant::now();
+        let mut client = self.greet();
+        while self.zombie_count() > 0 {
+            // Each answer is a turn of the agent's loop, in which it reaps what there is.
+            client.info();
+            assert!(started.elapsed() < DEADLINE, "a zombie is left");
+        }
     }
 
     /// Sends the agent a signal.

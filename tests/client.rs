@@ -1,5 +1,7 @@
 //! A raw protocol client: says exactly the frames it is told to.
 
+mod session;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -8,9 +10,11 @@ use std::path::Path;
 use shared::frame::Decoder;
 use shared::id::{ExecId, Generation, Nonce, Token};
 use shared::message::{
-    ByteString, Cause, Chunk, Depth, Exec, Exited, Fail, FailCode, Hello, Identity,
-    InheritedSessions, Message, Policy, Probe, Quiesce, Rebind, Role,
+    ByteString, Cause, Depth, Exec, Fail, FailCode, Hello, Identity, InheritedSessions, Message,
+    Policy, Probe, Quiesce, Rebind, Role,
 };
+
+pub use session::{Followed, Received, attach, stdin};
 
 use crate::DEADLINE;
 
@@ -19,6 +23,8 @@ use crate::DEADLINE;
 pub struct Client {
     stream: UnixStream,
     decoder: Decoder,
+    /// Standard output that came with what [`Client::hear_stdout`] was asked for.
+    ahead: Vec<u8>,
 }
 
 impl Client {
@@ -39,6 +45,7 @@ impl Client {
         Self {
             stream,
             decoder: Decoder::new(),
+            ahead: Vec::new(),
         }
     }
 
@@ -128,30 +135,6 @@ impl Client {
     pub fn shut_down(&self) {
         drop(self.stream.shutdown(Shutdown::Both));
     }
-
-    /// Output and end of a session that this connection has started.
-    #[track_caller]
-    pub fn collect(&mut self) -> (Vec<u8>, Vec<u8>, Exited) {
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        loop {
-            match self.hear() {
-                Message::Stdout(chunk) => append(&mut stdout, &chunk),
-                Message::Stderr(chunk) => append(&mut stderr, &chunk),
-                Message::Exited(exited) => {
-                    assert_eq!(exited.stdout_end, stdout.len() as u64);
-                    assert_eq!(exited.stderr_end, stderr.len() as u64);
-                    return (stdout, stderr, exited);
-                }
-                other => panic!("unexpected {other:?}"),
-            }
-        }
-    }
-}
-
-#[track_caller]
-fn append(stream: &mut Vec<u8>, chunk: &Chunk) {
-    assert_eq!(chunk.offset, stream.len() as u64, "a gap or a repetition");
-    stream.extend_from_slice(&chunk.bytes);
 }
 
 /// A generation that is this byte over and over.
@@ -207,9 +190,29 @@ pub fn quiesce(byte: u8, policy: Policy) -> Message {
 /// When an argument holds NUL.
 #[must_use]
 pub fn exec(byte: u8, argv: &[&str]) -> Exec {
+    exec_numbered(u64::from_le_bytes([byte; 8]), argv)
+}
+
+/// An EXEC whose id holds this number, for tests that run more than 256.
+///
+/// # Panics
+///
+/// When an argument holds NUL.
+#[must_use]
+pub fn exec_numbered(number: u64, argv: &[&str]) -> Exec {
     let string = |text: &&str| ByteString::new(*text).expect("no NUL");
-    Exec::new(
-        ExecId::from_bytes([byte; 16]),
-        argv.iter().map(string).collect(),
-    )
+    Exec::new(exec_id(number), argv.iter().map(string).collect())
+}
+
+/// The id of [`exec_numbered`].
+#[must_use]
+pub fn exec_id(number: u64) -> ExecId {
+    let half = number.to_le_bytes();
+    ExecId::from_bytes(std::array::from_fn(|index| half[index % 8]))
+}
+
+/// An EXEC of a shell script.
+#[must_use]
+pub fn shell(byte: u8, script: &str) -> Exec {
+    exec(byte, &["sh", "-c", script])
 }

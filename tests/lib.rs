@@ -5,10 +5,16 @@
 
 pub mod agent;
 pub mod client;
+pub mod gate;
 pub mod process;
+pub mod proxy;
+pub mod terminal;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// How long any single event may take before the test that waits for it has failed. It is long
 /// because the lab is slow; nothing is ever as slow as this unless it is broken.
@@ -35,4 +41,21 @@ pub fn program(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Says that something cannot be tested here, so that the summary of `scripts/test.sh` lists it.
+///
+/// Written past the capture of the test program, which would swallow it when the test passes.
+pub fn skip(what: &str, why: &str) {
+    let line = format!("\nskipped: process {what}: {why}\n");
+    drop(std::io::stdout().write_all(line.as_bytes()));
+}
+
+/// Lets this process, and those it starts, open as many files as it may: some tests hold a
+/// thousand connections, on both sides.
+pub fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Without the right to, what is there has to do.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }

@@ -2,13 +2,21 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 mod checkpoints;
+mod conformance;
 mod conversation;
+mod cuts;
 mod exec;
 mod failpoints;
+mod flood;
 mod footprint;
 mod health;
 mod hooks;
 mod host;
 mod hostile;
+mod limits;
 mod logs;
+mod sessions;
+mod streams;
 mod stress;
+mod terminal;
+mod workload;

@@ -38,7 +38,8 @@ pub enum Action {
     },
     /// There is room for the session's output again: read on where reading stopped.
     ResumeOutput(SessionId),
-    /// Close the session's pipes, which somebody else still holds open at their other end.
+    /// Close what is left of the session's outputs: pipes that somebody else still holds open at
+    /// their other end, and a terminal, which stays open until the session has ended.
     CloseOutput(SessionId),
     /// Write what [`input_pending`](super::Agent::input_pending) holds to the session's standard
     /// input, as far as it takes it, and go on when it takes more. Answered by

@@ -244,6 +244,10 @@ impl Agent {
             return;
         };
         let is_workload = session.is_workload();
+        if session.terms().tty.is_some() {
+            // Its terminal was kept open for it, see there.
+            self.actions.push_back(Action::CloseOutput(id));
+        }
         self.stop_session_timers(id);
         if is_workload {
             self.handle_workload_over(id, exited, now);

@@ -22,6 +22,9 @@ pub(super) struct Stdio {
     stderr: Option<Output>,
     /// Whether all of them are one terminal.
     is_terminal: bool,
+    /// A terminal that no program has open any more, until the session has ended: closing it hangs
+    /// up the command (SIGHUP), which closes its descriptors before it has quite exited.
+    let_go: Option<StdioEnd>,
 }
 
 #[derive(Debug)]
@@ -34,7 +37,10 @@ struct Output {
 impl Stdio {
     /// Whether nothing of it is open.
     pub(super) fn is_closed(&self) -> bool {
-        self.input.is_none() && self.stdout.is_none() && self.stderr.is_none()
+        self.input.is_none()
+            && self.stdout.is_none()
+            && self.stderr.is_none()
+            && self.let_go.is_none()
     }
 
     fn slot(&mut self, stream: Stream) -> &mut Option<Output> {
@@ -190,6 +196,10 @@ impl Shell {
         for &stream in Stream::ALL {
             self.close_output(id, stream, agent, now);
         }
+        if let Some(stdio) = self.stdio.get_mut(&id) {
+            stdio.let_go = None;
+            self.forget_closed(id);
+        }
     }
 
     fn end_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
@@ -198,8 +208,8 @@ impl Shell {
         self.settle(agent, now);
     }
 
-    /// Deregisters, then closes. With a terminal's output its input ends too: it would be kept open
-    /// for that, with nobody to read what its programs write.
+    /// Deregisters, then closes, but for a terminal. With a terminal's output its input ends too:
+    /// it would be kept open for that, with nobody to read what its programs write.
     fn close_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
         let Some(stdio) = self.stdio.get_mut(&id) else {
             return;
@@ -207,6 +217,7 @@ impl Shell {
         if let Some(mut output) = stdio.slot(stream).take() {
             // Closing a pipe removes it too; closing a terminal does not while its input is open.
             let _ = self.registry.deregister(&mut output.end);
+            stdio.let_go = Some(output.end).filter(|_| stdio.is_terminal);
         }
         if stdio.is_terminal && stdio.input.is_some() {
             self.end_input(id, agent, now);

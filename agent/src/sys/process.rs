@@ -82,15 +82,23 @@ fn micros(time: libc::timeval) -> u64 {
         .saturating_add(u64::try_from(time.tv_usec).unwrap_or(0))
 }
 
-/// Sends a signal to every process of a group. `ESRCH`: the group is empty.
+/// Sends a signal to every process of a group, and to its leader wherever that is: one that has
+/// joined another group must not be out of reach for it. `ESRCH`: there is nobody.
 pub(crate) fn kill_group(leader: i32, signal: i32) -> io::Result<()> {
     // Zero and negative ids mean other sets of processes to `kill`, down to "everybody".
     if leader <= 1 {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
+    // SAFETY: `getpgid` takes an integer and no pointer.
+    let group_of_leader = check(unsafe { libc::getpgid(leader) });
     // SAFETY: `kill` takes two integers and no pointer.
-    check(unsafe { libc::kill(-leader, signal) })?;
-    Ok(())
+    let sent = check(unsafe { libc::kill(-leader, signal) });
+    if group_of_leader.is_ok_and(|group| group != leader) {
+        // SAFETY: as above.
+        check(unsafe { libc::kill(leader, signal) })?;
+        return Ok(());
+    }
+    sent.map(|_| ())
 }
 
 /// Sends a signal to every process but this one and the kernel's own. Only process 1 may ask for

@@ -328,6 +328,8 @@ impl Driver<'_> {
                 }
                 Event::Started(started) => {
                     self.begin(started);
+                    // Before the first output is shown, which may be a question.
+                    self.set_terminal()?;
                     if self.is_done_when_started {
                         return Ok(());
                     }

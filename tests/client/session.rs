@@ -1,0 +1,272 @@
+//! What a test does with a session over a raw connection: start it, attach to it, feed it, and
+//! follow its output to its end, acknowledging or not.
+
+use shared::limits::STREAM_DATA_LEN_MAX;
+use shared::message::{
+    Ack, Attach, AttachMode, Chunk, Exec, ExitAck, Exited, Fail, Info, Message, SessionInfo,
+    SessionRef, SessionsRequest, Started, StdinEof, Stream,
+};
+
+use super::Client;
+
+/// An owner acknowledges at the latest when half a ring is not; this is well before that.
+const ACK_AFTER: u64 = 64 * 1024;
+
+/// What came of one stream.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Offset of the first byte that was to come.
+    pub from: u64,
+    /// Bytes that came, gaps left out.
+    pub bytes: Vec<u8>,
+    /// Where bytes were missing, from and to.
+    pub gaps: Vec<(u64, u64)>,
+    /// Offset of the next byte.
+    next: u64,
+    /// Offset that was acknowledged.
+    acked: u64,
+}
+
+impl Received {
+    const fn from(offset: u64) -> Self {
+        Self {
+            from: offset,
+            bytes: Vec::new(),
+            gaps: Vec::new(),
+            next: offset,
+            acked: offset,
+        }
+    }
+
+    #[track_caller]
+    fn push(&mut self, chunk: &Chunk) {
+        assert_eq!(chunk.offset, self.next, "a hole or a repetition");
+        self.bytes.extend_from_slice(&chunk.bytes);
+        self.next += chunk.bytes.len() as u64;
+    }
+
+    #[track_caller]
+    fn skip(&mut self, from: u64, to: u64) {
+        assert_eq!(from, self.next, "a gap that does not begin where it should");
+        self.gaps.push((from, to));
+        self.next = to;
+    }
+}
+
+/// A session that was followed to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Followed {
+    /// Standard output.
+    pub stdout: Received,
+    /// Standard error.
+    pub stderr: Received,
+    /// The end.
+    pub exited: Exited,
+}
+
+/// An ATTACH for everything that is there, under any generation.
+#[must_use]
+pub const fn attach(session: SessionRef, mode: AttachMode) -> Attach {
+    Attach {
+        session,
+        generation: None,
+        mode,
+        stdout_from: None,
+        stderr_from: None,
+    }
+}
+
+/// A STDIN frame, as bytes.
+#[must_use]
+pub fn stdin(offset: u64, bytes: &[u8]) -> Vec<u8> {
+    let bytes = bytes.to_vec();
+    Message::Stdin(Chunk { offset, bytes }).encode()
+}
+
+impl Client {
+    /// Sends EXEC and hears STARTED.
+    #[track_caller]
+    pub fn start(&mut self, exec: &Exec) -> Started {
+        match self.ask(&Message::Exec(exec.clone())) {
+            Message::Started(started) => started,
+            other => panic!("no STARTED but {other:?}"),
+        }
+    }
+
+    /// Sends ATTACH and hears ATTACHED.
+    #[track_caller]
+    pub fn attach(&mut self, attach: Attach) -> Started {
+        match self.ask(&Message::Attach(attach)) {
+            Message::Attached(started) => started,
+            other => panic!("no ATTACHED but {other:?}"),
+        }
+    }
+
+    /// Sends a request and hears FAIL.
+    #[track_caller]
+    pub fn ask_in_vain(&mut self, message: &Message) -> Fail {
+        match self.ask(message) {
+            Message::Fail(fail) => fail,
+            other => panic!("no FAIL but {other:?}"),
+        }
+    }
+
+    /// Acknowledges the bytes of a stream before `offset`.
+    #[track_caller]
+    pub fn ack(&mut self, stream: Stream, offset: u64) {
+        self.say(&Message::Ack(Ack { stream, offset }));
+    }
+
+    /// Acknowledges the end.
+    #[track_caller]
+    pub fn ack_exit(&mut self, exited: &Exited) {
+        let session = exited.session;
+        self.say(&Message::ExitAck(ExitAck { session }));
+    }
+
+    /// Sends standard input from `offset` on, whatever the credit.
+    #[track_caller]
+    pub fn feed(&mut self, offset: u64, bytes: &[u8]) {
+        let mut offset = offset;
+        for part in bytes.chunks(STREAM_DATA_LEN_MAX) {
+            self.send(&stdin(offset, part));
+            offset += part.len() as u64;
+        }
+    }
+
+    /// Sends the end of standard input, which had `offset` bytes.
+    #[track_caller]
+    pub fn feed_end(&mut self, offset: u64) {
+        self.say(&Message::StdinEof(StdinEof { offset }));
+    }
+
+    /// Output and end of a session whose owner this connection is; acknowledges both.
+    #[track_caller]
+    pub fn follow(&mut self, started: &Started) -> Followed {
+        let followed = self.receive(started, true);
+        self.ack_exit(&followed.exited);
+        followed
+    }
+
+    /// The same without a single acknowledgement.
+    #[track_caller]
+    pub fn observe(&mut self, started: &Started) -> Followed {
+        self.receive(started, false)
+    }
+
+    /// Output and end of a session that this connection has started. Acknowledges output, and
+    /// leaves the end to the caller.
+    #[track_caller]
+    pub fn collect(&mut self) -> (Vec<u8>, Vec<u8>, Exited) {
+        let start = [Received::from(0), Received::from(0)];
+        let followed = self.receive_from(start, true);
+        let is_whole = followed.stdout.gaps.is_empty() && followed.stderr.gaps.is_empty();
+        assert!(is_whole, "gaps in {followed:?}");
+        (
+            followed.stdout.bytes,
+            followed.stderr.bytes,
+            followed.exited,
+        )
+    }
+
+    #[track_caller]
+    fn receive(&mut self, started: &Started, acks: bool) -> Followed {
+        let start = [started.stdout_from, started.stderr_from].map(Received::from);
+        self.receive_from(start, acks)
+    }
+
+    #[track_caller]
+    fn receive_from(&mut self, start: [Received; 2], acks: bool) -> Followed {
+        let mut streams = start;
+        loop {
+            let stream = match self.hear() {
+                Message::Stdout(chunk) => {
+                    streams[0].push(&chunk);
+                    Stream::Stdout
+                }
+                Message::Stderr(chunk) => {
+                    streams[1].push(&chunk);
+                    Stream::Stderr
+                }
+                Message::Gap(gap) => {
+                    streams[gap.stream.index()].skip(gap.from, gap.to);
+                    gap.stream
+                }
+                Message::Window(_) | Message::Ok => continue,
+                Message::Exited(exited) => {
+                    let [stdout, stderr] = streams;
+                    assert_eq!(exited.stdout_end, stdout.next, "{exited:?}");
+                    assert_eq!(exited.stderr_end, stderr.next, "{exited:?}");
+                    return Followed {
+                        stdout,
+                        stderr,
+                        exited,
+                    };
+                }
+                other => panic!("unexpected {other:?}"),
+            };
+            let received = &mut streams[stream.index()];
+            if acks && received.next - received.acked >= ACK_AFTER {
+                received.acked = received.next;
+                self.ack(stream, received.next);
+            }
+        }
+    }
+
+    /// The next `len` bytes of standard output. Acknowledges nothing; what came with them is kept
+    /// for the next call.
+    #[track_caller]
+    pub fn hear_stdout(&mut self, len: usize) -> Vec<u8> {
+        while self.ahead.len() < len {
+            match self.hear() {
+                Message::Stdout(chunk) => self.ahead.extend_from_slice(&chunk.bytes),
+                Message::Window(_) => {}
+                other => panic!("no output but {other:?}"),
+            }
+        }
+        let rest = self.ahead.split_off(len);
+        std::mem::replace(&mut self.ahead, rest)
+    }
+
+    /// The end; what comes before it is skipped.
+    #[track_caller]
+    pub fn hear_exited(&mut self) -> Exited {
+        loop {
+            match self.hear() {
+                Message::Exited(exited) => return exited,
+                Message::Fail(fail) => panic!("no EXITED but {fail:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The agent's own figures.
+    #[track_caller]
+    pub fn info(&mut self) -> Info {
+        match self.ask(&Message::InfoRequest) {
+            Message::Info(info) => info,
+            other => panic!("no INFO but {other:?}"),
+        }
+    }
+
+    /// All sessions, page by page, and how many pages there were.
+    #[track_caller]
+    pub fn sessions(&mut self) -> (Vec<SessionInfo>, usize) {
+        let (mut all, mut pages) = (Vec::new(), 0);
+        loop {
+            let after = all.last().map_or(0, |last: &SessionInfo| last.session);
+            let request = Message::SessionsRequest(SessionsRequest { after });
+            let Message::Sessions(page) = self.ask(&request) else {
+                panic!("no SESSIONS");
+            };
+            assert!(!page.more || !page.sessions.is_empty(), "an empty page");
+            pages += 1;
+            all.extend(page.sessions);
+            if !page.more {
+                let in_order = all.windows(2).all(|two| two[0].session < two[1].session);
+                assert!(in_order, "sessions are out of order");
+                return (all, pages);
+            }
+        }
+    }
+}

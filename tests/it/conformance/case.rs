@@ -1,0 +1,435 @@
+//! One conformance case: what is run and how, what must come of it, and what `podman exec` does.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::pty::openpty;
+use shared::id::ExecId;
+use shared::message::{AttachMode, Exited, SessionInfo, SessionRef};
+use tests::agent::Agent;
+use tests::client::attach;
+use tests::gate::Gate;
+use tests::process::{Finished, Running, run};
+use tests::program;
+
+/// Podman does what we do.
+const SAME: &str = "same";
+
+/// Podman has nothing of the kind.
+pub(super) const NONE: &str = "has no such thing";
+
+/// What `host-tool` itself has as its standard input.
+#[derive(Debug, Clone)]
+pub(super) enum Input {
+    /// `/dev/null`.
+    Null,
+    /// None at all.
+    Closed,
+    /// A pipe that ends behind these bytes.
+    Pipe(Vec<u8>),
+    /// A pipe that holds these bytes and does not end before the command has.
+    OpenPipe(Vec<u8>),
+    /// A file with these bytes.
+    File(Vec<u8>),
+    /// A terminal at which these bytes were typed.
+    Terminal(Vec<u8>),
+}
+
+/// How a case is run.
+#[derive(Debug, Clone)]
+pub(super) enum How {
+    /// `host-tool exec OPTIONS -- ARGV`.
+    Plain,
+    /// By a function, because one command is not all there is to it.
+    Special(fn(&Place<'_>) -> Finished),
+}
+
+/// What must be on an output.
+#[derive(Clone)]
+pub(super) enum Want {
+    /// These bytes and no others.
+    Exactly(Vec<u8>),
+    /// Each of these texts, somewhere.
+    Holds(Vec<&'static str>),
+}
+
+impl fmt::Debug for Want {
+    /// A megabyte of bytes helps nobody.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(bytes) => {
+                let start = &bytes[..bytes.len().min(200)];
+                write!(f, "{} bytes: {}", bytes.len(), start.escape_ascii())
+            }
+            Self::Holds(words) => write!(f, "{words:?} somewhere"),
+        }
+    }
+}
+
+impl Want {
+    fn is_met_by(&self, bytes: &[u8], place: &Place<'_>) -> bool {
+        let text = String::from_utf8_lossy(bytes);
+        match self {
+            Self::Exactly(wanted) => place.fill(wanted) == bytes,
+            Self::Holds(words) => words.iter().all(|word| text.contains(word)),
+        }
+    }
+}
+
+/// What has to be there for a case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Nothing but the agent.
+    Nothing,
+    /// An agent that runs as root, to become somebody else.
+    Root,
+    /// And one that may mount, to have user files of its own.
+    Mounts,
+}
+
+/// What EXITED must say, in words and as a condition.
+type Ended = (&'static str, fn(&Exited) -> bool);
+
+/// One case. `{dir}` in its words is a folder of its own, `{odd}` the program `odd-child`.
+#[derive(Debug, Clone)]
+pub(super) struct Case {
+    /// What holds, in a few words. No two cases have the same.
+    pub name: &'static str,
+    /// What is typed behind `exec`, where the words alone do not say it.
+    typed: Option<&'static str>,
+    how: How,
+    options: Vec<Vec<u8>>,
+    argv: Vec<Vec<u8>>,
+    input: Input,
+    /// Named pipes in `{dir}`, opened when the case is over.
+    gates: Vec<&'static str>,
+    needs: Needs,
+    code: i32,
+    stdout: Want,
+    stderr: Want,
+    /// What EXITED must say besides.
+    ended: Option<Ended>,
+    /// What `podman exec` does.
+    pub podman: &'static str,
+}
+
+/// A case that exits 0 and prints nothing, unless it says otherwise.
+pub(super) fn case(name: &'static str) -> Case {
+    Case {
+        name,
+        typed: None,
+        how: How::Plain,
+        options: Vec::new(),
+        argv: Vec::new(),
+        input: Input::Null,
+        gates: Vec::new(),
+        needs: Needs::Nothing,
+        code: 0,
+        stdout: Want::Exactly(Vec::new()),
+        stderr: Want::Exactly(Vec::new()),
+        ended: None,
+        podman: SAME,
+    }
+}
+
+impl Case {
+    /// Options, separated by spaces.
+    pub(super) fn with(mut self, options: &str) -> Self {
+        let words = options.split_whitespace().map(|word| word.into());
+        self.options.extend(words);
+        self
+    }
+
+    /// One option's value that is no plain word.
+    pub(super) fn with_bytes(mut self, option: &[u8]) -> Self {
+        self.options.push(option.to_vec());
+        self
+    }
+
+    /// The command.
+    pub(super) fn run<A: AsRef<[u8]>>(mut self, argv: &[A]) -> Self {
+        self.argv = argv.iter().map(|word| word.as_ref().to_vec()).collect();
+        self
+    }
+
+    /// A shell script as the command.
+    pub(super) fn sh(self, script: &str) -> Self {
+        self.run(&["sh", "-c", script])
+    }
+
+    /// A function in place of a command, and what it does, for the document.
+    pub(super) fn special(mut self, typed: &'static str, f: fn(&Place<'_>) -> Finished) -> Self {
+        self.how = How::Special(f);
+        self.typed = Some(typed);
+        self
+    }
+
+    /// What is typed, where the words are too long for a document.
+    pub(super) fn typed(mut self, typed: &'static str) -> Self {
+        self.typed = Some(typed);
+        self
+    }
+
+    pub(super) fn input(mut self, input: Input) -> Self {
+        self.input = input;
+        self
+    }
+
+    /// A pipe with these bytes as standard input.
+    pub(super) fn piped(self, bytes: &[u8]) -> Self {
+        self.input(Input::Pipe(bytes.to_vec()))
+    }
+
+    /// A named pipe `{dir}/NAME`.
+    pub(super) fn gate(mut self, name: &'static str) -> Self {
+        self.gates.push(name);
+        self
+    }
+
+    pub(super) fn needs(mut self, needs: Needs) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    pub(super) fn exits(mut self, code: i32) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// All of standard output.
+    pub(super) fn prints(mut self, bytes: impl AsRef<[u8]>) -> Self {
+        self.stdout = Want::Exactly(bytes.as_ref().to_vec());
+        self
+    }
+
+    /// Parts of standard output.
+    pub(super) fn mentions(mut self, words: &[&'static str]) -> Self {
+        self.stdout = Want::Holds(words.to_vec());
+        self
+    }
+
+    /// All of standard error.
+    pub(super) fn errs(mut self, bytes: impl AsRef<[u8]>) -> Self {
+        self.stderr = Want::Exactly(bytes.as_ref().to_vec());
+        self
+    }
+
+    /// Parts of standard error.
+    pub(super) fn complains(mut self, words: &[&'static str]) -> Self {
+        self.stderr = Want::Holds(words.to_vec());
+        self
+    }
+
+    /// What EXITED must say besides.
+    pub(super) fn ends(mut self, words: &'static str, holds: fn(&Exited) -> bool) -> Self {
+        self.ended = Some((words, holds));
+        self
+    }
+
+    pub(super) fn podman(mut self, podman: &'static str) -> Self {
+        self.podman = podman;
+        self
+    }
+
+    /// The row of `docs/conformance.md`.
+    pub(super) fn row(&self) -> String {
+        let typed = self.typed.map_or_else(|| self.words(), str::to_owned);
+        let typed = typed.replace('|', "\\|");
+        let ended = self.ended.map(|(words, _)| format!(", {words}"));
+        let (name, code, podman) = (self.name, self.code, self.podman);
+        let ended = ended.unwrap_or_default();
+        format!("| {name} | `{typed}` | {code}{ended} | {podman} |\n")
+    }
+
+    /// Options and command as a shell would take them.
+    fn words(&self) -> String {
+        let quoted = |word: &Vec<u8>| {
+            let shown = |byte: &u8| match byte {
+                b' '..=b'~' => char::from(*byte).to_string(),
+                _ => byte.escape_ascii().to_string(),
+            };
+            let text: String = word.iter().map(shown).collect();
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_/.:,={}".contains(c);
+            match !text.is_empty() && text.chars().all(is_plain) {
+                true => text,
+                false => format!("'{}'", text.replace('\'', r"'\''")),
+            }
+        };
+        let options = self.options.iter().map(quoted);
+        let argv = self.argv.iter().map(quoted);
+        let all: Vec<_> = options.chain(["--".to_owned()]).chain(argv).collect();
+        all.join(" ")
+    }
+
+    /// Runs it on an agent, as the case with this number, and says what is wrong.
+    pub(super) fn check(&self, agent: &Agent, number: u8) -> Result<(), String> {
+        let place = Place::new(agent, number);
+        let gates: Vec<_> = self
+            .gates
+            .iter()
+            .map(|name| Gate::new(&place.folder, name))
+            .collect();
+        let ended = match self.how {
+            How::Plain => self.run_plain(&place),
+            How::Special(run) => run(&place),
+        };
+        drop(gates);
+        let mut wrong = Vec::new();
+        if ended.code() != self.code {
+            wrong.push(format!("exit code {}, not {}", ended.code(), self.code));
+        }
+        if !self.stdout.is_met_by(&ended.stdout, &place) {
+            wrong.push(format!("standard output is not {:?}", self.stdout));
+        }
+        if !self.stderr.is_met_by(&ended.stderr, &place) {
+            wrong.push(format!("standard error is not {:?}", self.stderr));
+        }
+        if let Some((words, holds)) = self.ended {
+            let exited = place.exited();
+            if !holds(&exited) {
+                wrong.push(format!("not {words}: {exited:?}"));
+            }
+        }
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{}\n{ended}", wrong.join("; "))),
+        }
+    }
+
+    fn run_plain(&self, place: &Place<'_>) -> Finished {
+        let mut command = place.command(&self.options, &self.argv);
+        match &self.input {
+            Input::Null => run_with(command.stdin(Stdio::null())),
+            Input::Closed => run_with(&mut without_input(&command)),
+            Input::Pipe(bytes) => tests::process::run_with_input(&mut command, bytes),
+            Input::OpenPipe(bytes) => {
+                let mut running = Running::start(&mut command);
+                let mut pipe = running.take_input();
+                drop(std::io::Write::write_all(&mut pipe, bytes));
+                let ended = running.finish();
+                drop(pipe);
+                ended
+            }
+            Input::File(bytes) => {
+                let path = place.folder.join("input");
+                std::fs::write(&path, bytes).unwrap();
+                run_with(command.stdin(File::open(&path).unwrap()))
+            }
+            Input::Terminal(bytes) => {
+                let pair = openpty(None, None).unwrap();
+                nix::unistd::write(&pair.master, bytes).unwrap();
+                let ended = run_with(command.stdin(pair.slave));
+                drop(pair.master);
+                ended
+            }
+        }
+    }
+
+    /// Whether it can be run here, and if not, why.
+    pub(super) fn missing(&self) -> Option<&'static str> {
+        let is_root = nix::unistd::geteuid().is_root();
+        match self.needs {
+            Needs::Nothing => None,
+            Needs::Root | Needs::Mounts if !is_root => Some("it takes an agent that is root"),
+            Needs::Root => None,
+            Needs::Mounts => {
+                let mut unshare = Command::new("unshare");
+                let ended = run(unshare.args(["--mount", "true"]));
+                (ended.code() != 0).then_some("mount namespaces are not permitted")
+            }
+        }
+    }
+}
+
+/// Runs a command with the standard input that it was given.
+#[track_caller]
+pub(super) fn run_with(command: &mut Command) -> Finished {
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Running::start_as_it_is(command).finish()
+}
+
+/// The same command with its standard input closed, which takes a shell.
+fn without_input(command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$@\" <&-", "sh"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell
+}
+
+/// Where one case is run.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    /// The agent of its group.
+    pub agent: &'a Agent,
+    /// A folder of its own.
+    pub folder: PathBuf,
+    /// The id of its EXEC.
+    pub id: ExecId,
+}
+
+impl<'a> Place<'a> {
+    fn new(agent: &'a Agent, number: u8) -> Self {
+        let folder = agent.folder().join(format!("case-{number}"));
+        std::fs::create_dir(&folder).unwrap();
+        let id = ExecId::from_bytes([number; 16]);
+        Self { agent, folder, id }
+    }
+
+    /// `host-tool exec OPTIONS -- ARGV` with the case's id and a time limit.
+    pub(super) fn command<A: AsRef<[u8]>>(&self, options: &[A], argv: &[A]) -> Command {
+        let mut tool = Command::new(program("host-tool"));
+        tool.args(["exec", "--id", &self.id.to_string(), "--unix"]);
+        tool.arg(self.agent.socket());
+        let is_limited = options.iter().any(|word| word.as_ref() == b"--timeout");
+        if !is_limited {
+            tool.args(["--timeout", "60s"]);
+        }
+        let filled = |word: &A| {
+            let bytes = self.fill(word.as_ref());
+            std::ffi::OsStr::from_bytes(&bytes).to_owned()
+        };
+        tool.args(options.iter().map(filled)).arg("--");
+        tool.args(argv.iter().map(filled));
+        tool
+    }
+
+    /// A shell script, started, with a pipe for each stream.
+    pub(super) fn start(&self, options: &[&str], script: &str) -> Running {
+        Running::start(&mut self.command(options, &["sh", "-c", script]))
+    }
+
+    /// Another command of `host-tool` on the case's session.
+    pub(super) fn about<const N: usize>(&self, words: [&str; N]) -> Finished {
+        let id = self.id.to_string();
+        let words = words.map(|word| if word == "{id}" { &id } else { word });
+        self.agent.host_tool(words, [])
+    }
+
+    /// What the agent says of the session's end, as often as it is asked.
+    pub(super) fn exited(&self) -> Exited {
+        let mut client = self.agent.greet();
+        let session = SessionRef::Exec(self.id);
+        client.attach(attach(session, AttachMode::Wait));
+        client.hear_exited()
+    }
+
+    /// The case's session, as the agent lists it.
+    pub(super) fn session(&self) -> SessionInfo {
+        let (sessions, _) = self.agent.greet().sessions();
+        let mut of_case = sessions.into_iter().filter(|it| it.id == Some(self.id));
+        of_case.next().expect("a session of this id")
+    }
+
+    /// The words with `{dir}` and `{odd}` in them replaced.
+    fn fill(&self, word: &[u8]) -> Vec<u8> {
+        let Ok(text) = std::str::from_utf8(word) else {
+            return word.to_vec();
+        };
+        let text = text.replace("{dir}", self.folder.to_str().unwrap());
+        let odd = program("odd-child");
+        text.replace("{odd}", odd.to_str().unwrap()).into_bytes()
+    }
+}

@@ -1,0 +1,236 @@
+//! Owners that go away, time limits, and cuts that the guest makes itself.
+
+use nix::sys::signal::Signal;
+use shared::message::{
+    AttachMode, ExitStatus, InheritedSessions, Message, Policy, Rebind, SessionRef,
+};
+use tests::agent::Agent;
+use tests::client::{attach, quiesce, rebind, shell};
+use tests::gate::Gate;
+
+use super::by_number;
+
+/// What the session of this id ended with, for somebody who has not seen it.
+#[track_caller]
+fn end_of(agent: &Agent, id: shared::id::ExecId) -> shared::message::Exited {
+    let mut waiter = agent.greet();
+    waiter.attach(attach(SessionRef::Exec(id), AttachMode::Wait));
+    waiter.hear_exited()
+}
+
+const fn killed_by(signal: Signal) -> ExitStatus {
+    ExitStatus::Signal {
+        number: signal as u8,
+        core: false,
+    }
+}
+
+#[test]
+fn without_keep_a_command_whose_owner_is_gone_is_told_to_end() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut owner = agent.greet();
+    let request = shell(1, &format!("exec cat {}", gate.path()));
+    owner.start(&request);
+    let held = gate.hold();
+    drop(owner);
+    held.wait_gone();
+    let exited = end_of(&agent, request.id);
+    assert_eq!(exited.status, killed_by(Signal::SIGTERM));
+    assert!(!exited.timed_out);
+}
+
+#[test]
+fn what_does_not_heed_term_is_killed_with_its_whole_group() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut owner = agent.greet();
+    let request = shell(
+        1,
+        &format!("trap '' TERM; cat {0} & cat {0} | cat", gate.path()),
+    );
+    owner.start(&request);
+    let held = gate.hold();
+    drop(owner);
+    held.wait_gone();
+    assert_eq!(
+        end_of(&agent, request.id).status,
+        killed_by(Signal::SIGKILL)
+    );
+}
+
+#[test]
+fn a_kept_command_waits_for_an_owner_and_then_ends() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut request = shell(1, &format!("exec cat {}", gate.path()));
+    request.keep_ms = Some(300);
+    let mut owner = agent.greet();
+    owner.start(&request);
+    let held = gate.hold();
+    drop(owner);
+    // The time that it was given is over when its end is there: an event.
+    held.wait_gone();
+    assert_eq!(
+        end_of(&agent, request.id).status,
+        killed_by(Signal::SIGTERM)
+    );
+}
+
+#[test]
+fn an_owner_that_comes_back_in_time_ends_the_countdown() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let other = Gate::new(agent.folder(), "other");
+    let mut request = shell(1, &format!("cat {}; exit 7", gate.path()));
+    // Far more than a greeting takes, and what the other command below is given too.
+    request.keep_ms = Some(2_000);
+    let mut owner = agent.greet();
+    owner.start(&request);
+    let held = gate.hold();
+    drop(owner);
+    let mut again = agent.greet();
+    let started = again.start(&request);
+    // A command that nobody comes back for measures that the time of the first one is over.
+    let mut measure = shell(2, &format!("exec cat {}", other.path()));
+    measure.keep_ms = Some(2_000);
+    agent.greet().start(&measure);
+    let measured = end_of(&agent, measure.id);
+    assert_eq!(measured.status, killed_by(Signal::SIGTERM));
+    assert!(held.is_read(), "the owner is back");
+    drop(held);
+    assert_eq!(again.follow(&started).exited.status, ExitStatus::Code(7));
+}
+
+#[test]
+fn a_detached_command_needs_nobody() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut request = shell(1, &format!("cat {}; echo done; exit 7", gate.path()));
+    request.detached = true;
+    let mut starter = agent.greet();
+    starter.start(&request);
+    let held = gate.hold();
+    drop(starter);
+    // A turn of the loop after which the connection is known to be gone.
+    let _fds = agent.settled_fd_count();
+    assert!(held.is_read());
+    drop(held);
+    assert_eq!(end_of(&agent, request.id).status, ExitStatus::Code(7));
+    let mut late = agent.greet();
+    let attached = late.attach(attach(SessionRef::Exec(request.id), AttachMode::Own));
+    assert_eq!(late.follow(&attached).stdout.bytes, b"done\n");
+}
+
+#[test]
+fn a_time_limit_ends_the_group_and_says_so() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut request = shell(1, &format!("cat {0} & cat {0}", gate.path()));
+    request.timeout_ms = Some(300);
+    let mut owner = agent.greet();
+    owner.start(&request);
+    gate.hold().wait_gone();
+    let exited = owner.hear_exited();
+    assert!(exited.timed_out);
+    assert_eq!(exited.status, killed_by(Signal::SIGTERM));
+}
+
+#[test]
+fn a_time_limit_holds_without_any_client() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut request = shell(1, &format!("exec cat {}", gate.path()));
+    (request.timeout_ms, request.detached) = (Some(300), true);
+    agent.greet().start(&request);
+    let exited = end_of(&agent, request.id);
+    assert_eq!(
+        (exited.timed_out, exited.status),
+        (true, killed_by(Signal::SIGTERM))
+    );
+}
+
+#[test]
+fn a_command_in_time_did_not_time_out() {
+    let agent = Agent::start();
+    let mut request = shell(1, "exit 4");
+    request.timeout_ms = Some(60_000);
+    let mut owner = agent.greet();
+    let started = owner.start(&request);
+    let exited = owner.follow(&started).exited;
+    assert_eq!(
+        (exited.timed_out, exited.status),
+        (false, ExitStatus::Code(4))
+    );
+}
+
+/// The planned cut of a snapshot: the guest closes the connection itself, so the command is kept
+/// although its client did not ask for that, and goes on under the next name.
+#[test]
+fn a_session_outlives_the_cut_of_a_snapshot_and_the_new_name() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    assert!(matches!(agent.greet().ask(&rebind(1)), Message::Rebound(_)));
+    let mut owner = agent.greet();
+    let mut request = shell(
+        1,
+        &format!("echo one; cat {}; echo two; exit 5", gate.path()),
+    );
+    owner.start(&request);
+    assert_eq!(owner.hear_stdout(4), b"one\n");
+    let mut control = agent.greet();
+    let quiesced = control.ask(&quiesce(1, Policy::Keep));
+    assert!(matches!(quiesced, Message::Quiesced(_)), "{quiesced:?}");
+    assert!(matches!(owner.hear(), Message::Sever(_)));
+    assert_eq!(owner.hear_or_end(), None);
+    drop(control);
+    assert!(matches!(agent.greet().ask(&rebind(2)), Message::Rebound(_)));
+    request.stdout_from = 4;
+    let mut again = agent.greet();
+    let started = again.start(&request);
+    assert!(!started.fresh);
+    gate.open();
+    let followed = again.follow(&started);
+    assert_eq!(followed.stdout.bytes, b"two\n");
+    assert_eq!(followed.exited.status, ExitStatus::Code(5));
+}
+
+#[test]
+fn a_rebind_can_do_away_with_the_sessions_it_inherits() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut owner = agent.greet();
+    let started = owner.start(&shell(1, &format!("exec cat {}", gate.path())));
+    let held = gate.hold();
+    let Message::Rebind(request) = rebind(1) else {
+        unreachable!()
+    };
+    let request = Rebind {
+        sessions: InheritedSessions::Kill,
+        ..request
+    };
+    let Message::Rebound(rebound) = agent.greet().ask(&Message::Rebind(request)) else {
+        panic!("not rebound")
+    };
+    assert_eq!(rebound.sessions_dropped, 1);
+    held.wait_gone();
+    let attach = Message::Attach(by_number(&started, AttachMode::Wait));
+    match agent.greet().ask(&attach) {
+        // What became of it may be asked, or is forgotten with the name it ran under.
+        Message::Attached(_) | Message::Fail(_) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_agent_that_ends_takes_its_sessions_along() {
+    let mut agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut request = shell(1, &format!("exec cat {}", gate.path()));
+    request.detached = true;
+    agent.greet().start(&request);
+    let held = gate.hold();
+    agent.signal(Signal::SIGTERM);
+    held.wait_gone();
+    assert_eq!(agent.wait().code(), Some(0));
+}

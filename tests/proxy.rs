@@ -1,0 +1,320 @@
+//! Stands between a client and an agent on Unix sockets, passes everything on, and closes the
+//! connection exactly where it is told to.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use shared::frame::{Decoder, FrameKind, encode_with};
+use shared::limits::STREAM_OFFSET_LEN;
+
+/// In which direction bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the agent.
+    ToGuest,
+    /// From the agent to the client.
+    ToHost,
+}
+
+/// How far a connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// This many bytes in the direction of the cut.
+    Bytes(u64),
+    /// Whole frames until the standard output in them has this many lines, and then some bytes of
+    /// the next frame.
+    Lines {
+        /// Ends of lines.
+        count: usize,
+        /// Bytes of the frame that is cut in two; 0 cuts between frames.
+        more: usize,
+    },
+}
+
+/// Who finds the connection closed. The other finds it silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// Both.
+    Both,
+    /// The client only, as when the host's end breaks; the agent's stays open.
+    ForHost,
+    /// The agent only; the client's end stays open.
+    ForGuest,
+}
+
+/// A cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// The bytes that are counted.
+    pub direction: Direction,
+    /// After how many.
+    pub length: Length,
+    /// Who finds out.
+    pub closed: Closed,
+}
+
+/// What the proxy's threads share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// For connections that are still to come.
+    cut: Mutex<Option<Cut>>,
+    /// Whether the cut is for each of them, not for the next one only.
+    is_lasting: AtomicBool,
+    cuts: AtomicU64,
+    is_over: AtomicBool,
+    to_guest: AtomicU64,
+    to_host: AtomicU64,
+    /// Both ends of each connection.
+    open: Mutex<Vec<UnixStream>>,
+}
+
+impl Shared {
+    fn close_all(&self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for stream in open.drain(..) {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+}
+
+/// A proxy that runs until it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    socket: PathBuf,
+    shared: Arc<Shared>,
+    listener: Option<thread::JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Listens at `socket` and connects to the agent at `agent` for each client.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot listen.
+    #[must_use]
+    pub fn start(socket: PathBuf, agent: &Path) -> Self {
+        let listener = UnixListener::bind(&socket).expect("a free path");
+        let shared = Arc::new(Shared::default());
+        let (of_thread, agent) = (Arc::clone(&shared), agent.to_path_buf());
+        let listen = move || {
+            for client in listener.incoming() {
+                if of_thread.is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let client = client.expect("a connection");
+                relay(&of_thread, client, &agent);
+            }
+        };
+        Self {
+            socket,
+            shared,
+            listener: Some(thread::spawn(listen)),
+        }
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Cuts the next connection.
+    pub fn cut_next(&self, cut: Cut) {
+        self.shared.is_lasting.store(false, Ordering::SeqCst);
+        self.plan(Some(cut));
+    }
+
+    /// Cuts each connection from now on.
+    pub fn cut_each(&self, cut: Cut) {
+        self.shared.is_lasting.store(true, Ordering::SeqCst);
+        self.plan(Some(cut));
+    }
+
+    fn plan(&self, cut: Option<Cut>) {
+        let planned = self.shared.cut.lock();
+        *planned.unwrap_or_else(PoisonError::into_inner) = cut;
+    }
+
+    /// How many connections were cut so far.
+    #[must_use]
+    pub fn cut_count(&self) -> u64 {
+        self.shared.cuts.load(Ordering::SeqCst)
+    }
+
+    /// Bytes passed on in a direction, over all connections.
+    #[must_use]
+    pub fn passed(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::ToGuest => self.shared.to_guest.load(Ordering::SeqCst),
+            Direction::ToHost => self.shared.to_host.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Closes what is open, and forgets a cut that did not come to pass.
+    pub fn reset(&self) {
+        self.plan(None);
+        self.shared.close_all();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        // Wakes the listener, which cannot be reached any more when its socket was removed.
+        if UnixStream::connect(&self.socket).is_ok() {
+            self.listener.take().map(thread::JoinHandle::join);
+        }
+        self.shared.close_all();
+    }
+}
+
+/// Starts the two threads of a connection.
+fn relay(shared: &Arc<Shared>, host: UnixStream, agent: &Path) {
+    // Without an agent there is nothing to pass on: the client finds its connection closed.
+    let Ok(guest) = UnixStream::connect(agent) else {
+        return;
+    };
+    let planned = {
+        let mut cut = shared.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        match shared.is_lasting.load(Ordering::SeqCst) {
+            true => *cut,
+            false => cut.take(),
+        }
+    };
+    let copy = |stream: &UnixStream| stream.try_clone().expect("a descriptor");
+    let mut open = shared.open.lock().unwrap_or_else(PoisonError::into_inner);
+    open.extend([copy(&host), copy(&guest)]);
+    drop(open);
+    let is_cut = Arc::new(AtomicBool::new(false));
+    for direction in [Direction::ToGuest, Direction::ToHost] {
+        let mut way = Way {
+            is_cut: Arc::clone(&is_cut),
+            shared: Arc::clone(shared),
+            direction,
+            cut: planned.filter(|cut| cut.direction == direction),
+            host: copy(&host),
+            guest: copy(&guest),
+        };
+        thread::spawn(move || way.run());
+    }
+}
+
+/// One direction of a connection.
+struct Way {
+    shared: Arc<Shared>,
+    direction: Direction,
+    /// Where it ends, if it is to be cut.
+    cut: Option<Cut>,
+    /// Set by the direction that was cut, so that the other one leaves both ends as they are.
+    is_cut: Arc<AtomicBool>,
+    host: UnixStream,
+    guest: UnixStream,
+}
+
+impl Way {
+    /// Passes on until one side closes or the cut is reached.
+    fn run(&mut self) {
+        let ended = match self.cut.map(|cut| cut.length) {
+            None => self.pass(u64::MAX),
+            Some(Length::Bytes(count)) => self.pass(count),
+            Some(Length::Lines { count, more }) => self.pass_lines(count, more),
+        };
+        match self.cut {
+            Some(cut) if ended == Ended::Reached => {
+                self.is_cut.store(true, Ordering::SeqCst);
+                self.shared.cuts.fetch_add(1, Ordering::SeqCst);
+                self.close(cut.closed);
+            }
+            _ if self.is_cut.load(Ordering::SeqCst) => {}
+            _ => self.close(Closed::Both),
+        }
+        // Whoever was not told goes on talking into the void.
+        while self.read(&mut [0; 4096]) > 0 {}
+    }
+
+    fn close(&self, closed: Closed) {
+        if closed != Closed::ForGuest {
+            drop(self.host.shutdown(Shutdown::Both));
+        }
+        if closed != Closed::ForHost {
+            drop(self.guest.shutdown(Shutdown::Both));
+        }
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> usize {
+        let from = match self.direction {
+            Direction::ToGuest => &mut self.host,
+            Direction::ToHost => &mut self.guest,
+        };
+        from.read(bytes).unwrap_or(0)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> bool {
+        let (to, passed) = match self.direction {
+            Direction::ToGuest => (&mut self.guest, &self.shared.to_guest),
+            Direction::ToHost => (&mut self.host, &self.shared.to_host),
+        };
+        passed.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        to.write_all(bytes).is_ok()
+    }
+
+    fn pass(&mut self, count: u64) -> Ended {
+        let mut left = count;
+        let mut bytes = [0; 16 * 1024];
+        while left > 0 {
+            let room = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+            let got = self.read(&mut bytes[..room]);
+            if got == 0 || !self.write(&bytes[..got]) {
+                return Ended::Closed;
+            }
+            left -= got as u64;
+        }
+        Ended::Reached
+    }
+
+    fn pass_lines(&mut self, count: usize, more: usize) -> Ended {
+        let mut decoder = Decoder::new();
+        let mut bytes = [0; 16 * 1024];
+        let mut lines = 0;
+        loop {
+            let got = self.read(&mut bytes);
+            if got == 0 {
+                return Ended::Closed;
+            }
+            decoder.push(&bytes[..got]);
+            while let Ok(Some(frame)) = decoder.poll_frame() {
+                let mut out = Vec::new();
+                encode_with(&mut out, frame.kind, |out| {
+                    out.extend_from_slice(frame.payload);
+                });
+                let is_cut = lines >= count;
+                if is_cut {
+                    out.truncate(more);
+                } else if frame.kind == FrameKind::Stdout {
+                    let data = frame.payload.iter().skip(STREAM_OFFSET_LEN);
+                    lines += data.filter(|&&byte| byte == b'\n').count();
+                }
+                if !self.write(&out) {
+                    return Ended::Closed;
+                }
+                if is_cut {
+                    return Ended::Reached;
+                }
+            }
+        }
+    }
+}
+
+/// Why a direction came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// By itself.
+    Closed,
+    /// At the cut.
+    Reached,
+}

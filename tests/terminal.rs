@@ -1,0 +1,182 @@
+//! A real terminal: tmux, whose screen is read when it has changed.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
+
+use crate::DEADLINE;
+use crate::process::run;
+
+/// One window of 80 columns and 24 rows with a shell in it. Ended when dropped.
+#[derive(Debug)]
+pub struct Terminal {
+    socket: PathBuf,
+    /// Tells of each piece of output, so that nothing has to be waited for in vain.
+    control: Child,
+    events: mpsc::Receiver<String>,
+}
+
+impl Terminal {
+    /// Whether there is a tmux.
+    #[must_use]
+    pub fn is_available() -> bool {
+        let version = Command::new("tmux")
+            .arg("-V")
+            .stdout(Stdio::null())
+            .status();
+        version.is_ok_and(|status| status.success())
+    }
+
+    /// A shell with these variables, whose prompt is `outer$`. Its files lie in `folder`.
+    ///
+    /// # Panics
+    ///
+    /// When tmux cannot be started.
+    #[must_use]
+    pub fn start(folder: &Path, variables: &[(&str, &str)]) -> Self {
+        let socket = folder.join("tmux.sock");
+        let mut start = tmux(&socket);
+        start.args([
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            "80",
+            "-y",
+            "24",
+        ]);
+        // More than one word, and tmux runs it without a shell, which could take the prompt away.
+        start.args(["env", "PS1=outer$ ", "sh"]);
+        start.envs(variables.iter().copied());
+        drop(run(&mut start).exits(0));
+        let mut settings = tmux(&socket);
+        settings.args(["set-option", "-g", "window-size", "manual"]);
+        drop(run(&mut settings).exits(0));
+        let mut control = tmux(&socket);
+        control.args(["-C", "attach-session", "-t", "0"]);
+        control.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut control = control.spawn().expect("tmux runs");
+        let lines = BufReader::new(control.stdout.take().expect("a piped stdout")).lines();
+        let (sender, events) = mpsc::channel();
+        thread::spawn(move || {
+            let mut lines = lines.map_while(Result::ok);
+            while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
+        });
+        let terminal = Self {
+            socket,
+            control,
+            events,
+        };
+        terminal.shows("outer$");
+        terminal
+    }
+
+    /// Types a text.
+    pub fn types(&self, text: &str) {
+        self.tell(&["send-keys", "-t", "0", "-l", "--", text]);
+    }
+
+    /// Presses a key by its name in tmux: `Enter`, `C-c`.
+    pub fn presses(&self, key: &str) {
+        self.tell(&["send-keys", "-t", "0", key]);
+    }
+
+    /// Types a line.
+    pub fn enters(&self, line: &str) {
+        self.types(line);
+        self.presses("Enter");
+    }
+
+    /// Gives the window another size.
+    pub fn resizes(&self, cols: u16, rows: u16) {
+        let (cols, rows) = (cols.to_string(), rows.to_string());
+        self.tell(&["resize-window", "-t", "0", "-x", &cols, "-y", &rows]);
+    }
+
+    /// What is on the screen, line by line.
+    #[must_use]
+    pub fn screen(&self) -> String {
+        let mut capture = tmux(&self.socket);
+        capture.args(["capture-pane", "-p", "-t", "0"]);
+        run(&mut capture).exits(0).out()
+    }
+
+    /// Waits until the screen is as `is_met` wants it, and gives it.
+    ///
+    /// # Panics
+    ///
+    /// When it is not so before the deadline.
+    #[track_caller]
+    pub fn waits_for(&self, what: &str, is_met: impl Fn(&str) -> bool) -> String {
+        let started = Instant::now();
+        loop {
+            let screen = self.screen();
+            if is_met(&screen) {
+                return screen;
+            }
+            let left = DEADLINE.saturating_sub(started.elapsed());
+            // An event that came since the screen was read is here already.
+            let event = self.events.recv_timeout(left);
+            assert!(event.is_ok(), "the screen never shows {what}:\n{screen}");
+        }
+    }
+
+    /// Waits until a text is on the screen.
+    #[track_caller]
+    pub fn shows(&self, text: &str) -> String {
+        self.waits_for(text, |screen| screen.contains(text))
+    }
+
+    /// Waits until the last line on the screen begins with a prompt and holds nothing else.
+    #[track_caller]
+    pub fn prompts(&self, prompt: &str) -> String {
+        self.waits_for(prompt, |screen| {
+            screen.trim_end().lines().last().map(str::trim_end) == Some(prompt)
+        })
+    }
+
+    /// The process that the shell in the window runs in the foreground.
+    ///
+    /// # Panics
+    ///
+    /// When it runs none.
+    #[must_use]
+    pub fn foreground(&self) -> u32 {
+        let mut display = tmux(&self.socket);
+        display.args(["display-message", "-p", "-t", "0", "#{pane_pid}"]);
+        let shell = run(&mut display).exits(0).out().trim().to_owned();
+        let path = format!("/proc/{shell}/task/{shell}/children");
+        let children = std::fs::read_to_string(path).expect("the shell runs");
+        let child = children.split_whitespace().next();
+        child.and_then(|pid| pid.parse().ok()).expect("a child")
+    }
+
+    fn tell(&self, words: &[&str]) {
+        drop(run(tmux(&self.socket).args(words)).exits(0));
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let mut capture = tmux(&self.socket);
+            let screen = capture.args(["capture-pane", "-p", "-t", "0"]).output();
+            let screen = screen.map(|output| output.stdout).unwrap_or_default();
+            eprintln!("screen:\n{}", String::from_utf8_lossy(&screen));
+        }
+        drop(tmux(&self.socket).arg("kill-server").output());
+        drop(self.control.kill());
+        drop(self.control.wait());
+    }
+}
+
+fn tmux(socket: &Path) -> Command {
+    let mut tmux = Command::new("tmux");
+    tmux.arg("-S").arg(socket);
+    tmux.env("TERM", "xterm").env_remove("TMUX");
+    tmux
+}
