@@ -65,6 +65,7 @@ run_style() {
 run_unit() {
     note "unit: machines, codecs, tables, simulation"
     logged unit cargo test --locked --package shared --package agent --package host -- "${ARGUMENTS[@]}"
+    logged unit cargo test --locked --package tests --bin bench -- "${ARGUMENTS[@]}"
 }
 
 run_process() {
