@@ -89,9 +89,11 @@ run_lab() {
     TEST_KERNEL=$(scripts/kernel.sh vmlinux)
     TEST_INITRD=$TOP/target/lab/test.cpio
     TEST_INITRD_SILENT=$TOP/target/lab/silent.cpio
-    export TEST_KERNEL TEST_INITRD TEST_INITRD_SILENT
+    TEST_INITRD_WORKLOAD=$TOP/target/lab/workload.cpio
+    export TEST_KERNEL TEST_INITRD TEST_INITRD_SILENT TEST_INITRD_WORKLOAD
     mkdir --parents target/lab
     make_test_image "$agent" "$TEST_INITRD"
+    make_workload_image "$agent" "$TEST_INITRD_WORKLOAD"
     # An image whose init is alive and is no agent.
     printf '#!/bin/busybox sh\nwhile :; do /bin/busybox sleep 1000; done\n' >target/lab/silent-init
     chmod +x target/lab/silent-init
@@ -109,6 +111,16 @@ run_lab() {
 make_test_image() {
     local agent=$1 image=$2
     scripts/mkinitramfs.sh --agent "$agent" --out "$image" --file /bin/busybox:/bin/sh >/dev/null
+}
+
+# The same with a workload that prints a line with the next number for ever.
+make_workload_image() {
+    local agent=$1 image=$2 json=target/lab/workload.json
+    cat >"$json" <<'JSON'
+{"workload":{"argv":["sh","-c","i=0; while :; do echo $i; i=$((i+1)); usleep 10000; done"]}}
+JSON
+    scripts/mkinitramfs.sh --agent "$agent" --out "$image" --agent-json "$json" \
+        --file /bin/busybox:/bin/sh >/dev/null
 }
 
 # Adds up the closing lines of one tier's test programs.

@@ -17,29 +17,38 @@
 //! Invariants:
 //! - The root state changes in one function, `Agent::set_state`, along [`state::transition`].
 //! - Every request is answered, or its connection is closed.
-//! - Whatever a peer or a child sends, memory stays within the limits named here and in
-//!   [`outbox`]. Reaching a limit is a refusal or back-pressure for that peer alone.
+//! - Whatever a peer or a child sends, memory stays within the limits named here, in [`outbox`],
+//!   and for each session in its rings. Reaching a limit is a refusal or back-pressure for that
+//!   peer or child alone.
 //!
 //! Not here: descriptors, process ids beyond their number, the wording of system errors.
 
 mod action;
+mod attachments;
 mod children;
 mod command;
 mod commands;
 mod connection;
 mod ending;
 mod ids;
+mod input;
+mod lifetimes;
 mod listener;
+mod listing;
 mod naming;
 pub mod outbox;
 mod peers;
 mod quiescing;
 mod rebind;
 mod requests;
-mod results;
+mod ring;
 mod session;
+mod spares;
 pub mod state;
+mod streams;
+mod table;
 mod timers;
+mod workload;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -55,9 +64,12 @@ pub use action::{
 pub use command::Command;
 pub use connection::Interest;
 pub use ids::{ConnectionId, SessionId};
+pub use input::INPUT_LEN_MAX;
 pub use rebind::{StepAction, StepFailure, StepOutcome};
+pub use ring::RING_LEN_MAX;
 pub use session::Exit;
 pub use shared::message::Stream;
+pub use table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
 
 use children::Children;
 use connection::Connection;
@@ -66,10 +78,11 @@ use ids::Serials;
 use listener::Listener;
 use naming::Naming;
 use quiescing::Quiescing;
-use results::Results;
-use session::Session;
+use spares::Spares;
 use state::{Input, State};
+use table::Table;
 use timers::{Timer, Timers};
+use workload::Workload;
 
 /// Most connections that are served at once. One more is told so and closed.
 pub const CONNECTIONS_MAX: usize = 1024;
@@ -90,8 +103,7 @@ pub const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long accepting rests after it failed for want of resources, or registering the listener did.
 pub const LISTENER_BACKOFF: Duration = Duration::from_millis(100);
 
-/// The most that a time limit from a peer is taken for; adding more to an `Instant` could overflow
-/// it.
+/// The most that a host may let the guest wait for its sessions, before a snapshot or its end.
 pub const LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Everything the agent decides with.
@@ -105,9 +117,10 @@ pub struct Agent {
     serials: Serials,
     listener: Listener,
     connections: BTreeMap<ConnectionId, Connection>,
-    sessions: BTreeMap<SessionId, Session>,
+    sessions: Table,
+    workload: Option<Workload>,
+    spares: Spares,
     children: Children,
-    results: Results,
     naming: Naming,
     quiescing: Option<Quiescing>,
     /// The token of the last quiescence that was taken back, so that a repeated REOPEN is answered.
@@ -129,6 +142,12 @@ struct Counters {
     rearms: u64,
     mistakes: u64,
     execs: u64,
+    attaches: u64,
+    superseded: u64,
+    gaps: u64,
+    timeouts: u64,
+    abandoned: u64,
+    restarts: u64,
     probes: u64,
     rebinds: u64,
     quiesces: u64,
@@ -141,6 +160,8 @@ enum Departure {
     Left,
     /// We or a transport reset cut it, which says nothing about the client.
     Cut,
+    /// It has got all there was.
+    Served,
 }
 
 impl Agent {
@@ -153,9 +174,10 @@ impl Agent {
             serials: Serials::default(),
             listener: Listener::new(),
             connections: BTreeMap::new(),
-            sessions: BTreeMap::new(),
+            sessions: Table::default(),
+            workload: None,
+            spares: Spares::default(),
             children: Children::default(),
-            results: Results::default(),
             naming: Naming::default(),
             quiescing: None,
             token_reopened: None,
@@ -166,6 +188,7 @@ impl Agent {
             started_at: now,
         };
         agent.rearm_listener();
+        agent.start_workload(now);
         agent
     }
 
@@ -214,8 +237,10 @@ impl Agent {
                 }
                 Timer::Linger(id) => self.close(id, Departure::Cut, now),
                 Timer::Grace(id) => self.end_grace(id, now),
-                Timer::Abandon(id) => self.terminate_session(id, now),
-                Timer::Kill(id) => self.signal_session(id, EndSignal::Kill),
+                Timer::Abandon(id) => self.abandon_session(id, now),
+                Timer::Timeout(id) => self.time_out_session(id, now),
+                Timer::Kill(id) => self.signal_session(id, EndSignal::Kill.number()),
+                Timer::Workload => self.follow_up_workload(now),
                 Timer::Listener => self.rearm_listener(),
                 Timer::Busy => self.report_busy(now),
                 Timer::Drain => self.give_up_draining(now),

@@ -8,14 +8,21 @@
 //! | `console` | file for log lines | standard error |
 //! | `hostname` | host name to set at boot | none |
 //! | `unprivileged` | `1`: leave the machine's clock, random pool and names alone | `0` |
+//! | `config` | file that names a workload | `/etc/guest-agent/agent.json`, if it is there |
+//! | `workload` | its command: words at spaces outside of quotes; empty: none | as in `config` |
+//! | `workload_restart` | when it starts again: `no` or `on-failure` | as in `config`, or `no` |
+//! | `workload_end` | what its end means: `keep` or `poweroff` | as in `config`, or `keep` |
 //!
-//! Each is given as a flag (`--listen`; `--unprivileged` takes no value), in the environment
-//! (`GUEST_AGENT_LISTEN`) or on the kernel command line (`agent.listen=`).
+//! Each is given as a flag (`--listen`, `--workload-end`; `--unprivileged` takes no value), in the
+//! environment (`GUEST_AGENT_LISTEN`) or on the kernel command line (`agent.listen=`), there in
+//! double quotes when it has spaces.
 //!
-//! A flag wins over the environment, which wins over the kernel command line. Process 1 gets its
-//! flags and part of its environment from the kernel command line too, among them words that mean
-//! nothing to it; so there a bad value is reported and the next source is asked, while a service
-//! refuses to start.
+//! A flag wins over the environment, which wins over the kernel command line, which wins over the
+//! file. Process 1 gets its flags and part of its environment from the kernel command line too,
+//! among them words that mean nothing to it; so there a bad value is reported and the next source
+//! is asked, while a service refuses to start.
+
+pub(crate) mod workload;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +34,11 @@ use shared::limits::PORT_DEFAULT;
 use shared::message::Identity;
 
 use crate::sys::socket::Address;
+
+use workload::{
+    END_EXPECTED, Overrides, RESTART_EXPECTED, WORDS_EXPECTED, parse_end, parse_restart,
+    parse_words,
+};
 
 /// Runs commands in a microVM for host-tool, and answers every restore.
 #[derive(Debug, Default, FromArgs)]
@@ -49,6 +61,18 @@ pub(crate) struct Flags {
     /// leave the machine's clock, random pool and names alone (development and tests)
     #[argh(switch)]
     unprivileged: bool,
+    /// file that names the workload (default: /etc/guest-agent/agent.json, if it is there)
+    #[argh(option)]
+    config: Option<String>,
+    /// command to run as the workload (default: what the file names)
+    #[argh(option)]
+    workload: Option<String>,
+    /// when the workload is started again: no or on-failure (default: no)
+    #[argh(option)]
+    workload_restart: Option<String>,
+    /// what it means that the workload has ended: keep or poweroff (default: keep)
+    #[argh(option)]
+    workload_end: Option<String>,
     /// print the version and exit
     #[argh(switch)]
     pub version: bool,
@@ -67,6 +91,10 @@ pub(crate) struct Config {
     pub hostname: Option<String>,
     /// Whether to leave the machine's clock, random pool and names alone.
     pub is_unprivileged: bool,
+    /// The file that names the workload, if one is given: then it must be there.
+    pub file: Option<PathBuf>,
+    /// What is said of the workload outside of that file.
+    pub workload: Overrides,
 }
 
 /// A value that means nothing.
@@ -116,20 +144,21 @@ impl Sources {
             ("console", flags.console.clone()),
             ("hostname", flags.hostname.clone()),
             ("unprivileged", unprivileged),
+            ("config", flags.config.clone()),
+            ("workload", flags.workload.clone()),
+            ("workload_restart", flags.workload_restart.clone()),
+            ("workload_end", flags.workload_end.clone()),
         ];
         let flags = given
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
             .collect();
-        let words = kernel_command_line.split_ascii_whitespace();
-        let assignment = |word: &str| {
-            let (name, value) = word.strip_prefix("agent.")?.split_once('=')?;
-            Some((name.to_owned(), value.to_owned()))
-        };
         Self {
             flags,
             environment: environment.into_iter().collect(),
-            kernel: words.filter_map(assignment).collect(),
+            kernel: kernel_words(kernel_command_line)
+                .filter_map(assignment)
+                .collect(),
         }
     }
 
@@ -139,7 +168,7 @@ impl Sources {
         let flag = self
             .flags
             .get(name)
-            .map(|value| (format!("--{name}"), value.as_str()));
+            .map(|value| (format!("--{}", name.replace('_', "-")), value.as_str()));
         let environment = self
             .environment
             .get(&variable)
@@ -175,12 +204,22 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         "1" => Some(true),
         _ => None,
     });
+    let file = pick.first("config", "a path", |text| {
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    });
+    let workload = Overrides {
+        argv: pick.first("workload", WORDS_EXPECTED, parse_words),
+        restart: pick.first("workload_restart", RESTART_EXPECTED, parse_restart),
+        at_end: pick.first("workload_end", END_EXPECTED, parse_end),
+    };
     let config = Config {
         address: address.unwrap_or(Address::Vsock { port }),
         log: log.unwrap_or(LevelFilter::Info),
         console,
         hostname,
         is_unprivileged: is_unprivileged.unwrap_or(false),
+        file,
+        workload,
     };
     (config, bad)
 }
@@ -198,17 +237,57 @@ impl Picker<'_> {
         expected: &'static str,
         parse: impl Fn(&str) -> Option<T>,
     ) -> Option<T> {
+        let mut parsed = None;
+        self.find(name, expected, &mut |text| {
+            parsed = parse(text);
+            parsed.is_some()
+        });
+        parsed
+    }
+
+    /// Goes through the values until one is accepted. Apart from [`Self::first`], so that there is
+    /// one of it in the program and not one for each setting.
+    fn find(
+        &mut self,
+        name: &'static str,
+        expected: &'static str,
+        accept: &mut dyn FnMut(&str) -> bool,
+    ) {
         for (source, value) in self.sources.candidates(name) {
-            match parse(value) {
-                Some(parsed) => return Some(parsed),
-                None => self.bad.push(BadValue {
-                    source,
-                    value: value.to_owned(),
-                    expected,
-                }),
+            if accept(value) {
+                return;
             }
+            self.bad.push(BadValue {
+                source,
+                value: value.to_owned(),
+                expected,
+            });
         }
-        None
+    }
+}
+
+/// Splits the kernel command line as the kernel does (`next_arg` of `lib/cmdline.c`): at white
+/// space outside of double quotes, with which a word or its value can begin.
+fn kernel_words(line: &str) -> impl Iterator<Item = &str> {
+    let mut is_quoted = false;
+    line.split(move |character: char| {
+        is_quoted ^= character == '"';
+        character.is_ascii_whitespace() && !is_quoted
+    })
+}
+
+/// Name and value of a word of ours, without the quotes around the word or the value. Quotes inside
+/// are the value's own.
+fn assignment(word: &str) -> Option<(String, String)> {
+    let (name, value) = unquoted(word).strip_prefix("agent.")?.split_once('=')?;
+    Some((name.to_owned(), unquoted(value).to_owned()))
+}
+
+/// The text without a quote that it begins with, and then without one at its end.
+fn unquoted(text: &str) -> &str {
+    match text.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"').unwrap_or(rest),
+        None => text,
     }
 }
 
@@ -229,6 +308,7 @@ fn parse_address(text: &str, port: u32) -> Option<Address> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::{Restart, WorkloadEnd};
 
     fn sources(flags: Flags, environment: &[(&str, &str)], kernel: &str) -> Sources {
         let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
@@ -270,6 +350,63 @@ mod tests {
         let texts: Vec<_> = bad.iter().map(ToString::to_string).collect();
         let expected = "bad value \"loud\" for GUEST_AGENT_LOG: expected off, error, warn, info, debug or trace";
         assert_eq!(texts, [expected]);
+    }
+
+    #[test]
+    fn kernel_words_may_be_quoted() {
+        let cases = [
+            ("agent.workload=/bin/app quiet", "/bin/app"),
+            ("agent.workload=\"/bin/app -x\" quiet", "/bin/app -x"),
+            ("ro \"agent.workload=/bin/app -x\"", "/bin/app -x"),
+            ("agent.workload=\"sh -c 'a  b'\"\n", "sh -c 'a  b'"),
+            ("agent.workload=\"never closed", "never closed"),
+            ("agent.workload=a\" \"b c", "a\" \"b"),
+            ("agent.workload=\"\"", ""),
+            ("agent.workload=", ""),
+            ("agent.workload=a agent.workload=b", "b"),
+        ];
+        for (line, expected) in cases {
+            let sources = sources(Flags::default(), &[], line);
+            let value = sources.kernel.get("workload").map(String::as_str);
+            assert_eq!(value, Some(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn workload_is_said_in_each_source() {
+        let words = |text: &str| parse_words(text);
+        let restart = Flags {
+            workload_restart: Some("on-failure".to_owned()),
+            ..Flags::default()
+        };
+        let environment = [
+            ("GUEST_AGENT_WORKLOAD", "app '1 2'"),
+            ("GUEST_AGENT_WORKLOAD_RESTART", "no"),
+        ];
+        let kernel = "agent.workload=other agent.workload_end=poweroff agent.config=/a.json";
+        let (config, bad) = resolve(&sources(restart, &environment, kernel));
+        assert_eq!(bad, []);
+        assert_eq!(config.file, Some(PathBuf::from("/a.json")));
+        let expected = Overrides {
+            argv: words("app '1 2'"),
+            restart: Some(Restart::OnFailure),
+            at_end: Some(WorkloadEnd::PowerOff),
+        };
+        assert_eq!(config.workload, expected);
+
+        let wrong = Flags {
+            workload: Some("it's".to_owned()),
+            workload_end: Some("explode".to_owned()),
+            ..Flags::default()
+        };
+        let (config, bad) = resolve(&sources(wrong, &[], "agent.workload=app"));
+        assert_eq!(config.workload.argv, words("app"));
+        let texts: Vec<_> = bad.iter().map(ToString::to_string).collect();
+        let expected = [
+            "bad value \"it's\" for --workload: expected words, with no quote left open",
+            "bad value \"explode\" for --workload-end: expected keep or poweroff",
+        ];
+        assert_eq!(texts, expected);
     }
 
     #[test]

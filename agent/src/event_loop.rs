@@ -18,6 +18,10 @@ use crate::sys::{clock, console};
 /// Most events taken per turn; epoll reports the rest in the next.
 const EVENTS_MAX: usize = 256;
 
+/// Longest wait for an event. epoll counts milliseconds in 32 bits, and a session may have been
+/// given months.
+const SLEEP_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Runs until the end has been asked for. Only a failing `poll` ends it early, which is a defect of
 /// our own.
 pub(crate) fn run(poll: &mut Poll, shell: &mut Shell, agent: &mut Agent) -> io::Result<End> {
@@ -35,7 +39,7 @@ pub(crate) fn run(poll: &mut Poll, shell: &mut Shell, agent: &mut Agent) -> io::
         } else {
             agent
                 .poll_timeout()
-                .map(|at| at.saturating_duration_since(clock::now()))
+                .map(|at| at.saturating_duration_since(clock::now()).min(SLEEP_MAX))
         };
         match poll.poll(&mut events, timeout) {
             Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,

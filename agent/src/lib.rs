@@ -10,6 +10,7 @@
 //! is the only one that waits; `sys` is the only one that is unsafe. There are no threads, no locks
 //! and no async.
 
+mod accounts;
 pub mod agent;
 mod boot;
 mod config;
@@ -19,6 +20,7 @@ mod sys;
 
 use std::fmt;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,9 +28,11 @@ use argh::FromArgs;
 use log::{error, info, warn};
 use mio::Poll;
 
-use agent::{Agent, End, Settings};
+use agent::{Agent, End, Settings, WorkloadSettings};
+use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, parse_file};
 use config::{Config, Flags, Sources};
 use shell::{Options, Shell};
+use sys::file::read_small;
 use sys::power::PowerMode;
 use sys::{clock, console, power, process, signals, spawn};
 
@@ -65,8 +69,8 @@ pub fn run() -> ExitCode {
     };
     let standard = spawn::open_missing_standard_descriptors();
 
-    let config = match read_config(is_init) {
-        Ok(config) => config,
+    let (config, workload) = match read_config(is_init) {
+        Ok(read) => read,
         Err(code) => return code,
     };
     start_logging(&config);
@@ -84,7 +88,7 @@ pub fn run() -> ExitCode {
         warn!("cannot adopt orphans: {err}");
     }
 
-    let started = start(&config, is_init);
+    let started = start(&config, workload, is_init);
     let ended = match started {
         // ---- From here on process 1 may not exit: the kernel would panic. It ends by ending the
         // machine. ----
@@ -105,7 +109,11 @@ pub fn run() -> ExitCode {
 }
 
 /// Opens everything that the loop needs.
-fn start(config: &Config, is_init: bool) -> Result<(Poll, Shell, Agent), StartError> {
+fn start(
+    config: &Config,
+    workload: Option<WorkloadSettings>,
+    is_init: bool,
+) -> Result<(Poll, Shell, Agent), StartError> {
     let step = |what: &str| {
         let what = what.to_owned();
         move |source| StartError { what, source }
@@ -135,7 +143,7 @@ fn start(config: &Config, is_init: bool) -> Result<(Poll, Shell, Agent), StartEr
         kernel: read_line("/proc/sys/kernel/osrelease"),
         is_init,
         grace: SIGNAL_GRACE,
-        workload: None,
+        workload,
     };
     Ok((poll, shell, Agent::new(settings, clock::now())))
 }
@@ -165,27 +173,13 @@ fn finish(ended: Result<End, StartError>, is_init: bool) -> ExitCode {
     }
 }
 
-/// Reads the settings. A service with bad ones prints what is wrong and does not start; process 1
-/// has nobody to ask.
-fn read_config(is_init: bool) -> Result<Config, ExitCode> {
+/// Reads the settings, and what the image's file says of its workload. A service with bad ones
+/// prints what is wrong and does not start; process 1 has nobody to ask, and goes on without them.
+fn read_config(is_init: bool) -> Result<(Config, Option<WorkloadSettings>), ExitCode> {
     let flags = match parse_flags() {
         Ok(flags) => flags,
         Err(_) if is_init => Flags::default(),
-        Err(early) => {
-            let ok = early.status.is_ok();
-            let mut stream: Box<dyn Write> = if ok {
-                Box::new(io::stdout())
-            } else {
-                Box::new(io::stderr())
-            };
-            // A closed standard output is the caller's wish not to know.
-            let _ = writeln!(stream, "{}", early.output.trim_end());
-            return Err(if ok {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(EXIT_USAGE)
-            });
-        }
+        Err(early) => return Err(leave_early(&early)),
     };
     if flags.version && !is_init {
         let _ = writeln!(io::stdout(), "guest-agent {}", env!("CARGO_PKG_VERSION"));
@@ -197,13 +191,42 @@ fn read_config(is_init: bool) -> Result<Config, ExitCode> {
     // A service in a machine that another init has booted shares the kernel command line with it,
     // as it should.
     let (config, bad) = config::resolve(&Sources::new(&flags, environment, &kernel));
-    for value in &bad {
-        let _ = writeln!(io::stderr(), "guest-agent: {value}");
+    let mut problems: Vec<_> = bad.iter().map(ToString::to_string).collect();
+    let file = read_file(config.file.as_deref()).unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
+    for problem in &problems {
+        let _ = writeln!(io::stderr(), "guest-agent: {problem}");
     }
-    if bad.is_empty() || is_init {
-        Ok(config)
+    if problems.is_empty() || is_init {
+        let workload = config.workload.clone().on_top_of(file);
+        Ok((config, workload))
     } else {
         Err(ExitCode::from(EXIT_USAGE))
+    }
+}
+
+/// Prints what the flags ask for instead of a start, or what is wrong with them.
+fn leave_early(early: &argh::EarlyExit) -> ExitCode {
+    let (mut stream, code): (Box<dyn Write>, _) = if early.status.is_ok() {
+        (Box::new(io::stdout()), ExitCode::SUCCESS)
+    } else {
+        (Box::new(io::stderr()), ExitCode::from(EXIT_USAGE))
+    };
+    // A closed standard output is the caller's wish not to know.
+    let _ = writeln!(stream, "{}", early.output.trim_end());
+    code
+}
+
+/// The workload that the file names. Only a file that was asked for has to be there.
+fn read_file(path: Option<&Path>) -> Result<Option<WorkloadSettings>, String> {
+    let is_given = path.is_some();
+    let path = path.unwrap_or_else(|| Path::new(FILE_PATH_DEFAULT));
+    match read_small(path, FILE_LEN_MAX) {
+        Ok(text) => parse_file(&text).map_err(|err| format!("{}: {err}", path.display())),
+        Err(err) if err.kind() == io::ErrorKind::NotFound && !is_given => Ok(None),
+        Err(err) => Err(format!("cannot read {}: {err}", path.display())),
     }
 }
 

@@ -22,7 +22,9 @@
 
 mod accept;
 mod connections;
+mod input;
 mod output;
+mod program;
 mod steps;
 mod tokens;
 
@@ -47,7 +49,7 @@ use crate::sys::{clock, console};
 pub(crate) use tokens::Source;
 
 use connections::Entry;
-use output::Pipes;
+use output::Stdio;
 
 /// Bytes read at once: what a pipe holds, and a frame's worth.
 const READ_LEN: usize = PAYLOAD_LEN_MAX;
@@ -75,7 +77,7 @@ pub(crate) struct Shell {
     spare: Option<File>,
     signals: Signals,
     connections: BTreeMap<ConnectionId, Entry>,
-    outputs: BTreeMap<SessionId, Pipes>,
+    stdio: BTreeMap<SessionId, Stdio>,
     spawner: Spawner,
     /// What every read goes through.
     scratch: Box<[u8]>,
@@ -102,7 +104,7 @@ impl Shell {
             spare: File::open("/dev/null").ok(),
             signals,
             connections: BTreeMap::new(),
-            outputs: BTreeMap::new(),
+            stdio: BTreeMap::new(),
             spawner,
             scratch: vec![0; READ_LEN].into_boxed_slice(),
             ready: VecDeque::new(),
@@ -130,6 +132,7 @@ impl Shell {
                 self.drain_connection(id, agent, now);
             }
             Source::Output(id, stream) => self.drain_output(id, stream, agent, now),
+            Source::Input(id) => self.drain_input(id, agent, now),
         }
         self.settle(agent, now);
     }
@@ -167,9 +170,11 @@ impl Shell {
             }
             Action::Spawn { purpose, command } => self.spawn(purpose, &command, agent, now),
             Action::ResumeOutput(id) => self.resume_output(id),
-            Action::CloseOutput(id) => self.close_output(id),
+            Action::CloseOutput(id) => self.close_outputs(id, agent, now),
             Action::SignalGroup { group, number } => signal_group(group, number),
-            Action::FlushInput(_) | Action::CloseInput(_) | Action::ResizeTty { .. } => {}
+            Action::FlushInput(id) => self.flush_input(id, agent, now),
+            Action::CloseInput(id) => self.close_input(id),
+            Action::ResizeTty { session, size } => self.resize_terminal(session, size),
             Action::SignalEveryone(signal) => {
                 if let Err(err) = process::kill_all(signal.number().into()) {
                     debug!("cannot signal every process: {err}");

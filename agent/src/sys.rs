@@ -14,6 +14,7 @@
 pub(crate) mod clock;
 pub(crate) mod console;
 pub(crate) mod entropy;
+pub(crate) mod file;
 pub(crate) mod modules;
 pub(crate) mod mount;
 pub(crate) mod net;
@@ -22,6 +23,7 @@ pub(crate) mod process;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+pub(crate) mod stdio;
 pub(crate) mod vsock;
 
 use std::io;

@@ -1,15 +1,20 @@
 //! The command line: what there is to say, and nothing about doing it.
 
+mod observe;
 pub mod parse;
+mod sessions;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use argh::FromArgs;
-use shared::id::ExecId;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Depth, Policy};
 
+pub use observe::{LogsCommand, StressCommand};
+pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
+
+use crate::target::TargetArguments;
 use crate::values::{DriveArgument, VmName, parse_memory_mib, parse_timeout};
 use crate::vmm::VmmKind;
 
@@ -69,6 +74,48 @@ macro_rules! command {
     };
 }
 
+use command;
+
+/// Defines a command about one guest, which four options can name.
+macro_rules! guest_command {
+    ($(#[$attribute:meta])* pub struct $name:ident { $($fields:tt)* }) => {
+        command! {
+            $(#[$attribute])*
+            pub struct $name {
+                $($fields)*
+                /// a VM of this host
+                #[argh(option)]
+                pub name: Option<VmName>,
+                /// hybrid vsock socket of a VM that something else runs
+                #[argh(option, arg_name = "path")]
+                pub uds: Option<PathBuf>,
+                /// vsock context id of a VM that something else runs
+                #[argh(option)]
+                pub cid: Option<u32>,
+                /// plain Unix socket of an agent
+                #[argh(option, arg_name = "path")]
+                pub unix: Option<PathBuf>,
+                /// the agent's vsock port; default 5252
+                #[argh(option, default = "PORT_DEFAULT")]
+                pub port: u32,
+            }
+        }
+
+        impl<'a> From<&'a $name> for TargetArguments<'a> {
+            fn from(command: &'a $name) -> Self {
+                Self {
+                    name: command.name.as_ref(),
+                    uds: command.uds.as_ref(),
+                    cid: command.cid,
+                    unix: command.unix.as_ref(),
+                    port: command.port,
+                }
+            }
+        }
+    };
+}
+use guest_command;
+
 /// Boot, snapshot and restore microVMs, prove that they are ready, and run commands in them.
 #[derive(FromArgs, Debug)]
 #[argh(
@@ -96,6 +143,18 @@ pub enum Command {
     Probe(ProbeCommand),
     /// See [`ExecCommand`].
     Exec(ExecCommand),
+    /// See [`AttachCommand`].
+    Attach(AttachCommand),
+    /// See [`WaitCommand`].
+    Wait(WaitCommand),
+    /// See [`KillCommand`].
+    Kill(KillCommand),
+    /// See [`PsCommand`].
+    Ps(PsCommand),
+    /// See [`LogsCommand`].
+    Logs(LogsCommand),
+    /// See [`StressCommand`].
+    Stress(StressCommand),
     /// See [`Ls`].
     Ls(Ls),
     /// See [`Inspect`].
@@ -109,8 +168,9 @@ pub enum Command {
 }
 
 /// Names of the commands, for suggestions.
-pub const COMMAND_NAMES: [&str; 10] = [
-    "boot", "snapshot", "restore", "probe", "exec", "ls", "inspect", "stop", "rm", "doctor",
+pub const COMMAND_NAMES: [&str; 16] = [
+    "boot", "snapshot", "restore", "probe", "exec", "attach", "wait", "kill", "ps", "logs",
+    "stress", "ls", "inspect", "stop", "rm", "doctor",
 ];
 
 impl Command {
@@ -123,6 +183,12 @@ impl Command {
             Self::Restore(command) => command.common(),
             Self::Probe(command) => command.common(),
             Self::Exec(command) => command.common(),
+            Self::Attach(command) => command.common(),
+            Self::Wait(command) => command.common(),
+            Self::Kill(command) => command.common(),
+            Self::Ps(command) => command.common(),
+            Self::Logs(command) => command.common(),
+            Self::Stress(command) => command.common(),
             Self::Ls(command) => command.common(),
             Self::Inspect(command) => command.common(),
             Self::Stop(command) => command.common(),
@@ -255,7 +321,7 @@ command! {
     }
 }
 
-command! {
+guest_command! {
     /// Ask whether a guest is ready, and wait for it until the time limit (default 5s).
     #[argh(
         subcommand,
@@ -265,61 +331,9 @@ command! {
                    {command_name} --cid 42 --depth listener --json"
     )]
     pub struct ProbeCommand {
-        /// a VM of this host
-        #[argh(option)]
-        pub name: Option<VmName>,
-        /// hybrid vsock socket of a VM that something else runs
-        #[argh(option, arg_name = "path")]
-        pub uds: Option<PathBuf>,
-        /// vsock context id of a VM that something else runs
-        #[argh(option)]
-        pub cid: Option<u32>,
-        /// plain Unix socket of an agent
-        #[argh(option, arg_name = "path")]
-        pub unix: Option<PathBuf>,
-        /// the agent's vsock port; default 5252
-        #[argh(option, default = "PORT_DEFAULT")]
-        pub port: u32,
         /// how far to go: exec (the default) or listener
         #[argh(option, default = "Depth::Exec", from_str_fn(parse_depth))]
         pub depth: Depth,
-    }
-}
-
-command! {
-    /// Run a command in a guest, with its output and its exit code.
-    #[argh(
-        subcommand,
-        name = "exec",
-        example = "{command_name} --name clone-1 -- uname -r\n\
-                   {command_name} --uds /run/vm/vsock.sock -e LANG=C -w /tmp -- ls -l\n\
-                   {command_name} --name clone-1 --timeout 10s -- make test"
-    )]
-    pub struct ExecCommand {
-        /// a VM of this host
-        #[argh(option)]
-        pub name: Option<VmName>,
-        /// hybrid vsock socket of a VM that something else runs
-        #[argh(option, arg_name = "path")]
-        pub uds: Option<PathBuf>,
-        /// vsock context id of a VM that something else runs
-        #[argh(option)]
-        pub cid: Option<u32>,
-        /// plain Unix socket of an agent
-        #[argh(option, arg_name = "path")]
-        pub unix: Option<PathBuf>,
-        /// the agent's vsock port; default 5252
-        #[argh(option, default = "PORT_DEFAULT")]
-        pub port: u32,
-        /// NAME=VALUE for the command's environment; may be repeated
-        #[argh(option, short = 'e', arg_name = "pair")]
-        pub env: Vec<String>,
-        /// directory to run the command in
-        #[argh(option, short = 'w', arg_name = "dir")]
-        pub workdir: Option<String>,
-        /// 32 hexadecimal digits that name this run: given again, it attaches
-        #[argh(option)]
-        pub id: Option<ExecId>,
     }
 }
 

@@ -55,6 +55,13 @@ impl<'a> Watch<'a> {
         self.deadline
     }
 
+    /// The descriptor that polls readable once the process has ended, for a wait on more than one
+    /// thing at once.
+    #[must_use]
+    pub const fn process(&self) -> Option<BorrowedFd<'a>> {
+        self.process
+    }
+
     /// Waits until `fd` can be read, or has ended or failed: the read then says which.
     pub fn readable(&self, fd: impl AsFd) -> Result<(), WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLIN, None).map(drop)

@@ -7,7 +7,7 @@
 //! and otherwise in nobody's way.
 //!
 //! ```text
-//! cli ─▶ boot, restore, snapshot, probe, exec, stop, ls, doctor
+//! cli ─▶ boot, restore, snapshot, probe, exec, attach, logs, stop, ls, doctor
 //!          │            │                        │
 //!          ▼            ▼                        ▼
 //!        launch       guest (shared::exchange)  vmdir, artifact, record
@@ -17,10 +17,12 @@
 //! ```
 
 pub mod artifact;
+pub mod attach;
 pub mod boot;
 pub mod cli;
 pub mod deadline;
 pub mod doctor;
+pub mod environment;
 pub mod error;
 pub mod exec;
 pub mod exit;
@@ -29,26 +31,35 @@ pub mod guest;
 pub mod handshake;
 pub mod http;
 pub mod json;
+pub mod kill;
 pub mod launch;
+pub mod log_tails;
 pub mod logs;
 pub mod ls;
 pub mod output;
+pub mod output_log;
 pub mod probe;
 pub mod process;
+pub mod ps;
 pub mod random;
 pub mod record;
 pub mod restore;
+pub mod signals;
 pub mod snapshot;
 pub mod start;
 pub mod stop;
+pub mod stress;
 pub mod supervisor;
 pub mod sys;
 pub mod target;
+pub mod terminal;
 pub mod timeline;
 pub mod uds;
 pub mod values;
 pub mod vmdir;
 pub mod vmm;
+pub mod wait;
+pub mod workload;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -99,6 +110,12 @@ fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
         Command::Restore(command) => restore::run(&command).map(|()| 0),
         Command::Probe(command) => probe::run(&command).map(|()| 0),
         Command::Exec(command) => exec::run(&command, invocation.argv),
+        Command::Attach(command) => attach::run(&command),
+        Command::Wait(command) => wait::run(&command),
+        Command::Kill(command) => kill::run(&command).map(|()| 0),
+        Command::Ps(command) => ps::run(&command).map(|()| 0),
+        Command::Logs(command) => logs::run(&command).map(|()| 0),
+        Command::Stress(command) => stress::run(&command, invocation.argv).map(|()| 0),
         Command::Ls(command) => ls::list(&command).map(|()| 0),
         Command::Inspect(command) => ls::inspect(&command).map(|()| 0),
         Command::Stop(command) => stop::stop(&command).map(|()| 0),

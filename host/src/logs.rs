@@ -1,81 +1,352 @@
-//! The ends of a VM's logs, for messages.
+//! `host-tool logs`: what the workload has printed.
+//!
+//! Of a VM of this host that is what its supervisor has written down, or else this command, which
+//! stands in for a supervisor that was killed. Either way it waits until everything is there that
+//! the guest had when it was asked. Of other guests it is what the guest still has.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+mod observed;
 
-use crate::values::printable;
-use crate::vmdir::{CONSOLE_LOG, SUPERVISOR_LOG, VmDir};
-use crate::vmm::VMM_LOG;
+use std::io::{self, PipeReader};
+use std::os::fd::AsFd;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-/// How much of each log a message shows, at most: of the console as much as a kernel panic takes.
-const LINES_MAX: usize = 8;
-const CONSOLE_LINES_MAX: usize = 28;
-const BYTES_MAX: u64 = 8192;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::time::TimeSpec;
+use shared::exchange::ExchangeError;
+use shared::message::{FailCode, Stream};
+use shared::session_client::SessionError;
 
-/// The ends of the VM's logs, a heading each, safe for a terminal; `None` if there is nothing.
-#[must_use]
-pub fn tails(dir: &VmDir) -> Option<String> {
-    let mut text = String::new();
-    for name in [SUPERVISOR_LOG, VMM_LOG, CONSOLE_LOG] {
-        // What the supervisor says of a VM that came up is no news.
-        let lines = tail(&dir.file(name)).unwrap_or_default();
-        let is_news = |line: &&String| name != SUPERVISOR_LOG || !line.contains(": info: ");
-        let lines: Vec<_> = lines.iter().filter(is_news).collect();
-        let lines_max = if name == CONSOLE_LOG {
-            CONSOLE_LINES_MAX
-        } else {
-            LINES_MAX
-        };
-        let lines = &lines[lines.len().saturating_sub(lines_max)..];
-        if !lines.is_empty() {
-            text.push_str(&format!("--- the end of {name}\n"));
-            lines
-                .iter()
-                .for_each(|line| text.push_str(&format!("  {line}\n")));
+use crate::cli::LogsCommand;
+use crate::deadline::Watch;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::guest::driver::{AskError, AskErrorReason};
+use crate::output::write_stream;
+use crate::output_log::read_record;
+use crate::output_log::reader::View;
+use crate::supervisor::scribe::{NO_LIMIT, write_down};
+use crate::target::TargetArguments;
+use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
+use crate::workload::{End, Lengths, lengths};
+
+/// How long the guest may take to say how much there is, and whoever writes it down to do so,
+/// unless the caller says.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes printed at once.
+const BLOCK_LEN: usize = 64 * 1024;
+
+const NO_WORKLOAD: &str = "the guest has no workload; its image names one in \
+                           /etc/guest-agent/agent.json, or its kernel command line in \
+                           agent.workload=";
+
+/// Prints the output.
+pub fn run(command: &LogsCommand) -> Result<(), Failure> {
+    if command.json {
+        return Err(Failure::usage(
+            "logs has no record: its output is the workload's",
+        ));
+    }
+    let arguments = TargetArguments::from(command);
+    match (arguments.name, arguments.uds, arguments.cid, arguments.unix) {
+        (Some(name), None, None, None) => {
+            let dir = StateDir::open(command.state_dir.as_deref())?.vm(name)?;
+            print_log(command, dir)
+        }
+        _ => observed::run(command),
+    }
+}
+
+/// Prints the log of a VM of this host.
+fn print_log(command: &LogsCommand, dir: VmDir) -> Result<(), Failure> {
+    let now = Instant::now();
+    let deadline = now + command.timeout.unwrap_or(NO_LIMIT);
+    let vm = match dir.clone().running() {
+        Ok(vm) => Some(vm),
+        Err(VmDirError::NotRunning { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let mut printer = Printer::new(dir, command.timeout.map(|_| deadline))?;
+    let mut caught_up = Ok(());
+    if let Some(vm) = vm
+        && printer.dir.read_workload_end()?.is_none()
+    {
+        printer.stand_in = Some(StandIn::start(&printer.dir)?);
+        // Whoever follows from the first line on sees the last one soon enough.
+        if !command.follow || command.tail.is_some() {
+            let deadline = now + command.timeout.unwrap_or(CATCH_UP_TIMEOUT);
+            caught_up = printer.catch_up(&vm, command.port, deadline);
         }
     }
-    (!text.is_empty()).then_some(text)
-}
-
-/// The lines at the end of a file, each with everything escaped that could steer a terminal.
-fn tail(path: &Path) -> std::io::Result<Vec<String>> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(BYTES_MAX)))?;
-    let mut bytes = Vec::new();
-    file.take(BYTES_MAX).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines = text.lines().filter(|line| !line.trim().is_empty());
-    Ok(lines.map(|line| printable(line.trim_end())).collect())
-}
-
-/// The raw end of the VMM's own log, in which the VMM layer looks for known faults.
-#[must_use]
-pub fn vmm_log(dir: &VmDir) -> String {
-    tail(&dir.file(VMM_LOG)).unwrap_or_default().join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-    use crate::vmm::testing::TempDir;
-
-    #[test]
-    fn the_ends_are_short_and_harmless() {
-        let temp = TempDir::new("logs");
-        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
-        assert_eq!(tails(&dir), None);
-        fs::write(dir.file(SUPERVISOR_LOG), "host-tool: info: fine\n").unwrap();
-        assert_eq!(tails(&dir), None);
-        let console: String = (0..100)
-            .map(|n| format!("\n\x1b[31mline {n}\r\n"))
-            .collect();
-        fs::write(dir.file(CONSOLE_LOG), console).unwrap();
-        let text = tails(&dir).unwrap();
-        assert_eq!(text.lines().count(), 1 + CONSOLE_LINES_MAX);
-        assert!(text.ends_with("  \\u{1b}[31mline 99\n"), "{text}");
+    if read_record(&printer.dir)?.is_none() {
+        caught_up?;
+        if !(command.follow && printer.stand_in.is_some()) {
+            return Err(Failure::new(Exit::Guest, NO_OUTPUT));
+        }
+        caught_up = Ok(());
     }
+    printer.begin(command.tail)?;
+    if command.follow {
+        printer.follow()
+    } else {
+        printer.print()?;
+        caught_up
+    }
+}
+
+const NO_OUTPUT: &str = "there is no output of a workload: the guest had none, or ended before it \
+                         could be asked";
+
+/// What came of a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waited {
+    /// There may be more to print.
+    Changed,
+    /// There will not be more than there is.
+    Ended,
+    /// The deadline passed.
+    Deadline,
+}
+
+/// Prints a log while it grows.
+#[derive(Debug)]
+struct Printer {
+    dir: VmDir,
+    /// Sees every commit.
+    inotify: Inotify,
+    /// Ends when the log does.
+    stand_in: Option<StandIn>,
+    /// Of everything, where the caller has set one.
+    deadline: Option<Instant>,
+    /// Place in the log of the next byte to print.
+    place: u64,
+}
+
+impl Printer {
+    fn new(dir: VmDir, deadline: Option<Instant>) -> Result<Self, Failure> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
+        let inotify = inotify.and_then(|inotify| {
+            inotify.add_watch(dir.path(), AddWatchFlags::IN_MOVED_TO)?;
+            Ok(inotify)
+        });
+        Ok(Self {
+            inotify: inotify.or_fail(Exit::Defect, || {
+                format!("cannot watch {}", dir.path().display())
+            })?,
+            dir,
+            stand_in: None,
+            deadline,
+            place: 0,
+        })
+    }
+
+    /// Waits until everything is written down that the guest has now.
+    fn catch_up(&self, vm: &RunningVm, port: u32, deadline: Instant) -> Result<(), Failure> {
+        let watch = Watch::with_process(deadline, Some(vm.process.as_fd()));
+        let wanted = match lengths(&vm.endpoint(port), &watch) {
+            Ok(Some(wanted)) => wanted,
+            Ok(None) => return Err(Failure::new(Exit::Guest, NO_WORKLOAD)),
+            // Then its last words are being written down.
+            Err(error) if matches!(error.reason, AskErrorReason::VmmEnded) => Lengths {
+                stdout: u64::MAX,
+                stderr: u64::MAX,
+            },
+            Err(error) => return Err(refusal(error)),
+        };
+        loop {
+            let record = read_record(&self.dir)?;
+            if record.is_some_and(|record| wanted.are_in(&record)) {
+                return Ok(());
+            }
+            match self.wait(Some(deadline))? {
+                Waited::Changed => {}
+                Waited::Ended => return Ok(()),
+                Waited::Deadline => {
+                    let text = "the guest's latest output was not written down in time; what is \
+                                here was before it";
+                    return Err(Failure::new(Exit::Deadline, text));
+                }
+            }
+        }
+    }
+
+    /// Goes to where printing begins.
+    fn begin(&mut self, tail: Option<u64>) -> Result<(), Failure> {
+        let view = View::open(&self.dir)?;
+        let place = match tail {
+            Some(count) => view.tail(count).or_fail(Exit::Defect, cannot_read)?,
+            None => view.start(),
+        };
+        self.place = place;
+        Ok(())
+    }
+
+    /// Prints what is there.
+    fn print(&mut self) -> Result<(), Failure> {
+        let view = View::open(&self.dir)?;
+        let mut buffer = vec![0; BLOCK_LEN];
+        loop {
+            let read = view.read(self.place, &mut buffer);
+            let (place, len) = read.or_fail(Exit::Defect, cannot_read)?;
+            if place > self.place {
+                let count = place - self.place;
+                log::warn!("{count} bytes were dropped from the log before they could be printed");
+            }
+            self.place = place;
+            if len == 0 {
+                return Ok(());
+            }
+            write_out(&buffer[..len], self.deadline)?;
+            self.place += u64::try_from(len).unwrap_or(u64::MAX);
+        }
+    }
+
+    /// Prints until there is no more.
+    fn follow(mut self) -> Result<(), Failure> {
+        let mut waited = self.wait(Some(Instant::now()))?;
+        loop {
+            self.print()?;
+            match waited {
+                Waited::Ended => break,
+                Waited::Deadline if self.deadline.is_some_and(|at| Instant::now() >= at) => {
+                    let text = "the workload did not end in time";
+                    return Err(Failure::new(Exit::Deadline, text));
+                }
+                Waited::Changed | Waited::Deadline => waited = self.wait(self.deadline)?,
+            }
+        }
+        self.stand_in.map_or(Ok(()), StandIn::join)
+    }
+
+    /// Waits until there may be more to print, but not for longer than somebody reads it.
+    fn wait(&self, until: Option<Instant>) -> Result<Waited, Failure> {
+        let Some(stand_in) = &self.stand_in else {
+            return Ok(Waited::Ended);
+        };
+        let stdout = io::stdout();
+        let mut fds = [
+            PollFd::new(stand_in.ended.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
+            // For its errors, which are always told.
+            PollFd::new(stdout.as_fd(), PollFlags::empty()),
+        ];
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        match ppoll(&mut fds, left.map(TimeSpec::from), None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::new(Exit::Defect, errno)),
+        }
+        let [has_ended, has_changed, is_unread] = fds.map(|fd| fd.any().unwrap_or(true));
+        if is_unread {
+            return Err(Failure::new(
+                Exit::OutputClosed,
+                "standard output was closed",
+            ));
+        }
+        if has_changed {
+            // What the events say does not matter.
+            while self.inotify.read_events().is_ok() {}
+        }
+        Ok(match (has_ended, until) {
+            (true, _) => Waited::Ended,
+            (false, Some(until)) if !has_changed && Instant::now() >= until => Waited::Deadline,
+            (false, _) => Waited::Changed,
+        })
+    }
+}
+
+/// A thread that writes the output down as soon as nobody else does. It ends when there is no more
+/// to write, whoever has written it. Should this program end first, the next writer goes on.
+#[derive(Debug)]
+struct StandIn {
+    thread: JoinHandle<Result<Option<End>, Failure>>,
+    /// Ends with the thread.
+    ended: PipeReader,
+}
+
+impl StandIn {
+    fn start(dir: &VmDir) -> Result<Self, Failure> {
+        let (ended, alive) =
+            io::pipe().or_fail(Exit::Defect, || "cannot make a pipe".to_owned())?;
+        let dir = dir.clone();
+        let thread = thread::Builder::new().spawn(move || {
+            let result = write_down(&dir);
+            drop(alive);
+            result
+        });
+        let thread = thread.or_fail(Exit::Defect, || "cannot start a thread".to_owned())?;
+        Ok(Self { thread, ended })
+    }
+
+    /// What the end of the log means.
+    fn join(self) -> Result<(), Failure> {
+        match self.thread.join() {
+            Ok(Ok(Some(end))) => judge(end),
+            Ok(Ok(None)) => Ok(()),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::new(
+                Exit::Defect,
+                "a thread of this program failed",
+            )),
+        }
+    }
+}
+
+/// What the end of the output means.
+fn judge(end: End) -> Result<(), Failure> {
+    match end {
+        End::Exited | End::Reached | End::VmmEnded => Ok(()),
+        End::NoWorkload(fail) if fail.code == FailCode::Unsupported => {
+            Err(Failure::new(Exit::Guest, NO_SESSIONS))
+        }
+        End::NoWorkload(_) => Err(Failure::new(Exit::Guest, NO_WORKLOAD)),
+        End::Failed(error) => {
+            let exit = match error {
+                SessionError::Deadline(_) => Exit::Deadline,
+                SessionError::Refused { .. }
+                | SessionError::Superseded
+                | SessionError::Forgotten
+                | SessionError::StartedAgain
+                | SessionError::ShutDown(_)
+                | SessionError::Absent(_)
+                | SessionError::Undelivered(_)
+                | SessionError::Version(_)
+                | SessionError::Protocol { .. } => Exit::Guest,
+            };
+            Err(Failure::new(exit, error))
+        }
+        End::Unreachable(error) => Err(Failure::new(Exit::Defect, error)),
+    }
+}
+
+const NO_SESSIONS: &str = "the guest's agent is too old to have a workload; restore or boot an \
+                           image with a newer one";
+
+/// What it means that the guest did not say how much there is.
+fn refusal(error: AskError) -> Failure {
+    match &error.reason {
+        AskErrorReason::Exchange(ExchangeError::Refused { fail, .. })
+            if fail.code == FailCode::Unsupported =>
+        {
+            Failure::new(Exit::Guest, NO_SESSIONS)
+        }
+        _ => error.into(),
+    }
+}
+
+fn write_out(bytes: &[u8], deadline: Option<Instant>) -> Result<(), Failure> {
+    let watch = deadline.map(Watch::until);
+    let written = write_stream(Stream::Stdout, bytes, watch.as_ref());
+    let exit = match &written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Exit::Deadline,
+        _ => Exit::Defect,
+    };
+    written.or_fail(exit, || "cannot write to standard output".to_owned())
+}
+
+fn cannot_read() -> String {
+    "cannot read the workload's output".to_owned()
 }

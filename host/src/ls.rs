@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use crate::cli::{Inspect, Ls};
 use crate::error::Failure;
-use crate::output::print;
+use crate::output::{age, columns, print};
 use crate::supervisor::unix_ms;
-use crate::vmdir::state::State;
+use crate::vmdir::state::{ExitRecord, State, WorkloadEnd};
 use crate::vmdir::{Life, StateDir, VmDir};
 
 /// Lists the VMs.
@@ -95,35 +95,7 @@ fn table(rows: &[Row]) -> String {
             or_dash(generation(state)),
         ]);
     }
-    let width = |column: usize| {
-        lines
-            .iter()
-            .map(|line| line[column].len())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    let mut text = String::new();
-    for line in &lines {
-        let cells = line.iter().zip(&widths);
-        let cells: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// A duration in its largest unit.
-fn age(ms: u64) -> String {
-    let s = ms / 1000;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m", s / 60),
-        3600..86_400 => format!("{}h", s / 3600),
-        _ => format!("{}d", s / 86_400),
-    }
+    columns(&lines)
 }
 
 /// Shows one VM.
@@ -135,7 +107,8 @@ pub fn inspect(command: &Inspect) -> Result<(), Failure> {
         "status": status(life, state.as_ref()),
         "dir": crate::json::os_to_value(dir.path()),
         "state": state.as_ref().map(State::to_value),
-        "exit": dir.read_exit()?.map(crate::vmdir::state::ExitRecord::to_value),
+        "exit": dir.read_exit()?.map(ExitRecord::to_value),
+        "workload_exit": dir.read_workload_end()?.map(WorkloadEnd::to_value),
     });
     if command.json {
         return print(&value.to_string());
@@ -146,21 +119,6 @@ pub fn inspect(command: &Inspect) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_have_one_unit() {
-        let ages = [
-            0,
-            59_999,
-            60_000,
-            3_599_999,
-            3_600_000,
-            86_400_000,
-            864_000_000,
-        ]
-        .map(age);
-        assert_eq!(ages, ["0s", "59s", "1m", "59m", "1h", "1d", "10d"]);
-    }
 
     #[test]
     fn the_table_has_columns() {

@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::unistd::write;
+use shared::message::Stream;
 
 use crate::deadline::{WaitError, Watch};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::exec::OutputStream;
 
 /// What a pipe that polls writable takes without blocking (`PIPE_BUF`, pipe(7)).
 const PIECE_LEN: usize = 4096;
@@ -20,14 +20,10 @@ const PIECE_LEN: usize = 4096;
 /// With a `watch`, whoever reads slowly cannot hold this program beyond the deadline (the error is
 /// `TimedOut`). The descriptor may be shared with other programs, so that it is left in its mode;
 /// pieces that a writable pipe always takes do instead.
-pub fn write_stream(
-    stream: OutputStream,
-    bytes: &[u8],
-    watch: Option<&Watch<'_>>,
-) -> io::Result<()> {
+pub fn write_stream(stream: Stream, bytes: &[u8], watch: Option<&Watch<'_>>) -> io::Result<()> {
     match stream {
-        OutputStream::Stdout => write_fd(io::stdout().as_fd(), bytes, watch),
-        OutputStream::Stderr => write_fd(io::stderr().as_fd(), bytes, watch),
+        Stream::Stdout => write_fd(io::stdout().as_fd(), bytes, watch),
+        Stream::Stderr => write_fd(io::stderr().as_fd(), bytes, watch),
     }
 }
 
@@ -76,13 +72,45 @@ fn wait_error(error: WaitError) -> io::Error {
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut line = text.to_owned();
     line.push('\n');
-    let written = write_stream(OutputStream::Stdout, line.as_bytes(), None);
+    let written = write_stream(Stream::Stdout, line.as_bytes(), None);
     let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
     let exit = match &written {
         Err(error) if is_closed(error) => Exit::OutputClosed,
         _ => Exit::Defect,
     };
     written.or_fail(exit, || "cannot write to standard output".to_owned())
+}
+
+/// The cells of `lines` in aligned columns, a line each.
+#[must_use]
+pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        let widths = lines.iter().map(|line| line[column].chars().count());
+        widths.max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for line in lines {
+        let cells = line.iter().zip(widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A duration in its largest unit.
+#[must_use]
+pub fn age(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m", s / 60),
+        3600..86_400 => format!("{}h", s / 3600),
+        _ => format!("{}d", s / 86_400),
+    }
 }
 
 #[cfg(test)]
@@ -125,5 +153,20 @@ mod tests {
         drop(reader);
         let error = write_fd(writer.as_fd(), b"x", None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        let ages = [
+            0,
+            59_999,
+            60_000,
+            3_599_999,
+            3_600_000,
+            86_400_000,
+            864_000_000,
+        ]
+        .map(age);
+        assert_eq!(ages, ["0s", "59s", "1m", "59m", "1h", "1d", "10d"]);
     }
 }

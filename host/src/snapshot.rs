@@ -32,7 +32,7 @@ use crate::guest::HOST_VERSION;
 use crate::guest::connection::Connection;
 use crate::guest::driver::{AskError, AskErrorReason, ask};
 use crate::handshake::{Naming, prove};
-use crate::logs;
+use crate::log_tails;
 use crate::random;
 use crate::record::{Phase, Record};
 use crate::start::{copy_disk, judge, watch};
@@ -414,7 +414,7 @@ impl Source {
     /// Adds the logs' last words to the failure of a VM whose VMM has ended.
     fn with_logs(&self, failure: Failure) -> Failure {
         if failure.exit() == Exit::VmmEnded {
-            failure.with_details(logs::tails(&self.vm.dir))
+            failure.with_details(log_tails::tails(&self.vm.dir))
         } else {
             failure
         }

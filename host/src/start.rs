@@ -19,7 +19,7 @@ use crate::foreground;
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
 use crate::launch::{LaunchError, Supervisor};
-use crate::logs;
+use crate::log_tails;
 use crate::random;
 use crate::record::{Phase, Record};
 use crate::supervisor::link::Order;
@@ -360,7 +360,7 @@ impl Vm {
                 "the VM was kept; 'host-tool rm --force {}' removes it",
                 self.dir.name()
             );
-            return failure.with_details(logs::tails(&self.dir));
+            return failure.with_details(log_tails::tails(&self.dir));
         }
         let mut end = None;
         if let Some(mut supervisor) = self.supervisor.take() {
@@ -378,7 +378,7 @@ impl Vm {
                 log::warn!("cannot wait for the supervisor: {error}");
             }
         }
-        let tails = is_spawned.then(|| logs::tails(&self.dir)).flatten();
+        let tails = is_spawned.then(|| log_tails::tails(&self.dir)).flatten();
         let details = match end {
             // How it went says more than its logs, which a VMM that is killed leaves empty.
             Some(end) if failure.exit() == Exit::VmmEnded => {
@@ -387,7 +387,7 @@ impl Vm {
             }
             _ => tails,
         };
-        let conflict = crate::vmm::qemu::is_cid_conflict(&logs::vmm_log(&self.dir));
+        let conflict = crate::vmm::qemu::is_cid_conflict(&log_tails::vmm_log(&self.dir));
         if let Err(error) = self.dir.remove() {
             log::warn!("{}", Failure::from(error));
         }

@@ -7,9 +7,9 @@
 //!
 //! Until the command that started it has said [`Order::Keep`], the VM is provisional: when that
 //! command ends, in whatever way, the VM goes with it and leaves nothing behind. Afterwards the
-//! supervisor only waits, writes down how the VMM ended, and unlinks the sockets. It is never in
-//! the way of `exec`, `probe` or `snapshot`, and the VMM survives its death: all that is lost then
-//! is the record of the end.
+//! supervisor only waits, writes down how the VMM ended, and unlinks the sockets; a thread of it,
+//! the [`scribe`], writes the workload's output down. It is never in the way of `exec`, `probe` or
+//! `snapshot`, and the VMM survives its death: all that is lost then is the record of the end.
 //!
 //! Invariants:
 //! - `supervisor.lock` is held from before the VMM is spawned until its end is written down.
@@ -17,6 +17,7 @@
 
 pub mod console;
 pub mod link;
+pub mod scribe;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -38,6 +39,7 @@ use nix::unistd::{dup2_stdin, dup2_stdout, read, setsid};
 
 use self::console::Console;
 use self::link::{LaunchFile, Order, Report};
+use self::scribe::Scribe;
 use crate::process::ProcessId;
 use crate::sys::child::with_empty_signal_mask;
 use crate::sys::{inherited, pidfd};
@@ -50,6 +52,9 @@ pub const COMMAND: &str = "supervise";
 
 /// How long a VMM that was asked to end is given before it is killed.
 const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// How long the workload's last output may take to be written down, once the VMM has been reaped.
+const SCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the supervisor of the VM directory that is its one argument. Standard input is the stream
 /// of orders, standard output that of reports, standard error the log.
@@ -103,6 +108,8 @@ struct Supervisor {
     pidfd: OwnedFd,
     console: Console,
     tie: Tie,
+    /// Writes the workload's output down, once the VM is in use.
+    scribe: Option<Scribe>,
     /// Nobody will look at the directory: it goes with the VMM.
     removes_dir: bool,
     /// The VMM was asked to end and is killed then.
@@ -149,6 +156,7 @@ impl Supervisor {
             pidfd,
             console,
             tie: Tie::Provisional,
+            scribe: None,
             removes_dir: false,
             kill_at: None,
         })
@@ -164,6 +172,9 @@ impl Supervisor {
         };
         log::info!("the VMM ended: {exit}");
         self.dir.remove_sockets();
+        if let Some(scribe) = self.scribe.take() {
+            scribe.join(SCRIBE_TIMEOUT);
+        }
         let written = self.dir.write_exit(&exit).map_err(io::Error::other);
         if self.removes_dir {
             return self.dir.remove().map_err(io::Error::other);
@@ -240,11 +251,15 @@ impl Supervisor {
             Ok(1) => match Order::from_byte(byte[0]) {
                 Some(Order::Keep) => {
                     self.tie = Tie::Kept;
+                    self.start_scribe();
                     if let Err(error) = close_link() {
                         log::warn!("cannot let go of the command's pipes: {error}");
                     }
                 }
-                Some(Order::Attach) => self.tie = Tie::Attached,
+                Some(Order::Attach) => {
+                    self.tie = Tie::Attached;
+                    self.start_scribe();
+                }
                 Some(Order::End) => self.kill(),
                 None => log::warn!("unknown order {}", byte[0]),
             },
@@ -263,6 +278,11 @@ impl Supervisor {
                 }
             },
         }
+    }
+
+    fn start_scribe(&mut self) {
+        let dir = &self.dir;
+        self.scribe.get_or_insert_with(|| Scribe::start(dir));
     }
 
     /// Asks the VMM to end, and sets the time when it is killed.

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use shared::exchange::ExchangeError;
 
-use crate::cli::{ExecCommand, ProbeCommand};
 use crate::deadline::Watch;
 use crate::error::Failure;
 use crate::exit::Exit;
@@ -29,46 +28,6 @@ pub struct TargetArguments<'a> {
     pub unix: Option<&'a PathBuf>,
     /// `--port`.
     pub port: u32,
-}
-
-impl<'a> From<&'a ProbeCommand> for TargetArguments<'a> {
-    fn from(command: &'a ProbeCommand) -> Self {
-        let ProbeCommand {
-            name,
-            uds,
-            cid,
-            unix,
-            port,
-            ..
-        } = command;
-        Self {
-            name: name.as_ref(),
-            uds: uds.as_ref(),
-            cid: *cid,
-            unix: unix.as_ref(),
-            port: *port,
-        }
-    }
-}
-
-impl<'a> From<&'a ExecCommand> for TargetArguments<'a> {
-    fn from(command: &'a ExecCommand) -> Self {
-        let ExecCommand {
-            name,
-            uds,
-            cid,
-            unix,
-            port,
-            ..
-        } = command;
-        Self {
-            name: name.as_ref(),
-            uds: uds.as_ref(),
-            cid: *cid,
-            unix: unix.as_ref(),
-            port: *port,
-        }
-    }
 }
 
 /// A guest that can be talked to.

@@ -7,6 +7,7 @@
 //!                state.json       what is known about the VM, replaced by rename
 //!                exit.json        how the VMM ended; there once it has
 //!                vmm.log, console.log, supervisor.log
+//!                output.log …     the workload's output; see [`output_log`](crate::output_log)
 //!                api.sock, vsock.sock, drive0 …  the VMM's own, by relative names
 //! ```
 //!
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use self::error::file_error;
-use self::state::{ExitRecord, State};
+use self::state::{ExitRecord, State, WorkloadEnd};
 use crate::deadline::Watch;
 use crate::guest::connection::Endpoint;
 use crate::json::Object;
@@ -51,8 +52,10 @@ const TRASH_PREFIX: &str = ".trash-";
 
 const LOCK: &str = "lock";
 const SUPERVISOR_LOCK: &str = "supervisor.lock";
+const OUTPUT_LOCK: &str = "output.lock";
 const STATE: &str = "state.json";
 const EXIT: &str = "exit.json";
+const WORKLOAD: &str = "workload.json";
 
 /// The directory that holds the VM directories.
 #[derive(Debug, Clone)]
@@ -272,10 +275,21 @@ impl VmDir {
         }
     }
 
+    /// Waits until no command changes the VM, or `watch` ends.
+    pub fn await_unlocked(&self, watch: &Watch<'_>) -> Result<(), VmDirError> {
+        lock::await_free(&self.file(LOCK), watch)
+    }
+
     /// Takes the lock that the supervisor holds for its life; `None` when it is not free before
     /// `deadline`.
     pub fn supervisor_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
         Lock::wait(&self.file(SUPERVISOR_LOCK), deadline)
+    }
+
+    /// Takes the lock of whoever writes the workload's output down; `None` when it is not free
+    /// before `deadline`.
+    pub fn output_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
+        Lock::wait(&self.file(OUTPUT_LOCK), deadline)
     }
 
     /// What is known about the VM.
@@ -300,6 +314,20 @@ impl VmDir {
     /// Writes down how the VMM ended. Only for the supervisor.
     pub fn write_exit(&self, exit: &ExitRecord) -> Result<(), VmDirError> {
         self.replace(EXIT, &exit.to_value().to_string())
+    }
+
+    /// How the workload ended, once it has and somebody who wrote its output down has seen it.
+    pub fn read_workload_end(&self) -> Result<Option<WorkloadEnd>, VmDirError> {
+        match Object::read(&self.file(WORKLOAD)) {
+            Ok(object) => Ok(Some(WorkloadEnd::from_object(&object)?)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes down how the workload ended. Only for who holds the output's lock.
+    pub fn write_workload_end(&self, end: &WorkloadEnd) -> Result<(), VmDirError> {
+        self.replace(WORKLOAD, &end.to_value().to_string())
     }
 
     /// Replaces a file by rename: a reader finds the old one or the new one. What must survive a

@@ -266,6 +266,18 @@ impl Decoder {
         }))
     }
 
+    /// The last `len` payload bytes of the frame that [`poll_frame`](Self::poll_frame) gave last,
+    /// for whoever hands stream data on from here instead of copying it. The next
+    /// [`push`](Self::push) ends it.
+    ///
+    /// # Panics
+    ///
+    /// When that frame was shorter.
+    #[must_use]
+    pub fn payload(&self, len: usize) -> &[u8] {
+        &self.buffer[self.consumed - len..self.consumed]
+    }
+
     /// Whether bytes of an unfinished frame are held.
     #[must_use]
     pub fn is_mid_frame(&self) -> bool {

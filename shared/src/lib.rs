@@ -18,7 +18,8 @@
 //! ```
 //!
 //! `docs/protocol.md` is the normative description; a test executes its examples. The host's side
-//! of each request is the machine in [`exchange`].
+//! of a request with one completion frame is the machine in [`exchange`]; the one in
+//! [`session_client`] runs a command, or attaches to one, across as many connections as it takes.
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +29,7 @@ pub mod id;
 mod json;
 pub mod limits;
 pub mod message;
+pub mod session_client;
 pub mod version;
 
 pub use json::PayloadError;

@@ -6,3 +6,5 @@ mod exec;
 mod footprint;
 mod host;
 mod hostile;
+mod logs;
+mod stress;

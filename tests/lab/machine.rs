@@ -29,7 +29,12 @@ impl Vmm {
         if std::env::var_os("LAB").is_none() {
             return Some("not in the lab; use scripts/test.sh lab".to_owned());
         }
-        for variable in ["TEST_KERNEL", "TEST_INITRD", "TEST_INITRD_SILENT"] {
+        for variable in [
+            "TEST_KERNEL",
+            "TEST_INITRD",
+            "TEST_INITRD_SILENT",
+            "TEST_INITRD_WORKLOAD",
+        ] {
             if std::env::var_os(variable).is_none() {
                 return Some(format!("{variable} is not set; use scripts/test.sh lab"));
             }

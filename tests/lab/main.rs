@@ -10,6 +10,8 @@ mod bad_input;
 mod clones;
 mod lifecycle;
 mod machine;
+mod proxy;
+mod sessions;
 mod snapshots;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -35,6 +37,12 @@ const QUICK: &[&str] = &[
     "an_image_without_the_agent",
     "a_timeout_shorter_than_the_boot",
     "a_damaged_state_file",
+    "an_exec_runs_across_snapshots_of_its_machine",
+    "an_exec_runs_across_hard_cuts",
+    "a_mebibyte_through_cat",
+    "a_hundred_execs",
+    "the_workloads_output_is_whole",
+    "a_terminal_in_a_machine",
     "a_disk_that_is_full",
 ];
 
@@ -46,6 +54,7 @@ fn main() -> ExitCode {
         lifecycle::CASES,
         snapshots::CASES,
         clones::CASES,
+        sessions::CASES,
         bad_input::CASES,
     ]
     .concat();

@@ -1,10 +1,12 @@
-//! What an EXEC asks for, as the kernel wants it: candidates, arguments, environment, directory. No
-//! I/O.
+//! What an EXEC or the image asks for, as the kernel wants it: candidates, arguments, environment,
+//! directory. No I/O.
 //!
 //! The candidates are the paths that a shell would try. Trying them is left to the child, which
 //! does it in its own working directory and cannot be raced.
 
 use shared::message::{ByteString, Exec, TtySize};
+
+use super::action::WorkloadSettings;
 
 /// Most directories of PATH that are tried.
 pub(super) const PATH_ENTRIES_MAX: usize = 64;
@@ -41,27 +43,41 @@ pub struct Command {
 impl Command {
     /// What this request asks for.
     pub fn of(exec: &Exec) -> Self {
-        let env = environment(&exec.env, exec.user.is_none());
-        let argv = exec
-            .argv
-            .iter()
-            .map(|argument| argument.as_bytes().to_vec())
-            .collect();
-        let program = exec.argv.first().map_or(&b""[..], ByteString::as_bytes);
-        let candidates = candidates(program, &env);
-        let cwd = exec
-            .cwd
-            .as_ref()
-            .map_or(&b"/"[..], ByteString::as_bytes)
-            .to_vec();
+        let owned = |string: &ByteString| string.as_bytes().to_vec();
+        let argv = exec.argv.iter().map(owned).collect();
+        let pairs = exec.env.iter().map(ByteString::as_bytes);
+        let cwd = exec.cwd.as_ref().map(owned);
+        let command = Self::new(argv, pairs, cwd, exec.user.as_ref().map(owned));
         Self {
-            candidates,
-            argv,
-            env,
-            cwd,
             has_input: exec.stdin,
             tty: exec.tty,
-            user: exec.user.as_ref().map(|user| user.as_bytes().to_vec()),
+            ..command
+        }
+    }
+
+    /// What the image asks for.
+    pub(super) fn of_workload(settings: &WorkloadSettings) -> Self {
+        let pairs = settings.env.iter().map(Vec::as_slice);
+        let (argv, cwd, user) = (&settings.argv, &settings.cwd, &settings.user);
+        Self::new(argv.clone(), pairs, cwd.clone(), user.clone())
+    }
+
+    fn new<'a>(
+        argv: Vec<Vec<u8>>,
+        pairs: impl Iterator<Item = &'a [u8]>,
+        cwd: Option<Vec<u8>>,
+        user: Option<Vec<u8>>,
+    ) -> Self {
+        let env = environment(pairs.collect(), user.is_none());
+        let program = argv.first().map_or(&b""[..], Vec::as_slice);
+        Self {
+            candidates: candidates(program, &env),
+            argv,
+            env,
+            cwd: cwd.unwrap_or_else(|| b"/".to_vec()),
+            has_input: false,
+            tty: None,
+            user,
         }
     }
 
@@ -80,15 +96,11 @@ impl Command {
 }
 
 /// The request's pairs on top of the defaults; of a name given twice the last value counts.
-fn environment(pairs: &[ByteString], has_home: bool) -> Vec<Vec<u8>> {
-    let mut env: Vec<Vec<u8>> = Vec::with_capacity(ENV_DEFAULT.len() + pairs.len());
+fn environment(pairs: Vec<&[u8]>, has_home: bool) -> Vec<Vec<u8>> {
+    let mut env: Vec<Vec<u8>> = Vec::with_capacity(ENV_DEFAULT.len() + pairs.len() + 1);
     let mut index_by_name = std::collections::BTreeMap::new();
     let home = has_home.then_some(HOME_DEFAULT);
-    for pair in ENV_DEFAULT
-        .into_iter()
-        .chain(home)
-        .chain(pairs.iter().map(ByteString::as_bytes))
-    {
+    for pair in ENV_DEFAULT.into_iter().chain(home).chain(pairs) {
         match index_by_name.insert(name_of(pair), env.len()) {
             None => env.push(pair.to_vec()),
             Some(index) => {

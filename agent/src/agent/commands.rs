@@ -1,15 +1,11 @@
-//! EXEC as a conversation, and what happens to its session afterwards. No I/O, no clock.
+//! EXEC as a conversation, and a session's process from its start to its end. No I/O, no clock.
 //!
 //! ```text
-//! EXEC(id) ─┬ id is known and runs ──▶ the output moves to this connection
-//!           ├ id is known, has ended ▶ its end is reported again
-//!           └ id is new ─────────────▶ spawned ─▶ STARTED, output…, EXITED
+//! EXEC(id) ─┬ id is known ────────────▶ attached to what the first one started: STARTED, what is
+//!           │                           left of the output, EXITED
+//!           ├ id is new, offsets are 0 ▶ spawned ─▶ STARTED, output…, EXITED
+//!           └ id is new, others are not ▶ FAIL(no_session): it has run, and is forgotten
 //! ```
-//!
-//! What a lost connection means depends on who lost it. A client that closed does not wait for its
-//! command, which is told to end. A connection cut by a snapshot, a rebind or a transport reset
-//! says nothing about the client: the command keeps running, its output waits in the pipe, and only
-//! after [`ABANDON_TIMEOUT`] is it told to end.
 //!
 //! Invariants:
 //! - A request that names another generation than the guest's starts nothing.
@@ -18,26 +14,20 @@
 use std::time::{Duration, Instant};
 
 use log::debug;
-use shared::message::{Exec, Exited, Fail, FailCode, Message, Started, Stream, Window};
+use shared::message::{AttachMode, ByteString, Exec, Exited, Fail, FailCode, Message, Stream};
 
 use super::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
+use super::attachments::Answer;
 use super::children::Owner;
 use super::command::Command;
 use super::ids::{ConnectionId, SessionId};
-use super::results::Known;
-use super::session::{Exit, Session, Sink};
-use super::state::{Request, State};
+use super::session::{Exit, Session, State, Terms, command_text};
+use super::state::Request;
 use super::timers::Timer;
 use super::{Agent, Departure, SESSIONS_MAX};
 
 /// How long a reaped command's output may stay open in other hands before its end is reported.
 pub(super) const GRACE_TIMEOUT: Duration = Duration::from_millis(250);
-
-/// How long a command that was told to end may take.
-pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a command runs on after its connection was cut without its client's wish.
-pub(super) const ABANDON_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Errors that mean that a command is not there, as shells tell them apart from one that cannot be
 /// run.
@@ -53,42 +43,56 @@ impl Agent {
         {
             return;
         }
-        if self
-            .connections
-            .get(&id)
-            .is_none_or(|connection| connection.session.is_some())
-        {
-            let text = "a command of this connection is running; use another connection";
-            return self.send_fail(id, FailCode::Limit, text, now);
+        if !self.is_free(id, now) {
+            return;
         }
-        match self.results.get(exec.id) {
-            Some(Known::Running(session)) => self.attach(id, session, now),
-            Some(Known::Ended(exited)) => self.repeat_end(id, exited, now),
+        let from = [exec.stdout_from, exec.stderr_from];
+        match self.sessions.find_exec(exec.id) {
+            Some(session) => {
+                self.counters.attaches += 1;
+                let answer = Answer::Started { fresh: false };
+                self.attach(id, session, mode_of(exec), from.map(Some), answer, now);
+            }
+            None if from != [0, 0] => {
+                let text = "the command of this request has run and is forgotten";
+                self.send_fail(id, FailCode::NoSession, text, now);
+            }
             None => self.start_session(id, exec, now),
         }
     }
 
     fn start_session(&mut self, id: ConnectionId, exec: &Exec, now: Instant) {
-        if self.sessions.len() >= SESSIONS_MAX {
+        if self.sessions.running_count() >= SESSIONS_MAX {
             let text = format!("{SESSIONS_MAX} commands are running already");
             return self.send_fail(id, FailCode::Limit, text, now);
         }
         if let Some(limit) = exec.limit_exceeded() {
             return self.send_fail(id, FailCode::Limit, limit.to_string(), now);
         }
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
         let session = self.serials.next_session();
-        connection.session = Some(session);
-        self.sessions
-            .insert(session, Session::new(session, exec.id, id));
-        self.results.insert(exec.id, session);
+        let terms = Terms {
+            exec: Some(exec.id),
+            command: command_text(exec.argv.iter().map(ByteString::as_bytes)),
+            generation: self.generation,
+            tty: exec.tty,
+            has_input: exec.stdin,
+            output: exec.output,
+            is_detached: exec.detached,
+            keep: Duration::from_millis(exec.keep_ms.unwrap_or(0)),
+            timeout: exec.timeout_ms.map(Duration::from_millis),
+        };
         self.counters.execs += 1;
-        let command = Box::new(Command::of(exec));
+        self.sessions.insert(Session::new(session, terms, now));
+        self.spawn_session(session, Command::of(exec));
+        let answer = Answer::Started { fresh: true };
+        self.attach(id, session, mode_of(exec), [Some(0); 2], answer, now);
+    }
+
+    /// Asks for a session's process.
+    pub(super) fn spawn_session(&mut self, id: SessionId, command: Command) {
         self.actions.push_back(Action::Spawn {
-            purpose: Purpose::Session(session),
-            command,
+            purpose: Purpose::Session(id),
+            command: Box::new(command),
         });
     }
 
@@ -110,19 +114,21 @@ impl Agent {
 
     fn handle_session_spawned(&mut self, id: SessionId, pid: i32, now: Instant) {
         self.children.insert(pid, Owner::Session(id));
-        let Some(session) = self.sessions.get_mut(&id) else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         session.handle_spawned(pid);
         debug!("{id}: process {pid}");
-        let started = session.started(true);
-        match session.sink {
-            Sink::Connection(connection) => {
-                self.send(connection, &Message::Started(started), now);
-            }
-            Sink::Held => {}
-            // Its client left while it was being started.
-            Sink::Discarded => self.terminate_session(id, now),
+        if let Some(timeout) = session.terms().timeout {
+            self.timers.set_after(Timer::Timeout(id), timeout, now);
+        }
+        for attached in session.attached().to_vec() {
+            self.give_answer(attached, now);
+        }
+        self.advance_input(id, now);
+        if self.sessions.get(id).is_some_and(|it| it.is_told_to_end) {
+            // That was while it was being started.
+            self.terminate_session(id, now);
         }
     }
 
@@ -130,17 +136,20 @@ impl Agent {
         if let Some(pid) = failure.stillborn {
             self.children.insert(pid, Owner::Stillborn);
         }
-        let Some(session) = self.sessions.remove(&id) else {
+        let Some(session) = self.sessions.get(id) else {
             return;
         };
+        let fail = spawn_fail(failure);
+        if session.is_workload() {
+            return self.handle_workload_never_ran(&fail, now);
+        }
+        let attached = session.attached().to_vec();
         // Nothing ran, so the request may be made again.
-        self.results.remove(session.exec());
+        self.sessions.remove(id);
         self.stop_session_timers(id);
-        if let Sink::Connection(connection) = session.sink {
-            if let Some(connection) = self.connections.get_mut(&connection) {
-                connection.session = None;
-            }
-            self.send(connection, &Message::Fail(spawn_fail(failure)), now);
+        for attached in attached {
+            self.release_session(attached, Departure::Served, now);
+            self.send(attached, &Message::Fail(fail.clone()), now);
         }
         self.advance_quiescing(now);
         self.advance_ending(now);
@@ -149,77 +158,75 @@ impl Agent {
     /// How many bytes of output may be handed in now. Zero stops the reading until
     /// [`Action::ResumeOutput`].
     pub fn output_room(&mut self, id: SessionId) -> usize {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return 0;
-        };
-        let room = match session.sink {
-            Sink::Connection(connection) => self
-                .connections
-                .get(&connection)
-                .map_or(0, |it| it.outbox.stream_room()),
-            Sink::Held => 0,
-            Sink::Discarded => shared::limits::STREAM_DATA_LEN_MAX,
-        };
-        session.is_stalled = room == 0;
-        room
+        self.sessions.get_mut(id).map_or(0, Session::poll_room)
     }
 
     /// A command wrote something; at most [`Self::output_room`] bytes of it.
     pub fn handle_output(&mut self, id: SessionId, stream: Stream, bytes: &[u8]) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        let offset = session.handle_output(stream, bytes.len());
-        if let Sink::Connection(connection) = session.sink
-            && let Some(it) = self.connections.get_mut(&connection)
-        {
-            it.outbox.push_chunk(stream.frame_kind(), offset, bytes);
-            self.queue_flush(connection);
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.handle_output(stream, bytes, &mut self.spares);
+            self.pump_session(id);
         }
     }
 
-    /// Bytes that the session's standard input should take next.
-    pub fn input_pending(&self, _id: SessionId) -> &[u8] {
-        &[]
-    }
-
-    /// The session's standard input took `len` of the pending bytes.
-    pub fn handle_input_written(&mut self, _id: SessionId, _len: usize, _now: Instant) {}
-
-    /// Nobody reads the session's standard input any more.
-    pub fn handle_input_closed(&mut self, _id: SessionId, _now: Instant) {}
-
     /// A command's output has ended.
     pub fn handle_output_closed(&mut self, id: SessionId, stream: Stream, now: Instant) {
-        if let Some(session) = self.sessions.get_mut(&id) {
+        if let Some(session) = self.sessions.get_mut(id) {
             session.handle_output_closed(stream);
             self.finish_if_complete(id, now);
+        }
+    }
+
+    /// There may be room for a session's output again.
+    pub(super) fn resume_output(&mut self, id: SessionId, now: Instant) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        if session.poll_resume() {
+            if matches!(session.state(), State::Reaped(_)) {
+                // The grace did not count while the output waited for its reader.
+                self.timers.set(Timer::Grace(id), now + GRACE_TIMEOUT);
+            }
+            self.actions.push_back(Action::ResumeOutput(id));
         }
     }
 
     /// A child was reaped, our own or an orphan.
     pub fn handle_child_exit(&mut self, pid: i32, exit: Exit, now: Instant) {
         match self.children.remove(pid) {
-            Some(Owner::Session(id)) => {
-                if let Some(session) = self.sessions.get_mut(&id) {
-                    session.handle_exit(exit);
-                    self.timers.set(Timer::Grace(id), now + GRACE_TIMEOUT);
-                    self.finish_if_complete(id, now);
-                }
-            }
+            Some(Owner::Session(id)) => self.handle_session_exit(id, exit, now),
             Some(Owner::Probe(id)) => self.handle_probe_exit(id, exit, now),
             Some(Owner::Stillborn) => {}
             None => debug!("reaped orphan {pid}"),
         }
     }
 
-    /// Another process still holds a reaped command's output open, and has had its time.
-    pub(super) fn end_grace(&mut self, id: SessionId, now: Instant) {
-        let Some(session) = self.sessions.get_mut(&id) else {
+    fn handle_session_exit(&mut self, id: SessionId, exit: Exit, now: Instant) {
+        let Some(session) = self.sessions.get(id) else {
             return;
         };
-        // What keeps the output open is our own waiting for the client; see `resume_output`.
-        if session.is_stalled {
+        if session.is_told_to_end {
+            // The leader is gone; others of its group may have ignored the first signal. Later its
+            // number may be another group's.
+            self.signal_session(id, EndSignal::Kill.number());
+        }
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.handle_exit(exit);
+        }
+        self.timers.stop(Timer::Timeout(id));
+        self.timers.stop(Timer::Kill(id));
+        self.timers.set(Timer::Grace(id), now + GRACE_TIMEOUT);
+        self.close_input(id, now);
+        self.finish_if_complete(id, now);
+    }
+
+    /// Another process still holds a reaped command's output open, and has had its time.
+    pub(super) fn end_grace(&mut self, id: SessionId, now: Instant) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        // What keeps the output open is our own waiting for its reader; see `resume_output`.
+        if session.is_stalled() {
             return;
         }
         session.handle_grace_over();
@@ -228,193 +235,41 @@ impl Agent {
     }
 
     fn finish_if_complete(&mut self, id: SessionId, now: Instant) {
-        let Some(session) = self.sessions.get(&id) else {
+        let Some(session) = self.sessions.get(id) else {
             return;
         };
         let Some(exited) = session.completion() else {
             return;
         };
-        if session.is_told_to_end {
-            // The leader is gone; others of its group may have ignored the first signal.
-            self.signal_session(id, EndSignal::Kill);
-        }
-        let Some(session) = self.sessions.remove(&id) else {
-            return;
-        };
+        let is_workload = session.is_workload();
         self.stop_session_timers(id);
-        self.results.complete(session.exec(), exited);
-        debug!("{id}: ended with status {}", exited.status.shell_code());
-        if let Sink::Connection(connection) = session.sink {
-            if let Some(connection) = self.connections.get_mut(&connection) {
-                connection.session = None;
-            }
-            self.send(connection, &Message::Exited(exited), now);
+        if is_workload {
+            self.handle_workload_over(id, exited, now);
+        } else {
+            self.end_session(id, exited, now);
         }
+    }
+
+    /// Keeps a session's result and tells it to everybody who is attached.
+    pub(super) fn end_session(&mut self, id: SessionId, exited: Exited, now: Instant) {
+        debug!("{id}: ended with status {}", exited.status.shell_code());
+        self.sessions.complete(id, exited);
+        let attached = self.sessions.get(id).map(|it| it.attached().to_vec());
+        for attached in attached.into_iter().flatten() {
+            self.pump_connection(attached, now);
+        }
+        self.sessions.trim();
         self.advance_quiescing(now);
         self.advance_ending(now);
     }
+}
 
-    /// Moves a running command's output to this connection, from where it stands.
-    ///
-    /// Of two requests with one id the later connection wins, whichever is read first: a host that
-    /// asks again keeps the connection of its earlier attempt open, and drops it once it is served.
-    fn attach(&mut self, id: ConnectionId, session_id: SessionId, now: Instant) {
-        let Some(session) = self.sessions.get_mut(&session_id) else {
-            return;
-        };
-        if matches!(session.sink, Sink::Connection(current) if current > id) {
-            return self.supersede(id, "a later connection has attached to this command", now);
-        }
-        let previous = std::mem::replace(&mut session.sink, Sink::Connection(id));
-        let started = (!session.is_starting()).then(|| session.started(false));
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.session = Some(session_id);
-        }
-        self.timers.stop(Timer::Abandon(session_id));
-        if let Sink::Connection(previous) = previous {
-            if let Some(connection) = self.connections.get_mut(&previous) {
-                connection.session = None;
-            }
-            self.supersede(previous, "another connection attached to this command", now);
-        }
-        if let Some(started) = started {
-            self.send(id, &Message::Started(started), now);
-        }
-        self.resume_output(session_id, now);
-    }
-
-    fn repeat_end(&mut self, id: ConnectionId, exited: Exited, now: Instant) {
-        let started = Started {
-            session: exited.session,
-            id: None,
-            pid: 0,
-            fresh: false,
-            tty: false,
-            stdin: Window {
-                received: 0,
-                limit: 0,
-                is_closed: true,
-            },
-            stdout_from: exited.stdout_end,
-            stderr_from: exited.stderr_end,
-        };
-        self.send(id, &Message::Started(started), now);
-        self.send(id, &Message::Exited(exited), now);
-    }
-
-    /// There may be room for a session's output again.
-    pub(super) fn resume_output(&mut self, id: SessionId, now: Instant) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        if std::mem::take(&mut session.is_stalled) {
-            if session.is_reaped() {
-                // The grace did not count while the output waited for its client.
-                self.timers.set(Timer::Grace(id), now + GRACE_TIMEOUT);
-            }
-            self.actions.push_back(Action::ResumeOutput(id));
-        }
-    }
-
-    /// Takes a connection's session from it.
-    pub(super) fn release_session(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
-        let session = self
-            .connections
-            .get_mut(&id)
-            .and_then(|connection| connection.session.take());
-        if let Some(session) = session {
-            self.detach(session, departure, now);
-        }
-    }
-
-    /// A session has lost its connection.
-    pub(super) fn detach(&mut self, id: SessionId, departure: Departure, now: Instant) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        if session.is_told_to_end {
-            session.sink = Sink::Discarded;
-            return self.resume_output(id, now);
-        }
-        match departure {
-            Departure::Cut => {
-                session.sink = Sink::Held;
-                if !self.is_abandonment_paused() {
-                    self.timers.set(Timer::Abandon(id), now + ABANDON_TIMEOUT);
-                }
-            }
-            Departure::Left => self.terminate_session(id, now),
-        }
-    }
-
-    /// Whether clients cannot come back now, so that the wait for them does not count.
-    fn is_abandonment_paused(&self) -> bool {
-        match self.state {
-            State::Quiescing | State::Quiesced | State::Rebinding(_) | State::Failed(_) => true,
-            State::Running | State::Rebound(_) | State::Ending => false,
-        }
-    }
-
-    /// Stops the wait for clients that were cut off. A clone may find hours gone when it wakes.
-    pub(super) fn pause_abandonment(&mut self) {
-        for id in self.sessions.keys() {
-            self.timers.stop(Timer::Abandon(*id));
-        }
-    }
-
-    /// Starts the wait for clients that were cut off, anew.
-    pub(super) fn resume_abandonment(&mut self, now: Instant) {
-        for (id, session) in &self.sessions {
-            if session.sink == Sink::Held {
-                self.timers.set(Timer::Abandon(*id), now + ABANDON_TIMEOUT);
-            }
-        }
-    }
-
-    /// Tells a command to end; makes it end if it does not.
-    pub(super) fn terminate_session(&mut self, id: SessionId, now: Instant) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            // Its output must not keep it from ending.
-            session.sink = Sink::Discarded;
-            session.is_told_to_end = true;
-            self.timers.stop(Timer::Abandon(id));
-            self.timers.set(Timer::Kill(id), now + KILL_TIMEOUT);
-            self.signal_session(id, EndSignal::Terminate);
-            self.resume_output(id, now);
-        }
-    }
-
-    /// Ends every session without asking. Returns how many there were.
-    pub(super) fn kill_sessions(&mut self, now: Instant) -> usize {
-        let ids: Vec<_> = self.sessions.keys().copied().collect();
-        for id in &ids {
-            self.signal_session(*id, EndSignal::Kill);
-            self.timers.stop(Timer::Abandon(*id));
-            let Some(session) = self.sessions.get_mut(id) else {
-                continue;
-            };
-            session.is_told_to_end = true;
-            if session.sink == Sink::Held {
-                session.sink = Sink::Discarded;
-                self.resume_output(*id, now);
-            }
-        }
-        ids.len()
-    }
-
-    pub(super) fn signal_session(&mut self, id: SessionId, signal: EndSignal) {
-        if let Some(group) = self.sessions.get(&id).and_then(Session::group) {
-            self.actions.push_back(Action::SignalGroup {
-                group,
-                number: signal.number(),
-            });
-        }
-    }
-
-    fn stop_session_timers(&mut self, id: SessionId) {
-        for timer in [Timer::Grace(id), Timer::Abandon(id), Timer::Kill(id)] {
-            self.timers.stop(timer);
-        }
+/// How the connection of a request is attached to what it started.
+fn mode_of(exec: &Exec) -> AttachMode {
+    if exec.detached {
+        AttachMode::Observe
+    } else {
+        AttachMode::Own
     }
 }
 

@@ -9,18 +9,25 @@
 //! Invariants:
 //! - Nothing but HELLO is accepted first, and HELLO only once.
 //! - A closing connection takes no more input; what it was told is flushed for a limited time.
-//! - A connection that owes its peer much takes no further request until the peer has read some of
-//!   it.
+//! - A connection that owes its peer many answers takes no further request until the peer has read
+//!   some of them.
+//! - It serves one session at a time. Frames for one that has ended may still be under way.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use shared::frame::{Decoder, FrameError};
 use shared::id::Nonce;
-use shared::message::{Fail, FailCode, Hello, Message, Role};
+use shared::message::{AttachMode, Fail, FailCode, Hello, Message, Role};
 use shared::{PayloadError, version};
 
-use super::ids::SessionId;
+use super::action::Action;
+use super::attachments::Attachment;
+use super::ids::{ConnectionId, SessionId};
+use super::input::InputMistake;
 use super::outbox::Outbox;
+use super::session::Session;
+use super::spares::Spares;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -54,6 +61,14 @@ pub(crate) enum Mistake {
     HelloRepeated,
     /// HELLO came from another guest.
     HelloRole,
+    /// A frame for a session came, and this connection never had one.
+    NotAttached,
+    /// Standard input came from somebody who does not own the session.
+    NotOwner,
+    /// An ACK names bytes that were never sent.
+    AckBeyondSent,
+    /// Standard input is not what the session can take.
+    Input(InputMistake),
 }
 
 impl Mistake {
@@ -68,6 +83,12 @@ impl Mistake {
             Self::HelloMissing => "the first frame must be HELLO".to_owned(),
             Self::HelloRepeated => "HELLO was sent twice".to_owned(),
             Self::HelloRole => "HELLO must come from a host".to_owned(),
+            Self::NotAttached => "this connection has no session".to_owned(),
+            Self::NotOwner => "standard input comes from the owner only".to_owned(),
+            Self::AckBeyondSent => "ACK of bytes that were not sent".to_owned(),
+            Self::Input(InputMistake::Hole) => "standard input with bytes missing".to_owned(),
+            Self::Input(InputMistake::OverLimit) => "standard input over its limit".to_owned(),
+            Self::Input(InputMistake::BehindEnd) => "standard input behind its end".to_owned(),
         };
         Fail::new(FailCode::Protocol, text)
     }
@@ -81,8 +102,10 @@ pub(super) struct Connection {
     pub(crate) outbox: Outbox,
     /// The listener's serial when it was accepted.
     pub(crate) accepted_under: u64,
-    /// The session whose output goes here.
-    pub(crate) session: Option<SessionId>,
+    /// The session that it serves.
+    pub(super) attachment: Option<Attachment>,
+    /// The last session that it served to its end, and how it was attached.
+    pub(super) served: Option<(SessionId, AttachMode)>,
     /// Whether a flush has been asked for and not been performed.
     pub(crate) is_flush_queued: bool,
     /// The probe whose process has not been reaped yet.
@@ -106,7 +129,8 @@ impl Connection {
             decoder: Decoder::new(),
             outbox: Outbox::default(),
             accepted_under,
-            session: None,
+            attachment: None,
+            served: None,
             is_flush_queued: false,
             probe: None,
         }
@@ -136,6 +160,21 @@ impl Connection {
             (_, false) => {}
         }
         Ok(Some(message))
+    }
+
+    /// Asks for what the outbox holds to be written, unless that is asked for already.
+    pub(super) fn queue_flush(&mut self, id: ConnectionId, actions: &mut VecDeque<Action>) {
+        if !self.is_flush_queued {
+            self.is_flush_queued = true;
+            actions.push_back(Action::Flush(id));
+        }
+    }
+
+    /// Moves output of its session on into the outbox, as far as there is room. Returns the number
+    /// of gaps, or `None` if nothing was added.
+    pub(super) fn pump(&mut self, session: &Session, spares: &mut Spares) -> Option<u64> {
+        let attachment = self.attachment.as_mut()?;
+        attachment.pump(session, &mut self.outbox, spares)
     }
 
     /// No more input; it ends when everything has been sent.

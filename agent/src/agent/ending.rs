@@ -1,4 +1,5 @@
-//! SHUTDOWN, and the signals that mean the same. No I/O, no clock.
+//! SHUTDOWN, and what means the same: signals, and the end of a workload that takes the machine
+//! with it. No I/O, no clock.
 //!
 //! ```text
 //!            no session is left,           no connection is left,
@@ -17,6 +18,7 @@ use shared::message::{Message, PowerAction, SeverReason, Shutdown};
 
 use super::action::{Action, End, EndSignal, Signal};
 use super::ids::ConnectionId;
+use super::session::Session;
 use super::state::{Input, Request};
 use super::timers::Timer;
 use super::{Agent, LIMIT_MAX};
@@ -63,13 +65,14 @@ impl Agent {
         self.begin_ending(end, self.settings.grace, now);
     }
 
-    fn begin_ending(&mut self, end: End, grace: Duration, now: Instant) {
+    pub(super) fn begin_ending(&mut self, end: End, grace: Duration, now: Instant) {
         if self.ending.is_some() {
             return self.sever_everybody(now);
         }
         info!("ending: {end:?} after at most {} ms", grace.as_millis());
         self.set_state(Input::End);
         self.abandon_quiescing();
+        self.give_up_workload(now);
         self.timers.stop(Timer::Hush);
         drop(self.naming.abandon());
         self.ending = Some(Ending {
@@ -78,7 +81,7 @@ impl Agent {
         });
         self.timers.set(Timer::Shutdown, now + grace.min(LIMIT_MAX));
         self.sever_everybody(now);
-        let sessions: Vec<_> = self.sessions.keys().copied().collect();
+        let sessions: Vec<_> = self.sessions.running().map(Session::id).collect();
         for id in sessions {
             self.terminate_session(id, now);
             // The grace of this request counts, not that of a single session.
@@ -104,7 +107,7 @@ impl Agent {
             return;
         };
         match phase {
-            Phase::Sessions if self.sessions.is_empty() => self.end_sessions(now),
+            Phase::Sessions if self.sessions.running_count() == 0 => self.end_sessions(now),
             Phase::Farewell if self.connections.is_empty() => {
                 self.timers.stop(Timer::Farewell);
                 self.ending = Some(Ending {

@@ -106,12 +106,15 @@ impl Agent {
         self.naming.run += 1;
         self.naming.result = None;
         self.abandon_quiescing();
-        self.pause_abandonment();
+        self.timers.pause(now);
         self.timers.stop(Timer::Hush);
         self.tell_superseded(generation, id, now);
         let sessions_dropped = match request.sessions {
             InheritedSessions::Keep => 0,
-            InheritedSessions::Kill => self.kill_sessions(now),
+            InheritedSessions::Kill => {
+                self.drop_workload();
+                self.kill_sessions(now)
+            }
         };
         self.release_session(id, Departure::Cut, now);
         let old: Vec<_> = self
@@ -212,7 +215,7 @@ impl Agent {
         self.generation = result.is_ok().then_some(generation);
         if result.is_ok() {
             self.timers.set(Timer::Hush, now + HUSH_TIMEOUT);
-            self.resume_abandonment(now);
+            self.timers.resume(now);
         }
         self.naming.result = Some((generation, result));
         if let Some(answer) = self.naming.result_of(generation) {

@@ -1,27 +1,37 @@
 //! Bytes on their way to one peer: bounded, and the source of back-pressure. No I/O.
 //!
 //! ```text
-//! 0 ········ REQUESTS_PAUSE_LEN ········ STREAM_LEN_MAX ········ LEN_MAX
-//! └ anything ┴ no further request is ────┴ nothing but answers ──┴ the peer does not
-//!              taken from this peer        and ends of sessions    read: it is closed
+//! 0 ──────────────────────── STREAM_LEN_MAX ───────────────────── LEN_MAX
+//! └ output and answers ──────┴ nothing but answers and ends ──────┴ the peer does not
+//!                              of sessions                          read: it is closed
 //! ```
+//!
+//! From [`REQUESTS_PAUSE_LEN`] bytes of *answers* on, no further request is taken from the peer.
+//! Output does not count for that: a client behind a slow terminal must still be able to interrupt
+//! what floods it, and its acknowledgements are what makes room for more.
 //!
 //! Invariants:
 //! - Never holds more than [`LEN_MAX`] bytes.
-//! - An empty outbox holds no large allocation, so that idle connections cost nothing.
+//! - An empty outbox holds no large allocation, so that idle connections cost nothing. While output
+//!   flows it gets its memory from [`Spares`] and gives it back there.
+
+use std::collections::VecDeque;
+use std::ops::Range;
 
 use shared::frame::FrameKind;
-use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX, STREAM_DATA_LEN_MAX};
+use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
 use shared::message::{Chunk, Message};
 
-/// From this many unsent bytes on, no further request is taken from the peer.
+use super::spares::Spares;
+
+/// From this many unsent bytes of answers on, no further request is taken from the peer.
 pub const REQUESTS_PAUSE_LEN: usize = 64 * 1024;
 
 /// Most unsent bytes for which a session's output is still taken.
 pub const STREAM_LEN_MAX: usize = 256 * 1024;
 
 /// Most unsent bytes at all. A peer that lets this much wait has stopped reading.
-pub const LEN_MAX: usize = STREAM_LEN_MAX + 128 * 1024;
+pub const LEN_MAX: usize = STREAM_LEN_MAX + 192 * 1024;
 
 /// An empty outbox gives back what is above this.
 const IDLE_CAPACITY_MAX: usize = 4 * 1024;
@@ -33,8 +43,8 @@ const _: () = {
     assert!(REQUESTS_PAUSE_LEN < STREAM_LEN_MAX);
     // One stream frame always fits an empty outbox, so that streams make progress.
     assert!(STREAM_FRAME_LEN_MAX <= STREAM_LEN_MAX);
-    // One answer of any size always fits beside a full stream.
-    assert!(STREAM_LEN_MAX + HEADER_LEN + PAYLOAD_LEN_MAX <= LEN_MAX);
+    // One more answer of any size always fits, also beside a full stream.
+    assert!(STREAM_LEN_MAX + REQUESTS_PAUSE_LEN + HEADER_LEN + PAYLOAD_LEN_MAX <= LEN_MAX);
 };
 
 /// The outbox would hold more than [`LEN_MAX`] bytes. Nothing was added.
@@ -47,6 +57,12 @@ pub struct Outbox {
     bytes: Vec<u8>,
     /// Bytes at the front of `bytes` that have been sent.
     sent: usize,
+    /// Bytes sent since the beginning.
+    sent_total: u64,
+    /// Answers that have not been sent whole, as the bytes between two totals.
+    answers: VecDeque<Range<u64>>,
+    /// Bytes of those.
+    answers_len: u64,
 }
 
 impl Outbox {
@@ -58,13 +74,49 @@ impl Outbox {
             self.bytes.truncate(len_before);
             return Err(OutboxFull);
         }
+        self.note_answer((self.bytes.len() - len_before) as u64);
         Ok(())
     }
 
-    /// Adds a session's output, which must fit [`Self::stream_room`].
-    pub fn push_chunk(&mut self, kind: FrameKind, offset: u64, bytes: &[u8]) {
-        debug_assert!(bytes.len() <= self.stream_room());
-        Chunk::encode(kind, offset, bytes, &mut self.bytes);
+    /// The last `len` bytes are an answer. Answers without output between them count as one.
+    fn note_answer(&mut self, len: u64) {
+        let end = self.sent_total + self.pending().len() as u64;
+        self.answers_len += len;
+        match self.answers.back_mut() {
+            Some(last) if last.end == end - len => last.end = end,
+            Some(_) | None => self.answers.push_back(end - len..end),
+        }
+    }
+
+    /// Adds a session's output, in two pieces as its ring has it, which must fit
+    /// [`Self::stream_room`].
+    pub(super) fn push_chunk(
+        &mut self,
+        kind: FrameKind,
+        offset: u64,
+        (head, tail): (&[u8], &[u8]),
+        spares: &mut Spares,
+    ) {
+        let len = head.len() + tail.len();
+        debug_assert!(len <= self.stream_room());
+        self.reserve(HEADER_LEN + STREAM_OFFSET_LEN + len, spares);
+        Chunk::encode_pieces(kind, offset, [head, tail], &mut self.bytes);
+    }
+
+    /// Makes room for `len` bytes: at the front, in a spare buffer, or else in a longer one.
+    fn reserve(&mut self, len: usize, spares: &mut Spares) {
+        if self.bytes.len() + len <= self.bytes.capacity() {
+            return;
+        }
+        self.bytes.drain(..self.sent);
+        self.sent = 0;
+        let wanted = self.bytes.len() + len;
+        if wanted > self.bytes.capacity().max(IDLE_CAPACITY_MAX)
+            && let Some(mut spare) = spares.take(wanted)
+        {
+            spare.extend_from_slice(&self.bytes);
+            give_back(std::mem::replace(&mut self.bytes, spare), spares);
+        }
     }
 
     /// How many bytes of output may be added: a whole frame's worth, or none.
@@ -78,7 +130,7 @@ impl Outbox {
 
     /// Whether the peer's next request may be taken.
     pub fn takes_requests(&self) -> bool {
-        self.pending().len() < REQUESTS_PAUSE_LEN
+        self.answers_len < REQUESTS_PAUSE_LEN as u64
     }
 
     /// Unsent bytes, the next one first.
@@ -96,21 +148,44 @@ impl Outbox {
     /// # Panics
     ///
     /// When more is taken than was pending, which no socket does.
-    pub fn consume(&mut self, len: usize) {
+    pub(super) fn consume(&mut self, len: usize, spares: &mut Spares) {
         assert!(
             len <= self.pending().len(),
             "more bytes sent than were pending"
         );
         self.sent += len;
+        self.sent_total += len as u64;
+        self.forget_sent_answers();
         if self.sent == self.bytes.len() {
-            self.bytes.clear();
-            self.bytes.shrink_to(IDLE_CAPACITY_MAX);
             self.sent = 0;
+            self.bytes.clear();
+            if self.bytes.capacity() > IDLE_CAPACITY_MAX {
+                give_back(std::mem::take(&mut self.bytes), spares);
+            }
         } else if self.sent > STREAM_LEN_MAX {
             // A peer that always leaves a little unsent must not make the front grow for ever.
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
+    }
+
+    fn forget_sent_answers(&mut self) {
+        while let Some(first) = self.answers.front_mut() {
+            let sent_until = self.sent_total.clamp(first.start, first.end);
+            self.answers_len -= sent_until - first.start;
+            first.start = sent_until;
+            if !first.is_empty() {
+                return;
+            }
+            self.answers.pop_front();
+        }
+    }
+}
+
+/// What is large enough may be of use to others.
+fn give_back(bytes: Vec<u8>, spares: &mut Spares) {
+    if bytes.capacity() > IDLE_CAPACITY_MAX {
+        spares.give(bytes);
     }
 }
 
@@ -122,15 +197,12 @@ mod tests {
     fn filled(len: usize) -> Outbox {
         Outbox {
             bytes: vec![0; len],
-            sent: 0,
+            ..Outbox::default()
         }
     }
 
     #[test]
     fn each_threshold_holds_at_the_limit_and_not_past_it() {
-        assert!(filled(REQUESTS_PAUSE_LEN - 1).takes_requests());
-        assert!(!filled(REQUESTS_PAUSE_LEN).takes_requests());
-
         let last_room = STREAM_LEN_MAX - STREAM_FRAME_LEN_MAX;
         assert_eq!(filled(last_room).stream_room(), STREAM_DATA_LEN_MAX);
         assert_eq!(filled(last_room + 1).stream_room(), 0);
@@ -149,11 +221,49 @@ mod tests {
         );
     }
 
+    /// Requests wait for their peer to read answers, and not for it to read output.
+    #[test]
+    fn only_answers_hold_requests_back() {
+        let pong = Message::Pong(Ping { nonce: 1 });
+        let pong_len = pong.encode().len();
+        let mut outbox = Outbox::default();
+        let push_chunk = |outbox: &mut Outbox| {
+            let len = outbox.stream_room();
+            let bytes = vec![1; len];
+            outbox.push_chunk(
+                FrameKind::Stdout,
+                0,
+                bytes.split_at(len / 3),
+                &mut Spares::default(),
+            );
+        };
+        push_chunk(&mut outbox);
+        let chunks_len = outbox.pending().len();
+        let count = REQUESTS_PAUSE_LEN.div_ceil(pong_len);
+        for index in 0..count {
+            assert!(outbox.takes_requests(), "after {index} answers");
+            outbox.push(&pong).expect("room");
+        }
+        assert!(!outbox.takes_requests());
+        outbox.push_chunk(FrameKind::Stdout, 0, (b"x", b"y"), &mut Spares::default());
+        outbox.consume(chunks_len, &mut Spares::default());
+        assert!(!outbox.takes_requests(), "not one answer is sent");
+        outbox.consume(pong_len, &mut Spares::default());
+        assert!(outbox.takes_requests());
+        outbox.consume(outbox.pending().len(), &mut Spares::default());
+        assert_eq!((outbox.answers_len, outbox.answers.len()), (0, 0));
+    }
+
     #[test]
     fn an_empty_outbox_holds_no_large_allocation() {
         let mut outbox = Outbox::default();
-        outbox.push_chunk(FrameKind::Stdout, 0, &[1; STREAM_DATA_LEN_MAX]);
-        outbox.consume(outbox.pending().len());
+        outbox.push_chunk(
+            FrameKind::Stdout,
+            0,
+            (&[1; STREAM_DATA_LEN_MAX], &[]),
+            &mut Spares::default(),
+        );
+        outbox.consume(outbox.pending().len(), &mut Spares::default());
         assert!(outbox.is_empty());
         assert!(outbox.bytes.capacity() <= IDLE_CAPACITY_MAX);
     }
@@ -163,9 +273,14 @@ mod tests {
         let mut outbox = Outbox::default();
         for round in 0..1000 {
             while outbox.stream_room() > 0 {
-                outbox.push_chunk(FrameKind::Stdout, 0, &[1; STREAM_DATA_LEN_MAX]);
+                outbox.push_chunk(
+                    FrameKind::Stdout,
+                    0,
+                    (&[1; STREAM_DATA_LEN_MAX], &[]),
+                    &mut Spares::default(),
+                );
             }
-            outbox.consume(outbox.pending().len() - 1);
+            outbox.consume(outbox.pending().len() - 1, &mut Spares::default());
             assert!(outbox.bytes.capacity() <= 4 * LEN_MAX, "round {round}");
         }
     }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What a single connection may do is the machine in [`connection`](super::connection); what its
-//! end means for a command is in [`commands`](super::commands).
+//! end means for a session is in [`lifetimes`](super::lifetimes).
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use log::{debug, warn};
 use shared::message::{Fail, FailCode, Message, Sever, SeverReason};
 
 use super::action::{Action, Ended};
-use super::connection::{Connection, Interest};
+use super::connection::{Connection, Interest, Mistake};
 use super::ids::ConnectionId;
 use super::outbox::OutboxFull;
 use super::timers::Timer;
@@ -96,18 +96,14 @@ impl Agent {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        connection.outbox.consume(len);
+        connection.outbox.consume(len, &mut self.spares);
         if connection.is_closing() {
             if connection.outbox.is_empty() {
                 self.close(id, Departure::Cut, now);
             }
             return;
         }
-        let session = connection.session;
-        let has_room = connection.outbox.stream_room() > 0;
-        if let Some(session) = session.filter(|_| has_room) {
-            self.resume_output(session, now);
-        }
+        self.pump_connection(id, now);
         // Requests that waited for the peer to read its answers.
         self.take_requests(id, now);
     }
@@ -176,11 +172,8 @@ impl Agent {
     }
 
     pub(super) fn queue_flush(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id)
-            && !connection.is_flush_queued
-        {
-            connection.is_flush_queued = true;
-            self.actions.push_back(Action::Flush(id));
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.queue_flush(id, &mut self.actions);
         }
     }
 
@@ -198,6 +191,12 @@ impl Agent {
         self.close_after_flush(id, Departure::Cut, now);
     }
 
+    /// A peer's mistake ends its connection.
+    pub(super) fn refuse_mistake(&mut self, id: ConnectionId, mistake: &Mistake, now: Instant) {
+        self.counters.mistakes += 1;
+        self.refuse(id, &mistake.to_fail(), now);
+    }
+
     pub(super) fn close_after_flush(
         &mut self,
         id: ConnectionId,
@@ -211,12 +210,9 @@ impl Agent {
             return;
         }
         connection.close_after_flush();
-        let session = connection.session.take();
         self.timers.stop(Timer::Hello(id));
         self.timers.set(Timer::Linger(id), now + LINGER_TIMEOUT);
-        if let Some(session) = session {
-            self.detach(session, departure, now);
-        }
+        self.release_session(id, departure, now);
     }
 
     /// Forgets a connection and has its socket closed.
@@ -229,15 +225,14 @@ impl Agent {
 
     /// Forgets a connection whose socket is closed, or about to be.
     pub(super) fn forget(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
-        let Some(connection) = self.connections.remove(&id) else {
+        if !self.connections.contains_key(&id) {
             return;
-        };
+        }
+        self.release_session(id, departure, now);
+        self.connections.remove(&id);
         self.timers.stop(Timer::Hello(id));
         self.timers.stop(Timer::Linger(id));
         self.naming.leave(id);
-        if let Some(session) = connection.session {
-            self.detach(session, departure, now);
-        }
         self.advance_quiescing(now);
         self.advance_ending(now);
     }

@@ -9,8 +9,9 @@
 //! ```
 //!
 //! With policy `keep` sessions are carried into the snapshot, cut off from their connections; with
-//! `refuse` there are none. The connection that carried the request stays open and idle, so that
-//! neither ring holds a packet at the cut.
+//! `refuse` there are none. The workload is neither waited for nor a reason to refuse: it runs as
+//! long as the machine does, and is always carried along. The connection that carried the request
+//! stays open and idle, so that neither ring holds a packet at the cut.
 //!
 //! Invariants:
 //! - QUIESCED is sent only when no other connection is open and the console has sent everything.
@@ -27,7 +28,7 @@ use shared::limits::BUSY_SESSIONS_MAX;
 use shared::message::{Busy, Fail, FailCode, Message, Policy, Quiesce, Reopen, SeverReason};
 
 use super::action::Action;
-use super::ids::{ConnectionId, SessionId};
+use super::ids::ConnectionId;
 use super::state::{Input, Request, State};
 use super::timers::Timer;
 use super::{Agent, Departure, LIMIT_MAX};
@@ -98,7 +99,7 @@ impl Agent {
             }
             return self.advance_quiescing(now);
         }
-        let count = self.sessions.len();
+        let count = self.sessions.asked_for().count();
         let phase = match request.policy {
             Policy::Refuse if count > 0 => {
                 let text = format!("{count} sessions are running");
@@ -109,7 +110,7 @@ impl Agent {
         };
         self.counters.quiesces += 1;
         self.set_state(Input::Quiesce);
-        self.pause_abandonment();
+        self.timers.pause(now);
         self.timers.stop(Timer::Hush);
         self.quiescing = Some(Quiescing {
             token: request.token,
@@ -145,7 +146,7 @@ impl Agent {
             return;
         };
         match phase {
-            Phase::Draining if self.sessions.is_empty() => {
+            Phase::Draining if self.sessions.asked_for().next().is_none() => {
                 self.timers.stop(Timer::Drain);
                 self.timers.stop(Timer::Busy);
                 self.set_phase(Phase::Closing);
@@ -224,15 +225,16 @@ impl Agent {
             .get(&control)
             .is_some_and(|host| host.outbox.takes_requests());
         if reads {
-            let sessions = self.sessions.keys().take(BUSY_SESSIONS_MAX);
-            let sessions = sessions.map(|id: &SessionId| id.number()).collect();
+            let sessions = self.sessions.asked_for().take(BUSY_SESSIONS_MAX);
+            let sessions = sessions.map(|session| session.id().number()).collect();
             self.send(control, &Message::Busy(Busy { token, sessions }), now);
         }
     }
 
     /// Draining took as long as the host allows.
     pub(super) fn give_up_draining(&mut self, now: Instant) {
-        let text = format!("{} sessions are still running", self.sessions.len());
+        let count = self.sessions.asked_for().count();
+        let text = format!("{count} sessions are still running");
         self.give_up_quiescing("drain", text, now);
     }
 
@@ -280,7 +282,7 @@ impl Agent {
         self.token_reopened = self.quiescing.as_ref().map(|quiescing| quiescing.token);
         self.abandon_quiescing();
         self.set_state(Input::Reopen);
-        self.resume_abandonment(now);
+        self.timers.resume(now);
     }
 
     /// Forgets the quiescence; what the state becomes is the caller's to say.

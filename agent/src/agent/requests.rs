@@ -3,16 +3,16 @@
 //!
 //! The longer conversations are beside this file: [`naming`](super::naming) for REBIND,
 //! [`quiescing`](super::quiescing) for QUIESCE and REOPEN, [`commands`](super::commands) for EXEC,
-//! [`ending`](super::ending) for SHUTDOWN.
+//! [`attachments`](super::attachments) for ATTACH, [`streams`](super::streams) for what follows
+//! either, [`listing`](super::listing) for SESSIONS and SIGNAL, [`ending`](super::ending) for
+//! SHUTDOWN.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use log::debug;
 use shared::id::{Generation, Nonce};
-use shared::message::{
-    Depth, Fail, FailCode, Hello, Info, Message, Ping, Probe, Probed, Progress, Role,
-};
+use shared::message::{Depth, Fail, FailCode, Hello, Info, Message, Probe, Probed, Progress, Role};
 use shared::version;
 
 use super::action::{Action, Figures, Purpose, SpawnFailure};
@@ -32,10 +32,7 @@ impl Agent {
             match connection.poll_message() {
                 Ok(Some(message)) => self.handle_message(id, message, now),
                 Ok(None) => return,
-                Err(mistake) => {
-                    self.counters.mistakes += 1;
-                    return self.refuse(id, &mistake.to_fail(), now);
-                }
+                Err(mistake) => return self.refuse_mistake(id, &mistake, now),
             }
         }
     }
@@ -44,7 +41,8 @@ impl Agent {
         self.note_host_alive(now);
         match message {
             Message::Hello(hello) => self.handle_hello(id, &hello, now),
-            Message::Ping(ping) => self.handle_ping(id, ping, now),
+            // In every state: it asks whether anybody is there.
+            Message::Ping(ping) => self.send(id, &Message::Pong(ping), now),
             Message::InfoRequest => self.handle_info(id, now),
             Message::Rebind(rebind) => self.handle_rebind(id, rebind, now),
             Message::Probe(probe) => self.handle_probe(id, probe, now),
@@ -52,17 +50,14 @@ impl Agent {
             Message::Reopen(reopen) => self.handle_reopen(id, reopen, now),
             Message::Exec(exec) => self.handle_exec(id, &exec, now),
             Message::Shutdown(shutdown) => self.handle_shutdown(id, shutdown, now),
-            Message::Attach(_)
-            | Message::Ack(_)
-            | Message::Stdin(_)
-            | Message::StdinEof(_)
-            | Message::Signal(_)
-            | Message::Resize(_)
-            | Message::ExitAck(_)
-            | Message::SessionsRequest(_) => {
-                let text = format!("{} is not served yet", message.kind());
-                self.send_fail(id, FailCode::Unsupported, text, now);
-            }
+            Message::Attach(attach) => self.handle_attach(id, attach, now),
+            Message::Ack(ack) => self.handle_ack(id, ack, now),
+            Message::Stdin(chunk) => self.handle_stdin(id, &chunk, now),
+            Message::StdinEof(eof) => self.handle_stdin_eof(id, eof, now),
+            Message::Signal(signal) => self.handle_signal_request(id, signal, now),
+            Message::Resize(size) => self.handle_resize(id, size),
+            Message::ExitAck(ack) => self.handle_exit_ack(id, ack),
+            Message::SessionsRequest(request) => self.handle_sessions(id, request, now),
             // Answers to what the agent has not asked. It has nothing to conclude from them.
             Message::Pong(_) | Message::Fail(_) => {}
             // `Message::parse` refuses these from a host.
@@ -104,12 +99,6 @@ impl Agent {
         }
     }
 
-    fn handle_ping(&mut self, id: ConnectionId, ping: Ping, now: Instant) {
-        if self.admit(id, Request::Look, now) {
-            self.send(id, &Message::Pong(ping), now);
-        }
-    }
-
     fn handle_info(&mut self, id: ConnectionId, now: Instant) {
         if self.admit(id, Request::Look, now) {
             self.actions.push_back(Action::CollectFigures(id));
@@ -126,7 +115,7 @@ impl Agent {
             state: self.state.name().to_owned(),
             kernel: self.settings.kernel.clone(),
             uptime_ms: millis(now, self.started_at),
-            sessions: count(self.sessions.len()),
+            sessions: count(self.sessions.running_count()),
             connections: count(self.connections.len()),
             fds: figures.fds,
             rss_kib: figures.rss_kib,
@@ -146,6 +135,12 @@ impl Agent {
             ("rearms", counters.rearms),
             ("mistakes", counters.mistakes),
             ("execs", counters.execs),
+            ("attaches", counters.attaches),
+            ("superseded", counters.superseded),
+            ("gaps", counters.gaps),
+            ("timeouts", counters.timeouts),
+            ("abandoned", counters.abandoned),
+            ("restarts", counters.restarts),
             ("probes", counters.probes),
             ("rebinds", counters.rebinds),
             ("quiesces", counters.quiesces),
@@ -305,6 +300,7 @@ impl Agent {
 
     /// Ends a conversation whose connection was taken over by another one.
     pub(super) fn supersede(&mut self, id: ConnectionId, text: &str, now: Instant) {
+        self.counters.superseded += 1;
         let fail = Fail::new(FailCode::Superseded, text);
         self.send(id, &Message::Fail(fail), now);
         self.close_after_flush(id, Departure::Cut, now);

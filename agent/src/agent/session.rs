@@ -1,34 +1,42 @@
-//! One command: from its start to the frame that reports its end. No I/O, no clock.
+//! One session: from its start to its end, which is kept for a while. No I/O, no clock.
 //!
 //! ```text
-//!           spawned            reaped              both outputs closed, or the grace is over
-//! Starting ─────────▶ Running ────────▶ Reaped ───────────────────────────────▶ completion
-//!     │ could not be spawned
-//!     └────────────────────▶ gone
+//!           spawned            reaped             both outputs closed, or the grace is over
+//! Starting ─────────▶ Running ────────▶ Reaped ──────────────────────────────────▶ Ended
+//!  ▲  │ │                               ▲  │
+//!  │  │ └ the workload's program could ─┘  │ the workload is started again
+//!  │  │   not be spawned                   │
+//!  └──┼────────────────────────────────────┘
+//!     └ any other could not be spawned ─▶ gone
 //! ```
 //!
-//! Output goes to the [`Sink`]: to the connection that asked, nowhere for now while that connection
-//! was cut without its client's wish, or away for good when the client has left.
+//! Its output goes into one [`Ring`] for each stream, from where every attached connection gets it
+//! at its own pace (see [`attachments`](super::attachments)). Whether a full ring stops the command
+//! is the session's policy.
 //!
 //! Invariants:
-//! - Offsets only grow, by exactly the bytes read, whatever the sink.
-//! - There is one completion per session, after the last output byte.
+//! - Offsets only grow, by exactly the bytes read, whoever is attached.
+//! - There is at most one owner, and it is one of the attached connections.
+//! - There is one end per session, and no output comes after it.
 
-use shared::id::ExecId;
-use shared::message::{ExitStatus, Exited, ResourceUsage, Started, Stream, Window};
+use std::time::{Duration, Instant};
+
+use log::debug;
+use shared::id::{ExecId, Generation};
+use shared::limits::COMMAND_TEXT_LEN_MAX;
+use shared::message::{
+    ExitStatus, Exited, OutputPolicy, ResourceUsage, SessionInfo, SessionState, Started, Stream,
+    TtySize,
+};
 
 use super::ids::{ConnectionId, SessionId};
+use super::input::Input;
+use super::ring::{RING_LEN_MAX, Ring};
+use super::spares::Spares;
 
-/// Where output goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sink {
-    /// To this connection.
-    Connection(ConnectionId),
-    /// It stays in the pipe until somebody attaches; the command waits when the pipe is full.
-    Held,
-    /// It is counted and dropped: the command has been told to end and must not wait for us.
-    Discarded,
-}
+/// Room in a ring from which on reading that was stopped goes on. An owner that acknowledges a
+/// little at a time must not cost a read for each little.
+pub(super) const RESUME_ROOM: usize = RING_LEN_MAX / 4;
 
 /// How a reaped process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,75 +47,218 @@ pub struct Exit {
     pub usage: ResourceUsage,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum State {
-    /// The process has been asked for.
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// The process has been asked for, or will be after the pause before a restart.
     Starting,
     /// It runs.
     Running,
     /// It has been waited for; its output may still be open.
-    Reaped { exit: Exit },
+    Reaped(Exit),
+    /// Everything has been read. The result is kept.
+    Ended(Exited),
 }
 
-#[derive(Clone, Copy, Debug)]
+/// What moves a session on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// The process runs.
+    Spawned,
+    /// It was waited for, or what cannot be spawned counts as this end.
+    Exit(Exit),
+    /// It is to be started again.
+    Restart,
+    /// No output is left to come.
+    Complete(Exited),
+}
+
+/// The state that follows, or `None`: the event does not belong there and changes nothing.
+fn transition(state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Starting, Event::Spawned) => Some(State::Running),
+        (State::Starting | State::Running, Event::Exit(exit)) => Some(State::Reaped(exit)),
+        (State::Reaped(_), Event::Restart) => Some(State::Starting),
+        (State::Reaped(_), Event::Complete(exited)) => Some(State::Ended(exited)),
+        (State::Starting, Event::Restart | Event::Complete(_))
+        | (State::Running, Event::Spawned | Event::Restart | Event::Complete(_))
+        | (State::Reaped(_), Event::Spawned | Event::Exit(_))
+        | (
+            State::Ended(_),
+            Event::Spawned | Event::Exit(_) | Event::Restart | Event::Complete(_),
+        ) => None,
+    }
+}
+
+/// What a session was asked to be. Never changes.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    /// The request that asked for it; `None`: the image did, it is the workload.
+    pub(super) exec: Option<ExecId>,
+    /// Its arguments, for people.
+    pub(super) command: String,
+    /// The guest's name when it was asked for.
+    pub(super) generation: Option<Generation>,
+    /// The size of its terminal, if it gets one.
+    pub(super) tty: Option<TtySize>,
+    /// Whether standard input will be sent.
+    pub(super) has_input: bool,
+    /// What happens when a ring is full.
+    pub(super) output: OutputPolicy,
+    /// Whether it runs on without any client.
+    pub(super) is_detached: bool,
+    /// How long it runs on after its owner's connection ended.
+    pub(super) keep: Duration,
+    /// How long it may run.
+    pub(super) timeout: Option<Duration>,
+}
+
+/// One output of the command.
+#[derive(Debug)]
 struct Output {
-    /// Bytes read so far.
-    offset: u64,
+    ring: Ring,
     /// Whether the pipe has not reported its end.
     is_open: bool,
 }
 
-/// A command.
+/// A command, with what it wrote and will read.
 #[derive(Debug)]
 pub(super) struct Session {
     id: SessionId,
-    exec: ExecId,
+    terms: Terms,
     state: State,
-    /// Process id, which is also that of its process group; zero until it runs.
+    /// Process id, which is also that of its process group; zero while there is none.
     pid: i32,
     outputs: [Output; 2],
-    /// Where output goes.
-    pub(crate) sink: Sink,
+    pub(super) input: Input,
+    /// Whose acknowledgements free the rings.
+    pub(super) owner: Option<ConnectionId>,
+    /// Everybody who is attached, the owner included, in the order in which they came.
+    attached: Vec<ConnectionId>,
     /// Whether reading stopped for want of room, so that somebody has to say when there is room
     /// again.
-    pub(crate) is_stalled: bool,
+    is_stalled: bool,
     writers_alive: bool,
     /// Whether the process group has been told to end.
-    pub(crate) is_told_to_end: bool,
+    pub(super) is_told_to_end: bool,
+    /// Whether its time limit is why.
+    pub(super) is_timed_out: bool,
+    /// Times that its process was asked for again.
+    pub(super) restarts: u32,
+    started_at: Instant,
 }
 
 impl Session {
     /// A session whose process has been asked for.
-    pub(super) fn new(id: SessionId, exec: ExecId, connection: ConnectionId) -> Self {
+    pub(super) fn new(id: SessionId, terms: Terms, now: Instant) -> Self {
+        let output = |is_open| Output {
+            ring: Ring::default(),
+            is_open,
+        };
+        let has_stderr = terms.tty.is_none();
         Self {
             id,
-            exec,
+            input: Input::new(terms.has_input, terms.tty.is_some()),
+            terms,
             state: State::Starting,
             pid: 0,
-            outputs: [Output {
-                offset: 0,
-                is_open: true,
-            }; 2],
-            sink: Sink::Connection(connection),
+            // Of a terminal all output is standard output.
+            outputs: [output(true), output(has_stderr)],
+            owner: None,
+            attached: Vec::new(),
             is_stalled: false,
             writers_alive: false,
             is_told_to_end: false,
+            is_timed_out: false,
+            restarts: 0,
+            started_at: now,
         }
     }
 
     /// Its process runs.
     pub(super) fn handle_spawned(&mut self, pid: i32) {
-        debug_assert!(matches!(self.state, State::Starting));
-        self.pid = pid;
-        self.state = State::Running;
+        if self.handle(Event::Spawned) {
+            self.pid = pid;
+        }
     }
 
-    /// Output was read. Returns the offset of its first byte.
-    pub(super) fn handle_output(&mut self, stream: Stream, len: usize) -> u64 {
-        let output = &mut self.outputs[stream.index()];
-        let offset = output.offset;
-        output.offset += len as u64;
-        offset
+    /// Its process was waited for.
+    pub(super) fn handle_exit(&mut self, exit: Exit) {
+        if self.handle(Event::Exit(exit)) {
+            // The number may become another process's.
+            self.pid = 0;
+        }
+    }
+
+    /// Its program could not be spawned, which counts as this end.
+    pub(super) fn handle_never_ran(&mut self, exit: Exit) {
+        self.handle(Event::Exit(exit));
+        self.outputs.iter_mut().for_each(|it| it.is_open = false);
+    }
+
+    /// It is to be started again, with the same streams.
+    pub(super) fn handle_restart(&mut self) {
+        if self.handle(Event::Restart) {
+            self.outputs.iter_mut().for_each(|it| it.is_open = true);
+            self.is_told_to_end = false;
+            self.writers_alive = false;
+        }
+    }
+
+    /// Nothing more comes of it.
+    pub(super) fn handle_complete(&mut self, exited: Exited) {
+        self.handle(Event::Complete(exited));
+    }
+
+    /// The only place where the state changes.
+    fn handle(&mut self, event: Event) -> bool {
+        let Some(next) = transition(self.state, event) else {
+            debug_assert!(false, "{}: {event:?} in {:?}", self.id, self.state);
+            return false;
+        };
+        debug!("{}: {} -> {}", self.id, self.state.name(), next.name());
+        self.state = next;
+        true
+    }
+
+    /// How many bytes of output may be handed in. Zero stops the reading.
+    pub(super) fn poll_room(&mut self) -> usize {
+        let room = self.room();
+        self.is_stalled = room == 0;
+        room
+    }
+
+    /// Whether reading that was stopped may go on. Asks once.
+    pub(super) fn poll_resume(&mut self) -> bool {
+        let is_due = self.is_stalled && self.room() >= RESUME_ROOM;
+        self.is_stalled &= !is_due;
+        is_due
+    }
+
+    fn room(&self) -> usize {
+        if self.drops_oldest() {
+            return RING_LEN_MAX;
+        }
+        let open = self.outputs.iter().filter(|output| output.is_open);
+        open.map(|output| output.ring.room()).min().unwrap_or(0)
+    }
+
+    /// Whether the oldest output gives way. It does for a command that was told to end and that
+    /// nobody reads: waiting for a reader must not keep it from ending.
+    fn drops_oldest(&self) -> bool {
+        let is_left_alone = self.is_told_to_end && self.owner.is_none();
+        is_left_alone || self.terms.output == OutputPolicy::DropOldest
+    }
+
+    /// Output was read.
+    pub(super) fn handle_output(&mut self, stream: Stream, bytes: &[u8], spares: &mut Spares) {
+        let drops_oldest = self.drops_oldest();
+        let ring = &mut self.outputs[stream.index()].ring;
+        if drops_oldest {
+            return ring.append_over_oldest(bytes, spares);
+        }
+        let taken = ring.append(bytes, spares);
+        debug_assert_eq!(taken, bytes.len(), "more output than there was room for");
     }
 
     /// A pipe has reported its end.
@@ -115,165 +266,186 @@ impl Session {
         self.outputs[stream.index()].is_open = false;
     }
 
-    /// Its process was waited for.
-    pub(super) fn handle_exit(&mut self, exit: Exit) {
-        debug_assert!(matches!(self.state, State::Running));
-        self.state = State::Reaped { exit };
-    }
-
     /// The wait for output that somebody else holds open is over.
     pub(super) fn handle_grace_over(&mut self) {
         self.writers_alive |= self.outputs.iter().any(|output| output.is_open);
-        self.outputs
-            .iter_mut()
-            .for_each(|output| output.is_open = false);
+        self.outputs.iter_mut().for_each(|it| it.is_open = false);
     }
 
-    /// The frame that reports the end, once there is nothing left to come before it.
+    /// What is kept of a stream.
+    pub(super) fn ring(&self, stream: Stream) -> &Ring {
+        &self.outputs[stream.index()].ring
+    }
+
+    /// Forgets the bytes of a stream before `offset`.
+    pub(super) fn release(&mut self, stream: Stream, offset: u64, spares: &mut Spares) {
+        self.outputs[stream.index()].ring.release(offset, spares);
+    }
+
+    /// Forgets all output.
+    pub(super) fn clear_output(&mut self) {
+        self.outputs.iter_mut().for_each(|it| it.ring.clear());
+    }
+
+    /// Bytes of output that are kept.
+    pub(super) fn kept_len(&self) -> usize {
+        self.outputs.iter().map(|output| output.ring.len()).sum()
+    }
+
+    /// The end, once there is nothing left to come before it.
     pub(super) fn completion(&self) -> Option<Exited> {
         let exit = match self.state {
-            State::Starting | State::Running => return None,
-            State::Reaped { exit } => exit,
+            State::Starting | State::Running | State::Ended(_) => return None,
+            State::Reaped(exit) => exit,
         };
         if self.outputs.iter().any(|output| output.is_open) {
             return None;
         }
-        let [stdout, stderr] = self.outputs;
         Some(Exited {
             session: self.id.number(),
             status: exit.status,
-            stdout_end: stdout.offset,
-            stderr_end: stderr.offset,
+            stdout_end: self.ring(Stream::Stdout).end(),
+            stderr_end: self.ring(Stream::Stderr).end(),
             writers_alive: self.writers_alive,
-            timed_out: false,
+            timed_out: self.is_timed_out,
             usage: exit.usage,
         })
     }
 
-    /// The frame that tells a connection what it will get.
-    pub(super) fn started(&self, fresh: bool) -> Started {
-        let [stdout, stderr] = self.outputs;
-        Started {
-            session: self.id.number(),
-            pid: u32::try_from(self.pid).unwrap_or(0),
-            fresh,
-            id: Some(self.exec),
-            tty: false,
-            stdin: Window {
-                received: 0,
-                limit: 0,
-                is_closed: true,
-            },
-            stdout_from: stdout.offset,
-            stderr_from: stderr.offset,
+    /// How it ended, once it has.
+    pub(super) fn exited(&self) -> Option<Exited> {
+        match self.state {
+            State::Starting | State::Running | State::Reaped(_) => None,
+            State::Ended(exited) => Some(exited),
         }
     }
 
-    /// Whether its process has been waited for.
-    pub(super) fn is_reaped(&self) -> bool {
-        matches!(self.state, State::Reaped { .. })
+    /// A connection is attached.
+    pub(super) fn insert_attached(&mut self, id: ConnectionId) {
+        debug_assert!(!self.attached.contains(&id));
+        self.attached.push(id);
     }
 
-    /// Whether its process has been asked for and not been reported yet.
-    pub(super) fn is_starting(&self) -> bool {
-        matches!(self.state, State::Starting)
+    /// A connection is attached no more. Returns whether it was the owner.
+    pub(super) fn remove_attached(&mut self, id: ConnectionId) -> bool {
+        self.attached.retain(|other| *other != id);
+        let was_owner = self.owner == Some(id);
+        if was_owner {
+            self.owner = None;
+        }
+        was_owner
     }
 
-    /// The request that it answers.
-    pub(super) fn exec(&self) -> ExecId {
-        self.exec
+    /// Everybody who is attached.
+    pub(super) fn attached(&self) -> &[ConnectionId] {
+        &self.attached
     }
 
-    /// The process group, once there is one.
+    /// The frame that tells a connection what it will get from these offsets on.
+    pub(super) fn started(&mut self, is_owner: bool, fresh: bool, from: [u64; 2]) -> Started {
+        Started {
+            session: self.id.number(),
+            id: self.terms.exec,
+            pid: self.pid_on_wire(),
+            fresh,
+            tty: self.terms.tty.is_some(),
+            stdout_from: from[Stream::Stdout.index()],
+            stderr_from: from[Stream::Stderr.index()],
+            stdin: match is_owner {
+                true => self.input.tell_window(),
+                false => self.input.window(),
+            },
+        }
+    }
+
+    /// What a list of sessions says of it.
+    pub(super) fn info(&self, now: Instant) -> SessionInfo {
+        let age = now.saturating_duration_since(self.started_at);
+        SessionInfo {
+            session: self.id.number(),
+            id: self.terms.exec,
+            state: match self.state {
+                State::Starting => SessionState::Starting,
+                State::Running | State::Reaped(_) => SessionState::Running,
+                State::Ended(_) => SessionState::Exited,
+            },
+            pid: self.pid_on_wire(),
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            generation: self.terms.generation,
+            command: self.terms.command.clone(),
+            tty: self.terms.tty.is_some(),
+            detached: self.terms.is_detached,
+            attached: u32::try_from(self.attached.len()).unwrap_or(u32::MAX),
+            restarts: self.restarts,
+            stdout_end: self.ring(Stream::Stdout).end(),
+            stderr_end: self.ring(Stream::Stderr).end(),
+            exited: self.exited(),
+        }
+    }
+
+    fn pid_on_wire(&self) -> u32 {
+        u32::try_from(self.pid).unwrap_or(0)
+    }
+
+    /// Its number.
+    pub(super) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// What it was asked to be.
+    pub(super) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Whether the image asked for it.
+    pub(super) fn is_workload(&self) -> bool {
+        self.terms.exec.is_none()
+    }
+
+    /// Where it stands.
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether reading stopped for want of room.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.is_stalled
+    }
+
+    /// The process group, while its leader has not been waited for. Afterwards the number may be
+    /// another's.
     pub(super) fn group(&self) -> Option<i32> {
         (self.pid > 0).then_some(self.pid)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What can happen to a session, in every order that the kernel allows.
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Event {
-        Exit,
-        Closed(Stream),
-        GraceOver,
-    }
-
-    const EXIT: Exit = Exit {
-        status: ExitStatus::Code(3),
-        usage: ResourceUsage {
-            user_us: 1,
-            system_us: 2,
-            rss_max_kib: 3,
-        },
-    };
-
-    fn session() -> Session {
-        let connection = ConnectionId::from_number(1);
-        let mut session = Session::new(
-            SessionId::from_number(9),
-            ExecId::from_bytes([7; 16]),
-            connection,
-        );
-        session.handle_spawned(42);
-        session
-    }
-
-    #[track_caller]
-    fn check(events: &[Event], complete: bool, writers_alive: bool) {
-        let mut session = session();
-        for event in events {
-            assert_eq!(session.completion(), None, "before {event:?} of {events:?}");
-            match event {
-                Event::Exit => session.handle_exit(EXIT),
-                Event::Closed(stream) => session.handle_output_closed(*stream),
-                Event::GraceOver => session.handle_grace_over(),
-            }
+impl State {
+    /// The state's name, for people.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Reaped(_) => "reaped",
+            Self::Ended(_) => "ended",
         }
-        let completion = session.completion();
-        assert_eq!(completion.is_some(), complete, "after {events:?}");
-        if let Some(exited) = completion {
-            assert_eq!(
-                (exited.status, exited.writers_alive),
-                (EXIT.status, writers_alive)
-            );
-        }
-    }
-
-    #[test]
-    fn completion_needs_the_exit_and_both_ends() {
-        use Event::{Closed, Exit, GraceOver};
-        use Stream::{Stderr, Stdout};
-        for stream in [(Stdout, Stderr), (Stderr, Stdout)] {
-            check(&[Exit, Closed(stream.0)], false, false);
-            check(&[Closed(stream.0), Closed(stream.1)], false, false);
-            check(&[Exit, Closed(stream.0), Closed(stream.1)], true, false);
-            check(&[Closed(stream.0), Exit, Closed(stream.1)], true, false);
-            check(&[Closed(stream.0), Closed(stream.1), Exit], true, false);
-            check(&[Exit, Closed(stream.0), GraceOver], true, true);
-        }
-        check(&[Exit, GraceOver], true, true);
-    }
-
-    #[test]
-    fn offsets_count_every_byte_of_each_stream() {
-        let mut session = session();
-        assert_eq!(session.handle_output(Stream::Stdout, 5), 0);
-        assert_eq!(session.handle_output(Stream::Stderr, 2), 0);
-        assert_eq!(session.handle_output(Stream::Stdout, 1), 5);
-        let started = session.started(false);
-        assert_eq!((started.stdout_from, started.stderr_from), (6, 2));
-        session.handle_exit(EXIT);
-        Stream::ALL
-            .iter()
-            .for_each(|stream| session.handle_output_closed(*stream));
-        let exited = session.completion().unwrap();
-        assert_eq!(
-            (exited.session, exited.stdout_end, exited.stderr_end),
-            (9, 6, 2)
-        );
     }
 }
+
+/// Arguments with spaces between them, for people, cut to [`COMMAND_TEXT_LEN_MAX`] bytes.
+pub(super) fn command_text<'a>(argv: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut bytes = Vec::new();
+    for argument in argv {
+        if !bytes.is_empty() {
+            bytes.push(b' ');
+        }
+        bytes.extend(&argument[..argument.len().min(COMMAND_TEXT_LEN_MAX)]);
+        if bytes.len() > COMMAND_TEXT_LEN_MAX {
+            break;
+        }
+    }
+    bytes.truncate(COMMAND_TEXT_LEN_MAX);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -73,12 +73,14 @@ pub struct Refused {
 /// What a host can ask for, as far as the states tell requests apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// PING or INFO: changes nothing.
+    /// INFO or SESSIONS: changes nothing.
     Look,
     /// PROBE.
     Probe,
-    /// EXEC.
+    /// EXEC or ATTACH.
     Exec,
+    /// SIGNAL, which may be what a host that drains sessions is waiting for.
+    Signal,
     /// QUIESCE.
     Quiesce,
     /// REOPEN.
@@ -163,8 +165,16 @@ impl State {
         match (self, request) {
             (
                 Self::Running | Self::Rebound(_),
-                R::Look | R::Probe | R::Exec | R::Quiesce | R::Reopen | R::Rebind | R::Shutdown,
+                R::Look
+                | R::Probe
+                | R::Exec
+                | R::Signal
+                | R::Quiesce
+                | R::Reopen
+                | R::Rebind
+                | R::Shutdown,
             )
+            | (Self::Quiescing, R::Signal)
             | (
                 Self::Quiescing | Self::Quiesced,
                 R::Look | R::Quiesce | R::Reopen | R::Rebind | R::Shutdown,
@@ -173,13 +183,15 @@ impl State {
             | (Self::Failed(_), R::Rebind)
             | (Self::Ending, R::Look | R::Shutdown) => Ok(()),
             (Self::Quiescing | Self::Quiesced, R::Probe | R::Exec)
-            | (Self::Rebinding(_), R::Probe | R::Exec | R::Quiesce | R::Reopen)
-            | (Self::Ending, R::Probe | R::Exec | R::Quiesce | R::Reopen | R::Rebind) => {
-                Err(FailCode::Refusing)
-            }
+            | (Self::Quiesced, R::Signal)
+            | (
+                Self::Rebinding(_) | Self::Ending,
+                R::Probe | R::Exec | R::Signal | R::Quiesce | R::Reopen,
+            )
+            | (Self::Ending, R::Rebind) => Err(FailCode::Refusing),
             (
                 Self::Failed(_),
-                R::Look | R::Probe | R::Exec | R::Quiesce | R::Reopen | R::Shutdown,
+                R::Look | R::Probe | R::Exec | R::Signal | R::Quiesce | R::Reopen | R::Shutdown,
             ) => Err(FailCode::Rebind),
         }
     }
@@ -260,6 +272,7 @@ mod tests {
             R::Look,
             R::Probe,
             R::Exec,
+            R::Signal,
             R::Quiesce,
             R::Reopen,
             R::Rebind,
@@ -270,7 +283,14 @@ mod tests {
             (S::Rebound(G), &all, FailCode::Internal),
             (
                 S::Quiescing,
-                &[R::Look, R::Quiesce, R::Reopen, R::Rebind, R::Shutdown],
+                &[
+                    R::Look,
+                    R::Signal,
+                    R::Quiesce,
+                    R::Reopen,
+                    R::Rebind,
+                    R::Shutdown,
+                ],
                 FailCode::Refusing,
             ),
             (

@@ -4,21 +4,28 @@
 //! action at once and remembers what it was asked for. A test says what the host sends and what
 //! happens to children, and looks at the frames that come back.
 
+mod attachments;
 mod exec;
 mod handshake;
+mod input;
+mod lifetimes;
 mod limits;
 mod quiesce;
+mod sessions;
 mod shutdown;
 mod simulation;
+mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use shared::frame::Decoder;
 use shared::id::{ExecId, Generation, Nonce, Token};
+use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{
-    ByteString, Cause, Depth, Exec, ExitStatus, FailCode, Hello, Identity, InheritedSessions,
-    Message, Policy, Probe, Quiesce, Rebind, ResourceUsage, Role, StepName,
+    Ack, Attach, AttachMode, ByteString, Cause, Depth, Exec, ExitStatus, Exited, FailCode, Hello,
+    Identity, InheritedSessions, Message, OutputPolicy, Policy, Probe, Quiesce, Rebind,
+    ResourceUsage, Role, SessionRef, StepName,
 };
 
 use super::rebind::{StepAction, StepFailure, StepOutcome};
@@ -42,6 +49,15 @@ struct Peer {
     is_closed: bool,
 }
 
+/// The command's end of its standard input.
+#[derive(Default)]
+struct InputEnd {
+    /// Bytes that it takes before it is full; `None` is no limit.
+    room: Option<usize>,
+    received: Vec<u8>,
+    is_closed: bool,
+}
+
 /// Everything around the core.
 struct World {
     agent: Agent,
@@ -52,6 +68,8 @@ struct World {
     /// Processes that run, by id.
     processes: BTreeMap<i32, Purpose>,
     next_pid: i32,
+    /// The other end of each session's standard input.
+    inputs: BTreeMap<SessionId, InputEnd>,
     /// What the next spawn fails with.
     spawn_failure: Option<SpawnFailure>,
     /// Steps that fail.
@@ -65,6 +83,10 @@ impl World {
     }
 
     fn with_init(is_init: bool) -> Self {
+        Self::with(is_init, None)
+    }
+
+    fn with(is_init: bool, workload: Option<WorkloadSettings>) -> Self {
         let now = Instant::now();
         let settings = Settings {
             version: "1.2.3".to_owned(),
@@ -72,7 +94,7 @@ impl World {
             kernel: "6.1".to_owned(),
             is_init,
             grace: Duration::from_secs(5),
-            workload: None,
+            workload,
         };
         let mut world = Self {
             agent: Agent::new(settings, now),
@@ -81,6 +103,7 @@ impl World {
             actions: Vec::new(),
             processes: BTreeMap::new(),
             next_pid: 100,
+            inputs: BTreeMap::new(),
             spawn_failure: None,
             failing_steps: BTreeSet::new(),
             is_console_drained: true,
@@ -188,6 +211,37 @@ impl World {
         self.settle();
     }
 
+    /// Writes until there is no more room.
+    fn fill(&mut self, pid: i32, stream: Stream) -> usize {
+        let id = self.session_of(pid);
+        let mut written = 0;
+        loop {
+            let len = self.agent.output_room(id).min(STREAM_DATA_LEN_MAX);
+            if len == 0 {
+                return written;
+            }
+            self.write(pid, stream, &vec![b'x'; len]);
+            written += len;
+        }
+    }
+
+    /// A command reads its standard input, as far as there is something.
+    fn flush_input(&mut self, id: SessionId) {
+        let end = self.inputs.entry(id).or_default();
+        loop {
+            let pending = self.agent.input_pending(id);
+            let len = pending.len().min(end.room.unwrap_or(usize::MAX));
+            if len == 0 || end.is_closed {
+                return;
+            }
+            end.received.extend_from_slice(&pending[..len]);
+            if let Some(room) = &mut end.room {
+                *room -= len;
+            }
+            self.agent.handle_input_written(id, len, self.now);
+        }
+    }
+
     /// A command's usual end.
     fn finish(&mut self, pid: i32, code: u8) {
         self.close_outputs(pid);
@@ -233,11 +287,11 @@ impl World {
                 self.agent
                     .handle_figures(id, Figures { fds: 5, rss_kib: 6 }, now);
             }
+            Action::FlushInput(id) => self.flush_input(id),
+            Action::CloseInput(id) => self.inputs.entry(id).or_default().is_closed = true,
             Action::DrainAccept
             | Action::ResumeOutput(_)
             | Action::CloseOutput(_)
-            | Action::FlushInput(_)
-            | Action::CloseInput(_)
             | Action::ResizeTty { .. }
             | Action::SignalGroup { .. }
             | Action::SignalEveryone(_)
@@ -351,8 +405,76 @@ fn exec_id(number: u8) -> ExecId {
 }
 
 fn exec(number: u8) -> Message {
+    exec_with(number, |_| {})
+}
+
+/// An EXEC that asks for more.
+fn exec_with(number: u8, change: impl FnOnce(&mut Exec)) -> Message {
     let argv = vec![ByteString::new("true").expect("no NUL")];
-    Message::Exec(Exec::new(exec_id(number), argv))
+    let mut exec = Exec::new(exec_id(number), argv);
+    change(&mut exec);
+    Message::Exec(exec)
+}
+
+fn attach(session: SessionRef, mode: AttachMode, stdout_from: Option<u64>) -> Message {
+    Message::Attach(Attach {
+        session,
+        generation: None,
+        mode,
+        stdout_from,
+        stderr_from: None,
+    })
+}
+
+fn ack(stream: Stream, offset: u64) -> Message {
+    Message::Ack(Ack { stream, offset })
+}
+
+/// A command that was started by this request, on its own connection.
+fn running_with(world: &mut World, request: &Message) -> (ConnectionId, i32) {
+    let id = world.connect();
+    let answer = world.ask(id, request);
+    let is_fresh = |message: &Message| matches!(message, Message::Started(it) if it.fresh);
+    assert!(answer.len() == 1 && is_fresh(&answer[0]), "{answer:?}");
+    (id, world.pid())
+}
+
+/// A command that runs, on its own connection.
+fn running(world: &mut World, number: u8) -> (ConnectionId, i32) {
+    running_with(world, &exec(number))
+}
+
+/// The end that came last.
+#[track_caller]
+fn exited(messages: &[Message]) -> Exited {
+    match messages.last() {
+        Some(Message::Exited(exited)) => *exited,
+        other => panic!("expected EXITED, got {other:?}"),
+    }
+}
+
+/// The process groups that were signalled, and how.
+fn signals(world: &World) -> Vec<(i32, u8)> {
+    let signal = |action: &Action| match action {
+        Action::SignalGroup { group, number } => Some((*group, *number)),
+        _ => None,
+    };
+    world.actions.iter().filter_map(signal).collect()
+}
+
+/// Standard output in these messages: its first offset and the bytes, which must be contiguous.
+#[track_caller]
+fn stdout_of(messages: &[Message]) -> (u64, Vec<u8>) {
+    let mut offset = None;
+    let mut bytes = Vec::new();
+    for message in messages {
+        if let Message::Stdout(chunk) = message {
+            let first = *offset.get_or_insert(chunk.offset);
+            assert_eq!(chunk.offset, first + bytes.len() as u64, "a hole");
+            bytes.extend_from_slice(&chunk.bytes);
+        }
+    }
+    (offset.unwrap_or(0), bytes)
 }
 
 /// The code of the only message, which must be a FAIL.

@@ -1,32 +1,43 @@
-//! Starting programs, and bytes out of their pipes.
+//! Starting programs, and bytes out of their pipes and terminals.
 
-use std::io::{self, Read};
+use std::io;
 use std::time::Instant;
 
-use log::warn;
-use mio::unix::pipe::Receiver;
-use mio::{Interest, Registry};
+use log::{debug, warn};
+use mio::Interest;
+use shared::message::TtySize;
 
+use super::input::Input;
+use super::program::{failure_of, program_of};
 use super::{READS_PER_TURN_MAX, Shell, Source};
-use crate::agent::{Agent, Command, Purpose, SessionId, SpawnFailure, SpawnStage, Stream};
-use crate::sys::spawn::{Program, SpawnError, Stage, Started, c_string};
+use crate::agent::{Agent, Command, Purpose, SessionId, Stream};
+use crate::sys::spawn::Started;
+use crate::sys::stdio::StdioEnd;
 
-/// The reading ends of a command's outputs that have not ended.
-#[derive(Debug)]
-pub(super) struct Pipes {
-    stdout: Option<Pipe>,
-    stderr: Option<Pipe>,
+/// The agent's ends of a command's standard descriptors, as far as they are open.
+#[derive(Debug, Default)]
+pub(super) struct Stdio {
+    pub(super) input: Option<Input>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+    /// Whether all of them are one terminal.
+    is_terminal: bool,
 }
 
 #[derive(Debug)]
-struct Pipe {
-    receiver: Receiver,
+struct Output {
+    end: StdioEnd,
     /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
     is_unread: bool,
 }
 
-impl Pipes {
-    fn slot(&mut self, stream: Stream) -> &mut Option<Pipe> {
+impl Stdio {
+    /// Whether nothing of it is open.
+    pub(super) fn is_closed(&self) -> bool {
+        self.input.is_none() && self.stdout.is_none() && self.stderr.is_none()
+    }
+
+    fn slot(&mut self, stream: Stream) -> &mut Option<Output> {
         match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
@@ -50,27 +61,76 @@ impl Shell {
         });
         match (result, purpose) {
             (Ok(started), Purpose::Session(id)) => {
-                let pid = started.pid;
-                match register(&self.registry, id, started) {
-                    Ok(pipes) => {
-                        self.outputs.insert(id, pipes);
-                        agent.handle_spawned(purpose, Ok(pid), now);
-                    }
-                    Err(err) => {
-                        // Its output cannot be followed: it writes into closed pipes and its end is
-                        // reported.
-                        warn!("{id}: cannot poll its output: {err}");
-                        agent.handle_spawned(purpose, Ok(pid), now);
-                        for &stream in Stream::ALL {
-                            agent.handle_output_closed(id, stream, now);
-                        }
-                    }
-                }
+                agent.handle_spawned(purpose, Ok(started.pid), now);
+                self.follow(id, started, command, agent, now);
             }
             (Ok(started), Purpose::Probe(_)) => agent.handle_spawned(purpose, Ok(started.pid), now),
             (Err(failure), Purpose::Session(_) | Purpose::Probe(_)) => {
                 agent.handle_spawned(purpose, Err(failure), now);
             }
+        }
+    }
+
+    /// Puts a program's standard descriptors into the poll set. One that there is none of, or that
+    /// cannot be polled, has ended: the program then writes into a closed pipe, and its end is
+    /// reported.
+    fn follow(
+        &mut self,
+        id: SessionId,
+        started: Started,
+        command: &Command,
+        agent: &mut Agent,
+        now: Instant,
+    ) {
+        let ends = started.stdio;
+        let mut stdio = Stdio {
+            is_terminal: command.tty.is_some(),
+            ..Stdio::default()
+        };
+        for (stream, end) in [
+            (Stream::Stdout, Some(ends.stdout)),
+            (Stream::Stderr, ends.stderr),
+        ] {
+            let output = end.and_then(|end| self.register_output(id, stream, end));
+            if output.is_none() {
+                agent.handle_output_closed(id, stream, now);
+            }
+            *stdio.slot(stream) = output;
+        }
+        // A terminal has a writing end also when nothing is to be written to it.
+        if let Some(end) = ends.stdin.filter(|_| command.has_input) {
+            stdio.input = self.register_input(id, end);
+            if stdio.input.is_none() {
+                agent.handle_input_closed(id, now);
+            }
+        }
+        if !stdio.is_closed() {
+            self.stdio.insert(id, stdio);
+        }
+    }
+
+    fn register_output(&self, id: SessionId, stream: Stream, mut end: StdioEnd) -> Option<Output> {
+        let token = Source::Output(id, stream).token();
+        match self.registry.register(&mut end, token, Interest::READABLE) {
+            Ok(()) => Some(Output {
+                end,
+                is_unread: false,
+            }),
+            Err(err) => {
+                warn!("{id}: cannot poll its output: {err}");
+                None
+            }
+        }
+    }
+
+    /// Sets the size of a session's terminal, by the end that lives as long as the terminal does.
+    pub(super) fn resize_terminal(&self, id: SessionId, size: TtySize) {
+        let stdio = self.stdio.get(&id).filter(|stdio| stdio.is_terminal);
+        let Some(output) = stdio.and_then(|stdio| stdio.stdout.as_ref()) else {
+            return;
+        };
+        if let Err(err) = output.end.resize(size) {
+            debug!("{id}: cannot resize its terminal: {err}");
         }
     }
 
@@ -83,22 +143,22 @@ impl Shell {
         now: Instant,
     ) {
         for _ in 0..READS_PER_TURN_MAX {
-            let Some(pipes) = self.outputs.get_mut(&id) else {
+            let Some(stdio) = self.stdio.get_mut(&id) else {
                 return;
             };
-            let Some(pipe) = pipes.slot(stream) else {
+            let Some(output) = stdio.slot(stream) else {
                 return;
             };
-            pipe.is_unread = true;
+            output.is_unread = true;
             let room = agent.output_room(id).min(self.scratch.len());
             if room == 0 {
                 return;
             }
-            match pipe.receiver.read(&mut self.scratch[..room]) {
+            match output.end.read(&mut self.scratch[..room]) {
                 Ok(0) => return self.end_output(id, stream, agent, now),
                 Ok(len) => agent.handle_output(id, stream, &self.scratch[..len]),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    pipe.is_unread = false;
+                    output.is_unread = false;
                     return;
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -115,95 +175,49 @@ impl Shell {
     /// Reads on where reading stopped for want of room.
     pub(crate) fn resume_output(&mut self, id: SessionId) {
         for &stream in Stream::ALL {
-            let pipe = self
-                .outputs
+            let output = self
+                .stdio
                 .get_mut(&id)
-                .and_then(|pipes| pipes.slot(stream).as_ref());
-            if pipe.is_some_and(|pipe| pipe.is_unread) {
+                .and_then(|stdio| stdio.slot(stream).as_ref());
+            if output.is_some_and(|output| output.is_unread) {
                 self.push_ready(Source::Output(id, stream));
             }
         }
     }
 
-    /// Closes the pipes of a session that waits for them no more.
-    pub(crate) fn close_output(&mut self, id: SessionId) {
+    /// Closes the outputs of a session that waits for them no more.
+    pub(crate) fn close_outputs(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
         for &stream in Stream::ALL {
-            self.close_pipe(id, stream);
+            self.close_output(id, stream, agent, now);
         }
     }
 
     fn end_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
-        self.close_pipe(id, stream);
+        self.close_output(id, stream, agent, now);
         agent.handle_output_closed(id, stream, now);
         self.settle(agent, now);
     }
 
-    /// Deregisters, then closes.
-    fn close_pipe(&mut self, id: SessionId, stream: Stream) {
-        let Some(pipes) = self.outputs.get_mut(&id) else {
+    /// Deregisters, then closes. With a terminal's output its input ends too: it would be kept open
+    /// for that, with nobody to read what its programs write.
+    fn close_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
+        let Some(stdio) = self.stdio.get_mut(&id) else {
             return;
         };
-        if let Some(mut pipe) = pipes.slot(stream).take() {
-            // Closing removes it too; the order only keeps a stale event from being reported.
-            let _ = self.registry.deregister(&mut pipe.receiver);
+        if let Some(mut output) = stdio.slot(stream).take() {
+            // Closing a pipe removes it too; closing a terminal does not while its input is open.
+            let _ = self.registry.deregister(&mut output.end);
         }
-        if pipes.stdout.is_none() && pipes.stderr.is_none() {
-            self.outputs.remove(&id);
+        if stdio.is_terminal && stdio.input.is_some() {
+            self.end_input(id, agent, now);
         }
+        self.forget_closed(id);
     }
-}
 
-fn register(registry: &Registry, id: SessionId, started: Started) -> io::Result<Pipes> {
-    let pipe = |mut receiver: Receiver, stream| -> io::Result<Option<Pipe>> {
-        let token = Source::Output(id, stream).token();
-        registry.register(&mut receiver, token, Interest::READABLE)?;
-        Ok(Some(Pipe {
-            receiver,
-            is_unread: false,
-        }))
-    };
-    Ok(Pipes {
-        stdout: pipe(started.stdout, Stream::Stdout)?,
-        stderr: pipe(started.stderr, Stream::Stderr)?,
-    })
-}
-
-/// The command as the kernel wants it. Zero bytes were refused when the request was read.
-fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
-    let strings = |list: &[Vec<u8>]| -> io::Result<Vec<_>> {
-        list.iter().map(|bytes| c_string(bytes)).collect()
-    };
-    let program = || -> io::Result<Program> {
-        Ok(Program {
-            candidates: strings(&command.candidates)?,
-            argv: strings(&command.argv)?,
-            env: strings(&command.env)?,
-            cwd: c_string(&command.cwd)?,
-        })
-    };
-    program().map_err(|source| {
-        let error = SpawnError {
-            stage: Stage::SetUp,
-            source,
-            stillborn: None,
-        };
-        failure_of(&error, command)
-    })
-}
-
-/// The failure with the name of what it failed on, as it was asked for.
-fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
-    let program = command.argv.first().map_or(&b""[..], Vec::as_slice);
-    let (stage, object) = match error.stage {
-        Stage::Clone => (SpawnStage::Clone, program),
-        Stage::SetUp => (SpawnStage::SetUp, program),
-        Stage::Chdir => (SpawnStage::Chdir, command.cwd.as_slice()),
-        Stage::Exec => (SpawnStage::Exec, program),
-    };
-    SpawnFailure {
-        stage,
-        errno: error.source.raw_os_error().unwrap_or(0),
-        text: format!("{}: {}", String::from_utf8_lossy(object), error.source),
-        stillborn: error.stillborn,
+    /// Forgets the descriptors of a session of which none is open any more.
+    pub(super) fn forget_closed(&mut self, id: SessionId) {
+        if self.stdio.get(&id).is_some_and(Stdio::is_closed) {
+            self.stdio.remove(&id);
+        }
     }
 }

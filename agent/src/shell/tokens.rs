@@ -1,7 +1,7 @@
 //! What an event is about, packed into the number that epoll carries.
 //!
 //! ```text
-//! 63                    2 1   0
+//! 63                    3 2    0
 //! ├─ serial of the thing ─┼ kind ┤
 //! ```
 //!
@@ -23,18 +23,21 @@ pub(crate) enum Source {
     Connection(ConnectionId),
     /// Something happened to a command's output.
     Output(SessionId, Stream),
+    /// Something happened to a command's input.
+    Input(SessionId),
 }
 
-const KIND_BITS: u32 = 2;
+const KIND_BITS: u32 = 3;
 const KIND_FIXED: usize = 0;
 const KIND_CONNECTION: usize = 1;
 const KIND_STDOUT: usize = 2;
 const KIND_STDERR: usize = 3;
+const KIND_STDIN: usize = 4;
 
 const FIXED_SIGNALS: usize = 0;
 const FIXED_LISTENER: usize = 1;
 
-// Two bits are for the kind; what is left outlasts any machine.
+// Three bits are for the kind; what is left outlasts any machine.
 const _: () = assert!(usize::BITS >= 64);
 
 impl Source {
@@ -47,6 +50,7 @@ impl Source {
             Self::Connection(id) => pack(serial(id.number()), KIND_CONNECTION),
             Self::Output(id, Stream::Stdout) => pack(serial(id.number()), KIND_STDOUT),
             Self::Output(id, Stream::Stderr) => pack(serial(id.number()), KIND_STDERR),
+            Self::Input(id) => pack(serial(id.number()), KIND_STDIN),
         }
     }
 
@@ -58,8 +62,9 @@ impl Source {
             KIND_CONNECTION => Some(Self::Connection(ConnectionId::from_number(serial))),
             KIND_STDOUT => Some(session(Stream::Stdout)),
             KIND_STDERR => Some(session(Stream::Stderr)),
-            _ if token >> KIND_BITS == FIXED_SIGNALS => Some(Self::Signals),
-            _ if token >> KIND_BITS == FIXED_LISTENER => Some(Self::Listener),
+            KIND_STDIN => Some(Self::Input(SessionId::from_number(serial))),
+            KIND_FIXED if token >> KIND_BITS == FIXED_SIGNALS => Some(Self::Signals),
+            KIND_FIXED if token >> KIND_BITS == FIXED_LISTENER => Some(Self::Listener),
             _ => None,
         }
     }
@@ -85,6 +90,7 @@ mod tests {
             connection(u64::MAX >> KIND_BITS),
             output(1, Stream::Stdout),
             output(1, Stream::Stderr),
+            Source::Input(SessionId::from_number(1)),
         ];
         for (index, source) in sources.iter().enumerate() {
             assert_eq!(Source::of_token(source.token()), Some(*source));
@@ -95,5 +101,6 @@ mod tests {
             );
         }
         assert_eq!(Source::of_token(Token(2 << KIND_BITS)), None);
+        assert_eq!(Source::of_token(Token(KIND_STDIN + 1)), None);
     }
 }

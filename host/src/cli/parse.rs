@@ -34,7 +34,7 @@ pub struct EarlyExit {
 /// The table of exit codes that the named command uses.
 fn table_of(command: Option<&str>) -> Table {
     match command {
-        Some("exec") => Table::Exec,
+        Some("exec" | "attach" | "wait") => Table::Exec,
         Some("probe") => Table::Probe,
         _ => Table::General,
     }
@@ -45,11 +45,15 @@ impl Command {
     #[must_use]
     pub const fn table(&self) -> Table {
         match self {
-            Self::Exec(_) => Table::Exec,
+            Self::Exec(_) | Self::Attach(_) | Self::Wait(_) => Table::Exec,
             Self::Probe(_) => Table::Probe,
             Self::Boot(_)
             | Self::Snapshot(_)
             | Self::Restore(_)
+            | Self::Kill(_)
+            | Self::Ps(_)
+            | Self::Logs(_)
+            | Self::Stress(_)
             | Self::Ls(_)
             | Self::Inspect(_)
             | Self::Stop(_)
@@ -86,9 +90,9 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
     }
     let parsed = HostTool::from_args(&["host-tool"], &words);
     let command = parsed.map_err(|exit| early_exit(&exit, table))?.command;
-    if argv.is_some() && !matches!(command, Command::Exec(_)) {
+    if argv.is_some() && !matches!(command, Command::Exec(_) | Command::Stress(_)) {
         return Err(usage(
-            "host-tool: only exec takes a command behind '--'\n".to_owned(),
+            "host-tool: only exec and stress take a command behind '--'\n".to_owned(),
         ));
     }
     Ok(Invocation { command, argv })
@@ -121,20 +125,29 @@ fn as_text(arguments: &[OsString]) -> Result<Vec<&str>, EarlyExit> {
     Ok(words.into_iter().flat_map(single_letters).collect())
 }
 
-/// The parser proper does not know that `-vv` is `-v -v`.
-fn single_letters(word: &str) -> impl Iterator<Item = &str> {
-    let repeats = match word.strip_prefix('-') {
-        Some(letters) if letters.len() > 1 && letters.bytes().all(|byte| byte == b'v') => {
-            letters.len()
-        }
-        _ => 0,
-    };
-    let (word, count) = if repeats > 0 {
-        ("-v", repeats)
-    } else {
-        (word, 1)
-    };
-    std::iter::repeat_n(word, count)
+/// The parser proper does not know that `-it` is `-i -t`, nor that `-vv` is `-v -v`. Of a letter
+/// that is no switch of the command, the parser says so.
+fn single_letters(word: &str) -> Vec<&str> {
+    let letters = word.strip_prefix('-').unwrap_or_default();
+    if letters.len() < 2 || !letters.bytes().all(|letter| SWITCHES.contains(&letter)) {
+        return vec![word];
+    }
+    letters.bytes().map(switch).collect()
+}
+
+/// The letters of switches, which stand for themselves.
+const SWITCHES: &[u8] = b"adfiqtv";
+
+const fn switch(letter: u8) -> &'static str {
+    match letter {
+        b'a' => "-a",
+        b'd' => "-d",
+        b'f' => "-f",
+        b'i' => "-i",
+        b'q' => "-q",
+        b't' => "-t",
+        _ => "-v",
+    }
 }
 
 fn early_exit(exit: &argh::EarlyExit, table: Table) -> EarlyExit {
@@ -242,7 +255,19 @@ mod tests {
         refused(&["probe", "--port", "x"], 3, "--port");
         refused(&["exec", "--nope"], 125, "--nope");
         refused(&["restore", "a", "--timeout", "5"], 2, "'5' is not a time");
-        refused(&["ls", "--", "a"], 2, "only exec");
+        refused(&["ls", "--", "a"], 2, "only exec and stress");
+        refused(&["kill", "--unix", "s", "x"], 2, "'x' names no session");
+        refused(
+            &["kill", "--unix", "s", "1", "-s", "0"],
+            2,
+            "'0' is no signal",
+        );
+        refused(&["wait", "--unix", "s"], 125, "session");
+        refused(
+            &["exec", "--output", "x"],
+            125,
+            "'x' is neither block nor drop-oldest",
+        );
     }
 
     #[test]
@@ -284,6 +309,19 @@ mod tests {
 
         let exit = parse(vec!["exec".into(), "-w".into(), odd]).expect_err("refused");
         assert_eq!(exit.code, 125);
+    }
+
+    #[test]
+    fn switches_may_be_grouped() {
+        let invocation = run(&["exec", "--unix", "s", "-itvv", "-d", "--", "-it"]).unwrap();
+        let Command::Exec(exec) = invocation.command else {
+            panic!("exec")
+        };
+        assert!(exec.interactive && exec.tty && exec.detach);
+        assert_eq!(exec.verbose, 2);
+        assert_eq!(invocation.argv.unwrap(), ["-it"]);
+        refused(&["ps", "--unix", "s", "-ai"], 2, "-i");
+        refused(&["exec", "-itx"], 125, "-itx");
     }
 
     #[test]

@@ -7,7 +7,9 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::SocketError;
@@ -154,10 +156,16 @@ impl Connection {
 
     /// Waits for bytes of the guest and gives them. Never empty: an end of file is an error.
     pub fn read(&mut self, watch: &Watch<'_>) -> Result<&[u8], ConnectionError> {
+        let range = self.read_ahead(watch)?;
+        Ok(&self.buffer[range])
+    }
+
+    /// Reads into the buffer, and gives where the guest's bytes are in it.
+    fn read_ahead(&mut self, watch: &Watch<'_>) -> Result<Range<usize>, ConnectionError> {
         loop {
             let len = self.read_some(watch)?;
             let Some(answer) = &mut self.answer else {
-                return Ok(&self.buffer[..len]);
+                return Ok(0..len);
             };
             answer.extend_from_slice(&self.buffer[..len]);
             let end = hybrid_vsock::parse_answer(answer);
@@ -168,7 +176,30 @@ impl Connection {
             let behind = answer.len() - end;
             self.answer = None;
             if behind > 0 {
-                return Ok(&self.buffer[len - behind..len]);
+                return Ok(len - behind..len);
+            }
+        }
+    }
+
+    /// Bytes of the guest that are there, without waiting; `None` when there are none. An end of
+    /// file is an error.
+    pub fn try_read(&mut self) -> Result<Option<&[u8]>, ConnectionError> {
+        let now = Watch::until(Instant::now());
+        match self.read_ahead(&now) {
+            Ok(range) => Ok(Some(&self.buffer[range])),
+            Err(ConnectionError::Deadline) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what is taken of `bytes` without waiting.
+    pub fn try_write(&mut self, bytes: &[u8]) -> Result<usize, ConnectionError> {
+        loop {
+            match self.stream.write(bytes) {
+                Ok(len) => return Ok(len),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                Err(source) => return Err(ConnectionError::Closed { source }),
             }
         }
     }
@@ -189,6 +220,12 @@ impl Connection {
                 Err(source) => return Err(ConnectionError::Closed { source }),
             }
         }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 
@@ -232,7 +269,7 @@ fn refine(source: io::Error) -> ConnectionError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
     use crate::vmm::testing::TempDir;

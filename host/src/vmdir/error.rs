@@ -59,6 +59,18 @@ pub enum VmDirError {
     Json(JsonError),
 }
 
+impl VmDirError {
+    /// The error of an operation, named by its verb, on a file.
+    #[must_use]
+    pub fn file(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::File {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
 impl fmt::Display for VmDirError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -146,9 +158,5 @@ pub(super) fn file_error(
     path: &Path,
 ) -> impl FnOnce(io::Error) -> VmDirError {
     let path = path.to_owned();
-    move |source| VmDirError::File {
-        operation,
-        path,
-        source,
-    }
+    move |source| VmDirError::file(operation, &path, source)
 }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::error::{VmDirError, file_error};
+use crate::deadline::{WaitError, Watch};
 
 /// An exclusive lock on a file, held until it is dropped or its process ends.
 #[derive(Debug)]
@@ -51,6 +52,24 @@ impl Lock {
             Ok(Err((_, errno))) => Err(file_error("lock", path)(errno.into())),
             Err(_) => Ok(None),
         }
+    }
+}
+
+/// Waits until nobody has the lock, without keeping it, for as long as `watch` lasts.
+pub(super) fn await_free(path: &Path, watch: &Watch<'_>) -> Result<(), VmDirError> {
+    if let Some(_free) = Lock::try_new(path)? {
+        return Ok(());
+    }
+    let file = lock_file(path)?;
+    let (reader, writer) = io::pipe().map_err(file_error("wait for", path))?;
+    // The reader sees the end of the pipe. As above, the thread may be left behind.
+    std::thread::spawn(move || {
+        drop(Flock::lock(file, FlockArg::LockExclusive));
+        drop(writer);
+    });
+    match watch.readable(&reader) {
+        Ok(()) | Err(WaitError::Deadline | WaitError::ProcessExited) => Ok(()),
+        Err(WaitError::Io(error)) => Err(file_error("wait for", path)(error)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use shared::id::Generation;
-use shared::message::Cause;
+use shared::message::{Cause, ExitStatus};
 
 use crate::json::{JsonError, Object, os_to_value};
 use crate::process::ProcessId;
@@ -211,13 +211,59 @@ impl fmt::Display for ExitRecord {
     }
 }
 
+/// How the workload that the image names ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkloadEnd {
+    /// How its last process ended.
+    pub status: ExitStatus,
+    /// How often it was started again, if the guest has said so.
+    pub restarts: Option<u32>,
+    /// When the host heard of it, ms since 1970 UTC.
+    pub ended_ms: u64,
+}
+
+impl WorkloadEnd {
+    /// For the file and for `inspect`.
+    #[must_use]
+    pub fn to_value(self) -> Value {
+        let (code, signal, core) = match self.status {
+            ExitStatus::Code(code) => (Some(code), None, false),
+            ExitStatus::Signal { number, core } => (None, Some(number), core),
+        };
+        json!({
+            "code": code,
+            "signal": signal,
+            "core": core,
+            "restarts": self.restarts,
+            "ended_ms": self.ended_ms,
+        })
+    }
+
+    /// Reads what [`to_value`](Self::to_value) wrote.
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+        let status = match (object.opt_number("code")?, object.opt_number("signal")?) {
+            (Some(code), None) => ExitStatus::Code(code),
+            (None, Some(number)) => ExitStatus::Signal {
+                number,
+                core: object.flag("core")?,
+            },
+            _ => return Err(object.error("code", "given, or else \"signal\"")),
+        };
+        Ok(Self {
+            status,
+            restarts: object.opt_number("restarts")?,
+            ended_ms: object.number("ended_ms")?,
+        })
+    }
+}
+
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
     use super::*;
 
-    pub(in crate::vmdir) fn state() -> State {
+    pub(crate) fn state() -> State {
         State {
             stage: Stage::Ready,
             vmm_kind: VmmKind::Firecracker,
@@ -287,6 +333,24 @@ pub(super) mod tests {
                 (exit.to_string().as_str(), exit.is_clean()),
                 (text, code == Some(0))
             );
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_workload_survives_its_file() {
+        let signal = ExitStatus::Signal {
+            number: 11,
+            core: true,
+        };
+        for (status, restarts) in [(ExitStatus::Code(0), None), (signal, Some(3))] {
+            let end = WorkloadEnd {
+                status,
+                restarts,
+                ended_ms: 1,
+            };
+            let bytes = end.to_value().to_string();
+            let object = Object::parse(Path::new("workload.json"), bytes.as_bytes()).unwrap();
+            assert_eq!(WorkloadEnd::from_object(&object).unwrap(), end);
         }
     }
 }

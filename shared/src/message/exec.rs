@@ -316,13 +316,22 @@ impl Chunk {
     ///
     /// When `bytes` is longer than [`STREAM_DATA_LEN_MAX`]: the sender cuts its reads to that.
     pub fn encode(kind: FrameKind, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
+        Self::encode_pieces(kind, offset, [bytes, &[]], out);
+    }
+
+    /// Appends a stream frame whose data comes in two pieces, as a ring has it.
+    ///
+    /// # Panics
+    ///
+    /// Like [`Chunk::encode`].
+    pub fn encode_pieces(kind: FrameKind, offset: u64, pieces: [&[u8]; 2], out: &mut Vec<u8>) {
         assert!(
-            bytes.len() <= STREAM_DATA_LEN_MAX,
+            pieces[0].len() + pieces[1].len() <= STREAM_DATA_LEN_MAX,
             "stream data over its limit"
         );
         encode_with(out, kind, |out| {
             out.extend_from_slice(&offset.to_le_bytes());
-            out.extend_from_slice(bytes);
+            pieces.iter().for_each(|piece| out.extend_from_slice(piece));
         });
     }
 

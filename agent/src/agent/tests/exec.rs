@@ -1,35 +1,8 @@
 //! EXEC and what becomes of sessions.
 
 use super::*;
-use crate::agent::commands::{ABANDON_TIMEOUT, GRACE_TIMEOUT, KILL_TIMEOUT};
-use shared::message::{Exited, Started};
-
-/// A command that runs, on its own connection.
-fn running(world: &mut World, number: u8) -> (ConnectionId, i32) {
-    let id = world.connect();
-    let answer = world.ask(id, &exec(number));
-    assert!(
-        matches!(answer[..], [Message::Started(Started { fresh: true, .. })]),
-        "{answer:?}"
-    );
-    (id, world.pid())
-}
-
-#[track_caller]
-fn exited(messages: &[Message]) -> Exited {
-    match messages.last() {
-        Some(Message::Exited(exited)) => *exited,
-        other => panic!("expected EXITED, got {other:?}"),
-    }
-}
-
-fn signals(world: &World) -> Vec<(i32, u8)> {
-    let signal = |action: &Action| match action {
-        Action::SignalGroup { group, number } => Some((*group, *number)),
-        _ => None,
-    };
-    world.actions.iter().filter_map(signal).collect()
-}
+use crate::agent::commands::GRACE_TIMEOUT;
+use crate::agent::lifetimes::{CUT_KEEP_MIN, KILL_TIMEOUT};
 
 #[test]
 fn output_comes_in_order_and_completion_last() {
@@ -82,17 +55,17 @@ fn the_grace_does_not_run_while_the_client_is_slow() {
     let (id, pid) = running(&mut world, 1);
     let session = world.session_of(pid);
     world.peers.get_mut(&id).unwrap().room = Some(0);
-    while world.agent.output_room(session) > 0 {
-        let room = world.agent.output_room(session);
-        world.write(pid, Stream::Stdout, &vec![1; room]);
-    }
+    assert_eq!(world.fill(pid, Stream::Stdout), RING_LEN_MAX);
     world.reap(pid, ExitStatus::Code(0));
     world.pass(GRACE_TIMEOUT * 100);
-    assert!(
-        world.agent.sessions.contains_key(&session),
+    assert_eq!(
+        world.agent.sessions.running_count(),
+        1,
         "its output is not lost"
     );
     world.unblock(id);
+    assert!(!world.actions.contains(&Action::ResumeOutput(session)));
+    world.send(id, &ack(Stream::Stdout, RING_LEN_MAX as u64));
     assert!(world.actions.contains(&Action::ResumeOutput(session)));
     world.pass(GRACE_TIMEOUT);
     assert!(exited(&world.receive(id)).writers_alive);
@@ -155,10 +128,11 @@ fn a_known_request_attaches_and_never_runs_twice() {
     world.write(pid, Stream::Stdout, b"abc");
     let second = world.connect();
     let answer = world.ask(second, &exec(1));
-    let [Message::Started(started)] = answer[..] else {
+    let [Message::Started(started), Message::Stdout(chunk)] = &answer[..] else {
         panic!("{answer:?}")
     };
-    assert_eq!((started.fresh, started.stdout_from), (false, 3));
+    assert_eq!((started.fresh, started.stdout_from), (false, 0));
+    assert_eq!(chunk.bytes, b"abc");
     assert!(
         world.is_closed(first),
         "the first connection was superseded"
@@ -170,10 +144,11 @@ fn a_known_request_attaches_and_never_runs_twice() {
     // Ended, and asked for once more.
     let third = world.connect();
     let answer = world.ask(third, &exec(1));
-    assert!(matches!(
-        answer[..],
-        [Message::Started(Started { fresh: false, .. }), _]
-    ));
+    let [Message::Started(started), Message::Stdout(chunk), _] = &answer[..] else {
+        panic!("{answer:?}")
+    };
+    assert_eq!((started.fresh, started.pid), (false, 0));
+    assert_eq!(chunk.bytes, b"abcd", "nobody has acknowledged it");
     assert_eq!(exited(&answer), end);
     assert!(world.processes.is_empty());
 }
@@ -202,7 +177,7 @@ fn a_client_that_leaves_takes_its_command_with_it() {
     world.pass(KILL_TIMEOUT);
     assert_eq!(signals(&world)[1..], [(pid, EndSignal::Kill.number())]);
     world.finish(pid, 0);
-    assert!(world.agent.sessions.is_empty());
+    assert_eq!(world.agent.sessions.running_count(), 0);
     assert_eq!(world.agent.poll_timeout(), None);
 }
 
@@ -212,22 +187,19 @@ fn a_reset_leaves_the_command_running_for_a_while() {
     let (id, pid) = running(&mut world, 1);
     let session = world.session_of(pid);
     world.end(id, Ended::ByReset);
-    assert_eq!(
-        world.agent.output_room(session),
-        0,
-        "its output waits in the pipe"
-    );
-    world.pass(ABANDON_TIMEOUT - Duration::from_millis(1));
+    assert_eq!(world.fill(pid, Stream::Stdout), RING_LEN_MAX);
+    assert_eq!(world.agent.output_room(session), 0, "it waits for a reader");
+    world.pass(CUT_KEEP_MIN - Duration::from_millis(1));
     assert!(signals(&world).is_empty());
     let again = world.connect();
     assert!(matches!(
         world.ask(again, &exec(1))[..],
-        [Message::Started(_)]
+        [Message::Started(_), Message::Stdout(_), ..]
     ));
-    world.pass(ABANDON_TIMEOUT);
+    world.pass(CUT_KEEP_MIN);
     assert!(signals(&world).is_empty(), "somebody came back");
     world.end(again, Ended::ByReset);
-    world.pass(ABANDON_TIMEOUT);
+    world.pass(CUT_KEEP_MIN);
     assert_eq!(signals(&world), [(pid, EndSignal::Terminate.number())]);
 }
 
@@ -236,6 +208,7 @@ fn rebind_carries_sessions_on_or_kills_them() {
     for (sessions, expected) in [(InheritedSessions::Keep, 0), (InheritedSessions::Kill, 1)] {
         let mut world = World::new();
         let (old, pid) = running(&mut world, 1);
+        world.fill(pid, Stream::Stdout);
         let id = world.connect();
         let mut request = rebind(G, Cause::Resume);
         if let Message::Rebind(rebind) = &mut request {

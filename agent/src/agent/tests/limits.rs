@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::rebind::WAITING_MAX;
-use shared::limits::{EXEC_BYTES_MAX, STREAM_DATA_LEN_MAX};
+use shared::limits::EXEC_BYTES_MAX;
 use shared::message::Ping;
 
 #[test]
@@ -127,17 +127,17 @@ fn a_full_outbox_stops_one_session_and_no_other() {
     let quick_pid = world.pid();
     world.peers.get_mut(&slow).unwrap().room = Some(0);
     let session = world.session_of(slow_pid);
-    let chunk = vec![0; STREAM_DATA_LEN_MAX];
-    let mut count = 0;
-    while world.agent.output_room(session) > 0 {
-        world.write(slow_pid, Stream::Stdout, &chunk);
-        count += 1;
-    }
+    let written = world.fill(slow_pid, Stream::Stdout);
     assert!(world.agent.pending(slow).len() <= outbox::STREAM_LEN_MAX);
     world.write(quick_pid, Stream::Stdout, b"still here");
     assert!(matches!(world.receive(quick)[..], [Message::Stdout(_)]));
     world.unblock(slow);
-    assert_eq!(world.receive(slow).len(), count);
+    let len = |message: &Message| match message {
+        Message::Stdout(chunk) => chunk.bytes.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(world.receive(slow).iter().map(len).sum::<usize>(), written);
+    world.send(slow, &ack(Stream::Stdout, written as u64));
     assert!(world.actions.contains(&Action::ResumeOutput(session)));
 }
 

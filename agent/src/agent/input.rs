@@ -1,0 +1,342 @@
+//! A session's standard input on its way to the command: bounded, with credit. No I/O, no clock.
+//!
+//! ```text
+//! offset 0 ······ written ─────────── received ············ limit
+//!   └ the command ──┘└ wait to be written ──┘└ the client may send this much more
+//! ```
+//!
+//! The client learns how far it may send from a WINDOW. One is due when half of the buffer has been
+//! freed since the last one, when the client has used its credit up, and when nobody reads any
+//! more.
+//!
+//! Invariants:
+//! - Never holds more than [`INPUT_LEN_MAX`] bytes, and the limit never goes back.
+//! - Bytes are taken in order, each once: what is there already is skipped, a hole is refused.
+//! - The end comes after the last byte. For a terminal it is a character; see [`Input::pending`].
+
+use shared::message::Window;
+
+use super::ring::{RING_LEN_MAX, Ring};
+use super::spares::Spares;
+
+/// Most bytes that wait for a command to read them.
+pub const INPUT_LEN_MAX: usize = RING_LEN_MAX;
+
+/// The terminal's end-of-file character (`VEOF`, `termios(3)`). The first one hands over a line
+/// that is not finished, the next one is then read as the end.
+const END_OF_FILE: &[u8; 2] = b"\x04\x04";
+
+/// What a client must not send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InputMistake {
+    /// Bytes before these are missing, or the end is not where they are.
+    Hole,
+    /// More bytes than there is credit for.
+    OverLimit,
+    /// Bytes behind the end.
+    BehindEnd,
+}
+
+/// Standard input of one session.
+#[derive(Debug)]
+pub(super) struct Input {
+    ring: Ring,
+    /// Whether somebody may still read it.
+    is_open: bool,
+    is_tty: bool,
+    /// Whether the client has said that there is no more.
+    is_ended: bool,
+    /// End-of-file characters that are still to be written.
+    ends_left: usize,
+    /// The last byte that came.
+    last: Option<u8>,
+    /// The limit that the client was told last.
+    limit_told: u64,
+    /// Whether the client knows that it is closed.
+    is_closing_told: bool,
+    /// Whether the shell has been asked to write what is pending and has not written all of it.
+    is_flushing: bool,
+}
+
+impl Input {
+    /// An input that takes bytes, unless none will be sent.
+    pub(super) fn new(is_wanted: bool, is_tty: bool) -> Self {
+        Self {
+            ring: Ring::default(),
+            is_open: is_wanted,
+            is_tty,
+            is_ended: false,
+            ends_left: 0,
+            last: None,
+            limit_told: 0,
+            is_closing_told: !is_wanted,
+            is_flushing: false,
+        }
+    }
+
+    /// Takes bytes that begin at `offset`, skipping those that are there.
+    pub(super) fn handle_bytes(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        spares: &mut Spares,
+    ) -> Result<(), InputMistake> {
+        if !self.is_open {
+            return Ok(());
+        }
+        let received = self.ring.end();
+        let end = offset.saturating_add(bytes.len() as u64);
+        if offset > received {
+            return Err(InputMistake::Hole);
+        }
+        if end <= received {
+            return Ok(());
+        }
+        if self.is_ended {
+            return Err(InputMistake::BehindEnd);
+        }
+        if end > self.limit() {
+            return Err(InputMistake::OverLimit);
+        }
+        // The difference is below the length of `bytes`.
+        let known = usize::try_from(received - offset).unwrap_or(bytes.len());
+        self.ring.append(&bytes[known..], spares);
+        self.last = bytes.last().copied();
+        Ok(())
+    }
+
+    /// There is no more behind `offset`.
+    pub(super) fn handle_end(&mut self, offset: u64) -> Result<(), InputMistake> {
+        if !self.is_open {
+            return Ok(());
+        }
+        if offset != self.ring.end() {
+            return Err(InputMistake::Hole);
+        }
+        if !self.is_ended {
+            self.is_ended = true;
+            let is_mid_line = !matches!(self.last, None | Some(b'\n' | b'\r'));
+            self.ends_left = match self.is_tty {
+                true => 1 + usize::from(is_mid_line),
+                false => 0,
+            };
+        }
+        Ok(())
+    }
+
+    /// Bytes to be written next. Behind the last one a terminal gets its end-of-file character,
+    /// once at the start of a line, and twice within one.
+    pub(super) fn pending(&self) -> &[u8] {
+        match self.ring.bytes_from(self.ring.start(), INPUT_LEN_MAX) {
+            (&[], _) => &END_OF_FILE[..self.ends_left],
+            (bytes, _) => bytes,
+        }
+    }
+
+    /// The command's end of it took `len` of the pending bytes.
+    pub(super) fn handle_written(&mut self, len: usize, spares: &mut Spares) {
+        debug_assert!(len <= self.pending().len());
+        if self.ring.is_empty() {
+            self.ends_left = self.ends_left.saturating_sub(len);
+        } else {
+            self.ring.release(self.ring.start() + len as u64, spares);
+        }
+        if self.pending().is_empty() {
+            self.is_flushing = false;
+        }
+    }
+
+    /// Nobody reads it any more. Returns whether somebody did so far.
+    pub(super) fn close(&mut self) -> bool {
+        self.ring.clear();
+        self.ends_left = 0;
+        self.is_flushing = false;
+        std::mem::take(&mut self.is_open)
+    }
+
+    /// Whether the shell has to be asked to write what is pending. Asks once: the shell goes on by
+    /// itself until everything is written.
+    pub(super) fn poll_flush(&mut self) -> bool {
+        let is_due = !self.is_flushing && !self.pending().is_empty();
+        self.is_flushing |= is_due;
+        is_due
+    }
+
+    /// Whether its end has come: everything is written. Closes it.
+    pub(super) fn poll_end(&mut self) -> bool {
+        self.is_open && self.is_ended && !self.is_tty && self.ring.is_empty() && self.close()
+    }
+
+    /// The WINDOW that is due, if one is. Asks once.
+    pub(super) fn poll_window(&mut self) -> Option<Window> {
+        let is_due = if self.is_open {
+            let fresh = self.limit().saturating_sub(self.limit_told);
+            let is_used_up = self.ring.end() >= self.limit_told;
+            !self.is_ended && (fresh >= INPUT_LEN_MAX as u64 / 2 || is_used_up && fresh > 0)
+        } else {
+            !self.is_closing_told
+        };
+        is_due.then(|| self.tell_window())
+    }
+
+    /// What a client is told that is about to send, or go on.
+    pub(super) fn tell_window(&mut self) -> Window {
+        let window = self.window();
+        self.limit_told = window.limit;
+        self.is_closing_told = window.is_closed;
+        window
+    }
+
+    /// Where it stands.
+    pub(super) fn window(&self) -> Window {
+        Window {
+            received: self.ring.end(),
+            limit: self.limit(),
+            is_closed: !self.is_open,
+        }
+    }
+
+    /// Offset up to which the client may send.
+    fn limit(&self) -> u64 {
+        if self.is_open {
+            self.ring.start() + INPUT_LEN_MAX as u64
+        } else {
+            self.limit_told.max(self.ring.end())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: u64 = INPUT_LEN_MAX as u64;
+
+    fn open() -> Input {
+        let mut input = Input::new(true, false);
+        input.tell_window();
+        input
+    }
+
+    fn take(input: &mut Input, offset: u64, bytes: &[u8]) -> Result<(), InputMistake> {
+        input.handle_bytes(offset, bytes, &mut Spares::default())
+    }
+
+    fn write(input: &mut Input, mut len: usize) {
+        while len > 0 {
+            let piece = input.pending().len().min(len);
+            input.handle_written(piece, &mut Spares::default());
+            len -= piece;
+        }
+    }
+
+    #[test]
+    fn bytes_are_taken_once_in_order_and_within_the_limit() {
+        let cases: [(u64, usize, Result<(), InputMistake>, u64); 8] = [
+            (10, 0, Ok(()), 10),
+            (10, 1, Ok(()), 11),
+            (11, 1, Err(InputMistake::Hole), 10),
+            (0, 10, Ok(()), 10),
+            (4, 10, Ok(()), 14),
+            (10, INPUT_LEN_MAX - 10, Ok(()), MAX),
+            (10, INPUT_LEN_MAX - 9, Err(InputMistake::OverLimit), 10),
+            (u64::MAX, 1, Err(InputMistake::Hole), 10),
+        ];
+        for (offset, len, expected, received) in cases {
+            let mut input = open();
+            take(&mut input, 0, b"0123456789").expect("taken");
+            let result = take(&mut input, offset, &vec![b'x'; len]);
+            assert_eq!(result, expected, "{len} bytes at {offset}");
+            assert_eq!(input.window().received, received);
+        }
+    }
+
+    #[test]
+    fn the_end_is_behind_the_last_byte() {
+        let mut input = open();
+        take(&mut input, 0, b"abc").expect("taken");
+        assert_eq!(input.handle_end(2), Err(InputMistake::Hole));
+        assert_eq!(input.handle_end(4), Err(InputMistake::Hole));
+        assert_eq!(input.handle_end(3), Ok(()));
+        assert_eq!(input.handle_end(3), Ok(()), "said again");
+        assert_eq!(take(&mut input, 1, b"bc"), Ok(()), "sent again");
+        assert_eq!(take(&mut input, 3, b"d"), Err(InputMistake::BehindEnd));
+        assert!(!input.poll_end(), "bytes are waiting");
+        write(&mut input, 3);
+        assert!(input.poll_end() && !input.poll_end());
+        assert_eq!(take(&mut input, 9, b"late"), Ok(()), "ignored");
+        assert_eq!(input.handle_end(99), Ok(()), "ignored");
+    }
+
+    #[test]
+    fn a_window_is_due_at_half_or_without_credit_or_closed() {
+        let half = INPUT_LEN_MAX / 2;
+        // Bytes sent, bytes written, and whether a WINDOW is due.
+        for (sent, written, is_due) in [
+            (half, half - 1, false),
+            (half, half, true),
+            (INPUT_LEN_MAX - 1, 1, false),
+            (INPUT_LEN_MAX, 0, false),
+            (INPUT_LEN_MAX, 1, true),
+        ] {
+            let mut input = open();
+            take(&mut input, 0, &vec![b'x'; sent]).expect("within the limit");
+            write(&mut input, written);
+            let window = input.poll_window();
+            assert_eq!(window.is_some(), is_due, "{sent} and {written}");
+            if let Some(window) = window {
+                assert_eq!(window.received, sent as u64);
+                assert_eq!(
+                    (window.limit, window.is_closed),
+                    (MAX + written as u64, false)
+                );
+                assert_eq!(input.poll_window(), None, "told once");
+            }
+        }
+        let mut input = open();
+        assert!(input.close());
+        let window = input.poll_window().expect("it is closed");
+        assert_eq!((window.limit, window.is_closed), (MAX, true));
+        assert_eq!(input.poll_window(), None, "told once");
+        assert_eq!(
+            Input::new(false, false).poll_window(),
+            None,
+            "STARTED says so"
+        );
+    }
+
+    #[test]
+    fn a_terminal_is_given_its_end_of_file_character() {
+        let cases: [(&[u8], &[u8]); 4] = [
+            (b"", b"\x04"),
+            (b"line\n", b"\x04"),
+            (b"line\r", b"\x04"),
+            (b"half", b"\x04\x04"),
+        ];
+        for (bytes, expected) in cases {
+            let mut input = Input::new(true, true);
+            take(&mut input, 0, bytes).expect("taken");
+            input.handle_end(bytes.len() as u64).expect("taken");
+            write(&mut input, bytes.len());
+            assert_eq!(input.pending(), expected);
+            write(&mut input, expected.len());
+            assert!(input.pending().is_empty());
+            assert!(!input.poll_end(), "of a terminal nothing is closed");
+            assert_eq!(input.window().received, bytes.len() as u64);
+        }
+    }
+
+    #[test]
+    fn the_shell_is_asked_to_write_once() {
+        let mut input = open();
+        assert!(!input.poll_flush(), "there is nothing");
+        take(&mut input, 0, b"ab").expect("taken");
+        assert!(input.poll_flush() && !input.poll_flush());
+        input.handle_written(1, &mut Spares::default());
+        take(&mut input, 2, b"c").expect("taken");
+        assert!(!input.poll_flush(), "it goes on by itself");
+        write(&mut input, 2);
+        take(&mut input, 3, b"d").expect("taken");
+        assert!(input.poll_flush());
+    }
+}

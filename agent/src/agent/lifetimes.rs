@@ -1,0 +1,132 @@
+//! How long sessions live: without their owner, past their time limit, and when told to end. No
+//! I/O, no clock.
+//!
+//! ```text
+//!          owner left, not detached            nobody came back
+//! owned ──────────────────────────▶ left alone ────────────────┐  TERM             KILL
+//!   │ ▲         EXEC, ATTACH as own   │                        ├──────▶ told to end ─────▶ ended
+//!   │ └───────────────────────────────┘      past its timeout  │        KILL_TIMEOUT
+//!   └──────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! What a lost connection means depends on who lost it. A client that closed may come back within
+//! the time that its request asked for, which is none unless it says so. A connection cut by a
+//! snapshot, a rebind or a transport reset says nothing about the client: it is waited for at least
+//! [`CUT_KEEP_MIN`].
+//!
+//! Invariants:
+//! - Signals go to the process group, and only while its leader has not been waited for.
+//! - Neither wait counts while the guest is between two names: nobody can come back then, and a
+//!   clone may find hours gone. What was left of it counts afterwards.
+//! - A command that was told to end does not wait for a reader, unless it has an owner.
+
+use std::time::{Duration, Instant};
+
+use log::info;
+
+use super::action::{Action, EndSignal};
+use super::ids::SessionId;
+use super::session::Session;
+use super::timers::Timer;
+use super::{Agent, Departure};
+
+/// How long a command that was told to end may take.
+pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a command runs on at least after its connection was cut without its client's wish.
+pub(super) const CUT_KEEP_MIN: Duration = Duration::from_secs(60);
+
+impl Agent {
+    /// A running session has lost its owner.
+    pub(super) fn handle_owner_left(&mut self, id: SessionId, departure: Departure, now: Instant) {
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        let terms = session.terms();
+        if session.is_told_to_end {
+            // Nobody waits for its output any more, and so it does not wait either.
+            return self.resume_output(id, now);
+        }
+        if terms.is_detached {
+            return;
+        }
+        let keep = match departure {
+            Departure::Left => terms.keep,
+            Departure::Cut => terms.keep.max(CUT_KEEP_MIN),
+            Departure::Served => return,
+        };
+        if keep.is_zero() {
+            self.terminate_session(id, now);
+        } else {
+            self.timers.set_after(Timer::Abandon(id), keep, now);
+        }
+    }
+
+    /// Nobody has come back for a session.
+    pub(super) fn abandon_session(&mut self, id: SessionId, now: Instant) {
+        info!("{id}: nobody came back for it");
+        self.counters.abandoned += 1;
+        self.terminate_session(id, now);
+    }
+
+    /// A session has run as long as it may.
+    pub(super) fn time_out_session(&mut self, id: SessionId, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(id)
+            && session.group().is_some()
+            && !session.is_told_to_end
+        {
+            session.is_timed_out = true;
+            self.counters.timeouts += 1;
+            self.terminate_session(id, now);
+        }
+    }
+
+    /// Tells a command to end; makes it end if it does not.
+    pub(super) fn terminate_session(&mut self, id: SessionId, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.is_told_to_end = true;
+            self.timers.stop(Timer::Abandon(id));
+            self.timers.stop(Timer::Timeout(id));
+            self.timers.set(Timer::Kill(id), now + KILL_TIMEOUT);
+            self.signal_session(id, EndSignal::Terminate.number());
+            self.resume_output(id, now);
+        }
+    }
+
+    /// Ends every running session without asking. Returns how many there were.
+    pub(super) fn kill_sessions(&mut self, now: Instant) -> usize {
+        // A workload between two runs has nothing to be killed.
+        let is_between = |it: &&Session| it.is_workload() && it.group().is_none();
+        let running = self.sessions.running().filter(|it| !is_between(it));
+        let ids: Vec<_> = running.map(Session::id).collect();
+        for id in &ids {
+            self.signal_session(*id, EndSignal::Kill.number());
+            self.timers.stop(Timer::Abandon(*id));
+            self.timers.stop(Timer::Timeout(*id));
+            if let Some(session) = self.sessions.get_mut(*id) {
+                session.is_told_to_end = true;
+            }
+            self.resume_output(*id, now);
+        }
+        ids.len()
+    }
+
+    /// Sends a signal to a session's process group, if it has one.
+    pub(super) fn signal_session(&mut self, id: SessionId, number: u8) {
+        if let Some(group) = self.sessions.get(id).and_then(Session::group) {
+            self.actions
+                .push_back(Action::SignalGroup { group, number });
+        }
+    }
+
+    pub(super) fn stop_session_timers(&mut self, id: SessionId) {
+        for timer in [
+            Timer::Grace(id),
+            Timer::Abandon(id),
+            Timer::Timeout(id),
+            Timer::Kill(id),
+        ] {
+            self.timers.stop(timer);
+        }
+    }
+}

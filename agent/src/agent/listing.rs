@@ -1,0 +1,84 @@
+//! SESSIONS and SIGNAL: sessions as somebody sees and reaches them who is not attached. No I/O, no
+//! clock.
+
+use std::time::Instant;
+
+use shared::limits::{PAYLOAD_LEN_MAX, SESSIONS_PER_FRAME_MAX};
+use shared::message::{FailCode, Message, Sessions, SessionsRequest, Signal};
+
+use super::Agent;
+use super::ids::ConnectionId;
+use super::session::State;
+use super::state::Request;
+
+/// Bytes of a SESSIONS frame around its list.
+const FRAME_LEN: usize = r#"{"more":false,"sessions":[]}"#.len();
+
+impl Agent {
+    /// Lists as many sessions as fit a frame.
+    pub(super) fn handle_sessions(
+        &mut self,
+        id: ConnectionId,
+        request: SessionsRequest,
+        now: Instant,
+    ) {
+        if !self.admit(id, Request::Look, now) {
+            return;
+        }
+        let mut answer = Sessions {
+            sessions: Vec::new(),
+            more: false,
+        };
+        let mut len = FRAME_LEN;
+        for session in self.sessions.after(request.after) {
+            let info = session.info(now);
+            // And a comma.
+            len += info.to_value().to_string().len() + 1;
+            if len > PAYLOAD_LEN_MAX || answer.sessions.len() == SESSIONS_PER_FRAME_MAX {
+                answer.more = true;
+                break;
+            }
+            answer.sessions.push(info);
+        }
+        self.send(id, &Message::Sessions(answer), now);
+    }
+
+    /// Sends a signal to the session that is named, or else to the connection's own.
+    pub(super) fn handle_signal_request(
+        &mut self,
+        id: ConnectionId,
+        request: Signal,
+        now: Instant,
+    ) {
+        if !self.admit(id, Request::Signal, now) {
+            return;
+        }
+        let session = match request.session {
+            Some(session) => self.sessions.find(session),
+            None => self.connections.get(&id).and_then(|it| {
+                let attached = it.attachment.map(|attachment| attachment.session);
+                attached.or_else(|| it.served.map(|(session, _)| session))
+            }),
+        };
+        let session = session.and_then(|session| self.sessions.get(session));
+        let (session, state) = match session {
+            Some(session) => (session.id(), session.state()),
+            None => {
+                let text = match request.session {
+                    Some(session) => format!("there is no session {session}"),
+                    None => "this connection has no session".to_owned(),
+                };
+                return self.send_fail(id, FailCode::NoSession, text, now);
+            }
+        };
+        match state {
+            State::Starting => {
+                let text = "the session has no process yet";
+                return self.send_fail(id, FailCode::Refusing, text, now);
+            }
+            State::Running => self.signal_session(session, request.number),
+            State::Reaped(_) | State::Ended(_) => {}
+        }
+        self.send(id, &Message::Ok, now);
+    }
+}

@@ -1,0 +1,97 @@
+//! Large buffers between two uses. No I/O.
+//!
+//! Rings and outboxes hold no memory while they are empty, and a stream that flows empties them
+//! many times a second. Memory that goes back to the kernel each time comes anew page by page,
+//! which costs more than the copying; so a few buffers wait here for whoever needs one next.
+//!
+//! Invariants:
+//! - At most [`SPARES_MAX`] buffers of at most [`SPARE_LEN_MAX`] bytes.
+//! - None while no connection is attached to a session: a quiet agent is a small one.
+
+/// Most buffers that wait: those of two streams, with their outboxes.
+pub(super) const SPARES_MAX: usize = 4;
+
+/// Longest buffer that is kept. A full outbox with its last frames fits.
+pub(super) const SPARE_LEN_MAX: usize = 512 * 1024;
+
+/// Buffers that wait for their next use.
+#[derive(Debug, Default)]
+pub(super) struct Spares {
+    buffers: Vec<Vec<u8>>,
+    /// Connections that are attached to a session.
+    user_count: usize,
+}
+
+impl Spares {
+    /// An empty buffer with room for `len` bytes, if one waits.
+    pub(super) fn take(&mut self, len: usize) -> Option<Vec<u8>> {
+        let index = self.buffers.iter().position(|it| it.capacity() >= len)?;
+        Some(self.buffers.swap_remove(index))
+    }
+
+    /// Takes a buffer that is not needed now.
+    pub(super) fn give(&mut self, mut buffer: Vec<u8>) {
+        let is_welcome = self.user_count > 0 && self.buffers.len() < SPARES_MAX;
+        if is_welcome && buffer.capacity() <= SPARE_LEN_MAX {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// A connection was attached.
+    pub(super) fn enter(&mut self) {
+        self.user_count += 1;
+    }
+
+    /// A connection is attached no more.
+    pub(super) fn leave(&mut self) {
+        debug_assert!(self.user_count > 0);
+        self.user_count = self.user_count.saturating_sub(1);
+        if self.user_count == 0 {
+            self.buffers = Vec::new();
+        }
+    }
+
+    /// Buffers that wait.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.buffers.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_and_so_long_and_no_more() {
+        let mut spares = Spares::default();
+        spares.enter();
+        for len in [SPARE_LEN_MAX + 1, SPARE_LEN_MAX] {
+            spares.give(Vec::with_capacity(len));
+        }
+        assert_eq!(spares.count(), 1);
+        for _ in 0..SPARES_MAX {
+            spares.give(vec![1; 10]);
+        }
+        assert_eq!(spares.count(), SPARES_MAX);
+        assert!(spares.take(SPARE_LEN_MAX + 1).is_none());
+        let taken = spares.take(11).expect("the long one");
+        assert!(taken.is_empty() && taken.capacity() == SPARE_LEN_MAX);
+        assert!(spares.take(11).is_none());
+    }
+
+    #[test]
+    fn nothing_is_kept_for_nobody() {
+        let mut spares = Spares::default();
+        spares.give(vec![1; 10]);
+        assert_eq!(spares.count(), 0);
+        spares.enter();
+        spares.enter();
+        spares.give(vec![1; 10]);
+        spares.leave();
+        assert_eq!(spares.count(), 1);
+        spares.leave();
+        assert_eq!(spares.count(), 0);
+    }
+}

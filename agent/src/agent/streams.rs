@@ -1,0 +1,183 @@
+//! Frames that belong to a connection's session: ACK, STDIN, STDIN_EOF, RESIZE, EXIT_ACK. No I/O,
+//! no clock.
+//!
+//! None of them has an answer of its own, so that what a client streams is never held up by what it
+//! reads. They may cross with EXITED on the way: what comes for a session that has just ended is
+//! ignored.
+//!
+//! Invariants:
+//! - Only an owner changes anything. An observer's ACK is checked and forgotten.
+//! - What cannot have been meant ends the connection and changes nothing.
+
+use std::time::Instant;
+
+use shared::message::{Ack, AttachMode, Chunk, ExitAck, Message, StdinEof, TtySize};
+
+use super::Agent;
+use super::action::Action;
+use super::attachments::Attachment;
+use super::connection::Mistake;
+use super::ids::{ConnectionId, SessionId};
+use super::input::{Input, InputMistake};
+use super::session::State;
+use super::spares::Spares;
+
+impl Agent {
+    pub(super) fn handle_ack(&mut self, id: ConnectionId, ack: Ack, now: Instant) {
+        let attachment = match self.attachment_of(id) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => return,
+            Err(mistake) => return self.refuse_mistake(id, &mistake, now),
+        };
+        match attachment.mode {
+            AttachMode::Wait => {}
+            AttachMode::Own | AttachMode::Observe if ack.offset > attachment.cursor(ack.stream) => {
+                self.refuse_mistake(id, &Mistake::AckBeyondSent, now);
+            }
+            AttachMode::Observe => {}
+            AttachMode::Own => {
+                if let Some(session) = self.sessions.get_mut(attachment.session) {
+                    session.release(ack.stream, ack.offset, &mut self.spares);
+                    self.resume_output(attachment.session, now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn handle_stdin(&mut self, id: ConnectionId, chunk: &Chunk, now: Instant) {
+        self.take_input(id, now, |input, spares| {
+            input.handle_bytes(chunk.offset, &chunk.bytes, spares)
+        });
+    }
+
+    pub(super) fn handle_stdin_eof(&mut self, id: ConnectionId, eof: StdinEof, now: Instant) {
+        self.take_input(id, now, |input, _| input.handle_end(eof.offset));
+    }
+
+    /// Lets an owner's session take something of its standard input.
+    fn take_input(
+        &mut self,
+        id: ConnectionId,
+        now: Instant,
+        take: impl FnOnce(&mut Input, &mut Spares) -> Result<(), InputMistake>,
+    ) {
+        let attachment = match self.attachment_of(id) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => return,
+            Err(mistake) => return self.refuse_mistake(id, &mistake, now),
+        };
+        let session = self.sessions.get_mut(attachment.session);
+        let taken = match (attachment.mode, session) {
+            (AttachMode::Own, Some(session)) => {
+                take(&mut session.input, &mut self.spares).map_err(Mistake::Input)
+            }
+            (AttachMode::Own, None) => Ok(()),
+            (AttachMode::Observe | AttachMode::Wait, _) => Err(Mistake::NotOwner),
+        };
+        match taken {
+            Ok(()) => self.advance_input(attachment.session, now),
+            Err(mistake) => self.refuse_mistake(id, &mistake, now),
+        }
+    }
+
+    pub(super) fn handle_resize(&mut self, id: ConnectionId, size: TtySize) {
+        // A terminal may change its size at any time, also where no session came of the request.
+        let Ok(Some(attachment)) = self.attachment_of(id) else {
+            return;
+        };
+        let session = attachment.session;
+        let has_tty = self.sessions.get(session).is_some_and(|it| {
+            it.terms().tty.is_some() && matches!(it.state(), State::Starting | State::Running)
+        });
+        if has_tty && attachment.mode == AttachMode::Own {
+            self.actions.push_back(Action::ResizeTty { session, size });
+        }
+    }
+
+    /// The end of a session was taken note of, by somebody who may say so.
+    pub(super) fn handle_exit_ack(&mut self, id: ConnectionId, ack: ExitAck) {
+        let session_id = SessionId::from_number(ack.session);
+        let served = self
+            .connections
+            .get(&id)
+            .and_then(|connection| connection.served);
+        let is_bystander = matches!(
+            served,
+            Some((session, AttachMode::Observe | AttachMode::Wait)) if session == session_id
+        );
+        if let Some(session) = self.sessions.get_mut(session_id)
+            && session.exited().is_some()
+            && !is_bystander
+        {
+            session.clear_output();
+        }
+    }
+
+    /// A connection's part in a session; none if it had one that has ended.
+    fn attachment_of(&self, id: ConnectionId) -> Result<Option<Attachment>, Mistake> {
+        let Some(connection) = self.connections.get(&id) else {
+            return Ok(None);
+        };
+        match (connection.attachment, connection.served) {
+            (Some(attachment), _) => Ok(Some(attachment)),
+            (None, Some(_)) => Ok(None),
+            (None, None) => Err(Mistake::NotAttached),
+        }
+    }
+
+    /// Bytes that the session's standard input should take next.
+    pub fn input_pending(&self, id: SessionId) -> &[u8] {
+        self.sessions
+            .get(id)
+            .map_or(&[], |session| session.input.pending())
+    }
+
+    /// The session's standard input took `len` of the pending bytes.
+    pub fn handle_input_written(&mut self, id: SessionId, len: usize, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.input.handle_written(len, &mut self.spares);
+            self.advance_input(id, now);
+        }
+    }
+
+    /// Nobody reads the session's standard input any more.
+    pub fn handle_input_closed(&mut self, id: SessionId, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.input.close();
+            self.advance_input(id, now);
+        }
+    }
+
+    /// The command is gone, and nobody is to read its standard input any more.
+    pub(super) fn close_input(&mut self, id: SessionId, now: Instant) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        if session.input.close() && session.terms().tty.is_none() {
+            self.actions.push_back(Action::CloseInput(id));
+        }
+        self.advance_input(id, now);
+    }
+
+    /// Goes as far with a session's standard input as it can: bytes to the command, its end, and
+    /// credit to the owner.
+    pub(super) fn advance_input(&mut self, id: SessionId, now: Instant) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        if session.state() == State::Starting {
+            return;
+        }
+        if session.input.poll_flush() {
+            self.actions.push_back(Action::FlushInput(id));
+        }
+        if session.input.poll_end() {
+            self.actions.push_back(Action::CloseInput(id));
+        }
+        if let Some(owner) = session.owner
+            && let Some(window) = session.input.poll_window()
+        {
+            self.send(owner, &Message::Window(window), now);
+        }
+    }
+}

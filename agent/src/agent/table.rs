@@ -1,0 +1,299 @@
+//! All sessions by their names, and what is kept of those that have ended. No I/O, no clock.
+//!
+//! ```text
+//! insert ─▶ runs ─── complete ─▶ ended ─┬─ RESULTS_MAX ended after it ─▶ forgotten
+//!             └ remove: it never ran    └─ too much output is kept ────▶ its output goes, the
+//!                                                                       result stays
+//! ```
+//!
+//! Invariants:
+//! - The id of a request is known as long as its session is, so that it is not run again.
+//! - At most [`RESULTS_MAX`] ended sessions are kept, and those that a connection is attached to.
+//! - They hold at most [`ENDED_OUTPUT_LEN_MAX`] bytes of output, and what those with an owner hold.
+//! - The workload's result and output are kept for good.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use shared::id::ExecId;
+use shared::message::{Exited, SessionRef};
+
+use super::ids::SessionId;
+use super::session::Session;
+
+/// How many ended sessions are remembered. The oldest is forgotten first.
+pub const RESULTS_MAX: usize = 256;
+
+/// Most bytes of output that are kept of ended sessions together. The oldest loses its own first.
+pub const ENDED_OUTPUT_LEN_MAX: usize = 4 * 1024 * 1024;
+
+/// The sessions.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    by_id: BTreeMap<SessionId, Session>,
+    by_exec: BTreeMap<ExecId, SessionId>,
+    workload: Option<SessionId>,
+    /// Ended ones but the workload, the oldest end first.
+    ended: VecDeque<SessionId>,
+    running_count: usize,
+}
+
+impl Table {
+    /// A session was asked for.
+    pub(super) fn insert(&mut self, session: Session) {
+        let id = session.id();
+        match session.terms().exec {
+            Some(exec) => {
+                self.by_exec.insert(exec, id);
+            }
+            None => self.workload = Some(id),
+        }
+        self.by_id.insert(id, session);
+        self.running_count += 1;
+    }
+
+    /// A session's program never ran, so its request may be made again.
+    pub(super) fn remove(&mut self, id: SessionId) {
+        if self.forget(id).is_some() {
+            self.running_count -= 1;
+        }
+    }
+
+    /// A session has ended like this.
+    pub(super) fn complete(&mut self, id: SessionId, exited: Exited) {
+        let Some(session) = self.by_id.get_mut(&id) else {
+            return;
+        };
+        session.handle_complete(exited);
+        self.running_count -= 1;
+        if self.workload != Some(id) {
+            self.ended.push_back(id);
+        }
+    }
+
+    /// Lets go of what is over the limits. Called when a session has ended, and when a connection
+    /// has let go of one that had.
+    pub(super) fn trim(&mut self) {
+        let by_id = &self.by_id;
+        let is_held = |id: &SessionId| by_id.get(id).is_some_and(|it| !it.attached().is_empty());
+        let excess = self.ended.len().saturating_sub(RESULTS_MAX);
+        let forgotten: Vec<_> = self
+            .ended
+            .iter()
+            .filter(|id| !is_held(id))
+            .take(excess)
+            .copied()
+            .collect();
+        for id in forgotten {
+            self.ended.retain(|other| *other != id);
+            self.forget(id);
+        }
+        let is_counted = |session: &&mut Session| session.owner.is_none();
+        let mut total = 0;
+        for id in self.ended.iter().rev() {
+            if let Some(session) = self.by_id.get_mut(id).filter(is_counted) {
+                total += session.kept_len();
+                if total > ENDED_OUTPUT_LEN_MAX {
+                    session.clear_output();
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, id: SessionId) -> Option<Session> {
+        let session = self.by_id.remove(&id)?;
+        if let Some(exec) = session.terms().exec {
+            self.by_exec.remove(&exec);
+        }
+        Some(session)
+    }
+
+    /// The session with this name.
+    pub(super) fn find(&self, session: SessionRef) -> Option<SessionId> {
+        match session {
+            SessionRef::Workload => self.workload,
+            SessionRef::Exec(exec) => self.find_exec(exec),
+            SessionRef::Number(number) => {
+                let id = SessionId::from_number(number);
+                self.by_id.contains_key(&id).then_some(id)
+            }
+        }
+    }
+
+    /// The session that this request started.
+    pub(super) fn find_exec(&self, exec: ExecId) -> Option<SessionId> {
+        self.by_exec.get(&exec).copied()
+    }
+
+    /// The session with this number.
+    pub(super) fn get(&self, id: SessionId) -> Option<&Session> {
+        self.by_id.get(&id)
+    }
+
+    /// The session with this number.
+    pub(super) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// Sessions with higher numbers than this one, in order.
+    pub(super) fn after(&self, number: u64) -> impl Iterator<Item = &Session> {
+        let from = SessionId::from_number(number.saturating_add(1));
+        let is_last = number == u64::MAX;
+        self.by_id
+            .range(from..)
+            .filter(move |_| !is_last)
+            .map(|(_, session)| session)
+    }
+
+    /// Sessions that have not ended.
+    pub(super) fn running(&self) -> impl Iterator<Item = &Session> {
+        self.by_id
+            .values()
+            .filter(|session| session.exited().is_none())
+    }
+
+    /// Sessions that have not ended and that a host asked for. The workload is none of them: it
+    /// runs as long as the machine does, and whoever waits for work to be done waits for these.
+    pub(super) fn asked_for(&self) -> impl Iterator<Item = &Session> {
+        self.running().filter(|session| !session.is_workload())
+    }
+
+    /// How many sessions have not ended.
+    pub(super) fn running_count(&self) -> usize {
+        self.running_count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::ConnectionId;
+    use crate::agent::ring::RING_LEN_MAX;
+    use crate::agent::session::{Exit, Terms};
+    use crate::agent::spares::Spares;
+    use shared::message::{ExitStatus, OutputPolicy, ResourceUsage, Stream};
+    use std::time::{Duration, Instant};
+
+    fn exec(number: u64) -> ExecId {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        ExecId::from_bytes(bytes)
+    }
+
+    fn insert(table: &mut Table, number: u64) {
+        let terms = Terms {
+            exec: (number > 0).then(|| exec(number)),
+            command: String::new(),
+            generation: None,
+            tty: None,
+            has_input: false,
+            output: OutputPolicy::Block,
+            is_detached: false,
+            keep: Duration::ZERO,
+            timeout: None,
+        };
+        let id = SessionId::from_number(number);
+        table.insert(Session::new(id, terms, Instant::now()));
+        table.get_mut(id).expect("inserted").handle_spawned(1);
+    }
+
+    /// Ends a session that wrote this much, and that this connection owns.
+    fn end(table: &mut Table, number: u64, len: usize, owner: Option<ConnectionId>) {
+        let id = SessionId::from_number(number);
+        let session = table.get_mut(id).expect("a session");
+        session.handle_output(Stream::Stdout, &vec![0; len], &mut Spares::default());
+        let usage = ResourceUsage::default();
+        session.handle_exit(Exit {
+            status: ExitStatus::Code(0),
+            usage,
+        });
+        session.handle_grace_over();
+        session.owner = owner;
+        owner
+            .iter()
+            .for_each(|owner| session.insert_attached(*owner));
+        let exited = session.completion().expect("complete");
+        table.complete(id, exited);
+        table.trim();
+    }
+
+    fn is_known(table: &Table, number: u64) -> bool {
+        let by_number = table.find(SessionRef::Number(number));
+        assert_eq!(table.find(SessionRef::Exec(exec(number))), by_number);
+        by_number.is_some()
+    }
+
+    fn kept(table: &Table, number: u64) -> usize {
+        table
+            .get(SessionId::from_number(number))
+            .expect("known")
+            .kept_len()
+    }
+
+    #[test]
+    fn the_oldest_result_is_forgotten_past_the_limit() {
+        let last = RESULTS_MAX as u64;
+        let mut table = Table::default();
+        insert(&mut table, 9999);
+        for number in 1..=last {
+            insert(&mut table, number);
+            end(&mut table, number, 0, None);
+        }
+        assert!(is_known(&table, 1));
+        insert(&mut table, last + 1);
+        end(&mut table, last + 1, 0, None);
+        assert!(!is_known(&table, 1) && is_known(&table, 2));
+        assert!(is_known(&table, 9999), "what runs is never forgotten");
+        assert_eq!(table.running_count(), 1);
+        table.remove(SessionId::from_number(9999));
+        assert!(!is_known(&table, 9999));
+        assert_eq!(table.running_count(), 0);
+    }
+
+    #[test]
+    fn what_somebody_is_attached_to_is_not_forgotten() {
+        let last = RESULTS_MAX as u64;
+        let mut table = Table::default();
+        for number in 1..=last + 1 {
+            insert(&mut table, number);
+            let owner = (number == 1).then_some(ConnectionId::from_number(1));
+            end(&mut table, number, 0, owner);
+        }
+        assert!(is_known(&table, 1) && !is_known(&table, 2));
+    }
+
+    #[test]
+    fn the_oldest_output_goes_past_the_limit_and_an_owner_keeps_its_own() {
+        let fit = (ENDED_OUTPUT_LEN_MAX / RING_LEN_MAX) as u64;
+        let mut table = Table::default();
+        let owner = Some(ConnectionId::from_number(1));
+        for (number, owner) in (1..=fit).map(|it| (it, None)).chain([(fit + 1, owner)]) {
+            insert(&mut table, number);
+            end(&mut table, number, RING_LEN_MAX, owner);
+        }
+        assert_eq!(kept(&table, 1), RING_LEN_MAX, "at the limit");
+        insert(&mut table, fit + 2);
+        end(&mut table, fit + 2, 1, None);
+        assert_eq!((kept(&table, 1), kept(&table, 2)), (0, RING_LEN_MAX));
+        assert_eq!(
+            (kept(&table, fit + 1), kept(&table, fit + 2)),
+            (RING_LEN_MAX, 1)
+        );
+    }
+
+    #[test]
+    fn the_workload_is_kept_and_is_nobodys_request() {
+        let mut table = Table::default();
+        insert(&mut table, 0);
+        assert_eq!((table.running_count(), table.asked_for().count()), (1, 0));
+        end(&mut table, 0, 5, None);
+        for number in 1..=RESULTS_MAX as u64 + 1 {
+            insert(&mut table, number);
+            end(&mut table, number, 0, None);
+        }
+        assert_eq!(
+            table.find(SessionRef::Workload),
+            Some(SessionId::from_number(0))
+        );
+        assert_eq!(kept(&table, 0), 5);
+    }
+}

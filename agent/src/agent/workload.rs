@@ -1,0 +1,226 @@
+//! The program that the image asks for: a session that no host started. No I/O, no clock.
+//!
+//! ```text
+//!               ended, could not be started
+//! Running ─┬──────────────────────────────────▶ to be started again ─▶ Pausing ─┐
+//!    ▲     └────▶ not to be ─▶ Over ─▶ the machine goes on, or ends              │
+//!    └───────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! It is started with the agent, needs no client and runs as long as the machine does. Started
+//! again it is the same session: offsets go on, and who is attached stays so. Its result is that of
+//! its last run.
+//!
+//! A REBIND that kills inherited sessions kills it as well. That it ended by that is no verdict on
+//! it: it is started again if failures are, and the machine does not end for it.
+//!
+//! Invariants:
+//! - Nothing is started, and no machine ended, while the guest is between two names.
+//! - A program that keeps failing costs less and less: the pause before the next start doubles.
+
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use shared::message::{ExitStatus, Exited, Fail, FailCode, OutputPolicy, ResourceUsage};
+
+use super::Agent;
+use super::action::{End, Restart, WorkloadEnd, WorkloadSettings};
+use super::command::Command;
+use super::ids::SessionId;
+use super::session::{Exit, Session, Terms, command_text};
+use super::state::State;
+use super::timers::Timer;
+
+/// Pause before the first start after a failure.
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// Longest pause before a start.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// A run of this length was no failure to start: the next pause is the shortest again.
+pub(super) const RUN_LEN_MIN: Duration = Duration::from_secs(10);
+
+/// What a shell reports of a program that is not there.
+const CODE_NOT_FOUND: u8 = 127;
+
+/// What a shell reports of a program that cannot be run.
+const CODE_NOT_RUNNABLE: u8 = 126;
+
+/// Where the workload stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It has been started.
+    Running,
+    /// It will be started again, and ended like this before.
+    Pausing(Exited),
+    /// It has ended for good, which has not been acted on.
+    Over,
+    /// It has ended for good.
+    Settled,
+}
+
+/// The workload.
+#[derive(Debug)]
+pub(super) struct Workload {
+    settings: WorkloadSettings,
+    session: SessionId,
+    phase: Phase,
+    /// The pause before the next start.
+    pause: Duration,
+    started_at: Instant,
+    /// Whether a REBIND has killed this run.
+    is_dropped: bool,
+}
+
+impl Agent {
+    /// Starts the program that the image asks for, if it does.
+    pub(super) fn start_workload(&mut self, now: Instant) {
+        let Some(settings) = self.settings.workload.clone() else {
+            return;
+        };
+        let session = self.serials.next_session();
+        let terms = Terms {
+            exec: None,
+            command: command_text(settings.argv.iter().map(Vec::as_slice)),
+            generation: self.generation,
+            tty: None,
+            has_input: false,
+            output: OutputPolicy::DropOldest,
+            is_detached: true,
+            keep: Duration::ZERO,
+            timeout: None,
+        };
+        self.sessions.insert(Session::new(session, terms, now));
+        self.spawn_session(session, Command::of_workload(&settings));
+        self.workload = Some(Workload {
+            settings,
+            session,
+            phase: Phase::Running,
+            pause: PAUSE_MIN,
+            started_at: now,
+            is_dropped: false,
+        });
+    }
+
+    /// Its program could not be started, which is a failure like any other.
+    pub(super) fn handle_workload_never_ran(&mut self, fail: &Fail, now: Instant) {
+        warn!("workload: {}", fail.text);
+        let is_missing = fail.code == FailCode::NotFound;
+        let code = if is_missing {
+            CODE_NOT_FOUND
+        } else {
+            CODE_NOT_RUNNABLE
+        };
+        let Some(id) = self.workload.as_ref().map(|workload| workload.session) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        session.handle_never_ran(Exit {
+            status: ExitStatus::Code(code),
+            usage: ResourceUsage::default(),
+        });
+        if let Some(exited) = session.completion() {
+            self.handle_workload_over(id, exited, now);
+        }
+    }
+
+    /// Its process has ended, and all of its output has been read.
+    pub(super) fn handle_workload_over(&mut self, id: SessionId, exited: Exited, now: Instant) {
+        let is_ending = self.state == State::Ending;
+        let (Some(workload), Some(session)) = (&mut self.workload, self.sessions.get_mut(id))
+        else {
+            return;
+        };
+        let status = exited.status.shell_code();
+        let is_again = match workload.settings.restart {
+            Restart::No => false,
+            Restart::OnFailure => exited.status != ExitStatus::Code(0) && !is_ending,
+        };
+        if !is_again {
+            info!("workload: ended with status {status}");
+            workload.phase = Phase::Over;
+            self.timers.set_after(Timer::Workload, Duration::ZERO, now);
+            return self.end_session(id, exited, now);
+        }
+        if now.saturating_duration_since(workload.started_at) >= RUN_LEN_MIN {
+            workload.pause = PAUSE_MIN;
+        }
+        let pause = workload.pause;
+        info!(
+            "workload: ended with status {status}; again in {} ms",
+            pause.as_millis()
+        );
+        workload.phase = Phase::Pausing(exited);
+        workload.pause = (pause * 2).min(PAUSE_MAX);
+        session.handle_restart();
+        self.timers.set_after(Timer::Workload, pause, now);
+    }
+
+    /// Acts on its end. The timer that brings this about stands still while the guest is between
+    /// two names.
+    pub(super) fn follow_up_workload(&mut self, now: Instant) {
+        match self.workload.as_ref().map(|workload| workload.phase) {
+            Some(Phase::Pausing(_)) => self.restart_workload(now),
+            Some(Phase::Over) => self.settle_workload(now),
+            Some(Phase::Running | Phase::Settled) | None => {}
+        }
+    }
+
+    fn restart_workload(&mut self, now: Instant) {
+        let Some(workload) = &mut self.workload else {
+            return;
+        };
+        workload.phase = Phase::Running;
+        workload.is_dropped = false;
+        workload.started_at = now;
+        self.counters.restarts += 1;
+        let command = Command::of_workload(&workload.settings);
+        let id = workload.session;
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.restarts = session.restarts.saturating_add(1);
+        }
+        self.spawn_session(id, command);
+    }
+
+    fn settle_workload(&mut self, now: Instant) {
+        let Some(workload) = &mut self.workload else {
+            return;
+        };
+        workload.phase = Phase::Settled;
+        let ends = match workload.settings.at_end {
+            WorkloadEnd::Keep => false,
+            WorkloadEnd::PowerOff => !workload.is_dropped,
+        };
+        if ends && self.state != State::Ending {
+            self.begin_ending(End::PowerOff, self.settings.grace, now);
+        }
+    }
+
+    /// A REBIND kills what is inherited.
+    pub(super) fn drop_workload(&mut self) {
+        if let Some(workload) = &mut self.workload {
+            workload.is_dropped |= workload.phase == Phase::Running;
+        }
+    }
+
+    /// The machine ends, so it is not started again.
+    pub(super) fn give_up_workload(&mut self, now: Instant) {
+        self.timers.stop(Timer::Workload);
+        let Some(workload) = &mut self.workload else {
+            return;
+        };
+        if let Phase::Pausing(exited) = workload.phase {
+            workload.phase = Phase::Settled;
+            let id = workload.session;
+            if let Some(session) = self.sessions.get_mut(id) {
+                session.handle_never_ran(Exit {
+                    status: exited.status,
+                    usage: exited.usage,
+                });
+            }
+            self.end_session(id, exited, now);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Bytes into commands.
+//!
+//! A writing end is registered as long as it is open. While bytes wait for it, that it takes more
+//! is an event. While none do, only errors and hang-ups are, which epoll tells whatever is asked
+//! for: so it shows at once when the command closes its standard input, and a command that reads
+//! what it has wakes nobody.
+
+use std::io;
+use std::time::Instant;
+
+use log::debug;
+use mio::Interest;
+
+use super::{Shell, Source};
+use crate::agent::{Agent, SessionId};
+use crate::sys::stdio::StdioEnd;
+
+/// Asks for nothing that a pipe or a terminal's master ever reports.
+const HANG_UP_ONLY: Interest = Interest::PRIORITY;
+
+/// The writing end of a command's standard input.
+#[derive(Debug)]
+pub(super) struct Input {
+    end: StdioEnd,
+    /// Whether it is registered for taking more, and not for hang-ups only.
+    is_awaited: bool,
+}
+
+impl Shell {
+    /// Puts the writing end of a program that was started just now into the poll set.
+    pub(super) fn register_input(&self, id: SessionId, mut end: StdioEnd) -> Option<Input> {
+        let token = Source::Input(id).token();
+        match self.registry.register(&mut end, token, HANG_UP_ONLY) {
+            Ok(()) => Some(Input {
+                end,
+                is_awaited: false,
+            }),
+            Err(err) => {
+                debug!("{id}: cannot poll its input: {err}");
+                None
+            }
+        }
+    }
+
+    /// Something happened to a writing end: it takes more, or nobody reads it any more.
+    pub(super) fn drain_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
+        self.flush_input(id, agent, now);
+        if self.input(id).is_some_and(|input| input.end.is_hung_up()) {
+            self.end_input(id, agent, now);
+        }
+    }
+
+    /// Writes until there is no more, or the command takes no more.
+    pub(super) fn flush_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
+        while let Some(input) = self.input(id) {
+            let pending = agent.input_pending(id);
+            if pending.is_empty() {
+                break;
+            }
+            match input.end.write(pending) {
+                Ok(len) => agent.handle_input_written(id, len, now),
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => {
+                    debug!("{id}: its input is read no more: {err}");
+                    return self.end_input(id, agent, now);
+                }
+            }
+        }
+        self.sync_input(id, agent, now);
+    }
+
+    /// Makes the registration agree with whether bytes wait. Registering anew reports room that is
+    /// already there.
+    fn sync_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
+        let is_wanted = !agent.input_pending(id).is_empty();
+        let Some(input) = self.stdio.get_mut(&id).and_then(|it| it.input.as_mut()) else {
+            return;
+        };
+        if input.is_awaited == is_wanted {
+            return;
+        }
+        let interest = if is_wanted {
+            HANG_UP_ONLY | Interest::WRITABLE
+        } else {
+            HANG_UP_ONLY
+        };
+        input.is_awaited = is_wanted;
+        let token = Source::Input(id).token();
+        if let Err(err) = self.registry.reregister(&mut input.end, token, interest) {
+            debug!("{id}: cannot poll its input: {err}");
+            self.end_input(id, agent, now);
+        }
+    }
+
+    /// Deregisters, then closes. To a command without a terminal that is the end of its input.
+    pub(super) fn close_input(&mut self, id: SessionId) {
+        let stdio = self.stdio.get_mut(&id);
+        if let Some(mut input) = stdio.and_then(|stdio| stdio.input.take()) {
+            // A terminal's other end is still open, and epoll would keep this one for it.
+            let _ = self.registry.deregister(&mut input.end);
+            self.forget_closed(id);
+        }
+    }
+
+    pub(super) fn end_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
+        self.close_input(id);
+        agent.handle_input_closed(id, now);
+    }
+
+    fn input(&self, id: SessionId) -> Option<&Input> {
+        self.stdio.get(&id)?.input.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CString;
+    use std::time::Duration;
+
+    use mio::{Events, Poll, Token};
+    use shared::message::TtySize;
+
+    use crate::sys::process::FileLimit;
+    use crate::sys::spawn::{Program, Spawner, Started};
+    use crate::sys::stdio::Wiring;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+    const SIZE: TtySize = TtySize { rows: 24, cols: 80 };
+    const STDIN: Token = Token(0);
+    const STDOUT: Token = Token(1);
+
+    fn spawn(wiring: Wiring, script: &str) -> Started {
+        let limit = FileLimit {
+            soft: 256,
+            hard: 256,
+        };
+        let strings = |list: &[&str]| list.iter().map(|s| CString::new(*s).unwrap()).collect();
+        let program = Program {
+            candidates: strings(&["/bin/sh"]),
+            argv: strings(&["sh", "-c", script]),
+            env: Vec::new(),
+            cwd: CString::new("/").unwrap(),
+            wiring,
+            user: None,
+        };
+        Spawner::new(limit).unwrap().spawn(&program).unwrap()
+    }
+
+    /// Polls until there is an event for `token`; returns the tokens of all that came before.
+    fn await_event(poll: &mut Poll, token: Token) -> Vec<Token> {
+        let mut events = Events::with_capacity(8);
+        let mut before = Vec::new();
+        loop {
+            poll.poll(&mut events, Some(DEADLINE)).unwrap();
+            assert!(!events.is_empty(), "no event for {token:?}");
+            for event in &events {
+                if event.token() == token {
+                    return before;
+                }
+                before.push(event.token());
+            }
+        }
+    }
+
+    /// Writes until there is no room.
+    fn fill(end: &StdioEnd) {
+        loop {
+            match end.write(&[b'x'; 4096]) {
+                Ok(_) => {}
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
+                Err(err) => panic!("{err}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_that_nothing_waits_for_tells_hang_ups_only() {
+        for wiring in [Wiring::InputAndOutput, Wiring::Terminal(SIZE)] {
+            let script = "read line; echo \"$line\"; read line";
+            let started = spawn(wiring, script);
+            let (mut stdin, mut stdout) = (started.stdio.stdin.unwrap(), started.stdio.stdout);
+            let mut poll = Poll::new().unwrap();
+            let registry = poll.registry();
+            registry.register(&mut stdin, STDIN, HANG_UP_ONLY).unwrap();
+            let interest = Interest::READABLE;
+            registry.register(&mut stdout, STDOUT, interest).unwrap();
+            assert!(!stdin.is_hung_up());
+            // It is read, and room made by that is no event; then the reader goes, which is one.
+            stdin.write(b"first\n").unwrap();
+            assert!(!await_event(&mut poll, STDOUT).contains(&STDIN));
+            assert!(!stdin.is_hung_up());
+            stdin.write(b"second\n").unwrap();
+            await_event(&mut poll, STDIN);
+            assert!(stdin.is_hung_up());
+        }
+    }
+
+    #[test]
+    fn an_end_that_bytes_wait_for_tells_that_there_is_room() {
+        let started = spawn(
+            Wiring::InputAndOutput,
+            "head -c 65536 >/dev/null; read line",
+        );
+        let mut stdin = started.stdio.stdin.unwrap();
+        let mut poll = Poll::new().unwrap();
+        let registry = poll.registry();
+        registry.register(&mut stdin, STDIN, HANG_UP_ONLY).unwrap();
+        fill(&stdin);
+        let interest = HANG_UP_ONLY | Interest::WRITABLE;
+        registry.reregister(&mut stdin, STDIN, interest).unwrap();
+        await_event(&mut poll, STDIN);
+        assert!(!stdin.is_hung_up());
+    }
+}

@@ -1,0 +1,300 @@
+//! From the core's command to a program ready for the kernel, and from the kernel's refusal back.
+//!
+//! The user is looked up here, before any child exists, in the image's own files. They are small
+//! and local, and read anew each time, because programs of the guest may change them.
+
+use std::io;
+use std::path::Path;
+
+use crate::accounts::{self, Account, AccountError};
+use crate::agent::{Command, SpawnFailure, SpawnStage};
+use crate::sys::file::read_small;
+use crate::sys::spawn::{Program, SpawnError, Stage, User, c_string};
+use crate::sys::stdio::Wiring;
+
+const PASSWD_PATH: &str = "/etc/passwd";
+const GROUP_PATH: &str = "/etc/group";
+
+/// Most bytes of each of the two: tens of thousands of users.
+const ACCOUNTS_LEN_MAX: usize = 1024 * 1024;
+
+/// The command as the kernel wants it.
+pub(super) fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
+    let account = match &command.user {
+        Some(user) => Some(account_of(user)?),
+        None => None,
+    };
+    let has_home = || command.env.iter().any(|pair| pair.starts_with(b"HOME="));
+    let home = account
+        .as_ref()
+        .filter(|_| !has_home())
+        .map(|account| [b"HOME=", account.home.as_slice()].concat());
+    let strings = |list: &[Vec<u8>]| -> io::Result<Vec<_>> {
+        list.iter().map(|bytes| c_string(bytes)).collect()
+    };
+    let program = || -> io::Result<Program> {
+        let mut env = strings(&command.env)?;
+        env.extend(home.as_deref().map(c_string).transpose()?);
+        Ok(Program {
+            candidates: strings(&command.candidates)?,
+            argv: strings(&command.argv)?,
+            env,
+            cwd: c_string(&command.cwd)?,
+            wiring: match (command.tty, command.has_input) {
+                (Some(size), _) => Wiring::Terminal(size),
+                (None, true) => Wiring::InputAndOutput,
+                (None, false) => Wiring::Output,
+            },
+            user: account.map(|account| User {
+                uid: account.uid,
+                gid: account.gid,
+                groups: account.groups,
+            }),
+        })
+    };
+    // Zero bytes were refused when the request was read.
+    program().map_err(|source| {
+        let error = SpawnError {
+            stage: Stage::SetUp,
+            source,
+            stillborn: None,
+        };
+        failure_of(&error, command)
+    })
+}
+
+/// The failure with the name of what it failed on, as it was asked for.
+pub(super) fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
+    let program = command.argv.first().map_or(&b""[..], Vec::as_slice);
+    let user = command.user.as_deref().unwrap_or_default();
+    let errno = error.source.raw_os_error().unwrap_or(0);
+    let (stage, errno, object) = match error.stage {
+        Stage::Clone => (SpawnStage::Clone, errno, program),
+        Stage::Terminal if is_shortage(&error.source) => (SpawnStage::Clone, errno, program),
+        Stage::Terminal | Stage::SetUp => (SpawnStage::SetUp, errno, program),
+        Stage::User => (SpawnStage::User, errno, user),
+        Stage::Chdir => (SpawnStage::Chdir, errno, command.cwd.as_slice()),
+        Stage::Exec => (SpawnStage::Exec, errno, program),
+        // To the kernel a file was not found, to the caller it was: it cannot be run as it is.
+        Stage::Interpreter => (SpawnStage::Exec, libc::ENOEXEC, program),
+    };
+    let object = String::from_utf8_lossy(object);
+    SpawnFailure {
+        stage,
+        errno,
+        text: format!("{object}: {}", reason(error)),
+        stillborn: error.stillborn,
+    }
+}
+
+/// The error in words, in better ones than the kernel's where those mislead.
+fn reason(error: &SpawnError) -> String {
+    match (error.stage, error.source.raw_os_error()) {
+        (Stage::Interpreter, _) => {
+            "it is there, but the interpreter or dynamic loader that it names is not".to_owned()
+        }
+        (Stage::Exec, Some(libc::ENOEXEC)) => {
+            "it is neither a binary for this machine nor a script with a #! line".to_owned()
+        }
+        (Stage::Exec, Some(libc::E2BIG)) => {
+            "arguments and environment, or one of them, are too long for the kernel".to_owned()
+        }
+        (Stage::Exec, Some(libc::ETXTBSY)) => "it is open for writing".to_owned(),
+        (Stage::Terminal, _) => format!("no terminal, which needs /dev/pts: {}", error.source),
+        (Stage::Clone | Stage::SetUp | Stage::User | Stage::Chdir | Stage::Exec, _) => {
+            error.source.to_string()
+        }
+    }
+}
+
+fn account_of(user: &[u8]) -> Result<Account, SpawnFailure> {
+    let failure = |stage, errno, text: &dyn std::fmt::Display| SpawnFailure {
+        stage,
+        errno,
+        text: format!("{}: {text}", String::from_utf8_lossy(user)),
+        stillborn: None,
+    };
+    let read = |path: &str| match read_small(Path::new(path), ACCOUNTS_LEN_MAX) {
+        // An image may be without them; numbers need no entry.
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(err) => {
+            let stage = if is_shortage(&err) {
+                SpawnStage::Clone
+            } else {
+                SpawnStage::User
+            };
+            let errno = err.raw_os_error().unwrap_or(libc::EINVAL);
+            Err(failure(stage, errno, &format!("cannot read {path}: {err}")))
+        }
+        Ok(text) => Ok(text),
+    };
+    accounts::resolve(user, &read(PASSWD_PATH)?, &read(GROUP_PATH)?).map_err(|err| {
+        let errno = match err {
+            AccountError::UserUnknown | AccountError::GroupUnknown => libc::ENOENT,
+            AccountError::NoUserGiven | AccountError::OutOfRange => libc::EINVAL,
+        };
+        failure(SpawnStage::User, errno, &err)
+    })
+}
+
+/// Whether an error says that the guest lacks something now and may have it later.
+fn is_shortage(err: &io::Error) -> bool {
+    // ENOSPC is what too many terminals are.
+    let errors = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+        libc::ENOSPC,
+        libc::EAGAIN,
+    ];
+    err.raw_os_error()
+        .is_some_and(|errno| errors.contains(&errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::message::TtySize;
+
+    fn command() -> Command {
+        let bytes = |text: &str| text.as_bytes().to_vec();
+        Command {
+            candidates: vec![bytes("/bin/x")],
+            argv: vec![bytes("x")],
+            env: vec![bytes("A=1")],
+            cwd: bytes("/cwd"),
+            has_input: false,
+            tty: None,
+            user: None,
+        }
+    }
+
+    fn env_of(command: &Command) -> Vec<String> {
+        let env = program_of(command).unwrap().env;
+        env.iter()
+            .map(|pair| pair.to_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn home_is_the_users_unless_it_is_given() {
+        let mut command = command();
+        assert_eq!(env_of(&command), ["A=1"]);
+        command.user = Some(b"4000000:4000001".to_vec());
+        assert_eq!(env_of(&command), ["A=1", "HOME=/"]);
+        let user = program_of(&command).unwrap().user.unwrap();
+        assert_eq!((user.uid, user.gid), (4_000_000, 4_000_001));
+        command.env.push(b"HOME=/given".to_vec());
+        assert_eq!(env_of(&command), ["A=1", "HOME=/given"]);
+    }
+
+    #[test]
+    fn wiring_follows_from_terminal_and_input() {
+        let size = TtySize { rows: 1, cols: 2 };
+        for (tty, has_input, expected) in [
+            (None, false, Wiring::Output),
+            (None, true, Wiring::InputAndOutput),
+            (Some(size), false, Wiring::Terminal(size)),
+            (Some(size), true, Wiring::Terminal(size)),
+        ] {
+            let command = Command {
+                tty,
+                has_input,
+                ..command()
+            };
+            assert_eq!(program_of(&command).unwrap().wiring, expected);
+        }
+    }
+
+    #[test]
+    fn unknown_users_are_failures_with_their_name() {
+        for (user, errno, text) in [
+            ("nosuchuser", libc::ENOENT, "no such user in /etc/passwd"),
+            ("0:nosuchgroup", libc::ENOENT, "no such group in /etc/group"),
+            (":0", libc::EINVAL, "no user in front of the group"),
+        ] {
+            let command = Command {
+                user: Some(user.as_bytes().to_vec()),
+                ..command()
+            };
+            let failure = program_of(&command).unwrap_err();
+            let expected = SpawnFailure {
+                stage: SpawnStage::User,
+                errno,
+                text: format!("{user}: {text}"),
+                stillborn: None,
+            };
+            assert_eq!(failure, expected);
+        }
+    }
+
+    #[test]
+    fn failures_name_stage_object_and_reason() {
+        let command = Command {
+            user: Some(b"ann".to_vec()),
+            ..command()
+        };
+        let cases = [
+            (Stage::Clone, libc::EAGAIN, SpawnStage::Clone, "x: Resource"),
+            (
+                Stage::Terminal,
+                libc::EMFILE,
+                SpawnStage::Clone,
+                "x: no terminal",
+            ),
+            (
+                Stage::Terminal,
+                libc::ENOENT,
+                SpawnStage::SetUp,
+                "x: no terminal",
+            ),
+            (Stage::User, libc::EPERM, SpawnStage::User, "ann: Operation"),
+            (
+                Stage::Chdir,
+                libc::ENOENT,
+                SpawnStage::Chdir,
+                "/cwd: No such",
+            ),
+            (Stage::Exec, libc::ENOENT, SpawnStage::Exec, "x: No such"),
+            (Stage::Exec, libc::E2BIG, SpawnStage::Exec, "x: arguments"),
+            (
+                Stage::Exec,
+                libc::ETXTBSY,
+                SpawnStage::Exec,
+                "x: it is open",
+            ),
+            (
+                Stage::Exec,
+                libc::ENOEXEC,
+                SpawnStage::Exec,
+                "x: it is neither",
+            ),
+        ];
+        for (stage, errno, expected, text) in cases {
+            let error = SpawnError {
+                stage,
+                source: io::Error::from_raw_os_error(errno),
+                stillborn: Some(7),
+            };
+            let failure = failure_of(&error, &command);
+            assert_eq!((failure.stage, failure.errno), (expected, errno));
+            assert!(failure.text.starts_with(text), "{}", failure.text);
+            assert_eq!(failure.stillborn, Some(7));
+        }
+    }
+
+    #[test]
+    fn missing_interpreter_is_not_a_missing_program() {
+        let error = SpawnError {
+            stage: Stage::Interpreter,
+            source: io::Error::from_raw_os_error(libc::ENOENT),
+            stillborn: Some(7),
+        };
+        let failure = failure_of(&error, &command());
+        assert_eq!(
+            (failure.stage, failure.errno),
+            (SpawnStage::Exec, libc::ENOEXEC)
+        );
+        assert!(failure.text.contains("interpreter"), "{}", failure.text);
+    }
+}

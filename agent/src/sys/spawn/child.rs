@@ -1,0 +1,182 @@
+//! The child between the clone and the program: system calls only.
+//!
+//! ```text
+//! group or session ─▶ limit ─▶ 0 1 2 ─▶ terminal ─▶ umask ─▶ close ─▶ user ─▶ cwd ─▶ mask ─▶ exec
+//! ```
+//!
+//! The working directory comes behind the user, so that one that the user may not enter shows. The
+//! user comes behind everything that only the agent may do.
+//!
+//! The child runs in its parent's memory, on a stack of its own. It makes system calls, reads what
+//! was prepared for it, and writes one word: where it failed. The calls that change the user are
+//! made without the C library, whose versions make every thread of the process follow, and the
+//! library takes the parent's for the child's.
+//!
+//! As another user but still in the agent's memory, the child could be traced by that user's other
+//! programs, if it were not that a change of user makes the memory one that cannot be
+//! (`prctl(2)`, PR_SET_DUMPABLE), unless the machine's owner has set `fs.suid_dumpable` to 1.
+
+#![expect(unsafe_code, reason = "the system calls between clone and execve")]
+
+use std::ptr;
+
+use super::Stage;
+
+/// What a child reports when it could not become the program.
+const EXIT_EXEC_FAILED: libc::c_int = 127;
+
+/// Files of commands are writable by their owner only, whatever the agent was started with.
+const UMASK: libc::mode_t = 0o022;
+
+/// What parent and child share while the parent is suspended.
+pub(super) struct Shared {
+    pub(super) candidates: *const *const libc::c_char,
+    pub(super) argv: *const *const libc::c_char,
+    pub(super) env: *const *const libc::c_char,
+    pub(super) cwd: *const libc::c_char,
+    pub(super) descriptors: [libc::c_int; 3],
+    /// Whether the descriptors are a terminal.
+    pub(super) is_terminal: bool,
+    pub(super) user: Option<User>,
+    pub(super) limit: libc::rlimit,
+    /// Written by the child when it fails, read by the parent after the child is gone.
+    pub(super) failure: Option<(Stage, libc::c_int)>,
+}
+
+/// Whom to become.
+#[derive(Clone, Copy)]
+pub(super) struct User {
+    pub(super) uid: libc::uid_t,
+    pub(super) gid: libc::gid_t,
+    pub(super) groups: *const libc::gid_t,
+    pub(super) groups_count: usize,
+}
+
+// Where integers are wider than 32 bits, the calls below never mean their 16-bit predecessors.
+const _: () = assert!(usize::BITS >= 64);
+
+/// Becomes the program, or notes why not and exits.
+pub(super) extern "C" fn run(shared: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the pointer is the `Shared` that `clone_child` passed. The parent is suspended and
+    // touches nothing of it until this child has executed or exited.
+    let shared = unsafe { &mut *shared.cast::<Shared>() };
+    // SAFETY: what `shared` points to lives as long as the parent is suspended.
+    let failure = unsafe { prepare(shared) };
+    let failure = match failure {
+        // SAFETY: as above.
+        Ok(()) => unsafe { execute_first(shared) },
+        Err(failure) => failure,
+    };
+    shared.failure = Some(failure);
+    // SAFETY: `_exit` runs no destructors and no handlers, which belong to the parent.
+    unsafe { libc::_exit(EXIT_EXEC_FAILED) }
+}
+
+/// Everything up to the exec.
+///
+/// # Safety
+///
+/// The pointers in `shared` are to live, null-terminated arrays of C strings, and the caller is a
+/// child that shares its parent's memory: nothing here may allocate, lock or unwind.
+unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
+    let set_up = |result| check(Stage::SetUp, result);
+    if shared.is_terminal {
+        // SAFETY: no argument. A child that was cloned just now leads no group, so it may.
+        set_up(unsafe { libc::setsid() }.into())?;
+    } else {
+        // SAFETY: integers only.
+        set_up(unsafe { libc::setpgid(0, 0) }.into())?;
+    }
+    // SAFETY: the pointer is to a live `rlimit`.
+    set_up(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const shared.limit) }.into())?;
+    for (target, &descriptor) in (0..).zip(&shared.descriptors) {
+        // SAFETY: integers only. Every source is 3 or above (invariant of the parent module), so
+        // no target overwrites a source, and the copy is not close-on-exec.
+        set_up(unsafe { libc::dup2(descriptor, target) }.into())?;
+    }
+    if shared.is_terminal {
+        // SAFETY: the request takes an integer and no pointer.
+        set_up(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }.into())?;
+    }
+    // SAFETY: an integer only; this call cannot fail.
+    unsafe { libc::umask(UMASK) };
+    // Everything else is close-on-exec already; this is the second lock on that door. A kernel
+    // before 5.9 has no such call, and then the first lock must do. SAFETY: integers only.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    if let Some(user) = shared.user {
+        // SAFETY: passed on from the caller.
+        unsafe { become_user(user) }?;
+    }
+    // SAFETY: `cwd` is a live C string.
+    check(Stage::Chdir, unsafe { libc::chdir(shared.cwd) }.into())?;
+    // SAFETY: the set is a live local, filled before it is used.
+    unsafe {
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    }
+    Ok(())
+}
+
+/// Groups first: afterwards there is no right to change them.
+///
+/// # Safety
+///
+/// As for [`prepare`]; `groups` is to `groups_count` live numbers.
+unsafe fn become_user(user: User) -> Result<(), (Stage, libc::c_int)> {
+    let step = |result| check(Stage::User, result);
+    let gid = libc::c_ulong::from(user.gid);
+    let uid = libc::c_ulong::from(user.uid);
+    // SAFETY: the pointer is to as many live numbers as are told.
+    step(unsafe { libc::syscall(libc::SYS_setgroups, user.groups_count, user.groups) })?;
+    // SAFETY: integers only.
+    step(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+    // SAFETY: integers only.
+    step(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
+}
+
+/// Tries each candidate as a shell does: one that is missing gives way to the next, one that is
+/// there and cannot be run is remembered, and what is no matter of the file ends the search.
+///
+/// # Safety
+///
+/// As for [`prepare`].
+unsafe fn execute_first(shared: &Shared) -> (Stage, libc::c_int) {
+    let mut verdict = None;
+    let mut next = shared.candidates;
+    loop {
+        // SAFETY: `next` has not passed the terminating null of the array.
+        let candidate = unsafe { *next };
+        if candidate.is_null() {
+            return verdict.unwrap_or((Stage::Exec, libc::ENOENT));
+        }
+        // SAFETY: the candidate is a live C string, the arrays are null-terminated.
+        unsafe { libc::execve(candidate, shared.argv, shared.env) };
+        let failure = match errno() {
+            // The file is there, so what is missing is what it wants to be run by.
+            // SAFETY: the candidate is a live C string.
+            libc::ENOENT if unsafe { libc::access(candidate, libc::F_OK) } == 0 => {
+                Some((Stage::Interpreter, libc::ENOENT))
+            }
+            libc::ENOENT | libc::ENOTDIR => None,
+            libc::EACCES => Some((Stage::Exec, libc::EACCES)),
+            other => return (Stage::Exec, other),
+        };
+        verdict = verdict.or(failure);
+        // SAFETY: the entry just read was not the terminator, so there is a next one.
+        next = unsafe { next.add(1) };
+    }
+}
+
+fn check(stage: Stage, result: libc::c_long) -> Result<(), (Stage, libc::c_int)> {
+    if result == -1 {
+        Err((stage, errno()))
+    } else {
+        Ok(())
+    }
+}
+
+fn errno() -> libc::c_int {
+    // SAFETY: the location is valid for the calling thread, whose storage the child shares.
+    unsafe { *libc::__errno_location() }
+}

@@ -1,0 +1,204 @@
+//! The commands that are about sessions in a guest.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use argh::FromArgs;
+use nix::sys::signal::Signal;
+use shared::id::ExecId;
+use shared::limits::{PORT_DEFAULT, SIGNAL_NUMBER_MAX};
+use shared::message::{OutputPolicy, SessionRef};
+
+use super::{Common, command, guest_command};
+use crate::target::TargetArguments;
+use crate::values::{VmName, parse_timeout};
+
+guest_command! {
+    /// Run a command in a guest, with its output and its exit code.
+    #[argh(
+        subcommand,
+        name = "exec",
+        example = "{command_name} --name clone-1 -- uname -r\n\
+                   {command_name} --name clone-1 -it -- sh\n\
+                   tar c . | {command_name} --name clone-1 -i -w /tmp -- tar x\n\
+                   {command_name} --uds /run/vm/vsock.sock -e LANG=C -u nobody -- ls -l\n\
+                   {command_name} --name clone-1 --timeout 10s -- make test\n\
+                   {command_name} --name clone-1 -d -- ./server"
+    )]
+    pub struct ExecCommand {
+        /// pass standard input on
+        #[argh(switch, short = 'i')]
+        pub interactive: bool,
+        /// give the command a terminal
+        #[argh(switch, short = 't')]
+        pub tty: bool,
+        /// NAME=VALUE for the command's environment, or NAME for the value here; may be repeated
+        #[argh(option, short = 'e', arg_name = "pair")]
+        pub env: Vec<String>,
+        /// file with such lines, and comments behind #; may be repeated
+        #[argh(option, arg_name = "file")]
+        pub env_file: Vec<PathBuf>,
+        /// directory to run the command in
+        #[argh(option, short = 'w', arg_name = "dir")]
+        pub workdir: Option<String>,
+        /// whose rights it gets: NAME, UID, NAME:GROUP or UID:GID
+        #[argh(option, short = 'u', arg_name = "user")]
+        pub user: Option<String>,
+        /// return when it runs, and print its id for attach, wait and kill
+        #[argh(switch, short = 'd')]
+        pub detach: bool,
+        /// 32 hexadecimal digits that name this run: given again, it attaches
+        #[argh(option)]
+        pub id: Option<ExecId>,
+        /// how long it runs on when the connection is lost, until it is attached to again; default
+        /// 10s
+        #[argh(
+            option,
+            from_str_fn(parse_timeout),
+            default = "Duration::from_secs(10)",
+            arg_name = "time"
+        )]
+        pub keep: Duration,
+        /// what becomes of output that nobody takes: block, where the command waits, or drop-oldest
+        /// (the default with -d)
+        #[argh(option, from_str_fn(parse_output), arg_name = "policy")]
+        pub output: Option<OutputPolicy>,
+    }
+}
+
+guest_command! {
+    /// Attach to a session: get its output, send its input, and end with its exit code.
+    #[argh(
+        subcommand,
+        name = "attach",
+        example = "{command_name} --name clone-1 3\n\
+                   {command_name} --name clone-1 3 --observe --from 0\n\
+                   {command_name} --name clone-1 workload"
+    )]
+    pub struct AttachCommand {
+        /// number or id of a session, as ps lists them, or workload
+        #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
+        pub session: SessionRef,
+        /// first byte of standard output wanted; what is there if missing
+        #[argh(option, arg_name = "offset")]
+        pub from: Option<u64>,
+        /// take nothing from whoever has the session: a copy of the output, and no input. For
+        /// workload always
+        #[argh(switch)]
+        pub observe: bool,
+        /// do not pass standard input on
+        #[argh(switch)]
+        pub no_stdin: bool,
+    }
+}
+
+guest_command! {
+    /// Wait for the end of a session, and end with its exit code.
+    #[argh(
+        subcommand,
+        name = "wait",
+        example = "{command_name} --name clone-1 3\n\
+                   {command_name} --name clone-1 3 --timeout 1m --json"
+    )]
+    pub struct WaitCommand {
+        /// number or id of a session, as ps lists them, or workload
+        #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
+        pub session: SessionRef,
+    }
+}
+
+guest_command! {
+    /// Send a signal to a session's process group.
+    #[argh(
+        subcommand,
+        name = "kill",
+        example = "{command_name} --name clone-1 3\n{command_name} --name clone-1 3 -s HUP"
+    )]
+    pub struct KillCommand {
+        /// number or id of a session, as ps lists them, or workload
+        #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
+        pub session: SessionRef,
+        /// name or number of the signal; default TERM
+        #[argh(option, short = 's', default = "15", from_str_fn(parse_signal))]
+        pub signal: u8,
+    }
+}
+
+guest_command! {
+    /// List the sessions that run in a guest.
+    #[argh(
+        subcommand,
+        name = "ps",
+        example = "{command_name} --name clone-1\n{command_name} --name clone-1 -a --json"
+    )]
+    pub struct PsCommand {
+        /// list those that have ended, too
+        #[argh(switch, short = 'a')]
+        pub all: bool,
+    }
+}
+
+fn parse_output(text: &str) -> Result<OutputPolicy, String> {
+    match text {
+        "block" => Ok(OutputPolicy::Block),
+        "drop-oldest" => Ok(OutputPolicy::DropOldest),
+        _ => Err(format!("'{text}' is neither block nor drop-oldest")),
+    }
+}
+
+fn parse_session(text: &str) -> Result<SessionRef, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "'{}' names no session: give the number or the id of one, as ps lists them, or \
+             workload",
+            text.escape_debug()
+        )
+    })
+}
+
+/// Reads `TERM`, `SIGTERM`, `term` or `15`.
+fn parse_signal(text: &str) -> Result<u8, String> {
+    let error = || {
+        let text = text.escape_debug();
+        format!("'{text}' is no signal: give a name such as TERM or a number from 1 to 64")
+    };
+    if let Ok(number) = text.parse::<u8>() {
+        let is_signal = (1..=SIGNAL_NUMBER_MAX).contains(&number);
+        return is_signal.then_some(number).ok_or_else(error);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let signal: Signal = format!("SIG{name}").parse().map_err(|_| error())?;
+    u8::try_from(signal as i32).map_err(|_| error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for text in ["TERM", "SIGTERM", "term", "sigterm", "15"] {
+            assert_eq!(parse_signal(text), Ok(15), "{text}");
+        }
+        assert_eq!(parse_signal("64"), Ok(64));
+        for text in ["", "0", "65", "-1", "SIG", "NOPE", "TERM "] {
+            assert!(parse_signal(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sessions_have_numbers_ids_and_one_has_a_name() {
+        assert_eq!(parse_session("3"), Ok(SessionRef::Number(3)));
+        assert_eq!(parse_session("workload"), Ok(SessionRef::Workload));
+        let id = "00112233445566778899aabbccddeeff";
+        assert_eq!(parse_session(id), Ok(SessionRef::Exec(id.parse().unwrap())));
+        for text in ["", "x", "-3", "00112233445566778899aabbccddeef"] {
+            assert!(
+                parse_session(text)
+                    .unwrap_err()
+                    .contains("as ps lists them")
+            );
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The environment of a command in a guest, as `-e` and `--env-file` put it together.
+//!
+//! Both follow docker: `NAME=VALUE` sets, `NAME` alone passes on the value that the variable has
+//! here and is without effect where it has none. A later entry wins over an earlier one, and `-e`
+//! over all files. In a file everything behind the first `=` is the value, quotes and all; lines
+//! that are empty or begin with `#` are skipped.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use shared::limits::EXEC_PAYLOAD_LEN_MAX;
+use shared::message::ByteString;
+
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+
+/// Names and values, which may be any bytes but NUL.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Environment(BTreeMap<Vec<u8>, Vec<u8>>);
+
+impl Environment {
+    /// Puts the files and then the pairs together.
+    pub fn collect<P: AsRef<Path>>(files: &[P], pairs: &[String]) -> Result<Self, Failure> {
+        let mut environment = Self::default();
+        for file in files {
+            environment.read_file(file.as_ref())?;
+        }
+        for pair in pairs {
+            environment.add(pair.as_bytes()).map_err(|reason| {
+                let pair = pair.escape_debug();
+                Failure::usage(format!(
+                    "-e takes NAME=VALUE or NAME, not '{pair}': {reason}"
+                ))
+            })?;
+        }
+        Ok(environment)
+    }
+
+    /// Passes on the value of `name` here, unless there is an entry for it.
+    pub fn pass_on(&mut self, name: &str) {
+        if !self.0.contains_key(name.as_bytes())
+            && let Some(value) = env::var_os(name)
+        {
+            self.0.insert(name.into(), value.into_vec());
+        }
+    }
+
+    /// The entries as they are sent.
+    #[must_use]
+    pub fn into_pairs(self) -> Vec<ByteString> {
+        let pairs = self.0.into_iter();
+        // Neither holds a NUL: that was refused, or came from this process's own environment.
+        let pair =
+            |(name, value): (Vec<u8>, Vec<u8>)| ByteString::new([&name[..], b"=", &value].concat());
+        pairs.filter_map(pair).collect()
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<(), Failure> {
+        let bytes = read_limited(path);
+        let bytes = bytes.or_fail(Exit::Usage, || format!("cannot read {}", path.display()))?;
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+            let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start();
+            if line.is_empty() || line.starts_with(b"#") {
+                continue;
+            }
+            self.add(line).map_err(|reason| {
+                let number = index + 1;
+                Failure::usage(format!("{}:{number}: {reason}", path.display()))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, entry: &[u8]) -> Result<(), &'static str> {
+        if entry.contains(&0) {
+            return Err("a NUL byte cannot be passed on");
+        }
+        let mut parts = entry.splitn(2, |&byte| byte == b'=');
+        let name = parts.next().unwrap_or_default();
+        if name.is_empty() {
+            return Err("there is no name before the '='");
+        }
+        if name.iter().any(u8::is_ascii_whitespace) {
+            return Err("a name holds no white space");
+        }
+        let value = match parts.next() {
+            Some(value) => Some(value.to_vec()),
+            None => env::var_os(OsStr::from_bytes(name)).map(OsStringExt::into_vec),
+        };
+        if let Some(value) = value {
+            self.0.insert(name.to_vec(), value);
+        }
+        Ok(())
+    }
+}
+
+/// Reads a file that is no larger than what can be sent.
+fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    let limit = u64::try_from(EXEC_PAYLOAD_LEN_MAX).unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    let len = File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if len > EXEC_PAYLOAD_LEN_MAX {
+        return Err(io::Error::other(format!(
+            "it is larger than {EXEC_PAYLOAD_LEN_MAX} bytes, the most that can be passed on"
+        )));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::vmm::testing::TempDir;
+
+    fn collect(file: &[u8], pairs: &[&str]) -> Result<Vec<String>, String> {
+        let temp = TempDir::new("environment");
+        let path = temp.path().join("env");
+        fs::write(&path, file).unwrap();
+        let pairs: Vec<String> = pairs.iter().map(|pair| (*pair).to_owned()).collect();
+        let environment = Environment::collect(&[&path], &pairs);
+        let environment = environment
+            .map_err(|failure| failure.to_string().replace(path.to_str().unwrap(), "FILE"))?;
+        let pairs = environment.into_pairs();
+        Ok(pairs.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn files_are_read_as_docker_does() {
+        let file = b"\xef\xbb\xbf# comment\n\nA=1 2 \r\n  B=\"x\"\nC=a=b\n #D=1\nE=\nF=\xff";
+        let expected = ["A=1 2 ", "B=\\\"x\\\"", "C=a=b", "E=", "F=\u{fffd}"];
+        assert_eq!(collect(file, &[]).unwrap(), expected);
+    }
+
+    #[test]
+    fn later_entries_win_and_names_alone_take_the_value_here() {
+        let path = env::var("PATH").unwrap();
+        let pairs = collect(b"A=1\nPATH\nA=2\n", &["A=3", "NO_SUCH_VARIABLE_HERE"]).unwrap();
+        assert_eq!(pairs, ["A=3".to_owned(), format!("PATH={path}")]);
+    }
+
+    #[test]
+    fn bad_lines_are_named() {
+        let text = "FILE:2: a name holds no white space";
+        assert_eq!(collect(b"A=1\nB C=2\n", &[]).unwrap_err(), text);
+        assert_eq!(
+            collect(b"=x", &[]).unwrap_err(),
+            "FILE:1: there is no name before the '='"
+        );
+        assert_eq!(
+            collect(b"\n\nA=\0", &[]).unwrap_err(),
+            "FILE:3: a NUL byte cannot be passed on"
+        );
+        let error = collect(b"", &["=x"]).unwrap_err();
+        assert!(
+            error.starts_with("-e takes NAME=VALUE or NAME, not '=x'"),
+            "{error}"
+        );
+        let error = Environment::collect(&["/no/such"], &[]).unwrap_err();
+        assert!(
+            error.to_string().starts_with("cannot read /no/such: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_said_is_not_replaced() {
+        let mut environment = Environment::collect::<&str>(&[], &["PATH=x".to_owned()]).unwrap();
+        environment.pass_on("PATH");
+        assert_eq!(environment.into_pairs()[0].as_bytes(), b"PATH=x");
+    }
+}

@@ -1,0 +1,216 @@
+//! Standard output or standard error of this program, written without ever waiting for whoever
+//! reads it.
+//!
+//! A slow reader must not keep the client from answering the guest, passing input on, or hearing
+//! signals. But the descriptor may be shared with other programs, with a shell above all, so that
+//! it must not be made non-blocking. What is done instead depends on what it is:
+//!
+//! - A file takes everything at once.
+//! - A pipe or a terminal is opened anew under `/proc/self/fd`, non-blocking: that is a description
+//!   of our own, in which the flag disturbs nobody.
+//! - Where that cannot be done (a socket, no `/proc`, somebody else's pipe), pieces of
+//!   [`PIECE_LEN`] are written while it polls writable. A pipe that does takes as much without
+//!   waiting; a terminal may make us wait for as long as it takes to show them.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::write;
+
+/// What a pipe that polls writable takes without waiting (`PIPE_BUF`, pipe(7)).
+const PIECE_LEN: usize = 4096;
+
+/// How bytes are written.
+#[derive(Debug)]
+enum Way {
+    Whole,
+    NonBlocking(OwnedFd),
+    Pieces,
+}
+
+/// One output. What cannot be written yet is kept; whoever fills it watches its length.
+#[derive(Debug)]
+pub struct Outlet<'a> {
+    fd: BorrowedFd<'a>,
+    way: Way,
+    pending: Vec<u8>,
+    /// Bytes of `pending` that were written.
+    written: usize,
+}
+
+impl<'a> Outlet<'a> {
+    /// An output that nothing has been written to.
+    #[must_use]
+    pub fn new(fd: BorrowedFd<'a>) -> Self {
+        Self {
+            fd,
+            way: way(fd),
+            pending: Vec::new(),
+            written: 0,
+        }
+    }
+
+    /// Whether there are bytes that could not be written yet.
+    #[must_use]
+    pub const fn is_pending(&self) -> bool {
+        self.written < self.pending.len()
+    }
+
+    /// Takes all of `bytes`, and gives how many were written, of these and of earlier ones.
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_pending() {
+            self.pending.extend_from_slice(bytes);
+            return self.flush();
+        }
+        let result = self.write(bytes);
+        let len = result.as_ref().map_or(0, |len| *len);
+        self.pending.extend_from_slice(&bytes[len..]);
+        result
+    }
+
+    /// Forgets what could not be written, and gives how much that was.
+    pub fn discard(&mut self) -> usize {
+        let len = self.pending.len() - self.written;
+        self.pending.clear();
+        self.written = 0;
+        len
+    }
+
+    /// Writes what it can of what is pending, and gives how much that was.
+    pub fn flush(&mut self) -> io::Result<usize> {
+        let len = self.write(&self.pending[self.written..])?;
+        self.written += len;
+        if !self.is_pending() {
+            self.pending.clear();
+            self.written = 0;
+        }
+        Ok(len)
+    }
+
+    /// Writes as much of `bytes` as is taken without waiting.
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut len = 0;
+        while len < bytes.len() {
+            let rest = &bytes[len..];
+            let result = match &self.way {
+                Way::Whole => write(self.fd, rest),
+                Way::NonBlocking(fd) => write(fd, rest),
+                Way::Pieces if !polls_writable(self.fd)? => break,
+                Way::Pieces => write(self.fd, &rest[..rest.len().min(PIECE_LEN)]),
+            };
+            match result {
+                Ok(written) => len += written,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(len)
+    }
+}
+
+impl AsFd for Outlet<'_> {
+    /// What to wait for until more can be written.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.way {
+            Way::NonBlocking(fd) => fd.as_fd(),
+            Way::Whole | Way::Pieces => self.fd,
+        }
+    }
+}
+
+fn way(fd: BorrowedFd<'_>) -> Way {
+    let Ok(stat) = fstat(fd) else {
+        return Way::Pieces;
+    };
+    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFREG | SFlag::S_IFBLK => Way::Whole,
+        SFlag::S_IFIFO | SFlag::S_IFCHR => {
+            open_anew(fd).map_or(Way::Pieces, |file| Way::NonBlocking(file.into()))
+        }
+        _ => Way::Pieces,
+    }
+}
+
+fn open_anew(fd: BorrowedFd<'_>) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+fn polls_writable(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    use super::*;
+
+    /// Fills `outlet` until it takes no more, then empties the reader: every byte is there once.
+    #[track_caller]
+    fn check(outlet: &mut Outlet<'_>, mut reader: impl Read) {
+        let bytes: Vec<u8> = (0..=255u8).cycle().take(300_000).collect();
+        let mut written = outlet.push(&bytes).unwrap();
+        assert!(outlet.is_pending());
+        let mut received = Vec::new();
+        while received.len() < bytes.len() {
+            let mut piece = vec![0; 65_536];
+            let len = reader.read(&mut piece).unwrap();
+            received.extend_from_slice(&piece[..len]);
+            written += outlet.flush().unwrap();
+        }
+        assert!(received == bytes && written == bytes.len() && !outlet.is_pending());
+    }
+
+    #[test]
+    fn a_full_pipe_holds_nobody_and_keeps_its_mode() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut outlet = Outlet::new(writer.as_fd());
+        assert!(
+            matches!(outlet.way, Way::NonBlocking(_)),
+            "{:?}",
+            outlet.way
+        );
+        check(&mut outlet, reader);
+        let flags = OFlag::from_bits_retain(fcntl(&writer, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK), "{flags:?}");
+        let (reader, writer) = io::pipe().unwrap();
+        let mut outlet = Outlet::new(writer.as_fd());
+        outlet.way = Way::Pieces;
+        check(&mut outlet, reader);
+    }
+
+    #[test]
+    fn a_full_socket_holds_nobody() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let mut outlet = Outlet::new(writer.as_fd());
+        assert!(matches!(outlet.way, Way::Pieces), "{:?}", outlet.way);
+        check(&mut outlet, reader);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_a_broken_pipe() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut outlet = Outlet::new(writer.as_fd());
+        drop(reader);
+        let error = outlet.push(b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!((outlet.discard(), outlet.is_pending()), (1, false));
+    }
+}

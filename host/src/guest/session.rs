@@ -1,0 +1,531 @@
+//! Moves the bytes of a [`SessionClient`]: between the guest, this program's standard streams, its
+//! signals and its terminal, with one wait for all of them.
+//!
+//! No one of these holds up another. Output that its reader does not take is kept, up to the limit
+//! at which the client stops reading; input is read only when the guest has room for it; and what
+//! the guest asks is answered meanwhile. Only opening a connection waits by itself, for as long as
+//! an attempt may take.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::signal::Signal;
+use nix::sys::time::TimeSpec;
+use nix::unistd::read;
+use shared::message::{Exited, SeverReason, Started, Stream};
+use shared::session_client::{Deadlines, Event, Fate, Request, SessionClient, Want, severed_text};
+
+use super::HOST_VERSION;
+use super::connection::{Connection, ConnectionError, Endpoint};
+use super::outlet::Outlet;
+use crate::deadline::Watch;
+use crate::signals::Signals;
+use crate::terminal::{Mode, Terminal};
+
+pub use super::session_error::ClientError;
+
+/// Input read at once.
+const INPUT_READ_LEN: usize = 64 * 1024;
+
+/// Reads of the connection in a row, before the others have their turn.
+const READS_MAX: usize = 16;
+
+/// How long the last words to the guest may take to leave: that its command shall end.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+
+/// How long a guest may take to confirm a signal before it counts as one that cannot be reached.
+const CONFIRM_MAX: Duration = Duration::from_secs(2);
+
+/// Ctrl-C, as a terminal that makes no signals of it sends it.
+const INTERRUPT_KEY: u8 = 3;
+
+/// What this program has for the session.
+#[derive(Debug)]
+pub struct Local<'a> {
+    /// Where standard input comes from; `None` sends none.
+    pub stdin: Option<BorrowedFd<'a>>,
+    /// Where standard output goes.
+    pub stdout: BorrowedFd<'a>,
+    /// Where standard error goes.
+    pub stderr: BorrowedFd<'a>,
+    /// Signals that are passed on.
+    pub signals: Option<&'a Signals>,
+    /// The terminal on standard input, which a session with a terminal takes over.
+    pub terminal: Option<&'a mut Terminal>,
+}
+
+/// A session to be had.
+#[derive(Debug)]
+pub struct Session<'a> {
+    /// Where the agent listens.
+    pub endpoint: &'a Endpoint,
+    /// What is asked of it.
+    pub request: Request,
+    /// When to give up.
+    pub deadlines: Deadlines,
+    /// The life of the VMM. Its deadline has no meaning here.
+    pub watch: Watch<'a>,
+    /// Whether all that is wanted is that the session runs.
+    pub is_done_when_started: bool,
+}
+
+/// How a session was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It runs, and nothing else was wanted.
+    Started(Started),
+    /// It ended.
+    Exited(Exited),
+}
+
+/// Has the session, until it has ended or nothing more can be had of it.
+pub fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, ClientError> {
+    let now = Instant::now();
+    let client = SessionClient::new(session.request, HOST_VERSION, now, session.deadlines);
+    let mut driver = Driver {
+        endpoint: session.endpoint,
+        watch: session.watch,
+        is_done_when_started: session.is_done_when_started,
+        client,
+        connection: None,
+        outlets: [Outlet::new(local.stdout), Outlet::new(local.stderr)],
+        stdin: local.stdin,
+        signals: local.signals,
+        terminal: local.terminal,
+        has_tty: false,
+        input: vec![0; INPUT_READ_LEN].into_boxed_slice(),
+        started: None,
+        interrupted_at: None,
+        last: None,
+    };
+    let result = driver.run();
+    if let Some(terminal) = driver.terminal.take() {
+        // Before any message is printed.
+        if let Err(error) = terminal.set(Mode::Original) {
+            log::warn!("cannot put the terminal back: {error}");
+        }
+    }
+    if let Some(started) = result? {
+        return Ok(Outcome::Started(started));
+    }
+    let last = driver.last;
+    let result = driver.client.into_result().map(Outcome::Exited);
+    result.map_err(|error| ClientError::Session { error, last })
+}
+
+struct Driver<'a> {
+    endpoint: &'a Endpoint,
+    watch: Watch<'a>,
+    is_done_when_started: bool,
+    client: SessionClient,
+    connection: Option<Connection>,
+    outlets: [Outlet<'a>; 2],
+    stdin: Option<BorrowedFd<'a>>,
+    signals: Option<&'a Signals>,
+    terminal: Option<&'a mut Terminal>,
+    /// Whether the session has a terminal.
+    has_tty: bool,
+    input: Box<[u8]>,
+    started: Option<Started>,
+    /// When the user asked for an end that the guest has not confirmed.
+    interrupted_at: Option<Instant>,
+    /// What became of the latest connection that failed.
+    last: Option<io::Error>,
+}
+
+/// What a wait has found ready.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ready {
+    connection: bool,
+    stdin: bool,
+    outlets: [bool; 2],
+    signals: bool,
+    process: bool,
+}
+
+impl Driver<'_> {
+    /// Runs until there is nothing more to do; gives STARTED when that was all that was wanted.
+    fn run(&mut self) -> Result<Option<Started>, ClientError> {
+        loop {
+            self.set_terminal()?;
+            match self.client.poll(Instant::now()) {
+                Want::Connect { until } => self.connect(until)?,
+                Want::Talk { until } => self.turn(until)?,
+                Want::Pause { until } => {
+                    self.connection = None;
+                    self.turn(until)?;
+                }
+                Want::Finished => return Ok(None),
+            }
+            if self.is_done_when_started && self.started.is_some() {
+                return Ok(self.started);
+            }
+        }
+    }
+
+    /// While the guest cannot be reached, the keys that make signals are the user's.
+    fn set_terminal(&mut self) -> Result<(), ClientError> {
+        let Some(terminal) = &mut self.terminal else {
+            return Ok(());
+        };
+        let mode = match (self.has_tty, self.client.is_attached()) {
+            (false, _) => Mode::Original,
+            (true, true) => Mode::Raw,
+            (true, false) => Mode::RawWithSignals,
+        };
+        terminal.set(mode).map_err(ClientError::Local)
+    }
+
+    fn connect(&mut self, until: Instant) -> Result<(), ClientError> {
+        self.connection = None;
+        let flight = self.client.flight();
+        match Connection::open(self.endpoint, &flight, &self.watch.at(until)) {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.client.handle_connected(Instant::now());
+                Ok(())
+            }
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// Tells the client what became of the connection, unless that makes the client pointless.
+    fn lost(&mut self, error: ConnectionError) -> Result<(), ClientError> {
+        self.connection = None;
+        let fate = self.client.fate();
+        match error {
+            ConnectionError::Closed { source } => {
+                log::debug!("{}: {source}", self.endpoint);
+                self.last = Some(source);
+                if self.client.is_attached() {
+                    self.interrupted_at = None;
+                }
+                self.client.handle_closed(Instant::now());
+                Ok(())
+            }
+            ConnectionError::Deadline => {
+                self.client.handle_timeout(Instant::now());
+                Ok(())
+            }
+            ConnectionError::VmmEnded => Err(ClientError::VmmEnded(fate)),
+            ConnectionError::NotHybridVsock(_) | ConnectionError::Local { .. } => {
+                Err(ClientError::Connection(error, fate))
+            }
+        }
+    }
+
+    /// One wait, and everything that it was for. What the guest has sent is taken before anything
+    /// is given up: after a stop of this process every deadline may have passed.
+    fn turn(&mut self, until: Instant) -> Result<(), ClientError> {
+        let ready = self.wait(until)?;
+        if ready.connection {
+            self.talk()?;
+        }
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if ready.outlets[stream.index()] {
+                let result = self.outlets[stream.index()].flush();
+                self.handed_on(stream, result)?;
+            }
+        }
+        if ready.stdin {
+            self.read_input()?;
+        }
+        if ready.signals {
+            self.read_signals()?;
+        }
+        if self.connection.is_some() {
+            self.write()?;
+        }
+        self.client.handle_timeout(Instant::now());
+        // The last words of a dying VMM were taken above.
+        if ready.process && !ready.connection {
+            return Err(ClientError::VmmEnded(self.client.fate()));
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, until: Instant) -> Result<Ready, ClientError> {
+        let wants_write = !self.client.poll_output().is_empty();
+        let mut fds = Vec::with_capacity(6);
+        let mut slots = Vec::with_capacity(6);
+        if let Some(connection) = &self.connection {
+            let mut interest = PollFlags::empty();
+            interest.set(PollFlags::POLLIN, self.client.wants_read());
+            interest.set(PollFlags::POLLOUT, wants_write);
+            if !interest.is_empty() {
+                fds.push(PollFd::new(connection.as_fd(), interest));
+                slots.push(Slot::Connection);
+            }
+        }
+        if let Some(stdin) = self.stdin.filter(|_| self.client.input_room() > 0) {
+            fds.push(PollFd::new(stdin, PollFlags::POLLIN));
+            slots.push(Slot::Stdin);
+        }
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let outlet = &self.outlets[stream.index()];
+            if outlet.is_pending() {
+                fds.push(PollFd::new(outlet.as_fd(), PollFlags::POLLOUT));
+                slots.push(Slot::Outlet(stream));
+            }
+        }
+        if let Some(signals) = self.signals {
+            fds.push(PollFd::new(signals.as_fd(), PollFlags::POLLIN));
+            slots.push(Slot::Signals);
+        }
+        // With the end here, or output still to come, the VMM's death is no news yet.
+        let may_end = !self.client.has_ended() && self.client.wants_read();
+        if let Some(process) = self.watch.process().filter(|_| may_end) {
+            fds.push(PollFd::new(process, PollFlags::POLLIN));
+            slots.push(Slot::Process);
+        }
+        let timeout = TimeSpec::from(until.saturating_duration_since(Instant::now()));
+        let mut ready = Ready::default();
+        match ppoll(&mut fds, Some(timeout), None) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(ready),
+            Err(errno) => return Err(ClientError::Local(errno.into())),
+        }
+        let found = fds
+            .iter()
+            .zip(slots)
+            .filter(|(fd, _)| fd.any().unwrap_or(true));
+        found.for_each(|(_, slot)| ready.set(slot));
+        Ok(ready)
+    }
+
+    /// Takes what the guest has sent.
+    fn talk(&mut self) -> Result<(), ClientError> {
+        for _ in 0..READS_MAX {
+            let Some(connection) = &mut self.connection else {
+                return Ok(());
+            };
+            if !self.client.wants_read() {
+                return Ok(());
+            }
+            match connection.try_read() {
+                Ok(Some(bytes)) => self.client.handle_bytes(bytes, Instant::now()),
+                Ok(None) => return Ok(()),
+                Err(error) => return self.lost(error),
+            }
+            self.take_events()?;
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self) -> Result<(), ClientError> {
+        let now = Instant::now();
+        while let Some(event) = self.client.poll_event(now) {
+            match event {
+                Event::Output { stream, bytes } => {
+                    let result = self.outlets[stream.index()].push(bytes);
+                    self.handed_on(stream, result)?;
+                }
+                Event::Started(started) => self.begin(started),
+                Event::Resumed(_) => {
+                    log::info!("attached to the session again");
+                    self.interrupted_at = None;
+                }
+                Event::Gap(gap) => log::warn!(
+                    "{} bytes of {} are lost, from offset {} to {}",
+                    gap.to - gap.from,
+                    gap.stream,
+                    gap.from,
+                    gap.to
+                ),
+                Event::Severed(reason) => log_severed(reason),
+                Event::Exited(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, started: Started) {
+        log::debug!("session {}, pid {}", started.session, started.pid);
+        self.started = Some(started);
+        self.has_tty = started.tty;
+        if let (true, Some(size)) = (started.tty, self.terminal.as_ref().and_then(|t| t.size())) {
+            self.client.handle_resize(size);
+        }
+    }
+
+    /// Output was written, or could not be. Without anybody to read it the command has no purpose;
+    /// its complaints alone are taken for read.
+    fn handed_on(&mut self, stream: Stream, result: io::Result<usize>) -> Result<(), ClientError> {
+        match (result, stream) {
+            (Ok(len), _) => {
+                self.client.handle_consumed(stream, len, Instant::now());
+                Ok(())
+            }
+            (Err(_), Stream::Stderr) => {
+                let len = self.outlets[stream.index()].discard();
+                self.client.handle_consumed(stream, len, Instant::now());
+                Ok(())
+            }
+            (Err(error), Stream::Stdout) => {
+                self.client.handle_signal(number_of(Signal::SIGTERM));
+                self.say_last_words();
+                Err(ClientError::Output(error))
+            }
+        }
+    }
+
+    fn say_last_words(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let watch = self.watch.at(Instant::now() + LAST_WORDS_MAX);
+        let bytes = self.client.poll_output();
+        // A guest that does not take it ends the command when its client stays away.
+        if let Err(error) = connection.write_all(bytes, &watch) {
+            log::debug!("{}: {error}", self.endpoint);
+        }
+    }
+
+    fn write(&mut self) -> Result<(), ClientError> {
+        while let Some(connection) = &mut self.connection {
+            let bytes = self.client.poll_output();
+            if bytes.is_empty() {
+                break;
+            }
+            match connection.try_write(bytes) {
+                Ok(0) => break,
+                Ok(len) => self.client.handle_written(len),
+                Err(error) => {
+                    // What the guest said before it closed is still to be read.
+                    self.talk()?;
+                    return match &self.connection {
+                        Some(_) => self.lost(error),
+                        None => Ok(()),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_input(&mut self) -> Result<(), ClientError> {
+        let room = self.client.input_room().min(self.input.len());
+        let (Some(stdin), true) = (self.stdin, room > 0) else {
+            return Ok(());
+        };
+        match read(stdin, &mut self.input[..room]) {
+            Ok(0) => self.end_input(),
+            Ok(len) => {
+                let bytes = &self.input[..len];
+                self.client.handle_input(bytes);
+                let is_interrupt = self.has_tty && bytes.contains(&INTERRUPT_KEY);
+                if is_interrupt && !self.client.is_attached() {
+                    return self.interrupt();
+                }
+            }
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(errno) => {
+                log::warn!("cannot read standard input, which ends it: {errno}");
+                self.end_input();
+            }
+        }
+        Ok(())
+    }
+
+    fn end_input(&mut self) {
+        self.stdin = None;
+        self.client.handle_input_end();
+    }
+
+    fn read_signals(&mut self) -> Result<(), ClientError> {
+        while let Some(signals) = self.signals {
+            let Some(signal) = signals.next().map_err(ClientError::Local)? else {
+                break;
+            };
+            log::debug!("{signal}");
+            match (signal, &mut self.terminal) {
+                (Signal::SIGWINCH, _) => self.resize(),
+                (Signal::SIGTSTP, Some(terminal)) => {
+                    terminal.stop_job().map_err(ClientError::Local)?;
+                    self.resize();
+                }
+                (Signal::SIGCONT, Some(terminal)) => {
+                    terminal.set_again().map_err(ClientError::Local)?;
+                    self.resize();
+                }
+                (Signal::SIGTSTP | Signal::SIGCONT, None) => {}
+                (signal, _) => {
+                    self.client.handle_signal(number_of(signal));
+                    if !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2) {
+                        self.interrupt()?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn resize(&mut self) {
+        let size = match &self.terminal {
+            Some(terminal) => terminal.size(),
+            None => {
+                crate::terminal::size_of_any(&[self.outlets[0].as_fd(), self.outlets[1].as_fd()])
+            }
+        };
+        if let Some(size) = size.filter(|_| self.has_tty) {
+            self.client.handle_resize(size);
+        }
+    }
+
+    /// The user wants an end. That is the guest's to hear; but one who asks twice, of a guest that
+    /// does not answer, is not held here.
+    fn interrupt(&mut self) -> Result<(), ClientError> {
+        let now = Instant::now();
+        let fate = self.client.fate();
+        let is_reached = self.client.is_attached() && self.client.unconfirmed_signal_count() <= 1;
+        let is_again = self.interrupted_at.is_some_and(|at| {
+            !self.client.is_attached() || now.saturating_duration_since(at) >= CONFIRM_MAX
+        });
+        if fate == Fate::NotRun || (is_again && !is_reached) {
+            return Err(ClientError::Interrupted(fate));
+        }
+        if is_reached || self.interrupted_at.is_none() {
+            self.interrupted_at = Some(now);
+        }
+        if !self.client.is_attached() {
+            log::warn!("the guest cannot be reached now; once more gives up on it");
+        }
+        Ok(())
+    }
+}
+
+/// What a descriptor is waited on for.
+#[derive(Debug, Clone, Copy)]
+enum Slot {
+    Connection,
+    Stdin,
+    Outlet(Stream),
+    Signals,
+    Process,
+}
+
+impl Ready {
+    const fn set(&mut self, slot: Slot) {
+        match slot {
+            Slot::Connection => self.connection = true,
+            Slot::Stdin => self.stdin = true,
+            Slot::Outlet(stream) => self.outlets[stream.index()] = true,
+            Slot::Signals => self.signals = true,
+            Slot::Process => self.process = true,
+        }
+    }
+}
+
+fn number_of(signal: Signal) -> u8 {
+    u8::try_from(signal as i32).unwrap_or(u8::MAX)
+}
+
+fn log_severed(reason: SeverReason) {
+    log::info!("{}", severed_text(reason));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! What can go wrong for the client of a session, and how much is then known about its command.
+
+use std::fmt;
+use std::io;
+
+use shared::message::FailCode;
+use shared::session_client::{Fate, SessionError};
+
+use super::connection::ConnectionError;
+use crate::exit::Exit;
+
+/// Why there is no exit status.
+#[derive(Debug)]
+pub enum ClientError {
+    /// The conversation failed.
+    Session {
+        /// How.
+        error: SessionError,
+        /// The latest connection that could not be made, or ended, which explains a deadline.
+        last: Option<io::Error>,
+    },
+    /// The conversation cannot be had, and another try would give the same.
+    Connection(ConnectionError, Fate),
+    /// The VMM has ended.
+    VmmEnded(Fate),
+    /// The user gave up while the guest could not be reached.
+    Interrupted(Fate),
+    /// The command's output could not be written where it belongs; the command was told to end.
+    Output(io::Error),
+    /// This machine failed.
+    Local(io::Error),
+}
+
+impl ClientError {
+    /// What the error means for the exit code.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Session { error, .. } => session_exit(error),
+            Self::VmmEnded(_) => Exit::VmmEnded,
+            Self::Interrupted(_) => Exit::Guest,
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
+            Self::Connection(..) | Self::Output(_) | Self::Local(_) => Exit::Defect,
+        }
+    }
+}
+
+fn session_exit(error: &SessionError) -> Exit {
+    match error {
+        SessionError::Refused { fail, .. } => match fail.code {
+            FailCode::NotFound => Exit::NotFound,
+            FailCode::NotRunnable => Exit::NotRunnable,
+            FailCode::Version
+            | FailCode::Protocol
+            | FailCode::NoSession
+            | FailCode::Stale
+            | FailCode::Superseded
+            | FailCode::Refusing
+            | FailCode::Limit
+            | FailCode::Rebind
+            | FailCode::Probe
+            | FailCode::Unsupported
+            | FailCode::Internal => Exit::Guest,
+        },
+        SessionError::Deadline(_) | SessionError::Undelivered(_) => Exit::Deadline,
+        SessionError::Superseded
+        | SessionError::Forgotten
+        | SessionError::StartedAgain
+        | SessionError::ShutDown(_)
+        | SessionError::Absent(_)
+        | SessionError::Version(_)
+        | SessionError::Protocol { .. } => Exit::Guest,
+    }
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session { error, last } => {
+                error.fmt(f)?;
+                let is_explained = matches!(
+                    error,
+                    SessionError::Absent(_) | SessionError::Deadline(Fate::NotRun | Fate::Unknown)
+                );
+                match last {
+                    Some(last) if is_explained => write!(f, " (the last connection: {last})"),
+                    Some(_) | None => Ok(()),
+                }
+            }
+            Self::Connection(error, fate) => write!(f, "{error}; {fate}"),
+            Self::VmmEnded(fate) => write!(f, "the VMM has ended; {fate}"),
+            Self::Interrupted(fate) => {
+                write!(f, "given up while the guest could not be reached; {fate}")
+            }
+            Self::Output(_) => f.write_str("cannot write the command's output"),
+            Self::Local(_) => f.write_str("cannot wait for the guest"),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Output(source) | Self::Local(source) => Some(source),
+            Self::Connection(error, _) => error.source(),
+            Self::Session { .. } | Self::VmmEnded(_) | Self::Interrupted(_) => None,
+        }
+    }
+}

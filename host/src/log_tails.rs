@@ -1,0 +1,81 @@
+//! The ends of a VM's logs, for messages.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use crate::values::printable;
+use crate::vmdir::{CONSOLE_LOG, SUPERVISOR_LOG, VmDir};
+use crate::vmm::VMM_LOG;
+
+/// How much of each log a message shows, at most: of the console as much as a kernel panic takes.
+const LINES_MAX: usize = 8;
+const CONSOLE_LINES_MAX: usize = 28;
+const BYTES_MAX: u64 = 8192;
+
+/// The ends of the VM's logs, a heading each, safe for a terminal; `None` if there is nothing.
+#[must_use]
+pub fn tails(dir: &VmDir) -> Option<String> {
+    let mut text = String::new();
+    for name in [SUPERVISOR_LOG, VMM_LOG, CONSOLE_LOG] {
+        // What the supervisor says of a VM that came up is no news.
+        let lines = tail(&dir.file(name)).unwrap_or_default();
+        let is_news = |line: &&String| name != SUPERVISOR_LOG || !line.contains(": info: ");
+        let lines: Vec<_> = lines.iter().filter(is_news).collect();
+        let lines_max = if name == CONSOLE_LOG {
+            CONSOLE_LINES_MAX
+        } else {
+            LINES_MAX
+        };
+        let lines = &lines[lines.len().saturating_sub(lines_max)..];
+        if !lines.is_empty() {
+            text.push_str(&format!("--- the end of {name}\n"));
+            lines
+                .iter()
+                .for_each(|line| text.push_str(&format!("  {line}\n")));
+        }
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+/// The lines at the end of a file, each with everything escaped that could steer a terminal.
+fn tail(path: &Path) -> std::io::Result<Vec<String>> {
+    let mut file = File::open(path)?;
+    let len = file.metadata()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(BYTES_MAX)))?;
+    let mut bytes = Vec::new();
+    file.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    Ok(lines.map(|line| printable(line.trim_end())).collect())
+}
+
+/// The raw end of the VMM's own log, in which the VMM layer looks for known faults.
+#[must_use]
+pub fn vmm_log(dir: &VmDir) -> String {
+    tail(&dir.file(VMM_LOG)).unwrap_or_default().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::vmm::testing::TempDir;
+
+    #[test]
+    fn the_ends_are_short_and_harmless() {
+        let temp = TempDir::new("logs");
+        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        assert_eq!(tails(&dir), None);
+        fs::write(dir.file(SUPERVISOR_LOG), "host-tool: info: fine\n").unwrap();
+        assert_eq!(tails(&dir), None);
+        let console: String = (0..100)
+            .map(|n| format!("\n\x1b[31mline {n}\r\n"))
+            .collect();
+        fs::write(dir.file(CONSOLE_LOG), console).unwrap();
+        let text = tails(&dir).unwrap();
+        assert_eq!(text.lines().count(), 1 + CONSOLE_LINES_MAX);
+        assert!(text.ends_with("  \\u{1b}[31mline 99\n"), "{text}");
+    }
+}

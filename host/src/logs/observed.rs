@@ -1,0 +1,145 @@
+//! The output of a workload whose VM is not ours: what its guest still has, as one of many who look
+//! on.
+
+use std::time::Instant;
+
+use shared::message::{AttachMode, Exited};
+
+use super::{CATCH_UP_TIMEOUT, NO_WORKLOAD, judge, refusal, write_out};
+use crate::cli::LogsCommand;
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::output_log::journal::{Journal, Record, Step};
+use crate::supervisor::scribe::NO_LIMIT;
+use crate::target::Target;
+use crate::workload::{Follower, Lengths, Sink, lengths};
+
+/// Most bytes that are held back until it is known which of them are the last lines. A guest has
+/// half of that in its rings.
+const HELD_LEN_MAX: usize = 1024 * 1024;
+
+/// Prints the output.
+pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
+    let target = Target::find(command.into(), command.state_dir.as_deref())?;
+    let now = Instant::now();
+    let watch = target.watch(now + command.timeout.unwrap_or(CATCH_UP_TIMEOUT));
+    let wanted = lengths(&target.endpoint, &watch).map_err(refusal)?;
+    let wanted = wanted.ok_or_else(|| Failure::new(Exit::Guest, NO_WORKLOAD))?;
+    let mut sink = Printer {
+        journal: Journal::new(Record::empty(None), u64::MAX),
+        held: command.tail.map(|tail| Held {
+            bytes: Vec::new(),
+            tail,
+            until: wanted,
+        }),
+        deadline: command.timeout.map(|timeout| now + timeout),
+    };
+    let mut follower = Follower {
+        endpoint: &target.endpoint,
+        watch: target.watch(now + command.timeout.unwrap_or(NO_LIMIT)),
+        mode: AttachMode::Observe,
+        sink: &mut sink,
+        wanted: (!command.follow).then_some(wanted),
+    };
+    let end = follower.run()?;
+    sink.release()?;
+    judge(end)
+}
+
+/// To standard output.
+#[derive(Debug)]
+struct Printer {
+    journal: Journal,
+    /// Until it is known which lines are the last of what there was.
+    held: Option<Held>,
+    deadline: Option<Instant>,
+}
+
+/// Output of which only the last lines are wanted.
+#[derive(Debug)]
+struct Held {
+    bytes: Vec<u8>,
+    /// How many lines.
+    tail: u64,
+    /// What there was to begin with.
+    until: Lengths,
+}
+
+impl Printer {
+    /// Prints the last lines of what was held back.
+    fn release(&mut self) -> Result<(), Failure> {
+        match self.held.take() {
+            Some(held) => write_out(last_lines(&held.bytes, held.tail), self.deadline),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Sink for Printer {
+    fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    fn commit(&mut self) -> Result<(), Failure> {
+        for step in self.journal.poll_commit() {
+            match (step, &mut self.held) {
+                (Step::Append(bytes), Some(held)) => {
+                    held.bytes.extend_from_slice(&bytes);
+                    let surplus = held.bytes.len().saturating_sub(HELD_LEN_MAX);
+                    held.bytes.drain(..surplus);
+                }
+                (Step::Append(bytes), None) => write_out(&bytes, self.deadline)?,
+                (Step::Rotate | Step::Record(_), _) => {}
+            }
+        }
+        self.journal.handle_committed();
+        match &self.held {
+            Some(held) if held.until.are_in(self.journal.committed()) => self.release(),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn handle_end(&mut self, exited: &Exited) -> Result<(), Failure> {
+        log::info!("the workload ended: {}", exited.status.shell_code());
+        Ok(())
+    }
+
+    /// Whose VM it is must see to that.
+    fn await_turn(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// The last `count` lines. A last line without an end is one, too.
+fn last_lines(bytes: &[u8], count: u64) -> &[u8] {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    if count == 0 {
+        return &[];
+    }
+    let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let ends = body.iter().enumerate().rev();
+    let mut ends = ends.filter(|(_, byte)| **byte == b'\n');
+    ends.nth(count - 1)
+        .map_or(bytes, |(index, _)| &bytes[index + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_counted_from_the_end() {
+        for (text, count, expected) in [
+            ("a\nb\nc\n", 0, ""),
+            ("a\nb\nc\n", 1, "c\n"),
+            ("a\nb\nc", 2, "b\nc"),
+            ("a\nb\nc\n", 3, "a\nb\nc\n"),
+            ("a\n", u64::MAX, "a\n"),
+            ("\n\n", 1, "\n"),
+            ("", 1, ""),
+        ] {
+            let found = last_lines(text.as_bytes(), count);
+            assert_eq!(String::from_utf8_lossy(found), expected, "{text:?} {count}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Reading the workload's output while somebody writes it: what was committed, and no more.
+//!
+//! Places in the log are counted from its first byte ever, so that they stay what they are when a
+//! file gets another name.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use super::{OLDER_LOG, OUTPUT_LOG, read_record};
+use crate::vmdir::{VmDir, VmDirError};
+
+/// Bytes read at once.
+const BLOCK_LEN: usize = 64 * 1024;
+
+/// The log as it was committed at one moment.
+#[derive(Debug)]
+pub struct View {
+    files: Vec<Part>,
+    /// Behind the last byte.
+    end: u64,
+}
+
+/// Bytes of the log in one file.
+#[derive(Debug)]
+struct Part {
+    file: File,
+    /// Place of the file's first byte.
+    start: u64,
+    /// Behind the last byte that counts.
+    end: u64,
+}
+
+impl View {
+    /// The log as it is now. Empty when nothing was logged yet.
+    pub fn open(dir: &VmDir) -> Result<Self, VmDirError> {
+        loop {
+            let Some(record) = read_record(dir)? else {
+                let files = Vec::new();
+                return Ok(Self { files, end: 0 });
+            };
+            let mut current = open(&dir.file(OUTPUT_LOG))?;
+            let mut older = open(&dir.file(OLDER_LOG))?;
+            // The files may have got other names between the record and now.
+            if read_record(dir)?.is_none_or(|now| now.start != record.start) {
+                continue;
+            }
+            if current.is_none() && record.len > 0 {
+                // In the middle of a rotation, or killed there.
+                current = older.take();
+            } else if let (Some((_, one)), Some((_, other))) = (&current, &older)
+                && (one.dev(), one.ino()) == (other.dev(), other.ino())
+            {
+                older = None;
+            }
+            let older = older.map(|(file, metadata)| Part {
+                start: record.older_start,
+                end: record.start.min(record.older_start + metadata.len()),
+                file,
+            });
+            let current = current.map(|(file, _)| Part {
+                start: record.start,
+                end: record.end(),
+                file,
+            });
+            return Ok(Self {
+                files: older.into_iter().chain(current).collect(),
+                end: record.end(),
+            });
+        }
+    }
+
+    /// Place of the first byte that is still there.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.files.first().map_or(self.end, |part| part.start)
+    }
+
+    /// Place behind the last byte.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Fills `buffer` with bytes from `place` on. Gives the place of the first of them, which is
+    /// higher where bytes are gone, and their number: 0 at the end.
+    pub fn read(&self, place: u64, buffer: &mut [u8]) -> io::Result<(u64, usize)> {
+        for part in self.files.iter().filter(|part| place < part.end) {
+            let from = place.max(part.start);
+            let left = usize::try_from(part.end - from).unwrap_or(usize::MAX);
+            let len = buffer.len().min(left);
+            match part.file.read_at(&mut buffer[..len], from - part.start)? {
+                // Somebody cut the file short.
+                0 => {}
+                len => return Ok((from, len)),
+            }
+        }
+        Ok((place.max(self.end), 0))
+    }
+
+    /// Where the last `count` lines begin. A last line without an end is one, too.
+    pub fn tail(&self, count: u64) -> io::Result<u64> {
+        let start = self.start();
+        let mut block_end = self.end;
+        let mut left = count;
+        if count == 0 {
+            return Ok(block_end);
+        }
+        let mut buffer = vec![0; BLOCK_LEN];
+        while block_end > start {
+            let block_len = u64::try_from(BLOCK_LEN).unwrap_or(u64::MAX);
+            let block_start = block_end.saturating_sub(block_len).max(start);
+            let bytes = self.read_between(block_start, block_end, &mut buffer)?;
+            let mut place = block_end;
+            for &byte in bytes.iter().rev() {
+                // The end of the last line begins no further one.
+                if byte == b'\n' && place != self.end {
+                    left -= 1;
+                    if left == 0 {
+                        return Ok(place);
+                    }
+                }
+                place -= 1;
+            }
+            block_end = block_start;
+        }
+        Ok(start)
+    }
+
+    /// All bytes between two places that are less than a block apart.
+    fn read_between<'a>(&self, from: u64, to: u64, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+        let len = usize::try_from(to - from).unwrap_or(usize::MAX);
+        let mut filled = 0;
+        while filled < len {
+            let place = to - u64::try_from(len - filled).unwrap_or(u64::MAX);
+            match self.read(place, &mut buffer[filled..len])? {
+                (found, read) if found == place && read > 0 => filled += read,
+                _ => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        Ok(&buffer[..len])
+    }
+}
+
+/// The file, if there is one.
+fn open(path: &Path) -> Result<Option<(File, Metadata)>, VmDirError> {
+    let opened = File::open(path).and_then(|file| {
+        let metadata = file.metadata()?;
+        Ok((file, metadata))
+    });
+    match opened {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(VmDirError::file("read", path, source)),
+    }
+}

@@ -1,0 +1,148 @@
+//! `host-tool ps`: the sessions of a guest.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use shared::exchange::Request;
+use shared::message::{Message, SessionInfo, SessionState, SessionsRequest};
+
+use crate::cli::PsCommand;
+use crate::deadline::Watch;
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::guest::connection::Endpoint;
+use crate::guest::driver::ask;
+use crate::output::{age, columns, print};
+use crate::target::Target;
+use crate::values::printable;
+
+/// How long a guest is given unless the caller says.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// Most sessions that are listed. An agent keeps some hundreds.
+const SESSIONS_MAX: usize = 65_536;
+
+/// Lists the sessions.
+pub fn run(command: &PsCommand) -> Result<(), Failure> {
+    let target = Target::find(command.into(), command.state_dir.as_deref())?;
+    let watch = target.watch(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
+    let mut sessions = all(&target.endpoint, &watch)?;
+    if !command.all {
+        sessions.retain(|session| session.state != SessionState::Exited);
+    }
+    if command.json {
+        let sessions: Vec<Value> = sessions.iter().map(SessionInfo::to_value).collect();
+        return print(&json!({ "sessions": sessions }).to_string());
+    }
+    print(table(&sessions).trim_end())
+}
+
+/// All sessions, in as many answers as they take.
+fn all(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Vec<SessionInfo>, Failure> {
+    let mut sessions: Vec<SessionInfo> = Vec::new();
+    loop {
+        let after = sessions.last().map_or(0, |session| session.session);
+        let answer = ask(
+            endpoint,
+            Request::Sessions(SessionsRequest { after }),
+            watch,
+        )?;
+        let Message::Sessions(page) = answer.message else {
+            let text = "the exchange ended with another frame than SESSIONS";
+            return Err(Failure::new(Exit::Defect, text));
+        };
+        let is_last = !page.more || page.sessions.is_empty();
+        sessions.extend(page.sessions);
+        if is_last || sessions.len() > SESSIONS_MAX {
+            return Ok(sessions);
+        }
+    }
+}
+
+/// A line for each session. What the guest says is escaped: it may be anything.
+fn table(sessions: &[SessionInfo]) -> String {
+    let heading = [
+        "SESSION",
+        "ID",
+        "STATE",
+        "AGE",
+        "GENERATION",
+        "OUT",
+        "ERR",
+        "COMMAND",
+    ];
+    let mut lines = vec![heading.map(str::to_owned)];
+    for session in sessions {
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        lines.push([
+            session.session.to_string(),
+            or_dash(session.id.map(|id| id.to_string())),
+            state(session),
+            age(session.age_ms),
+            or_dash(session.generation.map(|generation| generation.to_string())),
+            session.stdout_end.to_string(),
+            session.stderr_end.to_string(),
+            printable(&session.command),
+        ]);
+    }
+    columns(&lines)
+}
+
+/// Where a session stands, and how it ended if it has.
+fn state(session: &SessionInfo) -> String {
+    match &session.exited {
+        Some(exited) if session.state == SessionState::Exited => {
+            format!("exited({})", exited.status.shell_code())
+        }
+        Some(_) | None => session.state.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::message::{ExitStatus, Exited, ResourceUsage};
+
+    use super::*;
+
+    fn session(number: u64) -> SessionInfo {
+        SessionInfo {
+            session: number,
+            id: None,
+            state: SessionState::Running,
+            pid: 2,
+            age_ms: 61_000,
+            generation: None,
+            command: "echo \x1b[31m'x'".to_owned(),
+            tty: false,
+            detached: false,
+            attached: 1,
+            restarts: 0,
+            stdout_end: 10,
+            stderr_end: 0,
+            exited: None,
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_harmless() {
+        let ended = SessionInfo {
+            state: SessionState::Exited,
+            exited: Some(Exited {
+                session: 12,
+                status: ExitStatus::Code(3),
+                stdout_end: 10,
+                stderr_end: 0,
+                writers_alive: false,
+                timed_out: false,
+                usage: ResourceUsage::default(),
+            }),
+            ..session(12)
+        };
+        assert_eq!(
+            table(&[session(1), ended]),
+            "SESSION  ID  STATE      AGE  GENERATION  OUT  ERR  COMMAND\n\
+             1        -   running    1m   -           10   0    echo \\u{1b}[31m'x'\n\
+             12       -   exited(3)  1m   -           10   0    echo \\u{1b}[31m'x'\n"
+        );
+    }
+}

@@ -1,0 +1,70 @@
+//! Signals that a command reads as events, instead of being ended by them.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::sys::disposition;
+
+/// Signals that a client of a command passes on to it.
+pub const PASSED_ON: [Signal; 6] = [
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
+/// Signals that wait to be read.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Holds these signals back from now on, but for those that this process was started to ignore:
+    /// a blocked signal is queued even then, and `nohup` would be without effect.
+    pub fn take(wanted: &[Signal]) -> io::Result<Self> {
+        let mut mask = SigSet::empty();
+        for &signal in wanted {
+            if !disposition::is_ignored(signal as i32)? {
+                mask.add(signal);
+            }
+        }
+        mask.thread_block()?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        Ok(Self(SignalFd::with_flags(&mask, flags)?))
+    }
+
+    /// The next signal that has come, if there is one.
+    pub fn next(&self) -> io::Result<Option<Signal>> {
+        let Some(info) = self.0.read_signal()? else {
+            return Ok(None);
+        };
+        let number = i32::try_from(info.ssi_signo).map_err(io::Error::other)?;
+        Ok(Some(Signal::try_from(number)?))
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    #[test]
+    fn signals_are_read_once() {
+        let signals = Signals::take(&[Signal::SIGUSR2]).unwrap();
+        assert_eq!(signals.next().unwrap(), None);
+        raise(Signal::SIGUSR2).unwrap();
+        assert_eq!(signals.next().unwrap(), Some(Signal::SIGUSR2));
+        assert_eq!(signals.next().unwrap(), None);
+    }
+}

@@ -1,0 +1,34 @@
+//! What happens to this process when a signal comes.
+#![expect(
+    unsafe_code,
+    reason = "nix only reads a disposition by setting another"
+)]
+
+use std::io;
+use std::mem::MaybeUninit;
+
+/// Whether whoever started this process had it ignore the signal with this number, as `nohup` does
+/// with HUP and a shell's `&` with INT.
+pub fn is_ignored(number: i32) -> io::Result<bool> {
+    let mut old = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a null pointer for the new action only asks. The kernel writes the old one where the
+    // last argument points, which has room for it.
+    if unsafe { libc::sigaction(number, std::ptr::null(), old.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so that it has filled the structure.
+    let old = unsafe { old.assume_init() };
+    Ok(old.sa_sigaction == libc::SIG_IGN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtime_ignores_pipe_and_nothing_else() {
+        assert!(is_ignored(libc::SIGPIPE).unwrap());
+        assert!(!is_ignored(libc::SIGUSR2).unwrap());
+        assert!(is_ignored(0).is_err());
+    }
+}

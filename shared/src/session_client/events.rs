@@ -1,0 +1,290 @@
+//! What the guest's frames mean for a session's client.
+
+use super::{
+    Duration, Event, Fail, FailCode, Fate, Frame, Hello, Instant, LEAVE_MAX, Message, Ping,
+    Request, Role, SILENCE_FIRST, STREAM_OFFSET_LEN, SessionClient, SessionError, SeverReason,
+    Started, State, Stream,
+};
+
+/// A frame, taken apart as far as that does not copy output.
+enum Taken {
+    Chunk {
+        stream: Stream,
+        offset: u64,
+        len: usize,
+    },
+    Message(Message),
+}
+
+impl SessionClient {
+    /// The next event, or `None` until more bytes come.
+    pub fn poll_event(&mut self, now: Instant) -> Option<Event<'_>> {
+        while matches!(
+            self.state,
+            State::Greeting { .. } | State::Waiting | State::Attached { .. }
+        ) {
+            let taken = match self.decoder.poll_frame() {
+                Ok(None) => return None,
+                Ok(Some(frame)) => take(frame),
+                Err(error) => Err(error.to_string()),
+            };
+            let result = match taken {
+                Ok(Taken::Message(message)) => self.handle_message(message, now),
+                Ok(Taken::Chunk {
+                    stream,
+                    offset,
+                    len,
+                }) => match self.handle_chunk(stream, offset, len) {
+                    Ok(()) => {
+                        let bytes = self.decoder.payload(len);
+                        return Some(Event::Output { stream, bytes });
+                    }
+                    Err(text) => Err(text),
+                },
+                Err(text) => Err(text),
+            };
+            match result {
+                Ok(None) => {}
+                Ok(event) => return event,
+                Err(text) => {
+                    let fate = self.fate;
+                    self.finish(Err(SessionError::Protocol { text, fate }));
+                }
+            }
+        }
+        None
+    }
+
+    fn handle_message(
+        &mut self,
+        message: Message,
+        now: Instant,
+    ) -> Result<Option<Event<'static>>, String> {
+        match (&self.state, message) {
+            // A guest without a common version may not be able to say HELLO in ours, and a
+            // connection that was not even read yet is cut like any other.
+            (_, Message::Fail(fail)) => self.handle_fail(fail, now),
+            (_, Message::Sever(sever)) => {
+                self.is_shutting_down |= sever.reason == SeverReason::Shutdown;
+                return Ok(Some(Event::Severed(sever.reason)));
+            }
+            (State::Greeting { .. }, Message::Hello(hello)) if hello.role == Role::Guest => {
+                self.handle_hello(hello);
+            }
+            (State::Waiting, Message::Started(started)) if self.is_exec() => {
+                return self.handle_started(started, now);
+            }
+            (State::Waiting, Message::Attached(started)) if !self.is_exec() => {
+                return self.handle_started(started, now);
+            }
+            (State::Waiting | State::Attached { .. }, Message::Ping(ping)) => {
+                Message::Pong(ping).encode_into(&mut self.out);
+            }
+            (State::Waiting | State::Attached { .. }, Message::Pong(_)) => {}
+            (State::Attached { .. }, message) => return self.handle_session_frame(message),
+            (_, message) => return Err(format!("unexpected {}", message.kind())),
+        }
+        Ok(None)
+    }
+
+    /// A frame of the session that this connection is attached to.
+    fn handle_session_frame(&mut self, message: Message) -> Result<Option<Event<'static>>, String> {
+        match message {
+            Message::Gap(gap) if self.request.wants_output() => {
+                self.outputs[gap.stream.index()].skip(gap)?;
+                self.note_progress();
+                Ok(Some(Event::Gap(gap)))
+            }
+            Message::Window(window) => {
+                self.input.handle_window(&window)?;
+                self.note_progress();
+                Ok(None)
+            }
+            Message::Ok if self.signals_sent > 0 => {
+                self.signals_sent -= 1;
+                self.signals.pop_front();
+                Ok(None)
+            }
+            Message::Exited(exited) => {
+                let session = self.started.as_ref().map(|(started, _)| started.session);
+                if session != Some(exited.session) {
+                    return Err("EXITED of another session".to_owned());
+                }
+                if self.request.wants_output() {
+                    self.outputs
+                        .iter()
+                        .try_for_each(|output| output.check_end(&exited))?;
+                }
+                self.set_state(State::Leaving {
+                    exited,
+                    until: None,
+                    is_open: true,
+                });
+                Ok(Some(Event::Exited(exited)))
+            }
+            message => Err(format!("unexpected {}", message.kind())),
+        }
+    }
+
+    fn handle_chunk(&mut self, stream: Stream, offset: u64, len: usize) -> Result<(), String> {
+        if !self.is_attached() || !self.request.wants_output() {
+            return Err(format!("unexpected {}", stream.frame_kind()));
+        }
+        let len = u64::try_from(len).map_err(|error| error.to_string())?;
+        self.outputs[stream.index()].advance(offset, len)?;
+        self.note_progress();
+        Ok(())
+    }
+
+    const fn note_progress(&mut self) {
+        if let State::Attached { has_progress, .. } = &mut self.state {
+            *has_progress = true;
+        }
+    }
+
+    fn handle_hello(&mut self, hello: Hello) {
+        let negotiated = hello.negotiate();
+        self.hello = Some(hello);
+        match negotiated {
+            Ok(_) => self.set_state(State::Waiting),
+            Err(error) => self.finish(Err(SessionError::Version(error))),
+        }
+    }
+
+    fn handle_started(
+        &mut self,
+        started: Started,
+        now: Instant,
+    ) -> Result<Option<Event<'static>>, String> {
+        let boot_id = self.hello.as_ref().and_then(|hello| hello.boot_id.clone());
+        let is_first = self.started.is_none();
+        if let Some((first, first_boot_id)) = &self.started {
+            let is_same = (first.session, first.id) == (started.session, started.id);
+            let error = if started.fresh && self.is_exec() {
+                SessionError::StartedAgain
+            } else if is_same && *first_boot_id == boot_id {
+                self.resume(&started, false, now)?;
+                return Ok(Some(Event::Resumed(started)));
+            } else {
+                SessionError::Forgotten
+            };
+            self.finish(Err(error));
+            return Ok(None);
+        }
+        self.started = Some((started, boot_id));
+        self.resume(&started, is_first, now)?;
+        Ok(Some(Event::Started(started)))
+    }
+
+    /// Goes on with both directions where the guest stands.
+    fn resume(&mut self, started: &Started, is_first: bool, now: Instant) -> Result<(), String> {
+        if self.request.wants_output() {
+            self.outputs[0].restart(started.stdout_from, is_first)?;
+            self.outputs[1].restart(started.stderr_from, is_first)?;
+        }
+        self.input.restart(&started.stdin)?;
+        self.fate = Fate::Started;
+        self.fate_before = Fate::Started;
+        self.refusal = None;
+        self.silence = SILENCE_FIRST;
+        self.set_state(State::Attached {
+            since: now,
+            has_progress: false,
+        });
+        if let Some(size) = self.size {
+            Message::Resize(size).encode_into(&mut self.out);
+        }
+        self.signals_sent = 0;
+        self.send_signals();
+        Ok(())
+    }
+
+    fn handle_fail(&mut self, fail: Fail, now: Instant) {
+        // This copy of the request did nothing.
+        self.fate = self.fate_before;
+        if matches!(fail.code, FailCode::Refusing | FailCode::Limit) {
+            log::debug!(
+                "refused for now ({}): {}",
+                fail.code,
+                fail.text.escape_debug()
+            );
+            if self.absent_since.is_some() || self.started.is_some() {
+                self.absent_since = Some(now);
+            }
+            self.retry(now);
+            self.refusal = Some(fail);
+            return;
+        }
+        let error = SessionError::of_refusal(fail, self.fate, self.started.is_some());
+        self.finish(Err(error));
+    }
+
+    const fn is_exec(&self) -> bool {
+        matches!(self.request, Request::Exec { .. })
+    }
+
+    /// Ends the client well once EXITED has come, all output is handed on, and the guest has been
+    /// told so.
+    pub(super) fn leave_if_done(&mut self, now: Instant) {
+        let backlog = self.backlog();
+        let State::Leaving {
+            exited,
+            until,
+            is_open,
+        } = &mut self.state
+        else {
+            return;
+        };
+        if backlog > 0 {
+            return;
+        }
+        let exited = *exited;
+        if until.is_none() {
+            *until = Some(now + LEAVE_MAX);
+            if self.request.is_owner() {
+                let session = exited.session;
+                Message::ExitAck(super::ExitAck { session }).encode_into(&mut self.out);
+            }
+        }
+        let is_late = until.is_some_and(|until| now >= until);
+        if !*is_open || is_late || self.out_written == self.out.len() {
+            self.finish(Ok(exited));
+        }
+    }
+
+    /// Asks for a sign of life. Nothing else being on the way, it is also the time to tell the
+    /// guest of everything that was handed on, so that its rings are empty.
+    pub(super) fn ping(&mut self, now: Instant) {
+        self.ping_count += 1;
+        self.pinged_at = Some(now);
+        let nonce = self.ping_count;
+        Message::Ping(Ping { nonce }).encode_into(&mut self.out);
+        self.send_acks(1);
+    }
+
+    /// Doubles the pause before the attempt after the next one.
+    pub(super) fn grow_pause(&mut self) {
+        self.pause = (self.pause * 2).clamp(Duration::from_millis(1), super::PAUSE_MAX);
+    }
+}
+
+fn take(frame: Frame<'_>) -> Result<Taken, String> {
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        if frame.kind == stream.frame_kind() {
+            let kind = frame.kind;
+            let (offset, bytes) = frame
+                .payload
+                .split_first_chunk::<STREAM_OFFSET_LEN>()
+                .ok_or_else(|| format!("{kind} payload is shorter than its offset"))?;
+            return Ok(Taken::Chunk {
+                stream,
+                offset: u64::from_le_bytes(*offset),
+                len: bytes.len(),
+            });
+        }
+    }
+    let message = Message::parse(frame, Role::Guest);
+    message
+        .map(Taken::Message)
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,686 @@
+//! A session's client against a scripted guest and a clock that the test moves; against a guest
+//! that really keeps a session, see [`cuts`].
+
+mod cuts;
+mod guest;
+
+use guest::{END, exited, hello, started};
+
+use super::*;
+use crate::id::ExecId;
+use crate::message::{ByteString, Chunk, ExitStatus, Window};
+use crate::version::{SUPPORTED, VersionRange};
+
+const START: Duration = Duration::from_secs(10);
+const ABSENCE: Duration = Duration::from_secs(60);
+
+/// A client, its clock, and what a guest would say.
+struct Script {
+    client: SessionClient,
+    now: Instant,
+    /// What the client handed out, in words.
+    events: Vec<String>,
+}
+
+impl Script {
+    fn new(request: Request) -> Self {
+        Self::until(request, None)
+    }
+
+    fn until(request: Request, end: Option<Duration>) -> Self {
+        let now = Instant::now();
+        let deadlines = Deadlines {
+            start: Some(now + START),
+            absence_max: Some(ABSENCE),
+            end: end.map(|end| now + end),
+        };
+        Self {
+            client: SessionClient::new(request, "0.1.0", now, deadlines),
+            now,
+            events: Vec::new(),
+        }
+    }
+
+    /// Takes the connection that must be wanted now, and gives the request written to it.
+    #[track_caller]
+    fn connect(&mut self) -> Message {
+        let want = self.client.poll(self.now);
+        assert!(matches!(want, Want::Connect { .. }), "{want:?}");
+        let flight = decode(&self.client.flight());
+        self.client.handle_connected(self.now);
+        let [Message::Hello(hello), request] = &flight[..] else {
+            panic!("{flight:?}")
+        };
+        assert_eq!(hello.role, Role::Host);
+        request.clone()
+    }
+
+    fn say(&mut self, messages: &[Message]) {
+        let bytes: Vec<u8> = messages.iter().flat_map(Message::encode).collect();
+        self.client.handle_bytes(&bytes, self.now);
+        while let Some(event) = self.client.poll_event(self.now) {
+            self.events.push(in_words(event));
+        }
+    }
+
+    /// What the client writes now.
+    fn hear(&mut self) -> Vec<Message> {
+        let mut bytes = Vec::new();
+        loop {
+            let piece = self.client.poll_output();
+            if piece.is_empty() {
+                return decode(&bytes);
+            }
+            bytes.extend_from_slice(piece);
+            let len = piece.len();
+            self.client.handle_written(len);
+        }
+    }
+
+    /// Lets time pass until the client wants something else.
+    fn wait(&mut self) -> Duration {
+        let until = match self.client.poll(self.now) {
+            Want::Connect { until } | Want::Talk { until } | Want::Pause { until } => until,
+            Want::Finished => panic!("finished"),
+        };
+        let waited = until - self.now;
+        self.now = until;
+        self.client.handle_timeout(self.now);
+        waited
+    }
+
+    fn cut(&mut self) {
+        self.client.handle_closed(self.now);
+    }
+
+    #[track_caller]
+    fn result(mut self) -> Result<Exited, SessionError> {
+        assert_eq!(self.client.poll(self.now), Want::Finished);
+        self.client.into_result()
+    }
+
+    #[track_caller]
+    fn fails(self, text: &str) {
+        assert_eq!(self.result().unwrap_err().to_string(), text);
+    }
+}
+
+fn in_words(event: Event<'_>) -> String {
+    match event {
+        Event::Started(_) => "started".to_owned(),
+        Event::Resumed(_) => "resumed".to_owned(),
+        Event::Output { stream, bytes } => {
+            format!("{stream} {}", String::from_utf8_lossy(bytes))
+        }
+        Event::Gap(gap) => format!("gap {} {}-{}", gap.stream, gap.from, gap.to),
+        Event::Severed(reason) => format!("severed {reason}"),
+        Event::Exited(exited) => format!("exited {}", exited.status.shell_code()),
+    }
+}
+
+fn decode(bytes: &[u8]) -> Vec<Message> {
+    let mut decoder = Decoder::new();
+    decoder.push(bytes);
+    let mut messages = Vec::new();
+    while let Some(frame) = decoder.poll_frame().unwrap() {
+        messages.push(Message::parse(frame, Role::Host).unwrap());
+    }
+    messages
+}
+
+fn command() -> Exec {
+    let argv = vec![ByteString::new("cat").unwrap()];
+    Exec {
+        stdin: true,
+        keep_ms: Some(10_000),
+        ..Exec::new(ExecId::from_bytes([1; 16]), argv)
+    }
+}
+
+fn exec() -> Request {
+    Request::Exec {
+        exec: Box::new(command()),
+        may_be_known: false,
+    }
+}
+
+fn attach(mode: AttachMode) -> Request {
+    Request::Attach {
+        attach: Attach {
+            session: SessionRef::Number(1),
+            generation: None,
+            mode,
+            stdout_from: None,
+            stderr_from: None,
+        },
+        stdin: true,
+    }
+}
+
+fn stdout(offset: u64, bytes: &[u8]) -> Message {
+    let bytes = bytes.to_vec();
+    Message::Stdout(Chunk { offset, bytes })
+}
+
+fn gap(from: u64, to: u64) -> Message {
+    let stream = Stream::Stdout;
+    Message::Gap(Gap { stream, from, to })
+}
+
+fn fail(code: FailCode) -> Message {
+    Message::Fail(Fail::new(code, "no"))
+}
+
+fn sever(reason: SeverReason) -> Message {
+    Message::Sever(crate::message::Sever { reason })
+}
+
+/// A script of a command that runs.
+fn running() -> Script {
+    let mut script = Script::new(exec());
+    script.connect();
+    script.say(&[hello(), started(true, 0)]);
+    script
+}
+
+#[test]
+fn the_end_follows_the_last_byte_that_was_handed_on() {
+    let mut script = running();
+    script.say(&[stdout(0, b"ab"), stdout(2, b"c"), exited(3, 0)]);
+    assert_eq!(
+        script.events,
+        ["started", "stdout ab", "stdout c", "exited 7"]
+    );
+    let want = script.client.poll(script.now);
+    assert!(matches!(want, Want::Talk { .. }), "{want:?}");
+    assert_eq!(script.hear(), []);
+    script.client.handle_consumed(Stream::Stdout, 3, script.now);
+    let want = script.client.poll(script.now);
+    assert!(matches!(want, Want::Talk { .. }), "{want:?}");
+    assert_eq!(script.hear(), [Message::ExitAck(ExitAck { session: 1 })]);
+    assert_eq!(script.result().unwrap().status, ExitStatus::Code(7));
+}
+
+#[test]
+fn a_guest_that_does_not_take_the_thanks_is_not_waited_for() {
+    let mut script = running();
+    script.say(&[exited(0, 0)]);
+    assert_eq!(script.wait(), LEAVE_MAX);
+    script.result().unwrap();
+    let mut script = running();
+    script.say(&[exited(0, 0)]);
+    script.cut();
+    script.result().unwrap();
+}
+
+#[test]
+fn unanswered_requests_go_out_again_and_less_and_less_often() {
+    let mut script = Script::new(exec());
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        assert_eq!(script.connect(), Message::Exec(command()));
+        script.cut();
+        pauses.push(match script.client.poll(script.now) {
+            Want::Connect { .. } => 0,
+            Want::Pause { .. } => script.wait().as_millis(),
+            want => panic!("{want:?}"),
+        });
+    }
+    assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 64, 64, 64]);
+    script.connect();
+    script.say(&[hello(), started(true, 0)]);
+    assert_eq!(script.events, ["started"]);
+}
+
+#[test]
+fn silence_before_hello_is_another_attempt_and_after_it_is_patience() {
+    let mut script = Script::new(exec());
+    for seconds in [1, 2] {
+        script.connect();
+        assert_eq!(script.wait(), Duration::from_secs(seconds));
+    }
+    script.connect();
+    script.say(&[hello()]);
+    assert_eq!(script.wait(), START - Duration::from_secs(3));
+    script.fails("the guest did not answer in time; whether the command ran is unknown");
+}
+
+#[test]
+fn a_request_that_never_left_is_known_not_to_have_run() {
+    let mut script = Script::new(exec());
+    while script.client.poll(script.now) != Want::Finished {
+        if let Want::Connect { .. } = script.client.poll(script.now) {
+            script.cut();
+        }
+        script.now += Duration::from_secs(1);
+    }
+    script.fails("the guest did not answer in time; the command did not run");
+}
+
+#[test]
+fn after_a_cut_it_goes_on_where_it_was() {
+    let mut script = running();
+    script.say(&[stdout(0, b"ab"), sever(SeverReason::Quiesce)]);
+    script.cut();
+    let Message::Exec(again) = script.connect() else {
+        panic!("never ATTACH")
+    };
+    assert_eq!(
+        (again.id, again.stdout_from, again.stderr_from),
+        (command().id, 2, 0)
+    );
+    script.say(&[hello(), started(false, 2), stdout(2, b"c"), exited(3, 0)]);
+    let events = [
+        "started",
+        "stdout ab",
+        "severed quiesce",
+        "resumed",
+        "stdout c",
+        "exited 7",
+    ];
+    assert_eq!(script.events, events);
+}
+
+#[test]
+fn a_guest_that_stays_away_leaves_an_unknown_outcome() {
+    let mut script = running();
+    script.now += Duration::from_secs(3600);
+    script.cut();
+    let from = script.now;
+    while script.client.poll(script.now) != Want::Finished {
+        if let Want::Connect { .. } = script.client.poll(script.now) {
+            script.cut();
+        } else {
+            script.wait();
+        }
+    }
+    assert_eq!(script.now - from, ABSENCE);
+    script.fails(
+        "the guest could not be reached again; the command was started; how it ended is unknown",
+    );
+}
+
+#[test]
+fn a_guest_that_cuts_every_connection_is_not_there() {
+    let mut script = running();
+    let from = script.now;
+    let mut attempts = 0;
+    while script.client.poll(script.now) != Want::Finished {
+        match script.client.poll(script.now) {
+            Want::Connect { .. } => {
+                attempts += 1;
+                script.connect();
+                script.say(&[hello(), started(false, 0)]);
+                script.cut();
+            }
+            Want::Talk { .. } => script.cut(),
+            Want::Pause { .. } => drop(script.wait()),
+            Want::Finished => {}
+        }
+    }
+    assert_eq!(script.now - from, ABSENCE);
+    assert!(attempts < 1000, "{attempts} attempts in a minute");
+}
+
+#[test]
+fn refusals_for_now_are_asked_again_and_those_for_good_are_not() {
+    for code in [FailCode::Refusing, FailCode::Limit] {
+        let mut script = Script::new(exec());
+        script.connect();
+        script.say(&[hello(), fail(code)]);
+        script.connect();
+        while script.client.poll(script.now) != Want::Finished {
+            script.say(&[hello(), fail(code)]);
+            script.wait();
+            if let Want::Connect { .. } = script.client.poll(script.now) {
+                script.connect();
+            }
+        }
+        script.fails(&format!("the guest refused ({code}): no"));
+    }
+    for (code, text) in [
+        (FailCode::NotFound, "no"),
+        (FailCode::NotRunnable, "no"),
+        (FailCode::Stale, "the guest refused (stale): no"),
+        (FailCode::NoSession, "the guest refused (no_session): no"),
+        (FailCode::Internal, "the guest refused (internal): no"),
+    ] {
+        let mut script = Script::new(exec());
+        script.connect();
+        script.say(&[hello(), fail(code)]);
+        script.fails(text);
+    }
+}
+
+/// The refusal is about this copy of the request; an earlier one may have been taken.
+#[test]
+fn a_refusal_does_not_speak_for_earlier_attempts() {
+    let mut script = Script::new(exec());
+    script.connect();
+    script.cut();
+    script.connect();
+    script.say(&[hello(), fail(FailCode::Stale)]);
+    script.fails("the guest refused (stale): no; whether the command ran is unknown");
+}
+
+#[test]
+fn a_session_that_runs_is_lost_in_different_ways() {
+    let unknown = Fate::Started;
+    for (code, text) in [
+        (
+            FailCode::Superseded,
+            "another client has taken the session over; this one no longer gets its output"
+                .to_owned(),
+        ),
+        (
+            FailCode::NoSession,
+            format!("the guest knows the session no more; {unknown}"),
+        ),
+        (
+            FailCode::Internal,
+            format!("the guest refused (internal): no; {unknown}"),
+        ),
+    ] {
+        let mut script = running();
+        script.say(&[fail(code)]);
+        script.fails(&text);
+        let mut script = running();
+        script.cut();
+        script.connect();
+        script.say(&[hello(), fail(code)]);
+        script.fails(&text);
+    }
+    let mut script = running();
+    script.say(&[sever(SeverReason::Shutdown)]);
+    script.cut();
+    script.fails(&format!(
+        "the guest cut the connection because it shuts down; {unknown}"
+    ));
+    let mut script = running();
+    script.cut();
+    script.connect();
+    script.say(&[hello(), started(true, 0)]);
+    assert_eq!(script.result(), Err(SessionError::StartedAgain));
+}
+
+#[test]
+fn a_quiet_guest_is_asked_for_a_sign_of_life() {
+    let mut script = running();
+    script.say(&[stdout(0, b"ab")]);
+    script.client.handle_consumed(Stream::Stdout, 2, script.now);
+    assert_eq!(script.hear(), []);
+    assert_eq!(script.wait(), QUIET_MAX);
+    let (ping, stream) = (Ping { nonce: 1 }, Stream::Stdout);
+    let ack = Ack { stream, offset: 2 };
+    assert_eq!(script.hear(), [Message::Ping(ping), Message::Ack(ack)]);
+    script.say(&[Message::Pong(ping)]);
+    assert_eq!(script.wait(), QUIET_MAX);
+    assert_eq!(script.hear(), [Message::Ping(Ping { nonce: 2 })]);
+    assert_eq!(script.wait(), QUIET_MAX);
+    script.connect();
+}
+
+#[test]
+fn a_ping_is_answered() {
+    let mut script = running();
+    script.say(&[Message::Ping(Ping { nonce: 9 })]);
+    assert_eq!(script.hear(), [Message::Pong(Ping { nonce: 9 })]);
+}
+
+#[test]
+fn a_reader_that_stopped_stops_reading_and_is_no_silence_of_the_guest() {
+    let mut script = running();
+    let chunk = vec![b'x'; 65_528];
+    let mut offset = 0;
+    while script.client.wants_read() {
+        script.say(&[stdout(offset, &chunk)]);
+        offset += 65_528;
+    }
+    assert!(offset > READ_AHEAD_LEN_MAX && offset < READ_AHEAD_LEN_MAX + 2 * 65_528);
+    for _ in 0..10 {
+        script.wait();
+    }
+    assert_eq!(script.hear(), []);
+    script
+        .client
+        .handle_consumed(Stream::Stdout, 65_528, script.now);
+    assert!(script.client.wants_read());
+    assert!(script.hear().is_empty(), "one ACK for each {ACK_LEN} bytes");
+    assert_eq!(script.wait(), QUIET_MAX);
+}
+
+#[test]
+fn acknowledgements_are_few() {
+    let mut script = running();
+    for index in 0..1000u64 {
+        script.say(&[stdout(index * 1000, &[0; 1000])]);
+        script
+            .client
+            .handle_consumed(Stream::Stdout, 1000, script.now);
+    }
+    let acks = script.hear();
+    assert_eq!(acks.len(), 15, "{acks:?}");
+    let mut observer = Script::new(attach(AttachMode::Observe));
+    observer.connect();
+    observer.say(&[
+        hello(),
+        Message::Attached(guest::attachment(0)),
+        stdout(0, &[0; 65_528]),
+    ]);
+    observer
+        .client
+        .handle_consumed(Stream::Stdout, 65_528, observer.now);
+    assert_eq!(observer.hear(), []);
+}
+
+#[test]
+fn input_waits_for_credit_and_is_kept_until_the_guest_has_it() {
+    let mut script = Script::new(exec());
+    assert_eq!(script.client.input_room(), 0);
+    script.connect();
+    script.say(&[hello(), started(true, 0)]);
+    assert_eq!(script.client.input_room(), 65_536);
+    script.client.handle_input(b"abc");
+    script.client.handle_input_end();
+    let sent = script.hear();
+    assert!(
+        matches!(&sent[0], Message::Stdin(chunk) if chunk.bytes == b"abc"),
+        "{sent:?}"
+    );
+    assert!(
+        matches!(&sent[1], Message::StdinEof(eof) if eof.offset == 3),
+        "{sent:?}"
+    );
+    script.cut();
+    script.connect();
+    let mut again = guest::attachment(0);
+    again.stdin.received = 1;
+    script.say(&[hello(), Message::Started(again)]);
+    let sent = script.hear();
+    assert!(
+        matches!(&sent[0], Message::Stdin(chunk) if chunk.offset == 1),
+        "{sent:?}"
+    );
+    assert_eq!(sent.len(), 2);
+}
+
+#[test]
+fn signals_and_sizes_reach_the_session_across_a_cut() {
+    let mut script = Script::new(exec());
+    let signal = |number| {
+        let session = None;
+        Message::Signal(Signal { session, number })
+    };
+    script.client.handle_signal(1);
+    script.connect();
+    assert_eq!(script.hear(), []);
+    script.say(&[hello(), started(true, 0)]);
+    assert_eq!(script.hear(), [signal(1)]);
+    script.say(&[Message::Ok]);
+    script.client.handle_signal(15);
+    let size = TtySize { rows: 1, cols: 2 };
+    script.client.handle_resize(size);
+    assert_eq!(script.hear(), [signal(15), Message::Resize(size)]);
+    script.cut();
+    script.client.handle_signal(2);
+    script.client.handle_signal(2);
+    script.connect();
+    script.say(&[hello(), started(false, 0)]);
+    assert_eq!(
+        script.hear(),
+        [Message::Resize(size), signal(15), signal(2)]
+    );
+}
+
+#[test]
+fn gaps_are_announced_and_holes_are_not_believed() {
+    let mut script = running();
+    script.say(&[gap(0, 100), stdout(100, b"x"), exited(101, 0)]);
+    assert_eq!(
+        script.events,
+        ["started", "gap stdout 0-100", "stdout x", "exited 7"]
+    );
+    for (messages, text) in [
+        (
+            &[stdout(1, b"x")][..],
+            "STDOUT at offset 1 where 0 was expected",
+        ),
+        (&[gap(1, 2)], "GAP of stdout at 1, not 0"),
+        (
+            &[exited(1, 0)],
+            "EXITED ends stdout at 1 where 0 was expected",
+        ),
+        (&[hello()], "unexpected HELLO"),
+        (&[started(true, 0)], "unexpected STARTED"),
+        (&[Message::Ok], "unexpected OK"),
+    ] {
+        let mut script = running();
+        script.say(messages);
+        script.fails(&format!(
+            "the guest broke the protocol: {text}; {}",
+            Fate::Started
+        ));
+    }
+    let mut script = Script::new(exec());
+    script.connect();
+    script.say(&[started(true, 0)]);
+    script.fails(&format!(
+        "the guest broke the protocol: unexpected STARTED; {}",
+        Fate::Unknown
+    ));
+}
+
+#[test]
+fn attaching_begins_where_the_session_is_and_goes_on_by_id() {
+    let mut script = Script::new(attach(AttachMode::Own));
+    let Message::Attach(first) = script.connect() else {
+        panic!("ATTACH")
+    };
+    assert_eq!(
+        (first.session, first.stdout_from),
+        (SessionRef::Number(1), None)
+    );
+    script.say(&[
+        hello(),
+        Message::Attached(guest::attachment(40)),
+        stdout(40, b"x"),
+    ]);
+    script.cut();
+    let Message::Attach(again) = script.connect() else {
+        panic!("ATTACH")
+    };
+    let id = SessionRef::Exec(ExecId::from_bytes([1; 16]));
+    assert_eq!(
+        (again.session, again.stdout_from, again.stderr_from),
+        (id, Some(41), Some(0))
+    );
+    let mut other = guest::attachment(41);
+    other.session = 2;
+    script.say(&[hello(), Message::Attached(other)]);
+    assert_eq!(script.result(), Err(SessionError::Forgotten));
+}
+
+#[test]
+fn waiting_takes_the_end_and_nothing_else() {
+    let mut script = Script::new(attach(AttachMode::Wait));
+    script.connect();
+    script.say(&[
+        hello(),
+        Message::Attached(guest::attachment(40)),
+        exited(100, 0),
+    ]);
+    assert_eq!(script.hear(), []);
+    assert_eq!(script.client.input_room(), 0);
+    script.result().unwrap();
+    let mut script = Script::new(attach(AttachMode::Wait));
+    script.connect();
+    script.say(&[
+        hello(),
+        Message::Attached(guest::attachment(0)),
+        stdout(0, b"x"),
+    ]);
+    assert!(matches!(
+        script.result(),
+        Err(SessionError::Protocol { .. })
+    ));
+}
+
+#[test]
+fn the_deadline_says_what_is_known() {
+    let end = Duration::from_secs(5);
+    let mut script = Script::until(exec(), Some(end));
+    script.connect();
+    script.say(&[hello(), started(true, 0)]);
+    assert_eq!(script.wait(), end);
+    let text = "the command did not end in time; the command was started; how it ended is unknown";
+    script.fails(text);
+
+    let mut script = Script::until(exec(), Some(end));
+    script.connect();
+    script.say(&[hello(), started(true, 0), stdout(0, b"x"), exited(1, 0)]);
+    assert_eq!(script.wait(), end);
+    script.fails("the command ended (7), but its output was not taken in time");
+}
+
+#[test]
+fn a_newer_guest_is_named() {
+    let mut script = Script::new(exec());
+    script.connect();
+    let Message::Hello(mut newer) = hello() else {
+        panic!("HELLO")
+    };
+    newer.protocol = VersionRange { min: 7, max: 9 };
+    script.say(&[Message::Hello(newer)]);
+    script.fails("no common protocol version: this side speaks 1, the peer 7 to 9");
+    assert_eq!(SUPPORTED.max, 1);
+}
+
+#[test]
+fn answers_arrive_in_any_pieces() {
+    let messages = [
+        hello(),
+        started(true, 0),
+        stdout(0, b"ab"),
+        gap(2, 5),
+        Message::Window(Window {
+            received: 0,
+            limit: 99_999,
+            is_closed: false,
+        }),
+        exited(5, 0),
+    ];
+    let bytes: Vec<u8> = messages.iter().flat_map(Message::encode).collect();
+    for split in 0..=bytes.len() {
+        let mut script = Script::new(exec());
+        script.connect();
+        for piece in [&bytes[..split], &bytes[split..]] {
+            script.client.handle_bytes(piece, script.now);
+            while let Some(event) = script.client.poll_event(script.now) {
+                script.events.push(in_words(event));
+            }
+        }
+        let events = ["started", "stdout ab", "gap stdout 2-5", "exited 7"];
+        assert_eq!(script.events, events, "split at {split}");
+        assert_eq!(END, 7);
+    }
+}

@@ -1,0 +1,198 @@
+//! A guest that keeps one command's session as the agent does, for tests: known by its id, started
+//! once, its output kept until it is acknowledged, its input taken once.
+
+use std::collections::VecDeque;
+
+use crate::frame::Decoder;
+use crate::id::ExecId;
+use crate::limits::STREAM_DATA_LEN_MAX;
+use crate::message::{
+    Chunk, ExitStatus, Exited, Fail, FailCode, Hello, Message, ResourceUsage, Role, Started,
+    Stream, Window,
+};
+use crate::version::SUPPORTED;
+
+/// The exit code of the command.
+pub(super) const END: u8 = 7;
+
+/// What the command says on standard error when it starts.
+pub(super) const GREETING: &[u8] = b"ready\n";
+
+pub(super) fn hello() -> Message {
+    Message::Hello(Hello {
+        protocol: SUPPORTED,
+        role: Role::Guest,
+        version: "0.1.0".to_owned(),
+        boot_id: Some("b".to_owned()),
+        generation: None,
+    })
+}
+
+pub(super) fn attachment(stdout_from: u64) -> Started {
+    Started {
+        session: 1,
+        id: Some(ExecId::from_bytes([1; 16])),
+        tty: false,
+        stdin: Window {
+            received: 0,
+            limit: 65_536,
+            is_closed: false,
+        },
+        pid: 2,
+        fresh: false,
+        stdout_from,
+        stderr_from: 0,
+    }
+}
+
+pub(super) fn started(fresh: bool, stdout_from: u64) -> Message {
+    Message::Started(Started {
+        fresh,
+        ..attachment(stdout_from)
+    })
+}
+
+pub(super) fn exited(stdout_end: u64, stderr_end: u64) -> Message {
+    Message::Exited(Exited {
+        session: 1,
+        status: ExitStatus::Code(END),
+        stdout_end,
+        stderr_end,
+        writers_alive: false,
+        timed_out: false,
+        usage: ResourceUsage::default(),
+    })
+}
+
+/// One output: everything from `start` on is kept.
+#[derive(Debug, Default)]
+struct Ring {
+    start: u64,
+    bytes: VecDeque<u8>,
+    /// The next byte for the connection that is there.
+    cursor: u64,
+}
+
+impl Ring {
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    fn acknowledge(&mut self, offset: u64) {
+        assert!(offset <= self.end(), "acknowledged what was never sent");
+        while self.start < offset {
+            self.bytes.pop_front();
+            self.start += 1;
+        }
+    }
+}
+
+/// `cat` with a greeting on standard error, which exits with [`END`] at the end of its input.
+#[derive(Debug, Default)]
+pub(super) struct Guest {
+    pub(super) start_count: u32,
+    rings: [Ring; 2],
+    received: u64,
+    has_input_end: bool,
+    decoder: Decoder,
+    is_attached: bool,
+    is_exited_sent: bool,
+    pub(super) is_thanked: bool,
+    out: Vec<u8>,
+}
+
+/// Input that it takes at once: little, so that credit matters.
+const CREDIT: u64 = 10;
+
+impl Guest {
+    /// A fresh connection. The earlier one is forgotten, and what was on its way is lost.
+    pub(super) fn connect(&mut self) {
+        self.decoder = Decoder::new();
+        self.is_attached = false;
+        self.is_exited_sent = false;
+        self.out.clear();
+    }
+
+    pub(super) fn handle_bytes(&mut self, bytes: &[u8]) {
+        self.decoder.push(bytes);
+        let mut decoder = std::mem::take(&mut self.decoder);
+        while let Some(frame) = decoder.poll_frame().unwrap() {
+            self.handle(Message::parse(frame, Role::Host).unwrap());
+        }
+        self.decoder = decoder;
+    }
+
+    /// What it sends now.
+    pub(super) fn take_output(&mut self) -> Vec<u8> {
+        if self.is_attached {
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                let ring = &mut self.rings[stream.index()];
+                let at = usize::try_from(ring.cursor - ring.start).unwrap();
+                let bytes: Vec<u8> = ring.bytes.iter().skip(at).copied().collect();
+                for piece in bytes.chunks(STREAM_DATA_LEN_MAX) {
+                    Chunk::encode(stream.frame_kind(), ring.cursor, piece, &mut self.out);
+                    ring.cursor += piece.len() as u64;
+                }
+            }
+            if self.has_input_end && !self.is_exited_sent {
+                self.is_exited_sent = true;
+                exited(self.rings[0].end(), self.rings[1].end()).encode_into(&mut self.out);
+            }
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    fn window(&self) -> Window {
+        Window {
+            received: self.received,
+            limit: self.received + CREDIT,
+            is_closed: false,
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Hello(_) => hello().encode_into(&mut self.out),
+            Message::Exec(exec) => {
+                let from = [exec.stdout_from, exec.stderr_from];
+                if self.start_count == 0 && from != [0, 0] {
+                    let fail = Fail::new(FailCode::NoSession, "forgotten");
+                    return Message::Fail(fail).encode_into(&mut self.out);
+                }
+                let fresh = self.start_count == 0;
+                if fresh {
+                    self.start_count += 1;
+                    self.rings[1].bytes.extend(GREETING);
+                }
+                for (ring, from) in self.rings.iter_mut().zip(from) {
+                    ring.acknowledge(from);
+                    ring.cursor = from;
+                }
+                self.is_attached = true;
+                let started = Started {
+                    fresh,
+                    stdin: self.window(),
+                    stderr_from: from[1],
+                    ..attachment(from[0])
+                };
+                Message::Started(started).encode_into(&mut self.out);
+            }
+            Message::Stdin(chunk) => {
+                let known = self.received.checked_sub(chunk.offset).expect("no hole");
+                let known = usize::try_from(known).unwrap().min(chunk.bytes.len());
+                let new = &chunk.bytes[known..];
+                self.received += new.len() as u64;
+                self.rings[0].bytes.extend(new);
+                Message::Window(self.window()).encode_into(&mut self.out);
+            }
+            Message::StdinEof(eof) => {
+                assert_eq!(eof.offset, self.received);
+                self.has_input_end = true;
+            }
+            Message::Ack(ack) => self.rings[ack.stream.index()].acknowledge(ack.offset),
+            Message::Ping(ping) => Message::Pong(ping).encode_into(&mut self.out),
+            Message::ExitAck(_) => self.is_thanked = true,
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Goal: `host-tool stress` counts what happens, and its exit code says whether all went well.
+//! Method: the agent on a Unix socket, and commands whose outcome is known.
+
+use serde_json::json;
+use tests::agent::Agent;
+
+#[test]
+fn every_run_is_counted() {
+    let agent = Agent::start();
+    let ended = agent.host_tool(
+        ["stress", "--json", "--parallel", "20", "--total", "100"],
+        [],
+    );
+    let report = ended.exits(0).json();
+    assert_eq!(report["event"], "done");
+    assert_eq!(
+        (&report["succeeded"], &report["total"]),
+        (&json!(100), &json!(100))
+    );
+    let latency = |name: &str| report["latency_us"][name].as_u64().unwrap();
+    let spread = ["min", "p50", "p90", "p99", "max"].map(latency);
+    assert!(spread.is_sorted() && spread[0] > 0, "{report}");
+    let ended = agent.host_tool(["stress"], []).exits(0);
+    assert!(ended.out().starts_with("10 of 10 succeeded"), "{ended}");
+}
+
+#[test]
+fn failures_are_counted_by_kind() {
+    let agent = Agent::start();
+    let report = |argv: [&str; 3], code: i32| {
+        let ended = agent.host_tool(["stress", "--json", "--total", "4"], argv);
+        ended.exits(code).json()["failures"].clone()
+    };
+    assert_eq!(
+        report(["sh", "-c", "exit 3"], 6),
+        json!({ "exit code 3": 4 })
+    );
+    assert_eq!(
+        report(["sh", "-c", "kill -9 $$"], 6),
+        json!({ "signal 9": 4 })
+    );
+    assert_eq!(
+        report(["no-such-program", "", ""], 6),
+        json!({ "not found": 4 })
+    );
+    let folder = agent.folder().join("once");
+    let once = format!("mkdir {} 2>/dev/null || exit 5", folder.display());
+    let failures = report(["sh", "-c", &once], 6);
+    assert_eq!(failures, json!({ "exit code 5": 3 }));
+    let ended = agent.host_tool(
+        ["stress", "--total", "2", "--timeout", "200ms"],
+        ["cat", "/dev/zero"],
+    );
+    drop(ended.exits(124).complains("2 of 2 runs failed"));
+    drop(agent.host_tool(["stress", "--parallel", "0"], []).exits(2));
+}

@@ -1,0 +1,131 @@
+//! A plain Unix socket in front of a guest's agent, whose connections a test can cut.
+//!
+//! It speaks hybrid vsock or vsock to the guest, so that `host-tool --unix` reaches a real machine
+//! through it. A cut closes both ends at once, as the loss of a transport does.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockType, VsockAddr, connect, shutdown, socket,
+};
+
+use crate::machine::{Machine, Vmm};
+
+/// The agent's port.
+const PORT: u32 = 5252;
+
+/// Where the guest listens.
+#[derive(Debug, Clone)]
+enum Upstream {
+    Hybrid(PathBuf),
+    Vsock(u32),
+}
+
+/// Both ends of each connection that is open.
+type Pairs = Arc<Mutex<Vec<(OwnedFd, OwnedFd)>>>;
+
+/// A running proxy. It accepts until its process ends.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    socket: PathBuf,
+    pairs: Pairs,
+}
+
+impl Proxy {
+    pub(crate) fn start(machine: &Machine, name: &str) -> Self {
+        let socket = machine.path("proxy.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let upstream = upstream(machine, name);
+        let pairs = Pairs::default();
+        let kept = Arc::clone(&pairs);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                relay(client.unwrap(), &upstream, &kept);
+            }
+        });
+        Self { socket, pairs }
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Cuts every connection, and gives how many there were.
+    pub(crate) fn cut(&self) -> usize {
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        for (one, other) in pairs.iter() {
+            // One that its own end closed already is cut as well as can be.
+            let _ = shutdown(one.as_raw_fd(), Shutdown::Both);
+            let _ = shutdown(other.as_raw_fd(), Shutdown::Both);
+        }
+        std::mem::take(&mut *pairs).len()
+    }
+}
+
+fn upstream(machine: &Machine, name: &str) -> Upstream {
+    let record = machine.tool(["inspect", name, "--json"]).exits(0).json();
+    match machine.vmm {
+        Vmm::Firecracker => Upstream::Hybrid(machine.state_dir().join(name).join("vsock.sock")),
+        Vmm::Qemu => {
+            let cid = record["state"]["machine"]["guest_cid"].as_u64().unwrap();
+            Upstream::Vsock(u32::try_from(cid).unwrap())
+        }
+    }
+}
+
+/// Connects one client to the guest, and moves bytes both ways until one end closes.
+fn relay(client: UnixStream, upstream: &Upstream, pairs: &Pairs) {
+    let Some(guest) = open(upstream) else {
+        return;
+    };
+    let client = OwnedFd::from(client);
+    let copy = |fd: &OwnedFd| fd.try_clone().unwrap();
+    let pair = (copy(&client), copy(&guest));
+    pairs
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(pair);
+    let directions = [(copy(&client), copy(&guest)), (guest, client)];
+    for (from, to) in directions {
+        thread::spawn(move || {
+            let (mut from, mut to) = (File::from(from), File::from(to));
+            let mut bytes = vec![0; 64 * 1024];
+            while let Ok(len @ 1..) = from.read(&mut bytes) {
+                if to.write_all(&bytes[..len]).is_err() {
+                    break;
+                }
+            }
+            let _ = shutdown(from.as_fd().as_raw_fd(), Shutdown::Both);
+            let _ = shutdown(to.as_fd().as_raw_fd(), Shutdown::Both);
+        });
+    }
+}
+
+fn open(upstream: &Upstream) -> Option<OwnedFd> {
+    match upstream {
+        Upstream::Hybrid(path) => {
+            let mut stream = UnixStream::connect(path).ok()?;
+            stream
+                .write_all(format!("CONNECT {PORT}\n").as_bytes())
+                .ok()?;
+            let mut byte = [0];
+            // Byte by byte, since what comes behind the line is the agent's.
+            while byte != *b"\n" {
+                stream.read_exact(&mut byte).ok()?;
+            }
+            Some(stream.into())
+        }
+        Upstream::Vsock(cid) => {
+            let (family, kind) = (AddressFamily::Vsock, SockType::Stream);
+            let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).ok()?;
+            connect(fd.as_raw_fd(), &VsockAddr::new(*cid, PORT)).ok()?;
+            Some(fd)
+        }
+    }
+}
