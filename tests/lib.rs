@@ -7,7 +7,8 @@ pub mod agent;
 pub mod client;
 pub mod process;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// How long any single event may take before the test that waits for it has failed. It is long
@@ -35,4 +36,31 @@ pub fn program(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// The top of the project.
+///
+/// # Panics
+///
+/// Never: the tests are a folder of it.
+#[must_use]
+pub fn top() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let parent = manifest.parent();
+    parent
+        .expect("the tests are a folder of the project")
+        .to_path_buf()
+}
+
+/// The release agent as `scripts/build-agent.sh` makes it, built if need be.
+///
+/// # Panics
+///
+/// When it cannot be built.
+#[track_caller]
+#[must_use]
+pub fn release_agent() -> PathBuf {
+    let mut build = Command::new(top().join("scripts/build-agent.sh"));
+    let built = process::run(build.current_dir(top()));
+    PathBuf::from(built.exits(0).out().trim())
 }
