@@ -19,6 +19,7 @@ DIR/benchmarks/. Figures of groups that are not named are kept if DIR has them.
   streams    standard output and input, against socat and no relay at all
   footprint  binaries, memory, page faults, wake-ups
   growth     sessions, connections, arguments and output as they grow
+  lab        boot, restore, exec and clones on real VMMs, in scripts/lab.sh
 
   --quick             a few repetitions, to see that everything runs
   --out DIR           default: target/bench
@@ -37,7 +38,7 @@ cd "$TOP"
 
 # What is compared with, and what counts instructions. setup.sh has what the rest needs.
 PACKAGES=(socat dropbear-bin qemu-guest-agent busybox-static valgrind)
-ALL_GROUPS=(exec streams footprint growth)
+ALL_GROUPS=(exec streams footprint growth lab)
 
 die_usage() {
     echo "bench.sh: $*; see bench.sh --help" >&2
@@ -80,6 +81,36 @@ build() {
     export TEST_GUEST_AGENT TEST_HOST_TOOL BENCH_EMPTY
 }
 
+# Prints --file options for a program and the libraries that it wants.
+with_libraries() {
+    local path
+    echo "--file $1:$1"
+    ldd "$1" | grep --only-matching '/[^ ]*' | while read -r path; do
+        echo "--file $path:$path"
+    done
+}
+
+# Makes the images, and measures in the lab; the record is written to the file $1.
+measure_lab() {
+    local record=$1 echo_guest
+    local -a files
+    mkdir --parents target/lab
+    TEST_BENCH_KERNEL=$(scripts/kernel.sh vmlinux)
+    TEST_BENCH_INITRD=$TOP/target/lab/bench.cpio
+    TEST_BENCH_ECHO_INITRD=$TOP/target/lab/bench-echo.cpio
+    export TEST_BENCH_KERNEL TEST_BENCH_INITRD TEST_BENCH_ECHO_INITRD
+    echo_guest=$(build_static echo-guest)
+    scripts/mkinitramfs.sh --agent "$echo_guest" --out "$TEST_BENCH_ECHO_INITRD" >/dev/null
+    # The alternatives run in the same guest, under the paths that they have here.
+    read -r -a files < <({ with_libraries /usr/bin/socat; with_libraries /usr/sbin/qemu-ga; } | tr '\n' ' ')
+    scripts/mkinitramfs.sh --agent "$TEST_GUEST_AGENT" --out "$TEST_BENCH_INITRD" \
+        --file /bin/busybox:/bin/true --file /bin/busybox:/bin/sh "${files[@]}" >/dev/null
+    mkdir "$WORK/lab"
+    LAB_TIMEOUT=${LAB_TIMEOUT:-3600} LAB_OUT=$WORK/lab \
+        scripts/lab.sh "$BENCH" measure "$WORK/lab/lab.json" "${QUICK[@]}" lab
+    mv "$WORK/lab/lab.json" "$record"
+}
+
 QUICK=()
 OUT=$TOP/target/bench
 COMPARE=
@@ -114,8 +145,19 @@ trap 'rm --recursive --force "$WORK"' EXIT
 # Read before it may be replaced.
 [[ -z $COMPARE ]] || cp "$COMPARE" "$WORK/old.json"
 
-records=("$WORK/native.json")
-"$BENCH" measure "$WORK/native.json" "${QUICK[@]}" "${GROUPS_WANTED[@]}"
+native=()
+records=()
+for group in "${GROUPS_WANTED[@]}"; do
+    [[ $group == lab ]] || native+=("$group")
+done
+if [[ ${#native[@]} -gt 0 ]]; then
+    "$BENCH" measure "$WORK/native.json" "${QUICK[@]}" "${native[@]}"
+    records+=("$WORK/native.json")
+fi
+if [[ " ${GROUPS_WANTED[*]} " == *" lab "* ]]; then
+    measure_lab "$WORK/lab-record.json"
+    records+=("$WORK/lab-record.json")
+fi
 
 mkdir --parents "$OUT"
 [[ ! -e $OUT/benchmarks.json ]] || records=("$OUT/benchmarks.json" "${records[@]}")

@@ -21,7 +21,16 @@ const VERSIONS: &[(&str, &[&str])] = &[
     ("valgrind", &["valgrind", "--version"]),
 ];
 
+/// The kernel that this runs on, under a name of its own.
+pub(crate) fn note_kernel(name: &str, results: &mut Results) {
+    let argv = ["uname", "--kernel-release", "--machine"];
+    let kernel = first_line(&argv, |_| true).unwrap_or_else(|| "unknown".to_owned());
+    results.facts.insert(name.to_owned(), kernel);
+}
+
+/// Everything else. The lab is another machine, whose records are put beside those of this one.
 pub(crate) fn note(options: &Options, results: &mut Results) -> Result<(), Failure> {
+    note_kernel("kernel", results);
     let mut set = |name: &str, value: String| {
         results.facts.insert(name.to_owned(), value);
     };
@@ -42,7 +51,7 @@ pub(crate) fn note(options: &Options, results: &mut Results) -> Result<(), Failu
     );
     for (name, argv) in [
         ("kernel", &["uname", "--kernel-release", "--machine"][..]),
-        ("date", &["date", "--utc", "+%Y-%m-%d %H:%M UTC"]),
+        ("date", &["date", "--utc", "+%Y-%m-%d %H:%M UTC"][..]),
         ("commit", &["git", "describe", "--always", "--dirty"]),
     ] {
         set(name, first_line(argv, |_| true).unwrap_or_else(unknown));

@@ -182,8 +182,9 @@ fn descriptors(endpoint: &Endpoint) -> Result<f64, Failure> {
     Err("connections stay open".into())
 }
 
-/// Lets time pass, which is what is measured here: nothing may happen in it.
-fn pass(limit: Duration) -> Result<(), Failure> {
+/// Lets time pass in which nothing is done: the time of an idle agent, or until another look at
+/// something that has no event.
+pub(crate) fn pass(limit: Duration) -> Result<(), Failure> {
     let (reader, _writer) = nix::unistd::pipe()?;
     let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
     let limit = PollTimeout::try_from(limit).map_err(|_| "too long a wait")?;

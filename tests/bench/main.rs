@@ -16,6 +16,7 @@ mod exec;
 mod facts;
 mod footprint;
 mod growth;
+mod lab;
 mod peers;
 mod procfs;
 mod report;
@@ -24,6 +25,7 @@ mod rounds;
 mod stats;
 mod streams;
 mod svg;
+mod vmm;
 mod wire;
 
 use std::error::Error;
@@ -39,7 +41,7 @@ const USAGE: &str = "usage: bench measure OUT.json [--quick] GROUP...
        bench merge OUT.json IN.json...
        bench report IN.json FOLDER
        bench compare OLD.json NEW.json
-groups: exec streams footprint growth";
+groups: exec streams footprint growth lab";
 
 /// How thoroughly is measured.
 #[derive(Debug, Clone, Copy)]
@@ -84,14 +86,18 @@ fn measure(out: &Path, words: &[&str]) -> Result<(), Failure> {
         is_quick: words.contains(&"--quick"),
     };
     let mut results = Results::default();
-    facts::note(&options, &mut results)?;
-    for &group in words.iter().filter(|word| !word.starts_with("--")) {
+    let groups = || words.iter().filter(|word| !word.starts_with("--"));
+    if groups().any(|group| *group != "lab") {
+        facts::note(&options, &mut results)?;
+    }
+    for &group in groups() {
         eprintln!("== {group}");
         match group {
             "exec" => exec::measure(&options, &mut results)?,
             "streams" => streams::measure(&options, &mut results)?,
             "footprint" => footprint::measure(&options, &mut results)?,
             "growth" => growth::measure(&options, &mut results)?,
+            "lab" => lab::measure(&options, &mut results)?,
             _ => return Err(format!("there is no group {group:?}\n{USAGE}").into()),
         }
         // What is known is kept, should a later group fail.

@@ -3,19 +3,21 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, VsockAddr, connect, setsockopt, socket, sockopt,
+};
 use nix::sys::time::{TimeVal, TimeValLike};
 use shared::frame::{FrameKind, encode_with};
 use shared::id::ExecId;
 use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
 use shared::message::{
-    Ack, ByteString, Exec, ExitAck, Exited, FailCode, Hello, Message, Role, StdinEof, Stream,
+    Ack, ByteString, Exec, ExitAck, Exited, Hello, Message, Role, StdinEof, Stream,
 };
 
 use crate::Failure;
@@ -34,15 +36,38 @@ const READ_LEN: usize = 2 * (PAYLOAD_LEN_MAX + HEADER_LEN);
 pub(crate) enum Endpoint {
     /// A plain Unix socket.
     Unix(PathBuf),
+    /// A port behind a Unix socket that wants a CONNECT line first.
+    Hybrid(PathBuf, u32),
+    /// A port of a guest.
+    Vsock(u32, u32),
 }
 
 impl Endpoint {
-    /// Connects and writes `flight`.
+    /// Another port of the same guest.
+    pub(crate) fn with_port(&self, port: u32) -> Self {
+        match self {
+            Self::Unix(path) => Self::Unix(path.clone()),
+            Self::Hybrid(path, _) => Self::Hybrid(path.clone(), port),
+            Self::Vsock(cid, _) => Self::Vsock(*cid, port),
+        }
+    }
+
+    /// Connects and writes `flight`, in one write with the CONNECT line where there is one.
     pub(crate) fn open(&self, flight: &[u8]) -> io::Result<File> {
-        let mut stream = match self {
-            Self::Unix(path) => unix(path)?,
+        let (mut stream, line) = match self {
+            Self::Unix(path) => (unix(path)?, String::new()),
+            Self::Hybrid(path, port) => (unix(path)?, format!("CONNECT {port}\n")),
+            Self::Vsock(cid, port) => (vsock(*cid, *port)?, String::new()),
         };
-        stream.write_all(flight)?;
+        let mut bytes = line.into_bytes();
+        let has_line = !bytes.is_empty();
+        bytes.extend_from_slice(flight);
+        if !bytes.is_empty() {
+            stream.write_all(&bytes)?;
+        }
+        if has_line {
+            skip_line(&mut stream)?;
+        }
         Ok(stream)
     }
 }
@@ -51,11 +76,35 @@ fn unix(path: &Path) -> io::Result<File> {
     Ok(limited(OwnedFd::from(UnixStream::connect(path)?))?.into())
 }
 
+fn vsock(cid: u32, port: u32) -> io::Result<File> {
+    let fd = socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    connect(fd.as_raw_fd(), &VsockAddr::new(cid, port))?;
+    Ok(limited(fd)?.into())
+}
+
 fn limited(fd: OwnedFd) -> nix::Result<OwnedFd> {
     let limit = TimeVal::seconds(i64::try_from(SILENCE_MAX.as_secs()).unwrap_or(i64::MAX));
     setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
     setsockopt(&fd, sockopt::SendTimeout, &limit)?;
     Ok(fd)
+}
+
+/// Reads the VMM's answer byte by byte, since what stands behind it is the guest's.
+fn skip_line(stream: &mut File) -> io::Result<()> {
+    let mut byte = [0];
+    loop {
+        if stream.read(&mut byte)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if byte == *b"\n" {
+            return Ok(());
+        }
+    }
 }
 
 /// What came of a command.
@@ -170,8 +219,7 @@ impl Wire {
                             input.feed(&mut self.stream, window.limit)?;
                         }
                     }
-                    // An agent that knows no acknowledgements says so and goes on.
-                    Message::Fail(fail) if fail.code == FailCode::Unsupported => {}
+                    Message::Fail(fail) => return Err(fail.text.into()),
                     Message::Hello(_) | Message::Progress(_) => {}
                     other => return Err(format!("unexpected {other:?}").into()),
                 },
