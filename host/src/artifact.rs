@@ -11,21 +11,28 @@
 //! files are regular and have the recorded sizes. What is in the state and the memory is up to the
 //! VMM: to restore an artifact is to run it.
 
+pub mod digest;
 pub mod draft;
+mod error;
+mod manifest;
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use serde_json::{Value, json};
 use shared::id::Generation;
-use shared::version::{NoCommonVersion, SUPPORTED, VersionRange};
+use shared::version::SUPPORTED;
 
+use self::digest::Digest;
 use crate::json::{JsonError, Object};
-use crate::vmdir::state::{DRIVES_MAX, machine_from_object, machine_to_value};
-use crate::vmm::{MachineSpec, StateFiles, VmmKind};
+use crate::vmdir::state::{DRIVES_MAX, lineage};
+use crate::vmm::{Drive, StateFiles};
+
+pub use self::error::ArtifactError;
+pub use self::manifest::{FileEntry, Manifest};
 
 /// The one format of manifest there is so far.
 pub const FORMAT: u32 = 1;
@@ -36,92 +43,11 @@ pub const MANIFEST: &str = "manifest.json";
 /// Most files of one artifact.
 const FILES_MAX: usize = DRIVES_MAX + 2;
 
+/// Longest manifest that is read. The largest legitimate ones have a few kilobytes.
+const MANIFEST_LEN_MAX: u64 = 1024 * 1024;
+
 /// Longest file name, as on every Linux file system.
 const FILE_NAME_LEN_MAX: usize = 255;
-
-/// One file of an artifact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileEntry {
-    /// Its name in the directory.
-    pub name: String,
-    /// Its length in bytes.
-    pub len: u64,
-}
-
-/// What an artifact is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Manifest {
-    /// Which VMM wrote the state.
-    pub vmm_kind: VmmKind,
-    /// The VMM's version, in its own words.
-    pub vmm_version: String,
-    /// Version of the agent in the guest.
-    pub agent_version: String,
-    /// Protocol versions that the agent speaks.
-    pub agent_protocol: VersionRange,
-    /// The guest's name when it was stopped.
-    pub generation: Generation,
-    /// The machine. A drive that is in the artifact has its file's name for a path.
-    pub machine: MachineSpec,
-    /// The files.
-    pub files: Vec<FileEntry>,
-    /// When it was made, ms since 1970 UTC.
-    pub created_ms: u64,
-    /// Version of host-tool that made it.
-    pub host_version: String,
-}
-
-impl Manifest {
-    /// For the file and for records.
-    #[must_use]
-    pub fn to_value(&self) -> Value {
-        let file = |file: &FileEntry| json!({ "name": file.name, "len": file.len });
-        json!({
-            "format": FORMAT,
-            "vmm": { "kind": self.vmm_kind.to_string(), "version": self.vmm_version },
-            "agent": {
-                "version": self.agent_version,
-                "protocol_min": self.agent_protocol.min,
-                "protocol_max": self.agent_protocol.max,
-            },
-            "generation": self.generation.to_string(),
-            "machine": machine_to_value(&self.machine),
-            "files": self.files.iter().map(file).collect::<Vec<_>>(),
-            "created_ms": self.created_ms,
-            "host_version": self.host_version,
-        })
-    }
-
-    fn from_object(object: &Object) -> Result<Self, ArtifactError> {
-        let format: u32 = object.number("format")?;
-        if format != FORMAT {
-            return Err(ArtifactError::Format { found: format });
-        }
-        let vmm = object.object("vmm")?;
-        let agent = object.object("agent")?;
-        let file = |file: &Object| -> Result<FileEntry, JsonError> {
-            Ok(FileEntry {
-                name: file.text("name")?,
-                len: file.number("len")?,
-            })
-        };
-        let files = object.objects("files", FILES_MAX)?;
-        Ok(Self {
-            vmm_kind: vmm.parsed("kind", "firecracker or qemu")?,
-            vmm_version: vmm.text("version")?,
-            agent_version: agent.text("version")?,
-            agent_protocol: VersionRange {
-                min: agent.number("protocol_min")?,
-                max: agent.number("protocol_max")?,
-            },
-            generation: object.parsed("generation", "32 hexadecimal digits")?,
-            machine: machine_from_object(&object.object("machine")?)?,
-            files: files.iter().map(file).collect::<Result<_, _>>()?,
-            created_ms: object.number("created_ms")?,
-            host_version: object.text("host_version")?,
-        })
-    }
-}
 
 /// An artifact whose manifest was understood and whose files are there.
 #[derive(Debug)]
@@ -140,13 +66,7 @@ impl Artifact {
         if !dir.is_dir() {
             return Err(ArtifactError::NotThere { path: dir });
         }
-        let object = Object::read(&dir.join(MANIFEST)).map_err(|error| {
-            if error.is_not_found() {
-                ArtifactError::NoManifest { path: dir.clone() }
-            } else {
-                ArtifactError::Manifest(error)
-            }
-        })?;
+        let object = read_manifest(&dir)?;
         let artifact = Self {
             manifest: Manifest::from_object(&object)?,
             dir,
@@ -170,7 +90,10 @@ impl Artifact {
     /// The VMM's own files.
     #[must_use]
     pub fn state_files(&self) -> StateFiles {
-        StateFiles::in_dir(self.manifest.vmm_kind, &self.dir)
+        StateFiles {
+            overrides_vsock: self.manifest.vsock_path.is_some(),
+            ..StateFiles::in_dir(self.manifest.vmm_kind, &self.dir)
+        }
     }
 
     /// The path of the drive at `path` in the manifest's machine, if its content is in the
@@ -214,188 +137,161 @@ impl Artifact {
                 return Err(ArtifactError::Missing { path });
             }
         }
-        for drive in &self.manifest.machine.drives {
-            let is_outside = drive.path.is_absolute() && drive.path.is_file();
-            if self.stored_drive(&drive.path).is_none() && !is_outside {
-                return Err(ArtifactError::Missing {
-                    path: drive.path.clone(),
-                });
+        let mut drives = self.manifest.machine.drives.iter();
+        drives.try_for_each(|drive| self.check_drive(drive))
+    }
+
+    /// Reads every file that has a digest, and compares. `progress` is told how many bytes were
+    /// read so far.
+    pub fn verify(
+        &self,
+        progress: &mut dyn FnMut(u64),
+        deadline: Instant,
+    ) -> Result<(), ArtifactError> {
+        let mut read_len = 0;
+        for file in &self.manifest.files {
+            let Some(recorded) = file.sha256 else {
+                continue;
+            };
+            let path = self.dir.join(&file.name);
+            let mut report = |len: u64| {
+                read_len += len;
+                progress(read_len);
+            };
+            if digest_of(&path, &mut report, deadline)? != recorded {
+                return Err(ArtifactError::Digest { path });
             }
         }
         Ok(())
+    }
+
+    /// What the guest may write to has to be a copy of its own. What it only reads may be anywhere
+    /// on this host: the VMM's state, which is as little to be trusted, names it as well.
+    fn check_drive(&self, drive: &Drive) -> Result<(), ArtifactError> {
+        let path = drive.path.clone();
+        if self.stored_drive(&path).is_some() {
+            return Ok(());
+        }
+        if !path.is_absolute() || !path.exists() {
+            return Err(ArtifactError::Missing { path });
+        }
+        if !path.is_file() {
+            return Err(ArtifactError::NotRegular { path });
+        }
+        if drive.read_only {
+            Ok(())
+        } else {
+            Err(ArtifactError::SharedDrive { path })
+        }
     }
 
     fn check_file(&self, file: &FileEntry) -> Result<(), ArtifactError> {
         let path = self.dir.join(&file.name);
-        let metadata = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(ArtifactError::Missing { path });
-            }
-            Err(source) => return Err(ArtifactError::Read { path, source }),
-        };
-        if !metadata.is_file() {
-            return Err(ArtifactError::NotRegular { path });
+        let found = open_regular(&path)?.1;
+        if found == file.len {
+            return Ok(());
         }
-        if metadata.len() != file.len {
-            let (recorded, found) = (file.len, metadata.len());
-            return Err(ArtifactError::Length {
-                path,
-                recorded,
-                found,
-            });
-        }
-        Ok(())
+        let recorded = file.len;
+        Err(ArtifactError::Length {
+            path,
+            recorded,
+            found,
+        })
     }
 }
 
-/// Whether `name` stays in its directory.
+/// The names that a guest out of `artifact` had before it gets its first own one, the latest,
+/// `parent`, first. An artifact that cannot be read is for others to complain about.
+#[must_use]
+pub fn ancestors(artifact: Option<&Path>, parent: Option<Generation>) -> Vec<Generation> {
+    let object = artifact.and_then(|dir| read_manifest(dir).ok());
+    let manifest = object.and_then(|object| Manifest::from_object(&object).ok());
+    let before = manifest.map(|manifest| manifest.ancestors);
+    lineage(parent, &before.unwrap_or_default())
+}
+
+/// The digest of a file of an artifact. `progress` is told how many bytes each piece had.
+pub fn digest_of(
+    path: &Path,
+    progress: &mut dyn FnMut(u64),
+    deadline: Instant,
+) -> Result<Digest, ArtifactError> {
+    let file = open_regular(path)?.0;
+    let digest = Digest::of(&file, |len| {
+        progress(len);
+        if Instant::now() < deadline {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::TimedOut))
+        }
+    });
+    let path = path.to_owned();
+    digest.map_err(|source| match source.kind() {
+        io::ErrorKind::TimedOut => ArtifactError::Deadline { path },
+        _ => ArtifactError::Read { path, source },
+    })
+}
+
+fn read_manifest(dir: &Path) -> Result<Object, ArtifactError> {
+    let path = dir.join(MANIFEST);
+    let (file, len) = match open_regular(&path) {
+        Err(ArtifactError::Missing { .. }) => {
+            return Err(ArtifactError::NoManifest {
+                path: dir.to_owned(),
+            });
+        }
+        opened => opened?,
+    };
+    let mut bytes = Vec::new();
+    let read = if len > MANIFEST_LEN_MAX {
+        Err(io::Error::other("it is far too long for a manifest"))
+    } else {
+        file.take(MANIFEST_LEN_MAX).read_to_end(&mut bytes)
+    };
+    match read {
+        Ok(_) => Ok(Object::parse(&path, &bytes)?),
+        Err(source) => Err(JsonError::Read { path, source }.into()),
+    }
+}
+
+/// Opens a file of an artifact, and gives its length. Links are not followed, and pipes, sockets
+/// and devices not touched: opening one can wait for ever, or do something.
+fn open_regular(path: &Path) -> Result<(File, u64), ArtifactError> {
+    let is_link = |error: &io::Error| error.raw_os_error() == Some(libc::ELOOP);
+    let look_error = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => ArtifactError::Missing {
+            path: path.to_owned(),
+        },
+        _ if is_link(&source) => ArtifactError::NotRegular {
+            path: path.to_owned(),
+        },
+        _ => ArtifactError::Read {
+            path: path.to_owned(),
+            source,
+        },
+    };
+    // What stands there may be exchanged between this look and the open: so there is another one.
+    let is_file = fs::symlink_metadata(path).map_err(look_error)?.is_file();
+    if is_file {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let file = opened.map_err(look_error)?;
+        let metadata = file.metadata().map_err(look_error)?;
+        if metadata.is_file() {
+            return Ok((file, metadata.len()));
+        }
+    }
+    Err(ArtifactError::NotRegular {
+        path: path.to_owned(),
+    })
+}
+
+/// Whether `name` stays in its directory, and cannot steer a terminal.
 fn is_plain_name(name: &str) -> bool {
     (1..=FILE_NAME_LEN_MAX).contains(&name.len())
-        && !name.contains(['/', '\0'])
+        && !name.contains(|c: char| c == '/' || c.is_control())
         && !matches!(name, "." | ".." | MANIFEST)
 }
 
-/// Why an artifact cannot be used.
-#[derive(Debug)]
-pub enum ArtifactError {
-    /// There is no such directory.
-    NotThere {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The directory has no manifest: it is none of ours, or was never finished.
-    NoManifest {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The manifest was not understood.
-    Manifest(JsonError),
-    /// The manifest has a format that this version does not know.
-    Format {
-        /// The format.
-        found: u32,
-    },
-    /// The agent in the guest speaks no protocol version that this version speaks.
-    Protocol {
-        /// The agent's version.
-        agent_version: String,
-        /// Both ranges.
-        error: NoCommonVersion,
-    },
-    /// A file's name leads elsewhere, or stands there twice.
-    Name {
-        /// The name.
-        name: String,
-    },
-    /// A file is not there.
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A file is a link, a directory or a device.
-    NotRegular {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A file was cut short, or is not the one that was recorded.
-    Length {
-        /// The file.
-        path: PathBuf,
-        /// Bytes it should have.
-        recorded: u64,
-        /// Bytes it has.
-        found: u64,
-    },
-    /// A file could not be looked at.
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the file system said.
-        source: io::Error,
-    },
-}
-
-impl From<JsonError> for ArtifactError {
-    fn from(error: JsonError) -> Self {
-        Self::Manifest(error)
-    }
-}
-
-impl fmt::Display for ArtifactError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotThere { path } => {
-                write!(f, "there is no artifact directory {}", path.display())
-            }
-            Self::NoManifest { path } => write!(
-                f,
-                "{} has no {MANIFEST}: it is not an artifact, or was never finished",
-                path.display()
-            ),
-            Self::Manifest(error) => error.fmt(f),
-            Self::Format { found } => write!(
-                f,
-                "the artifact has format {found} and this host-tool knows format {FORMAT}; use \
-                 the host-tool that made it, or a newer one"
-            ),
-            Self::Protocol {
-                agent_version,
-                error,
-            } => write!(
-                f,
-                "the guest in the artifact runs guest-agent {}: {error}; use a host-tool that \
-                 speaks its version",
-                agent_version.escape_debug()
-            ),
-            Self::Name { name } => {
-                write!(
-                    f,
-                    "the artifact names a file '{}', which it must not",
-                    name.escape_debug()
-                )
-            }
-            Self::Missing { path } => {
-                write!(f, "the artifact's file {} is missing", path.display())
-            }
-            Self::NotRegular { path } => {
-                write!(
-                    f,
-                    "the artifact's file {} is not a regular file",
-                    path.display()
-                )
-            }
-            Self::Length {
-                path,
-                recorded,
-                found,
-            } => write!(
-                f,
-                "the artifact's file {} has {found} bytes instead of {recorded}: it was cut \
-                 short or replaced",
-                path.display()
-            ),
-            Self::Read { path, .. } => write!(f, "cannot look at {}", path.display()),
-        }
-    }
-}
-
-impl std::error::Error for ArtifactError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Manifest(error) => error.source(),
-            Self::Read { source, .. } => Some(source),
-            Self::NotThere { .. }
-            | Self::NoManifest { .. }
-            | Self::Format { .. }
-            | Self::Protocol { .. }
-            | Self::Name { .. }
-            | Self::Missing { .. }
-            | Self::NotRegular { .. }
-            | Self::Length { .. } => None,
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

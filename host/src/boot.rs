@@ -11,7 +11,9 @@ use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::record::{Phase, Record};
+use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
+use crate::values::MachineId;
 use crate::vmdir::state::DRIVES_MAX;
 use crate::vmm::{Drive, MachineSpec, Purpose, Start};
 
@@ -35,6 +37,11 @@ pub fn run(command: &Boot) -> Result<(), Failure> {
 
 fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure> {
     let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
+    record.report_to(Reports::new(
+        "boot",
+        command.trace.as_deref(),
+        command.timeline.as_deref(),
+    )?);
     check_switches(
         command.wait_ready,
         command.no_wait,
@@ -54,19 +61,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     };
 
     record.begin(Phase::Image);
-    let kernel = readable(&command.kernel)?;
-    let mut magic = [0; 4];
-    let read = File::open(&kernel).and_then(|mut file| file.read_exact(&mut magic));
-    read.or_fail(Exit::Artifact, || {
-        format!("cannot read the kernel {}", kernel.display())
-    })?;
-    if magic != *b"\x7fELF" {
-        let text = format!(
-            "the kernel {} is no ELF file: an uncompressed vmlinux is needed, not a bzImage",
-            kernel.display()
-        );
-        return Err(Failure::new(Exit::Artifact, text));
-    }
+    let kernel = readable_kernel(&command.kernel)?;
     let initrd = readable(&command.initrd)?;
     let mut drives = Vec::new();
     for drive in &command.drive {
@@ -91,6 +86,8 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         name: command.name.as_ref(),
         common: command.common(),
         hostname: command.hostname.as_deref(),
+        // A guest that boots has the one of its image, or makes one.
+        machine_id: &MachineId::Keep,
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
@@ -102,6 +99,24 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         parent: None,
         artifact: None,
     })
+}
+
+/// The absolute path of a kernel that a VMM can start.
+fn readable_kernel(path: &Path) -> Result<PathBuf, Failure> {
+    let kernel = readable(path)?;
+    let mut magic = [0; 4];
+    let read = File::open(&kernel).and_then(|mut file| file.read_exact(&mut magic));
+    read.or_fail(Exit::Artifact, || {
+        format!("cannot read the kernel {}", kernel.display())
+    })?;
+    if magic != *b"\x7fELF" {
+        let text = format!(
+            "the kernel {} is no ELF file: an uncompressed vmlinux is needed, not a bzImage",
+            kernel.display()
+        );
+        return Err(Failure::new(Exit::Artifact, text));
+    }
+    Ok(kernel)
 }
 
 /// The absolute path of a file that can be read.

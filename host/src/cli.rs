@@ -3,6 +3,7 @@
 mod observe;
 pub mod parse;
 mod sessions;
+pub mod snapshots;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,8 +15,9 @@ use shared::message::{Depth, Policy};
 pub use observe::{LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
+use crate::fleet::parse_count;
 use crate::target::TargetArguments;
-use crate::values::{DriveArgument, VmName, parse_memory_mib, parse_timeout};
+use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
 use crate::vmm::VmmKind;
 
 /// What every command takes.
@@ -137,6 +139,8 @@ pub enum Command {
     Boot(Boot),
     /// See [`Snapshot`].
     Snapshot(Snapshot),
+    /// See [`snapshots::Snapshots`].
+    Snapshots(snapshots::Snapshots),
     /// See [`Restore`].
     Restore(Restore),
     /// See [`ProbeCommand`].
@@ -168,9 +172,24 @@ pub enum Command {
 }
 
 /// Names of the commands, for suggestions.
-pub const COMMAND_NAMES: [&str; 16] = [
-    "boot", "snapshot", "restore", "probe", "exec", "attach", "wait", "kill", "ps", "logs",
-    "stress", "ls", "inspect", "stop", "rm", "doctor",
+pub const COMMAND_NAMES: [&str; 17] = [
+    "boot",
+    "snapshot",
+    "snapshots",
+    "restore",
+    "probe",
+    "exec",
+    "attach",
+    "wait",
+    "kill",
+    "ps",
+    "logs",
+    "stress",
+    "ls",
+    "inspect",
+    "stop",
+    "rm",
+    "doctor",
 ];
 
 impl Command {
@@ -180,6 +199,7 @@ impl Command {
         match self {
             Self::Boot(command) => command.common(),
             Self::Snapshot(command) => command.common(),
+            Self::Snapshots(command) => command.common(),
             Self::Restore(command) => command.common(),
             Self::Probe(command) => command.common(),
             Self::Exec(command) => command.common(),
@@ -252,6 +272,12 @@ command! {
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
         pub keep_on_failure: bool,
+        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub trace: Option<PathBuf>,
+        /// draw what happened when as an SVG picture; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub timeline: Option<PathBuf>,
     }
 }
 
@@ -261,12 +287,21 @@ command! {
         subcommand,
         name = "snapshot",
         example = "{command_name} --name base --out base.snap\n\
-                   {command_name} --name base --out base.snap --stop"
+                   {command_name} --name base --out base.snap --stop --sha256\n\
+                   {command_name} --api-sock /run/vm/api.sock --uds /run/vm/vsock.sock --out vm.snap",
+        note = "Killed at any point, it leaves nothing that the same command, given again, would \
+                not put right."
     )]
     pub struct Snapshot {
         /// name of the VM
         #[argh(option)]
-        pub name: VmName,
+        pub name: Option<VmName>,
+        /// API socket of a Firecracker that another program started; needs --uds
+        #[argh(option, arg_name = "path")]
+        pub api_sock: Option<PathBuf>,
+        /// hybrid vsock socket of that Firecracker
+        #[argh(option, arg_name = "path")]
+        pub uds: Option<PathBuf>,
         /// artifact directory to create
         #[argh(option, arg_name = "dir")]
         pub out: PathBuf,
@@ -276,9 +311,18 @@ command! {
         /// what to do about running commands: keep (the default), drain or refuse
         #[argh(option, default = "Policy::Keep", from_str_fn(parse_policy))]
         pub policy: Policy,
+        /// record the SHA-256 of every file, for 'host-tool snapshots verify'
+        #[argh(switch)]
+        pub sha256: bool,
         /// go on despite a VMM version that may not work
         #[argh(switch)]
         pub force: bool,
+        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub trace: Option<PathBuf>,
+        /// draw what happened when as an SVG picture; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub timeline: Option<PathBuf>,
     }
 }
 
@@ -288,21 +332,44 @@ command! {
         subcommand,
         name = "restore",
         example = "{command_name} base.snap --name clone-1\n\
-                   {command_name} base.snap --wait-ready --timeout 10s --json"
+                   {command_name} base.snap --wait-ready --timeout 10s --json\n\
+                   {command_name} base.snap --name job --count 8 --parallel 2\n\
+                   {command_name} base.snap --api-sock api.sock --uds vsock.sock"
     )]
     pub struct Restore {
         /// artifact directory
         #[argh(positional, arg_name = "dir")]
         pub artifact: PathBuf,
-        /// name of the VM; one is made up if missing
+        /// name of the VM; one is made up if missing. With --count the names are NAME-1, NAME-2 …
         #[argh(option)]
         pub name: Option<VmName>,
-        /// host name the guest is given; the VM's name if missing
+        /// restore this many clones, 1 to 128. Until the last one is done or has failed an
+        /// interrupt takes all of them away; then those that are ready stay
+        #[argh(option, from_str_fn(parse_count))]
+        pub count: Option<usize>,
+        /// how many of them may start at a time; default: one for each processor
+        #[argh(option, from_str_fn(parse_count), arg_name = "number")]
+        pub parallel: Option<usize>,
+        /// host name the guest is given; the VM's name if missing. With --count a number is put
+        /// behind it
         #[argh(option)]
         pub hostname: Option<String>,
+        /// the guest's machine id: keep, or 32 hexadecimal digits; drawn if missing
+        #[argh(option, arg_name = "id")]
+        pub machine_id: Option<MachineId>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
         pub vsock_cid: Option<u32>,
+        /// API (or QMP) socket of a VMM that something else has started and not configured: the
+        /// artifact is loaded into that one, which stays its owner's
+        #[argh(option, arg_name = "path")]
+        pub api_sock: Option<PathBuf>,
+        /// with --api-sock: where that Firecracker will have its vsock socket
+        #[argh(option, arg_name = "path")]
+        pub uds: Option<PathBuf>,
+        /// with --api-sock: the vsock context id that QEMU was given
+        #[argh(option)]
+        pub cid: Option<u32>,
         /// return when a command has run in the guest (the default)
         #[argh(switch)]
         pub wait_ready: bool,
@@ -318,6 +385,12 @@ command! {
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
         pub keep_on_failure: bool,
+        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub trace: Option<PathBuf>,
+        /// draw what happened when as an SVG picture; also when it fails
+        #[argh(option, arg_name = "file")]
+        pub timeline: Option<PathBuf>,
     }
 }
 
@@ -328,12 +401,16 @@ guest_command! {
         name = "probe",
         example = "{command_name} --name clone-1\n\
                    {command_name} --uds /run/vm/vsock.sock --timeout 1s\n\
-                   {command_name} --cid 42 --depth listener --json"
+                   {command_name} --cid 42 --depth listener --json\n\
+                   {command_name} --name clone-1 --watch --timeout 2m"
     )]
     pub struct ProbeCommand {
         /// how far to go: exec (the default) or listener
         #[argh(option, default = "Depth::Exec", from_str_fn(parse_depth))]
         pub depth: Depth,
+        /// say on standard error what changes until it is ready; the default limit is then 60s
+        #[argh(switch)]
+        pub watch: bool,
     }
 }
 

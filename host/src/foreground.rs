@@ -14,6 +14,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::launch::Supervisor;
+use crate::notify::{STOPPING, notify};
 use crate::stop::power_off;
 use crate::supervisor::link::Order;
 
@@ -47,7 +48,9 @@ pub fn stay(
     process: &OwnedFd,
 ) -> Result<(), Failure> {
     let local = |error: io::Error| Failure::new(Exit::Defect, error);
-    if !await_end(&signals.0, process).map_err(local)? {
+    let has_ended = await_end(&signals.0, process).map_err(local)?;
+    notify(STOPPING);
+    if !has_ended {
         log::info!("powering off");
         let watch = Watch::with_process(Instant::now() + STOP_TIMEOUT, Some(process.as_fd()));
         if let Err(failure) = power_off(endpoint, &watch) {

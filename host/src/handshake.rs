@@ -70,15 +70,11 @@ pub fn prove(
     Ok(answer.hello)
 }
 
-fn rebind(
-    endpoint: &Endpoint,
-    naming: &Naming,
-    watch: &Watch<'_>,
-    record: &mut Record,
-) -> Result<(Rebound, Answer), Failure> {
+/// The request that names a guest, with fresh entropy.
+pub fn rebind_request(naming: &Naming) -> Result<Request, Failure> {
     let entropy =
         random::bytes::<32>().or_fail(Exit::Defect, || "cannot draw entropy".to_owned())?;
-    let request = Request::Rebind(Rebind {
+    Ok(Request::Rebind(Rebind {
         generation: naming.generation,
         cause: naming.cause,
         parent: naming.parent,
@@ -88,10 +84,22 @@ fn rebind(
         entropy: Some(entropy),
         identity: naming.identity.clone(),
         sessions: InheritedSessions::Keep,
-    });
+    }))
+}
+
+fn rebind(
+    endpoint: &Endpoint,
+    naming: &Naming,
+    watch: &Watch<'_>,
+    record: &mut Record,
+) -> Result<(Rebound, Answer), Failure> {
+    let request = rebind_request(naming)?;
     let answer = counted(Phase::Rebind, ask(endpoint, request, watch), record)?;
     match &answer.message {
-        Message::Rebound(rebound) => Ok((rebound.clone(), answer)),
+        Message::Rebound(rebound) => {
+            record.note_rebind(&rebound.steps, &answer.log);
+            Ok((rebound.clone(), answer))
+        }
         other => Err(unexpected(other)),
     }
 }
@@ -104,7 +112,12 @@ fn request_probe(
 ) -> Result<Probed, Failure> {
     let answer = counted(Phase::Probe, ask(endpoint, request, watch), record)?;
     match answer.message {
-        Message::Probed(probed) => Ok(probed),
+        Message::Probed(probed) => {
+            if let Some(us) = probed.exec_us {
+                record.note_exec(us, &answer.log);
+            }
+            Ok(probed)
+        }
         other => Err(unexpected(&other)),
     }
 }
@@ -115,11 +128,12 @@ fn counted(
     result: Result<Answer, crate::guest::driver::AskError>,
     record: &mut Record,
 ) -> Result<Answer, Failure> {
-    let attempts = match &result {
-        Ok(answer) => answer.attempts,
-        Err(error) => error.attempts,
+    let (attempts, log) = match &result {
+        Ok(answer) => (answer.attempts, &answer.log[..]),
+        Err(error) => (error.attempts, &error.log[..]),
     };
     record.attempts(phase, attempts);
+    record.note_attempts(phase, log);
     Ok(result?)
 }
 

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::deadline::{WaitError, Watch};
 use crate::json::JsonError;
+use crate::notify;
 use crate::process::ProcessId;
 use crate::supervisor::COMMAND;
 use crate::supervisor::link::{LaunchFile, Order, Report};
@@ -100,6 +101,8 @@ impl Supervisor {
         let mut child = Command::new(std::env::current_exe()?)
             .arg(COMMAND)
             .arg(dir.path())
+            // Neither it nor the VMM is the service that a manager waits for.
+            .env_remove(notify::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)

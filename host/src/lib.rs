@@ -16,16 +16,19 @@
 //!   supervisor, vmm   uds, deadline ─▶ sys
 //! ```
 
+pub mod adopt;
 pub mod artifact;
 pub mod attach;
 pub mod boot;
 pub mod cli;
 pub mod deadline;
+pub mod disk;
 pub mod doctor;
 pub mod environment;
 pub mod error;
 pub mod exec;
 pub mod exit;
+pub mod fleet;
 pub mod foreground;
 pub mod guest;
 pub mod handshake;
@@ -36,24 +39,34 @@ pub mod launch;
 pub mod log_tails;
 pub mod logs;
 pub mod ls;
+pub mod naming;
+pub mod notify;
 pub mod output;
 pub mod output_log;
 pub mod probe;
 pub mod process;
+pub mod progress;
+pub mod provisional;
 pub mod ps;
 pub mod random;
 pub mod record;
+pub mod reports;
 pub mod restore;
 pub mod signals;
 pub mod snapshot;
+pub mod snapshots;
 pub mod start;
 pub mod stop;
+pub mod story;
 pub mod stress;
 pub mod supervisor;
+pub mod svg;
 pub mod sys;
+pub mod table;
 pub mod target;
 pub mod terminal;
 pub mod timeline;
+pub mod trace;
 pub mod uds;
 pub mod values;
 pub mod vmdir;
@@ -107,6 +120,7 @@ fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
     match invocation.command {
         Command::Boot(command) => boot::run(&command).map(|()| 0),
         Command::Snapshot(command) => snapshot::run(&command).map(|()| 0),
+        Command::Snapshots(command) => snapshots::run(&command).map(|()| 0),
         Command::Restore(command) => restore::run(&command).map(|()| 0),
         Command::Probe(command) => probe::run(&command).map(|()| 0),
         Command::Exec(command) => exec::run(&command, invocation.argv),

@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use crate::cli::{Inspect, Ls};
 use crate::error::Failure;
-use crate::output::{age, columns, print};
+use crate::output::print;
 use crate::supervisor::unix_ms;
+use crate::table::{age, columns};
 use crate::vmdir::state::{ExitRecord, State, WorkloadEnd};
 use crate::vmdir::{Life, StateDir, VmDir};
 

@@ -81,38 +81,6 @@ pub fn print(text: &str) -> Result<(), Failure> {
     written.or_fail(exit, || "cannot write to standard output".to_owned())
 }
 
-/// The cells of `lines` in aligned columns, a line each.
-#[must_use]
-pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
-    let width = |column: usize| {
-        let widths = lines.iter().map(|line| line[column].chars().count());
-        widths.max().unwrap_or(0)
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut text = String::new();
-    for line in lines {
-        let cells = line.iter().zip(widths);
-        let cells: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// A duration in its largest unit.
-#[must_use]
-pub fn age(ms: u64) -> String {
-    let s = ms / 1000;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m", s / 60),
-        3600..86_400 => format!("{}h", s / 3600),
-        _ => format!("{}d", s / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -153,20 +121,5 @@ mod tests {
         drop(reader);
         let error = write_fd(writer.as_fd(), b"x", None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
-    }
-
-    #[test]
-    fn ages_have_one_unit() {
-        let ages = [
-            0,
-            59_999,
-            60_000,
-            3_599_999,
-            3_600_000,
-            86_400_000,
-            864_000_000,
-        ]
-        .map(age);
-        assert_eq!(ages, ["0s", "59s", "1m", "59m", "1h", "1d", "10d"]);
     }
 }

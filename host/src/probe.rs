@@ -1,27 +1,45 @@
 //! `host-tool probe`: whether a guest is ready, asked in the way in which the next command will
-//! ask it for something.
+//! ask it for something. A guest that was started without the proof is given its name first. With
+//! `--watch` it says what changes until then.
 
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use shared::exchange::{AttemptEnd, ExchangeError, Request};
 use shared::message::{Message, Probed};
 
 use crate::cli::ProbeCommand;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
-use crate::guest::driver::{Answer, AskError, AskErrorReason, ask};
+use crate::guest::driver::{Answer, AskError, AskErrorReason, ask, pause};
+use crate::naming;
 use crate::output::print;
 use crate::target::{Target, exit_of};
+use crate::vmdir::StateDir;
 
 /// How long a guest is given unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
+/// How long whoever watches is ready to do so unless they say.
+const WATCH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// How long one request of a watch may take before its state is looked at.
+const WATCH_SLICE: Duration = Duration::from_secs(1);
+
+/// How long a guest that said no for good is left alone. It may get better: a full process table
+/// does.
+const WATCH_PAUSE: Duration = Duration::from_millis(250);
+
+/// Most changes of state that are kept for the JSON object. All are printed.
+const CHANGES_MAX: usize = 64;
+
 /// Runs the command.
 pub fn run(command: &ProbeCommand) -> Result<(), Failure> {
     let asked_at = Instant::now();
-    let result = probe(command, asked_at);
-    let took_us = u64::try_from(asked_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let mut changes = Changes::new(asked_at, command.quiet);
+    let result = probe(command, asked_at, &mut changes);
+    let took_us = micros(asked_at.elapsed());
     match result {
         Ok((probed, answer)) => {
             let hello = answer.hello;
@@ -38,7 +56,7 @@ pub fn run(command: &ProbeCommand) -> Result<(), Failure> {
                     "accepts_since_rebind": probed.accepts_since_rebind,
                     "exec_us": probed.exec_us,
                 });
-                return print(&value.to_string());
+                return print(&changes.add_to(value, command.watch).to_string());
             }
             let generation = generation.unwrap_or_else(|| "none".to_owned());
             print(&format!(
@@ -55,23 +73,43 @@ pub fn run(command: &ProbeCommand) -> Result<(), Failure> {
                     "error": failure.to_string(),
                 });
                 // The failure itself is the news; a closed output beside it is not.
-                let _ = print(&value.to_string());
+                let _ = print(&changes.add_to(value, command.watch).to_string());
             }
             Err(failure)
         }
     }
 }
 
-fn probe(command: &ProbeCommand, asked_at: Instant) -> Result<(Probed, Answer), Failure> {
+fn probe(
+    command: &ProbeCommand,
+    asked_at: Instant,
+    changes: &mut Changes,
+) -> Result<(Probed, Answer), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
-    let watch = target.watch(asked_at + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
-    let request = Request::Probe {
+    let default = if command.watch {
+        WATCH_TIMEOUT_DEFAULT
+    } else {
+        TIMEOUT_DEFAULT
+    };
+    let deadline = asked_at + command.timeout.unwrap_or(default);
+    let mut ask_it = |request| {
+        let asked = if command.watch {
+            watch(&target, &request, deadline, changes)
+        } else {
+            ask(&target.endpoint, request, &target.watch(deadline))
+        };
+        asked.map_err(|error| {
+            let exit = probe_exit(&error);
+            Failure::new(exit, error)
+        })
+    };
+    if let Some(name) = &command.name {
+        let state_dir = StateDir::open(command.state_dir.as_deref())?;
+        naming::settle(&state_dir, name, deadline, &mut ask_it)?;
+    }
+    let answer = ask_it(Request::Probe {
         generation: None,
         depth: command.depth,
-    };
-    let answer = ask(&target.endpoint, request, &watch).map_err(|error| {
-        let exit = probe_exit(&error);
-        Failure::new(exit, error)
     })?;
     match answer.message {
         Message::Probed(probed) => Ok((probed, answer)),
@@ -82,6 +120,139 @@ fn probe(command: &ProbeCommand, asked_at: Instant) -> Result<(Probed, Answer), 
     }
 }
 
+/// Asks until the guest is ready, until another try is pointless, or until the deadline, and notes
+/// what it is like in between.
+fn watch(
+    target: &Target,
+    request: &Request,
+    deadline: Instant,
+    changes: &mut Changes,
+) -> Result<Answer, AskError> {
+    let watch = target.watch(deadline);
+    let mut attempts = 0;
+    loop {
+        let until = (Instant::now() + WATCH_SLICE).min(deadline);
+        let mut error = match ask(&target.endpoint, request.clone(), &watch.at(until)) {
+            Ok(mut answer) => {
+                answer.attempts += attempts;
+                return Ok(answer);
+            }
+            Err(error) => error,
+        };
+        attempts += error.attempts;
+        error.attempts = attempts;
+        let is_refusal = match Seen::of(&error) {
+            Some(seen) if Instant::now() < deadline => {
+                let is_refusal = matches!(seen, Seen::Refusing(_));
+                changes.note(seen);
+                is_refusal
+            }
+            Some(_) | None => return Err(error),
+        };
+        if is_refusal && let Err(reason) = pause(&watch, Instant::now() + WATCH_PAUSE) {
+            error.reason = reason;
+            return Err(error);
+        }
+    }
+}
+
+/// What a guest that is not ready is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Seen {
+    /// Nobody answers.
+    NoAnswer(String),
+    /// The guest says no.
+    Refusing(String),
+}
+
+impl Seen {
+    /// What the error of a request says about the guest; `None` when another try gives the same.
+    fn of(error: &AskError) -> Option<Self> {
+        let exchange = match &error.reason {
+            AskErrorReason::Exchange(exchange) => exchange,
+            AskErrorReason::VmmEnded | AskErrorReason::Connection(_) | AskErrorReason::Local(_) => {
+                return None;
+            }
+        };
+        match exchange {
+            ExchangeError::Deadline { last, .. } => Some(match last {
+                Some(end @ AttemptEnd::Refused(_)) => Self::Refusing(end.to_string()),
+                Some(AttemptEnd::Closed) => Self::NoAnswer(match &error.last {
+                    Some(cause) => format!("connection closed: {cause}"),
+                    None => "connection closed".to_owned(),
+                }),
+                Some(AttemptEnd::Silent | AttemptEnd::Failed | AttemptEnd::Answered) | None => {
+                    Self::NoAnswer("silence".to_owned())
+                }
+            }),
+            ExchangeError::Refused { .. } => Some(Self::Refusing(exchange.to_string())),
+            ExchangeError::Version(_) | ExchangeError::Protocol { .. } => None,
+        }
+    }
+
+    /// Its name, as scripts compare it, and the rest.
+    fn parts(&self) -> (&'static str, &str) {
+        match self {
+            Self::NoAnswer(text) => ("no answer", text),
+            Self::Refusing(text) => ("refusing", text),
+        }
+    }
+}
+
+/// How a guest's state went.
+#[derive(Debug)]
+struct Changes {
+    begun_at: Instant,
+    is_quiet: bool,
+    last: Option<Seen>,
+    kept: Vec<Value>,
+}
+
+impl Changes {
+    const fn new(begun_at: Instant, is_quiet: bool) -> Self {
+        Self {
+            begun_at,
+            is_quiet,
+            last: None,
+            kept: Vec::new(),
+        }
+    }
+
+    /// Prints and keeps what was seen, if it is news.
+    fn note(&mut self, seen: Seen) {
+        if self.last.as_ref() == Some(&seen) {
+            return;
+        }
+        let us = micros(self.begun_at.elapsed());
+        let (state, text) = seen.parts();
+        if !self.is_quiet {
+            // Nothing is left to be done about a closed standard error.
+            let _ = writeln!(
+                io::stderr(),
+                "host-tool: after {} ms: {state} ({text})",
+                us / 1000
+            );
+        }
+        if self.kept.len() < CHANGES_MAX {
+            self.kept
+                .push(json!({ "us": us, "state": state, "text": text }));
+        }
+        self.last = Some(seen);
+    }
+
+    /// Adds the changes to the command's JSON object, if they were asked for.
+    fn add_to(self, mut value: Value, is_asked: bool) -> Value {
+        if is_asked {
+            value["changes"] = self.kept.into();
+        }
+        value
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// A guest that says "not now" until the deadline does answer: it is refusing.
 const fn probe_exit(error: &AskError) -> Exit {
     match &error.reason {
@@ -90,5 +261,84 @@ const fn probe_exit(error: &AskError) -> Exit {
             ..
         }) => Exit::Guest,
         _ => exit_of(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::frame::FrameKind;
+    use shared::message::{Fail, FailCode};
+
+    use super::*;
+
+    fn error(reason: AskErrorReason) -> AskError {
+        AskError {
+            endpoint: "s".into(),
+            attempts: 1,
+            log: Box::default(),
+            reason,
+            last: Some(io::Error::other("reset")),
+        }
+    }
+
+    fn late(last: Option<AttemptEnd>) -> AskError {
+        error(AskErrorReason::Exchange(ExchangeError::Deadline {
+            request: FrameKind::Probe,
+            attempts: 1,
+            last,
+        }))
+    }
+
+    #[test]
+    fn a_request_that_failed_says_what_the_guest_is_like() {
+        let no_answer = |text: &str| Some(Seen::NoAnswer(text.to_owned()));
+        assert_eq!(Seen::of(&late(None)), no_answer("silence"));
+        assert_eq!(
+            Seen::of(&late(Some(AttemptEnd::Silent))),
+            no_answer("silence")
+        );
+        let closed = late(Some(AttemptEnd::Closed));
+        assert_eq!(Seen::of(&closed), no_answer("connection closed: reset"));
+        let refusing = late(Some(AttemptEnd::Refused(FailCode::Refusing)));
+        assert!(matches!(Seen::of(&refusing), Some(Seen::Refusing(_))));
+        let refused = error(AskErrorReason::Exchange(ExchangeError::Refused {
+            request: FrameKind::Probe,
+            fail: Fail::new(FailCode::Probe, "cannot spawn"),
+        }));
+        let Some(Seen::Refusing(text)) = Seen::of(&refused) else {
+            panic!("a guest that refuses")
+        };
+        assert!(text.contains("cannot spawn"), "{text}");
+    }
+
+    #[test]
+    fn a_vmm_that_ended_is_not_asked_again() {
+        assert_eq!(Seen::of(&error(AskErrorReason::VmmEnded)), None);
+    }
+
+    #[test]
+    fn only_changes_are_kept() {
+        let mut changes = Changes::new(Instant::now(), true);
+        let silent = || Seen::NoAnswer("silence".to_owned());
+        for seen in [silent(), silent(), Seen::Refusing("x".to_owned()), silent()] {
+            changes.note(seen);
+        }
+        let value = changes.add_to(json!({}), true);
+        let states: Vec<_> = value["changes"].as_array().unwrap().iter().collect();
+        let states: Vec<_> = states.iter().map(|change| &change["state"]).collect();
+        assert_eq!(states, ["no answer", "refusing", "no answer"]);
+        assert_eq!(
+            Changes::new(Instant::now(), true).add_to(json!({}), false),
+            json!({})
+        );
+    }
+
+    #[test]
+    fn changes_have_a_limit() {
+        let mut changes = Changes::new(Instant::now(), true);
+        for number in 0..=CHANGES_MAX {
+            changes.note(Seen::NoAnswer(number.to_string()));
+        }
+        assert_eq!(changes.kept.len(), CHANGES_MAX);
     }
 }

@@ -12,7 +12,8 @@ use crate::error::Failure;
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::ask;
-use crate::output::{age, columns, print};
+use crate::output::print;
+use crate::table::{age, columns};
 use crate::target::Target;
 use crate::values::printable;
 

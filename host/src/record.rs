@@ -5,10 +5,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 use shared::id::Generation;
+use shared::message::{Identity, Step};
 
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
+use crate::guest::driver::AttemptLog;
 use crate::output::print;
+use crate::reports::Reports;
+use crate::story::{Lane, Span, Story};
 use crate::timeline::render;
 
 macro_rules! phases {
@@ -68,13 +72,14 @@ phases! {
 /// What a command did so far.
 #[derive(Debug)]
 pub struct Record {
-    started_at: Instant,
-    /// Finished phases in order. A phase that was entered twice is there twice.
-    phases: Vec<(Phase, Duration)>,
+    /// Finished phases in order, with what happened in them. A phase that was entered twice is
+    /// there twice.
+    story: Story,
     current: Option<(Phase, Instant)>,
     blamed: Option<Phase>,
     attempts: Map<String, Value>,
     fields: Map<String, Value>,
+    reports: Reports,
 }
 
 impl Record {
@@ -82,26 +87,44 @@ impl Record {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            started_at: Instant::now(),
-            phases: Vec::new(),
+            story: Story::new(Instant::now()),
             current: None,
             blamed: None,
             attempts: Map::new(),
             fields: Map::new(),
+            reports: Reports::default(),
         }
+    }
+
+    /// Has the outcome, whichever it is, written to these files as well.
+    pub fn report_to(&mut self, reports: Reports) {
+        self.reports = reports;
+    }
+
+    /// When it began.
+    #[must_use]
+    pub const fn begun_at(&self) -> Instant {
+        self.story.begun_at()
     }
 
     /// Ends the current phase and begins `phase`.
     pub fn begin(&mut self, phase: Phase) {
         self.end();
-        log::info!("phase {}", phase.as_str());
+        match self.text("name") {
+            Some(name) => log::info!("{name}: phase {}", phase.as_str()),
+            None => log::info!("phase {}", phase.as_str()),
+        }
         self.current = Some((phase, Instant::now()));
     }
 
     /// Ends the current phase.
     pub fn end(&mut self) {
-        if let Some((phase, since)) = self.current.take() {
-            self.phases.push((phase, since.elapsed()));
+        if let Some((phase, begun_at)) = self.current.take() {
+            self.story.add_span(Span {
+                phase,
+                begun_at,
+                ended_at: Instant::now(),
+            });
         }
     }
 
@@ -122,6 +145,21 @@ impl Record {
             .insert(phase.as_str().to_owned(), count.into());
     }
 
+    /// Notes how the attempts of the current phase went.
+    pub fn note_attempts(&mut self, phase: Phase, log: &[AttemptLog]) {
+        self.story.add_attempts(phase, log);
+    }
+
+    /// Notes the guest's steps, told in the answer to the last of these attempts.
+    pub fn note_rebind(&mut self, steps: &[Step], log: &[AttemptLog]) {
+        self.story.add_rebind_steps(steps, log);
+    }
+
+    /// Notes how long the guest's no-op took, told in the answer to the last of these attempts.
+    pub fn note_exec(&mut self, us: u64, log: &[AttemptLog]) {
+        self.story.add_exec(us, log);
+    }
+
     /// Notes a fact.
     pub fn set(&mut self, field: &str, value: impl Into<Value>) {
         self.fields.insert(field.to_owned(), value.into());
@@ -132,53 +170,118 @@ impl Record {
         self.set("generation", generation.to_string());
     }
 
+    /// A fact that was noted, if it is a text.
+    #[must_use]
+    pub fn text(&self, field: &str) -> Option<&str> {
+        self.fields.get(field).and_then(Value::as_str)
+    }
+
+    /// Notes who the guest is told to be.
+    pub fn set_identity(&mut self, identity: &Identity) {
+        for (field, value) in [
+            ("hostname", &identity.hostname),
+            ("machine_id", &identity.machine_id),
+        ] {
+            if let Some(value) = value {
+                self.set(field, value.as_str());
+            }
+        }
+    }
+
     /// Prints the outcome: the JSON object, or the line that begins with `event`.
     pub fn finish(mut self, event: &str, is_json: bool) -> Result<(), Failure> {
         self.end();
+        self.write_reports(Vec::new());
+        print(&self.success(event, is_json))
+    }
+
+    /// The outcome as it is printed: the JSON object, or the line that begins with `event`.
+    #[must_use]
+    pub fn success(&self, event: &str, is_json: bool) -> String {
         if is_json {
-            let head = json!({ "event": event, "exit": 0 });
-            print(&self.to_value(head).to_string())
-        } else {
-            let line = self.to_line(event);
-            match self.fields.get("guest") {
-                // Whoever asked for a guest wants to know what it took until it was ready.
-                Some(guest) => {
-                    let timeline = render(&self.phases, &self.attempts, Some(guest));
-                    print(&format!("{line}\n{}", timeline.trim_end()))
-                }
-                None => print(&line),
-            }
+            return self.success_value(event).to_string();
         }
+        let line = self.to_line(event);
+        match self.fields.get("guest") {
+            // Whoever asked for a guest wants to know what it took until it was ready.
+            Some(guest) => {
+                let timeline = render(&self.phases(), &self.attempts, Some(guest));
+                format!("{line}\n{}", timeline.trim_end())
+            }
+            None => line,
+        }
+    }
+
+    /// The outcome as a JSON object.
+    #[must_use]
+    pub fn success_value(&self, event: &str) -> Value {
+        self.to_value(json!({ "event": event, "exit": 0 }))
     }
 
     /// Prints the JSON object of a failure, if that is asked for; the message is printed by the
     /// caller of the command. Gives the failure back, with the phase in front.
     pub fn fail(mut self, failure: Failure, is_json: bool) -> Failure {
-        let phase = self.blamed.or_else(|| self.current()).map(Phase::as_str);
-        self.end();
+        let (failure, value) = self.failure(failure);
+        self.write_reports(Vec::new());
         if is_json {
-            let mut head = json!({
-                "event": "failed",
-                "phase": phase,
-                "exit": Table::General.code(failure.exit()),
-                "error": failure.to_string(),
-            });
-            if let Some(details) = failure.details() {
-                head["details"] = details.into();
-            }
             // The failure itself is the news; a closed output beside it is not.
-            let _ = print(&self.to_value(head).to_string());
+            let _ = print(&value.to_string());
         }
-        match phase {
+        failure
+    }
+
+    /// Notes that the command failed. Gives the failure back, with the phase in front, and the
+    /// JSON object.
+    pub fn failure(&mut self, failure: Failure) -> (Failure, Value) {
+        let phase = self.blamed.or_else(|| self.current());
+        let value = self.note_failure(&failure);
+        match phase.map(Phase::as_str) {
             // What is wrong with a command line is wrong before all phases.
-            Some(phase) if failure.exit() != Exit::Usage => failure.in_phase(phase),
-            _ => failure,
+            Some(phase) if failure.exit() != Exit::Usage => (failure.in_phase(phase), value),
+            _ => (failure, value),
         }
+    }
+
+    /// Notes that the command failed. Gives the JSON object.
+    pub fn note_failure(&mut self, failure: &Failure) -> Value {
+        let phase = self.blamed.or_else(|| self.current());
+        self.end();
+        self.story.fail(Instant::now(), phase, failure.to_string());
+        let phase = phase.map(Phase::as_str);
+        let mut head = json!({
+            "event": "failed",
+            "phase": phase,
+            "exit": Table::General.code(failure.exit()),
+            "error": failure.to_string(),
+        });
+        if let Some(details) = failure.details() {
+            head["details"] = details.into();
+        }
+        self.to_value(head)
+    }
+
+    /// Writes the files that were asked for, with what happened to `others` as well.
+    pub fn write_reports(&self, others: Vec<Lane>) {
+        let mut lanes = vec![self.lane(self.begun_at())];
+        lanes.extend(others);
+        self.reports.write(&lanes);
+    }
+
+    /// What happened, on an axis that begins at `origin`.
+    #[must_use]
+    pub fn lane(&self, origin: Instant) -> Lane {
+        let title = self.text("name").unwrap_or("host-tool");
+        self.story.lane(title.to_owned(), origin)
+    }
+
+    fn phases(&self) -> Vec<(Phase, Duration)> {
+        let spans = self.story.spans().iter();
+        spans.map(|span| (span.phase, span.took())).collect()
     }
 
     fn to_value(&self, head: Value) -> Value {
         let mut phases = Map::new();
-        for (phase, took) in &self.phases {
+        for (phase, took) in self.phases() {
             let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             let earlier = phases
                 .get(phase.as_str())
@@ -195,16 +298,18 @@ impl Record {
         value
     }
 
-    fn to_line(&self, event: &str) -> String {
-        let text = |field: &str| self.fields.get(field).and_then(Value::as_str);
+    /// The outcome on one line, which begins with `event`.
+    #[must_use]
+    pub fn to_line(&self, event: &str) -> String {
         let mut parts = vec![event.to_owned()];
-        parts.extend(text("name").map(str::to_owned));
-        parts.extend(text("artifact").map(str::to_owned));
-        parts.extend(text("generation").map(|generation| format!("generation {generation}")));
-        parts.push(format!("{} ms", self.started_at.elapsed().as_millis()));
+        parts.extend(self.text("name").map(str::to_owned));
+        parts.extend(self.text("artifact").map(str::to_owned));
+        let generation = self.text("generation");
+        parts.extend(generation.map(|generation| format!("generation {generation}")));
+        parts.push(format!("{} ms", self.begun_at().elapsed().as_millis()));
         let phase =
             |(phase, took): &(Phase, Duration)| format!("{} {}", phase.as_str(), took.as_millis());
-        let phases: Vec<_> = self.phases.iter().map(phase).collect();
+        let phases: Vec<_> = self.phases().iter().map(phase).collect();
         if !phases.is_empty() && !self.fields.contains_key("guest") {
             parts.push(format!("({})", phases.join(", ")));
         }

@@ -4,62 +4,87 @@ use std::time::{Duration, Instant};
 
 use shared::message::Cause;
 
+use crate::adopt;
 use crate::artifact::{Artifact, Manifest};
 use crate::boot::check_switches;
 use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::fleet;
 use crate::record::{Phase, Record};
+use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, judge, start};
-use crate::vmm::{Purpose, Start, VmmBinary, VmmKind, VmmVersion, load_gate};
+use crate::values::MachineId;
+use crate::vmm::{Purpose, Start, Vmm, VmmKind, VmmVersion, load_gate};
 
 /// How long a restore may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 /// Runs the command.
 pub fn run(command: &Restore) -> Result<(), Failure> {
+    if command.api_sock.is_some() || command.uds.is_some() || command.cid.is_some() {
+        return adopt::run(command);
+    }
+    if command.count.is_some() || command.parallel.is_some() {
+        return fleet::run(command);
+    }
     let mut record = Record::new();
     match plan(command, &mut record) {
         Ok((plan, artifact)) => {
             let files = artifact.state_files();
-            let mut enter = |vmm: &mut dyn crate::vmm::Vmm| vmm.load(&files, plan.deadline);
+            let mut enter = |vmm: &mut dyn Vmm| vmm.load(&files, plan.deadline);
             start(&plan, Start::Load, record, &mut enter)
         }
         Err(failure) => Err(record.fail(failure, command.json)),
     }
 }
 
-fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<(Plan<'a>, Artifact), Failure> {
+/// Checks the command line and opens the artifact. Gives the time by which all must be done.
+pub fn open(command: &Restore, record: &mut Record) -> Result<(Instant, Artifact), Failure> {
     let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
+    record.report_to(Reports::new(
+        "restore",
+        command.trace.as_deref(),
+        command.timeline.as_deref(),
+    )?);
     check_switches(
         command.wait_ready,
         command.no_wait,
         command.hostname.as_deref(),
     )?;
-    let given_cid = command.vsock_cid.map(check_cid).transpose()?;
-
     record.begin(Phase::Artifact);
     let artifact =
         Artifact::open(&command.artifact).map_err(|error| Failure::new(Exit::Artifact, error))?;
     record.set("artifact", artifact.dir().display().to_string());
+    Ok((deadline, artifact))
+}
+
+/// Opens the artifact, and plans the VM that is restored from it.
+pub fn plan<'a>(
+    command: &'a Restore,
+    record: &mut Record,
+) -> Result<(Plan<'a>, Artifact), Failure> {
+    let given_cid = command.vsock_cid.map(check_cid).transpose()?;
+    let (deadline, artifact) = open(command, record)?;
 
     record.begin(Phase::Version);
     let manifest = artifact.manifest();
     let binary = choose_vmm(Some(manifest.vmm_kind), Purpose::Restore, command.force)?;
-    judge_format(manifest, &binary)?;
+    judge_format(manifest, binary.kind, &binary.version)?;
 
     let mut machine = manifest.machine.clone();
-    machine.guest_cid = match (manifest.vmm_kind, given_cid) {
+    machine.guest_cid = match given_cid {
         // Firecracker has the CID in its state, and shows it to nobody.
-        (VmmKind::Firecracker, _) => machine.guest_cid,
-        (VmmKind::Qemu, Some(cid)) => cid,
-        (VmmKind::Qemu, None) => draw_cid()?,
+        _ if manifest.vmm_kind == VmmKind::Firecracker => machine.guest_cid,
+        Some(cid) => cid,
+        None => draw_cid()?,
     };
     let stored = |drive: &crate::vmm::Drive| artifact.stored_drive(&drive.path);
     let plan = Plan {
         name: command.name.as_ref(),
         common: command.common(),
         hostname: command.hostname.as_deref(),
+        machine_id: machine_id(command),
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
@@ -74,11 +99,20 @@ fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<(Plan<'a>, Arti
     Ok((plan, artifact))
 }
 
+/// What becomes of the guest's machine id: it shares the one it has with all its siblings.
+pub fn machine_id(command: &Restore) -> &MachineId {
+    command.machine_id.as_ref().unwrap_or(&MachineId::Draw)
+}
+
 /// Asks whether this VMM can load what that one saved.
-fn judge_format(manifest: &Manifest, binary: &VmmBinary) -> Result<(), Failure> {
+pub fn judge_format(
+    manifest: &Manifest,
+    kind: VmmKind,
+    version: &VmmVersion,
+) -> Result<(), Failure> {
     let saved_by = VmmVersion::parse(&manifest.vmm_version).or_fail(Exit::Artifact, || {
         "the manifest names no VMM version".to_owned()
     })?;
-    let verdict = load_gate(manifest.vmm_kind, &saved_by, &binary.version);
-    judge(binary.kind, &binary.version, verdict)
+    let verdict = load_gate(manifest.vmm_kind, &saved_by, version);
+    judge(kind, version, verdict)
 }

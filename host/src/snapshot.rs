@@ -8,41 +8,42 @@
 //!
 //! Whatever fails, the source is let go on where that is possible, and the report says whether it
 //! does. A part of the time limit is kept back for that. An artifact that was completed stays good
-//! when its source fails afterwards.
+//! when its source fails afterwards. What a command that was killed left is put right by the next
+//! one, by [`settle`] where that is no snapshot.
 
-mod progress;
+mod foreign;
+mod sessions;
+mod source;
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
-use serde_json::json;
-use shared::exchange::{ExchangeError, Request};
-use shared::id::Token;
+use serde_json::{Value, json};
 use shared::limits::PORT_DEFAULT;
-use shared::message::{Cause, FailCode, Hello, Identity, Message, Quiesce, Reopen};
+use shared::message::Hello;
 
-use self::progress::Progress;
+use self::source::Source;
 use crate::artifact::draft::Draft;
-use crate::artifact::{FileEntry, Manifest};
+use crate::artifact::{FileEntry, Manifest, digest_of};
 use crate::cli::Snapshot;
+use crate::disk;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::HOST_VERSION;
 use crate::guest::connection::Connection;
-use crate::guest::driver::{AskError, AskErrorReason, ask};
-use crate::handshake::{Naming, prove};
-use crate::log_tails;
-use crate::random;
+use crate::guest::driver::ask;
+use crate::naming;
+use crate::progress::Progress;
 use crate::record::{Phase, Record};
-use crate::start::{copy_disk, judge, watch};
+use crate::reports::Reports;
+use crate::start::{judge, watch};
 use crate::stop::kill;
 use crate::supervisor::unix_ms;
 use crate::vmdir::state::Stage;
-use crate::vmdir::{Lock, RunningVm, StateDir};
-use crate::vmm::{
-    API_SOCKET, Drive, Gate, Purpose, RunState, StateFiles, Vmm, VmmVersion, connect, gate,
-};
+use crate::vmdir::{RunningVm, StateDir, VmDirError};
+use crate::vmm::{Drive, Gate, MachineSpec, Purpose, StateFiles, VmmVersion, gate};
 
 /// How long a snapshot may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -51,10 +52,34 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 /// most this.
 const RESERVE_MAX: Duration = Duration::from_secs(5);
 
+/// Bytes of a mebibyte.
+const MIB: u64 = 1024 * 1024;
+
+/// Until when what must be done.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Everything.
+    all: Instant,
+    /// The artifact.
+    work: Instant,
+}
+
+impl Limits {
+    fn new(timeout: Duration) -> Self {
+        let all = Instant::now() + timeout;
+        Self {
+            all,
+            work: all - (timeout / 4).min(RESERVE_MAX),
+        }
+    }
+}
+
 /// Runs the command.
 pub fn run(command: &Snapshot) -> Result<(), Failure> {
     let mut record = Record::new();
-    record.set("name", command.name.as_str());
+    if let Some(name) = &command.name {
+        record.set("name", name.as_str());
+    }
     match snapshot(command, &mut record) {
         Ok(()) => {
             let event = if command.stop { "stopped" } else { "ready" };
@@ -65,59 +90,129 @@ pub fn run(command: &Snapshot) -> Result<(), Failure> {
 }
 
 fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
-    let now = Instant::now();
-    let timeout = command.timeout.unwrap_or(TIMEOUT_DEFAULT);
-    let deadline = now + timeout;
-    let work_deadline = deadline - (timeout / 4).min(RESERVE_MAX);
-
+    let limits = Limits::new(command.timeout.unwrap_or(TIMEOUT_DEFAULT));
+    record.report_to(Reports::new(
+        "snapshot",
+        command.trace.as_deref(),
+        command.timeline.as_deref(),
+    )?);
     record.begin(Phase::Lock);
-    let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
-    let lock = dir.lock(deadline)?;
-    let vm = dir.running_under(&lock)?;
-    let process = vm.process.try_clone();
-    let process = process.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())?;
-    let socket = vm.dir.file(API_SOCKET);
-    let vmm = connect(vm.state.vmm_kind, &socket, Some(process), deadline)?;
-    let mut source = Source {
-        vm,
-        vmm,
-        deadline,
-        work_deadline,
-        faults: Vec::new(),
-        _lock: lock,
-    };
-
-    let needs_name = source.vm.state.generation.is_none();
-    if needs_name || source.vm.state.stage == Stage::Snapshotting {
+    let mut source = find(command, limits)?;
+    if source.is_unsettled() {
         record.begin(Phase::Converge);
         source
             .converge(record)
             .map_err(|failure| source.with_logs(failure))?;
     }
     record.begin(Phase::Version);
-    let version = source.vmm.version(deadline)?;
+    let version = source.vmm.version(limits.all)?;
+    let kind = source.vmm.kind();
     record.set(
         "vmm",
-        json!({ "kind": source.vmm.kind().to_string(), "version": version.text }),
+        json!({ "kind": kind.to_string(), "version": version.text }),
     );
-    let verdict = gate(
-        source.vmm.kind(),
-        &version,
-        Purpose::Snapshot,
-        command.force,
-    );
-    source.faults = match verdict {
+    let verdict = gate(kind, &version, Purpose::Snapshot, command.force);
+    let faults = match verdict {
         Gate::Warn(symptoms) => symptoms,
-        verdict => judge(source.vmm.kind(), &version, verdict).map(|()| Vec::new())?,
+        verdict => judge(kind, &version, verdict).map(|()| Vec::new())?,
     };
+    check_vsock_path(&source, &version)?;
 
     record.begin(Phase::Artifact);
     let draft = Draft::create(&command.out)?;
     // From here to the proof a signal would leave the guest standing still. It is not lost on the
     // user: all of this is bounded by the time limit.
     hold_signals()?;
-    let taken = source.take(command, draft, &version, record);
-    taken.map_err(|failure| source.with_logs(failure))
+    let mut taking = Taking {
+        command,
+        source,
+        version,
+        faults,
+    };
+    let taken = taking.take(draft, record);
+    taken.map_err(|failure| taking.source.with_logs(failure))
+}
+
+/// Finds the VM that the command line names.
+fn find(command: &Snapshot, limits: Limits) -> Result<Source, Failure> {
+    match (&command.name, &command.api_sock, &command.uds) {
+        (Some(name), None, None) => {
+            let state_dir = StateDir::open(command.state_dir.as_deref())?;
+            let dir = state_dir.vm(name)?;
+            // A clone that nobody has named yet would pass its siblings' identity on.
+            naming::settle(&state_dir, name, limits.all, |request| {
+                let vm = dir.running()?;
+                let watch = watch(limits.all, Some(&vm.process));
+                Ok(ask(&vm.endpoint(PORT_DEFAULT), request, &watch)?)
+            })?;
+            let dir = state_dir.vm(name)?;
+            let lock = dir.lock(limits.all)?;
+            let vm = dir.running_under(&lock)?;
+            Source::ours(vm, lock, limits)
+        }
+        (None, Some(_), Some(_)) if command.stop => Err(Failure::usage(
+            "--stop is for VMs of host-tool; the program that started this one ends it",
+        )),
+        (None, Some(api_socket), Some(uds_path)) => Source::anothers(api_socket, uds_path, limits),
+        _ => Err(Failure::usage(
+            "name the VM with --name, or one of another program with --api-sock and --uds",
+        )),
+    }
+}
+
+/// A clone has its vsock socket in its own directory. A state that names another place can only be
+/// loaded by a Firecracker that takes the clone's word for it.
+fn check_vsock_path(source: &Source, version: &VmmVersion) -> Result<(), Failure> {
+    match &source.vsock_path {
+        Some(path) if (version.major, version.minor) < (1, 16) => {
+            let text = format!(
+                "the machine has its vsock socket at {}, where no clone can have its own before \
+                 Firecracker 1.16; give it to Firecracker as 'vsock.sock' in its working directory",
+                path.display()
+            );
+            Err(Failure::new(Exit::Version, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Puts a VM right whose snapshot was interrupted: it goes on, is named, and proves itself. One
+/// that a snapshot is being taken of, and any other, is left alone.
+///
+/// # Errors
+///
+/// When it was interrupted and does not go on before `deadline`.
+pub fn settle(vm: RunningVm, deadline: Instant) -> Result<RunningVm, Failure> {
+    if vm.state.stage != Stage::Snapshotting {
+        return Ok(vm);
+    }
+    let lock = match vm.dir.lock(Instant::now()) {
+        // Whoever takes the snapshot sees to it.
+        Err(VmDirError::Busy { .. }) => return Ok(vm),
+        lock => lock?,
+    };
+    let dir = vm.dir.clone();
+    let vm = dir.clone().running_under(&lock)?;
+    if vm.state.stage != Stage::Snapshotting {
+        return Ok(vm);
+    }
+    let limits = Limits {
+        all: deadline,
+        work: deadline,
+    };
+    let mut source = Source::ours(vm, lock, limits)?;
+    let converged = source.converge(&mut Record::new());
+    converged.map_err(|failure| source.with_logs(failure))?;
+    drop(source);
+    Ok(dir.running()?)
+}
+
+/// As [`settle`], for a holder of the VM's lock who only wants the vCPUs to run.
+pub fn let_go_on(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
+    let socket = vm.dir.file(crate::vmm::API_SOCKET);
+    let process = vm.process.try_clone().ok();
+    let mut vmm = crate::vmm::connect(vm.state.vmm_kind, &socket, process, deadline)?;
+    source::let_go_on(&mut *vmm, deadline)
 }
 
 fn hold_signals() -> Result<(), Failure> {
@@ -129,151 +224,50 @@ fn hold_signals() -> Result<(), Failure> {
         .or_fail(Exit::Defect, || "cannot hold signals back".to_owned())
 }
 
-/// The VM that a snapshot is taken of.
+/// A snapshot under way.
 #[derive(Debug)]
-struct Source {
-    vm: RunningVm,
-    vmm: Box<dyn Vmm>,
-    /// When everything must be done.
-    deadline: Instant,
-    /// When the artifact must be done.
-    work_deadline: Instant,
+struct Taking<'a> {
+    command: &'a Snapshot,
+    source: Source,
+    version: VmmVersion,
     /// What this VMM version is known for, said when something fails: a snapshot that goes well
     /// was not touched by it.
     faults: Vec<&'static str>,
-    _lock: Lock,
 }
 
-impl Source {
-    /// Puts right what an interrupted snapshot left, or names a guest that nobody named yet.
-    fn converge(&mut self, record: &mut Record) -> Result<(), Failure> {
-        match self.vmm.run_state(self.deadline)? {
-            RunState::Paused => {
-                log::warn!("an interrupted snapshot left the VM paused; it goes on now");
-                self.vmm.resume(self.deadline)?;
-            }
-            RunState::Running => {}
-            RunState::NotStarted | RunState::Ended => {
-                return Err(Failure::new(
-                    Exit::Start,
-                    "the VMM has no machine that can go on",
-                ));
-            }
-        }
-        let cause = match self.vm.state.generation {
-            Some(_) => Cause::Resume,
-            None => self.vm.state.cause,
-        };
-        let naming = self.rename(cause)?;
-        self.prove(&naming, record)
-    }
-
+impl Taking<'_> {
     /// Takes the snapshot and lets the source go on, or ends it.
-    fn take(
-        &mut self,
-        command: &Snapshot,
-        draft: Draft,
-        version: &VmmVersion,
-        record: &mut Record,
-    ) -> Result<(), Failure> {
-        self.write_stage(Stage::Snapshotting)?;
+    fn take(&mut self, draft: Draft, record: &mut Record) -> Result<(), Failure> {
+        self.source.write_stage(Stage::Snapshotting)?;
         record.begin(Phase::Quiesce);
-        let (hello, control) = self.quiesce(command, record)?;
-        let manifest = match self.save(&draft, &hello, version, record) {
+        let (hello, control) = self.source.quiesce(self.command.policy, record)?;
+        let manifest = match self.save(&draft, &hello, record) {
             Ok(manifest) => manifest,
             Err(failure) => return Err(self.recover(failure, control, record)),
         };
-        if command.stop {
-            record.begin(Phase::Stop);
-            let stopped = kill(&self.vm);
-            drop(control);
-            publish(draft, &manifest, record)?;
-            stopped?;
-            return self.write_stage(Stage::Ready);
+        if self.command.stop {
+            return self.publish_and_stop(draft, manifest, control, record);
         }
-        let resumed = self.resume(control, record);
+        let resumed = self.source.resume(control, record);
         let failed_phase = record.current();
-        let published = publish(draft, &manifest, record);
+        let published = self.publish(draft, manifest, record);
         match (resumed, published) {
             (Ok(()), published) => published,
             (Err(failure), Ok(())) => {
-                self.faults.iter().for_each(|fault| log::warn!("{fault}"));
+                self.warn_of_faults();
                 record.set("source", "failed");
                 record.blame(failed_phase);
-                let artifact = command.out.display();
+                let artifact = self.command.out.display();
                 let text = format!("the artifact {artifact} is good, but its source is not");
                 Err(failure.context(text))
             }
             (Err(failure), Err(other)) => {
+                self.warn_of_faults();
                 record.set("source", "failed");
+                record.blame(failed_phase);
                 log::warn!("{other}");
-                Err(failure)
-            }
-        }
-    }
-
-    /// Makes the guest silent. The connection stays open, and idle, until after the resume.
-    fn quiesce(
-        &mut self,
-        command: &Snapshot,
-        record: &mut Record,
-    ) -> Result<(Hello, Connection), Failure> {
-        let token = random::token().or_fail(Exit::Defect, || "cannot draw a token".to_owned())?;
-        let limit = self.work_deadline.saturating_duration_since(Instant::now());
-        let request = Request::Quiesce(Quiesce {
-            token,
-            policy: command.policy,
-            limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-        });
-        let endpoint = self.vm.endpoint(PORT_DEFAULT);
-        let asked = ask(
-            &endpoint,
-            request,
-            &watch(self.work_deadline, Some(&self.vm.process)),
-        );
-        match asked {
-            Ok(answer) => {
-                record.attempts(Phase::Quiesce, answer.attempts);
-                match answer.message {
-                    Message::Quiesced(_) => Ok((answer.hello, answer.connection)),
-                    other => {
-                        let text = format!("the exchange ended with {}", other.kind());
-                        Err(Failure::new(Exit::Defect, text))
-                    }
-                }
-            }
-            Err(error) => {
-                record.attempts(Phase::Quiesce, error.attempts);
-                self.reopen(token);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Takes a QUIESCE back that was not answered as it should.
-    fn reopen(&mut self, token: Token) {
-        let request = Request::Reopen(Reopen { token });
-        let endpoint = self.vm.endpoint(PORT_DEFAULT);
-        let asked = ask(
-            &endpoint,
-            request,
-            &watch(self.deadline, Some(&self.vm.process)),
-        );
-        let refused = |error: &AskError| match &error.reason {
-            AskErrorReason::Exchange(ExchangeError::Refused { fail, .. }) => {
-                fail.code == FailCode::Refusing
-            }
-            _ => false,
-        };
-        match asked {
-            // A guest that refuses has nothing to take back: it never became quiet.
-            Err(error) if !refused(&error) => {
-                log::warn!("cannot tell the guest to go on: {error}");
-            }
-            Ok(_) | Err(_) => {
-                if let Err(failure) = self.write_stage(Stage::Ready) {
-                    log::warn!("{failure}");
-                }
+                let text = "there is no artifact, and the VM does not go on".to_owned();
+                Err(failure.context(text))
             }
         }
     }
@@ -283,97 +277,100 @@ impl Source {
         &mut self,
         draft: &Draft,
         hello: &Hello,
-        version: &VmmVersion,
         record: &mut Record,
     ) -> Result<Manifest, Failure> {
+        let Source {
+            vmm,
+            machine,
+            limits,
+            ..
+        } = &mut self.source;
         record.begin(Phase::Pause);
-        self.vmm.pause(self.work_deadline)?;
+        vmm.pause(limits.work)?;
         record.begin(Phase::Save);
-        let files = StateFiles::in_dir(self.vmm.kind(), draft.dir());
-        let mut progress = Progress::new(self.vm.state.machine.memory_mib);
-        let saved = self.vmm.save(
-            &files,
-            &mut |bytes| progress.show(bytes),
-            self.work_deadline,
-        );
-        progress.clear();
-        saved?;
+        let files = StateFiles::in_dir(vmm.kind(), draft.dir());
+        let mut progress = Progress::new("saving", u64::from(machine.memory_mib) * MIB);
+        vmm.save(&files, &mut |bytes| progress.show(bytes), limits.work)?;
+        drop(progress);
 
         record.begin(Phase::Disks);
-        let mut names = vec![files.state, files.memory.unwrap_or_default()];
-        names.retain(|path| path.file_name().is_some());
-        let mut machine = self.vm.state.machine.clone();
-        for (index, drive) in machine.drives.iter_mut().enumerate() {
-            if let Drive {
-                path,
-                read_only: false,
-            } = drive
-            {
-                let name = format!("disk{index}");
-                let copy = draft.dir().join(&name);
-                copy_disk(path, &copy, Exit::Artifact)?;
-                *path = name.into();
-                names.push(copy);
-            }
-        }
-        let mut files = Vec::new();
-        for path in names {
-            let metadata = fs::metadata(&path).or_fail(Exit::Artifact, || {
-                format!("cannot look at {}", path.display())
-            })?;
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            files.push(FileEntry {
-                name,
-                len: metadata.len(),
-            });
-        }
-        let generation = hello.generation.or(self.vm.state.generation);
+        let mut paths = vec![files.state];
+        paths.extend(files.memory);
+        let (machine, disks) = save_disks(machine, draft, limits.work, record)?;
+        paths.extend(disks);
+        let files = paths.into_iter().map(entry).collect::<Result<_, _>>()?;
+        let source = &self.source;
+        let generation = hello.generation.or(source.generation);
         Ok(Manifest {
-            vmm_kind: self.vmm.kind(),
-            vmm_version: version.text.clone(),
+            vmm_kind: source.vmm.kind(),
+            vmm_version: self.version.text.clone(),
             agent_version: hello.version.clone(),
             agent_protocol: hello.protocol,
             generation: generation
                 .ok_or_else(|| Failure::new(Exit::Guest, "the guest has no name"))?,
+            ancestors: source.ancestors.clone(),
             machine,
+            vsock_path: source.vsock_path.clone(),
             files,
             created_ms: unix_ms(),
             host_version: HOST_VERSION.to_owned(),
         })
     }
 
-    /// Lets the source go on under a new name, and has it prove itself.
-    fn resume(&mut self, control: Connection, record: &mut Record) -> Result<(), Failure> {
-        record.begin(Phase::Resume);
-        let naming = self.rename(Cause::Resume)?;
-        self.vmm.resume(self.deadline)?;
-        // Firecracker keeps it open and silent in the source. The guest is rid of it already.
+    /// Ends the VM once there is an artifact. Until then it can still go on.
+    fn publish_and_stop(
+        &mut self,
+        draft: Draft,
+        manifest: Manifest,
+        control: Connection,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        if let Err(failure) = self.publish(draft, manifest, record) {
+            return Err(self.recover(failure, control, record));
+        }
+        record.begin(Phase::Stop);
+        let stopped = self.source.vm().map_or(Ok(()), kill);
         drop(control);
-        self.prove(&naming, record)
+        stopped.map_err(|failure| {
+            let artifact = self.command.out.display();
+            failure.context(format!(
+                "the artifact {artifact} is good, but its source lives"
+            ))
+        })?;
+        self.source.write_stage(Stage::Ready)
+    }
+
+    /// Completes the draft. Its source goes on meanwhile, so that there is time for digests.
+    fn publish(
+        &self,
+        draft: Draft,
+        mut manifest: Manifest,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        record.begin(Phase::Publish);
+        if self.command.sha256 {
+            let mut progress = Progress::new("reading", manifest.files_len());
+            let mut read_len = 0;
+            for file in &mut manifest.files {
+                let path = draft.dir().join(&file.name);
+                let mut report = |len: u64| {
+                    read_len += len;
+                    progress.show(read_len);
+                };
+                file.sha256 = Some(digest_of(&path, &mut report, self.source.limits.all)?);
+            }
+        }
+        let path = draft.publish(&manifest)?;
+        record.set("artifact", path.display().to_string());
+        Ok(())
     }
 
     /// Lets the source go on after a failure, and says whether it does.
     fn recover(&mut self, failure: Failure, control: Connection, record: &mut Record) -> Failure {
         let failed_phase = record.current();
-        let result = match self.vmm.run_state(self.deadline) {
-            Ok(RunState::Paused) => self.resume(control, record),
-            Ok(RunState::Running) => {
-                drop(control);
-                self.rename(Cause::Resume)
-                    .and_then(|naming| self.prove(&naming, record))
-            }
-            Ok(RunState::NotStarted | RunState::Ended) => Err(Failure::new(
-                Exit::Start,
-                "the VMM has no machine that can go on",
-            )),
-            Err(error) => Err(error.into()),
-        };
+        let result = self.source.go_on(control, record);
         record.blame(failed_phase);
-        self.faults.iter().for_each(|fault| log::warn!("{fault}"));
+        self.warn_of_faults();
         match result {
             Ok(()) => {
                 record.set("source", "ready");
@@ -387,43 +384,54 @@ impl Source {
         }
     }
 
-    /// Draws the source's next name, and writes it down before the guest can hear it.
-    fn rename(&mut self, cause: Cause) -> Result<Naming, Failure> {
-        let parent = self.vm.state.generation;
-        let naming = Naming::new(cause, parent, Identity::default())?;
-        self.vm.state.generation = Some(naming.generation);
-        self.vm.state.parent = parent;
-        self.vm.state.cause = cause;
-        self.write_stage(Stage::Snapshotting)?;
-        Ok(naming)
-    }
-
-    fn prove(&mut self, naming: &Naming, record: &mut Record) -> Result<(), Failure> {
-        let endpoint = self.vm.endpoint(PORT_DEFAULT);
-        let watch = watch(self.deadline, Some(&self.vm.process));
-        let hello = prove(&endpoint, naming, &watch, record)?;
-        self.vm.state.agent_version = Some(hello.version);
-        self.write_stage(Stage::Ready)
-    }
-
-    fn write_stage(&mut self, stage: Stage) -> Result<(), Failure> {
-        self.vm.state.stage = stage;
-        Ok(self.vm.dir.write_state(&self.vm.state)?)
-    }
-
-    /// Adds the logs' last words to the failure of a VM whose VMM has ended.
-    fn with_logs(&self, failure: Failure) -> Failure {
-        if failure.exit() == Exit::VmmEnded {
-            failure.with_details(log_tails::tails(&self.vm.dir))
-        } else {
-            failure
-        }
+    fn warn_of_faults(&self) {
+        self.faults.iter().for_each(|fault| log::warn!("{fault}"));
     }
 }
 
-fn publish(draft: Draft, manifest: &Manifest, record: &mut Record) -> Result<(), Failure> {
-    record.begin(Phase::Publish);
-    let path = draft.publish(manifest)?;
-    record.set("artifact", path.display().to_string());
-    Ok(())
+/// Copies the drives that the guest may write to, and gives the machine that has the copies. Those
+/// that it only reads stay where they are, and the manifest says where.
+fn save_disks(
+    machine: &MachineSpec,
+    draft: &Draft,
+    deadline: Instant,
+    record: &mut Record,
+) -> Result<(MachineSpec, Vec<PathBuf>), Failure> {
+    let mut machine = machine.clone();
+    let mut copies = Vec::new();
+    let mut ways: Vec<Value> = Vec::new();
+    for (index, drive) in machine.drives.iter_mut().enumerate() {
+        if let Drive {
+            path,
+            read_only: false,
+        } = drive
+        {
+            let name = format!("disk{index}");
+            let copy = draft.dir().join(&name);
+            let len = fs::metadata(&*path).map_or(0, |found| found.len());
+            let mut progress = Progress::new("copying", len);
+            let way = disk::copy(path, &copy, &mut |at| progress.show(at), deadline)
+                .map_err(|error| error.into_failure(Exit::Artifact))?;
+            ways.push(json!({ "name": name, "how": way.as_str() }));
+            *path = name.into();
+            copies.push(copy);
+        }
+    }
+    if !ways.is_empty() {
+        record.set("disks", ways);
+    }
+    Ok((machine, copies))
+}
+
+/// What the manifest says of a file that was written.
+fn entry(path: PathBuf) -> Result<FileEntry, Failure> {
+    let metadata = fs::metadata(&path).or_fail(Exit::Artifact, || {
+        format!("cannot look at {}", path.display())
+    })?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(FileEntry {
+        name: name.into_owned(),
+        len: metadata.len(),
+        sha256: None,
+    })
 }

@@ -15,10 +15,10 @@ use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{AskErrorReason, ask, pause};
 use crate::record::{Phase, Record};
+use crate::snapshot::let_go_on;
 use crate::sys::pidfd;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
-use crate::vmm::{API_SOCKET, RunState, connect};
 
 /// How long the guest is given to power off unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -62,10 +62,12 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
         return end(&vm);
     }
     let watch = Watch::with_process(deadline, Some(vm.process.as_fd()));
-    let asked = match check_not_paused(&vm, deadline) {
-        Ok(()) => power_off(&vm.endpoint(PORT_DEFAULT), &watch),
-        Err(failure) => Err(failure),
+    // A guest whose vCPUs stand still cannot be asked for anything.
+    let runs = match vm.state.stage {
+        Stage::Snapshotting => let_go_on(&vm, deadline),
+        Stage::Starting | Stage::Ready | Stage::Unproven => Ok(()),
     };
+    let asked = runs.and_then(|()| power_off(&vm.endpoint(PORT_DEFAULT), &watch));
     if let Err(failure) = asked {
         log::warn!("the guest did not power off by itself, so that the VMM is killed: {failure}");
         record.set("how", "killed");
@@ -73,27 +75,6 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
     }
     record.set("how", "powered off");
     settle(&dir)
-}
-
-/// A guest whose vCPUs stand still cannot be asked for anything.
-fn check_not_paused(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
-    if vm.state.stage != Stage::Snapshotting {
-        return Ok(());
-    }
-    let process = vm.process.try_clone().ok();
-    let mut vmm = connect(
-        vm.state.vmm_kind,
-        &vm.dir.file(API_SOCKET),
-        process,
-        deadline,
-    )?;
-    match vmm.run_state(deadline)? {
-        RunState::Running => Ok(()),
-        RunState::NotStarted | RunState::Paused | RunState::Ended => Err(Failure::new(
-            Exit::Guest,
-            "an interrupted snapshot left it paused",
-        )),
-    }
 }
 
 /// Asks the guest to power off, and waits until the VMM, whose process `watch` holds, has ended.

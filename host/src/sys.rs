@@ -4,4 +4,5 @@ pub mod child;
 pub mod disposition;
 pub mod inherited;
 pub mod pidfd;
+pub mod reflink;
 pub mod terminal;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shared::exchange::ExchangeError;
 
@@ -11,9 +11,14 @@ use crate::error::Failure;
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{AskError, AskErrorReason};
+use crate::snapshot::settle;
 use crate::values::VmName;
 use crate::vmdir::StateDir;
 use crate::vmm::GuestAddress;
+
+/// How long a VM whose snapshot was interrupted may take to go on, before the command's own time
+/// begins.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A guest as the command line names it. Exactly one of the four is given.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +63,7 @@ impl Target {
         let address = match (name, uds, cid, unix) {
             (Some(name), None, None, None) => {
                 let vm = StateDir::open(state_dir)?.vm(name)?.running()?;
+                let vm = settle(vm, Instant::now() + SETTLE_TIMEOUT)?;
                 return Ok(Self::new(vm.endpoint(port), Some(vm.process)));
             }
             (None, Some(path), None, None) => GuestAddress::HybridVsock {

@@ -1,9 +1,14 @@
 //! Values as users write them on the command line: times, sizes, names, drives.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+
+use shared::message::Identity;
+
+use crate::random;
 
 /// Longest name of a VM. A name is one path component and, as the default, a host name.
 pub const NAME_LEN_MAX: usize = 63;
@@ -138,6 +143,50 @@ impl FromStr for DriveArgument {
     }
 }
 
+/// What becomes of a guest's machine id (`machine-id(5)`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineId {
+    /// It stays what it is.
+    Keep,
+    /// One is drawn: clones of one guest are told apart by it.
+    Draw,
+    /// It becomes this one.
+    Given(String),
+}
+
+impl MachineId {
+    /// The id to give the guest, if it is to get one.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be drawn.
+    pub fn choose(&self) -> io::Result<Option<String>> {
+        match self {
+            Self::Keep => Ok(None),
+            Self::Draw => {
+                let drawn = u128::from_be_bytes(random::bytes()?);
+                Ok(Some(format!("{drawn:032x}")))
+            }
+            Self::Given(id) => Ok(Some(id.clone())),
+        }
+    }
+}
+
+impl FromStr for MachineId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "keep" => Ok(Self::Keep),
+            id if Identity::is_machine_id(id) => Ok(Self::Given(id.to_owned())),
+            _ => Err(format!(
+                "'{}' is neither 'keep' nor 32 lower-case hexadecimal digits",
+                text.escape_debug()
+            )),
+        }
+    }
+}
+
 /// `text` with everything that could steer a terminal escaped, on one line.
 #[must_use]
 pub fn printable(text: &str) -> String {
@@ -207,6 +256,21 @@ mod tests {
         let generated = VmName::generated([0, 1, 2, 255]);
         assert_eq!(generated.as_str(), "vm-000102ff");
         assert_eq!(generated.as_str().parse(), Ok(generated));
+    }
+
+    #[test]
+    fn a_machine_id_is_kept_drawn_or_given() {
+        let id = "0123456789abcdef0123456789abcdef";
+        assert_eq!("keep".parse(), Ok(MachineId::Keep));
+        let given: MachineId = id.parse().unwrap();
+        assert_eq!(given.choose().unwrap().as_deref(), Some(id));
+        assert_eq!(MachineId::Keep.choose().unwrap(), None);
+        let draw = || MachineId::Draw.choose().unwrap().unwrap();
+        assert!(Identity::is_machine_id(&draw()));
+        assert_ne!(draw(), draw());
+        for bad in ["", "Keep", "abc", &id.to_uppercase(), &format!("{id}0")] {
+            assert!(bad.parse::<MachineId>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -174,11 +174,9 @@ impl StateDir {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
         for entry in entries {
             let name = entry.file_name();
-            let is_ours = name
-                .to_str()
-                .is_some_and(|name| name.starts_with(NEW_PREFIX) || name.starts_with(TRASH_PREFIX));
+            let is_left = name.to_str().is_some_and(is_left_behind);
             // Whoever is still at work holds the lock.
-            if is_ours && let Ok(Some(_lock)) = Lock::try_new(&entry.path().join(LOCK)) {
+            if is_left && let Ok(Some(_lock)) = Lock::try_new(&entry.path().join(LOCK)) {
                 log::info!(
                     "removing {}, left by a command that was killed",
                     entry.path().display()
@@ -187,6 +185,16 @@ impl StateDir {
             }
         }
     }
+}
+
+/// Whether a directory of this name is on its way in or out, and the process that it is named
+/// after is gone. One that lives may just not have its lock yet, or not any more.
+fn is_left_behind(name: &str) -> bool {
+    let rest = [NEW_PREFIX, TRASH_PREFIX]
+        .into_iter()
+        .find_map(|prefix| name.strip_prefix(prefix));
+    let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+    pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
 }
 
 /// Whether a VM runs, as far as its files and processes tell.

@@ -30,6 +30,7 @@ use std::time::Instant;
 
 pub use binary::{FindError, find_binary};
 pub use error::VmmError;
+pub use firecracker::ForeignMachine;
 pub use format::load_gate;
 pub use kvm::{HostProblem, host_problem};
 pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
@@ -144,6 +145,9 @@ pub struct StateFiles {
     pub state: PathBuf,
     /// Guest memory; `None` where it is part of `state`.
     pub memory: Option<PathBuf>,
+    /// The state names a vsock socket elsewhere than in the VM directory, so that a load has to
+    /// name that one.
+    pub overrides_vsock: bool,
 }
 
 impl StateFiles {
@@ -157,6 +161,7 @@ impl StateFiles {
         Self {
             state: dir.join("vmstate"),
             memory,
+            overrides_vsock: false,
         }
     }
 }
@@ -193,8 +198,9 @@ pub trait Vmm: fmt::Debug {
         deadline: Instant,
     ) -> Result<(), VmmError>;
 
-    /// Lets a paused machine run again. A machine that runs is left alone: on Firecracker 1.16.0
-    /// and 1.16.1 a redundant resume ends host-to-guest vsock for good.
+    /// Lets a paused machine run again, whoever paused it, and whatever of a save is still under
+    /// way. A machine that runs is left alone: on Firecracker 1.16.0 and 1.16.1 a redundant resume
+    /// ends host-to-guest vsock for good.
     fn resume(&mut self, deadline: Instant) -> Result<(), VmmError>;
 
     /// Asks the VMM process to end, where its API can; one that has ended already is a success.
@@ -304,6 +310,18 @@ pub fn await_and_connect(
     let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
     let stream = socket::await_and_connect(api_socket, &watch)?;
     Ok(wrap(kind, stream, process))
+}
+
+/// Connects to a Firecracker that another program started, and asks what machine that described.
+pub fn adopt(
+    api_socket: &Path,
+    process: Option<OwnedFd>,
+    deadline: Instant,
+) -> Result<(Box<dyn Vmm>, ForeignMachine), VmmError> {
+    let stream = socket::connect(api_socket, &Watch::until(deadline))?;
+    let mut vmm = firecracker::Firecracker::new(stream, process);
+    let foreign = vmm.describe(deadline)?;
+    Ok((Box::new(vmm), foreign))
 }
 
 fn wrap(kind: VmmKind, stream: UnixStream, process: Option<OwnedFd>) -> Box<dyn Vmm> {

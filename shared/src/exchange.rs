@@ -38,6 +38,9 @@ pub const SILENCE_FIRST: Duration = Duration::from_millis(100);
 /// How long an attempt may be silent at most. Each silent attempt doubles the next one up to here.
 pub const SILENCE_MAX: Duration = Duration::from_secs(1);
 
+/// The same after PROGRESS or BUSY, which a guest sends once a second, and a slow one later.
+pub const SIGN_SILENCE_MAX: Duration = Duration::from_secs(3);
+
 /// Longest pause after a connection that was closed at once. The first such close is answered
 /// without any pause; only a guest that keeps closing (its listener is not there yet) is asked
 /// less and less often, so that a booting guest is not slowed down by its own host.
@@ -436,7 +439,7 @@ impl Exchange {
             // Both are signs of life and nothing else: the attempt may last as long again.
             Message::Progress(_) | Message::Busy(_) => {
                 if let State::Open { until, .. } = &mut self.state {
-                    *until = (now + SILENCE_MAX).min(self.deadline);
+                    *until = (now + SIGN_SILENCE_MAX).min(self.deadline);
                 }
             }
             message => match self.check_answer(&message) {

@@ -6,13 +6,16 @@
 //! `scripts/lab.sh`. A VMM that is not here has its cases listed as ignored, by name.
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
+mod artifacts;
 mod bad_input;
 mod clones;
+mod fleet;
 mod lifecycle;
 mod machine;
 mod proxy;
 mod sessions;
 mod snapshots;
+mod vmms;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
@@ -36,6 +39,9 @@ const QUICK: &[&str] = &[
     "a_client_that_connects_during_the_pause",
     "an_image_without_the_agent",
     "a_timeout_shorter_than_the_boot",
+    "a_snapshot_killed_at_any_phase",
+    "a_vm_of_another_program",
+    "a_snapshot_taken_behind_our_back",
     "a_damaged_state_file",
     "an_exec_runs_across_snapshots_of_its_machine",
     "an_exec_runs_across_hard_cuts",
@@ -44,6 +50,8 @@ const QUICK: &[&str] = &[
     "the_workloads_output_is_whole",
     "a_terminal_in_a_machine",
     "a_disk_that_is_full",
+    "three_clones_with_one_command",
+    "a_vmm_that_somebody_else_started",
 ];
 
 fn main() -> ExitCode {
@@ -55,7 +63,9 @@ fn main() -> ExitCode {
         snapshots::CASES,
         clones::CASES,
         sessions::CASES,
+        fleet::CASES,
         bad_input::CASES,
+        artifacts::CASES,
     ]
     .concat();
     let is_quick = std::env::var("TEST_LAB_SET").as_deref() == Ok("quick");

@@ -13,7 +13,7 @@
 //! Invariants:
 //! - Never holds more than [`LEN_MAX`] bytes.
 //! - An empty outbox holds no large allocation, so that idle connections cost nothing. While output
-//!   flows it gets its memory from [`Spares`] and gives it back there.
+//!   flows it gets its memory from `Spares` and gives it back there.
 
 use std::collections::VecDeque;
 use std::ops::Range;

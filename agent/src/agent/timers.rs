@@ -80,17 +80,16 @@ pub(super) struct Timers {
     by_timer: BTreeMap<Timer, Instant>,
     by_time: BTreeSet<(Instant, Timer)>,
     /// While the time of sessions stands still: what is left of each timer that counts it.
-    paused: Option<BTreeMap<Timer, Duration>>,
+    paused: Option<Vec<(Timer, Duration)>>,
 }
 
 impl Timers {
     /// Sets or moves a deadline to some time from now. If the timer counts the time of sessions and
     /// that stands still, it begins to count when time goes on.
     pub(super) fn set_after(&mut self, timer: Timer, delay: Duration, now: Instant) {
+        self.stop(timer);
         match &mut self.paused {
-            Some(paused) if timer.is_pausable() => {
-                paused.insert(timer, delay);
-            }
+            Some(paused) if timer.is_pausable() => paused.push((timer, delay)),
             Some(_) | None => self.set(timer, now + delay),
         }
     }
@@ -105,7 +104,7 @@ impl Timers {
         let pausable: Vec<_> = pausable.map(|(timer, at)| (*timer, *at)).collect();
         for (timer, at) in pausable {
             self.stop(timer);
-            paused.insert(timer, at.saturating_duration_since(now));
+            paused.push((timer, at.saturating_duration_since(now)));
         }
         self.paused = Some(paused);
     }
@@ -130,7 +129,7 @@ impl Timers {
             self.by_time.remove(&(at, timer));
         }
         if let Some(paused) = &mut self.paused {
-            paused.remove(&timer);
+            paused.retain(|(other, _)| *other != timer);
         }
     }
 

@@ -5,11 +5,11 @@
 //! dropped takes its directory with it; one whose command was killed stays until the next draft
 //! for the same target finds it without a holder.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -22,6 +22,9 @@ use crate::random;
 
 /// Between the target's name and eight random digits.
 const TMP_MARK: &str = ".tmp-";
+
+/// Random digits in a draft's name.
+const DRAFT_DIGITS: usize = 8;
 
 /// Why an artifact could not be written.
 #[derive(Debug)]
@@ -122,21 +125,19 @@ impl Draft {
         }
         name.push(TMP_MARK);
         sweep(parent, &name);
-        let random = random::bytes::<4>().map_err(write_error("name", &target))?;
-        name.push(format!("{:08x}", u32::from_be_bytes(random)));
-        let dir = parent.join(name);
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&dir)
-            .map_err(write_error("create", &dir))?;
-        let lock = File::open(&dir).map_err(write_error("open", &dir))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| write_error("lock", &dir)(errno.into()))?;
-        Ok(Self {
-            target,
-            dir,
-            _lock: lock,
-        })
+        loop {
+            let random = random::bytes::<4>().map_err(write_error("name", &target))?;
+            let mut name = name.clone();
+            name.push(format!("{:08x}", u32::from_be_bytes(random)));
+            let dir = parent.join(name);
+            if let Some(lock) = create_locked(&dir)? {
+                return Ok(Self {
+                    target,
+                    dir,
+                    _lock: lock,
+                });
+            }
+        }
     }
 
     /// Where its files go.
@@ -208,25 +209,84 @@ fn sync(path: &Path) -> Result<(), DraftError> {
     synced.map_err(write_error("write to the disk:", path))
 }
 
+/// Makes a directory and locks it; `None` when another command, which looks for leftovers, took it
+/// for one in between.
+fn create_locked(dir: &Path) -> Result<Option<Flock<File>>, DraftError> {
+    let made = DirBuilder::new().mode(0o700).create(dir);
+    made.map_err(write_error("create", dir))?;
+    let file = match File::open(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(write_error("open", dir))?,
+    };
+    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Err((_, Errno::EAGAIN)) => {
+            // Whoever only looked leaves it to us.
+            let _ = fs::remove_dir(dir);
+            return Ok(None);
+        }
+        locked => locked.map_err(|(_, errno)| write_error("lock", dir)(errno.into()))?,
+    };
+    let held = lock.metadata().map_err(write_error("look at", dir))?;
+    let is_there = fs::symlink_metadata(dir).is_ok_and(|found| found.ino() == held.ino());
+    Ok(is_there.then_some(lock))
+}
+
+/// What a directory is that has a draft's name.
+#[derive(Debug)]
+pub enum DraftLife {
+    /// A command is writing it.
+    AtWork,
+    /// The command that wrote it was killed.
+    Left {
+        /// While this is held nobody takes the directory for their own.
+        lock: Flock<File>,
+    },
+}
+
+/// Looks at a directory entry; `None` when it is no draft of ours. Name, type and owner have to be
+/// right: what is left is removed, and somebody's own `a.tmp-old` must not be.
+#[must_use]
+pub fn draft_life(path: &Path) -> Option<DraftLife> {
+    let name = path.file_name()?.as_encoded_bytes();
+    let digits_at = name.len().checked_sub(DRAFT_DIGITS)?;
+    let (front, digits) = name.split_at(digits_at);
+    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if !front.ends_with(TMP_MARK.as_bytes()) || !digits.iter().all(is_digit) {
+        return None;
+    }
+    let metadata = fs::symlink_metadata(path).ok()?;
+    if !metadata.is_dir() || metadata.uid() != nix::unistd::geteuid().as_raw() {
+        return None;
+    }
+    let lock = Flock::lock(File::open(path).ok()?, FlockArg::LockExclusiveNonblock);
+    Some(match lock {
+        Ok(lock) => DraftLife::Left { lock },
+        Err(_) => DraftLife::AtWork,
+    })
+}
+
 /// Removes drafts for the same target that nobody works on any more.
-fn sweep(parent: &Path, prefix: &std::ffi::OsStr) {
+fn sweep(parent: &Path, prefix: &OsStr) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let is_draft = name
+        let rest = name
             .as_encoded_bytes()
-            .starts_with(prefix.as_encoded_bytes());
-        let is_dir = entry.file_type().is_ok_and(|file_type| file_type.is_dir());
-        if !is_draft || !is_dir {
+            .strip_prefix(prefix.as_encoded_bytes());
+        if rest.is_none_or(|rest| rest.len() != DRAFT_DIGITS) {
             continue;
         }
-        let lock = File::open(entry.path())
-            .map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok());
-        if lock.unwrap_or(false) {
-            log::info!(
-                "removing {}, left by a command that was killed",
-                entry.path().display()
-            );
-            let _ = fs::remove_dir_all(entry.path());
+        let path = entry.path();
+        match draft_life(&path) {
+            Some(DraftLife::Left { lock: _lock }) => {
+                log::info!(
+                    "removing {}, left by a command that was killed",
+                    path.display()
+                );
+                if let Err(error) = fs::remove_dir_all(&path) {
+                    log::warn!("cannot remove {}: {error}", path.display());
+                }
+            }
+            Some(DraftLife::AtWork) | None => {}
         }
     }
 }

@@ -1,16 +1,25 @@
 //! An artifact is whole or not there, and one that somebody tampered with is named and refused.
 
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
-use super::draft::{Draft, DraftError};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::{Value, json};
+
+use super::draft::{Draft, DraftError, DraftLife, draft_life};
 use super::*;
-use crate::vmm::Drive;
+use crate::error::Failure;
 use crate::vmm::testing::TempDir;
+use crate::vmm::{MachineSpec, VmmKind};
 
-fn manifest(files: &[(&str, u64)]) -> Manifest {
+/// A manifest that names these files.
+pub(crate) fn manifest_of(files: &[(&str, u64)]) -> Manifest {
     let file = |&(name, len): &(&str, u64)| FileEntry {
         name: name.to_owned(),
         len,
+        sha256: None,
     };
     Manifest {
         vmm_kind: VmmKind::Firecracker,
@@ -18,6 +27,7 @@ fn manifest(files: &[(&str, u64)]) -> Manifest {
         agent_version: "0.1.0".to_owned(),
         agent_protocol: SUPPORTED,
         generation: Generation::from_bytes([5; 16]),
+        ancestors: vec![Generation::from_bytes([4; 16])],
         machine: MachineSpec {
             kernel: "/k".into(),
             initrd: "/i".into(),
@@ -30,6 +40,7 @@ fn manifest(files: &[(&str, u64)]) -> Manifest {
             append: String::new(),
             guest_cid: 3,
         },
+        vsock_path: None,
         files: files.iter().map(file).collect(),
         created_ms: 1,
         host_version: "0.1.0".to_owned(),
@@ -38,7 +49,8 @@ fn manifest(files: &[(&str, u64)]) -> Manifest {
 
 const FILES: [(&str, u64); 3] = [("vmstate", 3), ("memory", 5), ("disk0", 0)];
 
-fn publish(target: &Path) -> Result<PathBuf, DraftError> {
+/// Publishes a small artifact, with digests if they are asked for.
+pub(crate) fn publish(target: &Path, has_digests: bool) -> Result<PathBuf, DraftError> {
     let draft = Draft::create(target)?;
     for (name, len) in FILES {
         fs::write(
@@ -47,17 +59,32 @@ fn publish(target: &Path) -> Result<PathBuf, DraftError> {
         )
         .unwrap();
     }
-    draft.publish(&manifest(&FILES))
+    let mut manifest = manifest_of(&FILES);
+    if has_digests {
+        for (file, digest) in manifest.files.iter_mut().zip(digests(draft.dir())) {
+            file.sha256 = Some(digest);
+        }
+    }
+    draft.publish(&manifest)
+}
+
+/// The digests of the files of such an artifact.
+pub(crate) fn digests(dir: &Path) -> Vec<Digest> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let digest = |(name, _): &(&str, u64)| digest_of(&dir.join(name), &mut |_| {}, deadline);
+    FILES.iter().map(|file| digest(file).unwrap()).collect()
 }
 
 /// Writes the manifest of a good artifact anew, changed by `change`, and opens it.
 #[track_caller]
 fn refused(change: impl FnOnce(&Path, &mut Value), expected: &str) {
     let temp = TempDir::new("artifact");
-    let dir = publish(&temp.path().join("a")).unwrap();
-    let mut value = manifest(&FILES).to_value();
+    let dir = publish(&temp.path().join("a"), false).unwrap();
+    let mut value = manifest_of(&FILES).to_value();
     change(&dir, &mut value);
-    fs::write(dir.join(MANIFEST), value.to_string()).unwrap();
+    if dir.join(MANIFEST).is_file() {
+        fs::write(dir.join(MANIFEST), value.to_string()).unwrap();
+    }
     let error = Artifact::open(&dir).unwrap_err().to_string();
     let text = error.replace(dir.to_str().unwrap(), "DIR");
     assert_eq!(text, expected);
@@ -66,14 +93,17 @@ fn refused(change: impl FnOnce(&Path, &mut Value), expected: &str) {
 #[test]
 fn what_was_published_can_be_opened() {
     let temp = TempDir::new("artifact");
-    let dir = publish(&temp.path().join("a")).unwrap();
+    let dir = publish(&temp.path().join("a"), false).unwrap();
     let artifact = Artifact::open(&dir).unwrap();
-    assert_eq!(*artifact.manifest(), manifest(&FILES));
+    assert_eq!(*artifact.manifest(), manifest_of(&FILES));
     assert_eq!(
         artifact.stored_drive("disk0".as_ref()),
         Some(dir.join("disk0"))
     );
     assert_eq!(artifact.state_files().memory, Some(dir.join("memory")));
+    assert!(!artifact.state_files().overrides_vsock);
+    let names = ancestors(Some(&dir), Some(Generation::from_bytes([5; 16])));
+    assert_eq!(names, [5, 4].map(|byte| Generation::from_bytes([byte; 16])));
     let entries = fs::read_dir(temp.path()).unwrap().count();
     assert_eq!(entries, 1, "nothing else is left");
 }
@@ -83,10 +113,13 @@ fn an_artifact_is_never_overwritten() {
     let temp = TempDir::new("artifact");
     let target = temp.path().join("a");
     let late = Draft::create(&target).unwrap();
-    publish(&target).unwrap();
-    assert!(matches!(publish(&target), Err(DraftError::Exists { .. })));
+    publish(&target, false).unwrap();
+    assert!(matches!(
+        publish(&target, false),
+        Err(DraftError::Exists { .. })
+    ));
     fs::write(late.dir().join("vmstate"), "").unwrap();
-    let error = late.publish(&manifest(&[("vmstate", 0)])).unwrap_err();
+    let error = late.publish(&manifest_of(&[("vmstate", 0)])).unwrap_err();
     assert!(matches!(error, DraftError::Exists { .. }), "{error:?}");
     Artifact::open(&target).unwrap();
     assert_eq!(
@@ -106,12 +139,49 @@ fn leftovers_go_with_the_next_draft_but_not_those_at_work() {
     let target = temp.path().join("a");
     let at_work = Draft::create(&target).unwrap();
     let leftover = temp.path().join("a.tmp-12345678");
-    let other = temp.path().join("b.tmp-12345678");
-    for dir in [&leftover, &other] {
+    let others = [
+        "b.tmp-12345678",
+        "a.tmp-old",
+        "a.tmp-1234567x",
+        "a.tmp-123456789",
+    ];
+    let others = others.map(|name| temp.path().join(name));
+    fs::create_dir(&leftover).unwrap();
+    for dir in &others {
         fs::create_dir(dir).unwrap();
     }
+    let elsewhere = temp.path().join("a.tmp-abcdef01");
+    symlink(&others[0], &elsewhere).unwrap();
+    assert!(matches!(draft_life(at_work.dir()), Some(DraftLife::AtWork)));
+    assert!(matches!(
+        draft_life(&leftover),
+        Some(DraftLife::Left { .. })
+    ));
+    assert!(draft_life(&others[1]).is_none());
+
     let _draft = Draft::create(&target).unwrap();
-    assert!(!leftover.exists() && other.exists() && at_work.dir().exists());
+    assert!(!leftover.exists() && at_work.dir().exists());
+    assert!(others.iter().all(|other| other.exists()), "somebody else's");
+    assert!(elsewhere.is_symlink(), "a link is no draft");
+}
+
+/// The lock is taken a moment after the directory is made, and others look for leftovers then.
+#[test]
+fn drafts_that_are_made_at_once_leave_each_other_alone() {
+    let temp = TempDir::new("artifact");
+    let target = temp.path().join("a");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let draft = Draft::create(&target).unwrap();
+                    fs::write(draft.dir().join("vmstate"), "x").unwrap();
+                    assert!(draft.dir().join("vmstate").exists());
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -142,6 +212,84 @@ fn damage_is_named() {
 }
 
 #[test]
+fn what_is_no_plain_file_is_neither_opened_nor_followed() {
+    for name in ["vmstate", "manifest.json"] {
+        let expected = format!("the artifact's file DIR/{name} is not a regular file");
+        let replaced = |with: &dyn Fn(&Path)| {
+            refused(
+                |dir, _| {
+                    fs::remove_file(dir.join(name)).unwrap();
+                    with(&dir.join(name));
+                },
+                &expected,
+            );
+        };
+        // Nobody ever writes to it: whoever opens it to read waits for ever.
+        replaced(&|path| mkfifo(path, Mode::S_IRWXU).unwrap());
+        replaced(&|path| symlink("/dev/zero", path).unwrap());
+        replaced(&|path| symlink("nowhere", path).unwrap());
+        replaced(&|path| fs::create_dir(path).unwrap());
+        replaced(&|path| drop(UnixListener::bind(path).unwrap()));
+    }
+}
+
+#[test]
+fn a_guest_writes_to_copies_of_its_own_only() {
+    let temp = TempDir::new("artifact");
+    let disk = temp.path().join("disk");
+    fs::write(&disk, "x").unwrap();
+    let path = disk.to_str().unwrap().to_owned();
+    let expected = format!(
+        "the guest would write to {path}, which is not in the artifact: a clone only writes to a \
+         copy of its own"
+    );
+    let drive = |path: &str, read_only: bool| json!([{ "path": path, "read_only": read_only }]);
+    refused(
+        |_, value| value["machine"]["drives"] = drive(&path, false),
+        &expected,
+    );
+    refused(
+        |_, value| value["machine"]["drives"] = drive("/dev/zero", true),
+        "the artifact's file /dev/zero is not a regular file",
+    );
+    let dir = publish(&temp.path().join("a"), false).unwrap();
+    let mut value = manifest_of(&FILES).to_value();
+    value["machine"]["drives"] = drive(&path, true);
+    fs::write(dir.join(MANIFEST), value.to_string()).unwrap();
+    Artifact::open(&dir).unwrap();
+}
+
+#[test]
+fn numbers_and_nesting_beyond_reason_are_refused() {
+    refused(
+        |_, value| value["files"][1]["len"] = u64::MAX.into(),
+        "the artifact's file DIR/memory has 5 bytes instead of 18446744073709551615: it was cut \
+         short or replaced",
+    );
+    let not_a_number = "DIR/manifest.json: field \"len\" must be a whole number in range";
+    for len in [json!(-1), json!(1e300), json!("5")] {
+        refused(|_, value| value["files"][1]["len"] = len, not_a_number);
+    }
+    let files: Vec<Value> = (0..=FILES_MAX)
+        .map(|index| json!({ "name": format!("f{index}"), "len": 0 }))
+        .collect();
+    refused(
+        |_, value| value["files"] = files.into(),
+        "DIR/manifest.json: field \"files\" must be a list that is not too long",
+    );
+
+    let temp = TempDir::new("artifact");
+    let open = |text: &str| {
+        fs::write(temp.path().join(MANIFEST), text).unwrap();
+        Failure::from(Artifact::open(temp.path()).unwrap_err()).to_string()
+    };
+    let deep = format!("{{\"a\":{}", "[".repeat(100_000));
+    assert!(open(&deep).contains("recursion limit"), "{}", open(&deep));
+    let long = " ".repeat(usize::try_from(MANIFEST_LEN_MAX).unwrap());
+    assert!(open(&format!("{long}{{}}")).contains("far too long"));
+}
+
+#[test]
 fn names_stay_in_the_directory() {
     for name in [
         "../vmstate",
@@ -152,10 +300,14 @@ fn names_stay_in_the_directory() {
         "a/b",
         "manifest.json",
         "vmstate",
+        "a\u{7}",
     ] {
         refused(
             |_, value| value["files"][1]["name"] = name.into(),
-            &format!("the artifact names a file '{name}', which it must not"),
+            &format!(
+                "the artifact names a file '{}', which it must not",
+                name.escape_debug()
+            ),
         );
     }
     assert!(is_plain_name(&"a".repeat(FILE_NAME_LEN_MAX)));
@@ -176,6 +328,14 @@ fn newer_formats_and_protocols_are_refused_with_a_remedy() {
         },
         "the guest in the artifact runs guest-agent 0.1.0: no common protocol version: this side \
          speaks 1, the peer 8 to 9; use a host-tool that speaks its version",
+    );
+    refused(
+        |_, value| value["files"][0]["sha256"] = "x".into(),
+        "DIR/manifest.json: field \"sha256\" must be 64 hexadecimal digits",
+    );
+    refused(
+        |_, value| value["ancestors"] = json!(["x"]),
+        "DIR/manifest.json: field \"ancestors\" must be a list of 32 hexadecimal digits each",
     );
     refused(
         |_, value| value["generation"] = "x".into(),

@@ -49,6 +49,7 @@ impl Command {
             Self::Probe(_) => Table::Probe,
             Self::Boot(_)
             | Self::Snapshot(_)
+            | Self::Snapshots(_)
             | Self::Restore(_)
             | Self::Kill(_)
             | Self::Ps(_)
@@ -211,6 +212,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::cli::snapshots::SNAPSHOTS_COMMAND_NAMES;
 
     fn run(words: &[&str]) -> Result<Invocation, EarlyExit> {
         parse(words.iter().map(OsString::from).collect())
@@ -229,6 +231,15 @@ mod tests {
             let exit = run(&[name, "--help"]).expect_err("help");
             assert_eq!(exit.code, 0, "{name}");
             let table = table_of(Some(name)).help();
+            assert!(exit.text.ends_with(&table), "{name}:\n{}", exit.text);
+            let is_group = name == "snapshots";
+            let has_common = exit.text.contains("--timeout");
+            assert!(has_common || is_group, "{name}:\n{}", exit.text);
+        }
+        for name in SNAPSHOTS_COMMAND_NAMES {
+            let exit = run(&["snapshots", name, "--help"]).expect_err("help");
+            assert_eq!(exit.code, 0, "{name}");
+            let table = Table::General.help();
             assert!(exit.text.ends_with(&table), "{name}:\n{}", exit.text);
             assert!(exit.text.contains("--timeout"), "{name}:\n{}", exit.text);
         }
@@ -251,7 +262,10 @@ mod tests {
             "no command 'resotre'; did you mean 'restore'?",
         );
         refused(&["frobnicate"], 2, "the commands are boot, ");
-        refused(&["snapshot"], 2, "--name");
+        refused(&["snapshot"], 2, "--out");
+        refused(&["snapshots"], 2, "ls");
+        refused(&["snapshots", "verfy"], 2, "verfy");
+        refused(&["snapshots", "verify"], 2, "dir");
         refused(&["probe", "--port", "x"], 3, "--port");
         refused(&["exec", "--nope"], 125, "--nope");
         refused(&["restore", "a", "--timeout", "5"], 2, "'5' is not a time");

@@ -5,13 +5,22 @@ use std::io;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::eventfd::EventFd;
-use shared::exchange::{Exchange, ExchangeError, Request, Want};
+use shared::exchange::{ATTEMPTS_KEPT_MAX, Attempt, Exchange, ExchangeError, Request, Want};
 use shared::message::{Hello, Message};
 
 use super::HOST_VERSION;
 use super::connection::{Connection, ConnectionError, Endpoint};
 use crate::deadline::{WaitError, Watch};
 use crate::random;
+
+/// One attempt that has ended, for records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptLog {
+    /// When it was made, and how it ended.
+    pub attempt: Attempt,
+    /// What ended its connection, where the system said that.
+    pub cause: Option<String>,
+}
 
 /// What came of a request that was met.
 #[derive(Debug)]
@@ -22,6 +31,8 @@ pub struct Answer {
     pub hello: Hello,
     /// Attempts made.
     pub attempts: u32,
+    /// The first [`ATTEMPTS_KEPT_MAX`] of them.
+    pub log: Vec<AttemptLog>,
     /// The connection that carried the completion frame, still open. Only QUIESCE needs it.
     pub connection: Connection,
 }
@@ -30,9 +41,11 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct AskError {
     /// Who was asked, for people.
-    pub endpoint: String,
+    pub endpoint: Box<str>,
     /// Attempts made.
     pub attempts: u32,
+    /// The first [`ATTEMPTS_KEPT_MAX`] of them that have ended.
+    pub log: Box<[AttemptLog]>,
     /// Why.
     pub reason: AskErrorReason,
     /// The latest connection that could not be made, or ended, which explains a deadline.
@@ -93,14 +106,16 @@ pub fn ask(endpoint: &Endpoint, request: Request, watch: &Watch<'_>) -> Result<A
         exchange,
         connection: None,
         last: None,
+        causes: Vec::new(),
     };
     match driver.run() {
         Ok(()) => driver.into_answer(),
         Err(reason) => {
             let attempts = driver.exchange.attempt_count();
             Err(AskError {
-                endpoint: endpoint.to_string(),
+                endpoint: endpoint.to_string().into(),
                 attempts,
+                log: driver.log().into(),
                 reason,
                 last: driver.last,
             })
@@ -114,9 +129,26 @@ struct Driver<'a> {
     exchange: Exchange,
     connection: Option<Connection>,
     last: Option<io::Error>,
+    /// Numbers of attempts whose connection could not be made, or ended, and why.
+    causes: Vec<(u32, String)>,
 }
 
 impl Driver<'_> {
+    /// The attempts that have ended, each with its cause.
+    fn log(&self) -> Vec<AttemptLog> {
+        let cause = |number: u32| {
+            let found = self.causes.iter().find(|(of, _)| *of == number);
+            found.map(|(_, cause)| cause.clone())
+        };
+        let attempts = (1..).zip(self.exchange.attempts());
+        attempts
+            .map(|(number, attempt)| AttemptLog {
+                attempt: *attempt,
+                cause: cause(number),
+            })
+            .collect()
+    }
+
     fn run(&mut self) -> Result<(), AskErrorReason> {
         loop {
             match self.exchange.poll(Instant::now()) {
@@ -162,6 +194,10 @@ impl Driver<'_> {
             Ok(()) => {}
             Err(ConnectionError::Closed { source }) => {
                 log::debug!("{}: {source}", self.endpoint);
+                if self.causes.len() < ATTEMPTS_KEPT_MAX {
+                    let number = self.exchange.attempt_count();
+                    self.causes.push((number, source.to_string()));
+                }
                 self.last = Some(source);
                 self.exchange.handle_closed(Instant::now());
             }
@@ -176,11 +212,13 @@ impl Driver<'_> {
 
     fn into_answer(self) -> Result<Answer, AskError> {
         let attempts = self.exchange.attempt_count();
+        let log = self.log();
         let hello = self.exchange.hello().cloned();
         let endpoint = self.endpoint;
-        let error = |reason, last| AskError {
-            endpoint: endpoint.to_string(),
+        let error = |reason, last, log| AskError {
+            endpoint: endpoint.to_string().into(),
             attempts,
+            log: Vec::into(log),
             reason,
             last,
         };
@@ -189,13 +227,14 @@ impl Driver<'_> {
                 message,
                 hello,
                 attempts,
+                log,
                 connection,
             }),
-            (Err(reason), ..) => Err(error(AskErrorReason::Exchange(reason), self.last)),
+            (Err(reason), ..) => Err(error(AskErrorReason::Exchange(reason), self.last, log)),
             // An exchange is only answered after HELLO, on the connection that is open.
             (Ok(_), ..) => {
                 let source = io::Error::other("an answer without a connection");
-                Err(error(AskErrorReason::Local(source), None))
+                Err(error(AskErrorReason::Local(source), None, log))
             }
         }
     }
@@ -227,6 +266,7 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
+    use shared::exchange::AttemptEnd;
     use shared::frame::Decoder;
     use shared::message::{Depth, Fail, FailCode, Probed, Role};
     use shared::version::SUPPORTED;
@@ -326,7 +366,13 @@ mod tests {
             let request = read_request(&mut peer);
             answer(&mut peer, &[probed(&request)]);
         });
-        assert_eq!(answer.unwrap().attempts, 3);
+        let answer = answer.unwrap();
+        assert_eq!(answer.attempts, 3);
+        let ends: Vec<_> = answer.log.iter().map(|log| log.attempt.end).collect();
+        let [closed, answered] = [AttemptEnd::Closed, AttemptEnd::Answered];
+        assert_eq!(ends, [closed, closed, answered]);
+        let causes: Vec<_> = answer.log.iter().map(|log| log.cause.is_some()).collect();
+        assert_eq!(causes, [true, true, false]);
     }
 
     #[test]

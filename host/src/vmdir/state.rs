@@ -14,6 +14,9 @@ use crate::vmm::{Drive, MachineSpec, VmmKind};
 /// Most drives of one VM.
 pub const DRIVES_MAX: usize = 16;
 
+/// How many of its ancestors a guest's record names. Those further back are forgotten.
+pub const ANCESTORS_MAX: usize = 64;
+
 /// How far a command has come with the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -77,6 +80,8 @@ pub struct State {
     pub generation: Option<Generation>,
     /// The name that its snapshot, or it before its latest snapshot, had.
     pub parent: Option<Generation>,
+    /// All names that its memory had before, as far as they are remembered, the latest first.
+    pub ancestors: Vec<Generation>,
     /// Why it has the name.
     pub cause: Cause,
     /// The artifact it was restored from.
@@ -99,6 +104,7 @@ impl State {
             "machine": machine_to_value(&self.machine),
             "generation": self.generation.map(|generation| generation.to_string()),
             "parent": self.parent.map(|parent| parent.to_string()),
+            "ancestors": generations_to_value(&self.ancestors),
             "cause": self.cause.as_str(),
             "artifact": self.artifact.as_ref().map(os_to_value),
             "agent_version": self.agent_version,
@@ -123,12 +129,42 @@ impl State {
             machine: machine_from_object(&object.object("machine")?)?,
             generation: object.opt_parsed("generation", digits)?,
             parent: object.opt_parsed("parent", digits)?,
+            ancestors: generations_from_object(object, "ancestors")?,
             cause: object.parsed("cause", "boot, restore or resume")?,
             artifact,
             agent_version: object.opt_text("agent_version")?,
             created_ms: object.number("created_ms")?,
         })
     }
+}
+
+/// `latest` in front of the names before it, as many as are remembered.
+#[must_use]
+pub fn lineage(latest: Option<Generation>, before: &[Generation]) -> Vec<Generation> {
+    let names = latest.into_iter().chain(before.iter().copied());
+    names.take(ANCESTORS_MAX).collect()
+}
+
+/// A list of names, for files.
+#[must_use]
+pub fn generations_to_value(generations: &[Generation]) -> Value {
+    let texts = generations.iter().map(Generation::to_string);
+    texts.collect::<Vec<_>>().into()
+}
+
+/// Reads what [`generations_to_value`] wrote; nothing where an older version wrote nothing.
+pub fn generations_from_object(
+    object: &Object,
+    field: &'static str,
+) -> Result<Vec<Generation>, JsonError> {
+    if object.value(field).is_none() {
+        return Ok(Vec::new());
+    }
+    let texts = object.byte_strings(field, ANCESTORS_MAX)?;
+    let names = texts.iter().map(|text| text.to_str()?.parse().ok());
+    names
+        .collect::<Option<_>>()
+        .ok_or_else(|| object.error(field, "a list of 32 hexadecimal digits each"))
 }
 
 /// The machine, for files.
@@ -290,6 +326,7 @@ pub(crate) mod tests {
             },
             generation: Some(Generation::from_bytes([7; 16])),
             parent: None,
+            ancestors: vec![Generation::from_bytes([6; 16]); 2],
             cause: Cause::Restore,
             artifact: Some("/a".into()),
             agent_version: None,
@@ -311,11 +348,34 @@ pub(crate) mod tests {
         };
         for field in map.keys() {
             let mut broken = map.clone();
-            broken[field] = json!([]);
+            broken[field] = json!([[]]);
             let text = Value::from(broken).to_string();
             let object = Object::parse(Path::new("state.json"), text.as_bytes()).unwrap();
             State::from_object(&object).expect_err(field);
         }
+    }
+
+    #[test]
+    fn a_lineage_is_remembered_up_to_a_limit() {
+        let name = |number: u8| Generation::from_bytes([number; 16]);
+        let mut names = Vec::new();
+        for number in 0..=u8::try_from(ANCESTORS_MAX).unwrap() {
+            names = lineage(Some(name(number)), &names);
+        }
+        assert_eq!(names.len(), ANCESTORS_MAX);
+        assert_eq!(names[..2], [name(64), name(63)]);
+        assert_eq!(lineage(None, &names), names);
+
+        let read = |value: Value| {
+            let text = json!({ "a": value }).to_string();
+            let object = Object::parse(Path::new("f"), text.as_bytes()).unwrap();
+            generations_from_object(&object, "a")
+        };
+        assert_eq!(read(generations_to_value(&names)).unwrap(), names);
+        assert_eq!(read(Value::Null).unwrap(), []);
+        names.push(name(0));
+        read(generations_to_value(&names)).expect_err("too many");
+        read(json!(["x"])).expect_err("no name");
     }
 
     #[test]

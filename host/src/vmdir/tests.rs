@@ -86,14 +86,16 @@ fn a_removed_vm_cannot_be_locked() {
 fn leftovers_of_killed_commands_are_swept_but_not_those_at_work() {
     let temp = TempDir::new("vmdir");
     let state_dir = state_dir(&temp);
-    let leftover = state_dir.path().join(".trash-1-a");
-    let at_work = state_dir.path().join(".new-1-b");
-    for path in [&leftover, &at_work] {
+    // Process numbers stay below 2^22 (proc(5), pid_max).
+    let leftover = state_dir.path().join(".trash-4194305-a");
+    let at_work = state_dir.path().join(".new-4194305-b");
+    let without_lock = state_dir.path().join(".trash-1-c");
+    for path in [&leftover, &at_work, &without_lock] {
         fs::create_dir(path).unwrap();
     }
     let _lock = Lock::try_new(&at_work.join(LOCK)).unwrap().unwrap();
     let _vm = state_dir.create_vm(None).unwrap();
-    assert!(!leftover.exists() && at_work.exists());
+    assert!(!leftover.exists() && at_work.exists() && without_lock.exists());
 }
 
 #[test]

@@ -4,12 +4,14 @@
 //! - A failed load ends the process, after the answer: one process per attempt.
 //! - Creating a snapshot of a *running* machine fails only after the guest's vsock connections
 //!   were reset: [`save`](Vmm::save) looks at the state first.
-//! - On 1.16.0 and 1.16.1 a `Resumed` that resumes nothing ends host-to-guest vsock for good:
-//!   [`resume`](Vmm::resume) looks at the state first.
+//! - On 1.16.0 and 1.16.1 a `Resumed` without a reset event queued for the guest since the pause
+//!   ends host-to-guest vsock for good: [`resume`](Vmm::resume) looks at the state first, and has
+//!   one queued where nobody took a snapshot.
 //! - Request structures refuse fields that they do not know: only fields that every supported
 //!   version has are ever sent.
 
 mod api;
+mod config;
 mod requests;
 
 use std::fs;
@@ -25,12 +27,16 @@ use self::api::Api;
 use self::requests::Call;
 use super::{MachineSpec, RunState, StateFiles, Vmm, VmmError, VmmKind, VmmVersion};
 
+pub use self::config::ForeignMachine;
 pub(super) use self::requests::launch_args;
 
 /// A connection to one Firecracker process.
 #[derive(Debug)]
 pub struct Firecracker {
     api: Api,
+    /// Since the pause a create was asked for over this connection, so that a reset event waits for
+    /// the guest.
+    has_reset: bool,
 }
 
 impl Firecracker {
@@ -39,6 +45,28 @@ impl Firecracker {
     pub fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
         Self {
             api: Api::new(stream, process),
+            has_reset: false,
+        }
+    }
+
+    /// What the machine is, where another program described it.
+    pub fn describe(&mut self, deadline: Instant) -> Result<ForeignMachine, VmmError> {
+        let call = requests::config();
+        let body = self.api.call(&call, deadline, &mut || {})?;
+        let value: Value = serde_json::from_slice(&body)
+            .map_err(|source| VmmError::answer(&call.name(), source))?;
+        ForeignMachine::parse(&value).map_err(|text| VmmError::answer(&call.name(), text))
+    }
+
+    /// Has a reset event queued for a paused guest, which is the first thing that a create does.
+    /// This one gets no further, because its files cannot be made.
+    fn queue_reset(&mut self, deadline: Instant) -> Result<(), VmmError> {
+        match self.put(&requests::create_nothing(), deadline) {
+            Ok(()) | Err(VmmError::Refused { .. }) => {
+                self.has_reset = true;
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -115,6 +143,7 @@ impl Vmm for Firecracker {
     }
 
     fn pause(&mut self, deadline: Instant) -> Result<(), VmmError> {
+        self.has_reset = false;
         self.put(&requests::pause(), deadline)
     }
 
@@ -126,6 +155,7 @@ impl Vmm for Firecracker {
     ) -> Result<(), VmmError> {
         let call = requests::create(files)?;
         self.require_paused(&call, deadline)?;
+        self.has_reset = true;
         let memory = files.memory.as_deref();
         let mut report = || progress(memory.map_or(0, bytes_written));
         self.api.call(&call, deadline, &mut report)?;
@@ -136,6 +166,9 @@ impl Vmm for Firecracker {
     fn resume(&mut self, deadline: Instant) -> Result<(), VmmError> {
         if self.run_state(deadline)? == RunState::Running {
             return Ok(());
+        }
+        if !self.has_reset {
+            self.queue_reset(deadline)?;
         }
         self.put(&requests::resume(), deadline)
     }

@@ -6,6 +6,8 @@
 //!   `cont` is refused. No event tells the end of that state, which lasts well under a millisecond.
 //! - A source that was stopped and migrated runs on after `cont`, its vsock connections intact.
 //! - A machine that is loaded stays paused until `cont`, because its source was paused.
+//! - A migration goes on when whoever asked for it has gone, also beside a guest that `cont` let
+//!   run again, and at its end it stops that: it is cancelled first.
 //! - A load needs neither kernel nor initramfs: both are in the migrated memory. It needs the same
 //!   machine, memory size and devices; the guest's CID may differ.
 //! - A stream that cannot be loaded ends QEMU, with the reason on its standard error only.
@@ -144,6 +146,28 @@ impl Qemu {
         Ok(())
     }
 
+    /// Ends a migration that nobody waits for any more: it would go on beside the running guest,
+    /// and stop it again when it is done.
+    fn end_migration(&mut self, deadline: Instant) -> Result<(), VmmError> {
+        let mut wait = SETTLE_WAIT_MIN;
+        let mut is_cancelled = false;
+        loop {
+            let answer = self.execute("query-migrate", deadline)?;
+            match answer.get("status").and_then(Value::as_str) {
+                Some("setup" | "active" | "pre-switchover" | "device") if !is_cancelled => {
+                    self.execute("migrate_cancel", deadline)?;
+                    is_cancelled = true;
+                }
+                Some("setup" | "active" | "pre-switchover" | "device" | "cancelling") => {
+                    self.session
+                        .next_event("query-migrate", Some(wait), deadline)?;
+                    wait = (wait * 2).min(SETTLE_WAIT_MAX);
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
     fn migrate(
         &mut self,
         path: &Path,
@@ -260,6 +284,8 @@ impl Vmm for Qemu {
         if self.run_state(deadline)? == RunState::Running {
             return Ok(());
         }
+        self.end_migration(deadline)?;
+        self.settle("finish-migrate", deadline)?;
         self.execute("cont", deadline).map(drop)
     }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::frame::Frame;
 use crate::id::Token;
 use crate::message::{
-    Cause, Identity, InheritedSessions, PowerAction, Probed, Progress, Rebound, SessionRef,
+    Busy, Cause, Identity, InheritedSessions, PowerAction, Probed, Progress, Rebound, SessionRef,
     Sessions,
 };
 use crate::version::{SUPPORTED, VersionRange};
@@ -205,6 +205,32 @@ fn silent_attempts_grow_up_to_their_limit() {
     }
     assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
     assert_eq!(script.exchange.attempts().len(), 6);
+}
+
+/// Sessions drain for as long as they like, on one connection.
+#[test]
+fn a_guest_that_says_busy_now_and_then_is_not_asked_again() {
+    let token = Token::from_bytes([1; 16]);
+    let mut script = Script::new(Request::Quiesce(Quiesce {
+        token,
+        policy: Policy::Drain,
+        limit_ms: 20_000,
+    }));
+    script.connect(7);
+    script.say(&[hello()]);
+    for _ in 0..10 {
+        script.say(&[Message::Busy(Busy {
+            token,
+            sessions: vec![1],
+        })]);
+        // Twice as long as the guest's interval.
+        script.now += Duration::from_secs(2);
+        let want = script.exchange.poll(script.now);
+        assert!(matches!(want, Want::Read { .. }), "{want:?}");
+    }
+    script.say(&[Message::Quiesced(token)]);
+    assert_eq!(script.exchange.attempt_count(), 1);
+    assert_eq!(script.result(), Ok(Message::Quiesced(token)));
 }
 
 #[test]

@@ -94,6 +94,10 @@ pub(super) const fn instance() -> Call {
     Call::get("/")
 }
 
+pub(super) const fn config() -> Call {
+    Call::get("/vm/config")
+}
+
 pub(super) fn pause() -> Call {
     vm_state("Paused")
 }
@@ -170,14 +174,18 @@ fn put_drive(index: usize, is_read_only: bool) -> Result<Call, VmmError> {
 }
 
 /// The load that resumes in the same step: a CONNECT between load and resume would be answered
-/// and then reset.
+/// and then reset. A state that names a vsock socket elsewhere was saved by 1.16 or newer, which
+/// takes the override.
 pub(super) fn load(files: &StateFiles) -> Result<Call, VmmError> {
     let (state, memory) = paths(files)?;
-    let body = json!({
+    let mut body = json!({
         "snapshot_path": state,
         "mem_backend": { "backend_type": "File", "backend_path": memory },
         "resume_vm": true,
     });
+    if files.overrides_vsock {
+        body["vsock_override"] = json!({ "uds_path": VSOCK_SOCKET });
+    }
     Ok(Call::put(LOAD_PATH, body))
 }
 
@@ -189,6 +197,16 @@ pub(super) fn create(files: &StateFiles) -> Result<Call, VmmError> {
         "mem_file_path": memory,
     });
     Ok(Call::put("/snapshot/create", body))
+}
+
+/// A create whose files can be made nowhere: nothing lies below a device.
+pub(super) fn create_nothing() -> Call {
+    let body = json!({
+        "snapshot_type": "Full",
+        "snapshot_path": "/dev/null/vmstate",
+        "mem_file_path": "/dev/null/memory",
+    });
+    Call::put("/snapshot/create", body)
 }
 
 fn paths(files: &StateFiles) -> Result<(&str, &str), VmmError> {
@@ -290,6 +308,7 @@ mod tests {
         let files = StateFiles {
             state: "/s".into(),
             memory: Some("/m".into()),
+            overrides_vsock: false,
         };
         assert_eq!(
             lines(&[
@@ -314,12 +333,24 @@ mod tests {
     }
 
     #[test]
+    fn a_foreign_vsock_socket_is_overridden() {
+        let files = StateFiles {
+            state: "/s".into(),
+            memory: Some("/m".into()),
+            overrides_vsock: true,
+        };
+        let body = load(&files).unwrap().body.unwrap();
+        assert_eq!(body["vsock_override"], json!({ "uds_path": "vsock.sock" }));
+    }
+
+    #[test]
     fn what_json_cannot_say_is_an_error() {
         use std::os::unix::ffi::OsStringExt;
         let odd = std::path::PathBuf::from(OsString::from_vec(vec![b'/', 0xff]));
         let files = StateFiles {
             state: odd,
             memory: Some("/m".into()),
+            overrides_vsock: false,
         };
         let err = load(&files).unwrap_err();
         assert_eq!(
@@ -329,6 +360,7 @@ mod tests {
         let files = StateFiles {
             state: "/s".into(),
             memory: None,
+            overrides_vsock: false,
         };
         assert!(load(&files).is_err() && create(&files).is_err());
     }

@@ -33,6 +33,7 @@ fn files() -> StateFiles {
     StateFiles {
         state: "/s".into(),
         memory: Some("/m".into()),
+        overrides_vsock: false,
     }
 }
 
@@ -148,10 +149,42 @@ fn a_machine_that_runs_is_never_told_to_resume() {
     let (result, taken) = check(&[state_answer("Running")], |vmm| vmm.resume(far()));
     result.unwrap();
     assert_eq!(taken, ["GET /"]);
-    let answers = [state_answer("Paused"), NO_CONTENT.to_owned()];
+}
+
+/// What a command that was killed left paused: nobody knows whether it came to the snapshot.
+#[test]
+fn a_machine_that_somebody_else_paused_is_sent_a_reset_first() {
+    let yes = || NO_CONTENT.to_owned();
+    let answers = [state_answer("Paused"), fault("No such file"), yes()];
     let (result, taken) = check(&answers, |vmm| vmm.resume(far()));
     result.unwrap();
-    assert_eq!(taken, ["GET /", r#"PATCH /vm {"state":"Resumed"}"#]);
+    assert_eq!(taken[0], "GET /");
+    assert!(taken[1].starts_with("PUT /snapshot/create "), "{taken:?}");
+    assert!(taken[1].contains("/dev/null/vmstate"), "{taken:?}");
+    assert_eq!(taken[2], r#"PATCH /vm {"state":"Resumed"}"#);
+
+    // A save did so itself, also one that failed.
+    for saved in [yes(), fault("No space left on device")] {
+        let paused = || state_answer("Paused");
+        let answers = [yes(), paused(), saved, paused(), yes()];
+        let (result, taken) = check(&answers, |vmm| {
+            vmm.pause(far())?;
+            let _ = vmm.save(&files(), &mut |_| {}, far());
+            vmm.resume(far())
+        });
+        result.unwrap();
+        assert_eq!(taken[3..], ["GET /", r#"PATCH /vm {"state":"Resumed"}"#]);
+    }
+}
+
+#[test]
+fn a_foreign_machine_is_asked_for() {
+    let config = r#"{"machine-config":{"vcpu_count":1,"mem_size_mib":64},"vsock":{"guest_cid":3,"uds_path":"v"}}"#;
+    let (result, taken) = check(&[json_answer(200, config)], |vmm| vmm.describe(far()));
+    assert_eq!(result.unwrap().machine.memory_mib, 64);
+    assert_eq!(taken, ["GET /vm/config"]);
+    let (result, _) = check(&[json_answer(200, "{}")], |vmm| vmm.describe(far()));
+    assert!(matches!(result, Err(VmmError::Answer { .. })), "{result:?}");
 }
 
 #[test]

@@ -41,6 +41,11 @@ fn status(word: &str) -> String {
     format!(r#"{{"return": {{"status": "{word}"}}, "id": ID}}"#)
 }
 
+/// Both queries answer with a word under the same name.
+fn migration(word: &str) -> String {
+    status(word)
+}
+
 /// Plays `lines` to `call`. Returns its result and the commands after `qmp_capabilities`.
 fn check<T>(
     lines: &[&str],
@@ -229,12 +234,42 @@ fn resume_and_quit() {
     let (result, taken) = check(&[&status("running")], |vmm| vmm.resume(far()));
     result.unwrap();
     assert_eq!(taken, ["query-status"]);
-    let (result, taken) = check(&[&status("postmigrate"), YES], |vmm| vmm.resume(far()));
+    let postmigrate = status("postmigrate");
+    let lines = [&postmigrate, &migration("completed"), &postmigrate, YES];
+    let (result, taken) = check(&lines, |vmm| vmm.resume(far()));
     result.unwrap();
-    assert_eq!(taken, ["query-status", "cont"]);
+    let expected = ["query-status", "query-migrate", "query-status", "cont"];
+    assert_eq!(taken, expected);
     check(&[YES], |vmm| vmm.quit(far())).0.unwrap();
     // It may have ended by itself.
     check(&[], |vmm| vmm.quit(far())).0.unwrap();
+}
+
+/// What a command that was killed left under way.
+#[test]
+fn a_migration_is_ended_before_the_guest_goes_on() {
+    let paused = status("paused");
+    let lines = [
+        &paused,
+        &migration("active"),
+        YES,
+        &migration("cancelling"),
+        &migration("cancelled"),
+        &paused,
+        YES,
+    ];
+    let (result, taken) = check(&lines, |vmm| vmm.resume(far()));
+    result.unwrap();
+    let expected = [
+        "query-status",
+        "query-migrate",
+        "migrate_cancel",
+        "query-migrate",
+        "query-migrate",
+        "query-status",
+        "cont",
+    ];
+    assert_eq!(taken, expected);
 }
 
 #[test]

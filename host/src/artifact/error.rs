@@ -1,0 +1,203 @@
+//! Why an artifact is refused, in words that name the file and the remedy.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use shared::version::NoCommonVersion;
+
+use super::{FORMAT, MANIFEST};
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::json::JsonError;
+
+/// Why an artifact cannot be used.
+#[derive(Debug)]
+pub enum ArtifactError {
+    /// There is no such directory.
+    NotThere {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory has no manifest: it is none of ours, or was never finished.
+    NoManifest {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The manifest was not understood.
+    Manifest(JsonError),
+    /// The manifest has a format that this version does not know.
+    Format {
+        /// The format.
+        found: u32,
+    },
+    /// The agent in the guest speaks no protocol version that this version speaks.
+    Protocol {
+        /// The agent's version.
+        agent_version: String,
+        /// Both ranges.
+        error: NoCommonVersion,
+    },
+    /// A file's name leads elsewhere, or stands there twice.
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A file is not there.
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is a link, a directory or a device.
+    NotRegular {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A drive that the guest writes to would be another's.
+    SharedDrive {
+        /// The drive.
+        path: PathBuf,
+    },
+    /// A file was cut short, or is not the one that was recorded.
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Bytes it should have.
+        recorded: u64,
+        /// Bytes it has.
+        found: u64,
+    },
+    /// A file has other bytes than those that were recorded.
+    Digest {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Digests were asked for and none were recorded.
+    NoDigests {
+        /// The artifact.
+        path: PathBuf,
+    },
+    /// The deadline passed while digests were computed.
+    Deadline {
+        /// The file that was being read.
+        path: PathBuf,
+    },
+    /// A file could not be looked at.
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+}
+
+impl From<JsonError> for ArtifactError {
+    fn from(error: JsonError) -> Self {
+        Self::Manifest(error)
+    }
+}
+
+impl fmt::Display for ArtifactError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotThere { path } => {
+                write!(f, "there is no artifact directory {}", path.display())
+            }
+            Self::NoManifest { path } => write!(
+                f,
+                "{} has no {MANIFEST}: it is not an artifact, or was never finished",
+                path.display()
+            ),
+            Self::Manifest(error) => error.fmt(f),
+            Self::Format { found } => write!(
+                f,
+                "the artifact has format {found} and this host-tool knows format {FORMAT}; use \
+                 the host-tool that made it, or a newer one"
+            ),
+            Self::Protocol {
+                agent_version,
+                error,
+            } => write!(
+                f,
+                "the guest in the artifact runs guest-agent {}: {error}; use a host-tool that \
+                 speaks its version",
+                agent_version.escape_debug()
+            ),
+            Self::Name { name } => {
+                write!(
+                    f,
+                    "the artifact names a file '{}', which it must not",
+                    name.escape_debug()
+                )
+            }
+            Self::Missing { path } => of_file(f, path, "is missing"),
+            Self::NotRegular { path } => of_file(f, path, "is not a regular file"),
+            Self::SharedDrive { path } => write!(
+                f,
+                "the guest would write to {}, which is not in the artifact: a clone only writes to \
+                 a copy of its own",
+                path.display()
+            ),
+            Self::Length {
+                path,
+                recorded,
+                found,
+            } => write!(
+                f,
+                "the artifact's file {} has {found} bytes instead of {recorded}: it was cut \
+                 short or replaced",
+                path.display()
+            ),
+            Self::Digest { path } => of_file(
+                f,
+                path,
+                "has other bytes than those that were recorded: its SHA-256 differs",
+            ),
+            Self::NoDigests { path } => write!(
+                f,
+                "{} has no SHA-256 digests; 'host-tool snapshot --sha256' records them",
+                path.display()
+            ),
+            Self::Deadline { path } => {
+                write!(f, "the time limit passed while {} was read", path.display())
+            }
+            Self::Read { path, .. } => write!(f, "cannot look at {}", path.display()),
+        }
+    }
+}
+
+fn of_file(f: &mut fmt::Formatter<'_>, path: &Path, text: &str) -> fmt::Result {
+    write!(f, "the artifact's file {} {text}", path.display())
+}
+
+impl From<ArtifactError> for Failure {
+    fn from(error: ArtifactError) -> Self {
+        let exit = if matches!(error, ArtifactError::Deadline { .. }) {
+            Exit::Deadline
+        } else {
+            Exit::Artifact
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl std::error::Error for ArtifactError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Manifest(error) => error.source(),
+            Self::Read { source, .. } => Some(source),
+            Self::NotThere { .. }
+            | Self::NoManifest { .. }
+            | Self::Format { .. }
+            | Self::Protocol { .. }
+            | Self::Name { .. }
+            | Self::Missing { .. }
+            | Self::NotRegular { .. }
+            | Self::SharedDrive { .. }
+            | Self::Length { .. }
+            | Self::Digest { .. }
+            | Self::NoDigests { .. }
+            | Self::Deadline { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The manifest: what an artifact says of itself.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use shared::id::Generation;
+use shared::version::VersionRange;
+
+use super::digest::Digest;
+use super::{ArtifactError, FILES_MAX, FORMAT};
+use crate::json::{JsonError, Object, os_to_value};
+use crate::vmdir::state::{
+    generations_from_object, generations_to_value, machine_from_object, machine_to_value,
+};
+use crate::vmm::{MachineSpec, VmmKind};
+
+/// One file of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Its name in the directory.
+    pub name: String,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Its digest, where one was asked for.
+    pub sha256: Option<Digest>,
+}
+
+impl FileEntry {
+    fn to_value(&self) -> Value {
+        let mut value = json!({ "name": self.name, "len": self.len });
+        if let Some(digest) = self.sha256 {
+            value["sha256"] = digest.to_string().into();
+        }
+        value
+    }
+
+    fn from_object(object: &Object) -> Result<Self, JsonError> {
+        Ok(Self {
+            name: object.text("name")?,
+            len: object.number("len")?,
+            sha256: object.opt_parsed("sha256", "64 hexadecimal digits")?,
+        })
+    }
+}
+
+/// What an artifact is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// Which VMM wrote the state.
+    pub vmm_kind: VmmKind,
+    /// The VMM's version, in its own words.
+    pub vmm_version: String,
+    /// Version of the agent in the guest.
+    pub agent_version: String,
+    /// Protocol versions that the agent speaks.
+    pub agent_protocol: VersionRange,
+    /// The guest's name when it was stopped.
+    pub generation: Generation,
+    /// The names that its memory had before, the latest first: of the same VM before its earlier
+    /// snapshots, and of those that it was cloned from.
+    pub ancestors: Vec<Generation>,
+    /// The machine. A drive that is in the artifact has its file's name for a path.
+    pub machine: MachineSpec,
+    /// Where the VMM's state has its vsock socket, if that is not in the VM directory: the VM was
+    /// started by another program.
+    pub vsock_path: Option<PathBuf>,
+    /// The files.
+    pub files: Vec<FileEntry>,
+    /// When it was made, ms since 1970 UTC.
+    pub created_ms: u64,
+    /// Version of host-tool that made it.
+    pub host_version: String,
+}
+
+impl Manifest {
+    /// For the file and for records.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        json!({
+            "format": FORMAT,
+            "vmm": { "kind": self.vmm_kind.to_string(), "version": self.vmm_version },
+            "agent": {
+                "version": self.agent_version,
+                "protocol_min": self.agent_protocol.min,
+                "protocol_max": self.agent_protocol.max,
+            },
+            "generation": self.generation.to_string(),
+            "ancestors": generations_to_value(&self.ancestors),
+            "machine": machine_to_value(&self.machine),
+            "vsock_path": self.vsock_path.as_ref().map(os_to_value),
+            "files": self.files.iter().map(FileEntry::to_value).collect::<Vec<_>>(),
+            "created_ms": self.created_ms,
+            "host_version": self.host_version,
+        })
+    }
+
+    pub(super) fn from_object(object: &Object) -> Result<Self, ArtifactError> {
+        let format: u32 = object.number("format")?;
+        if format != FORMAT {
+            return Err(ArtifactError::Format { found: format });
+        }
+        let vmm = object.object("vmm")?;
+        let agent = object.object("agent")?;
+        let files = object.objects("files", FILES_MAX)?;
+        Ok(Self {
+            vmm_kind: vmm.parsed("kind", "firecracker or qemu")?,
+            vmm_version: vmm.text("version")?,
+            agent_version: agent.text("version")?,
+            agent_protocol: VersionRange {
+                min: agent.number("protocol_min")?,
+                max: agent.number("protocol_max")?,
+            },
+            generation: object.parsed("generation", "32 hexadecimal digits")?,
+            ancestors: generations_from_object(object, "ancestors")?,
+            machine: machine_from_object(&object.object("machine")?)?,
+            vsock_path: match object.value("vsock_path") {
+                Some(_) => Some(object.path("vsock_path")?),
+                None => None,
+            },
+            files: files
+                .iter()
+                .map(FileEntry::from_object)
+                .collect::<Result<_, _>>()?,
+            created_ms: object.number("created_ms")?,
+            host_version: object.text("host_version")?,
+        })
+    }
+
+    /// Bytes of all files together.
+    #[must_use]
+    pub fn files_len(&self) -> u64 {
+        let len = |sum: u64, file: &FileEntry| sum.saturating_add(file.len);
+        self.files.iter().fold(0, len)
+    }
+
+    /// Whether every file has a digest.
+    #[must_use]
+    pub fn has_digests(&self) -> bool {
+        self.files.iter().all(|file| file.sha256.is_some())
+    }
+}

@@ -1,0 +1,98 @@
+//! The command line of `host-tool snapshots`, whose commands are words of their own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use argh::FromArgs;
+
+use super::{Common, command};
+use crate::values::parse_timeout;
+
+/// List, show and check artifacts, the directories that 'host-tool snapshot' makes.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "snapshots",
+    help_triggers("-h", "--help"),
+    example = "{command_name} ls\n{command_name} inspect base.snap\n{command_name} verify base.snap",
+    note = "'{command_name} COMMAND --help' describes a command."
+)]
+pub struct Snapshots {
+    /// what to do
+    #[argh(subcommand)]
+    pub command: SnapshotsCommand,
+}
+
+/// What to do with artifacts.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub enum SnapshotsCommand {
+    /// See [`SnapshotsLs`].
+    Ls(SnapshotsLs),
+    /// See [`SnapshotsInspect`].
+    Inspect(SnapshotsInspect),
+    /// See [`SnapshotsVerify`].
+    Verify(SnapshotsVerify),
+}
+
+/// Names of the commands below `snapshots`.
+pub const SNAPSHOTS_COMMAND_NAMES: [&str; 3] = ["ls", "inspect", "verify"];
+
+impl Snapshots {
+    /// The options that every command has.
+    #[must_use]
+    pub fn common(&self) -> Common {
+        match &self.command {
+            SnapshotsCommand::Ls(command) => command.common(),
+            SnapshotsCommand::Inspect(command) => command.common(),
+            SnapshotsCommand::Verify(command) => command.common(),
+        }
+    }
+}
+
+command! {
+    /// List the artifacts in directories, and those directories that are artifacts. Damaged ones
+    /// are listed with what is wrong with them, and do not make the command fail.
+    #[argh(
+        subcommand,
+        name = "ls",
+        example = "{command_name}\n{command_name} /srv/snapshots --json"
+    )]
+    pub struct SnapshotsLs {
+        /// directories; the current one if missing
+        #[argh(positional, arg_name = "dir")]
+        pub dirs: Vec<PathBuf>,
+    }
+}
+
+command! {
+    /// Show everything that an artifact says of itself: its machine, its files, and the names that
+    /// its memory had before.
+    #[argh(
+        subcommand,
+        name = "inspect",
+        example = "{command_name} base.snap\n{command_name} base.snap --json"
+    )]
+    pub struct SnapshotsInspect {
+        /// artifact directory
+        #[argh(positional, arg_name = "dir")]
+        pub dir: PathBuf,
+    }
+}
+
+command! {
+    /// Check an artifact as 'restore' does, and read every file whose SHA-256 was recorded.
+    #[argh(
+        subcommand,
+        name = "verify",
+        example = "{command_name} base.snap\n{command_name} base.snap --sha256 --timeout 10m"
+    )]
+    pub struct SnapshotsVerify {
+        /// artifact directory
+        #[argh(positional, arg_name = "dir")]
+        pub dir: PathBuf,
+        /// fail where no SHA-256 was recorded ('host-tool snapshot --sha256' does that)
+        #[argh(switch)]
+        pub sha256: bool,
+    }
+}

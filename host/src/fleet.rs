@@ -1,0 +1,387 @@
+//! `host-tool restore --count`: clones of one artifact, several at a time, under one time limit.
+//!
+//! ```text
+//! plan ─▶ names looked at ─▶ brought up, a bounded number at a time ─▶ released ─▶ reported
+//! ```
+//!
+//! Invariants:
+//! - No name is in use when the first clone is started. A name is taken when its turn comes, so
+//!   that an interrupted command leaves no names behind.
+//! - Until the last clone is ready or has failed, all of them are provisional: whatever ends this
+//!   command takes them away, and no caller is left with clones that it was never told about.
+//! - From then on signals are held back: those that are ready stay, also when others have failed.
+//! - A clone that fails cleans up after itself, and the others go on.
+//!
+//! Clones come up in threads of this process: what they do is wait, for files, VMMs and guests.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use serde_json::Value;
+use shared::message::Identity;
+
+use crate::cli::Restore;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::foreground::Signals;
+use crate::output::print;
+use crate::provisional::Provisional;
+use crate::random;
+use crate::record::{Phase, Record};
+use crate::restore;
+use crate::start::{Plan, draw_cid};
+use crate::supervisor::link::Order;
+use crate::values::{MachineId, VmName};
+use crate::vmdir::{StateDir, VmDirError};
+use crate::vmm::{Start, StateFiles, Vmm, VmmKind};
+
+/// Most clones of one command. Each needs four descriptors until the last one is done, and a
+/// process has 1024 of them.
+pub const COUNT_MAX: usize = 128;
+
+/// Reads `--count` and `--parallel`.
+///
+/// # Errors
+///
+/// A sentence for the user.
+pub fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count| (1..=COUNT_MAX).contains(count));
+    count.ok_or_else(|| {
+        format!(
+            "'{}' is not a number from 1 to {COUNT_MAX}",
+            text.escape_debug()
+        )
+    })
+}
+
+/// Runs the command.
+pub fn run(command: &Restore) -> Result<(), Failure> {
+    let mut record = Record::new();
+    let clones = match bring_up_all(command, &mut record) {
+        Ok(clones) => clones,
+        Err(failure) => return Err(record.fail(failure, command.json)),
+    };
+    report(command, record, clones)
+}
+
+/// One clone, however it went.
+#[derive(Debug)]
+struct CloneEnd {
+    name: VmName,
+    record: Record,
+    vm: Result<Provisional, Failure>,
+}
+
+fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>, Failure> {
+    let count = check(command)?;
+    let seats = seats(command.name.as_ref(), command.hostname.as_deref(), count)?;
+    let (plan, artifact) = restore::plan(command, record)?;
+
+    record.begin(Phase::Spawn);
+    let state_dir = StateDir::open(command.state_dir.as_deref())?;
+    let mut plans = Vec::new();
+    for seat in &seats {
+        seat.check(&state_dir)?;
+        plans.push(seat.plan(&plan)?);
+    }
+    record.end();
+
+    let parallel = command.parallel.unwrap_or_else(processor_count).min(count);
+    log::info!("{count} clones, {parallel} at a time");
+    let files = artifact.state_files();
+    let work = seats.iter().zip(&plans).enumerate();
+    let clones = in_parallel(parallel, work, |(seat, plan)| bring_up(seat, plan, &files))?;
+
+    record.begin(Phase::Publish);
+    // A signal between two releases would leave a part of the fleet that nobody was told about.
+    let _signals = Signals::take()?;
+    Ok(clones.into_iter().map(CloneEnd::release).collect())
+}
+
+/// Checks what goes with many clones. Gives their number.
+fn check(command: &Restore) -> Result<usize, Failure> {
+    let Some(count) = command.count else {
+        return Err(Failure::usage("--parallel is of use with --count only"));
+    };
+    let refused = [
+        (command.foreground, "--foreground", "stays with one VM"),
+        (command.vsock_cid.is_some(), "--vsock-cid", "is for one VM"),
+        (
+            matches!(command.machine_id, Some(MachineId::Given(_))),
+            "--machine-id HEX",
+            "is for one VM",
+        ),
+    ];
+    for (is_given, option, why) in refused {
+        if is_given {
+            let text = format!("{option} {why}, and does not go with --count");
+            return Err(Failure::usage(text));
+        }
+    }
+    Ok(count)
+}
+
+fn processor_count() -> usize {
+    thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Who a clone will be.
+#[derive(Debug, PartialEq, Eq)]
+struct Seat {
+    name: VmName,
+    hostname: Option<String>,
+}
+
+/// `NAME-1`, `NAME-2` and so on, of the given name or of one that is made up.
+fn seats(
+    name: Option<&VmName>,
+    hostname: Option<&str>,
+    count: usize,
+) -> Result<Vec<Seat>, Failure> {
+    let base = match name {
+        Some(name) => name.clone(),
+        None => {
+            let drawn = random::bytes();
+            VmName::generated(drawn.or_fail(Exit::Defect, || "cannot draw a name".to_owned())?)
+        }
+    };
+    let seat = |number: usize| -> Result<Seat, Failure> {
+        let hostname = hostname.map(|hostname| format!("{hostname}-{number}"));
+        match &hostname {
+            Some(name) if !Identity::is_hostname(name) => {
+                let text = format!("'{}' is no host name", name.escape_debug());
+                return Err(Failure::usage(text));
+            }
+            Some(_) | None => {}
+        }
+        let name = format!("{base}-{number}").parse();
+        let name = name.map_err(|text: String| Failure::usage(text))?;
+        Ok(Seat { name, hostname })
+    };
+    (1..=count).map(seat).collect()
+}
+
+impl Seat {
+    /// Fails when the name is in use.
+    fn check(&self, state_dir: &StateDir) -> Result<(), Failure> {
+        let name = self.name.clone();
+        match state_dir.vm(&name) {
+            Ok(_) => Err(VmDirError::NameInUse { name }.into()),
+            Err(VmDirError::NoSuchVm { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What is planned for all, for this one.
+    fn plan<'a>(&'a self, common: &Plan<'a>) -> Result<Plan<'a>, Failure> {
+        let mut plan = common.clone();
+        plan.name = Some(&self.name);
+        plan.hostname = self.hostname.as_deref();
+        if plan.binary.kind == VmmKind::Qemu {
+            plan.machine.guest_cid = draw_cid()?;
+        }
+        Ok(plan)
+    }
+}
+
+fn bring_up(seat: &Seat, plan: &Plan<'_>, files: &StateFiles) -> CloneEnd {
+    let mut record = Record::new();
+    record.set("name", seat.name.as_str());
+    record.begin(Phase::Spawn);
+    let vm = if Instant::now() < plan.deadline {
+        Provisional::create(plan).and_then(|vm| {
+            let mut enter = |vmm: &mut dyn Vmm| vmm.load(files, plan.deadline);
+            vm.bring_up(plan, Start::Load, &mut record, &mut enter)
+        })
+    } else {
+        let text = "the time limit passed before its turn came";
+        Err(Failure::new(Exit::Deadline, text))
+    };
+    if vm.is_ok() {
+        record.end();
+    }
+    let name = seat.name.clone();
+    CloneEnd { name, record, vm }
+}
+
+impl CloneEnd {
+    /// Lets a clone that is ready outlive this command.
+    fn release(mut self) -> Self {
+        let record = &mut self.record;
+        self.vm = self.vm.and_then(|mut vm| match vm.release(Order::Keep) {
+            Ok(()) => Ok(vm),
+            Err(failure) => {
+                record.begin(Phase::Publish);
+                Err(vm.give_up(failure, false))
+            }
+        });
+        self
+    }
+}
+
+/// Does `work` in `parallel` threads, and gives what came of it in the order of its numbers.
+fn in_parallel<W: Send, T: Send>(
+    parallel: usize,
+    work: impl Iterator<Item = (usize, W)> + Send,
+    act: impl Fn(W) -> T + Sync,
+) -> Result<Vec<T>, Failure> {
+    let queue = Mutex::new(work);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let take_turns = || {
+        let mut ends = Vec::new();
+        while let Some((number, item)) = next() {
+            ends.push((number, act(item)));
+        }
+        ends
+    };
+    let joined: Result<Vec<_>, _> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(take_turns)).collect();
+        workers
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect()
+    });
+    let ends = joined.map_err(|_| Failure::new(Exit::Defect, "a thread of this program failed"))?;
+    let mut ends: Vec<_> = ends.into_iter().flatten().collect();
+    ends.sort_by_key(|(number, _)| *number);
+    Ok(ends.into_iter().map(|(_, end)| end).collect())
+}
+
+/// Prints what came of all, and gives the failure of the first that failed.
+fn report(command: &Restore, mut record: Record, clones: Vec<CloneEnd>) -> Result<(), Failure> {
+    record.end();
+    let event = if command.no_wait { "started" } else { "ready" };
+    let count = clones.len();
+    let mut failures = Vec::new();
+    let (mut lines, mut values, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+    for mut clone in clones {
+        let phase = clone.record.current();
+        match clone.vm {
+            Ok(_) => {
+                lines.push(clone.record.to_line(event));
+                values.push(clone.record.success_value(event));
+            }
+            Err(failure) => {
+                values.push(clone.record.note_failure(&failure));
+                failures.push((clone.name, phase, failure));
+            }
+        }
+        lanes.push(clone.record.lane(record.begun_at()));
+    }
+    let ready_count = count - failures.len();
+    record.set("count", count);
+    record.set(event, ready_count);
+    record.set("clones", values);
+    let is_whole = failures.is_empty();
+    let summary = if is_whole { event } else { "failed" };
+    let took_ms = record.begun_at().elapsed().as_millis();
+    lines.push(format!(
+        "{summary}  {ready_count} of {count} clones are {event}  {took_ms} ms"
+    ));
+    let (value, failure) = if is_whole {
+        (record.success_value(event), None)
+    } else {
+        fail(&mut record, failures, count)
+    };
+    record.write_reports(lanes);
+    let text = if command.json {
+        value.to_string()
+    } else {
+        lines.join("\n")
+    };
+    let printed = print(&text);
+    failure.map_or(printed, Err)
+}
+
+/// Says why each clone failed, the first as the failure of the whole.
+fn fail(
+    record: &mut Record,
+    failures: Vec<(VmName, Option<Phase>, Failure)>,
+    count: usize,
+) -> (Value, Option<Failure>) {
+    let failed_count = failures.len();
+    let mut failures = failures.into_iter();
+    let Some((name, phase, first)) = failures.next() else {
+        return (Value::Null, None);
+    };
+    for (name, phase, failure) in failures {
+        let phase = phase.map_or("publish", Phase::as_str);
+        log::error!("{name}: {phase} failed: {failure}");
+    }
+    let text = format!("{failed_count} of {count} clones failed, the first of them is {name}");
+    record.blame(phase);
+    let (failure, value) = record.failure(first.context(text));
+    (value, Some(failure))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn counts_have_a_limit() {
+        assert_eq!(parse_count("1"), Ok(1));
+        assert_eq!(parse_count("128"), Ok(COUNT_MAX));
+        for bad in ["0", "129", "-1", "", "two", "99999999999999999999"] {
+            let error = parse_count(bad).unwrap_err();
+            assert!(error.contains("from 1 to 128"), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_are_numbered_from_one() {
+        let name: VmName = "job".parse().unwrap();
+        let seats = seats(Some(&name), Some("host"), 2).unwrap();
+        let seen: Vec<_> = seats
+            .iter()
+            .map(|seat| (seat.name.as_str(), seat.hostname.as_deref()))
+            .collect();
+        assert_eq!(seen, [("job-1", Some("host-1")), ("job-2", Some("host-2"))]);
+    }
+
+    #[test]
+    fn names_that_are_made_up_share_their_beginning() {
+        let seats = seats(None, None, 2).unwrap();
+        let (one, two) = (seats[0].name.as_str(), seats[1].name.as_str());
+        assert!(one.starts_with("vm-") && one.ends_with("-1"), "{one}");
+        assert_eq!(one.strip_suffix("-1"), two.strip_suffix("-2"));
+    }
+
+    #[test]
+    fn a_number_that_makes_a_name_too_long_is_refused() {
+        let long: VmName = "a".repeat(61).parse().unwrap();
+        assert!(seats(Some(&long), None, 9).is_ok());
+        let failure = seats(Some(&long), None, 10).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
+        let failure = seats(None, Some(&"h".repeat(63)), 1).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn work_is_done_a_bounded_number_at_a_time_and_given_back_in_order() {
+        let (active, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let ends = in_parallel(3, (0..50).zip(100..), |item: i32| {
+            let now = active.fetch_add(1, Ordering::SeqCst) + 1;
+            most.fetch_max(now, Ordering::SeqCst);
+            thread::yield_now();
+            active.fetch_sub(1, Ordering::SeqCst);
+            item
+        });
+        assert!(ends.unwrap().into_iter().eq(100..150));
+        assert!(most.into_inner() <= 3);
+    }
+
+    #[test]
+    fn work_that_panics_is_a_failure() {
+        let failed = in_parallel(2, [(0, 1), (1, 2)].into_iter(), |item: i32| {
+            assert_ne!(item, 2, "meant to fail");
+        });
+        assert_eq!(failed.unwrap_err().exit(), Exit::Defect);
+    }
+}

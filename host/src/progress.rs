@@ -1,0 +1,48 @@
+//! How far a long step is, for whoever waits at a terminal.
+
+use std::io::{IsTerminal, Write};
+
+/// Bytes of a mebibyte.
+const MIB: u64 = 1024 * 1024;
+
+/// How far a step is, on a terminal and nowhere else. The line goes away with the value.
+#[derive(Debug)]
+pub struct Progress {
+    verb: &'static str,
+    total_mib: u64,
+    is_terminal: bool,
+    shown_mib: Option<u64>,
+}
+
+impl Progress {
+    /// For a step that is called `verb` ("saving") and goes through most of `total` bytes.
+    #[must_use]
+    pub fn new(verb: &'static str, total: u64) -> Self {
+        let is_terminal = std::io::stderr().is_terminal() && log::log_enabled!(log::Level::Warn);
+        Self {
+            verb,
+            total_mib: total.div_ceil(MIB),
+            is_terminal,
+            shown_mib: None,
+        }
+    }
+
+    /// Shows how many bytes are done.
+    pub fn show(&mut self, bytes: u64) {
+        let mib = bytes / MIB;
+        if self.is_terminal && self.shown_mib != Some(mib) {
+            let mut stderr = std::io::stderr().lock();
+            // A progress that cannot be shown is no reason to stop.
+            let _ = write!(stderr, "\r{} {mib} of {} MiB", self.verb, self.total_mib);
+            self.shown_mib = Some(mib);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown_mib.is_some() {
+            let _ = write!(std::io::stderr().lock(), "\r{:40}\r", "");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! A VM that is coming up: its directory, its supervisor, its VMM, its guest's name. It does not
+//! outlive the command that makes it until it is [released](Provisional::release), and leaves
+//! nothing behind when that command fails, or dies.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use shared::limits::PORT_DEFAULT;
+use shared::message::Identity;
+
+use crate::artifact;
+use crate::deadline::Watch;
+use crate::disk;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::foreground::{self, Signals};
+use crate::guest::connection::Endpoint;
+use crate::handshake::{Naming, prove};
+use crate::launch::{LaunchError, Supervisor};
+use crate::log_tails;
+use crate::naming;
+use crate::progress::Progress;
+use crate::record::{Phase, Record};
+use crate::start::{Enter, Plan, watch};
+use crate::supervisor::link::Order;
+use crate::supervisor::unix_ms;
+use crate::values::VmName;
+use crate::vmdir::state::{Stage, State};
+use crate::vmdir::{Lock, StateDir, VmDir};
+use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, prepare_dir};
+
+/// How long a VMM that is killed may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A VM that is coming up.
+#[derive(Debug)]
+pub struct Provisional {
+    dir: VmDir,
+    lock: Lock,
+    supervisor: Option<Supervisor>,
+    /// The VMM's pidfd.
+    process: Option<OwnedFd>,
+    state: Option<State>,
+    endpoint: Endpoint,
+}
+
+impl Provisional {
+    /// Takes the VM's name by making its directory. Nothing runs yet.
+    pub fn create(plan: &Plan<'_>) -> Result<Self, Failure> {
+        let state_dir = StateDir::open(plan.common.state_dir.as_deref())?;
+        let (dir, lock) = state_dir.create_vm(plan.name)?;
+        let cid = plan.machine.guest_cid;
+        let address = guest_address(plan.binary.kind, dir.path(), cid);
+        Ok(Self {
+            dir,
+            lock,
+            supervisor: None,
+            process: None,
+            state: None,
+            endpoint: Endpoint {
+                address,
+                port: PORT_DEFAULT,
+            },
+        })
+    }
+
+    /// The VM's name.
+    #[must_use]
+    pub const fn name(&self) -> &VmName {
+        self.dir.name()
+    }
+
+    /// Starts the VMM, has `enter` boot or load the machine, names the guest and has it prove
+    /// itself. When any of that fails the VM is gone again, unless it is to be kept.
+    pub fn bring_up(
+        mut self,
+        plan: &Plan<'_>,
+        way: Start,
+        record: &mut Record,
+        enter: Enter<'_>,
+    ) -> Result<Self, Failure> {
+        match self.go(plan, way, record, enter) {
+            Ok(()) => Ok(self),
+            Err(failure) => Err(self.give_up(failure, plan.keep_on_failure)),
+        }
+    }
+
+    /// Stays with a VM that was released to this command, until it ends. `report` tells the user
+    /// about it first, once nobody else is kept from it any more.
+    pub fn stay(
+        self,
+        signals: &Signals,
+        report: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        // Other commands may now do with the VM what they like.
+        drop(self.lock);
+        report()?;
+        match (self.supervisor, self.process) {
+            (Some(supervisor), Some(process)) => {
+                foreground::stay(signals, supervisor, &self.endpoint, &process)
+            }
+            _ => Err(Failure::new(Exit::Defect, "a VM came up without a process")),
+        }
+    }
+
+    fn go(
+        &mut self,
+        plan: &Plan<'_>,
+        way: Start,
+        record: &mut Record,
+        enter: Enter<'_>,
+    ) -> Result<(), Failure> {
+        let mut vmm = self.spawn(plan, way, record)?;
+        record.begin(match way {
+            Start::Boot => Phase::Start,
+            Start::Load => Phase::Load,
+        });
+        enter(&mut *vmm)?;
+        drop(vmm);
+        let identity = self.identity(plan)?;
+        record.set_identity(&identity);
+        let naming = Naming::new(plan.cause, plan.parent, identity)?;
+        let mut stage = Stage::Unproven;
+        if plan.no_wait || plan.keep_on_failure {
+            naming::leave(&self.dir, &naming)?;
+        }
+        if !plan.no_wait {
+            let watch = watch(plan.deadline, self.process.as_ref());
+            let hello = prove(&self.endpoint, &naming, &watch, record)?;
+            naming::forget(&self.dir)?;
+            stage = Stage::Ready;
+            if let Some(state) = &mut self.state {
+                state.generation = Some(naming.generation);
+                state.agent_version = Some(hello.version);
+            }
+        }
+        record.begin(Phase::Publish);
+        self.write_stage(stage)
+    }
+
+    /// Starts the VMM in its directory, and connects to it.
+    fn spawn(
+        &mut self,
+        plan: &Plan<'_>,
+        way: Start,
+        record: &mut Record,
+    ) -> Result<Box<dyn Vmm>, Failure> {
+        let machine = self.place_drives(plan)?;
+        prepare_dir(self.dir.path(), &machine.drives).or_fail(Exit::Start, || {
+            format!("cannot prepare {}", self.dir.path().display())
+        })?;
+        let launch = launch(&plan.binary, self.dir.name().as_str(), &machine, way);
+        let supervisor = Supervisor::start(&self.dir, &launch)?;
+        let supervisor = self.supervisor.insert(supervisor);
+        let process = supervisor.await_spawned(&Watch::until(plan.deadline))?;
+        let supervisor = supervisor
+            .process()
+            .or_fail(Exit::Start, || "the supervisor is gone".to_owned())?;
+        let opened = process.open().or_fail(Exit::Start, || {
+            format!("cannot watch process {}", process.pid)
+        })?;
+        let pidfd = opened.ok_or_else(|| Failure::new(Exit::VmmEnded, "the VMM ended at once"))?;
+        record.set(
+            "vmm",
+            json!({
+                "kind": plan.binary.kind.to_string(),
+                "version": plan.binary.version.to_string(),
+                "pid": process.pid,
+            }),
+        );
+        let state = State {
+            stage: Stage::Starting,
+            vmm_kind: plan.binary.kind,
+            vmm_version: plan.binary.version.to_string(),
+            process,
+            supervisor,
+            machine,
+            generation: None,
+            parent: plan.parent,
+            ancestors: artifact::ancestors(plan.artifact.as_deref(), plan.parent),
+            cause: plan.cause,
+            artifact: plan.artifact.clone(),
+            agent_version: None,
+            created_ms: unix_ms(),
+        };
+        self.dir.write_state(&state)?;
+        self.state = Some(state);
+        let for_calls = pidfd.try_clone();
+        self.process = Some(pidfd);
+        let for_calls = for_calls.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())?;
+        let socket = self.dir.file(API_SOCKET);
+        Ok(crate::vmm::await_and_connect(
+            plan.binary.kind,
+            &socket,
+            Some(for_calls),
+            plan.deadline,
+        )?)
+    }
+
+    /// Copies the drives that come with an artifact: each clone writes to its own.
+    fn place_drives(&self, plan: &Plan<'_>) -> Result<MachineSpec, Failure> {
+        let mut machine = plan.machine.clone();
+        let drives = machine
+            .drives
+            .iter_mut()
+            .zip(&plan.stored_drives)
+            .enumerate();
+        for (index, (drive, stored)) in drives {
+            if let Some(stored) = stored {
+                let path = self.dir.file(&format!("disk{index}"));
+                let len = fs::metadata(stored).map_or(0, |found| found.len());
+                let mut progress = Progress::new("copying", len);
+                disk::copy(stored, &path, &mut |at| progress.show(at), plan.deadline)
+                    .map_err(|error| error.into_failure(Exit::Start))?;
+                drive.path = path;
+            }
+        }
+        Ok(machine)
+    }
+
+    fn identity(&self, plan: &Plan<'_>) -> Result<Identity, Failure> {
+        // A VM's name is a host name but for this one character.
+        let name = self.dir.name().as_str().replace('_', "-");
+        let hostname = Some(plan.hostname.map_or(name, str::to_owned));
+        let machine_id = plan.machine_id.choose();
+        Ok(Identity {
+            hostname,
+            machine_id: machine_id.or_fail(Exit::Defect, || "cannot draw an id".to_owned())?,
+        })
+    }
+
+    fn write_stage(&mut self, stage: Stage) -> Result<(), Failure> {
+        if let Some(state) = &mut self.state {
+            state.stage = stage;
+            self.dir.write_state(state)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the VM outlive this command, or makes it its foreground.
+    pub fn release(&mut self, order: Order) -> Result<(), Failure> {
+        match &mut self.supervisor {
+            Some(supervisor) => supervisor
+                .order(order)
+                .or_fail(Exit::Defect, || "the VM's supervisor is gone".to_owned()),
+            None => Err(Failure::new(
+                Exit::Defect,
+                "a VM came up without a supervisor",
+            )),
+        }
+    }
+
+    /// Ends the VM and removes what it left, or keeps both for a look. Either way the failure gets
+    /// the last words of the logs.
+    pub fn give_up(mut self, failure: Failure, keep: bool) -> Failure {
+        let is_spawned = self.process.is_some();
+        if keep && is_spawned {
+            let kept = self.write_stage(Stage::Unproven);
+            if let Err(error) = kept.and_then(|()| self.release(Order::Keep)) {
+                log::warn!("cannot keep the VM: {error}");
+            }
+            log::warn!(
+                "the VM was kept; 'host-tool rm --force {}' removes it",
+                self.dir.name()
+            );
+            return failure.with_details(log_tails::tails(&self.dir));
+        }
+        let mut end = None;
+        if let Some(mut supervisor) = self.supervisor.take() {
+            let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
+            let ended = supervisor
+                .order(Order::End)
+                .map_err(LaunchError::from)
+                .and_then(|()| supervisor.await_ended(&watch));
+            match ended {
+                Ok(exit) => end = Some(exit),
+                // One that could not start the VMM has said so and is gone.
+                Err(error) => log::debug!("{error}"),
+            }
+            if let Err(error) = supervisor.join() {
+                log::warn!("cannot wait for the supervisor: {error}");
+            }
+        }
+        let tails = is_spawned.then(|| log_tails::tails(&self.dir)).flatten();
+        let details = match end {
+            // How it went says more than its logs, which a VMM that is killed leaves empty.
+            Some(end) if failure.exit() == Exit::VmmEnded => {
+                let tails = tails.unwrap_or_default();
+                Some(format!("--- the VMM ended with {end}\n{tails}"))
+            }
+            _ => tails,
+        };
+        let conflict = crate::vmm::qemu::is_cid_conflict(&log_tails::vmm_log(&self.dir));
+        if let Err(error) = self.dir.remove() {
+            log::warn!("{}", Failure::from(error));
+        }
+        if conflict {
+            let text = "another VM of this host has the vsock context id; choose another with \
+                        --vsock-cid";
+            return Failure::new(Exit::Start, text);
+        }
+        failure.with_details(details)
+    }
+}

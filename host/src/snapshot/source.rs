@@ -1,0 +1,362 @@
+//! The VM that a snapshot is taken of: made silent, let go on, named and proven, put right after
+//! an interrupted predecessor.
+//!
+//! It is one of ours, with a directory, a lock and a state file, or one that another program
+//! started, of which there is an API socket and a guest.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use shared::exchange::{ExchangeError, Request};
+use shared::id::{Generation, Token};
+use shared::limits::PORT_DEFAULT;
+use shared::message::{
+    Cause, FailCode, Hello, Identity, Message, Policy, Quiesce, Reopen, SessionsRequest,
+};
+
+use super::Limits;
+use super::foreign::{guard, server_process, with_findable_drives};
+use super::sessions;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::guest::connection::{Connection, Endpoint};
+use crate::guest::driver::{AskError, AskErrorReason, ask};
+use crate::handshake::{Naming, prove};
+use crate::log_tails;
+use crate::random;
+use crate::record::{Phase, Record};
+use crate::start::watch;
+use crate::vmdir::state::{Stage, lineage};
+use crate::vmdir::{Lock, RunningVm};
+use crate::vmm::{API_SOCKET, GuestAddress, MachineSpec, RunState, Vmm, VmmError, adopt, connect};
+
+/// Who started the VM.
+#[derive(Debug)]
+enum Owner {
+    /// This program did.
+    Us { vm: Box<RunningVm>, _lock: Lock },
+    /// Another program did. The listener is what keeps two snapshots of it apart.
+    Another { _guard: UnixListener },
+}
+
+/// The VM that a snapshot is taken of.
+#[derive(Debug)]
+pub(super) struct Source {
+    owner: Owner,
+    pub(super) vmm: Box<dyn Vmm>,
+    endpoint: Endpoint,
+    /// The VMM's pidfd, where it is known.
+    process: Option<OwnedFd>,
+    /// The machine. Its drives have paths that this program can open.
+    pub(super) machine: MachineSpec,
+    /// Where the state has the vsock socket, if that is not in a VM directory.
+    pub(super) vsock_path: Option<PathBuf>,
+    /// The guest's name, as far as the host knows it.
+    pub(super) generation: Option<Generation>,
+    /// The names that it had before, the latest first.
+    pub(super) ancestors: Vec<Generation>,
+    pub(super) limits: Limits,
+}
+
+impl Source {
+    /// One of ours, whose lock is held.
+    pub(super) fn ours(vm: RunningVm, lock: Lock, limits: Limits) -> Result<Self, Failure> {
+        let process = copy(&vm.process)?;
+        let socket = vm.dir.file(API_SOCKET);
+        let vmm = connect(vm.state.vmm_kind, &socket, Some(process), limits.all)?;
+        Ok(Self {
+            vmm,
+            endpoint: vm.endpoint(PORT_DEFAULT),
+            process: Some(copy(&vm.process)?),
+            machine: vm.state.machine.clone(),
+            vsock_path: None,
+            generation: vm.state.generation,
+            ancestors: vm.state.ancestors.clone(),
+            limits,
+            owner: Owner::Us {
+                vm: Box::new(vm),
+                _lock: lock,
+            },
+        })
+    }
+
+    /// A Firecracker that another program started.
+    pub(super) fn anothers(
+        api_socket: &Path,
+        uds_path: &Path,
+        limits: Limits,
+    ) -> Result<Self, Failure> {
+        let guard = guard(api_socket)?;
+        let (pid, process) = server_process(api_socket, limits.all)?;
+        let for_calls = process.as_ref().map(copy).transpose()?;
+        let (vmm, foreign) = adopt(api_socket, for_calls, limits.all).map_err(|error| {
+            let is_other = matches!(error, VmmError::Answer { .. });
+            let failure = Failure::from(error);
+            if is_other {
+                let text = format!("{} is no Firecracker's API socket", api_socket.display());
+                return failure.context(text);
+            }
+            failure
+        })?;
+        if let Some(path) = foreign.shared_drive() {
+            let text = format!(
+                "the machine has its drive at {}, where every clone would find the same file; give \
+                 it to Firecracker as 'drive0', 'drive1' and so on in its working directory, or \
+                 read-only under an absolute path",
+                path.display()
+            );
+            return Err(Failure::new(Exit::Artifact, text));
+        }
+        if foreign.interface_count > 0 {
+            log::warn!("the machine has network interfaces; a clone has to be given its own");
+        }
+        Ok(Self {
+            owner: Owner::Another { _guard: guard },
+            vmm,
+            endpoint: Endpoint {
+                address: GuestAddress::HybridVsock {
+                    uds_path: uds_path.to_owned(),
+                },
+                port: PORT_DEFAULT,
+            },
+            process,
+            vsock_path: foreign.vsock_path.clone(),
+            machine: with_findable_drives(foreign, pid)?,
+            generation: None,
+            ancestors: Vec::new(),
+            limits,
+        })
+    }
+
+    /// The VM's directory and state, if it is one of ours.
+    pub(super) fn vm(&self) -> Option<&RunningVm> {
+        match &self.owner {
+            Owner::Us { vm, .. } => Some(vm),
+            Owner::Another { .. } => None,
+        }
+    }
+
+    /// Whether the guest has to be named before anything else: a snapshot of it was interrupted, or
+    /// nobody has named it yet. What another program started may be either.
+    pub(super) fn is_unsettled(&self) -> bool {
+        match &self.owner {
+            Owner::Us { vm, .. } => {
+                self.generation.is_none() || vm.state.stage == Stage::Snapshotting
+            }
+            Owner::Another { .. } => true,
+        }
+    }
+
+    /// Puts right what an interrupted snapshot left, or names a guest that nobody named yet.
+    pub(super) fn converge(&mut self, record: &mut Record) -> Result<(), Failure> {
+        let_go_on(&mut *self.vmm, self.limits.all)?;
+        let cause = match (&self.owner, self.generation) {
+            (Owner::Us { vm, .. }, None) => vm.state.cause,
+            (Owner::Us { .. } | Owner::Another { .. }, _) => Cause::Resume,
+        };
+        let naming = self.rename(cause)?;
+        let hello = self.prove(&naming, record)?;
+        if let (Owner::Another { .. }, Some(earlier)) = (&self.owner, hello.generation) {
+            self.ancestors = lineage(Some(earlier), &[]);
+        }
+        Ok(())
+    }
+
+    /// Makes the guest silent. The connection stays open, and idle, until after the resume.
+    pub(super) fn quiesce(
+        &mut self,
+        policy: Policy,
+        record: &mut Record,
+    ) -> Result<(Hello, Connection), Failure> {
+        let token = random::token().or_fail(Exit::Defect, || "cannot draw a token".to_owned())?;
+        let limit = self.limits.work.saturating_duration_since(Instant::now());
+        let request = Request::Quiesce(Quiesce {
+            token,
+            policy,
+            limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+        });
+        let watch = watch(self.limits.work, self.process.as_ref());
+        match ask(&self.endpoint, request, &watch) {
+            Ok(answer) => {
+                record.attempts(Phase::Quiesce, answer.attempts);
+                record.note_attempts(Phase::Quiesce, &answer.log);
+                match answer.message {
+                    Message::Quiesced(_) => Ok((answer.hello, answer.connection)),
+                    other => {
+                        let text = format!("the exchange ended with {}", other.kind());
+                        Err(Failure::new(Exit::Defect, text))
+                    }
+                }
+            }
+            Err(error) => {
+                record.attempts(Phase::Quiesce, error.attempts);
+                record.note_attempts(Phase::Quiesce, &error.log);
+                self.reopen(token);
+                Err(self.with_sessions(error.into(), policy, record))
+            }
+        }
+    }
+
+    /// Names the commands that a snapshot was refused for, or waited for in vain, where the guest
+    /// can be asked.
+    fn with_sessions(&self, failure: Failure, policy: Policy, record: &mut Record) -> Failure {
+        let is_theirs = match policy {
+            Policy::Keep => false,
+            Policy::Drain => failure.exit() == Exit::Deadline,
+            Policy::Refuse => failure.exit() == Exit::Guest,
+        };
+        if !is_theirs {
+            return failure;
+        }
+        let request = Request::Sessions(SessionsRequest { after: 0 });
+        let watch = watch(self.limits.all, self.process.as_ref());
+        match ask(&self.endpoint, request, &watch).map(|answer| answer.message) {
+            Ok(Message::Sessions(list)) => {
+                let running = sessions::running(&list.sessions);
+                let values = running.iter().copied().map(sessions::to_value);
+                record.set("sessions", values.collect::<Vec<_>>());
+                failure.with_details(sessions::describe(&running))
+            }
+            Ok(other) => {
+                log::debug!("asked for sessions, the guest said {}", other.kind());
+                failure
+            }
+            Err(error) => {
+                log::debug!("cannot ask which sessions run: {error}");
+                failure
+            }
+        }
+    }
+
+    /// Takes a QUIESCE back that was not answered as it should.
+    fn reopen(&mut self, token: Token) {
+        let request = Request::Reopen(Reopen { token });
+        let watch = watch(self.limits.all, self.process.as_ref());
+        let asked = ask(&self.endpoint, request, &watch);
+        let refused = |error: &AskError| match &error.reason {
+            AskErrorReason::Exchange(ExchangeError::Refused { fail, .. }) => {
+                fail.code == FailCode::Refusing
+            }
+            AskErrorReason::Exchange(_)
+            | AskErrorReason::VmmEnded
+            | AskErrorReason::Connection(_)
+            | AskErrorReason::Local(_) => false,
+        };
+        match asked {
+            // A guest that refuses has nothing to take back: it never became quiet.
+            Err(error) if !refused(&error) => {
+                log::warn!("cannot tell the guest to go on: {error}");
+            }
+            Ok(_) | Err(_) => {
+                if let Err(failure) = self.write_stage(Stage::Ready) {
+                    log::warn!("{failure}");
+                }
+            }
+        }
+    }
+
+    /// Lets the source go on under a new name, and has it prove itself.
+    pub(super) fn resume(
+        &mut self,
+        control: Connection,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        record.begin(Phase::Resume);
+        let naming = self.rename(Cause::Resume)?;
+        self.vmm.resume(self.limits.all)?;
+        // Firecracker keeps it open and silent in the source. The guest is rid of it already.
+        drop(control);
+        self.prove(&naming, record).map(drop)
+    }
+
+    /// As [`resume`](Self::resume), in whichever state a step that failed left the machine.
+    pub(super) fn go_on(
+        &mut self,
+        control: Connection,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        match self.vmm.run_state(self.limits.all) {
+            Ok(RunState::Paused) => self.resume(control, record),
+            Ok(RunState::Running) => {
+                drop(control);
+                let naming = self.rename(Cause::Resume)?;
+                self.prove(&naming, record).map(drop)
+            }
+            Ok(RunState::NotStarted | RunState::Ended) => Err(Failure::new(
+                Exit::Start,
+                "the VMM has no machine that can go on",
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Draws the source's next name, and writes it down before the guest can hear it.
+    fn rename(&mut self, cause: Cause) -> Result<Naming, Failure> {
+        self.ancestors = lineage(self.generation, &self.ancestors);
+        // A clone that nobody named yet is the child of what it was restored from.
+        let parent = self.ancestors.first().copied();
+        let naming = Naming::new(cause, parent, Identity::default())?;
+        self.generation = Some(naming.generation);
+        if let Owner::Us { vm, .. } = &mut self.owner {
+            vm.state.generation = self.generation;
+            vm.state.parent = parent;
+            vm.state.ancestors.clone_from(&self.ancestors);
+            vm.state.cause = cause;
+        }
+        self.write_stage(Stage::Snapshotting)?;
+        Ok(naming)
+    }
+
+    fn prove(&mut self, naming: &Naming, record: &mut Record) -> Result<Hello, Failure> {
+        let watch = watch(self.limits.all, self.process.as_ref());
+        let hello = prove(&self.endpoint, naming, &watch, record)?;
+        if let Owner::Us { vm, .. } = &mut self.owner {
+            vm.state.agent_version = Some(hello.version.clone());
+        }
+        self.write_stage(Stage::Ready)?;
+        Ok(hello)
+    }
+
+    /// Writes down how far the command has come, where there is a place for it.
+    pub(super) fn write_stage(&mut self, stage: Stage) -> Result<(), Failure> {
+        match &mut self.owner {
+            Owner::Us { vm, .. } => {
+                vm.state.stage = stage;
+                Ok(vm.dir.write_state(&vm.state)?)
+            }
+            Owner::Another { .. } => Ok(()),
+        }
+    }
+
+    /// Adds the logs' last words to the failure of a VM whose VMM has ended.
+    pub(super) fn with_logs(&self, failure: Failure) -> Failure {
+        match self.vm() {
+            Some(vm) if failure.exit() == Exit::VmmEnded => {
+                failure.with_details(log_tails::tails(&vm.dir))
+            }
+            _ => failure,
+        }
+    }
+}
+
+/// Has the vCPUs run, whatever an interrupted snapshot left.
+pub(super) fn let_go_on(vmm: &mut dyn Vmm, deadline: Instant) -> Result<(), Failure> {
+    match vmm.run_state(deadline)? {
+        RunState::Paused => {
+            log::warn!("an interrupted snapshot left the VM paused; it goes on now");
+            Ok(vmm.resume(deadline)?)
+        }
+        RunState::Running => Ok(()),
+        RunState::NotStarted | RunState::Ended => Err(Failure::new(
+            Exit::Start,
+            "the VMM has no machine that can go on",
+        )),
+    }
+}
+
+fn copy(process: &OwnedFd) -> Result<OwnedFd, Failure> {
+    let copy = process.try_clone();
+    copy.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())
+}

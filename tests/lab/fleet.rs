@@ -1,0 +1,367 @@
+//! Many clones with one command, VMMs that others started, and what is told on the way: traces,
+//! states, a service manager.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tests::process::{Finished, finish, run, signal};
+
+use crate::Case;
+use crate::machine::{Machine, TIMEOUT, Vmm};
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "three_clones_with_one_command",
+        three_clones_with_one_command,
+    ),
+    ("a_clone_that_fails_alone", a_clone_that_fails_alone),
+    (
+        "an_interrupted_fleet_leaves_nothing",
+        an_interrupted_fleet_leaves_nothing,
+    ),
+    (
+        "a_vmm_that_somebody_else_started",
+        a_vmm_that_somebody_else_started,
+    ),
+    (
+        "a_clone_is_named_by_its_first_probe",
+        a_clone_is_named_by_its_first_probe,
+    ),
+    ("a_service_manager_is_told", a_service_manager_is_told),
+];
+
+/// The command that restores `count` clones.
+fn fleet_command(machine: &Machine, artifact: &Path, count: &str) -> Command {
+    let mut command = machine.restore_command(artifact, "job");
+    command.args(["--count", count, "--parallel", "2"]);
+    command
+}
+
+/// Starts a command whose pipes are read at its end.
+fn spawn(command: &mut Command) -> Child {
+    let piped = Stdio::piped;
+    command.stdin(piped()).stdout(piped()).stderr(piped());
+    command.spawn().unwrap()
+}
+
+fn end_of(child: Child, text: &str) -> Finished {
+    finish(child, Vec::new(), text, tests::DEADLINE * 3)
+}
+
+/// Events of a trace, by kind.
+fn events(trace: &Value, kind: &str) -> Vec<Value> {
+    let events = trace["traceEvents"].as_array().unwrap().iter();
+    events
+        .filter(|event| event["ph"] == kind)
+        .cloned()
+        .collect()
+}
+
+fn three_clones_with_one_command(machine: &Machine) {
+    let artifact = machine.artifact();
+    let (trace, picture) = (machine.path("trace.json"), machine.path("timeline.svg"));
+    let mut command = fleet_command(machine, &artifact, "3");
+    command
+        .arg("--trace")
+        .arg(&trace)
+        .arg("--timeline")
+        .arg(&picture);
+    let record = run(&mut command).exits(0).json();
+    assert_eq!(
+        (&record["event"], &record["ready"]),
+        (&"ready".into(), &3.into())
+    );
+
+    let clones = record["clones"].as_array().unwrap();
+    let (mut names, mut generations) = (Vec::new(), HashSet::new());
+    let (mut machine_ids, mut random) = (HashSet::new(), HashSet::new());
+    for clone in clones {
+        let name = clone["name"].as_str().unwrap();
+        let inside = machine.exec(name, "hostname; cat /etc/machine-id");
+        let machine_id = clone["machine_id"].as_str().unwrap();
+        assert_eq!(inside, format!("{name}\n{machine_id}\n"), "{clone}");
+        names.push(name.to_owned());
+        generations.insert(clone["generation"].to_string());
+        machine_ids.insert(machine_id.to_owned());
+        random.insert(machine.exec(name, "head -c 16 /dev/urandom | od -An -tx1"));
+    }
+    assert_eq!(names, ["job-1", "job-2", "job-3"]);
+    let counts = [generations.len(), machine_ids.len(), random.len()];
+    assert_eq!(counts, [3, 3, 3], "clones are alike: {record}");
+    for name in &names {
+        is_whole(&trace, name);
+        let picture = fs::read_to_string(&picture).unwrap();
+        assert!(picture.contains(name.as_str()), "no {name} in the picture");
+    }
+
+    // A name that is in use costs nothing: no clone is started for the others.
+    machine.end("job-1");
+    let again = run(&mut fleet_command(machine, &artifact, "3")).exits(2);
+    drop(again.complains("job-2"));
+    let listed = machine.tool(["ls"]).exits(0).out();
+    assert!(!listed.contains("job-1"), "{listed}");
+    machine.end("job-2");
+    machine.end("job-3");
+    machine.is_clean();
+}
+
+/// Fails unless the trace shows every phase of this clone, its attempts and its guest's steps.
+#[track_caller]
+fn is_whole(trace: &Path, name: &str) {
+    let trace: Value = serde_json::from_slice(&fs::read(trace).unwrap()).unwrap();
+    let process = |side: &str| {
+        let named = events(&trace, "M").into_iter().find(|event| {
+            event["name"] == "process_name" && event["args"]["name"] == format!("{name} ({side})")
+        });
+        named.unwrap_or_else(|| panic!("no {name} ({side})"))["pid"].clone()
+    };
+    let slices = |side: &str, category: &str| -> Vec<String> {
+        let pid = process(side);
+        let slices = events(&trace, "X").into_iter();
+        slices
+            .filter(|slice| slice["pid"] == pid && slice["cat"] == category)
+            .map(|slice| slice["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let phases = ["spawn", "load", "rebind", "probe", "publish"];
+    assert_eq!(slices("host", "phase"), phases);
+    assert!(slices("host", "attempt").len() >= 2);
+    assert_eq!(slices("guest", "request"), ["rebind", "probe"]);
+    let steps = [
+        "connections",
+        "listener",
+        "clock",
+        "entropy",
+        "identity",
+        "spawn and reap",
+    ];
+    assert_eq!(slices("guest", "step"), steps);
+}
+
+fn a_clone_that_fails_alone(machine: &Machine) {
+    let artifact = machine.artifact();
+    let trace = machine.path("trace.json");
+    let mut command = fleet_command(machine, &artifact, "3");
+    let mut child = spawn(command.arg("--trace").arg(&trace));
+    let log = machine.state_dir().join("job-2").join("vmm.log");
+    let vmm = loop {
+        let of_the_second = |pid: u32| {
+            fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|folder| folder.ends_with("job-2"))
+        };
+        let vmm = machine
+            .processes()
+            .into_iter()
+            .find(|(pid, comm)| !comm.starts_with("host-tool") && of_the_second(*pid));
+        if let (true, Some((pid, _))) = (log.exists(), vmm) {
+            break pid;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "it ended early");
+    };
+    signal(vmm, Signal::SIGKILL);
+    let ended = end_of(child, "restore");
+    assert!([5, 8].contains(&ended.code()), "{ended}");
+    let record = ended.json();
+    assert_eq!(
+        (&record["event"], &record["ready"]),
+        (&"failed".into(), &2.into())
+    );
+    let events_of: Vec<_> = record["clones"].as_array().unwrap().iter().collect();
+    let ends: Vec<_> = events_of
+        .iter()
+        .map(|clone| clone["event"].as_str())
+        .collect();
+    assert_eq!(
+        ends,
+        [Some("ready"), Some("failed"), Some("ready")],
+        "{record}"
+    );
+    drop(ended.complains("1 of 3 clones failed, the first of them is job-2"));
+    let trace: Value = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+    assert!(!events(&trace, "i").is_empty(), "a failure is in the trace");
+    for name in ["job-1", "job-3"] {
+        assert_eq!(machine.exec(name, "echo here"), "here\n");
+        machine.end(name);
+    }
+    machine.is_clean();
+}
+
+fn an_interrupted_fleet_leaves_nothing(machine: &Machine) {
+    let artifact = machine.artifact();
+    // The third one begins when another is ready already.
+    for sign in ["job-1/api.sock", "job-3/api.sock"] {
+        let mut child = spawn(&mut fleet_command(machine, &artifact, "3"));
+        let path = machine.state_dir().join(sign);
+        while !path.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended early");
+        }
+        signal(child.id(), Signal::SIGTERM);
+        assert_eq!(end_of(child, "restore").code(), 128 + 15, "at {sign}");
+        machine.await_processes();
+        machine.is_clean();
+    }
+}
+
+/// A VMM that this test started, as another program would.
+struct Foreign {
+    child: Child,
+    folder: PathBuf,
+    /// How `host-tool` is told about its guest.
+    target: [String; 2],
+}
+
+impl Foreign {
+    fn start(machine: &Machine, artifact: &Path) -> Self {
+        let folder = machine.path("foreign");
+        fs::create_dir(&folder).unwrap();
+        let (program, args) = match machine.vmm {
+            Vmm::Firecracker => {
+                let program = std::env::var("FIRECRACKER").unwrap_or_else(|_| "firecracker".into());
+                (
+                    program,
+                    ["--api-sock", "api.sock"].map(str::to_owned).to_vec(),
+                )
+            }
+            Vmm::Qemu => qemu_arguments(machine, artifact),
+        };
+        let mut command = Command::new(program);
+        let log = fs::File::create(folder.join("log")).unwrap();
+        let errors = log.try_clone().unwrap();
+        command.args(args).current_dir(&folder).stdin(Stdio::null());
+        let child = command.stdout(log).stderr(errors).spawn().unwrap();
+        let target = match machine.vmm {
+            Vmm::Firecracker => {
+                let path = folder.join("vsock.sock");
+                ["--uds".to_owned(), path.display().to_string()]
+            }
+            Vmm::Qemu => ["--cid".to_owned(), FOREIGN_CID.to_owned()],
+        };
+        Self {
+            child,
+            folder,
+            target,
+        }
+    }
+
+    fn restore(&self, machine: &Machine, artifact: &Path) -> Finished {
+        let mut command = machine.command(["restore", "--json", "--timeout", TIMEOUT]);
+        command.arg(artifact).args(&self.target);
+        run(command.arg("--api-sock").arg(self.folder.join("api.sock")))
+    }
+}
+
+const FOREIGN_CID: &str = "4711";
+
+/// What `host-tool` itself starts for a clone, under another context id.
+fn qemu_arguments(machine: &Machine, artifact: &Path) -> (String, Vec<String>) {
+    machine.restore(artifact, "model");
+    let path = machine.state_dir().join("model").join("launch.json");
+    let launch: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    machine.end("model");
+    let args = launch["args"].as_array().unwrap().iter();
+    let args = args.map(|arg| match arg.as_str().unwrap() {
+        arg if arg.contains("guest-cid=") => format!("vhost-vsock-device,guest-cid={FOREIGN_CID}"),
+        arg => arg.to_owned(),
+    });
+    (
+        launch["program"].as_str().unwrap().to_owned(),
+        args.collect(),
+    )
+}
+
+fn a_vmm_that_somebody_else_started(machine: &Machine) {
+    let artifact = machine.artifact();
+    let mut foreign = Foreign::start(machine, &artifact);
+    let record = foreign.restore(machine, &artifact).exits(0).json();
+    assert_eq!(record["event"], "ready", "{record}");
+    assert!(record["name"].is_null(), "{record}");
+    let mut exec = machine.command(["exec", "--timeout", TIMEOUT]);
+    exec.args(&foreign.target)
+        .args(["--", "sh", "-c", "echo here"]);
+    assert_eq!(run(&mut exec).exits(0).out(), "here\n");
+
+    // A machine that is there is not replaced, and a failure leaves it to its owner.
+    let again = foreign.restore(machine, &artifact);
+    drop(again.exits(5).complains("has a machine already"));
+    assert_eq!(run(&mut exec).exits(0).out(), "here\n");
+    assert!(foreign.child.try_wait().unwrap().is_none());
+    foreign.child.kill().unwrap();
+    foreign.child.wait().unwrap();
+    machine.is_clean();
+}
+
+fn a_clone_is_named_by_its_first_probe(machine: &Machine) {
+    let artifact = machine.artifact();
+    let words = [
+        "restore",
+        "--no-wait",
+        "--json",
+        "--name",
+        "clone",
+        "--hostname",
+        "late",
+    ];
+    let mut command = machine.command(words);
+    let started = run(command.arg(&artifact)).exits(0).json();
+    assert_eq!(started["event"], "started", "{started}");
+    let words = [
+        "probe",
+        "--name",
+        "clone",
+        "--watch",
+        "--json",
+        "--timeout",
+        TIMEOUT,
+    ];
+    let first = machine.tool(words).exits(0).json();
+    assert_eq!(first["event"], "ready", "{first}");
+    assert!(first["changes"].is_array(), "{first}");
+    let generation = &first["generation"];
+    assert_eq!(
+        machine.tool(words).exits(0).json()["generation"],
+        *generation
+    );
+    let inspected = machine.tool(["inspect", "clone", "--json"]).exits(0).json();
+    let state = &inspected["state"];
+    assert_eq!(
+        (&state["generation"], &state["stage"]),
+        (generation, &"ready".into())
+    );
+    assert_eq!(machine.exec("clone", "hostname"), "late\n");
+    machine.end("clone");
+
+    // Nobody there: the time limit ends it, and what was seen is told.
+    let path = machine.path("none");
+    let mut command = machine.command(["probe", "--watch", "--json", "--timeout", "1500ms"]);
+    let ended = run(command.arg("--unix").arg(path)).exits(2);
+    let changes = &ended.json()["changes"];
+    assert_eq!(changes[0]["state"], "no answer", "{ended}");
+    drop(ended.complains("no answer (connection closed"));
+    machine.is_clean();
+}
+
+fn a_service_manager_is_told(machine: &Machine) {
+    let path = machine.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(tests::DEADLINE * 3)).unwrap();
+    let told = || {
+        let mut bytes = [0; 64];
+        let len = manager.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let mut command = machine.restore_command(&machine.artifact(), "service");
+    command.arg("--foreground").env("NOTIFY_SOCKET", &path);
+    let child = spawn(&mut command);
+    assert_eq!(told(), "READY=1");
+    assert_eq!(machine.exec("service", "echo here"), "here\n");
+    signal(child.id(), Signal::SIGTERM);
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(end_of(child, "restore").code(), 0);
+    assert_eq!(machine.processes(), []);
+    drop(machine.tool(["rm", "service"]).exits(0));
+    machine.is_clean();
+}
