@@ -14,12 +14,13 @@ Installs what it needs, builds release binaries, measures the groups named, or
 all, and writes DIR/benchmarks.json, DIR/benchmarks.md and plots in
 DIR/benchmarks/. Figures of groups that are not named are kept if DIR has them.
 
-  exec       round trips of commands, against posix_spawn, socat, the QEMU guest
-             agent and ssh (dropbear)
-  streams    standard output and input, against socat and no relay at all
-  footprint  binaries, memory, page faults, wake-ups
-  growth     sessions, connections, arguments and output as they grow
-  lab        boot, restore, exec and clones on real VMMs, in scripts/lab.sh
+  exec          round trips of commands, against posix_spawn, socat, the QEMU
+                guest agent and ssh (dropbear)
+  streams       standard output and input, against socat and no relay at all
+  footprint     binaries, memory, page faults, wake-ups
+  growth        sessions, connections, arguments and output as they grow
+  instructions  what tests/instructions.json has, for the report
+  lab           boot, restore, exec and clones on real VMMs, in scripts/lab.sh
 
   --quick             a few repetitions, to see that everything runs
   --out DIR           default: target/bench
@@ -38,7 +39,7 @@ cd "$TOP"
 
 # What is compared with, and what counts instructions. setup.sh has what the rest needs.
 PACKAGES=(socat dropbear-bin qemu-guest-agent busybox-static valgrind)
-ALL_GROUPS=(exec streams footprint growth lab)
+ALL_GROUPS=(exec streams footprint growth instructions lab)
 
 die_usage() {
     echo "bench.sh: $*; see bench.sh --help" >&2
@@ -81,12 +82,12 @@ build() {
     export TEST_GUEST_AGENT TEST_HOST_TOOL BENCH_EMPTY
 }
 
-# Prints --file options for a program and the libraries that it wants.
+# Prints a program and the libraries that it wants, each as SRC:DEST under the path it has here.
 with_libraries() {
     local path
-    echo "--file $1:$1"
+    echo "$1:$1"
     ldd "$1" | grep --only-matching '/[^ ]*' | while read -r path; do
-        echo "--file $path:$path"
+        echo "$path:$path"
     done
 }
 
@@ -101,8 +102,8 @@ measure_lab() {
     export TEST_BENCH_KERNEL TEST_BENCH_INITRD TEST_BENCH_ECHO_INITRD
     echo_guest=$(build_static echo-guest)
     scripts/mkinitramfs.sh --agent "$echo_guest" --out "$TEST_BENCH_ECHO_INITRD" >/dev/null
-    # The alternatives run in the same guest, under the paths that they have here.
-    read -r -a files < <({ with_libraries /usr/bin/socat; with_libraries /usr/sbin/qemu-ga; } | tr '\n' ' ')
+    # The alternatives run in the same guest.
+    mapfile -t files < <(with_libraries /usr/bin/socat && with_libraries /usr/sbin/qemu-ga)
     scripts/mkinitramfs.sh --agent "$TEST_GUEST_AGENT" --out "$TEST_BENCH_INITRD" \
         --file /bin/busybox:/bin/true --file /bin/busybox:/bin/sh "${files[@]}" >/dev/null
     mkdir "$WORK/lab"

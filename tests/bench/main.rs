@@ -32,6 +32,7 @@ use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
+use catalogue::Unit;
 use results::Results;
 
 /// Why a measurement cannot be made. A person reads it.
@@ -41,7 +42,7 @@ const USAGE: &str = "usage: bench measure OUT.json [--quick] GROUP...
        bench merge OUT.json IN.json...
        bench report IN.json FOLDER
        bench compare OLD.json NEW.json
-groups: exec streams footprint growth lab";
+groups: exec streams footprint growth lab instructions";
 
 /// How thoroughly is measured.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +99,7 @@ fn measure(out: &Path, words: &[&str]) -> Result<(), Failure> {
             "footprint" => footprint::measure(&options, &mut results)?,
             "growth" => growth::measure(&options, &mut results)?,
             "lab" => lab::measure(&options, &mut results)?,
+            "instructions" => instructions(&mut results)?,
             _ => return Err(format!("there is no group {group:?}\n{USAGE}").into()),
         }
         // What is known is kept, should a later group fail.
@@ -127,4 +129,16 @@ fn compare(old: &Path, new: &Path) -> Result<ExitCode, Failure> {
     let (compared, worse) = (comparison.compared, comparison.worse.len());
     println!("{compared} figures compared, {worse} worse beyond noise");
     Ok(ExitCode::from(u8::from(worse > 0)))
+}
+
+/// Takes over what the test of the same name keeps.
+fn instructions(results: &mut Results) -> Result<(), Failure> {
+    let path = tests::top().join("tests/instructions.json");
+    let kept: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+    for (scenario, count) in kept["instructions"].as_object().into_iter().flatten() {
+        let count = count.as_f64().ok_or("a count that is no number")?;
+        let unit = Unit::Instructions;
+        results.add("instructions/agent", scenario, None, unit, &[count]);
+    }
+    Ok(())
 }

@@ -302,7 +302,11 @@ impl Api {
         }
         let mut body = vec![0; len];
         self.stream.read_exact(&mut body)?;
-        if status.contains(" 204 ") || status.contains(" 200 ") {
+        if status
+            .split(' ')
+            .nth(1)
+            .is_some_and(|code| code.starts_with('2'))
+        {
             return Ok(());
         }
         let body = String::from_utf8_lossy(&body);
