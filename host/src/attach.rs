@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use shared::message::{Attach, AttachMode, SessionRef};
-use shared::session_client::{ABSENCE_MAX, Deadlines, Request};
+use shared::session_client::{Deadlines, Request};
 
 use crate::cli::AttachCommand;
 use crate::error::{Failure, FailureContext};
@@ -57,7 +57,7 @@ pub fn run(command: &AttachCommand) -> Result<u8, Failure> {
         },
         deadlines: Deadlines {
             start: end.or(Some(now + START_TIMEOUT)),
-            absence_max: Some(ABSENCE_MAX),
+            absence_max: Some(command.reconnect),
             end,
         },
         watch: target.watch(now),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use shared::message::{ByteString, Exec, Exited, OutputPolicy, Started, TtySize};
-use shared::session_client::{ABSENCE_MAX, Deadlines, Request};
+use shared::session_client::{Deadlines, Request};
 
 use crate::cli::ExecCommand;
 use crate::environment::Environment;
@@ -43,7 +43,7 @@ pub fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<u8, Fai
     let now = Instant::now();
     let deadlines = Deadlines {
         start: Some(now + command.timeout.unwrap_or(START_TIMEOUT)),
-        absence_max: Some(ABSENCE_MAX),
+        absence_max: Some(command.reconnect),
         end: command
             .timeout
             .map(|timeout| now + timeout + TIMEOUT_MARGIN),
@@ -89,6 +89,12 @@ pub fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals, Failur
 /// What the client's error means, with who was asked where that is not the point.
 pub fn failure(error: ClientError, target: &Target) -> Failure {
     let exit = error.exit();
+    if error.is_unknown_session() {
+        return Failure::new(
+            exit,
+            format!("{error}; host-tool ps -a lists what is known"),
+        );
+    }
     let failure = Failure::new(exit, error);
     match exit {
         // The guest names the program.

@@ -27,10 +27,8 @@ pub fn run(command: &KillCommand) -> Result<(), Failure> {
         let is_unknown = is_unknown_session(&error);
         let failure = Failure::from(error);
         if is_unknown {
-            let session = command.session;
-            failure.context(format!(
-                "there is no session {session}; see host-tool ps -a"
-            ))
+            let text = format!("{failure}; host-tool ps -a lists what is known");
+            Failure::new(failure.exit(), text)
         } else {
             failure
         }

@@ -304,11 +304,10 @@ fn judge(end: End) -> Result<(), Failure> {
         End::NoWorkload(_) => Err(Failure::new(Exit::Guest, NO_WORKLOAD)),
         End::Failed(error) => {
             let exit = match error {
-                SessionError::Deadline(_) => Exit::Deadline,
+                SessionError::Deadline(_) | SessionError::Unanswered => Exit::Deadline,
                 SessionError::Refused { .. }
                 | SessionError::Superseded
                 | SessionError::Forgotten
-                | SessionError::StartedAgain
                 | SessionError::ShutDown(_)
                 | SessionError::Absent(_)
                 | SessionError::Undelivered(_)

@@ -226,12 +226,11 @@ fn session_kind(error: &SessionError) -> String {
             FailCode::NotRunnable => "not runnable",
             code => return format!("refused ({code})"),
         },
-        SessionError::Deadline(Fate::NotRun) => "no answer",
+        SessionError::Deadline(Fate::NotRun) | SessionError::Unanswered => "no answer",
         SessionError::Deadline(_) | SessionError::Undelivered(_) => "timeout",
         SessionError::Version(_) | SessionError::Protocol { .. } => "protocol",
         SessionError::Superseded
         | SessionError::Forgotten
-        | SessionError::StartedAgain
         | SessionError::ShutDown(_)
         | SessionError::Absent(_) => "unknown",
     };

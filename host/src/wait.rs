@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 use shared::message::{Attach, AttachMode, Exited};
-use shared::session_client::{ABSENCE_MAX, Deadlines, Request};
+use shared::session_client::{Deadlines, Request};
 
 use crate::cli::WaitCommand;
 use crate::error::Failure;
@@ -35,7 +35,7 @@ pub fn run(command: &WaitCommand) -> Result<u8, Failure> {
         },
         deadlines: Deadlines {
             start: end.or(Some(now + START_TIMEOUT)),
-            absence_max: Some(ABSENCE_MAX),
+            absence_max: Some(command.reconnect),
             end,
         },
         watch: target.watch(now),

@@ -197,9 +197,9 @@ impl<S: Sink> Follower<'_, S> {
                 }
                 SessionError::Refused { .. }
                 | SessionError::Superseded
-                | SessionError::StartedAgain
                 | SessionError::Absent(_)
                 | SessionError::Deadline(_)
+                | SessionError::Unanswered
                 | SessionError::Undelivered(_)
                 | SessionError::Version(_) => return Ok(End::Failed(error)),
             }

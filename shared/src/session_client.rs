@@ -26,7 +26,8 @@
 //!
 //! # Invariants
 //!
-//! - An EXEC is resent under one id, so that a guest that has it attaches and never starts twice.
+//! - An EXEC is resent under one id until STARTED has come, so that a guest that has it attaches and
+//!   never starts twice. After that the id is only attached to.
 //! - There is no success without EXITED, and none before all output that it counts was handed on.
 //! - Output comes in order, each byte once, and what is missing was announced by a GAP.
 //! - Memory is bounded: input by its limit, output by [`READ_AHEAD_LEN_MAX`] and one read.
@@ -335,6 +336,15 @@ impl SessionClient {
         let mut bytes = Message::Hello(Hello::host(&self.host_version)).encode();
         let [stdout_from, stderr_from] = [&self.outputs[0], &self.outputs[1]].map(Output::from);
         let request = match &self.request {
+            // From here on asking for a start could only start it again, in a guest that has lost
+            // it.
+            Request::Exec { exec, .. } if self.started.is_some() => Message::Attach(Attach {
+                session: SessionRef::Exec(exec.id),
+                generation: None,
+                mode: AttachMode::Own,
+                stdout_from,
+                stderr_from,
+            }),
             Request::Exec { exec, .. } => Message::Exec(Exec {
                 stdout_from: stdout_from.unwrap_or(0),
                 stderr_from: stderr_from.unwrap_or(0),

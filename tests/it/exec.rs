@@ -252,8 +252,9 @@ fn too_many_arguments_are_refused_in_words() {
 
 #[test]
 fn an_agent_that_dies_leaves_an_unknown_outcome() {
-    let agent = Agent::start();
-    let mut tool = agent.host_tool_command(["exec"], ["sh", "-c", "echo go; exec cat /dev/zero"]);
+    let mut agent = Agent::start();
+    let argv = ["sh", "-c", "echo go; exec cat /dev/zero"];
+    let mut tool = agent.host_tool_command(["exec", "--reconnect", "2s"], argv);
     tool.stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -266,6 +267,11 @@ fn an_agent_that_dies_leaves_an_unknown_outcome() {
         .read_exact(&mut first)
         .unwrap();
     agent.signal(Signal::SIGKILL);
+    agent.wait();
+    // It would be waited for; whoever asks twice is not held. Two signals, since one that is
+    // pending already is not counted twice.
+    tests::process::signal(child.id(), Signal::SIGINT);
+    tests::process::signal(child.id(), Signal::SIGTERM);
     let ended = finish(child, Vec::new(), "exec", tests::DEADLINE);
     drop(ended.exits(125).complains("unknown"));
 }

@@ -155,10 +155,11 @@ impl Agent {
         self.advance_ending(now);
     }
 
-    /// How many bytes of output may be handed in now. Zero stops the reading until
+    /// How many bytes of an output may be handed in now. Zero stops the reading of it until
     /// [`Action::ResumeOutput`].
-    pub fn output_room(&mut self, id: SessionId) -> usize {
-        self.sessions.get_mut(id).map_or(0, Session::poll_room)
+    pub fn output_room(&mut self, id: SessionId, stream: Stream) -> usize {
+        let session = self.sessions.get_mut(id);
+        session.map_or(0, |session| session.poll_room(stream))
     }
 
     /// A command wrote something; at most [`Self::output_room`] bytes of it.

@@ -119,6 +119,9 @@ struct Output {
     ring: Ring,
     /// Whether the pipe has not reported its end.
     is_open: bool,
+    /// Whether reading stopped for want of room, so that somebody has to say when there is room
+    /// again.
+    is_stalled: bool,
 }
 
 /// A command, with what it wrote and will read.
@@ -135,9 +138,6 @@ pub(super) struct Session {
     pub(super) owner: Option<ConnectionId>,
     /// Everybody who is attached, the owner included, in the order in which they came.
     attached: Vec<ConnectionId>,
-    /// Whether reading stopped for want of room, so that somebody has to say when there is room
-    /// again.
-    is_stalled: bool,
     writers_alive: bool,
     /// Whether the process group has been told to end.
     pub(super) is_told_to_end: bool,
@@ -154,6 +154,7 @@ impl Session {
         let output = |is_open| Output {
             ring: Ring::default(),
             is_open,
+            is_stalled: false,
         };
         let has_stderr = terms.tty.is_none();
         Self {
@@ -166,7 +167,6 @@ impl Session {
             outputs: [output(true), output(has_stderr)],
             owner: None,
             attached: Vec::new(),
-            is_stalled: false,
             writers_alive: false,
             is_told_to_end: false,
             is_timed_out: false,
@@ -221,26 +221,30 @@ impl Session {
         true
     }
 
-    /// How many bytes of output may be handed in. Zero stops the reading.
-    pub(super) fn poll_room(&mut self) -> usize {
-        let room = self.room();
-        self.is_stalled = room == 0;
+    /// How many bytes of a stream may be handed in. Zero stops the reading of it, and of no other.
+    pub(super) fn poll_room(&mut self, stream: Stream) -> usize {
+        let room = self.room(stream);
+        self.outputs[stream.index()].is_stalled = room == 0;
         room
     }
 
     /// Whether reading that was stopped may go on. Asks once.
     pub(super) fn poll_resume(&mut self) -> bool {
-        let is_due = self.is_stalled && self.room() >= RESUME_ROOM;
-        self.is_stalled &= !is_due;
+        let mut is_due = false;
+        for &stream in Stream::ALL {
+            let has_room = self.room(stream) >= RESUME_ROOM;
+            let output = &mut self.outputs[stream.index()];
+            is_due |= output.is_stalled && has_room;
+            output.is_stalled &= !has_room;
+        }
         is_due
     }
 
-    fn room(&self) -> usize {
+    fn room(&self, stream: Stream) -> usize {
         if self.drops_oldest() {
             return RING_LEN_MAX;
         }
-        let open = self.outputs.iter().filter(|output| output.is_open);
-        open.map(|output| output.ring.room()).min().unwrap_or(0)
+        self.ring(stream).room()
     }
 
     /// Whether the oldest output gives way. It does for a command that was told to end and that
@@ -409,7 +413,8 @@ impl Session {
 
     /// Whether reading stopped for want of room.
     pub(super) fn is_stalled(&self) -> bool {
-        self.is_stalled
+        let is_stalled = |output: &Output| output.is_stalled && output.is_open;
+        self.outputs.iter().any(is_stalled)
     }
 
     /// The process group, while its leader has not been waited for. Afterwards the number may be

@@ -186,7 +186,7 @@ impl World {
     fn write(&mut self, pid: i32, stream: Stream, bytes: &[u8]) {
         let id = self.session_of(pid);
         assert!(
-            self.agent.output_room(id) >= bytes.len(),
+            self.agent.output_room(id, stream) >= bytes.len(),
             "no room for output"
         );
         self.agent.handle_output(id, stream, bytes);
@@ -216,7 +216,7 @@ impl World {
         let id = self.session_of(pid);
         let mut written = 0;
         loop {
-            let len = self.agent.output_room(id).min(STREAM_DATA_LEN_MAX);
+            let len = self.agent.output_room(id, stream).min(STREAM_DATA_LEN_MAX);
             if len == 0 {
                 return written;
             }

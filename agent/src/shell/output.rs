@@ -150,7 +150,7 @@ impl Shell {
                 return;
             };
             output.is_unread = true;
-            let room = agent.output_room(id).min(self.scratch.len());
+            let room = agent.output_room(id, stream).min(self.scratch.len());
             if room == 0 {
                 return;
             }

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use shared::id::ExecId;
 use shared::limits::{PORT_DEFAULT, SIGNAL_NUMBER_MAX};
 use shared::message::{OutputPolicy, SessionRef};
+use shared::session_client::ABSENCE_MAX;
 
 use super::{Common, command, guest_command};
 use crate::target::TargetArguments;
@@ -59,6 +60,10 @@ guest_command! {
             arg_name = "time"
         )]
         pub keep: Duration,
+        /// how long the guest may be gone once the connection is lost, before this gives up;
+        /// default 1m
+        #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
+        pub reconnect: Duration,
         /// what becomes of output that nobody takes: block, where the command waits, or drop-oldest
         /// (the default with -d)
         #[argh(option, from_str_fn(parse_output), arg_name = "policy")]
@@ -89,6 +94,10 @@ guest_command! {
         /// do not pass standard input on
         #[argh(switch)]
         pub no_stdin: bool,
+        /// how long the guest may be gone once the connection is lost, before this gives up;
+        /// default 1m
+        #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
+        pub reconnect: Duration,
     }
 }
 
@@ -104,6 +113,10 @@ guest_command! {
         /// number or id of a session, as ps lists them, or workload
         #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
         pub session: SessionRef,
+        /// how long the guest may be gone once the connection is lost, before this gives up;
+        /// default 1m
+        #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
+        pub reconnect: Duration,
     }
 }
 

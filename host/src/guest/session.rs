@@ -311,6 +311,9 @@ impl Driver<'_> {
                 Err(error) => return self.lost(error),
             }
             self.take_events()?;
+            if self.is_done_when_started && self.started.is_some() {
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -323,7 +326,12 @@ impl Driver<'_> {
                     let result = self.outlets[stream.index()].push(bytes);
                     self.handed_on(stream, result)?;
                 }
-                Event::Started(started) => self.begin(started),
+                Event::Started(started) => {
+                    self.begin(started);
+                    if self.is_done_when_started {
+                        return Ok(());
+                    }
+                }
                 Event::Resumed(_) => {
                     log::info!("attached to the session again");
                     self.interrupted_at = None;

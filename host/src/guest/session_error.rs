@@ -32,6 +32,16 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether the guest knows no such session.
+    #[must_use]
+    pub fn is_unknown_session(&self) -> bool {
+        matches!(
+            self,
+            Self::Session { error: SessionError::Refused { fail, .. }, .. }
+                if fail.code == FailCode::NoSession
+        )
+    }
+
     /// What the error means for the exit code.
     #[must_use]
     pub fn exit(&self) -> Exit {
@@ -62,10 +72,11 @@ fn session_exit(error: &SessionError) -> Exit {
             | FailCode::Unsupported
             | FailCode::Internal => Exit::Guest,
         },
-        SessionError::Deadline(_) | SessionError::Undelivered(_) => Exit::Deadline,
+        SessionError::Deadline(_) | SessionError::Unanswered | SessionError::Undelivered(_) => {
+            Exit::Deadline
+        }
         SessionError::Superseded
         | SessionError::Forgotten
-        | SessionError::StartedAgain
         | SessionError::ShutDown(_)
         | SessionError::Absent(_)
         | SessionError::Version(_)
@@ -80,7 +91,9 @@ impl fmt::Display for ClientError {
                 error.fmt(f)?;
                 let is_explained = matches!(
                     error,
-                    SessionError::Absent(_) | SessionError::Deadline(Fate::NotRun | Fate::Unknown)
+                    SessionError::Absent(_)
+                        | SessionError::Unanswered
+                        | SessionError::Deadline(Fate::NotRun | Fate::Unknown)
                 );
                 match last {
                     Some(last) if is_explained => write!(f, " (the last connection: {last})"),

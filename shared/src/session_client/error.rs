@@ -33,15 +33,16 @@ pub enum SessionError {
     Refused {
         /// What it said.
         fail: Fail,
-        /// What is known of the command, which an earlier copy of the request may have started.
-        fate: Fate,
+        /// What is known of the command, which an earlier copy of an EXEC may have started, or
+        /// which runs; `None` where an ATTACH has told us nothing.
+        fate: Option<Fate>,
     },
+    /// Nothing is known of the session, since the guest has not answered an ATTACH in time.
+    Unanswered,
     /// Another client has taken the session over.
     Superseded,
     /// After a cut, the guest knew the session no more.
     Forgotten,
-    /// After a cut, the guest knew the command no more and started it anew.
-    StartedAgain,
     /// The guest ends.
     ShutDown(Fate),
     /// The guest could not be reached for as long as the caller waits for it.
@@ -63,15 +64,12 @@ pub enum SessionError {
 
 impl SessionError {
     /// The error that a FAIL means, which neither a new attempt nor waiting would change.
-    pub(super) fn of_refusal(fail: Fail, fate: Fate, was_attached: bool) -> Self {
+    pub(super) fn of_refusal(fail: Fail, fate: Option<Fate>, was_attached: bool) -> Self {
         match fail.code {
             FailCode::NoSession if was_attached => Self::Forgotten,
             FailCode::Superseded if was_attached => Self::Superseded,
             // The answer is about the command itself, whichever copy of the request had it.
-            FailCode::NotFound | FailCode::NotRunnable => Self::Refused {
-                fail,
-                fate: Fate::NotRun,
-            },
+            FailCode::NotFound | FailCode::NotRunnable => Self::Refused { fail, fate: None },
             FailCode::NoSession
             | FailCode::Superseded
             | FailCode::Version
@@ -94,18 +92,17 @@ impl fmt::Display for SessionError {
                 let text = fail.text.escape_debug();
                 match (fail.code, fate) {
                     (FailCode::NotFound | FailCode::NotRunnable, _) => write!(f, "{text}"),
-                    (code, Fate::NotRun) => write!(f, "the guest refused ({code}): {text}"),
-                    (code, fate) => write!(f, "the guest refused ({code}): {text}; {fate}"),
+                    (code, None | Some(Fate::NotRun)) => {
+                        write!(f, "the guest refused ({code}): {text}")
+                    }
+                    (code, Some(fate)) => write!(f, "the guest refused ({code}): {text}; {fate}"),
                 }
             }
+            Self::Unanswered => f.write_str("the guest did not answer in time"),
             Self::Superseded => f.write_str(
                 "another client has taken the session over; this one no longer gets its output",
             ),
             Self::Forgotten => write!(f, "the guest knows the session no more; {}", Fate::Started),
-            Self::StartedAgain => f.write_str(
-                "the guest lost the command and has started it a second time; \
-                 how the first run ended is unknown",
-            ),
             Self::ShutDown(fate) => {
                 write!(f, "{}; {fate}", severed_text(SeverReason::Shutdown))
             }

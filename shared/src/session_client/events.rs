@@ -71,10 +71,10 @@ impl SessionClient {
             (State::Greeting { .. }, Message::Hello(hello)) if hello.role == Role::Guest => {
                 self.handle_hello(hello);
             }
-            (State::Waiting, Message::Started(started)) if self.is_exec() => {
+            (State::Waiting, Message::Started(started)) if self.asks_for_a_start() => {
                 return self.handle_started(started, now);
             }
-            (State::Waiting, Message::Attached(started)) if !self.is_exec() => {
+            (State::Waiting, Message::Attached(started)) if !self.asks_for_a_start() => {
                 return self.handle_started(started, now);
             }
             (State::Waiting | State::Attached { .. }, Message::Ping(ping)) => {
@@ -160,15 +160,11 @@ impl SessionClient {
         let is_first = self.started.is_none();
         if let Some((first, first_boot_id)) = &self.started {
             let is_same = (first.session, first.id) == (started.session, started.id);
-            let error = if started.fresh && self.is_exec() {
-                SessionError::StartedAgain
-            } else if is_same && *first_boot_id == boot_id {
+            if is_same && *first_boot_id == boot_id {
                 self.resume(&started, false, now)?;
                 return Ok(Some(Event::Resumed(started)));
-            } else {
-                SessionError::Forgotten
-            };
-            self.finish(Err(error));
+            }
+            self.finish(Err(SessionError::Forgotten));
             return Ok(None);
         }
         self.started = Some((started, boot_id));
@@ -215,12 +211,14 @@ impl SessionClient {
             self.refusal = Some(fail);
             return;
         }
-        let error = SessionError::of_refusal(fail, self.fate, self.started.is_some());
+        let error = SessionError::of_refusal(fail, self.known_fate(), self.started.is_some());
         self.finish(Err(error));
     }
 
-    const fn is_exec(&self) -> bool {
-        matches!(self.request, Request::Exec { .. })
+    /// Whether the request that is out is an EXEC, and not an ATTACH; see
+    /// [`flight`](SessionClient::flight).
+    const fn asks_for_a_start(&self) -> bool {
+        matches!(self.request, Request::Exec { .. }) && self.started.is_none()
     }
 
     /// Ends the client well once EXITED has come, all output is handed on, and the guest has been

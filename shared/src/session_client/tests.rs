@@ -4,7 +4,7 @@
 mod cuts;
 mod guest;
 
-use guest::{END, exited, hello, started};
+use guest::{END, attached, exited, hello, started};
 
 use super::*;
 use crate::id::ExecId;
@@ -262,14 +262,14 @@ fn after_a_cut_it_goes_on_where_it_was() {
     let mut script = running();
     script.say(&[stdout(0, b"ab"), sever(SeverReason::Quiesce)]);
     script.cut();
-    let Message::Exec(again) = script.connect() else {
-        panic!("never ATTACH")
+    let Message::Attach(again) = script.connect() else {
+        panic!("an EXEC could start it a second time")
     };
     assert_eq!(
-        (again.id, again.stdout_from, again.stderr_from),
-        (command().id, 2, 0)
+        (again.session, again.stdout_from, again.stderr_from),
+        (SessionRef::Exec(command().id), Some(2), Some(0))
     );
-    script.say(&[hello(), started(false, 2), stdout(2, b"c"), exited(3, 0)]);
+    script.say(&[hello(), attached(2), stdout(2, b"c"), exited(3, 0)]);
     let events = [
         "started",
         "stdout ab",
@@ -310,7 +310,7 @@ fn a_guest_that_cuts_every_connection_is_not_there() {
             Want::Connect { .. } => {
                 attempts += 1;
                 script.connect();
-                script.say(&[hello(), started(false, 0)]);
+                script.say(&[hello(), attached(0)]);
                 script.cut();
             }
             Want::Talk { .. } => script.cut(),
@@ -400,7 +400,10 @@ fn a_session_that_runs_is_lost_in_different_ways() {
     script.cut();
     script.connect();
     script.say(&[hello(), started(true, 0)]);
-    assert_eq!(script.result(), Err(SessionError::StartedAgain));
+    assert!(matches!(
+        script.result(),
+        Err(SessionError::Protocol { .. })
+    ));
 }
 
 #[test]
@@ -495,7 +498,7 @@ fn input_waits_for_credit_and_is_kept_until_the_guest_has_it() {
     script.connect();
     let mut again = guest::attachment(0);
     again.stdin.received = 1;
-    script.say(&[hello(), Message::Started(again)]);
+    script.say(&[hello(), Message::Attached(again)]);
     let sent = script.hear();
     assert!(
         matches!(&sent[0], Message::Stdin(chunk) if chunk.offset == 1),
@@ -525,7 +528,7 @@ fn signals_and_sizes_reach_the_session_across_a_cut() {
     script.client.handle_signal(2);
     script.client.handle_signal(2);
     script.connect();
-    script.say(&[hello(), started(false, 0)]);
+    script.say(&[hello(), attached(0)]);
     assert_eq!(
         script.hear(),
         [Message::Resize(size), signal(15), signal(2)]
@@ -598,6 +601,18 @@ fn attaching_begins_where_the_session_is_and_goes_on_by_id() {
     other.session = 2;
     script.say(&[hello(), Message::Attached(other)]);
     assert_eq!(script.result(), Err(SessionError::Forgotten));
+}
+
+#[test]
+fn an_attach_that_fails_says_nothing_of_the_command() {
+    let mut script = Script::new(attach(AttachMode::Own));
+    script.connect();
+    script.say(&[hello(), fail(FailCode::NoSession)]);
+    script.fails("the guest refused (no_session): no");
+    let mut script = Script::until(attach(AttachMode::Own), Some(Duration::from_millis(500)));
+    script.connect();
+    script.wait();
+    script.fails("the guest did not answer in time");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! When a session's client tries again, and when it gives up.
 
-use super::{Ack, Exited, Instant, Message, SessionClient, SessionError, Signal, State, Stream};
+use super::{
+    Ack, Exited, Fate, Instant, Message, Request, SessionClient, SessionError, Signal, State,
+    Stream,
+};
 
 impl SessionClient {
     /// When the client gives up as things stand, and with what error.
@@ -37,9 +40,19 @@ impl SessionClient {
         match &self.refusal {
             Some(fail) if self.started.is_none() => SessionError::Refused {
                 fail: fail.clone(),
-                fate: self.fate,
+                fate: self.known_fate(),
             },
-            _ => SessionError::Deadline(self.fate),
+            _ => self
+                .known_fate()
+                .map_or(SessionError::Unanswered, SessionError::Deadline),
+        }
+    }
+
+    /// What is known of the command: nothing as long as an ATTACH was not answered.
+    pub(super) fn known_fate(&self) -> Option<Fate> {
+        match &self.request {
+            Request::Attach { .. } if self.started.is_none() => None,
+            Request::Attach { .. } | Request::Exec { .. } => Some(self.fate),
         }
     }
 

@@ -142,16 +142,18 @@ fn offsets_count_every_byte_of_each_stream() {
 #[test]
 fn a_full_ring_stops_the_reading_until_a_quarter_is_free() {
     let mut session = running();
-    assert_eq!(session.poll_room(), RING_LEN_MAX);
+    assert_eq!(session.poll_room(Stream::Stderr), RING_LEN_MAX);
     session.handle_output(
         Stream::Stderr,
         &vec![0; RING_LEN_MAX - 1],
         &mut Spares::default(),
     );
-    assert_eq!(session.poll_room(), 1);
+    assert_eq!(session.poll_room(Stream::Stderr), 1);
     assert!(!session.poll_resume(), "nothing has stopped");
     session.handle_output(Stream::Stderr, &[0], &mut Spares::default());
-    assert_eq!(session.poll_room(), 0);
+    assert_eq!(session.poll_room(Stream::Stderr), 0);
+    let other = session.poll_room(Stream::Stdout);
+    assert_eq!(other, RING_LEN_MAX, "the other stream goes on");
     let enough = RESUME_ROOM as u64;
     session.release(Stream::Stderr, enough - 1, &mut Spares::default());
     assert!(!session.poll_resume());
@@ -181,7 +183,7 @@ fn who_waits_for_a_reader() {
         session.is_told_to_end = is_told_to_end;
         session.owner = has_owner.then_some(ConnectionId::from_number(1));
         let row = (output, is_told_to_end, has_owner);
-        assert_eq!(session.poll_room() == 0, waits, "{row:?}");
+        assert_eq!(session.poll_room(Stream::Stdout) == 0, waits, "{row:?}");
         if !waits {
             session.handle_output(Stream::Stdout, b"new", &mut Spares::default());
             assert_eq!(session.ring(Stream::Stdout).start(), 3, "{row:?}");

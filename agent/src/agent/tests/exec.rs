@@ -171,7 +171,7 @@ fn a_client_that_leaves_takes_its_command_with_it() {
     world.end(id, Ended::ByPeer);
     assert_eq!(signals(&world), [(pid, EndSignal::Terminate.number())]);
     assert!(
-        world.agent.output_room(session) > 0,
+        world.agent.output_room(session, Stream::Stdout) > 0,
         "its output must not keep it from ending"
     );
     world.pass(KILL_TIMEOUT);
@@ -188,7 +188,11 @@ fn a_reset_leaves_the_command_running_for_a_while() {
     let session = world.session_of(pid);
     world.end(id, Ended::ByReset);
     assert_eq!(world.fill(pid, Stream::Stdout), RING_LEN_MAX);
-    assert_eq!(world.agent.output_room(session), 0, "it waits for a reader");
+    assert_eq!(
+        world.agent.output_room(session, Stream::Stdout),
+        0,
+        "it waits for a reader"
+    );
     world.pass(CUT_KEEP_MIN - Duration::from_millis(1));
     assert!(signals(&world).is_empty());
     let again = world.connect();
@@ -224,7 +228,7 @@ fn rebind_carries_sessions_on_or_kills_them() {
         assert_eq!(killed, sessions == InheritedSessions::Kill);
         // What is killed waits for nobody; what is kept waits for its client.
         let session = world.session_of(pid);
-        assert_eq!(world.agent.output_room(session) > 0, killed);
+        assert_eq!(world.agent.output_room(session, Stream::Stdout) > 0, killed);
     }
 }
 

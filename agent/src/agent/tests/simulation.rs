@@ -325,7 +325,7 @@ impl Simulation {
         let pids: Vec<_> = self.world.processes.keys().copied().collect();
         let output = self.random.pick(&outputs);
         // What waits in the pipe comes before its end; with no room there may be some.
-        let room = output.map_or(0, |(id, _)| self.world.agent.output_room(id));
+        let room = output.map_or(0, |(id, stream)| self.world.agent.output_room(id, stream));
         match (self.random.below(9), output, self.random.pick(&pids)) {
             (0..=3, Some((id, stream)), _) if room > 0 => {
                 let most = if self.random.one_in(3) { 100_000 } else { 500 };

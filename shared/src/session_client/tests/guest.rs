@@ -7,8 +7,8 @@ use crate::frame::Decoder;
 use crate::id::ExecId;
 use crate::limits::STREAM_DATA_LEN_MAX;
 use crate::message::{
-    Chunk, ExitStatus, Exited, Fail, FailCode, Hello, Message, ResourceUsage, Role, Started,
-    Stream, Window,
+    Chunk, ExitStatus, Exited, Fail, FailCode, Hello, Message, ResourceUsage, Role, SessionRef,
+    Started, Stream, Window,
 };
 use crate::version::SUPPORTED;
 
@@ -50,6 +50,10 @@ pub(super) fn started(fresh: bool, stdout_from: u64) -> Message {
         fresh,
         ..attachment(stdout_from)
     })
+}
+
+pub(super) fn attached(stdout_from: u64) -> Message {
+    Message::Attached(attachment(stdout_from))
 }
 
 pub(super) fn exited(stdout_end: u64, stderr_end: u64) -> Message {
@@ -150,6 +154,20 @@ impl Guest {
         }
     }
 
+    /// Attaches the connection from these offsets on, which acknowledge what is before them.
+    fn attach(&mut self, from: [u64; 2]) -> Started {
+        for (ring, from) in self.rings.iter_mut().zip(from) {
+            ring.acknowledge(from);
+            ring.cursor = from;
+        }
+        self.is_attached = true;
+        Started {
+            stdin: self.window(),
+            stderr_from: from[1],
+            ..attachment(from[0])
+        }
+    }
+
     fn handle(&mut self, message: Message) {
         match message {
             Message::Hello(_) => hello().encode_into(&mut self.out),
@@ -164,18 +182,24 @@ impl Guest {
                     self.start_count += 1;
                     self.rings[1].bytes.extend(GREETING);
                 }
-                for (ring, from) in self.rings.iter_mut().zip(from) {
-                    ring.acknowledge(from);
-                    ring.cursor = from;
-                }
-                self.is_attached = true;
                 let started = Started {
                     fresh,
-                    stdin: self.window(),
-                    stderr_from: from[1],
-                    ..attachment(from[0])
+                    ..self.attach(from)
                 };
                 Message::Started(started).encode_into(&mut self.out);
+            }
+            Message::Attach(request) => {
+                assert_eq!(
+                    request.session,
+                    SessionRef::Exec(ExecId::from_bytes([1; 16]))
+                );
+                if self.start_count == 0 {
+                    let fail = Fail::new(FailCode::NoSession, "forgotten");
+                    return Message::Fail(fail).encode_into(&mut self.out);
+                }
+                let from = [request.stdout_from, request.stderr_from];
+                let attached = self.attach(from.map(|from| from.expect("where it was")));
+                Message::Attached(attached).encode_into(&mut self.out);
             }
             Message::Stdin(chunk) => {
                 let known = self.received.checked_sub(chunk.offset).expect("no hole");
