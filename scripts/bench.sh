@@ -34,6 +34,7 @@ Exit status: 0 when everything was measured and nothing got slower, 1 otherwise,
 USAGE
 }
 
+STARTED_IN=$PWD
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$TOP"
 
@@ -112,60 +113,75 @@ measure_lab() {
     mv "$WORK/lab/lab.json" "$record"
 }
 
-QUICK=()
-OUT=$TOP/target/bench
-COMPARE=
-REPORT=1
-GROUPS_WANTED=()
-while [[ $# -gt 0 ]]; do
-    case $1 in
-        --quick) QUICK=(--quick) ;;
-        --out | --compare)
-            [[ $# -ge 2 ]] || die_usage "$1 needs a value"
-            if [[ $1 == --out ]]; then OUT=$2; else COMPARE=$2; fi
-            shift
-            ;;
-        --no-report) REPORT= ;;
-        --help) usage; exit 0 ;;
-        -*) die_usage "unknown option $1" ;;
-        *)
-            [[ " ${ALL_GROUPS[*]} " == *" $1 "* ]] || die_usage "there is no group '$1'"
-            GROUPS_WANTED+=("$1")
-            ;;
-    esac
-    shift
-done
-[[ ${#GROUPS_WANTED[@]} -gt 0 ]] || GROUPS_WANTED=("${ALL_GROUPS[@]}")
-[[ -z $COMPARE || -r $COMPARE ]] || die_usage "cannot read $COMPARE"
+# A function, so that bash has read the whole script before it runs any of it: then an edit during a
+# long run does no harm.
+main() {
+    QUICK=()
+    OUT=$TOP/target/bench
+    COMPARE=
+    REPORT=1
+    GROUPS_WANTED=()
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            --quick) QUICK=(--quick) ;;
+            --out | --compare)
+                [[ $# -ge 2 ]] || die_usage "$1 needs a value"
+                # Paths are the caller's.
+                if [[ $1 == --out ]]; then
+                    OUT=$STARTED_IN/$2
+                    [[ $2 != /* ]] || OUT=$2
+                else
+                    COMPARE=$STARTED_IN/$2
+                    [[ $2 != /* ]] || COMPARE=$2
+                fi
+                shift
+                ;;
+            --no-report) REPORT= ;;
+            --help) usage; exit 0 ;;
+            -*) die_usage "unknown option $1" ;;
+            *)
+                [[ " ${ALL_GROUPS[*]} " == *" $1 "* ]] || die_usage "there is no group '$1'"
+                GROUPS_WANTED+=("$1")
+                ;;
+        esac
+        shift
+    done
+    [[ ${#GROUPS_WANTED[@]} -gt 0 ]] || GROUPS_WANTED=("${ALL_GROUPS[@]}")
+    [[ -z $COMPARE || -r $COMPARE ]] || die_usage "cannot read $COMPARE"
 
-scripts/setup.sh
-install_peers
-build
-WORK=$(mktemp --directory)
-trap 'rm --recursive --force "$WORK"' EXIT
-# Read before it may be replaced.
-[[ -z $COMPARE ]] || cp "$COMPARE" "$WORK/old.json"
+    scripts/setup.sh
+    install_peers
+    build
+    WORK=$(mktemp --directory)
+    trap 'rm --recursive --force "$WORK"' EXIT
+    # Read before it may be replaced.
+    [[ -z $COMPARE ]] || cp "$COMPARE" "$WORK/old.json"
 
-native=()
-records=()
-for group in "${GROUPS_WANTED[@]}"; do
-    [[ $group == lab ]] || native+=("$group")
-done
-if [[ ${#native[@]} -gt 0 ]]; then
-    "$BENCH" measure "$WORK/native.json" "${QUICK[@]}" "${native[@]}"
-    records+=("$WORK/native.json")
-fi
-if [[ " ${GROUPS_WANTED[*]} " == *" lab "* ]]; then
-    measure_lab "$WORK/lab-record.json"
-    records+=("$WORK/lab-record.json")
-fi
+    local -a native=() records=()
+    local group
+    for group in "${GROUPS_WANTED[@]}"; do
+        [[ $group == lab ]] || native+=("$group")
+    done
+    if [[ ${#native[@]} -gt 0 ]]; then
+        "$BENCH" measure "$WORK/native.json" "${QUICK[@]}" "${native[@]}"
+        records+=("$WORK/native.json")
+    fi
+    if [[ " ${GROUPS_WANTED[*]} " == *" lab "* ]]; then
+        measure_lab "$WORK/lab-record.json"
+        records+=("$WORK/lab-record.json")
+    fi
 
-mkdir --parents "$OUT"
-[[ ! -e $OUT/benchmarks.json ]] || records=("$OUT/benchmarks.json" "${records[@]}")
-"$BENCH" merge "$WORK/all.json" "${records[@]}"
-mv "$WORK/all.json" "$OUT/benchmarks.json"
-if [[ -n $REPORT ]]; then
-    "$BENCH" report "$OUT/benchmarks.json" "$OUT"
-    echo "$OUT/benchmarks.md"
-fi
-[[ -z $COMPARE ]] || "$BENCH" compare "$WORK/old.json" "$OUT/benchmarks.json"
+    "$BENCH" merge "$WORK/new.json" "${records[@]}"
+    mkdir --parents "$OUT"
+    records=("$WORK/new.json")
+    [[ ! -e $OUT/benchmarks.json ]] || records=("$OUT/benchmarks.json" "${records[@]}")
+    "$BENCH" merge "$WORK/all.json" "${records[@]}"
+    mv "$WORK/all.json" "$OUT/benchmarks.json"
+    if [[ -n $REPORT ]]; then
+        "$BENCH" report "$OUT/benchmarks.json" "$OUT"
+        echo "$OUT/benchmarks.md"
+    fi
+    [[ -z $COMPARE ]] || "$BENCH" compare "$WORK/old.json" "$WORK/new.json"
+}
+
+main "$@"

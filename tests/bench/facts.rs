@@ -34,8 +34,7 @@ pub(crate) fn note(options: &Options, results: &mut Results) -> Result<(), Failu
     let mut set = |name: &str, value: String| {
         results.facts.insert(name.to_owned(), value);
     };
-    let run = if options.is_quick { "quick" } else { "full" };
-    set("run", run.to_owned());
+    set("run", options.run().to_owned());
     let first_field = |file: &str, name: &str| -> Option<String> {
         let text = fs::read_to_string(file).ok()?;
         let line = text.lines().find(|line| line.starts_with(name))?;

@@ -39,6 +39,8 @@ const CLONES: [usize; 3] = [1, 2, 4];
 pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Failure> {
     let lab = std::env::var("LAB").map_err(|_| "not in the lab; use scripts/bench.sh lab")?;
     results.facts.insert("lab".to_owned(), lab);
+    let run = options.run().to_owned();
+    results.facts.insert("lab run".to_owned(), run);
     crate::facts::note_kernel("lab kernel", results);
     for kind in Kind::ALL {
         if !kind.is_here() {

@@ -51,6 +51,16 @@ struct Options {
     is_quick: bool,
 }
 
+impl Options {
+    /// How the record names it.
+    const fn run(self) -> &'static str {
+        if self.is_quick { QUICK } else { "full" }
+    }
+}
+
+/// Name of a run whose figures are too few to quote.
+const QUICK: &str = "quick";
+
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();

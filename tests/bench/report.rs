@@ -73,7 +73,7 @@ pub(crate) fn write(results: &Results, folder: &Path) -> Result<(), Failure> {
     let plots = folder.join(PLOTS);
     fs::create_dir_all(&plots)?;
     let mut page = String::from("# Benchmarks\n\n");
-    if results.facts.get("run").is_some_and(|run| run == "quick") {
+    if results.facts.values().any(|value| value == crate::QUICK) {
         page.push_str("**A quick run: too few repetitions to quote.**\n\n");
     }
     page.push_str(OPENING);

@@ -103,6 +103,16 @@ impl Results {
     pub(crate) fn merge(&mut self, other: Self) {
         self.measurements
             .retain(|mine| other.find(&mine.case, &mine.subject, mine.x).is_none());
+        // What a group could not measure then is of no interest where it has been measured again.
+        let is_measured = |what: &str| {
+            let group = what.split('/').next();
+            let mut groups = other
+                .measurements
+                .iter()
+                .map(|it| it.case.split('/').next());
+            groups.any(|measured| measured == group)
+        };
+        self.skipped.retain(|what, _| !is_measured(what));
         self.measurements.extend(other.measurements);
         for what in other.facts {
             self.facts.insert(what.0, what.1);
@@ -228,7 +238,10 @@ mod tests {
         let mut first = results();
         let mut second = Results::default();
         second.add("footprint/size", "agent", None, Unit::Kibibytes, &[4.0]);
+        first.skip("footprint/file/socat", "it was not installed");
         first.merge(second);
+        let skipped: Vec<_> = first.skipped.keys().collect();
+        assert_eq!(skipped, ["exec/process/dropbear"]);
         let size = first.find("footprint/size", "agent", None).unwrap();
         assert_eq!(size.p50, 4.0);
         assert_eq!(first.measurements.len(), 2);
