@@ -280,7 +280,7 @@ main() {
     TIMEOUT=${LAB_TIMEOUT:-1800}
     [[ $TIMEOUT =~ ^[0-9]+$ ]] || die "LAB_TIMEOUT is '$TIMEOUT', not a number of seconds"
     # In load order where it matters to a reader; dependencies come by themselves.
-    OUTER_MODULES=(virtio_pci 9pnet_virtio 9p overlay kvm-amd vhost_vsock)
+    OUTER_MODULES=(virtio_pci 9pnet_virtio 9p overlay kvm-amd vhost_vsock tun)
     # On a busy host the interrupt of the timer test comes late, and the kernel would panic: hence
     # no_timer_check. The time-stamp counter is not declared reliable, although Linux then falls
     # back to the HPET, which is slow to read: with tsc=reliable, two guests restored at once were

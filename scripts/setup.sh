@@ -31,7 +31,7 @@ esac
 
 # binutils: readelf. gcc, libc6-dev: Rust's linker, and the static C library. The rest is the lab:
 # the VMM, the outer machine's init, its image, its modules, and what kernels are packed with.
-PACKAGES=(binutils gcc libc6-dev qemu-system-x86 busybox-static cpio kmod gzip xz-utils zstd lz4)
+PACKAGES=(binutils gcc libc6-dev qemu-system-x86 busybox-static cpio iproute2 kmod gzip xz-utils zstd lz4)
 
 command -v dpkg-query >/dev/null || {
     echo "setup.sh: this is not a Debian system; install what these packages hold: ${PACKAGES[*]}" >&2

@@ -115,12 +115,12 @@ run_lab() {
     logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}"
 }
 
-# The image of the tests: the agent, a driver for disks, and a shell for commands to run. Debian's static busybox runs
+# The image of the tests: the agent, drivers for disks and network, and a shell for commands to run. Debian's static busybox runs
 # its other applets through /proc/self/exe, so that one file is enough.
 make_test_image() {
     local agent=$1 image=$2
     scripts/mkinitramfs.sh --agent "$agent" --out "$image" --file /bin/busybox:/bin/sh \
-        --module virtio_mmio --module virtio_blk --module vsock \
+        --module virtio_mmio --module virtio_blk --module virtio_net --module vsock \
         --module vmw_vsock_virtio_transport_common --module vmw_vsock_virtio_transport >/dev/null
 }
 

@@ -15,6 +15,7 @@ pub mod agent;
 mod boot;
 mod config;
 mod event_loop;
+mod netlink;
 mod shell;
 mod sys;
 

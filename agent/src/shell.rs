@@ -23,6 +23,7 @@
 mod accept;
 mod connections;
 mod input;
+mod network;
 mod output;
 mod program;
 mod steps;

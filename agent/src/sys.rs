@@ -18,6 +18,7 @@ pub(crate) mod file;
 pub(crate) mod modules;
 pub(crate) mod mount;
 pub(crate) mod net;
+pub(crate) mod netlink;
 pub(crate) mod power;
 pub(crate) mod process;
 pub(crate) mod signals;

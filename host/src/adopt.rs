@@ -26,9 +26,10 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
+use crate::network;
 use crate::process::ProcessId;
 use crate::record::{Phase, Record};
-use crate::restore::{judge_format, machine_id, open};
+use crate::restore::{judge_format, machine_id, open, state_files};
 use crate::start::{check_cid, judge};
 use crate::uds;
 use crate::vmm::{GuestAddress, Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate};
@@ -44,6 +45,7 @@ pub fn run(command: &Restore) -> Result<(), Failure> {
 
 fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     let socket = check(command)?;
+    let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
     let (deadline, artifact) = open(command, record)?;
     let manifest = artifact.manifest();
     let address = address(command, manifest.vmm_kind)?;
@@ -54,13 +56,19 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     judge_running(command, manifest, &mut *vmm, deadline, record)?;
 
     record.begin(Phase::Load);
-    vmm.load(&artifact.state_files(), deadline)?;
+    let mut machine = manifest.machine.clone();
+    // Its tap device is looked for where the VMM runs, which may be another network namespace.
+    let tap = network::move_nic(&mut machine, command.nic.as_ref())?;
+    network::judge_move(tap.as_deref(), vmm.kind(), &vmm.version(deadline)?)?;
+    network::require_nic(&network, &machine)?;
+    vmm.load(&state_files(&artifact, &machine), deadline)?;
     drop(vmm);
     let drawn = machine_id(command).choose();
     let identity = Identity {
         // The VM has no name here that could serve as one.
         hostname: command.hostname.clone(),
         machine_id: drawn.or_fail(Exit::Defect, || "cannot draw an id".to_owned())?,
+        network,
     };
     record.set_identity(&identity);
     let naming = Naming::new(Cause::Restore, Some(manifest.generation), identity)?;
@@ -85,6 +93,7 @@ fn check(command: &Restore) -> Result<&Path, Failure> {
         (command.vsock_cid.is_some(), "--vsock-cid"),
         (command.foreground, "--foreground"),
         (command.keep_on_failure, "--keep-on-failure"),
+        (command.health_cmd.is_some(), "--health-cmd"),
     ];
     for (is_given, option) in refused {
         if is_given {
@@ -109,6 +118,10 @@ fn address(command: &Restore, kind: VmmKind) -> Result<GuestAddress, Failure> {
         (VmmKind::Firecracker, Some(path), None) => Ok(GuestAddress::HybridVsock {
             uds_path: path.clone(),
         }),
+        (VmmKind::Qemu, _, _) if command.nic.is_some() => Err(Failure::usage(
+            "this is a snapshot of QEMU, which is told of its tap device when it is started: leave \
+             --nic out",
+        )),
         (VmmKind::Qemu, None, Some(cid)) => Ok(GuestAddress::Vsock {
             cid: check_cid(cid)?,
         }),

@@ -10,6 +10,8 @@ use shared::message::{Cause, Identity};
 use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
+use crate::network;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
@@ -60,6 +62,10 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         None => draw_cid()?,
     };
 
+    let health = command.health().check()?;
+    let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
+    let nic = command.nic.as_ref().map(network::nic).transpose()?;
+
     record.begin(Phase::Image);
     let kernel = readable_kernel(&command.kernel)?;
     let initrd = readable(&command.initrd)?;
@@ -72,6 +78,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     }
 
     record.begin(Phase::Version);
+    reach(Point::VersionBefore)?;
     let binary = choose_vmm(command.vmm, Purpose::Boot, command.force)?;
     let machine = MachineSpec {
         kernel,
@@ -79,18 +86,22 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         memory_mib: command.mem,
         vcpu_count: command.vcpus,
         drives,
+        nic,
         append: command.append.clone(),
         guest_cid,
     };
+    network::require_nic(&network, &machine)?;
     Ok(Plan {
         name: command.name.as_ref(),
         common: command.common(),
         hostname: command.hostname.as_deref(),
         // A guest that boots has the one of its image, or makes one.
         machine_id: &MachineId::Keep,
+        network,
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        health,
         deadline,
         binary,
         stored_drives: vec![None; machine.drives.len()],

@@ -5,17 +5,20 @@ pub mod parse;
 mod sessions;
 pub mod snapshots;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use argh::FromArgs;
 use shared::limits::PORT_DEFAULT;
-use shared::message::{Depth, Policy};
+use shared::message::{Depth, InterfaceAddress, MacAddress, Policy};
 
 pub use observe::{LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
 use crate::fleet::parse_count;
+use crate::health::HealthOptions;
+use crate::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 use crate::target::TargetArguments;
 use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
 use crate::vmm::VmmKind;
@@ -248,12 +251,24 @@ command! {
         /// a disk image, FILE or FILE:ro; may be repeated
         #[argh(option, arg_name = "file")]
         pub drive: Vec<DriveArgument>,
+        /// a network interface on an existing tap device, TAP or TAP,mac=MAC
+        #[argh(option, arg_name = "tap")]
+        pub nic: Option<NicArgument>,
         /// more kernel parameters
         #[argh(option, default = "String::new()", arg_name = "text")]
         pub append: String,
         /// host name the guest is given; the VM's name if missing
         #[argh(option)]
         pub hostname: Option<String>,
+        /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
+        #[argh(option, from_str_fn(parse_address), arg_name = "address")]
+        pub net_address: Option<InterfaceAddress>,
+        /// the MAC address of its network interface
+        #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
+        pub net_mac: Option<MacAddress>,
+        /// where its default route leads
+        #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
+        pub net_gateway: Option<IpAddr>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
         pub vsock_cid: Option<u32>,
@@ -269,6 +284,19 @@ command! {
         /// go on despite a VMM version that may not work
         #[argh(switch)]
         pub force: bool,
+        /// run this command in the guest now and then, its words split at spaces; exit code 0 is
+        /// healthy, and 'host-tool ls' says so
+        #[argh(option, arg_name = "command")]
+        pub health_cmd: Option<String>,
+        /// pause between two runs of it; default 10s
+        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+        pub health_interval: Option<Duration>,
+        /// how long a run may take; default 5s
+        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+        pub health_timeout: Option<Duration>,
+        /// failures in a row that make it unhealthy; default 3
+        #[argh(option, arg_name = "count")]
+        pub health_retries: Option<u32>,
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
         pub keep_on_failure: bool,
@@ -280,6 +308,27 @@ command! {
         pub timeline: Option<PathBuf>,
     }
 }
+
+/// The options about health, which `boot` and `restore` have.
+macro_rules! health_options {
+    ($name:ident) => {
+        impl $name {
+            /// The options about the health check.
+            #[must_use]
+            pub fn health(&self) -> HealthOptions<'_> {
+                HealthOptions {
+                    command: self.health_cmd.as_deref(),
+                    interval: self.health_interval,
+                    timeout: self.health_timeout,
+                    retries: self.health_retries,
+                }
+            }
+        }
+    };
+}
+
+health_options!(Boot);
+health_options!(Restore);
 
 command! {
     /// Snapshot a VM, let it go on, and prove that it does.
@@ -357,6 +406,18 @@ command! {
         /// the guest's machine id: keep, or 32 hexadecimal digits; drawn if missing
         #[argh(option, arg_name = "id")]
         pub machine_id: Option<MachineId>,
+        /// the tap device of the guest's network interface; that of the snapshot if missing
+        #[argh(option, arg_name = "tap")]
+        pub nic: Option<NicArgument>,
+        /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
+        #[argh(option, from_str_fn(parse_address), arg_name = "address")]
+        pub net_address: Option<InterfaceAddress>,
+        /// the MAC address of its network interface
+        #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
+        pub net_mac: Option<MacAddress>,
+        /// where its default route leads
+        #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
+        pub net_gateway: Option<IpAddr>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
         pub vsock_cid: Option<u32>,
@@ -382,6 +443,19 @@ command! {
         /// go on despite a VMM version that may not work
         #[argh(switch)]
         pub force: bool,
+        /// run this command in the guest now and then, its words split at spaces; exit code 0 is
+        /// healthy, and 'host-tool ls' says so
+        #[argh(option, arg_name = "command")]
+        pub health_cmd: Option<String>,
+        /// pause between two runs of it; default 10s
+        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+        pub health_interval: Option<Duration>,
+        /// how long a run may take; default 5s
+        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+        pub health_timeout: Option<Duration>,
+        /// failures in a row that make it unhealthy; default 3
+        #[argh(option, arg_name = "count")]
+        pub health_retries: Option<u32>,
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
         pub keep_on_failure: bool,

@@ -80,6 +80,11 @@ fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>,
     let count = check(command)?;
     let seats = seats(command.name.as_ref(), command.hostname.as_deref(), count)?;
     let (plan, artifact) = restore::plan(command, record)?;
+    if count > 1 && plan.machine.nic.is_some() {
+        let text = "the snapshot has a network interface, and each clone needs a tap device and \
+                    an address of its own; restore them one by one, with --nic";
+        return Err(Failure::usage(text));
+    }
 
     record.begin(Phase::Spawn);
     let state_dir = StateDir::open(command.state_dir.as_deref())?;
@@ -92,7 +97,7 @@ fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>,
 
     let parallel = command.parallel.unwrap_or_else(processor_count).min(count);
     log::info!("{count} clones, {parallel} at a time");
-    let files = artifact.state_files();
+    let files = restore::state_files(&artifact, &plan.machine);
     let work = seats.iter().zip(&plans).enumerate();
     let clones = in_parallel(parallel, work, |(seat, plan)| bring_up(seat, plan, &files))?;
 
@@ -113,6 +118,18 @@ fn check(command: &Restore) -> Result<usize, Failure> {
         (
             matches!(command.machine_id, Some(MachineId::Given(_))),
             "--machine-id HEX",
+            "is for one VM",
+        ),
+        (command.nic.is_some(), "--nic", "is for one VM"),
+        (
+            command.net_address.is_some(),
+            "--net-address",
+            "is for one VM",
+        ),
+        (command.net_mac.is_some(), "--net-mac", "is for one VM"),
+        (
+            command.net_gateway.is_some(),
+            "--net-gateway",
             "is for one VM",
         ),
     ];
@@ -169,6 +186,7 @@ impl Seat {
     /// Fails when the name is in use.
     fn check(&self, state_dir: &StateDir) -> Result<(), Failure> {
         let name = self.name.clone();
+        state_dir.free(&name)?;
         match state_dir.vm(&name) {
             Ok(_) => Err(VmDirError::NameInUse { name }.into()),
             Err(VmDirError::NoSuchVm { .. }) => Ok(()),

@@ -11,6 +11,7 @@ use shared::message::{
 use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{Answer, ask};
 use crate::random;
@@ -56,15 +57,19 @@ pub fn prove(
 ) -> Result<Hello, Failure> {
     record.begin(Phase::Rebind);
     record.set_generation(naming.generation);
+    reach(Point::RebindBefore)?;
     let (rebound, answer) = rebind(endpoint, naming, watch, record)?;
+    reach(Point::RebindAfter)?;
 
     record.begin(Phase::Probe);
+    reach(Point::ProbeBefore)?;
     let depth = Depth::Exec;
     let request = Request::Probe {
         generation: Some(naming.generation),
         depth,
     };
     let probed = request_probe(endpoint, request, watch, record)?;
+    reach(Point::ProbeAfter)?;
     record.end();
     record.set("guest", guest_value(&answer.hello, &rebound, &probed));
     Ok(answer.hello)

@@ -28,10 +28,12 @@ pub mod environment;
 pub mod error;
 pub mod exec;
 pub mod exit;
+pub mod failpoint;
 pub mod fleet;
 pub mod foreground;
 pub mod guest;
 pub mod handshake;
+pub mod health;
 pub mod http;
 pub mod json;
 pub mod kill;
@@ -40,6 +42,7 @@ pub mod log_tails;
 pub mod logs;
 pub mod ls;
 pub mod naming;
+pub mod network;
 pub mod notify;
 pub mod output;
 pub mod output_log;
@@ -106,7 +109,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let common = invocation.command.common();
     start_log(common.quiet, common.verbose);
     let table = invocation.command.table();
-    match dispatch(invocation) {
+    match failpoint::arm().and_then(|()| dispatch(invocation)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             report(&failure);

@@ -1,9 +1,14 @@
 //! `host-tool ls` and `host-tool inspect`: what VMs there are, and what is known about one.
 
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
 use serde_json::{Value, json};
 
 use crate::cli::{Inspect, Ls};
+use crate::deadline::Watch;
 use crate::error::Failure;
+use crate::health::{Health, HealthCheck};
 use crate::output::print;
 use crate::supervisor::unix_ms;
 use crate::table::{age, columns};
@@ -27,6 +32,9 @@ struct Row {
     name: String,
     status: String,
     state: Option<State>,
+    health: Option<Health>,
+    /// Whether a process will write down how the VMM ends; `None` when there is no VMM.
+    is_supervised: Option<bool>,
 }
 
 impl Row {
@@ -37,6 +45,8 @@ impl Row {
             Ok((life, state)) => Self {
                 name,
                 status: status(life, state.as_ref()),
+                health: health(dir, life),
+                is_supervised: is_supervised(dir, life, state.as_ref()),
                 state,
             },
             Err(error) => {
@@ -45,6 +55,8 @@ impl Row {
                     name,
                     status: "unreadable".to_owned(),
                     state: None,
+                    health: None,
+                    is_supervised: None,
                 }
             }
         }
@@ -59,8 +71,41 @@ impl Row {
             "pid": state.map(|state| state.process.pid),
             "generation": generation(state),
             "created_ms": state.map(|state| state.created_ms),
+            "health": self.health.as_ref().map(|health| health.status.as_str()),
+            "supervised": self.is_supervised,
         })
     }
+}
+
+/// How the VM is, if it has a health check. One that was killed with its supervisor has nobody who
+/// would have written its end down.
+fn health(dir: &VmDir, life: Life) -> Option<Health> {
+    let mut health = Health::read(dir).unwrap_or_else(|error| {
+        log::warn!("{}", Failure::from(error));
+        None
+    })?;
+    match life {
+        Life::Exited | Life::Dead => health.handle_end(),
+        Life::Starting | Life::Running => {}
+    }
+    Some(health)
+}
+
+/// Whether the supervisor of a VM that runs lives. What is lost without it is said.
+fn is_supervised(dir: &VmDir, life: Life, state: Option<&State>) -> Option<bool> {
+    let state = state.filter(|_| life == Life::Running)?;
+    let now = Watch::until(Instant::now());
+    // A process that ended and was not waited for yet is as good as gone.
+    let is_alive = |pidfd: &OwnedFd| now.readable(pidfd).is_err();
+    let is_alive = matches!(state.supervisor.open(), Ok(Some(pidfd)) if is_alive(&pidfd));
+    if !is_alive {
+        let name = dir.name();
+        log::warn!(
+            "the supervisor of '{name}' was killed: the VM goes on, but nobody runs its health \
+             check or will write down how it ends; 'host-tool stop {name}' ends it"
+        );
+    }
+    Some(is_alive)
 }
 
 /// One word for how a VM is.
@@ -82,21 +127,40 @@ fn generation(state: Option<&State>) -> Option<String> {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut lines = vec![["NAME", "STATUS", "VMM", "PID", "AGE", "GENERATION"].map(str::to_owned)];
+    // Most VMs have no health check, and a column of dashes says nothing.
+    let has_health = rows.iter().any(|row| row.health.is_some());
+    let head = [
+        "NAME",
+        "STATUS",
+        "HEALTH",
+        "VMM",
+        "PID",
+        "AGE",
+        "GENERATION",
+    ];
+    let mut lines = vec![head.map(str::to_owned)];
     let now = unix_ms();
     for row in rows {
         let state = row.state.as_ref();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let health = row.health.as_ref();
         lines.push([
             row.name.clone(),
             row.status.clone(),
+            or_dash(health.map(|health| health.status.as_str().to_owned())),
             or_dash(state.map(|state| state.vmm_kind.to_string())),
             or_dash(state.map(|state| state.process.pid.to_string())),
             or_dash(state.map(|state| age(now.saturating_sub(state.created_ms)))),
             or_dash(generation(state)),
         ]);
     }
-    columns(&lines)
+    if has_health {
+        return columns(&lines);
+    }
+    let without = |[name, status, _, vmm, pid, age, generation]: [String; 7]| {
+        [name, status, vmm, pid, age, generation]
+    };
+    columns(&lines.into_iter().map(without).collect::<Vec<_>>())
 }
 
 /// Shows one VM.
@@ -110,6 +174,9 @@ pub fn inspect(command: &Inspect) -> Result<(), Failure> {
         "state": state.as_ref().map(State::to_value),
         "exit": dir.read_exit()?.map(ExitRecord::to_value),
         "workload_exit": dir.read_workload_end()?.map(WorkloadEnd::to_value),
+        "supervised": is_supervised(&dir, life, state.as_ref()),
+        "health": health(&dir, life).map(|health| health.to_value()),
+        "health_check": HealthCheck::read(&dir)?.map(|check| check.to_value()),
     });
     if command.json {
         return print(&value.to_string());
@@ -127,6 +194,8 @@ mod tests {
             name: name.to_owned(),
             status: status.to_owned(),
             state: None,
+            health: None,
+            is_supervised: None,
         };
         let text = table(&[row("a-long-name", "dead"), row("b", "unreadable")]);
         assert_eq!(
@@ -134,6 +203,17 @@ mod tests {
             "NAME         STATUS      VMM  PID  AGE  GENERATION\n\
              a-long-name  dead        -    -    -    -\n\
              b            unreadable  -    -    -    -\n"
+        );
+        let sick = Row {
+            health: Some(Health::new()),
+            ..row("c", "ready")
+        };
+        let text = table(&[row("a", "dead"), sick]);
+        assert_eq!(
+            text,
+            "NAME  STATUS  HEALTH    VMM  PID  AGE  GENERATION\n\
+             a     dead    -         -    -    -    -\n\
+             c     ready   starting  -    -    -    -\n"
         );
     }
 }

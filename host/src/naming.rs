@@ -18,6 +18,7 @@ use crate::exit::Exit;
 use crate::guest::driver::Answer;
 use crate::handshake::{Naming, rebind_request};
 use crate::json::{JsonError, Object};
+use crate::network::network_from_object;
 use crate::values::VmName;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{StateDir, VmDir, VmDirError};
@@ -33,6 +34,7 @@ pub fn leave(dir: &VmDir, naming: &Naming) -> Result<(), VmDirError> {
         "cause": naming.cause.as_str(),
         "hostname": naming.identity.hostname,
         "machine_id": naming.identity.machine_id,
+        "network": naming.identity.network.to_value(),
     });
     dir.replace(FILE, &value.to_string())
 }
@@ -60,6 +62,7 @@ fn from_object(object: &Object) -> Result<Naming, JsonError> {
     let identity = Identity {
         hostname: object.opt_text("hostname")?,
         machine_id: object.opt_text("machine_id")?,
+        network: network_from_object(object, "network")?,
     };
     if !identity
         .hostname
@@ -131,6 +134,12 @@ mod tests {
         let identity = Identity {
             hostname: Some("clone-7".to_owned()),
             machine_id: None,
+            network: crate::network::settings(
+                "10.0.0.2/24".parse().ok(),
+                "02:00:00:00:00:01".parse().ok(),
+                None,
+            )
+            .unwrap(),
         };
         let naming = Naming::new(Cause::Restore, None, identity).unwrap();
         leave(&dir, &naming).unwrap();

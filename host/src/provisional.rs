@@ -15,12 +15,14 @@ use crate::deadline::Watch;
 use crate::disk;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::foreground::{self, Signals};
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
 use crate::launch::{LaunchError, Supervisor};
 use crate::log_tails;
 use crate::naming;
+use crate::network::check_tap;
 use crate::progress::Progress;
 use crate::record::{Phase, Record};
 use crate::start::{Enter, Plan, watch};
@@ -49,6 +51,7 @@ pub struct Provisional {
 impl Provisional {
     /// Takes the VM's name by making its directory. Nothing runs yet.
     pub fn create(plan: &Plan<'_>) -> Result<Self, Failure> {
+        reach(Point::SpawnBefore)?;
         let state_dir = StateDir::open(plan.common.state_dir.as_deref())?;
         let (dir, lock) = state_dir.create_vm(plan.name)?;
         let cid = plan.machine.guest_cid;
@@ -113,11 +116,14 @@ impl Provisional {
         enter: Enter<'_>,
     ) -> Result<(), Failure> {
         let mut vmm = self.spawn(plan, way, record)?;
-        record.begin(match way {
-            Start::Boot => Phase::Start,
-            Start::Load => Phase::Load,
-        });
+        let (phase, before, after) = match way {
+            Start::Boot => (Phase::Start, Point::StartBefore, Point::StartAfter),
+            Start::Load => (Phase::Load, Point::LoadBefore, Point::LoadAfter),
+        };
+        record.begin(phase);
+        reach(before)?;
         enter(&mut *vmm)?;
+        reach(after)?;
         drop(vmm);
         let identity = self.identity(plan)?;
         record.set_identity(&identity);
@@ -137,7 +143,9 @@ impl Provisional {
             }
         }
         record.begin(Phase::Publish);
-        self.write_stage(stage)
+        reach(Point::PublishState)?;
+        self.write_stage(stage)?;
+        Ok(reach(Point::PublishRelease)?)
     }
 
     /// Starts the VMM in its directory, and connects to it.
@@ -147,10 +155,17 @@ impl Provisional {
         way: Start,
         record: &mut Record,
     ) -> Result<Box<dyn Vmm>, Failure> {
+        reach(Point::SpawnCreated)?;
         let machine = self.place_drives(plan)?;
         prepare_dir(self.dir.path(), &machine.drives).or_fail(Exit::Start, || {
             format!("cannot prepare {}", self.dir.path().display())
         })?;
+        if let Some(check) = &plan.health {
+            check.write(&self.dir)?;
+        }
+        if let Some(nic) = &machine.nic {
+            check_tap(nic)?;
+        }
         let launch = launch(&plan.binary, self.dir.name().as_str(), &machine, way);
         let supervisor = Supervisor::start(&self.dir, &launch)?;
         let supervisor = self.supervisor.insert(supervisor);
@@ -162,6 +177,7 @@ impl Provisional {
             format!("cannot watch process {}", process.pid)
         })?;
         let pidfd = opened.ok_or_else(|| Failure::new(Exit::VmmEnded, "the VMM ended at once"))?;
+        reach(Point::SpawnSpawned)?;
         record.set(
             "vmm",
             json!({
@@ -190,13 +206,16 @@ impl Provisional {
         let for_calls = pidfd.try_clone();
         self.process = Some(pidfd);
         let for_calls = for_calls.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())?;
+        reach(Point::SpawnWritten)?;
         let socket = self.dir.file(API_SOCKET);
-        Ok(crate::vmm::await_and_connect(
+        let vmm = crate::vmm::await_and_connect(
             plan.binary.kind,
             &socket,
             Some(for_calls),
             plan.deadline,
-        )?)
+        )?;
+        reach(Point::SpawnConnected)?;
+        Ok(vmm)
     }
 
     /// Copies the drives that come with an artifact: each clone writes to its own.
@@ -228,6 +247,7 @@ impl Provisional {
         Ok(Identity {
             hostname,
             machine_id: machine_id.or_fail(Exit::Defect, || "cannot draw an id".to_owned())?,
+            network: plan.network.clone(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 use shared::id::Generation;
-use shared::message::{Identity, Step};
+use shared::message::{Identity, Network, Step};
 
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
@@ -185,6 +185,9 @@ impl Record {
             if let Some(value) = value {
                 self.set(field, value.as_str());
             }
+        }
+        if identity.network != Network::default() {
+            self.set("network", identity.network.to_value());
         }
     }
 

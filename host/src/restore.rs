@@ -10,12 +10,14 @@ use crate::boot::check_switches;
 use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::fleet;
+use crate::network;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, judge, start};
 use crate::values::MachineId;
-use crate::vmm::{Purpose, Start, Vmm, VmmKind, VmmVersion, load_gate};
+use crate::vmm::{MachineSpec, Purpose, Start, StateFiles, Vmm, VmmKind, VmmVersion, load_gate};
 
 /// How long a restore may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -31,7 +33,7 @@ pub fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
     match plan(command, &mut record) {
         Ok((plan, artifact)) => {
-            let files = artifact.state_files();
+            let files = state_files(&artifact, &plan.machine);
             let mut enter = |vmm: &mut dyn Vmm| vmm.load(&files, plan.deadline);
             start(&plan, Start::Load, record, &mut enter)
         }
@@ -53,6 +55,7 @@ pub fn open(command: &Restore, record: &mut Record) -> Result<(Instant, Artifact
         command.hostname.as_deref(),
     )?;
     record.begin(Phase::Artifact);
+    reach(Point::ArtifactBefore)?;
     let artifact =
         Artifact::open(&command.artifact).map_err(|error| Failure::new(Exit::Artifact, error))?;
     record.set("artifact", artifact.dir().display().to_string());
@@ -64,10 +67,13 @@ pub fn plan<'a>(
     command: &'a Restore,
     record: &mut Record,
 ) -> Result<(Plan<'a>, Artifact), Failure> {
+    let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
     let given_cid = command.vsock_cid.map(check_cid).transpose()?;
+    let health = command.health().check()?;
     let (deadline, artifact) = open(command, record)?;
 
     record.begin(Phase::Version);
+    reach(Point::VersionBefore)?;
     let manifest = artifact.manifest();
     let binary = choose_vmm(Some(manifest.vmm_kind), Purpose::Restore, command.force)?;
     judge_format(manifest, binary.kind, &binary.version)?;
@@ -79,15 +85,20 @@ pub fn plan<'a>(
         Some(cid) => cid,
         None => draw_cid()?,
     };
+    let tap = network::move_nic(&mut machine, command.nic.as_ref())?;
+    network::judge_move(tap.as_deref(), binary.kind, &binary.version)?;
+    network::require_nic(&network, &machine)?;
     let stored = |drive: &crate::vmm::Drive| artifact.stored_drive(&drive.path);
     let plan = Plan {
         name: command.name.as_ref(),
         common: command.common(),
         hostname: command.hostname.as_deref(),
         machine_id: machine_id(command),
+        network,
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
+        health,
         deadline,
         binary,
         stored_drives: machine.drives.iter().map(stored).collect(),
@@ -97,6 +108,17 @@ pub fn plan<'a>(
         artifact: Some(artifact.dir().to_owned()),
     };
     Ok((plan, artifact))
+}
+
+/// The files of the artifact, for a machine that may be on another tap device than its snapshot.
+#[must_use]
+pub fn state_files(artifact: &Artifact, machine: &MachineSpec) -> StateFiles {
+    let tap = |machine: &MachineSpec| machine.nic.as_ref().map(|nic| nic.tap.clone());
+    let wanted = tap(machine);
+    StateFiles {
+        tap: wanted.filter(|_| tap(machine) != tap(&artifact.manifest().machine)),
+        ..artifact.state_files()
+    }
 }
 
 /// What becomes of the guest's machine id: it shares the one it has with all its siblings.

@@ -31,6 +31,7 @@ use crate::cli::Snapshot;
 use crate::disk;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::guest::HOST_VERSION;
 use crate::guest::connection::Connection;
 use crate::guest::driver::ask;
@@ -97,14 +98,18 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
         command.timeline.as_deref(),
     )?);
     record.begin(Phase::Lock);
+    reach(Point::LockBefore)?;
     let mut source = find(command, limits)?;
+    reach(Point::LockAfter)?;
     if source.is_unsettled() {
         record.begin(Phase::Converge);
+        reach(Point::ConvergeBefore)?;
         source
             .converge(record)
             .map_err(|failure| source.with_logs(failure))?;
     }
     record.begin(Phase::Version);
+    reach(Point::VersionBefore)?;
     let version = source.vmm.version(limits.all)?;
     let kind = source.vmm.kind();
     record.set(
@@ -119,6 +124,7 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
     check_vsock_path(&source, &version)?;
 
     record.begin(Phase::Artifact);
+    reach(Point::ArtifactBefore)?;
     let draft = Draft::create(&command.out)?;
     // From here to the proof a signal would leave the guest standing still. It is not lost on the
     // user: all of this is bounded by the time limit.
@@ -238,8 +244,9 @@ struct Taking<'a> {
 impl Taking<'_> {
     /// Takes the snapshot and lets the source go on, or ends it.
     fn take(&mut self, draft: Draft, record: &mut Record) -> Result<(), Failure> {
-        self.source.write_stage(Stage::Snapshotting)?;
         record.begin(Phase::Quiesce);
+        reach(Point::QuiesceBefore)?;
+        self.source.write_stage(Stage::Snapshotting)?;
         let (hello, control) = self.source.quiesce(self.command.policy, record)?;
         let manifest = match self.save(&draft, &hello, record) {
             Ok(manifest) => manifest,
@@ -286,18 +293,22 @@ impl Taking<'_> {
             ..
         } = &mut self.source;
         record.begin(Phase::Pause);
+        reach(Point::PauseBefore)?;
         vmm.pause(limits.work)?;
+        reach(Point::PauseAfter)?;
         record.begin(Phase::Save);
         let files = StateFiles::in_dir(vmm.kind(), draft.dir());
         let mut progress = Progress::new("saving", u64::from(machine.memory_mib) * MIB);
         vmm.save(&files, &mut |bytes| progress.show(bytes), limits.work)?;
         drop(progress);
+        reach(Point::SaveAfter)?;
 
         record.begin(Phase::Disks);
         let mut paths = vec![files.state];
         paths.extend(files.memory);
         let (machine, disks) = save_disks(machine, draft, limits.work, record)?;
         paths.extend(disks);
+        reach(Point::DisksAfter)?;
         let files = paths.into_iter().map(entry).collect::<Result<_, _>>()?;
         let source = &self.source;
         let generation = hello.generation.or(source.generation);
@@ -329,7 +340,8 @@ impl Taking<'_> {
             return Err(self.recover(failure, control, record));
         }
         record.begin(Phase::Stop);
-        let stopped = self.source.vm().map_or(Ok(()), kill);
+        let reached = reach(Point::StopBefore).map_err(Failure::from);
+        let stopped = reached.and_then(|()| self.source.vm().map_or(Ok(()), kill));
         drop(control);
         stopped.map_err(|failure| {
             let artifact = self.command.out.display();
@@ -348,6 +360,7 @@ impl Taking<'_> {
         record: &mut Record,
     ) -> Result<(), Failure> {
         record.begin(Phase::Publish);
+        reach(Point::PublishBefore)?;
         if self.command.sha256 {
             let mut progress = Progress::new("reading", manifest.files_len());
             let mut read_len = 0;

@@ -199,6 +199,9 @@ fn describe(dir: &Path, manifest: &Manifest, now_ms: u64) -> String {
         let mode = if drive.read_only { ", read-only" } else { "" };
         add("drive", format!("{}{mode}", drive.path.display()));
     }
+    if let Some(nic) = &machine.nic {
+        add("interface", format!("{}, {}", nic.tap, nic.mac));
+    }
     add("kernel", machine.kernel.display().to_string());
     add("initrd", machine.initrd.display().to_string());
     if !machine.append.is_empty() {

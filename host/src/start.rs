@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use shared::id::Generation;
-use shared::message::Cause;
+use shared::message::{Cause, Network};
 
 use crate::cli::Common;
 use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::foreground::Signals;
+use crate::health::HealthCheck;
 use crate::launch::LaunchError;
 use crate::notify::{READY, notify};
 use crate::provisional::Provisional;
@@ -36,12 +37,16 @@ pub struct Plan<'a> {
     pub hostname: Option<&'a str>,
     /// What becomes of the guest's machine id.
     pub machine_id: &'a MachineId,
+    /// What the guest is told about its network interface.
+    pub network: Network,
     /// Whether to go without the proof.
     pub no_wait: bool,
     /// Whether to stay until the VM ends.
     pub foreground: bool,
     /// Whether to leave a VM that failed as it is.
     pub keep_on_failure: bool,
+    /// What is run in the guest to see whether it is well.
+    pub health: Option<HealthCheck>,
     /// When everything must be done.
     pub deadline: Instant,
     /// The VMM.

@@ -7,15 +7,17 @@
 //!
 //! Until the command that started it has said [`Order::Keep`], the VM is provisional: when that
 //! command ends, in whatever way, the VM goes with it and leaves nothing behind. Afterwards the
-//! supervisor only waits, writes down how the VMM ended, and unlinks the sockets; a thread of it,
-//! the [`scribe`], writes the workload's output down. It is never in the way of `exec`, `probe` or
-//! `snapshot`, and the VMM survives its death: all that is lost then is the record of the end.
+//! supervisor only waits, writes down how the VMM ended, and unlinks the sockets. A thread of it,
+//! the [`scribe`], writes the workload's output down, and another runs the [`health`] check. It is
+//! never in the way of `exec`, `probe` or `snapshot`, and the VMM survives its death: all that is
+//! lost then is the record of the end.
 //!
 //! Invariants:
 //! - `supervisor.lock` is held from before the VMM is spawned until its end is written down.
 //! - Nothing here waits without the VMM's pidfd in the set.
 
 pub mod console;
+pub mod health;
 pub mod link;
 pub mod scribe;
 
@@ -38,6 +40,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{dup2_stdin, dup2_stdout, read, setsid};
 
 use self::console::Console;
+use self::health::Nurse;
 use self::link::{LaunchFile, Order, Report};
 use self::scribe::Scribe;
 use crate::process::ProcessId;
@@ -53,8 +56,8 @@ pub const COMMAND: &str = "supervise";
 /// How long a VMM that was asked to end is given before it is killed.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 
-/// How long the workload's last output may take to be written down, once the VMM has been reaped.
-const SCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a thread may take to write its last word down, once the VMM has been reaped.
+const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the supervisor of the VM directory that is its one argument. Standard input is the stream
 /// of orders, standard output that of reports, standard error the log.
@@ -110,6 +113,8 @@ struct Supervisor {
     tie: Tie,
     /// Writes the workload's output down, once the VM is in use.
     scribe: Option<Scribe>,
+    /// Runs the health check, once the VM is in use.
+    nurse: Option<Nurse>,
     /// Nobody will look at the directory: it goes with the VMM.
     removes_dir: bool,
     /// The VMM was asked to end and is killed then.
@@ -157,6 +162,7 @@ impl Supervisor {
             console,
             tie: Tie::Provisional,
             scribe: None,
+            nurse: None,
             removes_dir: false,
             kill_at: None,
         })
@@ -173,7 +179,10 @@ impl Supervisor {
         log::info!("the VMM ended: {exit}");
         self.dir.remove_sockets();
         if let Some(scribe) = self.scribe.take() {
-            scribe.join(SCRIBE_TIMEOUT);
+            scribe.join(THREAD_TIMEOUT);
+        }
+        if let Some(nurse) = self.nurse.take() {
+            nurse.join(THREAD_TIMEOUT);
         }
         let written = self.dir.write_exit(&exit).map_err(io::Error::other);
         if self.removes_dir {
@@ -251,14 +260,14 @@ impl Supervisor {
             Ok(1) => match Order::from_byte(byte[0]) {
                 Some(Order::Keep) => {
                     self.tie = Tie::Kept;
-                    self.start_scribe();
+                    self.start_threads();
                     if let Err(error) = close_link() {
                         log::warn!("cannot let go of the command's pipes: {error}");
                     }
                 }
                 Some(Order::Attach) => {
                     self.tie = Tie::Attached;
-                    self.start_scribe();
+                    self.start_threads();
                 }
                 Some(Order::End) => self.kill(),
                 None => log::warn!("unknown order {}", byte[0]),
@@ -280,9 +289,10 @@ impl Supervisor {
         }
     }
 
-    fn start_scribe(&mut self) {
+    fn start_threads(&mut self) {
         let dir = &self.dir;
         self.scribe.get_or_insert_with(|| Scribe::start(dir));
+        self.nurse = self.nurse.take().or_else(|| Nurse::start(dir));
     }
 
     /// Asks the VMM to end, and sets the time when it is killed.

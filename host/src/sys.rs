@@ -5,4 +5,5 @@ pub mod disposition;
 pub mod inherited;
 pub mod pidfd;
 pub mod reflink;
+pub mod tap;
 pub mod terminal;

@@ -6,6 +6,7 @@
 //!                launch.json      what the supervisor runs
 //!                state.json       what is known about the VM, replaced by rename
 //!                exit.json        how the VMM ended; there once it has
+//!                health-check.json, health.json  see [`health`](crate::health)
 //!                vmm.log, console.log, supervisor.log
 //!                output.log …     the workload's output; see [`output_log`](crate::output_log)
 //!                api.sock, vsock.sock, drive0 …  the VMM's own, by relative names
@@ -19,14 +20,14 @@ mod lock;
 pub mod state;
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::error::file_error;
-use self::state::{ExitRecord, State, WorkloadEnd};
+use self::state::{ExitRecord, Stage, State, WorkloadEnd};
 use crate::deadline::Watch;
 use crate::guest::connection::Endpoint;
 use crate::json::Object;
@@ -49,6 +50,9 @@ pub const SUPERVISOR_LOG: &str = "supervisor.log";
 /// Names of directories that are being made or taken away begin with these.
 const NEW_PREFIX: &str = ".new-";
 const TRASH_PREFIX: &str = ".trash-";
+
+/// How long the supervisor of a VM that never was of use may take to end it.
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 const LOCK: &str = "lock";
 const SUPERVISOR_LOCK: &str = "supervisor.lock";
@@ -121,6 +125,7 @@ impl StateDir {
         let lock = Lock::try_new(&temporary.join(LOCK))?
             .ok_or_else(|| VmDirError::Busy { name: name.clone() })?;
         let path = self.path.join(name.as_str());
+        self.free(&name)?;
         // A directory that holds anything is not replaced by a rename, and each VM's holds a lock.
         match fs::rename(&temporary, &path) {
             Ok(()) => Ok((VmDir { name, path }, lock)),
@@ -133,6 +138,19 @@ impl StateDir {
                     _ => Err(file_error("create", &path)(error)),
                 }
             }
+        }
+    }
+
+    /// Takes away what has a VM's name and never was of use: the command that was making it was
+    /// killed. A VM is left alone, and so is what is no VM.
+    pub fn free(&self, name: &VmName) -> Result<(), VmDirError> {
+        let dir = VmDir::new(name.clone(), self.path.join(name.as_str()));
+        match dir.remove_cut_short() {
+            // It was taken away meanwhile.
+            Err(VmDirError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            result => result,
         }
     }
 
@@ -272,15 +290,55 @@ impl VmDir {
         let lock = lock.ok_or_else(|| VmDirError::Busy {
             name: self.name.clone(),
         })?;
-        // Whoever had it may have taken the directory away, and a new VM may have the name.
-        let held = lock.inode().map_err(file_error("look at", &path))?;
-        match fs::metadata(&path).map(|found| (found.dev(), found.ino())) {
-            Ok(found) if found == held => Ok(lock),
-            _ => Err(VmDirError::NoSuchVm {
-                name: self.name.clone(),
-                state_dir: self.path.parent().unwrap_or(&self.path).to_owned(),
-            }),
+        if self.is_locked_by(&lock) {
+            return Ok(lock);
         }
+        Err(VmDirError::NoSuchVm {
+            name: self.name.clone(),
+            state_dir: self.path.parent().unwrap_or(&self.path).to_owned(),
+        })
+    }
+
+    /// Whether this is the directory that the lock is of. Whoever had it may have taken that away,
+    /// and a new VM may have the name.
+    fn is_locked_by(&self, lock: &Lock) -> bool {
+        let found = fs::metadata(self.file(LOCK)).map(|found| (found.dev(), found.ino()));
+        matches!((found, lock.inode()), (Ok(found), Ok(held)) if found == held)
+    }
+
+    fn remove_cut_short(&self) -> Result<(), VmDirError> {
+        let path = self.file(LOCK);
+        if !path.is_file() {
+            return Ok(());
+        }
+        let Some(lock) = Lock::try_new(&path)? else {
+            return Ok(());
+        };
+        let is_cut_short = match self.read_state() {
+            Ok(state) => state.stage == Stage::Starting,
+            Err(VmDirError::Json(error)) => error.is_not_found(),
+            Err(_) => false,
+        };
+        if !is_cut_short {
+            return Ok(());
+        }
+        // Its supervisor ends the VMM, and takes the directory away itself.
+        let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
+        let supervisor_lock = self.supervisor_lock(deadline)?;
+        let is_over = supervisor_lock.is_some() && self.is_locked_by(&lock);
+        match self.clone().running_under(&lock) {
+            Err(VmDirError::NotRunning { .. }) if is_over => {
+                log::info!("removing '{}', whose start was cut short", self.name);
+                self.remove()
+            }
+            // A VMM whose supervisor was killed, too, is there for a look, and for `rm --force`.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether a command changes the VM right now.
+    pub fn is_locked(&self) -> Result<bool, VmDirError> {
+        Ok(Lock::try_new(&self.file(LOCK))?.is_none())
     }
 
     /// Waits until no command changes the VM, or `watch` ends.
@@ -358,9 +416,8 @@ impl VmDir {
             Ok(state) => state,
             Err(VmDirError::Json(error)) if error.is_not_found() => {
                 // Nobody who holds the lock and has no state yet is anything but a beginner.
-                let is_locked = Lock::try_new(&self.file(LOCK))?.is_none();
                 return Ok((
-                    if is_locked {
+                    if self.is_locked()? {
                         Life::Starting
                     } else {
                         Life::Dead

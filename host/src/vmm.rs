@@ -35,10 +35,15 @@ pub use format::load_gate;
 pub use kvm::{HostProblem, host_problem};
 pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
 
+use shared::message::MacAddress;
+
 use crate::deadline::Watch;
 
 /// Name of the API socket inside the VM directory, for every kind of VMM.
 pub const API_SOCKET: &str = "api.sock";
+
+/// Name under which a VMM knows the network interface.
+pub const NIC_ID: &str = "nic0";
 
 /// Name of Firecracker's vsock socket inside the VM directory.
 pub const VSOCK_SOCKET: &str = "vsock.sock";
@@ -81,6 +86,8 @@ pub struct MachineSpec {
     pub vcpu_count: u8,
     /// Block devices, in order.
     pub drives: Vec<Drive>,
+    /// The network interface, if there is one.
+    pub nic: Option<Nic>,
     /// Appended to the kernel command line that the VMM needs.
     pub append: String,
     /// The guest's vsock CID, 3 or more. Only vhost-vsock shows it on the host.
@@ -94,6 +101,16 @@ pub struct Drive {
     pub path: PathBuf,
     /// The guest may not write to it.
     pub read_only: bool,
+}
+
+/// The guest's network interface, on a tap device that is there already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// Name of the tap device.
+    pub tap: String,
+    /// The MAC address that the machine was booted with. A clone's guest may have been given
+    /// another since.
+    pub mac: MacAddress,
 }
 
 /// How the host reaches the guest's vsock port.
@@ -148,6 +165,9 @@ pub struct StateFiles {
     /// The state names a vsock socket elsewhere than in the VM directory, so that a load has to
     /// name that one.
     pub overrides_vsock: bool,
+    /// The tap device to load with, where it is not the one that the state names. QEMU is told on
+    /// its command line.
+    pub tap: Option<String>,
 }
 
 impl StateFiles {
@@ -162,6 +182,7 @@ impl StateFiles {
             state: dir.join("vmstate"),
             memory,
             overrides_vsock: false,
+            tap: None,
         }
     }
 }

@@ -27,6 +27,9 @@ pub const EXEC_STRINGS_MAX: usize = 65_536;
 /// Most bytes of a host name (`sethostname(2)`, HOST_NAME_MAX).
 pub const HOSTNAME_LEN_MAX: usize = 64;
 
+/// Most bytes of a network interface's name (`IFNAMSIZ` less its terminator).
+pub const INTERFACE_LEN_MAX: usize = 15;
+
 /// Most characters of a free text in a FAIL, SEVER or PROGRESS frame. Longer text is cut by the
 /// sender, so that an error can always be sent.
 pub const TEXT_LEN_MAX: usize = 4 * 1024;

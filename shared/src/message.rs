@@ -4,6 +4,7 @@
 mod control;
 mod exec;
 mod handshake;
+mod network;
 mod session;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use handshake::{
     Cause, Depth, Hello, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound,
     Role, Step, StepName, StepResult,
 };
+pub use network::{InterfaceAddress, MacAddress, Network, NoAddress};
 pub use session::{
     Ack, Attach, AttachMode, ExitAck, Gap, OutputPolicy, SessionInfo, SessionRef, SessionState,
     Sessions, SessionsRequest, Signal, StdinEof, Stream, TtySize, WORKLOAD, Window,

@@ -64,7 +64,7 @@ fn text(lines: std::ops::Range<u32>) -> String {
 }
 
 /// A VM directory whose VMM is the agent.
-struct VmDir {
+pub(crate) struct VmDir {
     state_dir: PathBuf,
 }
 
@@ -83,7 +83,7 @@ impl VmDir {
         Self { state_dir }
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.state_dir.join("vm")
     }
 
@@ -109,7 +109,7 @@ impl VmDir {
         serve_hybrid_vsock(&self.path().join("vsock.sock"), agent.to_owned());
     }
 
-    fn host_tool(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn host_tool(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("host-tool"));
         command
             .args(arguments)
@@ -233,17 +233,21 @@ fn writers_that_are_killed_lose_and_repeat_nothing() {
 }
 
 /// A supervisor whose VMM is an agent.
-struct Supervised {
-    vm: VmDir,
-    supervisor: Child,
-    vmm: u32,
+pub(crate) struct Supervised {
+    pub(crate) vm: VmDir,
+    pub(crate) supervisor: Child,
+    pub(crate) vmm: u32,
     pipe: File,
     _folder: TempDir,
 }
 
 impl Supervised {
     fn start() -> Self {
-        let folder = TempDir::new().unwrap();
+        Self::start_in(TempDir::new().unwrap())
+    }
+
+    /// As [`start`](Self::start), with what lies in `state/vm` of the folder already.
+    pub(crate) fn start_in(folder: TempDir) -> Self {
         let command = make_pipe(folder.path());
         let vm = VmDir::empty(folder.path());
         let socket = folder.path().join("agent.sock");

@@ -4,6 +4,7 @@
 mod conversation;
 mod exec;
 mod footprint;
+mod health;
 mod host;
 mod hostile;
 mod logs;

@@ -9,9 +9,11 @@
 mod artifacts;
 mod bad_input;
 mod clones;
+mod failpoints;
 mod fleet;
 mod lifecycle;
 mod machine;
+mod network;
 mod proxy;
 mod sessions;
 mod snapshots;
@@ -52,6 +54,8 @@ const QUICK: &[&str] = &[
     "a_disk_that_is_full",
     "three_clones_with_one_command",
     "a_vmm_that_somebody_else_started",
+    "every_failpoint_has_a_case",
+    "a_host_that_is_slow_everywhere",
 ];
 
 fn main() -> ExitCode {
@@ -66,12 +70,19 @@ fn main() -> ExitCode {
         fleet::CASES,
         bad_input::CASES,
         artifacts::CASES,
+        failpoints::CASES,
+        network::CASES,
     ]
     .concat();
     let is_quick = std::env::var("TEST_LAB_SET").as_deref() == Ok("quick");
     if is_quick {
         println!("skipped: lab cases outside the quick set; scripts/test.sh lab runs all");
     }
+    let no_network = std::env::var_os("LAB").and_then(|_| network::missing());
+    if let Some(reason) = &no_network {
+        println!("skipped: lab cases with a network interface: {reason}");
+    }
+    let is_networked = |name: &str| network::CASES.iter().any(|(other, _)| *other == name);
     let mut trials = Vec::new();
     for vmm in Vmm::ALL {
         let missing = vmm.missing();
@@ -84,7 +95,8 @@ fn main() -> ExitCode {
                 run(&full_name, vmm, case);
                 Ok(())
             });
-            let is_left_out = is_quick && !QUICK.contains(&name);
+            let is_left_out = (is_quick && !QUICK.contains(&name))
+                || (no_network.is_some() && is_networked(name));
             trials.push(trial.with_ignored_flag(missing.is_some() || is_left_out));
         }
     }

@@ -6,9 +6,9 @@
 use std::io;
 use std::path::Path;
 
-use shared::message::Identity;
+use shared::message::{Identity, Network};
 
-use super::Shell;
+use super::{Shell, network};
 use crate::agent::{StepAction, StepFailure, StepOutcome};
 use crate::sys::{clock, entropy};
 
@@ -69,6 +69,11 @@ fn set_identity(identity: &Identity) -> StepOutcome {
         && let Err(err) = write_machine_id(Path::new(MACHINE_ID_PATH), machine_id)
     {
         return failed(&format!("cannot write {MACHINE_ID_PATH}"), &err);
+    }
+    if identity.network != Network::default()
+        && let Err(failure) = network::set(&identity.network)
+    {
+        return StepOutcome::Failed(failure);
     }
     StepOutcome::Done
 }

@@ -18,6 +18,7 @@ use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use super::{MANIFEST, Manifest};
 use crate::error::Failure;
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::random;
 
 /// Between the target's name and eight random digits.
@@ -167,6 +168,8 @@ impl Draft {
         });
         written.map_err(write_error("write", &path))?;
         sync(&self.dir)?;
+        let reached = reach(Point::PublishRename).map_err(io::Error::from);
+        reached.map_err(write_error("create", &self.target))?;
         self.rename()?;
         // The name is durable when its directory is. Without that the artifact is still whole.
         if let Some(parent) = self.target.parent()

@@ -37,6 +37,7 @@ pub(crate) fn manifest_of(files: &[(&str, u64)]) -> Manifest {
                 path: "disk0".into(),
                 read_only: false,
             }],
+            nic: None,
             append: String::new(),
             guest_cid: 3,
         },

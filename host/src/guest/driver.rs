@@ -11,6 +11,7 @@ use shared::message::{Hello, Message};
 use super::HOST_VERSION;
 use super::connection::{Connection, ConnectionError, Endpoint};
 use crate::deadline::{WaitError, Watch};
+use crate::failpoint::{self, Point, reach};
 use crate::random;
 
 /// One attempt that has ended, for records.
@@ -99,11 +100,13 @@ impl std::error::Error for AskError {
 
 /// Sends `request` until it is met, refused for good, or the watch ends.
 pub fn ask(endpoint: &Endpoint, request: Request, watch: &Watch<'_>) -> Result<Answer, AskError> {
+    let sent = failpoint::sent(&request);
     let exchange = Exchange::new(request, HOST_VERSION, Instant::now(), watch.deadline());
     let mut driver = Driver {
         endpoint,
         watch,
         exchange,
+        sent,
         connection: None,
         last: None,
         causes: Vec::new(),
@@ -127,6 +130,8 @@ struct Driver<'a> {
     endpoint: &'a Endpoint,
     watch: &'a Watch<'a>,
     exchange: Exchange,
+    /// The failpoint behind the writing of the request.
+    sent: Option<Point>,
     connection: Option<Connection>,
     last: Option<io::Error>,
     /// Numbers of attempts whose connection could not be made, or ended, and why.
@@ -174,6 +179,9 @@ impl Driver<'_> {
         let nonce = random::nonce().map_err(AskErrorReason::Local)?;
         let flight = self.exchange.flight(wall_clock_ns(), nonce);
         let opened = Connection::open(self.endpoint, &flight, &self.watch.at(until));
+        if let (Ok(_), Some(point)) = (&opened, self.sent) {
+            reach(point).map_err(|injected| AskErrorReason::Local(injected.into()))?;
+        }
         Ok(opened.map(|connection| self.connection = Some(connection)))
     }
 

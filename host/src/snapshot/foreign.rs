@@ -125,6 +125,7 @@ mod tests {
                 memory_mib: 64,
                 vcpu_count: 1,
                 drives: vec![drive(path)],
+                nic: None,
                 append: String::new(),
                 guest_cid: 3,
             },

@@ -21,6 +21,7 @@ use super::foreign::{guard, server_process, with_findable_drives};
 use super::sessions;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::guest::connection::{Connection, Endpoint};
 use crate::guest::driver::{AskError, AskErrorReason, ask};
 use crate::handshake::{Naming, prove};
@@ -264,8 +265,10 @@ impl Source {
         record: &mut Record,
     ) -> Result<(), Failure> {
         record.begin(Phase::Resume);
+        reach(Point::ResumeBefore)?;
         let naming = self.rename(Cause::Resume)?;
         self.vmm.resume(self.limits.all)?;
+        reach(Point::ResumeAfter)?;
         // Firecracker keeps it open and silent in the source. The guest is rid of it already.
         drop(control);
         self.prove(&naming, record).map(drop)

@@ -8,6 +8,7 @@ use shared::id::Generation;
 use shared::message::{Cause, ExitStatus};
 
 use crate::json::{JsonError, Object, os_to_value};
+use crate::network::{nic_from_object, nic_to_value};
 use crate::process::ProcessId;
 use crate::vmm::{Drive, MachineSpec, VmmKind};
 
@@ -180,6 +181,7 @@ pub fn machine_to_value(machine: &MachineSpec) -> Value {
         "append": machine.append,
         "guest_cid": machine.guest_cid,
         "drives": machine.drives.iter().map(drive).collect::<Vec<_>>(),
+        "nic": machine.nic.as_ref().map(nic_to_value),
     })
 }
 
@@ -198,6 +200,7 @@ pub fn machine_from_object(object: &Object) -> Result<MachineSpec, JsonError> {
         memory_mib: object.number("memory_mib")?,
         vcpu_count: object.number("vcpu_count")?,
         drives: drives.iter().map(drive).collect::<Result<_, _>>()?,
+        nic: nic_from_object(object, "nic")?,
         append: object.text("append")?,
         guest_cid: object.number("guest_cid")?,
     })
@@ -298,6 +301,7 @@ pub(crate) mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::vmm::Nic;
 
     pub(crate) fn state() -> State {
         State {
@@ -321,6 +325,10 @@ pub(crate) mod tests {
                     path: "/d".into(),
                     read_only: true,
                 }],
+                nic: Some(Nic {
+                    tap: "tap0".to_owned(),
+                    mac: "02:00:00:00:00:01".parse().unwrap(),
+                }),
                 append: "a=b".to_owned(),
                 guest_cid: 3,
             },

@@ -50,6 +50,19 @@ fn a_name_is_taken_until_it_is_removed() {
 }
 
 #[test]
+fn a_name_is_free_whose_start_was_cut_short() {
+    let temp = TempDir::new("vmdir");
+    let state_dir = state_dir(&temp);
+    drop(state_dir.create_vm(Some(&name("a"))).unwrap());
+    // What is no VM's is left alone.
+    fs::create_dir(state_dir.path().join("b")).unwrap();
+    fs::write(state_dir.path().join("b/file"), "").unwrap();
+    let _again = state_dir.create_vm(Some(&name("a"))).unwrap();
+    let in_use = state_dir.create_vm(Some(&name("b"))).unwrap_err();
+    assert!(matches!(in_use, VmDirError::NameInUse { .. }), "{in_use}");
+}
+
+#[test]
 fn a_lock_is_waited_for_until_the_deadline() {
     let temp = TempDir::new("vmdir");
     let (vm, lock) = state_dir(&temp).create_vm(Some(&name("a"))).unwrap();

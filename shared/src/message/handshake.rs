@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{clipped, words};
+use super::{Network, clipped, words};
 use crate::id::{Generation, Nonce, encode_hex};
 use crate::json::{Fields, PayloadError};
 use crate::limits::HOSTNAME_LEN_MAX;
@@ -64,7 +64,7 @@ words! {
         Clock = "clock",
         /// The kernel's random pool credited and reseeded.
         Entropy = "entropy",
-        /// Host name and machine id set.
+        /// Host name, machine id and network set.
         Identity = "identity",
     }
 }
@@ -162,6 +162,8 @@ pub struct Identity {
     pub hostname: Option<String>,
     /// 32 lower-case hexadecimal digits (`machine-id(5)`).
     pub machine_id: Option<String>,
+    /// Its network interface.
+    pub network: Network,
 }
 
 impl Identity {
@@ -181,6 +183,15 @@ impl Identity {
         text.len() == 32 && text.bytes().all(digit)
     }
 
+    fn to_value(&self) -> Value {
+        let network = &self.network;
+        json!({
+            "hostname": self.hostname,
+            "machine_id": self.machine_id,
+            "network": (*network != Network::default()).then(|| network.to_value()),
+        })
+    }
+
     fn read(fields: &Fields) -> Result<Self, PayloadError> {
         let hostname = fields.opt_text("hostname")?;
         if !hostname.as_deref().is_none_or(Self::is_hostname) {
@@ -193,9 +204,14 @@ impl Identity {
         if !machine_id.as_deref().is_none_or(Self::is_machine_id) {
             return Err(fields.error("machine_id", "32 lower-case hexadecimal digits"));
         }
+        let network = match fields.value("network") {
+            Some(_) => Network::read(&fields.object("network")?)?,
+            None => Network::default(),
+        };
         Ok(Self {
             hostname,
             machine_id,
+            network,
         })
     }
 }
@@ -251,10 +267,7 @@ impl Rebind {
             "parent": self.parent.map(|parent| parent.to_string()),
             "wall_clock_ns": self.wall_clock_ns,
             "entropy": self.entropy.map(|entropy| encode_hex(&entropy)),
-            "identity": {
-                "hostname": self.identity.hostname,
-                "machine_id": self.identity.machine_id,
-            },
+            "identity": self.identity.to_value(),
             "sessions": self.sessions.as_str(),
             "attempt": self.attempt,
         })

@@ -48,6 +48,12 @@ fn rebind() -> Rebind {
         identity: Identity {
             hostname: Some("clone-1".to_owned()),
             machine_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+            network: Network {
+                interface: Some("eth0".to_owned()),
+                address: "10.0.0.2/24".parse().ok(),
+                mac: "02:00:00:00:00:02".parse().ok(),
+                gateway: "10.0.0.1".parse().ok(),
+            },
         },
         sessions: InheritedSessions::Keep,
         attempt: 3,

@@ -46,6 +46,8 @@ impl ForeignMachine {
                 .iter()
                 .map(parse_drive)
                 .collect::<Result<_, _>>()?,
+            // Its interfaces are its owner's to describe: see `interface_count`.
+            nic: None,
             append: path("/boot-source/boot_args")
                 .unwrap_or_default()
                 .to_owned(),

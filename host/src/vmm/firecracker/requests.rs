@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::http::Method;
 use crate::vmm::{
-    API_SOCKET, MachineSpec, StateFiles, VMM_LOG, VSOCK_SOCKET, VmmError, VmmKind, drive_link,
+    API_SOCKET, MachineSpec, NIC_ID, StateFiles, VMM_LOG, VSOCK_SOCKET, VmmError, VmmKind,
+    drive_link,
 };
 
 /// The kernel command line that a guest of Firecracker needs: its console, an end of the process
@@ -134,6 +135,14 @@ pub(super) fn boot(spec: &MachineSpec) -> Result<Vec<Call>, VmmError> {
     for (index, drive) in spec.drives.iter().enumerate() {
         calls.push(put_drive(index, drive.read_only)?);
     }
+    if let Some(nic) = &spec.nic {
+        let body = json!({
+            "iface_id": NIC_ID,
+            "host_dev_name": nic.tap,
+            "guest_mac": nic.mac.to_string(),
+        });
+        calls.push(Call::put(NIC_PATH, body));
+    }
     calls.push(Call::put(
         "/vsock",
         json!({ "guest_cid": spec.guest_cid, "uds_path": VSOCK_SOCKET }),
@@ -144,6 +153,9 @@ pub(super) fn boot(spec: &MachineSpec) -> Result<Vec<Call>, VmmError> {
     ));
     Ok(calls)
 }
+
+/// Ends in [`NIC_ID`].
+const NIC_PATH: &str = "/network-interfaces/nic0";
 
 /// Paths of calls with the drive's id in them; [`Call`] holds only constants.
 const DRIVE_PATHS: [&str; 8] = [
@@ -175,7 +187,7 @@ fn put_drive(index: usize, is_read_only: bool) -> Result<Call, VmmError> {
 
 /// The load that resumes in the same step: a CONNECT between load and resume would be answered
 /// and then reset. A state that names a vsock socket elsewhere was saved by 1.16 or newer, which
-/// takes the override.
+/// takes the override. Another tap device than the one that the state names takes 1.12.
 pub(super) fn load(files: &StateFiles) -> Result<Call, VmmError> {
     let (state, memory) = paths(files)?;
     let mut body = json!({
@@ -185,6 +197,9 @@ pub(super) fn load(files: &StateFiles) -> Result<Call, VmmError> {
     });
     if files.overrides_vsock {
         body["vsock_override"] = json!({ "uds_path": VSOCK_SOCKET });
+    }
+    if let Some(tap) = &files.tap {
+        body["network_overrides"] = json!([{ "iface_id": NIC_ID, "host_dev_name": tap }]);
     }
     Ok(Call::put(LOAD_PATH, body))
 }
@@ -251,6 +266,7 @@ mod tests {
                     read_only: false,
                 },
             ],
+            nic: None,
             append: "agent.port=1".to_owned(),
             guest_cid: 3,
         }
@@ -309,6 +325,7 @@ mod tests {
             state: "/s".into(),
             memory: Some("/m".into()),
             overrides_vsock: false,
+            tap: None,
         };
         assert_eq!(
             lines(&[
@@ -338,9 +355,40 @@ mod tests {
             state: "/s".into(),
             memory: Some("/m".into()),
             overrides_vsock: true,
+            tap: None,
         };
         let body = load(&files).unwrap().body.unwrap();
         assert_eq!(body["vsock_override"], json!({ "uds_path": "vsock.sock" }));
+    }
+
+    #[test]
+    fn an_interface_is_on_its_tap_device_and_can_be_loaded_with_another() {
+        assert_eq!(NIC_PATH, format!("/network-interfaces/{NIC_ID}"));
+        let nic = crate::vmm::Nic {
+            tap: "tap0".to_owned(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+        };
+        let calls = boot(&MachineSpec {
+            nic: Some(nic),
+            drives: Vec::new(),
+            ..spec()
+        });
+        assert_eq!(
+            lines(&calls.unwrap())[2],
+            concat!(
+                r#"PUT /network-interfaces/nic0 {"guest_mac":"02:00:00:00:00:01","#,
+                r#""host_dev_name":"tap0","iface_id":"nic0"}"#
+            )
+        );
+        let files = StateFiles {
+            state: "/s".into(),
+            memory: Some("/m".into()),
+            overrides_vsock: false,
+            tap: Some("tap1".to_owned()),
+        };
+        let body = load(&files).unwrap().body.unwrap();
+        let expected = json!([{ "iface_id": "nic0", "host_dev_name": "tap1" }]);
+        assert_eq!(body["network_overrides"], expected);
     }
 
     #[test]
@@ -351,6 +399,7 @@ mod tests {
             state: odd,
             memory: Some("/m".into()),
             overrides_vsock: false,
+            tap: None,
         };
         let err = load(&files).unwrap_err();
         assert_eq!(
@@ -361,6 +410,7 @@ mod tests {
             state: "/s".into(),
             memory: None,
             overrides_vsock: false,
+            tap: None,
         };
         assert!(load(&files).is_err() && create(&files).is_err());
     }

@@ -34,6 +34,7 @@ fn files() -> StateFiles {
         state: "/s".into(),
         memory: Some("/m".into()),
         overrides_vsock: false,
+        tap: None,
     }
 }
 
@@ -132,6 +133,7 @@ fn a_boot_stops_at_the_first_refusal() {
         memory_mib: 128,
         vcpu_count: 1,
         drives: Vec::new(),
+        nic: None,
         append: String::new(),
         guest_cid: 3,
     };

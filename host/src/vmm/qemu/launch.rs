@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::vmm::{API_SOCKET, MachineSpec, Start, drive_link};
+use crate::vmm::{API_SOCKET, MachineSpec, NIC_ID, Start, drive_link};
 
 /// The machine: no PCI, no display, devices on virtio-mmio that the guest finds through ACPI.
 ///
@@ -52,6 +52,13 @@ pub(in crate::vmm) fn launch_args(name: &str, spec: &MachineSpec, start: Start) 
         ]);
         add(&["-device", &format!("virtio-blk-device,drive={name}")]);
     }
+    if let Some(nic) = &spec.nic {
+        // QEMU would run a script of the host's for the device, and another at the end.
+        let netdev = format!("tap,id={NIC_ID},ifname={},script=no,downscript=no", nic.tap);
+        add(&["-netdev", &netdev]);
+        let device = format!("virtio-net-device,netdev={NIC_ID},mac={}", nic.mac);
+        add(&["-device", &device]);
+    }
     let cid = spec.guest_cid;
     add(&["-device", &format!("vhost-vsock-device,guest-cid={cid}")]);
     match start {
@@ -78,17 +85,21 @@ mod tests {
     use super::*;
     use crate::vmm::Drive;
 
-    fn line(start: Start, drives: Vec<Drive>) -> String {
-        let spec = MachineSpec {
+    fn spec(drives: Vec<Drive>) -> MachineSpec {
+        MachineSpec {
             kernel: "/k".into(),
             initrd: "/i".into(),
             memory_mib: 256,
             vcpu_count: 2,
             drives,
+            nic: None,
             append: "agent.port=1".to_owned(),
             guest_cid: 42,
-        };
-        let args = launch_args("web,1", &spec, start);
+        }
+    }
+
+    fn line(start: Start, drives: Vec<Drive>) -> String {
+        let args = launch_args("web,1", &spec(drives), start);
         args.join(&OsString::from(" ")).into_string().unwrap()
     }
 
@@ -132,6 +143,24 @@ mod tests {
              {VSOCK} -incoming defer"
         );
         assert_eq!(line(Start::Load, drives), expected);
+    }
+
+    #[test]
+    fn an_interface_is_on_its_tap_device() {
+        let nic = crate::vmm::Nic {
+            tap: "tap0".to_owned(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+        };
+        let spec = MachineSpec {
+            nic: Some(nic),
+            ..spec(Vec::new())
+        };
+        let args = launch_args("web,1", &spec, Start::Load).join(&OsString::from(" "));
+        let expected = format!(
+            "{COMMON} -netdev tap,id=nic0,ifname=tap0,script=no,downscript=no \
+             -device virtio-net-device,netdev=nic0,mac=02:00:00:00:00:01 {VSOCK} -incoming defer"
+        );
+        assert_eq!(args.into_string().unwrap(), expected);
     }
 
     #[test]

@@ -1,0 +1,302 @@
+//! Named points at which this program can be made to fail, to die, or to dawdle: for tests of what
+//! it leaves behind then. Builds without debug assertions have none of it.
+//!
+//! ```text
+//! HOST_TOOL_FAILPOINTS=load.after=fail,probe.sent=delay:200
+//!                      │          └ fail, kill, or delay:MS
+//!                      └ PHASE.MOMENT
+//! ```
+//!
+//! `fail` is an error of that phase, `kill` is SIGKILL to this process, and `delay` goes on late. A
+//! point fires once in a process, so that what is done about the failure is not disturbed, and says
+//! so on standard error: a test that did not reach its point has to notice.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::EventFd;
+use nix::sys::signal::{Signal, raise};
+use shared::exchange::Request;
+
+use crate::deadline::Watch;
+use crate::error::Failure;
+use crate::exit::Exit;
+
+/// The environment variable that arms points.
+const VARIABLE: &str = "HOST_TOOL_FAILPOINTS";
+
+macro_rules! points {
+    ($($(#[$doc:meta])* $name:ident = $word:literal, $exit:ident;)*) => {
+        /// A point. Its name begins with the phase that a failure there is reported for.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Point { $($(#[$doc])* $name,)* }
+
+        impl Point {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The name in the environment variable.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// What a real failure at this point would mean.
+            #[must_use]
+            pub const fn exit(self) -> Exit {
+                match self { $(Self::$name => Exit::$exit,)* }
+            }
+        }
+    };
+}
+
+points! {
+    /// `restore` opens its artifact, `snapshot` creates one.
+    ArtifactBefore = "artifact.before", Artifact;
+    /// The VMM's version is looked for.
+    VersionBefore = "version.before", Version;
+    /// No VM directory yet.
+    SpawnBefore = "spawn.before", Start;
+    /// The VM directory is there, and nothing in it runs.
+    SpawnCreated = "spawn.created", Start;
+    /// Supervisor and VMM run, and nobody has written it down.
+    SpawnSpawned = "spawn.spawned", Start;
+    /// `state.json` is there.
+    SpawnWritten = "spawn.written", Start;
+    /// The API socket answers.
+    SpawnConnected = "spawn.connected", Start;
+    /// The machine is not described yet.
+    StartBefore = "start.before", Start;
+    /// The machine runs.
+    StartAfter = "start.after", Start;
+    /// The snapshot is not loaded yet.
+    LoadBefore = "load.before", Start;
+    /// The clone runs and has no name.
+    LoadAfter = "load.after", Start;
+    /// The VM's lock is not held yet.
+    LockBefore = "lock.before", Defect;
+    /// The VM's lock is held.
+    LockAfter = "lock.after", Defect;
+    /// What an interrupted snapshot left is about to be put right.
+    ConvergeBefore = "converge.before", Start;
+    /// The guest knows of nothing.
+    QuiesceBefore = "quiesce.before", Guest;
+    /// QUIESCE was written, its answer not read.
+    QuiesceSent = "quiesce.sent", Defect;
+    /// The guest is silent, and its vCPUs run.
+    PauseBefore = "pause.before", Start;
+    /// The vCPUs stand still.
+    PauseAfter = "pause.after", Start;
+    /// Memory and state are in the draft.
+    SaveAfter = "save.after", Start;
+    /// The disks are in the draft.
+    DisksAfter = "disks.after", Artifact;
+    /// The vCPUs stand still, and the draft is complete but for its manifest.
+    ResumeBefore = "resume.before", Start;
+    /// The vCPUs run again.
+    ResumeAfter = "resume.after", Start;
+    /// No REBIND was written.
+    RebindBefore = "rebind.before", Guest;
+    /// A REBIND was written, its answer not read.
+    RebindSent = "rebind.sent", Defect;
+    /// REBOUND was read.
+    RebindAfter = "rebind.after", Guest;
+    /// The guest has its name, and no PROBE was written.
+    ProbeBefore = "probe.before", Guest;
+    /// A PROBE was written, its answer not read.
+    ProbeSent = "probe.sent", Defect;
+    /// PROBED was read.
+    ProbeAfter = "probe.after", Guest;
+    /// The VM is ready, and `state.json` does not say so.
+    PublishState = "publish.state", Defect;
+    /// `state.json` says that the VM is ready, and it still ends with this command.
+    PublishRelease = "publish.release", Defect;
+    /// The draft has no manifest.
+    PublishBefore = "publish.before", Artifact;
+    /// The draft is complete and has not its name.
+    PublishRename = "publish.rename", Artifact;
+    /// There is an artifact, and its source runs that is to end.
+    StopBefore = "stop.before", Defect;
+}
+
+/// What a point does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Fail,
+    Kill,
+    Delay(Duration),
+}
+
+/// A point that does something.
+#[derive(Debug)]
+struct Armed {
+    point: Point,
+    action: Action,
+    has_fired: AtomicBool,
+}
+
+/// What the environment variable says, read once.
+static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
+
+/// The failure that a point gives.
+#[derive(Debug)]
+pub struct Injected {
+    point: Point,
+}
+
+impl fmt::Display for Injected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "injected at failpoint {}", self.point.as_str())
+    }
+}
+
+impl std::error::Error for Injected {}
+
+impl From<Injected> for Failure {
+    fn from(error: Injected) -> Self {
+        Self::new(error.point.exit(), error)
+    }
+}
+
+impl From<Injected> for io::Error {
+    fn from(error: Injected) -> Self {
+        Self::other(error)
+    }
+}
+
+/// Reads the environment variable.
+///
+/// # Errors
+///
+/// When it says something that is no list of points: a test would pass without its fault.
+pub fn arm() -> Result<(), Failure> {
+    if !cfg!(debug_assertions) {
+        return Ok(());
+    }
+    let text = std::env::var(VARIABLE).unwrap_or_default();
+    let armed = parse(&text).map_err(|error| Failure::usage(format!("{VARIABLE}: {error}")))?;
+    // Armed once, at the start.
+    let _ = ARMED.set(armed);
+    Ok(())
+}
+
+/// Does what the point is armed with, if it is.
+///
+/// # Errors
+///
+/// When it is to fail.
+pub fn reach(point: Point) -> Result<(), Injected> {
+    if !cfg!(debug_assertions) {
+        return Ok(());
+    }
+    let armed = ARMED.get().into_iter().flatten();
+    for armed in armed.filter(|armed| armed.point == point) {
+        if !armed.has_fired.swap(true, Ordering::Relaxed) {
+            fire(point, armed.action)?;
+        }
+    }
+    Ok(())
+}
+
+/// The point that is reached once this request was written, if it has one.
+#[must_use]
+pub const fn sent(request: &Request) -> Option<Point> {
+    match request {
+        Request::Quiesce(_) => Some(Point::QuiesceSent),
+        Request::Rebind(_) => Some(Point::RebindSent),
+        Request::Probe { .. } => Some(Point::ProbeSent),
+        Request::Reopen(_)
+        | Request::Info
+        | Request::Sessions(_)
+        | Request::Signal(_)
+        | Request::Shutdown(_) => None,
+    }
+}
+
+fn fire(point: Point, action: Action) -> Result<(), Injected> {
+    // Nothing is left to be done about a closed standard error.
+    let _ = writeln!(io::stderr(), "failpoint {} fired", point.as_str());
+    match action {
+        Action::Fail => Err(Injected { point }),
+        Action::Kill => {
+            // The signal cannot be held back, so that nothing comes after this.
+            let _ = raise(Signal::SIGKILL);
+            Ok(())
+        }
+        Action::Delay(time) => {
+            if let Ok(never) = EventFd::new() {
+                // Nobody writes to it, so that the deadline is what ends the wait.
+                let _ = Watch::until(Instant::now() + time).readable(&never);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<Armed>, String> {
+    let words = text.split(',').filter(|word| !word.is_empty());
+    words.map(parse_one).collect()
+}
+
+fn parse_one(word: &str) -> Result<Armed, String> {
+    let (name, action) = word.split_once('=').unwrap_or((word, ""));
+    let point = Point::ALL.iter().find(|point| point.as_str() == name);
+    let point = point.ok_or_else(|| {
+        let names: Vec<&str> = Point::ALL.iter().map(|point| point.as_str()).collect();
+        format!("no point '{name}'; there are {}", names.join(" "))
+    })?;
+    let action = match (action, action.strip_prefix("delay:").map(str::parse)) {
+        ("fail", _) => Action::Fail,
+        ("kill", _) => Action::Kill,
+        (_, Some(Ok(ms))) => Action::Delay(Duration::from_millis(ms)),
+        _ => return Err(format!("'{action}' is none of fail, kill and delay:MS")),
+    };
+    Ok(Armed {
+        point: *point,
+        action,
+        has_fired: AtomicBool::new(false),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Table;
+
+    #[test]
+    fn a_list_is_read_or_refused() {
+        let armed = parse("load.after=fail,probe.sent=delay:20,publish.rename=kill").unwrap();
+        let expected = [
+            (Point::LoadAfter, Action::Fail),
+            (Point::ProbeSent, Action::Delay(Duration::from_millis(20))),
+            (Point::PublishRename, Action::Kill),
+        ];
+        let armed: Vec<_> = armed.iter().map(|one| (one.point, one.action)).collect();
+        assert_eq!(armed, expected);
+        assert!(parse("").unwrap().is_empty());
+        for bad in ["load", "load.after", "load.after=", "load.after=delay:x"] {
+            parse(bad).unwrap_err();
+        }
+        let error = parse("no=fail").unwrap_err();
+        assert!(error.contains("publish.rename"), "{error}");
+    }
+
+    #[test]
+    fn a_point_that_is_not_armed_does_nothing() {
+        for &point in Point::ALL {
+            reach(point).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_injected_failure_names_its_point_and_means_what_a_real_one_would() {
+        let injected = fire(Point::LoadAfter, Action::Fail).unwrap_err();
+        let failure = Failure::from(injected);
+        assert_eq!(failure.to_string(), "injected at failpoint load.after");
+        assert_eq!(Table::General.code(failure.exit()), 5);
+        fire(Point::LoadAfter, Action::Delay(Duration::from_millis(1))).unwrap();
+    }
+}

@@ -1,0 +1,361 @@
+//! Whether a VM does what it is for: a command that is run in the guest now and then, and what its
+//! outcomes say.
+//!
+//! ```text
+//!             passed                    R failures in a row
+//! starting ──────────▶ healthy ──────────────────────────▶ unhealthy, or unreachable
+//!     └────────────────────│─────────────────────────────▶     │    when the last had no answer
+//!                          ◀────────────────────────────────────┘
+//!                                     passed
+//! ```
+//!
+//! When the VMM ends the VM is `stopped`, whatever it was before. The supervisor runs the command;
+//! see [`supervisor::health`](crate::supervisor::health).
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::error::Failure;
+use crate::json::{JsonError, Object, os_to_value};
+use crate::supervisor::unix_ms;
+use crate::vmdir::{VmDir, VmDirError};
+
+const INTERVAL_DEFAULT: Duration = Duration::from_secs(10);
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+const RETRIES_DEFAULT: u32 = 3;
+
+/// Most words of a command; the command line's own limit comes earlier.
+const WORDS_MAX: usize = 4096;
+
+/// The file that says what is to be run, written by the command that makes the VM.
+const CHECK_FILE: &str = "health-check.json";
+
+/// The file that says what came of it, written by the supervisor.
+const HEALTH_FILE: &str = "health.json";
+
+/// What is run, and how failures count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The command in the guest.
+    pub argv: Vec<OsString>,
+    /// From the end of one run to the start of the next.
+    pub interval: Duration,
+    /// How long a run may take.
+    pub timeout: Duration,
+    /// How many failures in a row mean something.
+    pub retries: u32,
+}
+
+/// The options about it, as they were given.
+#[derive(Debug, Clone, Copy)]
+pub struct HealthOptions<'a> {
+    /// `--health-cmd`.
+    pub command: Option<&'a str>,
+    /// `--health-interval`.
+    pub interval: Option<Duration>,
+    /// `--health-timeout`.
+    pub timeout: Option<Duration>,
+    /// `--health-retries`.
+    pub retries: Option<u32>,
+}
+
+impl HealthOptions<'_> {
+    /// What they ask for.
+    ///
+    /// # Errors
+    ///
+    /// When they ask for nothing that could be run.
+    pub fn check(self) -> Result<Option<HealthCheck>, Failure> {
+        let Some(command) = self.command else {
+            let is_given =
+                self.interval.is_some() || self.timeout.is_some() || self.retries.is_some();
+            return if is_given {
+                let text = "--health-interval, --health-timeout and --health-retries are about the \
+                            command of --health-cmd";
+                Err(Failure::usage(text))
+            } else {
+                Ok(None)
+            };
+        };
+        let argv: Vec<OsString> = command.split_whitespace().map(Into::into).collect();
+        let retries = self.retries.unwrap_or(RETRIES_DEFAULT);
+        if argv.is_empty() || retries == 0 {
+            let text = "--health-cmd takes a command, and --health-retries 1 or more";
+            return Err(Failure::usage(text));
+        }
+        Ok(Some(HealthCheck {
+            argv,
+            interval: self.interval.unwrap_or(INTERVAL_DEFAULT),
+            timeout: self.timeout.unwrap_or(TIMEOUT_DEFAULT),
+            retries,
+        }))
+    }
+}
+
+impl HealthCheck {
+    /// Writes it down for the supervisor.
+    pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
+        dir.replace(CHECK_FILE, &self.to_value().to_string())
+    }
+
+    /// What was written down, if a check is wanted.
+    pub fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
+        Ok(read(dir, CHECK_FILE)?
+            .map(|object| Self::from_object(&object))
+            .transpose()?)
+    }
+
+    /// For the file and for `inspect`.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let argv: Vec<Value> = self.argv.iter().map(os_to_value).collect();
+        json!({
+            "argv": argv,
+            "interval_ms": ms(self.interval),
+            "timeout_ms": ms(self.timeout),
+            "retries": self.retries,
+        })
+    }
+
+    fn from_object(object: &Object) -> Result<Self, JsonError> {
+        let time = |field: &'static str| object.number(field).map(Duration::from_millis);
+        Ok(Self {
+            argv: object.byte_strings("argv", WORDS_MAX)?,
+            interval: time("interval_ms")?,
+            timeout: time("timeout_ms")?,
+            retries: object.number("retries")?,
+        })
+    }
+}
+
+/// One word for how the VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthStatus {
+    /// No run has passed, and not enough have failed.
+    Starting,
+    /// It passes.
+    Healthy,
+    /// It fails.
+    Unhealthy,
+    /// The guest does not answer.
+    Unreachable,
+    /// The VMM has ended.
+    Stopped,
+}
+
+impl HealthStatus {
+    const ALL: [Self; 5] = [
+        Self::Starting,
+        Self::Healthy,
+        Self::Unhealthy,
+        Self::Unreachable,
+        Self::Stopped,
+    ];
+
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Unreachable => "unreachable",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What came of one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ended with exit code 0.
+    Passed,
+    /// It ended otherwise, in time or not, or could not be run; why.
+    Failed(String),
+    /// The guest could not be asked; why.
+    NoAnswer(String),
+}
+
+/// What the runs so far say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// How the VM is.
+    pub status: HealthStatus,
+    /// Since when, ms since 1970 UTC.
+    pub since_ms: u64,
+    /// Runs so far.
+    pub runs: u64,
+    /// How many have failed since the last that passed.
+    pub failures: u32,
+    /// Why the last one failed, if it did.
+    pub reason: Option<String>,
+}
+
+impl Health {
+    /// Before the first run.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            status: HealthStatus::Starting,
+            since_ms: unix_ms(),
+            runs: 0,
+            failures: 0,
+            reason: None,
+        }
+    }
+
+    /// A run has ended.
+    pub fn handle(&mut self, outcome: Outcome, retries: u32) {
+        self.runs += 1;
+        let (status, reason) = match outcome {
+            Outcome::Passed => {
+                self.failures = 0;
+                self.reason = None;
+                return self.set_status(HealthStatus::Healthy);
+            }
+            Outcome::Failed(reason) => (HealthStatus::Unhealthy, reason),
+            Outcome::NoAnswer(reason) => (HealthStatus::Unreachable, reason),
+        };
+        self.failures = self.failures.saturating_add(1);
+        self.reason = Some(reason);
+        if self.failures >= retries {
+            self.set_status(status);
+        }
+    }
+
+    /// The VMM has ended.
+    pub fn handle_end(&mut self) {
+        self.set_status(HealthStatus::Stopped);
+    }
+
+    fn set_status(&mut self, status: HealthStatus) {
+        if self.status != status {
+            log::info!("health: {} -> {}", self.status.as_str(), status.as_str());
+            self.status = status;
+            self.since_ms = unix_ms();
+        }
+    }
+
+    /// Writes it down. Only for the supervisor.
+    pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
+        dir.replace(HEALTH_FILE, &self.to_value().to_string())
+    }
+
+    /// What was written down, if a check is wanted.
+    pub fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
+        Ok(read(dir, HEALTH_FILE)?
+            .map(|object| Self::from_object(&object))
+            .transpose()?)
+    }
+
+    /// For the file and for `inspect`.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        json!({
+            "status": self.status.as_str(),
+            "since_ms": self.since_ms,
+            "runs": self.runs,
+            "failures": self.failures,
+            "reason": self.reason,
+        })
+    }
+
+    fn from_object(object: &Object) -> Result<Self, JsonError> {
+        let word = object.text("status")?;
+        let status = HealthStatus::ALL
+            .into_iter()
+            .find(|status| status.as_str() == word);
+        Ok(Self {
+            status: status.ok_or_else(|| object.error("status", "a state of health"))?,
+            since_ms: object.number("since_ms")?,
+            runs: object.number("runs")?,
+            failures: object.number("failures")?,
+            reason: object.opt_text("reason")?,
+        })
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn read(dir: &VmDir, name: &str) -> Result<Option<Object>, VmDirError> {
+    match Object::read(&dir.file(name)) {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::testing::TempDir;
+
+    fn options(command: Option<&str>, retries: Option<u32>) -> HealthOptions<'_> {
+        HealthOptions {
+            command,
+            interval: None,
+            timeout: None,
+            retries,
+        }
+    }
+
+    #[test]
+    fn options_are_a_check_or_refused() {
+        let check = options(Some(" curl  -f http://[::1]/ "), None).check();
+        let check = check.unwrap().unwrap();
+        assert_eq!(check.argv, ["curl", "-f", "http://[::1]/"]);
+        assert_eq!(check.retries, 3);
+        assert_eq!(options(None, None).check().unwrap(), None);
+        for (command, retries) in [(None, Some(1)), (Some(" "), None), (Some("a"), Some(0))] {
+            options(command, retries).check().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_make_it_unhealthy_and_one_pass_makes_it_well() {
+        let failed = || Outcome::Failed("exit code 1".to_owned());
+        let silent = || Outcome::NoAnswer("silence".to_owned());
+        let mut health = Health::new();
+        let mut expect = |outcome, status: &str, failures| {
+            health.handle(outcome, 2);
+            assert_eq!(
+                (health.status.as_str(), health.failures),
+                (status, failures)
+            );
+        };
+        expect(failed(), "starting", 1);
+        expect(Outcome::Passed, "healthy", 0);
+        expect(failed(), "healthy", 1);
+        expect(failed(), "unhealthy", 2);
+        expect(silent(), "unreachable", 3);
+        expect(Outcome::Passed, "healthy", 0);
+        expect(silent(), "healthy", 1);
+        health.handle_end();
+        assert_eq!(health.status, HealthStatus::Stopped);
+    }
+
+    #[test]
+    fn files_survive_the_disk() {
+        let temp = TempDir::new("health");
+        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        assert_eq!(Health::read(&dir).unwrap(), None);
+        assert_eq!(HealthCheck::read(&dir).unwrap(), None);
+        let check = options(Some("a b"), Some(7)).check().unwrap().unwrap();
+        check.write(&dir).unwrap();
+        assert_eq!(HealthCheck::read(&dir).unwrap(), Some(check));
+        let mut health = Health::new();
+        health.handle(Outcome::Failed("\u{1b}".to_owned()), 1);
+        health.write(&dir).unwrap();
+        assert_eq!(Health::read(&dir).unwrap(), Some(health));
+    }
+}
