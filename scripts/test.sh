@@ -18,7 +18,8 @@ of a test's name; give them with one tier only.
            it is installed, and the tidy test
   unit     unit, table and simulation tests of the crates, the protocol
            document's examples, and the exploration of the handshake
-  process  the two programs as ordinary processes: no virtual machine
+  process  the two programs as ordinary processes, and the agent's instructions
+           where valgrind is installed: no virtual machine
   lab      real microVMs on every VMM that is here, in scripts/lab.sh
 
 Environment:
@@ -67,12 +68,21 @@ run_unit() {
     logged unit cargo test --locked --package shared --package agent --package host -- "${ARGUMENTS[@]}"
     # Millions of steps, so optimized; its threads share the cores as it is, so one test at a time.
     logged unit cargo test --locked --profile model --package model -- --test-threads=1 "${ARGUMENTS[@]}"
+    logged unit cargo test --locked --package tests --bin bench -- "${ARGUMENTS[@]}"
+}
+
+# Without valgrind the instructions are not counted, and the summary says so.
+install_valgrind() {
+    ! command -v valgrind >/dev/null && [[ $EUID -eq 0 ]] || return 0
+    apt-get update --quiet
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends valgrind
 }
 
 run_process() {
     note "process: the two programs on Unix sockets"
+    install_valgrind
     cargo build --quiet --locked --workspace
-    logged process cargo test --locked --package tests --test it -- "${ARGUMENTS[@]}"
+    logged process cargo test --locked --package tests --test it --test instructions -- "${ARGUMENTS[@]}"
 }
 
 # Prints the path of the compiled lab test program.

@@ -11,7 +11,8 @@ pub mod proxy;
 pub mod terminal;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -58,4 +59,31 @@ pub fn raise_descriptor_limit() {
         // Without the right to, what is there has to do.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+}
+
+/// The top of the project.
+///
+/// # Panics
+///
+/// Never: the tests are a folder of it.
+#[must_use]
+pub fn top() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let parent = manifest.parent();
+    parent
+        .expect("the tests are a folder of the project")
+        .to_path_buf()
+}
+
+/// The release agent as `scripts/build-agent.sh` makes it, built if need be.
+///
+/// # Panics
+///
+/// When it cannot be built.
+#[track_caller]
+#[must_use]
+pub fn release_agent() -> PathBuf {
+    let mut build = Command::new(top().join("scripts/build-agent.sh"));
+    let built = process::run(build.current_dir(top()));
+    PathBuf::from(built.exits(0).out().trim())
 }

@@ -2,28 +2,16 @@
 //! makes it, read as a file, and an idle agent's own counters.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use tests::agent::Agent;
 use tests::process::run;
+use tests::release_agent;
 
 /// Most bytes of the agent, static against glibc and stripped.
 const SIZE_MAX: u64 = 1_572_864;
-
-fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .to_path_buf()
-}
-
-/// The release agent, built if need be.
-fn release_agent() -> PathBuf {
-    let built = run(Command::new(top().join("scripts/build-agent.sh")).current_dir(top()));
-    PathBuf::from(built.exits(0).out().trim())
-}
 
 #[test]
 fn the_agent_is_static_stripped_and_small() {

@@ -1,0 +1,187 @@
+#!/usr/bin/env bash
+#
+# Measures both programs beside what people would use instead, and makes the report of it.
+#
+# Run `bench.sh --help` for usage and exit status.
+
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/bench.sh [--quick] [--out DIR] [--compare OLD.json] [GROUP]...
+
+Installs what it needs, builds release binaries, measures the groups named, or
+all, and writes DIR/benchmarks.json, DIR/benchmarks.md and plots in
+DIR/benchmarks/. Figures of groups that are not named are kept if DIR has them.
+
+  exec          round trips of commands, against posix_spawn, socat, the QEMU
+                guest agent and ssh (dropbear)
+  streams       standard output and input, against socat and no relay at all
+  footprint     binaries, memory, page faults, wake-ups
+  growth        sessions, connections, arguments and output as they grow
+  instructions  what tests/instructions.json has, for the report
+  lab           boot, restore, exec and clones on real VMMs, in scripts/lab.sh
+
+  --quick             a few repetitions, to see that everything runs
+  --out DIR           default: target/bench
+  --compare OLD.json  print what got slower than there beyond noise
+  --no-report         leave the page and the plots as they are
+
+Without root only what is installed is measured; the rest is named in the report.
+
+Exit status: 0 when everything was measured and nothing got slower, 1 otherwise,
+2 for wrong usage.
+USAGE
+}
+
+STARTED_IN=$PWD
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$TOP"
+
+# What is compared with, and what counts instructions. setup.sh has what the rest needs.
+PACKAGES=(socat dropbear-bin qemu-guest-agent busybox-static valgrind)
+ALL_GROUPS=(exec streams footprint growth instructions lab)
+
+die_usage() {
+    echo "bench.sh: $*; see bench.sh --help" >&2
+    exit 2
+}
+
+# Installs the packages that are missing, if it can.
+install_peers() {
+    local package status
+    local -a missing=()
+    for package in "${PACKAGES[@]}"; do
+        status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
+        [[ $status == installed ]] || missing+=("$package")
+    done
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+    if [[ $EUID -ne 0 ]]; then
+        echo "bench.sh: not measured, because not installed: ${missing[*]}" >&2
+        return 0
+    fi
+    apt-get update --quiet
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"
+}
+
+# Prints the path of a program of the tests package, built static as the agent is.
+build_static() {
+    local name=$1 target
+    target=$(basename "$(dirname "$(dirname "$TEST_GUEST_AGENT")")")
+    RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static -C relocation-model=static" \
+        cargo build --quiet --locked --release --package tests --bin "$name" --target "$target" >&2
+    echo "${CARGO_TARGET_DIR:-$TOP/target}/$target/release/$name"
+}
+
+build() {
+    local release=${CARGO_TARGET_DIR:-$TOP/target}/release
+    TEST_GUEST_AGENT=$(scripts/build-agent.sh)
+    cargo build --quiet --locked --release --package host --package tests --bin host-tool --bin bench
+    BENCH=$release/bench
+    TEST_HOST_TOOL=$release/host-tool
+    BENCH_EMPTY=$(build_static empty)
+    export TEST_GUEST_AGENT TEST_HOST_TOOL BENCH_EMPTY
+}
+
+# Prints a program and the libraries that it wants, each as SRC:DEST under the path it has here.
+with_libraries() {
+    local path
+    echo "$1:$1"
+    ldd "$1" | grep --only-matching '/[^ ]*' | while read -r path; do
+        echo "$path:$path"
+    done
+}
+
+# Makes the images, and measures in the lab; the record is written to the file $1.
+measure_lab() {
+    local record=$1 echo_guest
+    local -a files
+    mkdir --parents target/lab
+    TEST_BENCH_KERNEL=$(scripts/kernel.sh vmlinux)
+    TEST_BENCH_INITRD=$TOP/target/lab/bench.cpio
+    TEST_BENCH_ECHO_INITRD=$TOP/target/lab/bench-echo.cpio
+    export TEST_BENCH_KERNEL TEST_BENCH_INITRD TEST_BENCH_ECHO_INITRD
+    echo_guest=$(build_static echo-guest)
+    scripts/mkinitramfs.sh --agent "$echo_guest" --out "$TEST_BENCH_ECHO_INITRD" >/dev/null
+    # The alternatives run in the same guest.
+    mapfile -t files < <(with_libraries /usr/bin/socat && with_libraries /usr/sbin/qemu-ga)
+    scripts/mkinitramfs.sh --agent "$TEST_GUEST_AGENT" --out "$TEST_BENCH_INITRD" \
+        --file /bin/busybox:/bin/true --file /bin/busybox:/bin/sh "${files[@]}" >/dev/null
+    mkdir "$WORK/lab"
+    LAB_TIMEOUT=${LAB_TIMEOUT:-3600} LAB_OUT=$WORK/lab \
+        scripts/lab.sh "$BENCH" measure "$WORK/lab/lab.json" "${QUICK[@]}" lab
+    mv "$WORK/lab/lab.json" "$record"
+}
+
+# A function, so that bash has read the whole script before it runs any of it: then an edit during a
+# long run does no harm.
+main() {
+    QUICK=()
+    OUT=$TOP/target/bench
+    COMPARE=
+    REPORT=1
+    GROUPS_WANTED=()
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            --quick) QUICK=(--quick) ;;
+            --out | --compare)
+                [[ $# -ge 2 ]] || die_usage "$1 needs a value"
+                # Paths are the caller's.
+                if [[ $1 == --out ]]; then
+                    OUT=$STARTED_IN/$2
+                    [[ $2 != /* ]] || OUT=$2
+                else
+                    COMPARE=$STARTED_IN/$2
+                    [[ $2 != /* ]] || COMPARE=$2
+                fi
+                shift
+                ;;
+            --no-report) REPORT= ;;
+            --help) usage; exit 0 ;;
+            -*) die_usage "unknown option $1" ;;
+            *)
+                [[ " ${ALL_GROUPS[*]} " == *" $1 "* ]] || die_usage "there is no group '$1'"
+                GROUPS_WANTED+=("$1")
+                ;;
+        esac
+        shift
+    done
+    [[ ${#GROUPS_WANTED[@]} -gt 0 ]] || GROUPS_WANTED=("${ALL_GROUPS[@]}")
+    [[ -z $COMPARE || -r $COMPARE ]] || die_usage "cannot read $COMPARE"
+
+    scripts/setup.sh
+    install_peers
+    build
+    WORK=$(mktemp --directory)
+    trap 'rm --recursive --force "$WORK"' EXIT
+    # Read before it may be replaced.
+    [[ -z $COMPARE ]] || cp "$COMPARE" "$WORK/old.json"
+
+    local -a native=() records=()
+    local group
+    for group in "${GROUPS_WANTED[@]}"; do
+        [[ $group == lab ]] || native+=("$group")
+    done
+    if [[ ${#native[@]} -gt 0 ]]; then
+        "$BENCH" measure "$WORK/native.json" "${QUICK[@]}" "${native[@]}"
+        records+=("$WORK/native.json")
+    fi
+    if [[ " ${GROUPS_WANTED[*]} " == *" lab "* ]]; then
+        measure_lab "$WORK/lab-record.json"
+        records+=("$WORK/lab-record.json")
+    fi
+
+    "$BENCH" merge "$WORK/new.json" "${records[@]}"
+    mkdir --parents "$OUT"
+    records=("$WORK/new.json")
+    [[ ! -e $OUT/benchmarks.json ]] || records=("$OUT/benchmarks.json" "${records[@]}")
+    "$BENCH" merge "$WORK/all.json" "${records[@]}"
+    mv "$WORK/all.json" "$OUT/benchmarks.json"
+    if [[ -n $REPORT ]]; then
+        "$BENCH" report "$OUT/benchmarks.json" "$OUT"
+        echo "$OUT/benchmarks.md"
+    fi
+    [[ -z $COMPARE ]] || "$BENCH" compare "$WORK/old.json" "$WORK/new.json"
+}
+
+main "$@"

@@ -1,0 +1,267 @@
+//! Exec: from the request to the knowledge of the command's end.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::sync::Barrier;
+use std::time::Instant;
+
+use tests::program;
+
+use crate::Failure;
+use crate::catalogue::Unit;
+use crate::peers::{self, Dropbear, GuestAgentOfQemu, Server};
+use crate::results::Results;
+use crate::rounds::{Subject, interleave};
+use crate::wire::{Endpoint, Wire, exec_of};
+use crate::{Options, stats};
+
+/// The program that does nothing. Dynamically linked, as most programs are.
+pub(crate) const NOOP: &str = "/bin/true";
+
+/// How many clients ask at once.
+const PARALLEL: [usize; 3] = [1, 10, 100];
+
+pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Failure> {
+    let agent = peers::agent()?;
+    let qemu_ga = GuestAgentOfQemu::start();
+    let socat = peers::socat(&[NOOP]);
+    let noop = Noop {
+        case: "exec/round_trip",
+        program: NOOP,
+        agent: &agent,
+        socat: &socat,
+        qemu_ga: &qemu_ga,
+    };
+    for parallel in PARALLEL {
+        noop.round_trips(options, results, parallel);
+    }
+    // The same with a program that takes the kernel little, where bench.sh has built one.
+    if let Ok(program) = std::env::var("BENCH_EMPTY") {
+        let noop = Noop {
+            case: "exec/round_trip_static",
+            program: &program,
+            socat: &peers::socat(&[&program]),
+            ..noop
+        };
+        for parallel in PARALLEL {
+            noop.round_trips(options, results, parallel);
+        }
+    }
+    let dropbear = Dropbear::start();
+    for parallel in [1, 10] {
+        processes(options, results, parallel, &agent, &socat, &dropbear);
+    }
+    Ok(())
+}
+
+/// One case of round trips: a program that does nothing, and who runs it.
+#[derive(Clone, Copy)]
+struct Noop<'a> {
+    case: &'static str,
+    program: &'a str,
+    agent: &'a Server,
+    socat: &'a Result<Server, Failure>,
+    qemu_ga: &'a Result<GuestAgentOfQemu, Failure>,
+}
+
+impl Noop<'_> {
+    /// One request by a client that is a thread of this process.
+    fn round_trips(self, options: &Options, results: &mut Results, parallel: usize) {
+        // Rounds stay short, so that what disturbs one subject disturbs the others too.
+        let each = if parallel == 1 { 20 } else { 2 };
+        let agent = self.agent.endpoint();
+        let program = self.program;
+        let mut subjects = vec![
+            Subject::new("posix_spawn", || {
+                at_once(parallel, each, || spawn_and_wait(program))
+            }),
+            Subject::new("agent", || {
+                at_once(parallel, each, || fresh_connection(&agent, program))
+            }),
+            Subject::new("agent_kept", || {
+                kept_connection(&agent, program, parallel, each)
+            }),
+        ];
+        match self.socat {
+            Ok(socat) => subjects.push(Subject::new("socat", move || {
+                let endpoint = socat.endpoint();
+                at_once(parallel, each, || read_to_end(&endpoint))
+            })),
+            Err(failure) => results.skip(&format!("{}/socat", self.case), failure),
+        }
+        match self.qemu_ga {
+            Ok(qemu_ga) => subjects.push(Subject::new("qemu_ga", move || {
+                at_once(parallel, each, || qemu_ga.exec(program))
+            })),
+            Err(failure) => results.skip(&format!("{}/qemu_ga", self.case), failure),
+        }
+        let rounds = match (options.is_quick, parallel) {
+            (true, 1) => 10,
+            (true, _) => 4,
+            (false, 1) => 100,
+            (false, 10) => 60,
+            (false, _) => 20,
+        };
+        let x = Some(stats::count(parallel));
+        let outcomes = interleave(rounds, subjects);
+        results.add_all(self.case, x, Unit::Microseconds, outcomes);
+    }
+}
+
+/// One whole client process a request, as a script would have it.
+fn processes(
+    options: &Options,
+    results: &mut Results,
+    parallel: usize,
+    agent: &Server,
+    socat: &Result<Server, Failure>,
+    dropbear: &Result<Dropbear, Failure>,
+) {
+    let each = if parallel == 1 { 5 } else { 1 };
+    let socket = agent.socket();
+    let mut subjects = vec![
+        Subject::new("posix_spawn", || {
+            at_once(parallel, each, || spawn_and_wait(NOOP))
+        }),
+        Subject::new("host_tool", || {
+            at_once(parallel, each, || {
+                let mut tool = Command::new(program("host-tool"));
+                tool.args(["exec", "--unix"]).arg(&socket);
+                succeed(tool.args(["--", NOOP]))
+            })
+        }),
+    ];
+    match socat {
+        Ok(socat) => subjects.push(Subject::new("socat", move || {
+            let address = format!("UNIX-CONNECT:{}", socat.socket().display());
+            at_once(parallel, each, || {
+                succeed(Command::new("socat").args(["-t0", "-u", &address, "-"]))
+            })
+        })),
+        Err(failure) => results.skip("exec/process/socat", failure),
+    }
+    match dropbear {
+        Ok(dropbear) => subjects.push(Subject::new("dropbear", move || {
+            at_once(parallel, each, || {
+                let (mut client, stream) = dropbear.client(NOOP)?;
+                let result = succeed(&mut client);
+                drop(stream);
+                result
+            })
+        })),
+        Err(failure) => results.skip("exec/process/dropbear", failure),
+    }
+    let rounds = match (options.is_quick, parallel) {
+        (true, _) => 4,
+        (false, 1) => 40,
+        (false, _) => 20,
+    };
+    let x = Some(stats::count(parallel));
+    results.add_all(
+        "exec/process",
+        x,
+        Unit::Microseconds,
+        interleave(rounds, subjects),
+    );
+}
+
+/// `parallel` threads that begin together, each with `each` calls; gives how long every call took.
+pub(crate) fn at_once(
+    parallel: usize,
+    each: usize,
+    call: impl Fn() -> Result<(), Failure> + Sync,
+) -> Result<Vec<f64>, Failure> {
+    let start = Barrier::new(parallel);
+    let work = || -> Result<Vec<f64>, Failure> {
+        start.wait();
+        (0..each).map(|_| timed(&call)).collect()
+    };
+    if parallel == 1 {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..parallel).map(|_| scope.spawn(work)).collect();
+        let mut samples = Vec::with_capacity(parallel * each);
+        for thread in threads {
+            samples.extend(thread.join().map_err(|_| "a client panicked")??);
+        }
+        Ok(samples)
+    })
+}
+
+/// Microseconds that a call takes.
+pub(crate) fn timed(call: impl FnOnce() -> Result<(), Failure>) -> Result<f64, Failure> {
+    let started_at = Instant::now();
+    call()?;
+    Ok(started_at.elapsed().as_secs_f64() * 1e6)
+}
+
+/// The floor: what the kernel asks for a process. The standard library uses `posix_spawn` where
+/// nothing forbids it, as here.
+fn spawn_and_wait(program: &str) -> Result<(), Failure> {
+    succeed(&mut Command::new(program))
+}
+
+fn succeed(command: &mut Command) -> Result<(), Failure> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("{:?} ended with {status}", command.get_program()).into())
+}
+
+/// As host-tool does: connect, HELLO and EXEC in one write, and read until EXITED.
+pub(crate) fn fresh_connection(endpoint: &Endpoint, program: &str) -> Result<(), Failure> {
+    let ran = Wire::run(endpoint, exec_of([program]))?;
+    is_good(&ran)
+}
+
+fn is_good(ran: &crate::wire::Ran) -> Result<(), Failure> {
+    let code = ran.exited.status.shell_code();
+    if code == 0 {
+        return Ok(());
+    }
+    Err(format!("the command ended with {code}").into())
+}
+
+/// The same over connections that stay open.
+fn kept_connection(
+    endpoint: &Endpoint,
+    program: &str,
+    parallel: usize,
+    each: usize,
+) -> Result<Vec<f64>, Failure> {
+    let start = Barrier::new(parallel);
+    let work = || -> Result<Vec<f64>, Failure> {
+        // Whoever fails here has to come to the barrier all the same, or nobody passes it.
+        let wire = Wire::open(endpoint, &[]).and_then(|mut wire| {
+            is_good(&wire.exec(exec_of([program]))?)?;
+            Ok(wire)
+        });
+        start.wait();
+        let mut wire = wire?;
+        (0..each)
+            .map(|_| timed(|| is_good(&wire.exec(exec_of([program]))?)))
+            .collect()
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..parallel).map(|_| scope.spawn(work)).collect();
+        let mut samples = Vec::new();
+        for thread in threads {
+            samples.extend(thread.join().map_err(|_| "a client panicked")??);
+        }
+        Ok(samples)
+    })
+}
+
+/// Connects and reads to the end, which is all that socat says of a command.
+pub(crate) fn read_to_end(endpoint: &Endpoint) -> Result<(), Failure> {
+    let mut stream = endpoint.open(b"")?;
+    let mut bytes = [0; 4096];
+    while stream.read(&mut bytes)? > 0 {}
+    Ok(())
+}

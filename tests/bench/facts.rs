@@ -1,0 +1,86 @@
+//! What a figure depends on: the machine, its kernel, and the versions of everything measured.
+
+use std::fs;
+use std::process::Command;
+
+use tests::program;
+
+use crate::peers::sbin;
+use crate::results::Results;
+use crate::{Failure, Options};
+
+/// Programs whose first line of output that has a digit in it says which version they are.
+const VERSIONS: &[(&str, &[&str])] = &[
+    ("socat", &["socat", "-V"]),
+    ("dropbear", &["dropbear", "-V"]),
+    ("qemu-ga", &["qemu-ga", "--version"]),
+    ("busybox", &["busybox", "--help"]),
+    ("firecracker", &["firecracker", "--version"]),
+    ("qemu", &["qemu-system-x86_64", "--version"]),
+    ("rustc", &["rustc", "--version"]),
+    ("valgrind", &["valgrind", "--version"]),
+];
+
+/// The kernel that this runs on, under a name of its own.
+pub(crate) fn note_kernel(name: &str, results: &mut Results) {
+    let argv = ["uname", "--kernel-release", "--machine"];
+    let kernel = first_line(&argv, |_| true).unwrap_or_else(|| "unknown".to_owned());
+    results.facts.insert(name.to_owned(), kernel);
+}
+
+/// Everything else. The lab is another machine, whose records are put beside those of this one.
+pub(crate) fn note(options: &Options, results: &mut Results) -> Result<(), Failure> {
+    note_kernel("kernel", results);
+    let mut set = |name: &str, value: String| {
+        results.facts.insert(name.to_owned(), value);
+    };
+    set("run", options.run().to_owned());
+    let first_field = |file: &str, name: &str| -> Option<String> {
+        let text = fs::read_to_string(file).ok()?;
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let unknown = || "unknown".to_owned();
+    let cpu = first_field("/proc/cpuinfo", "model name").unwrap_or_else(unknown);
+    let cores = std::thread::available_parallelism()?;
+    set("cpu", format!("{cpu}, {cores} cores"));
+    set(
+        "memory",
+        first_field("/proc/meminfo", "MemTotal").unwrap_or_else(unknown),
+    );
+    for (name, argv) in [
+        ("kernel", &["uname", "--kernel-release", "--machine"][..]),
+        ("date", &["date", "--utc", "+%Y-%m-%d %H:%M UTC"][..]),
+        ("commit", &["git", "describe", "--always", "--dirty"]),
+    ] {
+        set(name, first_line(argv, |_| true).unwrap_or_else(unknown));
+    }
+    let load = fs::read_to_string("/proc/loadavg")?;
+    let words: Vec<&str> = load.split_whitespace().take(3).collect();
+    set("load before the run", words.join(" "));
+    for name in ["guest-agent", "host-tool"] {
+        let path = program(name);
+        let argv = [path.to_str().unwrap_or(name), "--version"];
+        set(name, first_line(&argv, |_| true).unwrap_or_else(unknown));
+    }
+    for (name, argv) in VERSIONS {
+        let has_digit = |line: &str| line.bytes().any(|byte| byte.is_ascii_digit());
+        if let Some(version) = first_line(argv, has_digit) {
+            set(name, version);
+        }
+    }
+    Ok(())
+}
+
+/// The first line of what a program prints that is one of those wanted.
+fn first_line(argv: &[&str], is_wanted: fn(&str) -> bool) -> Option<String> {
+    let (program, arguments) = argv.split_first()?;
+    let output = Command::new(sbin(program)).args(arguments).output().ok()?;
+    // Some print it among their errors.
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let line = text
+        .lines()
+        .find(|line| !line.is_empty() && is_wanted(line));
+    line.map(|line| line.trim().replace('|', "\\|"))
+}

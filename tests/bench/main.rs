@@ -1,0 +1,154 @@
+//! `bench`: measures the two programs beside what people would use instead, compares runs, and
+//! makes the report. `scripts/bench.sh` builds what it needs and calls it.
+//!
+//! Every figure is of one run in which those that are compared took turns; see [`rounds`]. What a
+//! run found out is one file, and plots and report are made from that file alone.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "its output is what a person reads"
+)]
+
+mod budgets;
+mod catalogue;
+mod compare;
+mod exec;
+mod facts;
+mod footprint;
+mod growth;
+mod lab;
+mod peers;
+mod procfs;
+mod report;
+mod results;
+mod rounds;
+mod stats;
+mod streams;
+mod svg;
+mod vmm;
+mod wire;
+
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+use catalogue::Unit;
+use results::Results;
+
+/// Why a measurement cannot be made. A person reads it.
+type Failure = Box<dyn Error + Send + Sync>;
+
+const USAGE: &str = "usage: bench measure OUT.json [--quick] GROUP...
+       bench merge OUT.json IN.json...
+       bench report IN.json FOLDER
+       bench compare OLD.json NEW.json
+groups: exec streams footprint growth lab instructions";
+
+/// How thoroughly is measured.
+#[derive(Debug, Clone, Copy)]
+struct Options {
+    /// A few repetitions only, to see that everything runs.
+    is_quick: bool,
+}
+
+impl Options {
+    /// How the record names it.
+    const fn run(self) -> &'static str {
+        if self.is_quick { QUICK } else { "full" }
+    }
+}
+
+/// Name of a run whose figures are too few to quote.
+const QUICK: &str = "quick";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<ExitCode, Failure> {
+    match words {
+        ["measure", out, rest @ ..] => measure(Path::new(out), rest)?,
+        ["merge", out, ins @ ..] => merge(Path::new(out), ins)?,
+        ["report", path, folder] => {
+            report::write(&Results::read(Path::new(path))?, Path::new(folder))?
+        }
+        ["compare", old, new] => return compare(Path::new(old), Path::new(new)),
+        // The commands whose streams are measured.
+        ["produce", len, piece] => streams::produce(len.parse()?, piece.parse()?)?,
+        ["consume", len, ..] => streams::consume(len.parse()?)?,
+        _ => {
+            eprintln!("{USAGE}");
+            return Ok(ExitCode::from(2));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(out: &Path, words: &[&str]) -> Result<(), Failure> {
+    let options = Options {
+        is_quick: words.contains(&"--quick"),
+    };
+    let mut results = Results::default();
+    let groups = || words.iter().filter(|word| !word.starts_with("--"));
+    if groups().any(|group| *group != "lab") {
+        facts::note(&options, &mut results)?;
+    }
+    for &group in groups() {
+        eprintln!("== {group}");
+        match group {
+            "exec" => exec::measure(&options, &mut results)?,
+            "streams" => streams::measure(&options, &mut results)?,
+            "footprint" => footprint::measure(&options, &mut results)?,
+            "growth" => growth::measure(&options, &mut results)?,
+            "lab" => lab::measure(&options, &mut results)?,
+            "instructions" => instructions(&mut results)?,
+            _ => return Err(format!("there is no group {group:?}\n{USAGE}").into()),
+        }
+        // What is known is kept, should a later group fail.
+        results.write(out)?;
+    }
+    Ok(())
+}
+
+/// Puts the records of several runs together; a later one wins where two measured the same.
+fn merge(out: &Path, ins: &[&str]) -> Result<(), Failure> {
+    let mut all = Results::default();
+    for path in ins {
+        all.merge(Results::read(Path::new(path))?);
+    }
+    all.write(out)
+}
+
+/// Prints what changed; exit 1 when something got slower.
+fn compare(old: &Path, new: &Path) -> Result<ExitCode, Failure> {
+    let comparison = compare::compare(&Results::read(old)?, &Results::read(new)?);
+    for line in &comparison.better {
+        println!("better: {line}");
+    }
+    for line in &comparison.worse {
+        println!("worse:  {line}");
+    }
+    let (compared, worse) = (comparison.compared, comparison.worse.len());
+    println!("{compared} figures compared, {worse} worse beyond noise");
+    Ok(ExitCode::from(u8::from(worse > 0)))
+}
+
+/// Takes over what the test of the same name keeps.
+fn instructions(results: &mut Results) -> Result<(), Failure> {
+    let path = tests::top().join("tests/instructions.json");
+    let kept: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+    for (scenario, count) in kept["instructions"].as_object().into_iter().flatten() {
+        let count = count.as_f64().ok_or("a count that is no number")?;
+        let unit = Unit::Instructions;
+        results.add("instructions/agent", scenario, None, unit, &[count]);
+    }
+    Ok(())
+}
