@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and nothing about doing it.
 
+mod machines;
 mod observe;
 pub mod parse;
 mod sessions;
@@ -13,6 +14,7 @@ use argh::FromArgs;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Depth, InterfaceAddress, MacAddress, Policy};
 
+pub use machines::{Doctor, Inspect, Ls, Rm, Stop};
 pub use observe::{LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
@@ -509,60 +511,6 @@ guest_command! {
         /// say on standard error what changes until it is ready; the default limit is then 60s
         #[argh(switch)]
         pub watch: bool,
-    }
-}
-
-command! {
-    /// List the VMs of this host.
-    #[argh(subcommand, name = "ls", example = "{command_name} --json")]
-    pub struct Ls {
-    }
-}
-
-command! {
-    /// Show everything known about a VM.
-    #[argh(subcommand, name = "inspect", example = "{command_name} clone-1 --json")]
-    pub struct Inspect {
-        /// name of the VM
-        #[argh(positional)]
-        pub name: VmName,
-    }
-}
-
-command! {
-    /// Power a VM off. Within the time limit (default 30s) it goes by itself, then it is killed.
-    #[argh(subcommand, name = "stop", example = "{command_name} clone-1 --timeout 5s")]
-    pub struct Stop {
-        /// name of the VM
-        #[argh(positional)]
-        pub name: VmName,
-        /// do not ask the guest first
-        #[argh(switch)]
-        pub force: bool,
-    }
-}
-
-command! {
-    /// Remove what a VM that has ended left: its logs and its state.
-    #[argh(
-        subcommand,
-        name = "rm",
-        example = "{command_name} clone-1\n{command_name} clone-1 --force"
-    )]
-    pub struct Rm {
-        /// name of the VM
-        #[argh(positional)]
-        pub name: VmName,
-        /// end the VM first, without asking the guest
-        #[argh(switch)]
-        pub force: bool,
-    }
-}
-
-command! {
-    /// Check whether this machine can run microVMs, and say what is missing.
-    #[argh(subcommand, name = "doctor", example = "{command_name} --json")]
-    pub struct Doctor {
     }
 }
 

@@ -26,8 +26,8 @@
 //!
 //! # Invariants
 //!
-//! - An EXEC is resent under one id until STARTED has come, so that a guest that has it attaches and
-//!   never starts twice. After that the id is only attached to.
+//! - An EXEC is resent under one id until STARTED has come, so that a guest that has it attaches
+//!   and never starts twice. After that the id is only attached to.
 //! - There is no success without EXITED, and none before all output that it counts was handed on.
 //! - Output comes in order, each byte once, and what is missing was announced by a GAP.
 //! - Memory is bounded: input by its limit, output by [`READ_AHEAD_LEN_MAX`] and one read.

@@ -118,10 +118,11 @@ fn a_clone_that_is_named_twice_stays_a_clone() {
     let waiting = world.connect_local();
     world.ask(waiting, &checkpoint(None, None));
     cut(&mut world, H, Cause::Restore);
+    let again = Generation::from_bytes([5; 16]);
     let host = world.connect();
-    world.ask(host, &rebind(G, Cause::Resume));
-    prove(&mut world, G);
-    let expected = verdict(Verdict::Clone, Some(G));
+    world.ask(host, &rebind(again, Cause::Resume));
+    prove(&mut world, again);
+    let expected = verdict(Verdict::Clone, Some(again));
     assert_eq!(world.receive(waiting), [expected]);
 }
 
