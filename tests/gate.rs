@@ -78,7 +78,10 @@ impl Drop for Gate {
         // On Linux, a pipe opened both ways needs no other side, and is one to all who wait.
         let mut both = OpenOptions::new();
         let both = both.read(true).write(true);
-        drop(both.custom_flags(libc::O_NONBLOCK).open(&self.path));
+        let held = both.custom_flags(libc::O_NONBLOCK).open(&self.path);
+        // Removed before it is let go of: who comes later finds nothing to wait for.
+        drop(std::fs::remove_file(&self.path));
+        drop(held);
     }
 }
 
