@@ -127,7 +127,8 @@ pub fn size_of_any(fds: &[BorrowedFd<'_>]) -> Option<TtySize> {
 
 /// Sets a terminal that is this process's to set.
 fn put_back(fd: BorrowedFd<'_>, original: &Termios) -> io::Result<()> {
-    let is_ours = tcgetpgrp(fd).is_ok_and(|group| group == getpgrp());
+    // One that is not the controlling terminal has no foreground group, and nobody to take it away.
+    let is_ours = tcgetpgrp(fd).map_or(true, |group| group == getpgrp());
     if is_ours {
         tcsetattr(fd, SetArg::TCSANOW, original)?;
     }

@@ -52,11 +52,11 @@ guest_command! {
         #[argh(option)]
         pub id: Option<ExecId>,
         /// how long it runs on when the connection is lost, until it is attached to again; default
-        /// 10s
+        /// 30s
         #[argh(
             option,
             from_str_fn(parse_timeout),
-            default = "Duration::from_secs(10)",
+            default = "Duration::from_secs(30)",
             arg_name = "time"
         )]
         pub keep: Duration,
