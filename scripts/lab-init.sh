@@ -11,6 +11,7 @@
 #   job.sh          in: a bash script that becomes the command
 #   out-path        in: where LAB_OUT has to appear
 #   stdout, stderr  out: the command's output, appended as it comes
+#   pulse           out: written anew every few seconds, as long as time passes here
 #   status          out: the command's exit status, written last and by rename;
 #                   without it, lab.sh reports that the machine died
 #
@@ -92,6 +93,9 @@ bb cat </rw/stdout >>"$control/stdout" &
 relay_out=$!
 bb cat </rw/stderr >>"$control/stderr" &
 relay_err=$!
+
+# A machine whose clock has stopped writes this no more, and nothing in it can tell.
+while bb cut -d ' ' -f 1 /proc/uptime >"$control/pulse" && bb sleep 5; do :; done &
 
 echo "lab-init: ready after $(bb cut -d ' ' -f 1 /proc/uptime) s" >/dev/console
 # In a subshell, so that this shell's own word about a death by signal goes to

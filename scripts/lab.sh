@@ -202,6 +202,22 @@ JOB
     echo
 }
 
+# Ends the outer machine once it stands still. QEMU 7.2's emulation of SVM can bring its processors
+# to spin without ever taking an interrupt again: no clock goes on inside then, and no time limit
+# there can end it.
+watch_pulse() {
+    local pulse=$1 machine=$2 age
+    while sleep 10 && kill -0 "$machine" 2>/dev/null; do
+        [[ -e $pulse ]] || continue
+        age=$(($(date +%s) - $(stat --format=%Y "$pulse")))
+        if ((age > PULSE_MAX)); then
+            note "the outer machine has stood still for $age s and is ended"
+            kill "$machine" 2>/dev/null
+            return
+        fi
+    done
+}
+
 run_emulated() {
     local control=$WORK/control console=${LAB_CONSOLE:-$WORK/console} memory initramfs vmlinux
     command -v qemu-system-x86_64 >/dev/null ||
@@ -239,8 +255,12 @@ run_emulated() {
     FOLLOWERS+=("$!")
     tail --follow --bytes=+1 --sleep-interval=0.1 --pid="$CHILD" "$control/stderr" >&2 &
     FOLLOWERS+=("$!")
+    watch_pulse "$control/pulse" "$CHILD" &
+    local watcher=$!
+    FOLLOWERS+=("$watcher")
     await "$CHILD"
     CHILD=
+    kill "$watcher" 2>/dev/null || true
     # They end by themselves, once they have passed on all that was written.
     wait "${FOLLOWERS[@]}" || true
     FOLLOWERS=()
@@ -287,6 +307,8 @@ main() {
     # seen to spin for minutes.
     OUTER_PARAMETERS="console=ttyS0 quiet panic=-1 no_timer_check mitigations=off"
     OUTER_PARAMETERS+=" random.trust_cpu=on cryptomgr.notests"
+    # Seconds without a sign of life.
+    PULSE_MAX=180
     MODE=$(choose_mode)
 
     CHILD=
