@@ -212,7 +212,9 @@ watch_pulse() {
         age=$(($(date +%s) - $(stat --format=%Y "$pulse")))
         if ((age > PULSE_MAX)); then
             note "the outer machine has stood still for $age s and is ended"
-            kill "$machine" 2>/dev/null
+            kill -TERM "$machine" 2>/dev/null
+            # Somebody may have suspended it, and then it would wait with that.
+            kill -CONT "$machine" 2>/dev/null
             return
         fi
     done
