@@ -85,9 +85,10 @@ run_process() {
     logged process cargo test --locked --package tests --test it --test instructions -- "${ARGUMENTS[@]}"
 }
 
-# Prints the path of the compiled lab test program.
+# Prints the path of the compiled lab test program. Cargo lists the package's other programs, too.
 lab_program() {
     cargo test --quiet --locked --package tests --test lab --no-run --message-format=json |
+        grep --fixed-strings '"kind":["test"]' |
         sed --quiet --regexp-extended 's/.*"executable":"([^"]+)".*/\1/p' | tail --lines=1
 }
 
