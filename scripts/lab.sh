@@ -310,7 +310,7 @@ main() {
     OUTER_PARAMETERS="console=ttyS0 quiet panic=-1 no_timer_check mitigations=off"
     OUTER_PARAMETERS+=" random.trust_cpu=on cryptomgr.notests"
     # Seconds without a sign of life.
-    PULSE_MAX=180
+    PULSE_MAX=90
     MODE=$(choose_mode)
 
     CHILD=

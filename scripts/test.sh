@@ -127,10 +127,10 @@ run_lab() {
 run_lab_program() {
     local program=$1 attempt status name
     local -a passed=()
-    for attempt in 1 2 3; do
+    for attempt in 1 2 3 4 5; do
         status=0
         logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}" "${passed[@]}" || status=$?
-        [[ $status -eq 125 && $attempt -lt 3 ]] || return "$status"
+        [[ $status -eq 125 && $attempt -lt 5 ]] || return "$status"
         # With a part of a name among the arguments, these have to be parts of names as well.
         [[ ${#ARGUMENTS[@]} -gt 0 ]] && passed=() || passed=(--exact)
         while read -r name; do
