@@ -79,6 +79,14 @@ fn sessions() {
     let fail = client.ask_in_vain(&Message::Exec(request.clone()));
     assert_eq!(fail.code, FailCode::Limit);
     assert!(fail.text.contains("1024"), "{fail:?}");
+    // Not by opening the gate: one that has not come to it yet would wait there for ever.
+    for number in 1..=SESSIONS_MAX {
+        let kill = shared::message::Signal {
+            session: Some(shared::message::SessionRef::Exec(exec_id(number))),
+            number: 9,
+        };
+        assert_eq!(client.ask(&Message::Signal(kill)), Message::Ok);
+    }
     // What was refused did not run, so it may be asked for again.
     drop((gate, client));
     let _fds = agent.idle_fd_count();
