@@ -141,8 +141,8 @@ run_lab_program() {
     done
 }
 
-# The image of the tests: the agent, drivers for disks and network, and a shell for commands to run. Debian's static busybox runs
-# its other applets through /proc/self/exe, so that one file is enough.
+# The image of the tests: the agent, drivers for disks and network, and a shell for commands to run.
+# Debian's static busybox runs its other applets through /proc/self/exe, so that one file is enough.
 make_test_image() {
     local agent=$1 image=$2
     scripts/mkinitramfs.sh --agent "$agent" --out "$image" --file /bin/busybox:/bin/sh \
