@@ -22,6 +22,7 @@ pub mod attach;
 pub mod boot;
 pub mod cli;
 pub mod deadline;
+pub mod descriptors;
 pub mod disk;
 pub mod doctor;
 pub mod environment;

@@ -17,6 +17,7 @@ use shared::session_client::{ABSENCE_MAX, Deadlines, Fate, Request, SessionError
 
 use self::latency::Summary;
 use crate::cli::StressCommand;
+use crate::descriptors;
 use crate::error::{Failure, FailureContext};
 use crate::exit::{Exit, Table};
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
@@ -33,6 +34,9 @@ const KEEP_MS: u64 = 10_000;
 
 /// Most runs at once: each is a thread here and a connection there.
 const PARALLEL_MAX: u32 = 1024;
+
+/// Most files that a run has open: its connection, what it waits on, a source of random bytes.
+const DESCRIPTORS_PER_RUN: u64 = 4;
 
 /// Most runs in all, each of which leaves a figure.
 const TOTAL_MAX: u32 = 1_000_000;
@@ -53,11 +57,14 @@ pub fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), F
     if argv.is_empty() {
         return Err(Failure::usage("there is no command behind '--'"));
     }
+    let parallel = command.parallel.min(command.total);
+    let what = format!("--parallel {parallel}");
+    descriptors::make_room(u64::from(parallel) * DESCRIPTORS_PER_RUN, &what)?;
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let load = Load {
         target: &target,
         argv,
-        parallel: command.parallel.min(command.total),
+        parallel,
         total: command.total,
         deadline: Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT),
         sink: open_sink()?,
@@ -199,11 +206,10 @@ impl Failed {
 
 impl From<ClientError> for Failed {
     fn from(error: ClientError) -> Self {
-        Self {
-            kind: kind_of(&error),
-            exit: error.exit(),
-            text: error.to_string(),
-        }
+        let (kind, exit) = (kind_of(&error), error.exit());
+        // With its causes, which a failure prints.
+        let text = Failure::new(exit, error).to_string();
+        Self { kind, exit, text }
     }
 }
 
