@@ -38,10 +38,11 @@ pub(crate) const CASES: &[Case] = &[
 
 /// A line with the next number about every millisecond, until the file is there. `usleep` is a
 /// process of its own, so that in the emulated lab it is rather ten.
-const NUMBERED: &str = "i=0; while [ ! -e /tmp/stop ]; do echo $i; i=$((i+1)); usleep 1000; done";
+pub(crate) const NUMBERED: &str =
+    "i=0; while [ ! -e /tmp/stop ]; do echo $i; i=$((i+1)); usleep 1000; done";
 
 /// A command whose lines are read as they come.
-struct Follower {
+pub(crate) struct Follower {
     child: Child,
     lines: Receiver<String>,
 }
@@ -65,7 +66,7 @@ impl Follower {
         Self { child, lines }
     }
 
-    fn exec(machine: &Machine, target: &[&str], line: &str) -> Self {
+    pub(crate) fn exec(machine: &Machine, target: &[&str], line: &str) -> Self {
         let mut command = machine.command(["exec"]);
         command.args(target).args(["--timeout", TIMEOUT]);
         command.args(["--", "sh", "-c", line]);
@@ -74,7 +75,7 @@ impl Follower {
 
     /// Reads numbered lines, which must go on from `next`, until `count` more have come.
     #[track_caller]
-    fn expect_numbers(&self, next: &mut u64, count: u64) {
+    pub(crate) fn expect_numbers(&self, next: &mut u64, count: u64) {
         for _ in 0..count {
             let line = self.lines.recv_timeout(tests::DEADLINE).expect("a line");
             assert_eq!(line, next.to_string(), "a line is lost or repeated");
@@ -84,7 +85,7 @@ impl Follower {
 
     /// Reads to the end, where numbered lines must go on, too.
     #[track_caller]
-    fn finish_numbers(self, mut next: u64) -> (Finished, u64) {
+    pub(crate) fn finish_numbers(self, mut next: u64) -> (Finished, u64) {
         while let Ok(line) = self.lines.recv_timeout(tests::DEADLINE) {
             assert_eq!(line, next.to_string(), "a line is lost or repeated");
             next += 1;
@@ -302,7 +303,7 @@ fn the_workloads_output_is_whole(machine: &Machine, snapshot_count: u32) {
     machine.is_clean();
 }
 
-fn kill_supervisor(machine: &Machine) {
+pub(crate) fn kill_supervisor(machine: &Machine) {
     let processes = machine.processes();
     let supervisor = processes
         .iter()
