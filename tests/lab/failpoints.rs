@@ -57,7 +57,7 @@ pub(crate) const RESTORE: &[Point] = &[
     ("publish.release", 1),
 ];
 
-const SNAPSHOT: &[Point] = &[
+pub(crate) const SNAPSHOT: &[Point] = &[
     ("lock.before", 1),
     ("lock.after", 1),
     ("version.before", 4),

@@ -12,6 +12,7 @@ mod checkpoints;
 mod clones;
 mod failpoints;
 mod fleet;
+mod kills;
 mod lifecycle;
 mod load;
 mod machine;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         bad_input::CASES,
         artifacts::CASES,
         failpoints::CASES,
+        kills::CASES,
         network::CASES,
         load::CASES,
     ]
