@@ -3,9 +3,11 @@
 //! nothing behind when that command fails, or dies.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use serde_json::json;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, HookStage, Identity};
@@ -29,6 +31,7 @@ use crate::record::{Phase, Record};
 use crate::start::{Enter, Plan, watch};
 use crate::supervisor::link::Order;
 use crate::supervisor::unix_ms;
+use crate::sys::pidfd;
 use crate::values::VmName;
 use crate::vmdir::state::{Stage, State};
 use crate::vmdir::{Lock, StateDir, VmDir};
@@ -270,9 +273,17 @@ impl Provisional {
     /// Lets the VM outlive this command, or makes it its foreground.
     pub fn release(&mut self, order: Order) -> Result<(), Failure> {
         match &mut self.supervisor {
-            Some(supervisor) => supervisor
-                .order(order)
-                .or_fail(Exit::Defect, || "the VM's supervisor is gone".to_owned()),
+            Some(supervisor) => supervisor.order(order).map_err(|error| {
+                // A supervisor goes when its VMM has ended, or because it was killed itself.
+                let at_once = Watch::until(Instant::now());
+                match &self.process {
+                    Some(process) if at_once.readable(process).is_ok() => {
+                        Failure::new(Exit::VmmEnded, "the VMM ended")
+                    }
+                    _ => Failure::new(Exit::Defect, error)
+                        .context("the VM's supervisor is gone".to_owned()),
+                }
+            }),
             None => Err(Failure::new(
                 Exit::Defect,
                 "a VM came up without a supervisor",
@@ -311,6 +322,12 @@ impl Provisional {
                 log::warn!("cannot wait for the supervisor: {error}");
             }
         }
+        // A supervisor that was killed has left its VMM behind.
+        if let Some(process) = &self.process
+            && let Err(error) = kill(process)
+        {
+            log::warn!("cannot end the VMM: {error}");
+        }
         let tails = is_spawned.then(|| log_tails::tails(&self.dir)).flatten();
         let details = match end {
             // How it went says more than its logs, which a VMM that is killed leaves empty.
@@ -331,4 +348,16 @@ impl Provisional {
         }
         failure.with_details(details)
     }
+}
+
+/// Kills the VMM behind `process`, if it is still there, and waits until it is gone.
+fn kill(process: &OwnedFd) -> Result<(), Failure> {
+    match pidfd::send_signal(process.as_fd(), Signal::SIGKILL as i32) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return Ok(()),
+        Err(error) => return Err(Failure::new(Exit::Defect, error)),
+    }
+    let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
+    let gone = watch.readable(process);
+    gone.or_fail(Exit::Defect, || "it does not end".to_owned())
 }

@@ -58,7 +58,8 @@ fn run_and_kill(command: &mut Command, point: &str, kill: impl FnOnce()) -> Fini
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let (mark, mut stderr) = (format!("failpoint {point} fired\n"), String::new());
     while !stderr.ends_with(&mark) {
-        assert_ne!(log.read_line(&mut stderr).unwrap(), 0, "{stderr}");
+        let len = log.read_line(&mut stderr).unwrap();
+        assert_ne!(len, 0, "never came to {point}: {stderr}");
     }
     kill();
     log.read_to_string(&mut stderr).unwrap();
@@ -78,6 +79,7 @@ fn killed_during_restores(machine: &Machine, victim: Victim) {
     for point in points.skip_while(|point| *point != "spawn.spawned") {
         let mut command = machine.restore_command(&artifact, "vm");
         let ended = run_and_kill(&mut command, point, || victim.kill(machine));
+        eprintln!("{victim:?} killed at {point}: {ended}");
         match ended.code() {
             // Too late to do harm to the command, or no harm at all.
             0 => drop(machine.tool(["rm", "vm", "--force"]).exits(0)),
