@@ -66,7 +66,7 @@ impl Agent {
             let text = format!("{SESSIONS_MAX} commands are running already");
             return self.send_fail(id, FailCode::Limit, text, now);
         }
-        if let Some(limit) = exec.limit_exceeded() {
+        if let Some(limit) = exec.content_limit_exceeded() {
             return self.send_fail(id, FailCode::Limit, limit.to_string(), now);
         }
         let session = self.serials.next_session();

@@ -102,6 +102,16 @@ impl Exec {
     /// Why this request is over a limit, if it is. The sender asks before it encodes.
     #[must_use]
     pub fn limit_exceeded(&self) -> Option<ExecLimit> {
+        // Escapes and hexadecimal make some strings longer on the wire than they are.
+        self.content_limit_exceeded().or_else(|| {
+            let encoded = self.to_value().to_string().len();
+            (encoded > FrameKind::Exec.payload_len_max()).then_some(ExecLimit::Encoded { encoded })
+        })
+    }
+
+    /// The same for the receiver, to whom it came in one frame: what it says may still be too much.
+    #[must_use]
+    pub fn content_limit_exceeded(&self) -> Option<ExecLimit> {
         let strings = || {
             let optional = self.cwd.iter().chain(&self.user);
             self.argv.iter().chain(&self.env).chain(optional)
@@ -113,12 +123,7 @@ impl Exec {
         if count > EXEC_STRINGS_MAX {
             return Some(ExecLimit::Strings { count });
         }
-        if bytes > EXEC_BYTES_MAX {
-            return Some(ExecLimit::Bytes { bytes });
-        }
-        // Escapes and hexadecimal make some strings longer on the wire than they are.
-        let encoded = self.to_value().to_string().len();
-        (encoded > FrameKind::Exec.payload_len_max()).then_some(ExecLimit::Encoded { encoded })
+        (bytes > EXEC_BYTES_MAX).then_some(ExecLimit::Bytes { bytes })
     }
 
     pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
