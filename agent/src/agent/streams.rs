@@ -105,10 +105,12 @@ impl Agent {
             served,
             Some((session, AttachMode::Observe | AttachMode::Wait)) if session == session_id
         );
-        if let Some(session) = self.sessions.get_mut(session_id)
-            && session.exited().is_some()
-            && !is_bystander
-        {
+        let session = self.sessions.get(session_id);
+        if is_bystander || session.is_none_or(|it| it.exited().is_none()) {
+            return;
+        }
+        self.let_go(session_id);
+        if let Some(session) = self.sessions.get_mut(session_id) {
             session.clear_output();
         }
     }

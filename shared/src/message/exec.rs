@@ -5,10 +5,12 @@ use std::fmt;
 use serde_json::Value;
 
 use super::session::{OutputPolicy, TtySize, Window};
-use crate::frame::{FrameKind, encode_with};
+use crate::frame::FrameKind;
 use crate::id::{ExecId, Generation};
 use crate::json::{Fields, PayloadError, bytes_to_value, object, value_to_bytes};
-use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
+use crate::limits::{
+    EXEC_BYTES_MAX, EXEC_STRINGS_MAX, HEADER_LEN, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN,
+};
 
 /// Bytes without NUL that are usually text: an argument, a path.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
@@ -315,29 +317,33 @@ impl fmt::Debug for Chunk {
 }
 
 impl Chunk {
+    /// Bytes of a stream frame in front of its data: header and offset.
+    pub const HEADER_LEN: usize = HEADER_LEN + STREAM_OFFSET_LEN;
+
+    /// What is in front of `len` bytes of data, for whoever sends those from where they are.
+    ///
+    /// # Panics
+    ///
+    /// When `len` is more than [`STREAM_DATA_LEN_MAX`].
+    #[must_use]
+    pub fn header(kind: FrameKind, offset: u64, len: usize) -> [u8; Self::HEADER_LEN] {
+        assert!(len <= STREAM_DATA_LEN_MAX, "stream data over its limit");
+        let mut bytes = [0; Self::HEADER_LEN];
+        let payload_len = u32::try_from(STREAM_OFFSET_LEN + len).unwrap_or(u32::MAX);
+        bytes[..4].copy_from_slice(&payload_len.to_le_bytes());
+        bytes[4] = kind.code();
+        bytes[HEADER_LEN..].copy_from_slice(&offset.to_le_bytes());
+        bytes
+    }
+
     /// Appends a stream frame straight from the sender's buffer.
     ///
     /// # Panics
     ///
     /// When `bytes` is longer than [`STREAM_DATA_LEN_MAX`]: the sender cuts its reads to that.
     pub fn encode(kind: FrameKind, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
-        Self::encode_pieces(kind, offset, [bytes, &[]], out);
-    }
-
-    /// Appends a stream frame whose data comes in two pieces, as a ring has it.
-    ///
-    /// # Panics
-    ///
-    /// Like [`Chunk::encode`].
-    pub fn encode_pieces(kind: FrameKind, offset: u64, pieces: [&[u8]; 2], out: &mut Vec<u8>) {
-        assert!(
-            pieces[0].len() + pieces[1].len() <= STREAM_DATA_LEN_MAX,
-            "stream data over its limit"
-        );
-        encode_with(out, kind, |out| {
-            out.extend_from_slice(&offset.to_le_bytes());
-            pieces.iter().for_each(|piece| out.extend_from_slice(piece));
-        });
+        out.extend_from_slice(&Self::header(kind, offset, bytes.len()));
+        out.extend_from_slice(bytes);
     }
 
     pub(super) fn read(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
