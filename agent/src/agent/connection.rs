@@ -16,9 +16,9 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use shared::frame::{Decoder, FrameError};
+use shared::frame::{Decoder, FrameError, FrameKind};
 use shared::id::Nonce;
-use shared::message::{AttachMode, Fail, FailCode, Hello, Message, Role};
+use shared::message::{AttachMode, Chunk, Fail, FailCode, Hello, Message, Role};
 use shared::{PayloadError, version};
 
 use super::action::Action;
@@ -46,6 +46,20 @@ pub struct Interest {
     pub readable: bool,
     /// There is room to write.
     pub writable: bool,
+}
+
+/// What a peer has sent.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// A message.
+    Message(Message),
+    /// STDIN. Its data stays where it came in; see [`Connection::input`].
+    Input {
+        /// Offset of its first byte.
+        offset: u64,
+        /// Bytes of its data.
+        len: usize,
+    },
 }
 
 /// A peer's mistake. It ends the connection.
@@ -149,27 +163,38 @@ impl Connection {
         }
     }
 
-    /// The peer's next message, if it may be taken now.
-    pub(crate) fn poll_message(&mut self) -> Result<Option<Message>, Mistake> {
+    /// The data of the [`Received::Input`] that was taken last, which has `len` bytes.
+    pub(super) fn input(&self, len: usize) -> &[u8] {
+        self.decoder.payload(len)
+    }
+
+    /// What the peer has sent next, if it may be taken now.
+    pub(crate) fn poll_message(&mut self) -> Result<Option<Received>, Mistake> {
         if self.phase == Phase::Closing || !self.outbox.takes_requests() {
             return Ok(None);
         }
+        let is_awaiting_hello = self.is_awaiting_hello();
         let Some(frame) = self.decoder.poll_frame().map_err(Mistake::Frame)? else {
             return Ok(None);
         };
+        if frame.kind == FrameKind::Stdin && self.role == Role::Host && !is_awaiting_hello {
+            let (offset, data) = Chunk::parse(frame).map_err(Mistake::Payload)?;
+            let len = data.len();
+            return Ok(Some(Received::Input { offset, len }));
+        }
         let message = match self.role {
             Role::Local => Message::parse_local(frame),
             Role::Host | Role::Guest => Message::parse_of_host(frame),
         };
         let message = message.map_err(Mistake::Payload)?;
-        match (&message, self.is_awaiting_hello()) {
+        match (&message, is_awaiting_hello) {
             (Message::Hello(hello), true) if hello.role == self.role => self.phase = Phase::Open,
             (Message::Hello(_), true) => return Err(Mistake::HelloRole(self.role)),
             (Message::Hello(_), false) => return Err(Mistake::HelloRepeated),
             (_, true) => return Err(Mistake::HelloMissing),
             (_, false) => {}
         }
-        Ok(Some(message))
+        Ok(Some(Received::Message(message)))
     }
 
     /// Asks for what the outbox holds to be written, unless that is asked for already.

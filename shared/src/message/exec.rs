@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::session::{OutputPolicy, TtySize, Window};
-use crate::frame::FrameKind;
+use crate::frame::{Frame, FrameKind};
 use crate::id::{ExecId, Generation};
 use crate::json::{Fields, PayloadError, bytes_to_value, object, value_to_bytes};
 use crate::limits::{
@@ -346,14 +346,24 @@ impl Chunk {
         out.extend_from_slice(bytes);
     }
 
-    pub(super) fn read(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
-        let (offset, bytes) = payload
+    /// The offset and the data of a stream frame, for whoever hands the data on from where it is.
+    ///
+    /// # Errors
+    ///
+    /// When the payload is shorter than an offset.
+    pub fn parse(frame: Frame<'_>) -> Result<(u64, &[u8]), PayloadError> {
+        let kind = frame.kind;
+        let (offset, bytes) = frame
+            .payload
             .split_first_chunk::<STREAM_OFFSET_LEN>()
             .ok_or(PayloadError::Truncated { kind })?;
-        Ok(Self {
-            offset: u64::from_le_bytes(*offset),
-            bytes: bytes.to_vec(),
-        })
+        Ok((u64::from_le_bytes(*offset), bytes))
+    }
+
+    pub(super) fn read(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
+        let (offset, bytes) = Self::parse(Frame { kind, payload })?;
+        let bytes = bytes.to_vec();
+        Ok(Self { offset, bytes })
     }
 
     pub(super) fn write(&self, kind: FrameKind, out: &mut Vec<u8>) {
