@@ -16,7 +16,7 @@
 //! Invariants:
 //! - A cursor is the offset of the first byte that was not written.
 //! - While a part of a frame was written, the ring holds the rest. Whoever takes bytes from a ring
-//!   that its owner has not acknowledged makes sure of that, with [`Cursors::take_rest`].
+//!   that its owner has not acknowledged makes sure of that, with `Cursors::take_rest`.
 
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{Chunk, Gap, Stream};

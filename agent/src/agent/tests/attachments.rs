@@ -329,6 +329,41 @@ fn a_session_that_ends_with_a_slow_owner_keeps_its_output_for_it() {
     assert_eq!(exited(&received).stdout_end, written as u64);
 }
 
+/// What goes on meanwhile may take the bytes from the ring, but not from the frame.
+#[test]
+fn a_frame_under_way_is_finished() {
+    let takers: [fn(&mut World, i32); 3] = [
+        // A later owner, which asks for nothing of it.
+        |world, _| {
+            let late = world.connect();
+            attached(&world.ask(late, &attach(ONE, AttachMode::Own, Some(100))));
+        },
+        // Somebody who has taken note of the end.
+        |world, pid| {
+            world.finish(pid, 0);
+            let stranger = world.connect();
+            world.send(stranger, &end_ack(1));
+        },
+        // A snapshot.
+        |world, _| {
+            let host = world.connect();
+            world.ask(host, &quiesce(Policy::Keep));
+        },
+    ];
+    for taker in takers {
+        let mut world = World::new();
+        let (owner, pid) = running(&mut world, 1);
+        world.peers.get_mut(&owner).unwrap().room = Some(Chunk::HEADER_LEN + 30);
+        world.write(pid, Stream::Stdout, &[b'x'; 100]);
+        taker(&mut world, pid);
+        assert!(world.receive(owner).is_empty());
+        world.unblock(owner);
+        let received = world.receive(owner);
+        assert_eq!(stdout_of(&received[..1]), (0, vec![b'x'; 100]));
+        assert_eq!(received.len(), 2, "{received:?}");
+    }
+}
+
 #[test]
 fn a_detached_command_needs_nobody() {
     let mut world = World::new();
