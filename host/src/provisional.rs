@@ -33,7 +33,7 @@ use crate::supervisor::link::Order;
 use crate::supervisor::unix_ms;
 use crate::sys::pidfd;
 use crate::values::VmName;
-use crate::vmdir::state::{Stage, State};
+use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::{Lock, StateDir, VmDir};
 use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, prepare_dir};
 
@@ -291,21 +291,14 @@ impl Provisional {
         }
     }
 
-    /// Ends the VM and removes what it left, or keeps both for a look. Either way the failure gets
-    /// the last words of the logs.
-    pub fn give_up(mut self, failure: Failure, keep: bool) -> Failure {
-        let is_spawned = self.process.is_some();
-        if keep && is_spawned {
-            let kept = self.write_stage(Stage::Unproven);
-            if let Err(error) = kept.and_then(|()| self.release(Order::Keep)) {
-                log::warn!("cannot keep the VM: {error}");
-            }
-            log::warn!(
-                "the VM was kept; 'host-tool rm --force {}' removes it",
-                self.dir.name()
-            );
-            return failure.with_details(log_tails::tails(&self.dir));
-        }
+    /// Ends a VM that nobody wants any more, and removes what it left.
+    pub fn discard(mut self) -> Result<(), Failure> {
+        self.end();
+        Ok(self.dir.remove()?)
+    }
+
+    /// Ends the VM, and gives how it ended if that became known.
+    fn end(&mut self) -> Option<ExitRecord> {
         let mut end = None;
         if let Some(mut supervisor) = self.supervisor.take() {
             let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
@@ -328,6 +321,31 @@ impl Provisional {
         {
             log::warn!("cannot end the VMM: {error}");
         }
+        end
+    }
+
+    /// The VMM's process, once it has been started.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.state.as_ref().map(|state| state.process.pid)
+    }
+
+    /// Ends the VM and removes what it left, or keeps both for a look. Either way the failure gets
+    /// the last words of the logs.
+    pub fn give_up(mut self, failure: Failure, keep: bool) -> Failure {
+        let is_spawned = self.process.is_some();
+        if keep && is_spawned {
+            let kept = self.write_stage(Stage::Unproven);
+            if let Err(error) = kept.and_then(|()| self.release(Order::Keep)) {
+                log::warn!("cannot keep the VM: {error}");
+            }
+            log::warn!(
+                "the VM was kept; 'host-tool rm --force {}' removes it",
+                self.dir.name()
+            );
+            return failure.with_details(log_tails::tails(&self.dir));
+        }
+        let end = self.end();
         let tails = is_spawned.then(|| log_tails::tails(&self.dir)).flatten();
         let details = match end {
             // How it went says more than its logs, which a VMM that is killed leaves empty.
