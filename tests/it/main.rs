@@ -17,6 +17,7 @@ mod hybrid;
 mod limits;
 mod logs;
 mod resets;
+mod rivals;
 mod sessions;
 mod streams;
 mod stress;
