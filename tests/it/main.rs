@@ -22,4 +22,5 @@ mod sessions;
 mod streams;
 mod stress;
 mod terminal;
+mod vsock;
 mod workload;
