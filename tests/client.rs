@@ -9,6 +9,7 @@ use std::path::Path;
 
 use shared::frame::Decoder;
 use shared::id::{ExecId, Generation, Nonce, Token};
+use shared::limits::PORT_DEFAULT;
 use shared::message::{
     ByteString, Cause, Depth, Exec, Fail, FailCode, Hello, Identity, InheritedSessions, Message,
     Policy, Probe, Quiesce, Rebind, Role,
@@ -47,6 +48,25 @@ impl Client {
             decoder: Decoder::new(),
             ahead: Vec::new(),
         }
+    }
+
+    /// Connects through a hybrid vsock socket, and reads its OK line.
+    ///
+    /// # Panics
+    ///
+    /// When nobody listens there, or something else comes than the line.
+    #[must_use]
+    pub fn connect_hybrid(socket: &Path) -> Self {
+        let mut client = Self::connect(socket);
+        client.send(format!("CONNECT {PORT_DEFAULT}\n").as_bytes());
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while byte != *b"\n" {
+            client.stream.read_exact(&mut byte).expect("an OK line");
+            line.push(byte[0]);
+        }
+        assert!(line.starts_with(b"OK "), "{line:?}");
+        client
     }
 
     /// Says HELLO and hears the answer.

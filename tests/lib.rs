@@ -5,7 +5,9 @@
 
 pub mod agent;
 pub mod client;
+pub mod double;
 pub mod gate;
+pub mod muxer;
 pub mod process;
 pub mod proxy;
 pub mod terminal;

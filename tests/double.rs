@@ -1,0 +1,272 @@
+//! A place where `host-tool` finds a double of a VMM, `double-vmm`, instead of a real one: it
+//! serves the API, answers as the real one does or as it is told to, and has an agent on a Unix
+//! socket for its guest, behind a [`Muxer`].
+//!
+//! The double lives in one folder with the test: what it is to do lies there (`rules.json`), what
+//! it was asked and what it did is written there (`log`), and its guest's vsock socket is there
+//! (`guest.sock`).
+
+mod rule;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+use crate::muxer::Muxer;
+use crate::process::{Finished, run};
+use crate::program;
+
+pub use rule::{Rule, Then};
+
+/// Variable with the double's folder.
+pub const FOLDER_VARIABLE: &str = "DOUBLE_VMM";
+
+/// File with the [`Rule`]s.
+pub const RULES: &str = "rules.json";
+
+/// File with what was asked for, a request to a line, and what was done.
+pub const LOG: &str = "log";
+
+/// The guest's vsock socket.
+pub const GUEST_SOCKET: &str = "guest.sock";
+
+/// What stands in the log in front of the number of the double's process.
+pub const PID_MARK: &str = "process ";
+
+/// What stands in the log in front of the request that a rule was for.
+pub const MET_MARK: &str = "met ";
+
+/// Which VMM is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Firecracker 1.16.1.
+    Firecracker,
+    /// QEMU 7.2.0.
+    Qemu,
+}
+
+impl Kind {
+    /// The name in manifests and on command lines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Firecracker => "firecracker",
+            Self::Qemu => "qemu",
+        }
+    }
+
+    const fn version(self) -> &'static str {
+        match self {
+            Self::Firecracker => "1.16.1",
+            Self::Qemu => "7.2.0",
+        }
+    }
+}
+
+/// The place.
+#[derive(Debug)]
+pub struct Double {
+    // Dropped first: its socket lies in the folder.
+    muxer: Muxer,
+    folder: TempDir,
+    kind: Kind,
+}
+
+impl Double {
+    /// A place whose guests are all `agent`.
+    #[must_use]
+    pub fn new(agent: &Agent) -> Self {
+        Self::of_kind(Kind::Firecracker, agent)
+    }
+
+    /// A place with a double of another VMM.
+    ///
+    /// # Panics
+    ///
+    /// When files cannot be made.
+    #[must_use]
+    pub fn of_kind(kind: Kind, agent: &Agent) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let mut private = fs::DirBuilder::new();
+        private.mode(0o700);
+        for name in ["state", "bin", "vmm", "snapshots"] {
+            private.create(folder.path().join(name)).expect("a folder");
+        }
+        // QEMU is known by its name.
+        let named = folder.path().join("bin").join(kind.as_str());
+        symlink(program("double-vmm"), named).expect("a link");
+        for name in ["kernel", "initrd", "disk"] {
+            fs::write(folder.path().join(name), b"\x7fELF").expect("a file");
+        }
+        let socket = folder.path().join(GUEST_SOCKET);
+        Self {
+            muxer: Muxer::start(socket, &agent.socket()),
+            folder,
+            kind,
+        }
+    }
+
+    /// What stands between the host and the agent.
+    #[must_use]
+    pub const fn muxer(&self) -> &Muxer {
+        &self.muxer
+    }
+
+    /// A path in the place.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Says how the double answers from now on, and forgets what it has done so far.
+    ///
+    /// # Panics
+    ///
+    /// When the file cannot be replaced.
+    pub fn script(&self, rules: &[Rule]) {
+        let rules: Vec<Value> = rules.iter().map(Rule::to_value).collect();
+        let fresh = self.path("rules.new");
+        fs::write(&fresh, Value::from(rules).to_string()).expect("a file");
+        drop(fs::remove_file(self.path(LOG)));
+        fs::rename(fresh, self.path(RULES)).expect("a file to replace");
+    }
+
+    /// The lines of the log behind this mark.
+    fn logged(&self, mark: &str) -> Vec<String> {
+        let log = fs::read_to_string(self.path(LOG)).unwrap_or_default();
+        let lines = log.lines().filter_map(|line| line.strip_prefix(mark));
+        lines.map(str::to_owned).collect()
+    }
+
+    /// Whether a rule's request has come.
+    #[must_use]
+    pub fn is_met(&self) -> bool {
+        !self.logged(MET_MARK).is_empty()
+    }
+
+    /// What the double was asked for, since the last [`Double::script`].
+    #[must_use]
+    pub fn requests(&self) -> Vec<String> {
+        self.logged("asked ")
+    }
+
+    /// `host-tool WORDS…` in this place.
+    pub fn tool<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        let mut tool = self.in_place(&program("host-tool"));
+        tool.args(words);
+        tool
+    }
+
+    /// `host-tool WORDS…`, to its end.
+    #[track_caller]
+    pub fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Finished {
+        run(&mut self.tool(words))
+    }
+
+    /// The double as a program that something else than `host-tool` starts, with its API at
+    /// `vmm/api.sock`.
+    #[must_use]
+    pub fn vmm(&self) -> Command {
+        let mut vmm = self.in_place(&self.path("bin").join(self.kind.as_str()));
+        vmm.args(["--api-sock", "api.sock"])
+            .current_dir(self.path("vmm"));
+        vmm
+    }
+
+    fn in_place(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        let vmm = self.path("bin").join(self.kind.as_str());
+        command
+            .env_clear()
+            .env("PATH", self.path("bin"))
+            .env(self.kind.as_str().to_uppercase(), vmm)
+            .env("HOST_TOOL_STATE_DIR", self.path("state"))
+            .env("HOST_TOOL_SKIP_KVM_CHECK", "1")
+            .env(FOLDER_VARIABLE, self.folder.path());
+        command
+    }
+
+    /// An artifact that the double can load.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written.
+    #[must_use]
+    pub fn artifact(&self) -> PathBuf {
+        let folder = self.path("base.snap");
+        drop(fs::remove_dir_all(&folder));
+        fs::create_dir(&folder).expect("a folder");
+        let mut files = vec![("vmstate", "state")];
+        if self.kind == Kind::Firecracker {
+            files.push(("memory", "memory"));
+        }
+        let mut entries = Vec::new();
+        for (name, text) in files {
+            fs::write(folder.join(name), text).expect("a file");
+            entries.push(json!({ "name": name, "len": text.len() }));
+        }
+        let manifest = json!({
+            "format": 1,
+            "vmm": { "kind": self.kind.as_str(), "version": self.kind.version() },
+            "agent": { "version": "0.1.0", "protocol_min": 1, "protocol_max": 1 },
+            "generation": "00112233445566778899aabbccddeeff",
+            "machine": {
+                "kernel": "/kernel", "initrd": "/initrd", "memory_mib": 128, "vcpu_count": 1,
+                "drives": [], "append": "", "guest_cid": 3,
+            },
+            "files": entries,
+            "created_ms": 1_800_000_000_000_u64,
+            "host_version": "0.1.0",
+        });
+        fs::write(folder.join("manifest.json"), manifest.to_string()).expect("a file");
+        folder
+    }
+
+    /// Fails when a double still runs, or when a VM or a half-written artifact is left.
+    #[track_caller]
+    pub fn is_clean(&self) {
+        self.has_ended();
+        for folder in ["state", "snapshots"] {
+            let left: Vec<_> = self.names(folder);
+            assert!(left.is_empty(), "left in {folder}: {left:?}");
+        }
+    }
+
+    /// Fails when a double still runs.
+    #[track_caller]
+    pub fn has_ended(&self) {
+        for pid in self.logged(PID_MARK) {
+            let proc = PathBuf::from(format!("/proc/{pid}"));
+            assert!(!proc.exists(), "process {pid} is left");
+        }
+    }
+
+    /// What is in a folder of the place.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be read.
+    #[must_use]
+    pub fn names(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(folder)).expect("a folder");
+        let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        entries
+            .map(|entry| name(entry.expect("an entry")))
+            .collect()
+    }
+}
+
+impl Drop for Double {
+    fn drop(&mut self) {
+        // What a test that failed has left is not to outlive it.
+        for name in self.names("state") {
+            drop(self.run(["rm", "--force", "--", &name]));
+        }
+    }
+}

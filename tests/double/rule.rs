@@ -1,0 +1,111 @@
+//! What a double of a VMM does otherwise than the real one, as data that goes into its folder.
+
+use serde_json::{Value, json};
+
+/// What follows the bytes of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// The next request.
+    GoOn,
+    /// Nothing, until the client has gone.
+    Hold,
+    /// The end of the connection.
+    Close,
+    /// The end of the process, with status 1.
+    Exit,
+    /// The same bytes again, until the client has gone.
+    Again,
+}
+
+impl Then {
+    const ALL: [(Self, &str); 5] = [
+        (Self::GoOn, "go on"),
+        (Self::Hold, "hold"),
+        (Self::Close, "close"),
+        (Self::Exit, "exit"),
+        (Self::Again, "again"),
+    ];
+}
+
+/// How one request is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Beginning of the request line and body, with a blank between: `PATCH /vm {"state":"Paused`.
+    pub on: String,
+    /// Which of the requests that begin so, from 1.
+    pub nth: u64,
+    /// What is sent. `None` is the proper answer, once the request has been carried out.
+    pub send: Option<Vec<u8>>,
+    /// Whether each byte goes out by itself.
+    pub is_bytewise: bool,
+    /// Whether the answer waits for the client to give up and ask the next question.
+    pub is_late: bool,
+    /// What comes then.
+    pub then: Then,
+}
+
+impl Rule {
+    /// The proper answer to the first such request.
+    #[must_use]
+    pub fn on(request: &str) -> Self {
+        Self {
+            on: request.to_owned(),
+            nth: 1,
+            send: None,
+            is_bytewise: false,
+            is_late: false,
+            then: Then::GoOn,
+        }
+    }
+
+    /// Another answer.
+    #[must_use]
+    pub fn send(self, bytes: impl AsRef<[u8]>) -> Self {
+        Self {
+            send: Some(bytes.as_ref().to_vec()),
+            ..self
+        }
+    }
+
+    /// Something else behind the answer.
+    #[must_use]
+    pub fn then(self, then: Then) -> Self {
+        Self { then, ..self }
+    }
+
+    /// The answer to a later such request.
+    #[must_use]
+    pub fn nth(self, nth: u64) -> Self {
+        Self { nth, ..self }
+    }
+
+    /// The rule as it lies in the double's folder.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let then = Then::ALL.iter().find(|(then, _)| *then == self.then);
+        json!({
+            "on": self.on,
+            "nth": self.nth,
+            "send": self.send,
+            "is_bytewise": self.is_bytewise,
+            "is_late": self.is_late,
+            "then": then.map(|(_, word)| word),
+        })
+    }
+
+    /// Reads what [`Rule::to_value`] wrote.
+    #[must_use]
+    pub fn from_value(value: &Value) -> Option<Self> {
+        let byte = |byte: &Value| byte.as_u64().and_then(|byte| u8::try_from(byte).ok());
+        let send = value["send"].as_array();
+        let word = value["then"].as_str()?;
+        Some(Self {
+            on: value["on"].as_str()?.to_owned(),
+            nth: value["nth"].as_u64()?,
+            send: send.map(|bytes| bytes.iter().filter_map(byte).collect()),
+            is_bytewise: value["is_bytewise"].as_bool()?,
+            is_late: value["is_late"].as_bool()?,
+            then: Then::ALL.iter().find(|(_, known)| *known == word)?.0,
+        })
+    }
+}

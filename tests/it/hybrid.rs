@@ -1,0 +1,147 @@
+//! Goal: every command that talks to a guest does so over hybrid vsock, whatever the transport does
+//! to its connections. Method: the built programs and a vsock device between them that loses,
+//! splits, holds and reorders.
+
+use tests::agent::Agent;
+use tests::muxer::{Fate, Muxer};
+use tests::process::{Finished, Running, run};
+use tests::program;
+use tests::proxy::{Closed, Direction};
+
+use std::process::Command;
+
+struct Place {
+    // Dropped first: its socket lies in the agent's folder.
+    muxer: Muxer,
+    agent: Agent,
+}
+
+impl Place {
+    fn new() -> Self {
+        let agent = Agent::start();
+        let muxer = Muxer::start(agent.folder().join("vsock.sock"), &agent.socket());
+        Self { muxer, agent }
+    }
+
+    /// `host-tool COMMAND --uds SOCKET WORDS…`
+    fn tool(&self, command: &str, words: &[&str]) -> Command {
+        let mut tool = Command::new(program("host-tool"));
+        tool.arg(command).arg("--uds").arg(self.muxer.socket());
+        tool.args(["--timeout", "60s"]).args(words);
+        tool
+    }
+
+    #[track_caller]
+    fn run(&self, command: &str, words: &[&str]) -> Finished {
+        run(&mut self.tool(command, words))
+    }
+}
+
+/// A command's number, as `exec --detach` prints it.
+fn session(detached: &Finished) -> String {
+    detached.out().trim().to_owned()
+}
+
+#[test]
+fn every_command_takes_what_comes_byte_by_byte() {
+    let place = Place::new();
+    place.muxer.treat_all(Fate::Bytewise);
+    drop(place.run("probe", &[]).exits(0));
+    let script = "read x; echo out $x; echo err >&2; exit 7";
+    let mut exec = place.tool("exec", &["-i", "--", "sh", "-c", script]);
+    let ended = tests::process::run_with_input(&mut exec, b"in\n").exits(7);
+    assert_eq!(
+        (ended.out(), ended.err()),
+        ("out in\n".into(), "err\n".into())
+    );
+    let detached = place.run("exec", &["-d", "--", "sh", "-c", "echo kept; exit 5"]);
+    let id = session(&detached.exits(0));
+    assert_eq!(place.run("attach", &[&id]).exits(5).out(), "kept\n");
+    drop(place.run("wait", &[&id]).exits(5));
+    drop(place.run("ps", &[]).exits(0));
+    assert_eq!(place.muxer.malformed_count(), 0);
+}
+
+/// What each command asks first never arrives, or is held until it has been asked again.
+#[test]
+fn every_command_asks_again() {
+    let place = Place::new();
+    let detached = place.run("exec", &["-d", "--", "sh", "-c", "echo kept; exit 5"]);
+    let id = session(&detached.exits(0));
+    for fate in [Fate::Refused, Fate::Lost, Fate::Dead, Fate::Held] {
+        let commands: [(&str, &[&str], i32); 5] = [
+            ("probe", &[], 0),
+            ("exec", &["--", "sh", "-c", "exit 3"], 3),
+            ("attach", &[&id], 5),
+            ("wait", &[&id], 5),
+            ("ps", &[], 0),
+        ];
+        for (command, words, code) in commands {
+            let count = place.muxer.count();
+            place.muxer.plan(&[fate]);
+            let running = Running::start(&mut place.tool(command, words));
+            place.muxer.await_count(count + 2);
+            if fate == Fate::Held {
+                place.muxer.release(count);
+            }
+            let ended = running.finish();
+            assert_eq!(ended.code(), code, "{command} {fate:?}: {ended}");
+        }
+    }
+}
+
+/// The connection that was held back comes to the guest when the command has long been started by
+/// a later one: it runs once.
+#[test]
+fn a_request_that_arrives_after_its_repetition_runs_nothing_twice() {
+    let place = Place::new();
+    let file = place.agent.folder().join("ran");
+    let script = format!("echo ran >>{}; read x", file.display());
+    place.muxer.plan(&[Fate::Held]);
+    let mut running = Running::start(&mut place.tool("exec", &["-i", "--", "sh", "-c", &script]));
+    place.muxer.await_arrival(1);
+    place.muxer.release(0);
+    place.muxer.await_arrival(0);
+    running.say(b"go on\n");
+    drop(running.finish().exits(0));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "ran\n");
+}
+
+/// Many at once, which the guest sees in the opposite order.
+#[test]
+fn commands_that_arrive_backwards_are_each_answered_as_asked() {
+    let place = Place::new();
+    place.muxer.plan(&[Fate::Held; 8]);
+    let start = |number: i32| {
+        let script = format!("echo {number}; exit {number}");
+        let running = Running::start(&mut place.tool("exec", &["--", "sh", "-c", &script]));
+        (number, running)
+    };
+    let running: Vec<_> = (1..=8).map(start).collect();
+    place.muxer.await_count(8);
+    place.muxer.release_backwards();
+    for (number, running) in running {
+        let ended = running.finish().exits(number);
+        assert_eq!(ended.out(), format!("{number}\n"));
+    }
+}
+
+/// All connections of a guest end at once, for both sides or for one, with output on its way.
+#[test]
+fn output_goes_on_after_a_reset() {
+    let place = Place::new();
+    for closed in [Closed::Both, Closed::ForHost, Closed::ForGuest] {
+        place.muxer.plan(&[Fate::Severed {
+            direction: Direction::ToHost,
+            after: 100_000,
+            closed,
+        }]);
+        let ended = place.run("exec", &["--", "seq", "100000"]).exits(0);
+        let expected: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+        assert!(
+            ended.out() == expected,
+            "{closed:?}: {} bytes",
+            ended.out().len()
+        );
+    }
+}

@@ -1,0 +1,414 @@
+//! Plays Firecracker's vsock device between `host-tool` and an agent on a Unix socket: the CONNECT
+//! line, the OK line, and every way in which a connection comes to grief around a snapshot.
+//!
+//! A real VMM does each of these now and then; this one does it when it is told to. What it keeps
+//! from Firecracker: the CONNECT line has to come in one piece, an end of file without a line means
+//! that the guest did not take the connection, and there is no half-close.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use shared::limits::PORT_DEFAULT;
+
+use crate::DEADLINE;
+use crate::proxy::{Closed, Direction};
+
+/// What becomes of a connection of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It reaches the agent, and everything is passed on.
+    Passed,
+    /// The same, byte by byte.
+    Bytewise,
+    /// The guest's kernel resets it: it ends without a line.
+    Refused,
+    /// Nothing of it ever arrives, and nobody says so: a lost edge.
+    Lost,
+    /// It is held back until [`Muxer::release`].
+    Held,
+    /// The guest's kernel has it in an accept queue from which nobody takes it: there is an OK
+    /// line, and nothing behind it.
+    Dead,
+    /// It ends once so many bytes have passed in one direction, the host's not counting its line.
+    Severed {
+        /// The bytes that are counted.
+        direction: Direction,
+        /// How many pass.
+        after: usize,
+        /// Who finds out.
+        closed: Closed,
+    },
+}
+
+/// One connection of the host.
+#[derive(Debug)]
+struct Link {
+    host: UnixStream,
+    /// The agent's end, once there is one.
+    guest: Option<UnixStream>,
+    is_held: bool,
+    /// Ended for one side only: the other is not to find out from what that one does next.
+    is_severed: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// For the connections that come next.
+    plan: VecDeque<Fate>,
+    /// For those behind them.
+    lasting: Option<Fate>,
+    links: Vec<Link>,
+    /// Connections that the agent's kernel would not take.
+    refused_count: usize,
+    /// Connections whose CONNECT line was none, or came in pieces.
+    malformed_count: usize,
+}
+
+#[derive(Debug)]
+struct Shared {
+    agent: PathBuf,
+    state: Mutex<State>,
+    changed: Condvar,
+    is_over: AtomicBool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and wakes whoever waits for a change.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state());
+        self.changed.notify_all();
+        result
+    }
+
+    #[track_caller]
+    fn await_state(&self, what: &str, is_there: impl Fn(&State) -> bool) {
+        let state = self.state();
+        let waited = self
+            .changed
+            .wait_timeout_while(state, DEADLINE, |state| !is_there(state));
+        let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!timeout.timed_out(), "{what} did not happen: {state:?}");
+    }
+}
+
+/// A vsock device that runs until it is dropped.
+#[derive(Debug)]
+pub struct Muxer {
+    socket: PathBuf,
+    shared: Arc<Shared>,
+    listener: Option<thread::JoinHandle<()>>,
+}
+
+impl Muxer {
+    /// Listens at `socket`, with the agent's socket at `agent` for the guest's port.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot listen.
+    #[must_use]
+    pub fn start(socket: PathBuf, agent: &Path) -> Self {
+        let listener = UnixListener::bind(&socket).expect("a free path");
+        let shared = Arc::new(Shared {
+            agent: agent.to_path_buf(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            is_over: AtomicBool::new(false),
+        });
+        let of_thread = Arc::clone(&shared);
+        let listen = move || {
+            for host in listener.incoming() {
+                if of_thread.is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                take(&of_thread, host.expect("a connection"));
+            }
+        };
+        Self {
+            socket,
+            shared,
+            listener: Some(thread::spawn(listen)),
+        }
+    }
+
+    /// Where the host connects.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Says what becomes of the connections that come next; those behind them fare as before.
+    pub fn plan(&self, fates: &[Fate]) {
+        self.shared.change(|state| state.plan.extend(fates));
+    }
+
+    /// Says what becomes of all connections behind the planned ones.
+    pub fn treat_all(&self, fate: Fate) {
+        self.shared.change(|state| state.lasting = Some(fate));
+    }
+
+    /// Forgets what was planned: everything is passed on again.
+    pub fn pass_all(&self) {
+        self.shared.change(|state| {
+            state.plan.clear();
+            state.lasting = None;
+        });
+    }
+
+    /// How many connections have come so far.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.shared.state().links.len()
+    }
+
+    /// How many came without a CONNECT line in one piece.
+    #[must_use]
+    pub fn malformed_count(&self) -> usize {
+        self.shared.state().malformed_count
+    }
+
+    /// How many found the agent's accept queue full.
+    #[must_use]
+    pub fn refused_count(&self) -> usize {
+        self.shared.state().refused_count
+    }
+
+    /// Waits until so many connections have come.
+    #[track_caller]
+    pub fn await_count(&self, count: usize) {
+        let is_there = |state: &State| state.links.len() >= count;
+        self.shared
+            .await_state(&format!("connection {count}"), is_there);
+    }
+
+    /// Waits until the agent's kernel has connection `index`, whether or not the agent runs.
+    #[track_caller]
+    pub fn await_arrival(&self, index: usize) {
+        let has_guest =
+            |state: &State| matches!(state.links.get(index), Some(Link { guest: Some(_), .. }));
+        self.shared
+            .await_state("an arrival in the guest", has_guest);
+    }
+
+    /// Waits until so many connections found the agent's accept queue full.
+    #[track_caller]
+    pub fn await_refused(&self, count: usize) {
+        let is_there = |state: &State| state.refused_count >= count;
+        self.shared.await_state("a full accept queue", is_there);
+    }
+
+    /// Lets a connection go on that is held back.
+    pub fn release(&self, index: usize) {
+        self.shared
+            .change(|state| state.links[index].is_held = false);
+    }
+
+    /// Lets all go on that are held back, the latest first.
+    #[track_caller]
+    pub fn release_backwards(&self) {
+        for index in (0..self.count()).rev() {
+            if self.shared.state().links[index].is_held {
+                self.release(index);
+                self.await_arrival(index);
+            }
+        }
+    }
+
+    /// A transport reset: ends every connection that is open, for those who are to find out.
+    pub fn reset(&self, closed: Closed) {
+        self.shared.change(|state| {
+            for link in &mut state.links {
+                link.close(closed);
+            }
+        });
+    }
+}
+
+impl Drop for Muxer {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        // Wakes the listener, which cannot be reached any more when its socket was removed.
+        if UnixStream::connect(&self.socket).is_ok() {
+            self.listener.take().map(thread::JoinHandle::join);
+        }
+        self.reset(Closed::Both);
+        self.shared.change(|state| {
+            state.links.iter_mut().for_each(|link| link.is_held = false);
+        });
+    }
+}
+
+impl Link {
+    fn close(&mut self, closed: Closed) {
+        self.is_severed = true;
+        if closed != Closed::ForGuest {
+            drop(self.host.shutdown(Shutdown::Both));
+        }
+        if let (Some(guest), true) = (&self.guest, closed != Closed::ForHost) {
+            drop(guest.shutdown(Shutdown::Both));
+        }
+    }
+}
+
+/// Gives a connection its number and its fate, in the order in which they come.
+fn take(shared: &Arc<Shared>, host: UnixStream) {
+    let (index, fate) = shared.change(|state| {
+        let fate = state.plan.pop_front().or(state.lasting);
+        let fate = fate.unwrap_or(Fate::Passed);
+        state.links.push(Link {
+            host: copy(&host),
+            guest: None,
+            is_held: fate == Fate::Held,
+            is_severed: false,
+        });
+        (state.links.len() - 1, fate)
+    });
+    let shared = Arc::clone(shared);
+    thread::spawn(move || serve(&shared, index, host, fate));
+}
+
+fn serve(shared: &Arc<Shared>, index: usize, mut host: UnixStream, fate: Fate) {
+    let Some(ahead) = read_line(&mut host) else {
+        shared.change(|state| state.malformed_count += 1);
+        return end(&host);
+    };
+    match fate {
+        Fate::Refused => return end(&host),
+        Fate::Lost => return swallow(&mut host),
+        Fate::Dead => {
+            drop(host.write_all(&ok_line(index)));
+            return swallow(&mut host);
+        }
+        Fate::Held => {
+            let state = shared.state();
+            let is_held = |state: &mut State| state.links[index].is_held;
+            drop(shared.changed.wait_while(state, is_held));
+        }
+        Fate::Passed | Fate::Bytewise | Fate::Severed { .. } => {}
+    }
+    let Some(guest) = connect_now(&shared.agent) else {
+        shared.change(|state| state.refused_count += 1);
+        return end(&host);
+    };
+    shared.change(|state| state.links[index].guest = Some(copy(&guest)));
+    if host.write_all(&ok_line(index)).is_err() {
+        return end(&guest);
+    }
+    let way = |direction, from: &UnixStream, to: &UnixStream| Way {
+        direction,
+        fate,
+        shared: Arc::clone(shared),
+        index,
+        from: copy(from),
+        to: copy(to),
+        passed: 0,
+    };
+    let to_host = way(Direction::ToHost, &guest, &host);
+    thread::spawn(move || to_host.run(Vec::new()));
+    way(Direction::ToGuest, &host, &guest).run(ahead);
+}
+
+/// One direction of a connection.
+struct Way {
+    direction: Direction,
+    fate: Fate,
+    shared: Arc<Shared>,
+    index: usize,
+    from: UnixStream,
+    to: UnixStream,
+    passed: usize,
+}
+
+impl Way {
+    /// Passes on `bytes`, and then what comes, until one side closes or it is severed.
+    fn run(mut self, mut bytes: Vec<u8>) {
+        loop {
+            if let Some((after, closed)) = self.cut()
+                && self.passed + bytes.len() >= after
+            {
+                self.write(&bytes[..after - self.passed]);
+                self.shared.state().links[self.index].close(closed);
+                return swallow(&mut self.from);
+            }
+            self.passed += bytes.len();
+            if !self.write(&bytes) {
+                break;
+            }
+            bytes.resize(16 * 1024, 0);
+            match self.from.read(&mut bytes) {
+                Ok(len) if len > 0 => bytes.truncate(len),
+                _ => break,
+            }
+        }
+        if !self.shared.state().links[self.index].is_severed {
+            end(&self.to);
+        }
+    }
+
+    /// After how many bytes of this direction it ends, and for whom.
+    fn cut(&self) -> Option<(usize, Closed)> {
+        match self.fate {
+            Fate::Severed {
+                direction,
+                after,
+                closed,
+            } if direction == self.direction => Some((after, closed)),
+            _ => None,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> bool {
+        let len = match self.fate {
+            Fate::Bytewise => 1,
+            _ => bytes.len().max(1),
+        };
+        let mut pieces = bytes.chunks(len);
+        pieces.all(|piece| self.to.write_all(piece).is_ok())
+    }
+}
+
+/// Reads what comes first, which is to hold the CONNECT line, and gives what is behind it.
+fn read_line(host: &mut UnixStream) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; 16 * 1024];
+    let len = host.read(&mut bytes).ok()?;
+    let rest = bytes[..len].strip_prefix(format!("CONNECT {PORT_DEFAULT}\n").as_bytes());
+    rest.map(<[u8]>::to_vec)
+}
+
+fn ok_line(index: usize) -> Vec<u8> {
+    format!("OK {}\n", (1 << 30) + index).into_bytes()
+}
+
+/// Connects as the guest's kernel takes a connection: at once, or not at all.
+fn connect_now(agent: &Path) -> Option<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(agent).ok()?).ok()?;
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(false).ok()?;
+    Some(stream)
+}
+
+/// Reads until the other side goes, and passes nothing on.
+fn swallow(from: &mut UnixStream) {
+    while matches!(from.read(&mut [0; 4096]), Ok(len) if len > 0) {}
+}
+
+fn end(stream: &UnixStream) {
+    drop(stream.shutdown(Shutdown::Both));
+}
+
+fn copy(stream: &UnixStream) -> UnixStream {
+    stream.try_clone().expect("a descriptor")
+}
