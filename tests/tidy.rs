@@ -4,6 +4,7 @@
 //! `#[cfg(test)]`, files named `tests.rs` and folders named `tests` count as tests, for which only
 //! the rules that name them hold.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -395,6 +396,48 @@ fn the_agent_stays_small() {
         "{} crates: {crates:#?}",
         crates.len() - 1
     );
+}
+
+/// Names of all tests: functions with the attribute, and the lab's cases.
+fn test_names() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for source in rust_sources() {
+        let is_lab = source.is_in("tests/lab/");
+        let mut is_attributed = false;
+        for line in source.text.lines().map(str::trim) {
+            if let (true, Some(rest)) = (is_attributed, line.strip_prefix("fn ")) {
+                names.extend(rest.split('(').next().map(str::to_owned));
+            }
+            is_attributed = line == "#[test]" || (is_attributed && line.starts_with('#'));
+            // A case is `("its_name", …)`, which rustfmt breaks where it is long.
+            let case = line.trim_start_matches('(');
+            if is_lab && case.starts_with('"') {
+                names.extend(case.split('"').nth(1).map(str::to_owned));
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn promises_name_tests_that_exist() {
+    let document = fs::read_to_string(top().join("docs/testing.md")).expect("the document");
+    let (_, promises) = document.split_once("\n## Promises\n").expect("a section");
+    let promises = promises.split("\n## ").next().unwrap_or_default();
+    let known = test_names();
+    let mut found = Vec::new();
+    let rows = promises.lines().filter(|line| line.starts_with("| "));
+    for row in rows.filter(|row| !row.ends_with("| Tests |")) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').collect();
+        let named: Vec<_> = cells[1].split('`').skip(1).step_by(2).collect();
+        let unknown = named.iter().filter(|name| !known.contains(**name));
+        found.extend(unknown.map(|name| format!("{}: no test {name}", cells[0].trim())));
+        if named.is_empty() {
+            found.push(format!("{}: no test", cells[0].trim()));
+        }
+    }
+    assert!(promises.lines().count() > 30, "the tables are there");
+    check("docs/testing.md names tests that exist", found);
 }
 
 #[test]

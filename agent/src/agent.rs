@@ -38,6 +38,7 @@ mod listener;
 mod listing;
 mod naming;
 pub mod outbox;
+pub mod output;
 mod peers;
 mod quiescing;
 mod rebind;

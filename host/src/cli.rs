@@ -7,7 +7,7 @@ mod sessions;
 pub mod snapshots;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use argh::FromArgs;
@@ -15,9 +15,10 @@ use shared::limits::PORT_DEFAULT;
 use shared::message::{Depth, InterfaceAddress, MacAddress, Policy};
 
 pub use machines::{Doctor, Inspect, Ls, Rm, Stop};
-pub use observe::{LogsCommand, StressCommand};
+pub use observe::{BenchCommand, LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
+use crate::error::Failure;
 use crate::fleet::parse_count;
 use crate::health::HealthOptions;
 use crate::hooks::{self, LIMIT_DEFAULT};
@@ -166,6 +167,8 @@ pub enum Command {
     Logs(LogsCommand),
     /// See [`StressCommand`].
     Stress(StressCommand),
+    /// See [`BenchCommand`].
+    Bench(BenchCommand),
     /// See [`Ls`].
     Ls(Ls),
     /// See [`Inspect`].
@@ -179,7 +182,7 @@ pub enum Command {
 }
 
 /// Names of the commands, for suggestions.
-pub const COMMAND_NAMES: [&str; 17] = [
+pub const COMMAND_NAMES: [&str; 18] = [
     "boot",
     "snapshot",
     "snapshots",
@@ -192,6 +195,7 @@ pub const COMMAND_NAMES: [&str; 17] = [
     "ps",
     "logs",
     "stress",
+    "bench",
     "ls",
     "inspect",
     "stop",
@@ -216,6 +220,7 @@ impl Command {
             Self::Ps(command) => command.common(),
             Self::Logs(command) => command.common(),
             Self::Stress(command) => command.common(),
+            Self::Bench(command) => command.common(),
             Self::Ls(command) => command.common(),
             Self::Inspect(command) => command.common(),
             Self::Stop(command) => command.common(),
@@ -332,6 +337,29 @@ macro_rules! health_options {
             }
         }
     };
+}
+
+impl Restore {
+    /// A restore of `artifact` that has its defaults in everything but what all commands take.
+    ///
+    /// # Errors
+    ///
+    /// When the path is no text.
+    pub fn plain(artifact: &Path, common: &Common) -> Result<Self, Failure> {
+        let text = artifact
+            .to_str()
+            .ok_or_else(|| Failure::usage(format!("{} is not UTF-8", artifact.display())))?;
+        let words = ["--", text];
+        let parsed = Self::from_args(&["host-tool", "restore"], &words);
+        let plain = parsed.map_err(|exit| Failure::usage(exit.output))?;
+        Ok(Self {
+            timeout: common.timeout,
+            quiet: common.quiet,
+            verbose: common.verbose,
+            state_dir: common.state_dir.clone(),
+            ..plain
+        })
+    }
 }
 
 health_options!(Boot);

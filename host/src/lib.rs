@@ -19,9 +19,11 @@
 pub mod adopt;
 pub mod artifact;
 pub mod attach;
+pub mod bench;
 pub mod boot;
 pub mod cli;
 pub mod deadline;
+pub mod descriptors;
 pub mod disk;
 pub mod doctor;
 pub mod environment;
@@ -136,6 +138,7 @@ fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
         Command::Ps(command) => ps::run(&command).map(|()| 0),
         Command::Logs(command) => logs::run(&command).map(|()| 0),
         Command::Stress(command) => stress::run(&command, invocation.argv).map(|()| 0),
+        Command::Bench(command) => bench::run(&command, invocation.argv).map(|()| 0),
         Command::Ls(command) => ls::list(&command).map(|()| 0),
         Command::Inspect(command) => ls::inspect(&command).map(|()| 0),
         Command::Stop(command) => stop::stop(&command).map(|()| 0),

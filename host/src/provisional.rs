@@ -3,9 +3,11 @@
 //! nothing behind when that command fails, or dies.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use serde_json::json;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, HookStage, Identity};
@@ -29,8 +31,9 @@ use crate::record::{Phase, Record};
 use crate::start::{Enter, Plan, watch};
 use crate::supervisor::link::Order;
 use crate::supervisor::unix_ms;
+use crate::sys::pidfd;
 use crate::values::VmName;
-use crate::vmdir::state::{Stage, State};
+use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::{Lock, StateDir, VmDir};
 use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, prepare_dir};
 
@@ -282,14 +285,61 @@ impl Provisional {
     /// Lets the VM outlive this command, or makes it its foreground.
     pub fn release(&mut self, order: Order) -> Result<(), Failure> {
         match &mut self.supervisor {
-            Some(supervisor) => supervisor
-                .order(order)
-                .or_fail(Exit::Defect, || "the VM's supervisor is gone".to_owned()),
+            Some(supervisor) => supervisor.order(order).map_err(|error| {
+                // A supervisor goes when its VMM has ended, or because it was killed itself.
+                let at_once = Watch::until(Instant::now());
+                match &self.process {
+                    Some(process) if at_once.readable(process).is_ok() => {
+                        Failure::new(Exit::VmmEnded, "the VMM ended")
+                    }
+                    _ => Failure::new(Exit::Defect, error)
+                        .context("the VM's supervisor is gone".to_owned()),
+                }
+            }),
             None => Err(Failure::new(
                 Exit::Defect,
                 "a VM came up without a supervisor",
             )),
         }
+    }
+
+    /// Ends a VM that nobody wants any more, and removes what it left.
+    pub fn discard(mut self) -> Result<(), Failure> {
+        self.end();
+        Ok(self.dir.remove()?)
+    }
+
+    /// Ends the VM, and gives how it ended if that became known.
+    fn end(&mut self) -> Option<ExitRecord> {
+        let mut end = None;
+        if let Some(mut supervisor) = self.supervisor.take() {
+            let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
+            // One whose VMM has ended is gone, and has left its report.
+            if let Err(error) = supervisor.order(Order::End) {
+                log::debug!("{error}");
+            }
+            match supervisor.await_ended(&watch) {
+                Ok(exit) => end = Some(exit),
+                // One that could not start the VMM has said so and is gone.
+                Err(error) => log::debug!("{error}"),
+            }
+            if let Err(error) = supervisor.join() {
+                log::warn!("cannot wait for the supervisor: {error}");
+            }
+        }
+        // A supervisor that was killed has left its VMM behind.
+        if let Some(process) = &self.process
+            && let Err(error) = kill(process)
+        {
+            log::warn!("cannot end the VMM: {error}");
+        }
+        end
+    }
+
+    /// The VMM's process, once it has been started.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.state.as_ref().map(|state| state.process.pid)
     }
 
     /// Ends the VM and removes what it left, or keeps both for a look. Either way the failure gets
@@ -310,22 +360,7 @@ impl Provisional {
         // A VMM that hung up is mostly about to end, and how is worth the wait.
         let has_hung_up = failure.exit() == Exit::VmmEnded;
         let has_ended = has_hung_up && self.has_ended_within(HANGUP_GRACE);
-        let mut end = None;
-        if let Some(mut supervisor) = self.supervisor.take() {
-            let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
-            // One whose VMM has ended is gone, and has left its report.
-            if let Err(error) = supervisor.order(Order::End) {
-                log::debug!("{error}");
-            }
-            match supervisor.await_ended(&watch) {
-                Ok(exit) => end = Some(exit),
-                // One that could not start the VMM has said so and is gone.
-                Err(error) => log::debug!("{error}"),
-            }
-            if let Err(error) = supervisor.join() {
-                log::warn!("cannot wait for the supervisor: {error}");
-            }
-        }
+        let end = self.end();
         let tails = is_spawned.then(|| log_tails::tails(&self.dir)).flatten();
         let details = match end {
             // How it went says more than its logs, which a VMM that is killed leaves empty.
@@ -349,4 +384,16 @@ impl Provisional {
         }
         failure.with_details(details)
     }
+}
+
+/// Kills the VMM behind `process`, if it is still there, and waits until it is gone.
+fn kill(process: &OwnedFd) -> Result<(), Failure> {
+    match pidfd::send_signal(process.as_fd(), Signal::SIGKILL as i32) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return Ok(()),
+        Err(error) => return Err(Failure::new(Exit::Defect, error)),
+    }
+    let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
+    let gone = watch.readable(process);
+    gone.or_fail(Exit::Defect, || "it does not end".to_owned())
 }

@@ -150,16 +150,22 @@ pub fn start(
         record.set("name", vm.name().as_str());
         vm.bring_up(plan, way, &mut record, enter)
     });
-    let mut vm = match made {
+    let order = match plan.foreground {
+        true => Order::Attach,
+        false => Order::Keep,
+    };
+    let signals = plan.foreground.then(Signals::take).transpose()?;
+    let released = made.and_then(|mut vm| match vm.release(order) {
+        Ok(()) => Ok(vm),
+        Err(failure) => Err(vm.give_up(failure, plan.keep_on_failure)),
+    });
+    let vm = match released {
         Ok(vm) => vm,
         Err(failure) => return Err(record.fail(failure, is_json)),
     };
-    if !plan.foreground {
-        vm.release(Order::Keep)?;
+    let Some(signals) = signals else {
         return record.finish(plan.event(), is_json);
-    }
-    let signals = Signals::take()?;
-    vm.release(Order::Attach)?;
+    };
     vm.stay(&signals, || {
         record.finish(plan.event(), is_json)?;
         notify(READY);

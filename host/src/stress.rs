@@ -5,7 +5,7 @@ pub mod latency;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -17,6 +17,7 @@ use shared::session_client::{ABSENCE_MAX, Deadlines, Fate, Request, SessionError
 
 use self::latency::Summary;
 use crate::cli::StressCommand;
+use crate::descriptors;
 use crate::error::{Failure, FailureContext};
 use crate::exit::{Exit, Table};
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
@@ -34,6 +35,9 @@ const KEEP_MS: u64 = 10_000;
 /// Most runs at once: each is a thread here and a connection there.
 const PARALLEL_MAX: u32 = 1024;
 
+/// Most files that a run has open: its connection, what it waits on, a source of random bytes.
+const DESCRIPTORS_PER_RUN: u64 = 4;
+
 /// Most runs in all, each of which leaves a figure.
 const TOTAL_MAX: u32 = 1_000_000;
 
@@ -44,20 +48,14 @@ const COMMAND_DEFAULT: &str = "true";
 pub fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), Failure> {
     check_count("--parallel", command.parallel, PARALLEL_MAX)?;
     check_count("--total", command.total, TOTAL_MAX)?;
-    let argv = argv.unwrap_or_else(|| vec![COMMAND_DEFAULT.into()]);
-    let argv = argv.into_iter().map(|word| {
-        let word = ByteString::new(word.into_vec());
-        word.ok_or_else(|| Failure::usage("a NUL byte cannot be passed on"))
-    });
-    let argv = argv.collect::<Result<Vec<_>, _>>()?;
-    if argv.is_empty() {
-        return Err(Failure::usage("there is no command behind '--'"));
-    }
+    let argv = words(argv)?;
+    let parallel = command.parallel.min(command.total);
+    make_room(parallel, &format!("--parallel {parallel}"))?;
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let load = Load {
         target: &target,
         argv,
-        parallel: command.parallel.min(command.total),
+        parallel,
         total: command.total,
         deadline: Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT),
         sink: open_sink()?,
@@ -74,12 +72,41 @@ pub fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), F
     }
 }
 
-fn open_sink() -> Result<File, Failure> {
+/// The command that is run: the one behind `--`, or one that does nothing.
+///
+/// # Errors
+///
+/// When it is empty or holds a NUL byte.
+pub fn words(argv: Option<Vec<OsString>>) -> Result<Vec<ByteString>, Failure> {
+    let argv = argv.unwrap_or_else(|| vec![COMMAND_DEFAULT.into()]);
+    let argv = argv.into_iter().map(|word| {
+        let word = ByteString::new(word.into_vec());
+        word.ok_or_else(|| Failure::usage("a NUL byte cannot be passed on"))
+    });
+    let argv = argv.collect::<Result<Vec<_>, _>>()?;
+    if argv.is_empty() {
+        return Err(Failure::usage("there is no command behind '--'"));
+    }
+    Ok(argv)
+}
+
+/// Makes room for the descriptors of `parallel` runs at once.
+///
+/// # Errors
+///
+/// Names `what` when this machine does not allow as many.
+pub fn make_room(parallel: u32, what: &str) -> Result<(), Failure> {
+    descriptors::make_room(u64::from(parallel) * DESCRIPTORS_PER_RUN, what)
+}
+
+/// What takes all output and keeps none.
+pub fn open_sink() -> Result<File, Failure> {
     let opened = OpenOptions::new().write(true).open("/dev/null");
     opened.or_fail(Exit::Defect, || "cannot open /dev/null".to_owned())
 }
 
-fn check_count(option: &str, count: u32, count_max: u32) -> Result<(), Failure> {
+/// Checks a number that the user gave for `option`: 1 to `count_max`.
+pub fn check_count(option: &str, count: u32, count_max: u32) -> Result<(), Failure> {
     if (1..=count_max).contains(&count) {
         return Ok(());
     }
@@ -89,18 +116,25 @@ fn check_count(option: &str, count: u32, count_max: u32) -> Result<(), Failure> 
 
 /// What is to be run.
 #[derive(Debug)]
-struct Load<'a> {
-    target: &'a Target,
-    argv: Vec<ByteString>,
-    parallel: u32,
-    total: u32,
-    deadline: Instant,
+pub struct Load<'a> {
+    /// Where.
+    pub target: &'a Target,
+    /// The command.
+    pub argv: Vec<ByteString>,
+    /// How many run at once.
+    pub parallel: u32,
+    /// How many run in all.
+    pub total: u32,
+    /// When all of them must have ended.
+    pub deadline: Instant,
     /// Where all output goes.
-    sink: File,
+    pub sink: File,
 }
 
 impl Load<'_> {
-    fn run(&self) -> Report {
+    /// Runs all, and counts.
+    #[must_use]
+    pub fn run(&self) -> Report {
         let next = AtomicU32::new(0);
         let started_at = Instant::now();
         let tallies = thread::scope(|scope| {
@@ -137,50 +171,85 @@ impl Load<'_> {
     /// Has one run, whose output goes nowhere.
     fn exec(&self) -> Result<(), Failed> {
         let id = random::exec_id().map_err(ClientError::Local)?;
-        let now = Instant::now();
-        let left = self.deadline.saturating_duration_since(now);
-        let exec = Exec {
-            timeout_ms: u64::try_from(left.as_millis()).ok(),
-            keep_ms: Some(KEEP_MS),
-            ..Exec::new(id, self.argv.clone())
-        };
-        let session = Session {
-            endpoint: &self.target.endpoint,
-            request: Request::Exec {
-                exec: Box::new(exec),
-                may_be_known: false,
-            },
-            deadlines: Deadlines {
-                start: Some(self.deadline),
-                absence_max: Some(ABSENCE_MAX),
-                end: Some(self.deadline),
-            },
-            watch: self.target.watch(self.deadline),
-            is_done_when_started: false,
-        };
-        let local = Local {
+        let streams = Streams {
             stdin: None,
             stdout: self.sink.as_fd(),
             stderr: self.sink.as_fd(),
-            signals: None,
-            terminal: None,
         };
-        match session::run(session, local)? {
-            Outcome::Exited(exited) => Failed::of_end(&exited).map_or(Ok(()), Err),
-            // Not without its end.
-            Outcome::Started(_) => Ok(()),
-        }
+        let exec = Exec::new(id, self.argv.clone());
+        run_once(self.target, exec, streams, self.deadline).map(drop)
+    }
+}
+
+/// The ends of a run's streams on this side.
+#[derive(Debug, Clone, Copy)]
+pub struct Streams<'a> {
+    /// Where its standard input comes from; `None` sends none.
+    pub stdin: Option<BorrowedFd<'a>>,
+    /// Where its standard output goes.
+    pub stdout: BorrowedFd<'a>,
+    /// Where its standard error goes.
+    pub stderr: BorrowedFd<'a>,
+}
+
+/// Has `exec` run to its end before `deadline`, which is also its time limit in the guest.
+///
+/// # Errors
+///
+/// For every end but exit code 0.
+pub fn run_once(
+    target: &Target,
+    exec: Exec,
+    streams: Streams<'_>,
+    deadline: Instant,
+) -> Result<Exited, Failed> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let exec = Exec {
+        stdin: streams.stdin.is_some(),
+        timeout_ms: u64::try_from(left.as_millis()).ok(),
+        keep_ms: Some(KEEP_MS),
+        ..exec
+    };
+    let session = Session {
+        endpoint: &target.endpoint,
+        request: Request::Exec {
+            exec: Box::new(exec),
+            may_be_known: false,
+        },
+        deadlines: Deadlines {
+            start: Some(deadline),
+            absence_max: Some(ABSENCE_MAX),
+            end: Some(deadline),
+        },
+        watch: target.watch(deadline),
+        is_done_when_started: false,
+    };
+    let local = Local {
+        stdin: streams.stdin,
+        stdout: streams.stdout,
+        stderr: streams.stderr,
+        signals: None,
+        terminal: None,
+    };
+    match session::run(session, local)? {
+        Outcome::Exited(exited) => Failed::of_end(&exited).map_or(Ok(exited), Err),
+        Outcome::Started(_) => Err(Failed {
+            kind: "this machine".to_owned(),
+            exit: Exit::Defect,
+            text: "the session was left before its end".to_owned(),
+        }),
     }
 }
 
 /// A run that was no success.
 #[derive(Debug)]
-struct Failed {
+pub struct Failed {
     /// How it is counted.
-    kind: String,
-    exit: Exit,
+    pub kind: String,
+    /// What it means for the exit code.
+    pub exit: Exit,
     /// In full, for people.
-    text: String,
+    pub text: String,
 }
 
 impl Failed {
@@ -199,11 +268,10 @@ impl Failed {
 
 impl From<ClientError> for Failed {
     fn from(error: ClientError) -> Self {
-        Self {
-            kind: kind_of(&error),
-            exit: error.exit(),
-            text: error.to_string(),
-        }
+        let (kind, exit) = (kind_of(&error), error.exit());
+        // With its causes, which a failure prints.
+        let text = Failure::new(exit, error).to_string();
+        Self { kind, exit, text }
     }
 }
 
@@ -288,9 +356,18 @@ impl Tally {
     }
 }
 
+/// What failures mean together: what each of them means, or else that the guest failed.
+pub fn common_exit(mut exits: impl Iterator<Item = Exit>) -> Exit {
+    match exits.next() {
+        None => Exit::Success,
+        Some(first) if exits.all(|exit| exit == first) => first,
+        Some(_) => Exit::Guest,
+    }
+}
+
 /// What came of all runs.
 #[derive(Debug)]
-struct Report {
+pub struct Report {
     parallel: u32,
     total: u32,
     took: Duration,
@@ -298,32 +375,34 @@ struct Report {
 }
 
 impl Report {
-    fn succeeded(&self) -> usize {
+    /// How many runs exited with 0.
+    #[must_use]
+    pub fn succeeded(&self) -> usize {
         self.tally.latencies.len()
     }
 
-    fn per_second(&self) -> f64 {
+    /// Runs that succeeded in a second.
+    #[must_use]
+    pub fn per_second(&self) -> f64 {
         let succeeded = u32::try_from(self.succeeded()).unwrap_or(u32::MAX);
         let seconds = self.took.as_secs_f64().max(f64::MIN_POSITIVE);
         // One decimal is all that repeated runs agree in.
         (f64::from(succeeded) / seconds * 10.0).round() / 10.0
     }
 
-    fn summary(&self) -> Option<Summary> {
+    /// How long those took that succeeded; `None` if none did.
+    #[must_use]
+    pub fn summary(&self) -> Option<Summary> {
         Summary::of(self.tally.latencies.clone())
     }
 
-    /// What the failures mean together: what each of them means, or else that the guest failed.
     fn exit(&self) -> Exit {
-        let mut exits = self.tally.failures.values().map(|kind| kind.exit);
-        match exits.next() {
-            None => Exit::Success,
-            Some(first) if exits.all(|exit| exit == first) => first,
-            Some(_) => Exit::Guest,
-        }
+        common_exit(self.tally.failures.values().map(|kind| kind.exit))
     }
 
-    fn failure(&self) -> Option<Failure> {
+    /// The failure that all failures are together; `None` if there were none.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
         let (_, first) = self
             .tally
             .failures
@@ -334,7 +413,9 @@ impl Report {
         Some(Failure::new(self.exit(), text))
     }
 
-    fn to_value(&self) -> Value {
+    /// For scripts.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
         let failures = &self.tally.failures;
         let counts: BTreeMap<_, _> = failures
             .iter()

@@ -258,9 +258,9 @@ impl Message {
         if let Self::Stdout(chunk) | Self::Stderr(chunk) | Self::Stdin(chunk) = self {
             chunk.write(self.kind(), out);
         } else {
-            let payload = self.to_value().to_string();
+            let value = self.to_value();
             encode_with(out, self.kind(), |out| {
-                out.extend_from_slice(payload.as_bytes())
+                serde_json::to_writer(out, &value).expect("a value with text keys, into memory");
             });
         }
     }

@@ -259,6 +259,14 @@ pub(crate) const CASES: &[Case] = &[
         axis: None,
     },
     Case {
+        name: "footprint/crates",
+        title: "Crates of the agent",
+        text: "Direct and transitive, those that run at build time included; one of them is \
+               the project's own.",
+        floor: None,
+        axis: None,
+    },
+    Case {
         name: "footprint/wake_ups",
         title: "Wake-ups while idle",
         text: "Context switches in a minute in which nobody asks for anything.",
@@ -315,6 +323,13 @@ pub(crate) const CASES: &[Case] = &[
         axis: linear("KiB of arguments"),
     },
     Case {
+        name: "growth/output",
+        title: "Time by volume of output",
+        text: "From EXEC to EXITED of a command that writes so much, 64 KiB at a time.",
+        floor: None,
+        axis: log("MiB of output"),
+    },
+    Case {
         name: "growth/output_rss",
         title: "Memory by volume of output",
         text: "Resident memory of the agent after the command's output has passed through.",
@@ -324,17 +339,18 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "lab/ready",
         title: "From the load's answer to READY",
-        text: "The agent: REBIND until REBOUND, then PROBE, with a process spawned and reaped, \
-               on a fresh connection. The floor: the same VMM, kernel and machine with a guest \
-               that does nothing but echo, and one raw connection with one byte there and back.",
+        text: "The agent: REBIND until REBOUND, then PROBE, with a process spawned and \
+               reaped, on a fresh connection. The floor: the same VMM, kernel and machine \
+               with a guest that does nothing but echo, and one raw connection with one \
+               byte there and back.",
         floor: Some("echo"),
         axis: None,
     },
     Case {
         name: "lab/restore",
         title: "The whole restore",
-        text: "From the start of the command to its end, READY included; for the echo guest from \
-               the start of the VMM to the echo.",
+        text: "From the start of the command to its end, READY included; for the echo guest \
+               from the start of the VMM to the echo.",
         floor: Some("echo"),
         axis: None,
     },
@@ -348,14 +364,64 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "lab/steps",
         title: "Steps of the guest within REBIND",
-        text: "As REBOUND reports them.",
+        text: "As REBOUND reports them, and the process of the proof as PROBED does.",
         floor: None,
+        axis: None,
+    },
+    Case {
+        name: "lab/first",
+        title: "Ten commands at once, right after READY",
+        text: "From the first connection to the last exit code, by `host-tool stress`.",
+        floor: None,
+        axis: None,
+    },
+    Case {
+        name: "lab/cpu",
+        title: "CPU time of a restore on the host",
+        text: "All threads of everything that a restore runs, until READY: host-tool, the \
+               supervisor and the VMM with its vCPU, in which the guest's own work is. For \
+               the echo guest the VMM alone.",
+        floor: Some("echo"),
+        axis: None,
+    },
+    Case {
+        name: "lab/cpu_parts",
+        title: "CPU time of a restore by process",
+        text: "",
+        floor: None,
+        axis: None,
+    },
+    Case {
+        name: "lab/syscalls",
+        title: "System calls of host-tool in a restore",
+        text: "As `strace -c` counts them until READY. The supervisor and the VMM are left \
+               out from the moment at which they become what they are.",
+        floor: None,
+        axis: None,
+    },
+    Case {
+        name: "lab/memory_at_load",
+        title: "Resident memory of the VMM at load",
+        text: "As soon as the vCPUs run: `host-tool restore --no-wait` has returned, or the \
+               VMM's API has answered. The guest's first wake-up may be in it. Firecracker \
+               maps the memory file and reads of it what is touched; QEMU reads all of it \
+               first.",
+        floor: Some("echo"),
         axis: None,
     },
     Case {
         name: "lab/memory",
         title: "Resident memory of the VMM at READY",
-        text: "What the restored guest has touched by then, and the VMM itself.",
+        text: "The same process after the guest was named and has proven itself, or has \
+               given its echo.",
+        floor: Some("echo"),
+        axis: None,
+    },
+    Case {
+        name: "lab/memory_touched",
+        title: "Memory touched between load and READY",
+        text: "The difference of the two. A page is 4 KiB, and each is a fault that the \
+               host serves while the guest waits.",
         floor: Some("echo"),
         axis: None,
     },
@@ -367,17 +433,44 @@ pub(crate) const CASES: &[Case] = &[
         axis: None,
     },
     Case {
+        name: "lab/image",
+        title: "Size of the image",
+        text: "The uncompressed initramfs with the modules for vsock: with the agent as its \
+               only program, and with the echo guest.",
+        floor: Some("echo"),
+        axis: None,
+    },
+    Case {
         name: "lab/exec",
         title: "Exec round trip over vsock",
-        text: "The command is the image's busybox as `true`. socat and the QEMU guest agent run \
-               in the same guest beside the agent and are asked over the same device.",
+        text: "The command is the image's busybox as `true`. socat and the QEMU guest agent \
+               run in the same guest beside the agent and are asked over the same device; \
+               the latter takes one connection, which all clients share.",
+        floor: None,
+        axis: CLIENTS,
+    },
+    Case {
+        name: "lab/stdout",
+        title: "Standard output over vsock",
+        text: "A command writes 8 MiB in the guest, its client reads and counts. socat runs \
+               in the same guest.",
         floor: None,
         axis: None,
     },
     Case {
         name: "lab/clones",
         title: "Clones at once",
-        text: "From the start of the first command to the last READY.",
+        text: "From the start of `restore --count N --parallel N` to its end, when the last \
+               clone is READY.",
+        floor: None,
+        axis: linear("clones"),
+    },
+    Case {
+        name: "lab/clone_memory",
+        title: "Memory of a clone",
+        text: "Proportional memory of one clone's processes when all are READY: pages that \
+               the clones share, such as those of the memory file that nobody has written \
+               to, are divided among them.",
         floor: None,
         axis: linear("clones"),
     },
@@ -412,6 +505,8 @@ const LABELS: &[(&str, &str)] = &[
     ("agent", "guest-agent"),
     ("agent_kept", "guest-agent, kept connection"),
     ("host_tool", "host-tool"),
+    ("supervisor", "supervisor"),
+    ("vmm", "VMM"),
     ("posix_spawn", "posix_spawn and wait"),
     ("socketpair", "no relay at all"),
     ("empty", "empty static Rust program"),
@@ -420,6 +515,7 @@ const LABELS: &[(&str, &str)] = &[
     ("qemu_ga", "QEMU guest agent"),
     ("dropbear", "ssh (dropbear)"),
     ("busybox", "busybox"),
+    ("busybox_init", "busybox init"),
 ];
 
 /// Those who are not ours: floors, and what people would use instead.
@@ -432,6 +528,7 @@ const OTHERS: &[&str] = &[
     "qemu_ga",
     "dropbear",
     "busybox",
+    "busybox_init",
 ];
 
 /// How a subject is called in the report.

@@ -23,6 +23,12 @@ const STARTS: usize = 20;
 
 pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Failure> {
     sizes(results)?;
+    if let Some(crates) = std::env::var("BENCH_CRATES")
+        .ok()
+        .and_then(|it| it.parse().ok())
+    {
+        results.add("footprint/crates", "agent", None, Unit::Count, &[crates]);
+    }
     starts(options, results);
     at_rest(options, results)
 }

@@ -2,8 +2,9 @@
 //! arguments and the volume of output. Each should be flat or a straight line.
 
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use shared::message::{Message, Stream};
+use shared::message::Message;
 
 use crate::catalogue::Unit;
 use crate::exec::{NOOP, fresh_connection, timed};
@@ -115,7 +116,7 @@ fn arguments(options: &Options, results: &mut Results) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The agent's memory while a command's output passes through, whatever its volume.
+/// Time that a command's output takes, and the agent's memory after it, whatever its volume.
 fn output(options: &Options, results: &mut Results) -> Result<(), Failure> {
     let agent = peers::agent()?;
     let path = std::env::current_exe()?;
@@ -125,18 +126,19 @@ fn output(options: &Options, results: &mut Results) -> Result<(), Failure> {
             continue;
         }
         let len = (mib << 20).to_string();
-        let exec = exec_of([path, "produce", &len, "65536"]);
-        let ran = Wire::run(&agent.endpoint(), exec)?;
-        if ran.exited.stdout_end != u64::try_from(mib << 20)? {
-            return Err(format!(
-                "{} of {len} bytes of {:?} came",
-                ran.stdout_len,
-                Stream::Stdout
-            )
-            .into());
+        let mut times = Vec::new();
+        for _ in 0..options.count(5) {
+            let started_at = Instant::now();
+            let exec = exec_of([path, "produce", &len, "65536"]);
+            let ran = Wire::run(&agent.endpoint(), exec)?;
+            times.push(started_at.elapsed().as_secs_f64() * 1e3);
+            if ran.exited.stdout_end != u64::try_from(mib << 20)? {
+                return Err(format!("{} of {len} bytes came", ran.stdout_len).into());
+            }
         }
         let (rss, _) = procfs::memory_kib(agent.pid())?;
         let x = Some(count(mib));
+        results.add("growth/output", "agent", x, Unit::Milliseconds, &times);
         results.add("growth/output_rss", "agent", x, Unit::Kibibytes, &[rss]);
     }
     Ok(())

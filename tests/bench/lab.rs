@@ -2,56 +2,75 @@
 //!
 //! Beside the agent's image there is one with the echo guest, saved and loaded by the same VMM with
 //! the same kernel and memory: the floor. What the image holds besides is in `bench.sh`.
+//!
+//! Each piece is measured by itself; see [`ledger`].
 
+mod guest;
+mod ledger;
+mod restores;
+
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use serde_json::Value;
 use shared::limits::PORT_DEFAULT;
 use tempfile::TempDir;
-use tests::process::{Finished, finish, run};
+use tests::process::{Finished, run};
 use tests::program;
 
+use self::ledger::Ledger;
 use crate::catalogue::Unit;
-use crate::exec::{fresh_connection, read_to_end, timed};
-use crate::peers::GuestAgentOfQemu;
 use crate::results::Results;
 use crate::rounds::{Subject, interleave};
-use crate::stats::count;
 use crate::vmm::{Image, Kind, MEMORY_MIB, Machine};
 use crate::wire::Endpoint;
-use crate::{Failure, Options, procfs};
+use crate::{Failure, Options};
 
 /// How long a command may take that starts virtual machines.
 const TIMEOUT: &str = "120s";
 
-/// Where the others listen in the guest.
-const SOCAT_PORT: u32 = 7000;
-const QEMU_GA_PORT: u32 = 7001;
+/// The machine that is asked and saved.
+const ORIGIN: &str = "origin";
 
-/// The no-op of the image.
-const TRUE: &str = "/bin/true";
-
-/// How many clones are restored at once.
-const CLONES: [usize; 3] = [1, 2, 4];
-
-pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Failure> {
+/// Measures with the VMM named, or with all.
+pub(crate) fn measure(
+    options: &Options,
+    only: Option<&str>,
+    results: &mut Results,
+    out: &Path,
+) -> Result<(), Failure> {
     let lab = std::env::var("LAB").map_err(|_| "not in the lab; use scripts/bench.sh lab")?;
-    results.facts.insert("lab".to_owned(), lab);
-    let run = options.run().to_owned();
-    results.facts.insert("lab run".to_owned(), run);
-    crate::facts::note_kernel("lab kernel", results);
+    let mut ledger = Ledger::open(results, out)?;
+    let facts = &mut ledger.results.facts;
+    facts.insert("lab".to_owned(), lab);
+    facts.insert("lab run".to_owned(), options.run().to_owned());
+    crate::facts::note_kernel("lab kernel", ledger.results);
+    ledger.measure("lab/image", images)?;
     for kind in Kind::ALL {
-        if !kind.is_here() {
-            results.skip(&format!("lab/{}", kind.as_str()), "it is not installed");
+        if only.is_some_and(|only| only != kind.as_str()) {
             continue;
         }
-        let tool = Tool::new(kind)?;
-        // One VMM that cannot be measured costs nobody else.
-        if let Err(failure) = tool.measure(options, results) {
-            results.skip(&format!("lab/{}", kind.as_str()), failure);
+        if !kind.is_here() {
+            let name = format!("lab/{}", kind.as_str());
+            ledger.results.skip(&name, "it is not installed");
+            continue;
         }
+        Tool::new(kind)?.measure(options, &mut ledger)?;
+    }
+    ledger.results.write(out)
+}
+
+/// What an image weighs: the agent as the only program, and the floor.
+fn images(results: &mut Results) -> Result<(), Failure> {
+    for (subject, variable) in [
+        ("agent", "TEST_BENCH_ALONE_INITRD"),
+        ("echo", "TEST_BENCH_ECHO_INITRD"),
+    ] {
+        let kib = fs::metadata(given(variable)?)?.len().div_ceil(1024);
+        let kib = f64::from(u32::try_from(kib)?);
+        results.add("lab/image", subject, None, Unit::Kibibytes, &[kib]);
     }
     Ok(())
 }
@@ -70,13 +89,7 @@ struct Tool {
 
 impl Drop for Tool {
     fn drop(&mut self) {
-        for entry in std::fs::read_dir(self.folder.path()).into_iter().flatten() {
-            let Ok(entry) = entry else { continue };
-            if entry.path().join("state.json").exists() {
-                let mut command = self.command("rm");
-                let _ = command.arg(entry.file_name()).arg("--force").output();
-            }
-        }
+        self.clear();
     }
 }
 
@@ -93,28 +106,55 @@ impl Tool {
         command
     }
 
-    fn measure(&self, options: &Options, results: &mut Results) -> Result<(), Failure> {
-        let rounds = if options.is_quick { 2 } else { 15 };
+    /// Ends every machine that there is, whoever has left it.
+    fn clear(&self) {
+        for entry in fs::read_dir(self.folder.path()).into_iter().flatten() {
+            let Ok(entry) = entry else { continue };
+            if entry.path().join("state.json").exists() {
+                let mut command = self.command("rm");
+                let _ = command.arg(entry.file_name()).arg("--force").output();
+            }
+        }
+    }
+
+    fn measure(&self, options: &Options, ledger: &mut Ledger<'_>) -> Result<(), Failure> {
         let image = Image {
             kernel: given("TEST_BENCH_KERNEL")?,
             initrd: given("TEST_BENCH_ECHO_INITRD")?,
         };
-        self.boots(rounds.min(4), &image, results)?;
-        self.boot("origin")?;
-        self.execs(options, results)?;
+        self.piece(ledger, "boot", |results| {
+            self.boots(options.count(4), &image, results)
+        })?;
         let artifact = self.folder.path().join("artifact.d");
-        let mut snapshot = self.command("snapshot");
-        snapshot.args(["--stop", "--timeout", TIMEOUT, "--name", "origin", "--out"]);
-        ended_well(run(snapshot.arg(&artifact)))?;
-        self.end("origin")?;
-        self.restores(rounds, &artifact, &image, results)?;
-        for clones in CLONES {
-            let repeats = if options.is_quick { 1 } else { 5 };
-            let times: Vec<f64> = (0..repeats)
-                .map(|_| self.clones(&artifact, clones))
-                .collect::<Result<_, _>>()?;
-            let x = Some(count(clones));
-            results.add(&self.case("clones"), "agent", x, Unit::Milliseconds, &times);
+        let made = ledger.make(&self.case("snapshot"), |ledger| {
+            self.boot(ORIGIN)?;
+            self.guest(options, ledger)?;
+            let mut snapshot = self.command("snapshot");
+            snapshot.args(["--stop", "--timeout", TIMEOUT, "--name", ORIGIN, "--out"]);
+            ended_well(run(snapshot.arg(&artifact)))
+        });
+        self.clear();
+        if made.is_none() {
+            return Ok(());
+        }
+        let saved = ledger.make(&self.case("echo"), |_| {
+            let echo = Machine::boot(self.kind, &image)?;
+            echo.echo()?;
+            echo.save()
+        });
+        self.restores(options, &artifact, saved.as_ref(), ledger)
+    }
+
+    /// A piece about this VMM. Machines that one has left behind are ended, so that the next one
+    /// begins as it did.
+    fn piece(
+        &self,
+        ledger: &mut Ledger<'_>,
+        name: &str,
+        piece: impl FnOnce(&mut Results) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if !ledger.measure(&self.case(name), piece)? {
+            self.clear();
         }
         Ok(())
     }
@@ -159,215 +199,30 @@ impl Tool {
 
     fn restore_command(&self, artifact: &Path, name: &str) -> Command {
         let mut command = self.command("restore");
-        command.args([
-            "--wait-ready",
-            "--json",
-            "--timeout",
-            TIMEOUT,
-            "--name",
-            name,
-        ]);
+        command.args(["--json", "--timeout", TIMEOUT, "--name", name]);
         command.arg(artifact);
         command
     }
 
-    fn restores(
-        &self,
-        rounds: usize,
-        artifact: &Path,
-        image: &Image,
-        results: &mut Results,
-    ) -> Result<(), Failure> {
-        let echo = Machine::boot(self.kind, image)?;
-        echo.echo()?;
-        let saved = echo.save()?;
-        let ours = Subject::new("agent", || {
-            let started_at = Instant::now();
-            let ended = ended_well(run(&mut self.restore_command(artifact, "clone")))?;
-            let restore_ms = ms_since(started_at);
-            let record = ended.json();
-            let pid = record["vmm"]["pid"].as_u64().ok_or("no pid of the VMM")?;
-            let memory_kib = procfs::memory_kib(u32::try_from(pid)?)?.0;
-            self.end("clone")?;
-            Ok(vec![Restored {
-                ready_ms: phase_ms(&record, "rebind") + phase_ms(&record, "probe"),
-                restore_ms,
-                memory_kib,
-                record,
-            }])
-        });
-        let floor = Subject::new("echo", || {
-            let started_at = Instant::now();
-            let machine = Machine::load(self.kind, &saved)?;
-            let loaded_at = Instant::now();
-            machine.echo()?;
-            Ok(vec![Restored {
-                ready_ms: ms_since(loaded_at),
-                restore_ms: ms_since(started_at),
-                memory_kib: machine.memory_kib()?,
-                record: Value::Null,
-            }])
-        });
-        for (subject, outcome) in interleave(rounds, vec![ours, floor]) {
-            let all = outcome?;
-            let mut add = |case: &str, unit, figure: fn(&Restored) -> f64| {
-                let samples: Vec<f64> = all.iter().map(figure).collect();
-                results.add(&self.case(case), subject, None, unit, &samples);
-            };
-            add("ready", Unit::Milliseconds, |it| it.ready_ms);
-            add("restore", Unit::Milliseconds, |it| it.restore_ms);
-            add("memory", Unit::Kibibytes, |it| it.memory_kib);
-            self.phases(&all, results);
-        }
-        Ok(())
-    }
-
-    /// The parts of a restore, by host-tool's record.
-    fn phases(&self, all: &[Restored], results: &mut Results) {
-        let Some(record) = all.first().map(|it| &it.record) else {
-            return;
-        };
-        for name in record["phases_us"].as_object().into_iter().flatten() {
-            let samples: Vec<f64> = all.iter().map(|it| phase_ms(&it.record, name.0)).collect();
-            let case = self.case("phases");
-            results.add(&case, name.0, None, Unit::Milliseconds, &samples);
-        }
-        let steps = record["guest"]["steps"].as_array();
-        for (index, step) in steps.into_iter().flatten().enumerate() {
-            let us = |it: &Restored| it.record["guest"]["steps"][index]["us"].as_f64();
-            let samples: Vec<f64> = all.iter().filter_map(us).collect();
-            let name = step["name"].as_str().unwrap_or_default();
-            let case = self.case("steps");
-            results.add(&case, name, None, Unit::Microseconds, &samples);
-        }
-        let us = |it: &Restored| it.record["guest"]["exec_us"].as_f64();
-        let samples: Vec<f64> = all.iter().filter_map(us).collect();
-        let case = self.case("steps");
-        results.add(&case, "exec (probe)", None, Unit::Microseconds, &samples);
-    }
-
-    /// From the start of the first command to the last READY.
-    fn clones(&self, artifact: &Path, clones: usize) -> Result<f64, Failure> {
-        let name = |index: usize| format!("clone-{index}");
-        let started_at = Instant::now();
-        let running: Vec<Child> = (0..clones)
-            .map(|index| {
-                let mut command = self.restore_command(artifact, &name(index));
-                let piped = Stdio::piped;
-                command.stdin(piped()).stdout(piped()).stderr(piped());
-                command.spawn()
-            })
-            .collect::<Result<_, _>>()?;
-        for child in running {
-            ended_well(finish(child, Vec::new(), "restore", tests::DEADLINE * 3))?;
-        }
-        let took = ms_since(started_at);
-        for index in 0..clones {
-            self.end(&name(index))?;
-        }
-        Ok(took)
-    }
-
-    /// The others run in the same guest, as commands that a client holds.
-    fn execs(&self, options: &Options, results: &mut Results) -> Result<(), Failure> {
-        let agent = self.endpoint("origin")?;
-        let (socat, qemu_ga) = (agent.with_port(SOCAT_PORT), agent.with_port(QEMU_GA_PORT));
-        let listen = format!("VSOCK-LISTEN:{SOCAT_PORT},fork");
-        let exec = format!("EXEC:{TRUE}");
-        let words = ["socat", "-t0", "-b65536", &listen, &exec];
-        let held_socat = self.hold(&words, || read_to_end(&socat));
-        let path = format!("4294967295:{QEMU_GA_PORT}");
-        let words = ["qemu-ga", "-m", "vsock-listen", "-p", &path, "-t", "/run"];
-        let held_qemu_ga = self.hold(&words, || {
-            let client = GuestAgentOfQemu::connect(&qemu_ga)?;
-            client.exec(TRUE)
-        });
-        let client = held_qemu_ga.and_then(|held| {
-            let client = GuestAgentOfQemu::connect(&qemu_ga)?;
-            Ok((held, client))
-        });
-        let mut subjects = vec![Subject::new("agent", || {
-            Ok(vec![timed(|| fresh_connection(&agent, TRUE))?])
-        })];
-        match &held_socat {
-            Ok(_) => subjects.push(Subject::new("socat", || {
-                Ok(vec![timed(|| read_to_end(&socat))?])
-            })),
-            Err(failure) => results.skip(&format!("{}/socat", self.case("exec")), failure),
-        }
-        match &client {
-            Ok((_, client)) => subjects.push(Subject::new("qemu_ga", || {
-                Ok(vec![timed(|| client.exec(TRUE))?])
-            })),
-            Err(failure) => results.skip(&format!("{}/qemu_ga", self.case("exec")), failure),
-        }
-        let rounds = if options.is_quick { 10 } else { 100 };
-        let outcomes = interleave(rounds, subjects);
-        results.add_all(&self.case("exec"), None, Unit::Microseconds, outcomes);
-        Ok(())
-    }
-
-    /// Runs a server in the guest until this is dropped, once `is_there` has succeeded.
-    fn hold(
-        &self,
-        words: &[&str],
-        is_there: impl Fn() -> Result<(), Failure>,
-    ) -> Result<Held, Failure> {
-        let mut command = self.command("exec");
-        command.args(["--name", "origin", "--"]).args(words);
-        let null = Stdio::null;
-        let child = command
-            .stdin(null())
-            .stdout(null())
-            .stderr(null())
-            .spawn()?;
-        let mut held = Held(child);
-        loop {
-            match is_there() {
-                Ok(()) => return Ok(held),
-                Err(failure) if held.0.try_wait()?.is_some() => {
-                    return Err(format!("{} ended: {failure}", words[0]).into());
-                }
-                Err(_) => std::thread::yield_now(),
-            }
-        }
+    /// What is written down of a machine.
+    fn state(&self, name: &str) -> Result<Value, Failure> {
+        let path = self.folder.path().join(name).join("state.json");
+        Ok(serde_json::from_str(&fs::read_to_string(path)?)?)
     }
 
     /// Where the agent of a machine listens.
     fn endpoint(&self, name: &str) -> Result<Endpoint, Failure> {
-        let folder = self.folder.path().join(name);
         Ok(match self.kind {
-            Kind::Firecracker => Endpoint::Hybrid(folder.join("vsock.sock"), PORT_DEFAULT),
+            Kind::Firecracker => {
+                let folder = self.folder.path().join(name);
+                Endpoint::Hybrid(folder.join("vsock.sock"), PORT_DEFAULT)
+            }
             Kind::Qemu => {
-                let state = std::fs::read_to_string(folder.join("state.json"))?;
-                let state: Value = serde_json::from_str(&state)?;
-                let cid = state["machine"]["guest_cid"].as_u64();
+                let cid = self.state(name)?["machine"]["guest_cid"].as_u64();
                 Endpoint::Vsock(u32::try_from(cid.ok_or("no CID")?)?, PORT_DEFAULT)
             }
         })
     }
-}
-
-/// A client that holds a command, killed when dropped.
-struct Held(Child);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-/// One restore.
-struct Restored {
-    ready_ms: f64,
-    restore_ms: f64,
-    memory_kib: f64,
-    record: Value,
-}
-
-fn phase_ms(record: &Value, name: &str) -> f64 {
-    record["phases_us"][name].as_f64().unwrap_or(0.0) / 1e3
 }
 
 fn ms_since(started_at: Instant) -> f64 {

@@ -36,6 +36,17 @@ pub(crate) fn cpu_ms(pid: u32) -> Result<f64, Failure> {
     Ok(field(pid, "schedstat", "")? / 1e6)
 }
 
+/// CPU time of all threads that the process has now, ms.
+pub(crate) fn cpu_of_all_ms(pid: u32) -> Result<f64, Failure> {
+    let mut all = 0.0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.file_name();
+        let task = task.to_str().ok_or("a task without a number")?;
+        all += field(pid, &format!("task/{task}/schedstat"), "")? / 1e6;
+    }
+    Ok(all)
+}
+
 /// Page faults since the process began that needed no I/O.
 pub(crate) fn minor_faults(pid: u32) -> Result<f64, Failure> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -38,7 +38,6 @@ struct Flow {
 
 pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Failure> {
     let agent = peers::agent()?;
-    let total = if options.is_quick { 1 << 27 } else { 1 << 30 };
     let rounds = if options.is_quick { 3 } else { 7 };
     let writes_max = if options.is_quick {
         WRITES_MAX / 4
@@ -46,6 +45,12 @@ pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Fa
         WRITES_MAX
     };
     for piece in PIECES {
+        // The piece that the budgets are about is moved by the gibibyte.
+        let total = match (options.is_quick, piece) {
+            (true, _) => 1 << 27,
+            (false, BLOCK_LEN) => 1 << 30,
+            (false, _) => 1 << 28,
+        };
         let run = Run {
             agent: &agent,
             len: total.min(piece * writes_max),

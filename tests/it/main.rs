@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 mod api;
+mod bench;
 mod checkpoints;
 mod conformance;
 mod conversation;

@@ -1,8 +1,11 @@
 //! Goal: `host-tool stress` counts what happens, and its exit code says whether all went well.
 //! Method: the agent on a Unix socket, and commands whose outcome is known.
 
+use std::process::Command;
+
 use serde_json::json;
 use tests::agent::Agent;
+use tests::process::run;
 
 #[test]
 fn every_run_is_counted() {
@@ -53,4 +56,26 @@ fn failures_are_counted_by_kind() {
     );
     drop(ended.exits(124).complains("2 of 2 runs failed"));
     drop(agent.host_tool(["stress", "--parallel", "0"], []).exits(2));
+}
+
+/// The soft limit is 1024 nearly everywhere, and of what 500 runs need, it is a quarter.
+#[test]
+fn limit_of_open_files_is_raised_or_named() {
+    let agent = Agent::start();
+    let limited = |limit: &str| {
+        let parts = ["stress", "--parallel", "100", "--total", "200"];
+        let tool = agent.host_tool_command(parts, []);
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit {limit} && exec \"$0\" \"$@\"");
+        shell.args(["-c", &script]).arg(tool.get_program());
+        run(shell.args(tool.get_args()))
+    };
+    let ended = limited("-Sn 64").exits(0);
+    assert!(ended.out().starts_with("200 of 200 succeeded"), "{ended}");
+    let ended = limited("-n 64").exits(2);
+    drop(
+        ended
+            .complains("--parallel 100 needs")
+            .complains("ulimit -Hn"),
+    );
 }

@@ -1,13 +1,17 @@
-//! Clones differ in what must differ, and answer at once.
+//! Clones differ in what must differ, answer at once, and can be measured.
 
 use std::time::SystemTime;
 
 use crate::Case;
-use crate::machine::Machine;
+use crate::machine::{Machine, TIMEOUT};
 
 pub(crate) const CASES: &[Case] = &[
     ("two_clones_at_once", two_clones_at_once),
     ("a_hostname_of_its_own", a_hostname_of_its_own),
+    (
+        "clones_that_are_measured_are_taken_away",
+        clones_that_are_measured_are_taken_away,
+    ),
 ];
 
 fn two_clones_at_once(machine: &Machine) {
@@ -55,5 +59,21 @@ fn a_hostname_of_its_own(machine: &Machine) {
     drop(tests::process::run(command.args(["--hostname", "clone-7"])).exits(0));
     assert_eq!(machine.exec("clone", "hostname"), "clone-7\n");
     machine.end("clone");
+    machine.is_clean();
+}
+
+fn clones_that_are_measured_are_taken_away(machine: &Machine) {
+    let artifact = machine.artifact();
+    let words = ["bench", "--json", "--restores", "2", "--timeout", TIMEOUT];
+    let mut command = machine.command(words);
+    let ended = tests::process::run(command.arg("--artifact").arg(&artifact)).exits(0);
+    let restore = &ended.json()["restore"];
+    assert_eq!(restore["runs"], 2, "{ended}");
+    for phase in ["spawn", "load", "rebind", "probe"] {
+        let us = restore["phases_us"][phase]["p50"].as_u64();
+        assert!(us > Some(0), "{phase}: {ended}");
+    }
+    assert!(restore["steps_us"]["clock"].is_object(), "{ended}");
+    assert!(restore["memory_kib"].as_u64() > Some(1024), "{ended}");
     machine.is_clean();
 }

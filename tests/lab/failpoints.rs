@@ -35,9 +35,9 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// A point, and the exit code of a failure there. The phase is the front of the name.
-type Point = (&'static str, i32);
+pub(crate) type Point = (&'static str, i32);
 
-const RESTORE: &[Point] = &[
+pub(crate) const RESTORE: &[Point] = &[
     ("artifact.before", 3),
     ("version.before", 4),
     ("spawn.before", 5),
@@ -57,7 +57,7 @@ const RESTORE: &[Point] = &[
     ("publish.release", 1),
 ];
 
-const SNAPSHOT: &[Point] = &[
+pub(crate) const SNAPSHOT: &[Point] = &[
     ("lock.before", 1),
     ("lock.after", 1),
     ("version.before", 4),

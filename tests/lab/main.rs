@@ -12,6 +12,7 @@ mod checkpoints;
 mod clones;
 mod failpoints;
 mod fleet;
+mod kills;
 mod lifecycle;
 mod load;
 mod machine;
@@ -19,6 +20,7 @@ mod network;
 mod proxy;
 mod sessions;
 mod snapshots;
+mod soak;
 mod vmms;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -27,6 +29,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 use machine::{Machine, Vmm};
+use soak::Plan;
 
 /// One case: its name, and what it does on a VMM.
 type Case = (&'static str, fn(&Machine));
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         bad_input::CASES,
         artifacts::CASES,
         failpoints::CASES,
+        kills::CASES,
         network::CASES,
         load::CASES,
     ]
@@ -92,6 +96,16 @@ fn main() -> ExitCode {
     }
     let is_networked = |name: &str| network::CASES.iter().any(|(other, _)| *other == name);
     let mut trials = Vec::new();
+    if let Some(plan) = Plan::from_environment() {
+        let soaks = Vmm::ALL.map(|vmm| {
+            let soak = move || {
+                soak::run(vmm, plan, is_lost);
+                Ok(())
+            };
+            Trial::test(format!("{vmm}::soak"), soak).with_ignored_flag(vmm.missing().is_some())
+        });
+        return libtest_mimic::run(&arguments, soaks.into()).exit_code();
+    }
     for vmm in Vmm::ALL {
         let missing = vmm.missing();
         if let Some(reason) = &missing {
@@ -126,14 +140,18 @@ fn run(name: &str, vmm: Vmm, case: fn(&Machine)) {
         };
         let text = panic.downcast_ref::<String>().map_or("", String::as_str);
         let logs = machine.logs();
-        let is_emulated = std::env::var("LAB").as_deref() == Ok("emulated");
-        if is_emulated && repeats_left > 0 && is_triple_fault(&format!("{text}{logs}")) {
+        if repeats_left > 0 && is_lost(&format!("{text}{logs}")) {
             println!("note: the emulator shut a processor down in {name}, which is begun anew");
             continue;
         }
         eprintln!("{logs}");
         resume_unwind(panic);
     }
+}
+
+/// Whether these texts of a case tell of a fault of the emulator.
+fn is_lost(text: &str) -> bool {
+    std::env::var("LAB").as_deref() == Ok("emulated") && is_triple_fault(text)
 }
 
 /// Whether a VMM says that its guest's processor was shut down. Firecracker says it in words; QEMU,

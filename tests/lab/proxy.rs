@@ -3,7 +3,7 @@
 //! It speaks hybrid vsock or vsock to the guest, so that `host-tool --unix` reaches a real machine
 //! through it. A cut closes both ends at once, as the loss of a transport does.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -30,26 +30,31 @@ enum Upstream {
 /// Both ends of each connection that is open.
 type Pairs = Arc<Mutex<Vec<(OwnedFd, OwnedFd)>>>;
 
-/// A running proxy. It accepts until its process ends.
+/// A running proxy. With it go its socket and its connections.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     socket: PathBuf,
+    listener: Arc<UnixListener>,
     pairs: Pairs,
 }
 
 impl Proxy {
     pub(crate) fn start(machine: &Machine, name: &str) -> Self {
         let socket = machine.path("proxy.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
+        let listener = Arc::new(UnixListener::bind(&socket).unwrap());
         let upstream = upstream(machine, name);
         let pairs = Pairs::default();
-        let kept = Arc::clone(&pairs);
+        let (accepting, kept) = (Arc::clone(&listener), Arc::clone(&pairs));
         thread::spawn(move || {
-            for client in listener.incoming() {
-                relay(client.unwrap(), &upstream, &kept);
+            for client in accepting.incoming().map_while(Result::ok) {
+                relay(client, &upstream, &kept);
             }
         });
-        Self { socket, pairs }
+        Self {
+            socket,
+            listener,
+            pairs,
+        }
     }
 
     pub(crate) fn socket(&self) -> &Path {
@@ -65,6 +70,15 @@ impl Proxy {
             let _ = shutdown(other.as_raw_fd(), Shutdown::Both);
         }
         std::mem::take(&mut *pairs).len()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Which ends the thread that accepts.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        self.cut();
+        let _ = fs::remove_file(&self.socket);
     }
 }
 

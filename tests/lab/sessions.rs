@@ -1,5 +1,6 @@
 //! Commands and the workload keep their output, whatever snapshots and cuts do to connections.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -26,19 +27,22 @@ pub(crate) const CASES: &[Case] = &[
     }),
     ("a_hundred_execs", |machine| flood(machine, 100, 20)),
     ("ten_thousand_execs", |machine| flood(machine, 10_000, 500)),
-    (
-        "the_workloads_output_is_whole",
-        the_workloads_output_is_whole,
-    ),
+    ("the_workloads_output_is_whole", |machine| {
+        the_workloads_output_is_whole(machine, 3);
+    }),
+    ("the_workloads_output_across_twenty_cuts", |machine| {
+        the_workloads_output_is_whole(machine, 20);
+    }),
     ("a_terminal_in_a_machine", a_terminal_in_a_machine),
 ];
 
 /// A line with the next number about every millisecond, until the file is there. `usleep` is a
 /// process of its own, so that in the emulated lab it is rather ten.
-const NUMBERED: &str = "i=0; while [ ! -e /tmp/stop ]; do echo $i; i=$((i+1)); usleep 1000; done";
+pub(crate) const NUMBERED: &str =
+    "i=0; while [ ! -e /tmp/stop ]; do echo $i; i=$((i+1)); usleep 1000; done";
 
 /// A command whose lines are read as they come.
-struct Follower {
+pub(crate) struct Follower {
     child: Child,
     lines: Receiver<String>,
 }
@@ -62,7 +66,7 @@ impl Follower {
         Self { child, lines }
     }
 
-    fn exec(machine: &Machine, target: &[&str], line: &str) -> Self {
+    pub(crate) fn exec(machine: &Machine, target: &[&str], line: &str) -> Self {
         let mut command = machine.command(["exec"]);
         command.args(target).args(["--timeout", TIMEOUT]);
         command.args(["--", "sh", "-c", line]);
@@ -71,7 +75,7 @@ impl Follower {
 
     /// Reads numbered lines, which must go on from `next`, until `count` more have come.
     #[track_caller]
-    fn expect_numbers(&self, next: &mut u64, count: u64) {
+    pub(crate) fn expect_numbers(&self, next: &mut u64, count: u64) {
         for _ in 0..count {
             let line = self.lines.recv_timeout(tests::DEADLINE).expect("a line");
             assert_eq!(line, next.to_string(), "a line is lost or repeated");
@@ -81,7 +85,7 @@ impl Follower {
 
     /// Reads to the end, where numbered lines must go on, too.
     #[track_caller]
-    fn finish_numbers(self, mut next: u64) -> (Finished, u64) {
+    pub(crate) fn finish_numbers(self, mut next: u64) -> (Finished, u64) {
         while let Ok(line) = self.lines.recv_timeout(tests::DEADLINE) {
             assert_eq!(line, next.to_string(), "a line is lost or repeated");
             next += 1;
@@ -205,7 +209,7 @@ fn through_cat(machine: &Machine, mebibytes: u64) {
 
 /// Most memory that a process of this machine has had, KiB.
 fn peak_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     let number = line.and_then(|line| line.split_whitespace().nth(1));
     number.unwrap().parse().unwrap()
@@ -252,17 +256,21 @@ fn resident_kib(machine: &Machine) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// The image's workload prints a numbered line every few milliseconds for ever.
-fn the_workloads_output_is_whole(machine: &Machine) {
+/// The image's workload prints a numbered line every few milliseconds for ever. Each snapshot cuts
+/// the connection on which the supervisor reads them.
+fn the_workloads_output_is_whole(machine: &Machine, snapshot_count: u32) {
     let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
     drop(machine.tool(machine.boot_image("vm", &image)).exits(0));
     let follow = || Follower::start(machine.command(["logs", "--name", "vm", "--follow"]));
     let follower = follow();
     let mut next = 0;
     follower.expect_numbers(&mut next, 20);
-    for round in 0..3 {
-        machine.snapshot("vm", &format!("artifact-{round}"), &[]);
+    let early = machine.snapshot("vm", "early", &[]);
+    follower.expect_numbers(&mut next, 20);
+    for _ in 1..snapshot_count {
+        let later = machine.snapshot("vm", "later", &[]);
         follower.expect_numbers(&mut next, 20);
+        fs::remove_dir_all(later).unwrap();
     }
     kill_supervisor(machine);
     drop(follower);
@@ -284,7 +292,7 @@ fn the_workloads_output_is_whole(machine: &Machine) {
         .exits(0);
     assert_eq!(tail.out().lines().count(), 3, "{tail}");
     // A clone's log begins with what the guest still has, and has no hole in it.
-    machine.restore(&machine.path("artifact-1"), "clone");
+    machine.restore(&early, "clone");
     let clone = Follower::start(machine.command(["logs", "--name", "clone", "--follow"]));
     let first = clone.lines.recv_timeout(tests::DEADLINE).expect("a line");
     let mut next = first.parse::<u64>().unwrap() + 1;
@@ -295,7 +303,7 @@ fn the_workloads_output_is_whole(machine: &Machine) {
     machine.is_clean();
 }
 
-fn kill_supervisor(machine: &Machine) {
+pub(crate) fn kill_supervisor(machine: &Machine) {
     let processes = machine.processes();
     let supervisor = processes
         .iter()

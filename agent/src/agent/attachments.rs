@@ -2,13 +2,13 @@
 //! no clock.
 //!
 //! ```text
-//!                     ┌─▶ cursor of the owner ───▶ outbox ─▶ ACK frees the ring
-//! pipe ─▶ ring ───────┼─▶ cursor of an observer ─▶ outbox    GAP where the ring no longer reaches
+//!                     ┌─▶ cursor of the owner ───▶ socket ─▶ ACK frees the ring
+//! pipe ─▶ ring ───────┼─▶ cursor of an observer ─▶ socket    GAP where the ring no longer reaches
 //!   (one per stream)  └─▶ (who only waits has none)
 //! ```
 //!
-//! Each attached connection has a cursor per stream. Whenever there is more output, or more room in
-//! its outbox, the outbox is filled from the cursor on; EXITED follows the last byte, and then the
+//! Each attached connection has a cursor per stream. What its socket takes is taken from there on,
+//! right from the rings (see [`output`](super::output)); EXITED follows the last byte, and then the
 //! connection is free for another session.
 //!
 //! Invariants:
@@ -20,12 +20,12 @@
 
 use std::time::Instant;
 
-use shared::message::{Attach, AttachMode, Exited, FailCode, Gap, Message, Stream};
+use shared::message::{Attach, AttachMode, Exited, FailCode, Message, Stream};
 
 use super::ids::{ConnectionId, SessionId};
 use super::outbox::Outbox;
+use super::output::Cursors;
 use super::session::{Session, State};
-use super::spares::Spares;
 use super::state::Request;
 use super::timers::Timer;
 use super::{Agent, Departure};
@@ -47,10 +47,8 @@ pub(super) enum Answer {
 pub(super) struct Attachment {
     pub(super) session: SessionId,
     pub(super) mode: AttachMode,
-    /// Offsets of the next bytes that it gets.
-    cursors: [u64; 2],
-    /// Index of the stream whose turn it is.
-    turn: usize,
+    /// What it gets next of each stream.
+    cursors: Cursors,
     /// The answer that it has not got: the session's process has not been started.
     owed: Option<Answer>,
 }
@@ -67,72 +65,57 @@ impl Attachment {
         Self {
             session: session.id(),
             mode,
-            cursors: [cursor(Stream::Stdout), cursor(Stream::Stderr)],
-            turn: 0,
+            cursors: Cursors::at([cursor(Stream::Stdout), cursor(Stream::Stderr)]),
             owed: None,
         }
     }
 
     /// Offset of the next byte of a stream that it gets: what is before it was sent.
     pub(super) fn cursor(&self, stream: Stream) -> u64 {
-        self.cursors[stream.index()]
+        self.cursors.offsets()[stream.index()]
     }
 
-    /// Fills the outbox, a frame of each stream in turn, so that one that never ends does not
-    /// starve the other, however little room there is at a time. Returns the number of gaps, or
-    /// `None` if nothing was added.
-    pub(super) fn pump(
-        &mut self,
-        session: &Session,
-        outbox: &mut Outbox,
-        spares: &mut Spares,
-    ) -> Option<u64> {
-        if self.owed.is_some() || self.mode == AttachMode::Wait {
-            return None;
-        }
-        let mut gaps = None;
-        // Streams in a row that had nothing to give, or no room for it.
-        let mut dry_count = 0;
-        while dry_count < Stream::ALL.len() {
-            match self.pump_frame(Stream::ALL[self.turn], session, outbox, spares) {
-                Some(count) => {
-                    gaps = Some(gaps.unwrap_or(0) + count);
-                    dry_count = 0;
-                }
-                None => dry_count += 1,
+    /// Its cursors, if it gets output now.
+    pub(super) fn flow(&self) -> Option<&Cursors> {
+        let is_flowing = self.owed.is_none() && self.mode != AttachMode::Wait;
+        is_flowing.then_some(&self.cursors)
+    }
+
+    /// Announces what the rings no longer have, once everything before it was sent. Returns the
+    /// number of gaps.
+    pub(super) fn announce_gaps(&mut self, session: &Session, outbox: &mut Outbox) -> u64 {
+        let is_due = outbox.is_empty() && self.flow().is_some_and(|it| !it.is_mid_frame());
+        let mut count = 0;
+        for &stream in Stream::ALL.iter().filter(|_| is_due) {
+            if let Some(gap) = self.cursors.skip_gap(stream, session) {
+                // An empty outbox takes it.
+                count += u64::from(outbox.push(&Message::Gap(gap)).is_ok());
             }
-            self.turn = (self.turn + 1) % Stream::ALL.len();
         }
-        gaps
+        count
     }
 
-    /// Adds one frame of a stream, behind a GAP if bytes are missing before it.
-    fn pump_frame(
-        &mut self,
-        stream: Stream,
-        session: &Session,
-        outbox: &mut Outbox,
-        spares: &mut Spares,
-    ) -> Option<u64> {
-        let ring = session.ring(stream);
-        let cursor = &mut self.cursors[stream.index()];
-        if outbox.stream_room() == 0 || *cursor == ring.end() {
-            return None;
+    /// The socket took `len` bytes: of the rest of a frame, of what the outbox held, and of further
+    /// frames, in this order.
+    pub(super) fn handle_written(&mut self, len: usize, session: &Session, outbox: &mut Outbox) {
+        let mut left = len - self.cursors.advance_rest(len);
+        let of_answers = left.min(outbox.pending().len());
+        outbox.consume(of_answers);
+        left -= of_answers;
+        self.cursors.advance(left, session);
+        // Only to its owner does a session that waits for its reader keep what it was not told of.
+        if self.mode != AttachMode::Own || session.drops_oldest() {
+            self.let_go(session, outbox);
         }
-        let mut gaps = 0;
-        if *cursor < ring.start() {
-            let (from, to) = (*cursor, ring.start());
-            outbox.push(&Message::Gap(Gap { stream, from, to })).ok()?;
-            *cursor = to;
-            gaps = 1;
+    }
+
+    /// The session's rings need not keep what was not sent: the rest of a frame of which a part was
+    /// sent goes into the outbox.
+    pub(super) fn let_go(&mut self, session: &Session, outbox: &mut Outbox) {
+        if self.cursors.is_mid_frame() {
+            self.cursors
+                .take_rest(session, |pieces| outbox.take_over(pieces));
         }
-        let (head, tail) = ring.bytes_from(*cursor, outbox.stream_room());
-        let len = head.len() + tail.len();
-        if len > 0 {
-            outbox.push_chunk(stream.frame_kind(), *cursor, (head, tail), spares);
-            *cursor += len as u64;
-        }
-        Some(gaps)
     }
 
     /// The end, if it is this connection's turn to hear of it.
@@ -217,7 +200,7 @@ impl Agent {
         from: [Option<u64>; 2],
         now: Instant,
     ) -> bool {
-        let Some(session) = self.sessions.get_mut(session_id) else {
+        let Some(session) = self.sessions.get(session_id) else {
             return false;
         };
         let previous = session.owner;
@@ -225,6 +208,10 @@ impl Agent {
             self.supersede(id, "a later connection has attached to this session", now);
             return false;
         }
+        self.let_go(session_id);
+        let Some(session) = self.sessions.get_mut(session_id) else {
+            return false;
+        };
         session.owner = Some(id);
         for &stream in Stream::ALL {
             session.release(stream, from[stream.index()].unwrap_or(0), &mut self.spares);
@@ -257,7 +244,7 @@ impl Agent {
             return;
         };
         let is_owner = attachment.mode == AttachMode::Own;
-        let cursors = attachment.cursors;
+        let cursors = attachment.cursors.offsets();
         let message = match answer {
             Answer::Started { fresh } => {
                 Message::Started(session.started(is_owner, fresh, cursors))
@@ -274,15 +261,15 @@ impl Agent {
         };
         for attached in session.attached() {
             if let Some(connection) = self.connections.get_mut(attached)
-                && let Some(gaps) = connection.pump(session, &mut self.spares)
+                && !connection.is_waiting_for_room
+                && connection.has_pending(Some(session))
             {
-                self.counters.gaps += gaps;
                 connection.queue_flush(*attached, &mut self.actions);
             }
         }
     }
 
-    /// There may be room for output in a connection's outbox, or its session has ended.
+    /// A connection's socket has taken something, or its session has ended.
     pub(super) fn pump_connection(&mut self, id: ConnectionId, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -293,7 +280,8 @@ impl Agent {
         let Some(session) = self.sessions.get(attachment.session) else {
             return;
         };
-        if let Some(gaps) = connection.pump(session, &mut self.spares) {
+        let gaps = connection.announce_gaps(session);
+        if gaps > 0 {
             self.counters.gaps += gaps;
             connection.queue_flush(id, &mut self.actions);
         }
@@ -304,14 +292,30 @@ impl Agent {
         }
     }
 
+    /// A session's rings need not keep what nobody has acknowledged.
+    pub(super) fn let_go(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        for attached in session.attached() {
+            if let Some(connection) = self.connections.get_mut(attached) {
+                connection.let_go(session);
+            }
+        }
+    }
+
     /// Takes a connection's session from it.
     pub(super) fn release_session(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        let Some(attachment) = connection.attachment.take() else {
+        let Some(attachment) = connection.attachment else {
             return;
         };
+        if let Some(session) = self.sessions.get(attachment.session) {
+            connection.let_go(session);
+        }
+        connection.attachment = None;
         connection.served = Some((attachment.session, attachment.mode));
         self.spares.leave();
         let Some(session) = self.sessions.get_mut(attachment.session) else {
@@ -329,22 +333,28 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::outbox::STREAM_LEN_MAX;
+    use crate::agent::connection::Connection;
+    use crate::agent::output::Headers;
     use crate::agent::ring::RING_LEN_MAX;
     use crate::agent::session::Terms;
+    use crate::agent::spares::Spares;
     use shared::frame::Decoder;
     use shared::id::ExecId;
-    use shared::message::{OutputPolicy, Role};
+    use shared::message::{Chunk, OutputPolicy, Ping, Role};
     use std::time::Duration;
 
     fn session() -> Session {
+        session_with(OutputPolicy::DropOldest)
+    }
+
+    fn session_with(output: OutputPolicy) -> Session {
         let terms = Terms {
             exec: Some(ExecId::from_bytes([7; 16])),
             command: String::new(),
             generation: None,
             tty: None,
             has_input: false,
-            output: OutputPolicy::DropOldest,
+            output,
             is_detached: false,
             keep: Duration::ZERO,
             timeout: None,
@@ -354,11 +364,32 @@ mod tests {
         session
     }
 
-    /// What was added: the stream, the first offset and the one behind the last byte.
-    fn take(outbox: &mut Outbox) -> Vec<(&'static str, Stream, u64, u64)> {
+    /// A connection that is attached like this and has nothing else to say.
+    fn connection(session: &Session, mode: AttachMode) -> Connection {
+        let mut connection = Connection::new(Role::Host, 0);
+        connection.attachment = Some(Attachment::new(session, mode, [None; 2]));
+        connection
+    }
+
+    fn pending(connection: &Connection, session: &Session) -> Vec<u8> {
+        let mut headers = Headers::default();
+        let pieces = connection.pending(Some(session), &mut headers);
+        pieces.as_slice().concat()
+    }
+
+    /// The socket takes `len` bytes.
+    fn write(connection: &mut Connection, session: &Session, len: usize) -> Vec<u8> {
+        connection.announce_gaps(session);
+        let mut bytes = pending(connection, session);
+        bytes.truncate(len);
+        connection.handle_written(bytes.len(), Some(session));
+        bytes
+    }
+
+    /// What was written: the stream, the first offset and the one behind the last byte.
+    fn read(bytes: &[u8]) -> Vec<(&'static str, Stream, u64, u64)> {
         let mut decoder = Decoder::new();
-        decoder.push(outbox.pending());
-        outbox.consume(outbox.pending().len(), &mut Spares::default());
+        decoder.push(bytes);
         let mut taken = Vec::new();
         while let Some(frame) = decoder.poll_frame().expect("frames") {
             taken.push(
@@ -372,10 +403,12 @@ mod tests {
                         ("chunk", Stream::Stderr, chunk.offset, end)
                     }
                     Message::Gap(gap) => ("gap", gap.stream, gap.from, gap.to),
+                    Message::Pong(_) => ("pong", Stream::Stdout, 0, 0),
                     other => panic!("{other:?}"),
                 },
             );
         }
+        assert!(!decoder.is_mid_frame());
         taken
     }
 
@@ -397,93 +430,112 @@ mod tests {
     }
 
     #[test]
-    fn each_stream_has_its_turn_until_the_outbox_is_full() {
+    fn each_stream_has_its_turn() {
         let mut session = session();
-        session.handle_output(
-            Stream::Stdout,
-            &vec![0; RING_LEN_MAX],
-            &mut Spares::default(),
-        );
-        session.handle_output(Stream::Stderr, b"err", &mut Spares::default());
-        let mut attachment = Attachment::new(&session, AttachMode::Own, [None; 2]);
-        let mut outbox = Outbox::default();
-        assert_eq!(
-            attachment.pump(&session, &mut outbox, &mut Spares::default()),
-            Some(0)
-        );
-        assert!(outbox.pending().len() <= STREAM_LEN_MAX && outbox.stream_room() == 0);
-        assert_eq!(
-            attachment.pump(&session, &mut outbox, &mut Spares::default()),
-            None
-        );
-        let taken = take(&mut outbox);
-        assert_eq!(taken[1], ("chunk", Stream::Stderr, 0, 3));
-        let mut next = 0;
-        for (_, _, from, to) in taken.iter().filter(|it| it.1 == Stream::Stdout) {
-            assert_eq!(*from, next);
-            next = *to;
+        for (stream, len) in [(Stream::Stdout, RING_LEN_MAX), (Stream::Stderr, 70_000)] {
+            session.handle_output(stream, &vec![0; len], &mut Spares::default());
         }
-        assert_eq!(next, attachment.cursor(Stream::Stdout));
-        // With room for one frame at a time both still get on.
-        session.handle_output(
-            Stream::Stdout,
-            &vec![0; RING_LEN_MAX],
-            &mut Spares::default(),
-        );
-        session.handle_output(
-            Stream::Stderr,
-            &vec![0; RING_LEN_MAX],
-            &mut Spares::default(),
-        );
-        attachment.pump(&session, &mut outbox, &mut Spares::default());
-        let cursors = attachment.cursors;
-        for _ in 0..2 {
-            while outbox.stream_room() == 0 {
-                outbox.consume(1, &mut Spares::default());
+        let mut connection = connection(&session, AttachMode::Own);
+        let mut bytes = Vec::new();
+        while connection.has_pending(Some(&session)) {
+            bytes.extend(write(&mut connection, &session, usize::MAX));
+        }
+        let taken = read(&bytes);
+        let streams: Vec<_> = taken.iter().map(|it| it.1).collect();
+        assert_eq!(streams[..4], [Stream::ALL, Stream::ALL].concat());
+        for (stream, end) in [(Stream::Stdout, RING_LEN_MAX), (Stream::Stderr, 70_000)] {
+            let mut next = 0;
+            for (_, _, from, to) in taken.iter().filter(|it| it.1 == stream) {
+                assert_eq!(*from, next);
+                next = *to;
             }
-            attachment.pump(&session, &mut outbox, &mut Spares::default());
+            assert_eq!(next, end as u64);
         }
-        assert!(attachment.cursors[0] > cursors[0] && attachment.cursors[1] > cursors[1]);
+    }
+
+    /// However the socket cuts what it is handed, and whether or not the rest of a frame stays in
+    /// the ring, the frames are whole. Answers come between them.
+    #[test]
+    fn frames_survive_every_split() {
+        let expected = [
+            ("chunk", Stream::Stdout, 0, 9),
+            ("pong", Stream::Stdout, 0, 0),
+            ("chunk", Stream::Stderr, 0, 5),
+        ];
+        for mode in [AttachMode::Own, AttachMode::Observe] {
+            for lets_go in [false, true] {
+                for split in 1..Chunk::HEADER_LEN + 9 {
+                    let mut session = session_with(OutputPolicy::Block);
+                    session.handle_output(Stream::Stdout, b"123456789", &mut Spares::default());
+                    let mut connection = connection(&session, mode);
+                    let mut bytes = write(&mut connection, &session, split);
+                    let pong = Message::Pong(Ping { nonce: 1 });
+                    connection.outbox.push(&pong).expect("room");
+                    session.handle_output(Stream::Stderr, b"error", &mut Spares::default());
+                    if lets_go {
+                        connection.let_go(&session);
+                    }
+                    if lets_go || mode == AttachMode::Observe {
+                        session.release(Stream::Stdout, 9, &mut Spares::default());
+                    }
+                    while connection.has_pending(Some(&session)) {
+                        bytes.extend(write(&mut connection, &session, 3));
+                    }
+                    assert_eq!(read(&bytes), expected, "{mode} {lets_go} {split}");
+                }
+            }
+        }
     }
 
     #[test]
     fn what_the_ring_no_longer_has_is_a_gap() {
         let mut session = session();
-        let mut attachment = Attachment::new(&session, AttachMode::Observe, [None; 2]);
-        let mut outbox = Outbox::default();
-        session.handle_output(
-            Stream::Stdout,
-            &vec![0; RING_LEN_MAX + 5],
-            &mut Spares::default(),
-        );
-        assert_eq!(
-            attachment.pump(&session, &mut outbox, &mut Spares::default()),
-            Some(1)
-        );
-        let taken = take(&mut outbox);
+        let mut connection = connection(&session, AttachMode::Observe);
+        let output = vec![0; RING_LEN_MAX + 5];
+        session.handle_output(Stream::Stdout, &output, &mut Spares::default());
+        let taken = read(&write(&mut connection, &session, usize::MAX));
         assert_eq!(taken[0], ("gap", Stream::Stdout, 0, 5));
         assert_eq!(taken[1].2, 5);
-        attachment.pump(&session, &mut outbox, &mut Spares::default());
-        take(&mut outbox);
-        // All of it is gone at the end.
+        // What gives way while a frame is under way is announced behind that frame.
         session.handle_output(Stream::Stdout, b"more", &mut Spares::default());
+        let mut bytes = write(&mut connection, &session, Chunk::HEADER_LEN + 1);
+        session.handle_output(Stream::Stdout, &output, &mut Spares::default());
+        for _ in 0..2 {
+            // The rest of the frame and the GAP, before the next frame has begun; then that.
+            bytes.extend(write(&mut connection, &session, 3));
+            while !connection.outbox.is_empty() {
+                let len = connection.outbox.pending().len();
+                bytes.extend(write(&mut connection, &session, len));
+            }
+            session.handle_output(Stream::Stdout, b"12345", &mut Spares::default());
+        }
+        while connection.has_pending(Some(&session)) {
+            bytes.extend(write(&mut connection, &session, usize::MAX));
+        }
+        let taken = read(&bytes);
+        let (first, end) = (RING_LEN_MAX as u64 + 5, session.ring(Stream::Stdout).end());
+        assert_eq!(taken[0], ("chunk", Stream::Stdout, first, first + 4));
+        let mut next = first;
+        for (_, _, from, to) in &taken {
+            assert_eq!(*from, next);
+            next = *to;
+        }
+        assert_eq!(next, end);
+        let gaps = taken.iter().filter(|it| it.0 == "gap");
+        assert_eq!(gaps.count(), 2, "{taken:?}");
+        // All of it is gone at the end.
+        session.handle_output(Stream::Stdout, b"last", &mut Spares::default());
         session.clear_output();
-        let end = RING_LEN_MAX as u64 + 9;
-        assert_eq!(
-            attachment.pump(&session, &mut outbox, &mut Spares::default()),
-            Some(1)
-        );
-        assert_eq!(take(&mut outbox), [("gap", Stream::Stdout, end - 4, end)]);
+        let taken = read(&write(&mut connection, &session, usize::MAX));
+        assert_eq!(taken, [("gap", Stream::Stdout, end, end + 4)]);
     }
 
     #[test]
     fn who_waits_gets_no_output() {
         let mut session = session();
         session.handle_output(Stream::Stdout, b"output", &mut Spares::default());
-        let mut attachment = Attachment::new(&session, AttachMode::Wait, [None; 2]);
-        assert_eq!(
-            attachment.pump(&session, &mut Outbox::default(), &mut Spares::default()),
-            None
-        );
+        let connection = connection(&session, AttachMode::Wait);
+        assert!(!connection.has_pending(Some(&session)));
+        assert!(pending(&connection, &session).is_empty());
     }
 }

@@ -66,7 +66,7 @@ impl Agent {
             let text = format!("{SESSIONS_MAX} commands are running already");
             return self.send_fail(id, FailCode::Limit, text, now);
         }
-        if let Some(limit) = exec.limit_exceeded() {
+        if let Some(limit) = exec.content_limit_exceeded() {
             return self.send_fail(id, FailCode::Limit, limit.to_string(), now);
         }
         let session = self.serials.next_session();
@@ -163,10 +163,32 @@ impl Agent {
         session.map_or(0, |session| session.poll_room(stream))
     }
 
-    /// A command wrote something; at most [`Self::output_room`] bytes of it.
-    pub fn handle_output(&mut self, id: SessionId, stream: Stream, bytes: &[u8]) {
-        if let Some(session) = self.sessions.get_mut(id) {
+    /// Memory to read a command's output into, which may be none.
+    /// [`handle_output_read`](Self::handle_output_read) must follow.
+    pub fn output_spare(&mut self, id: SessionId, stream: Stream) -> [&mut [u8]; 2] {
+        match self.sessions.get_mut(id) {
+            Some(session) => session.output_spare(stream, &mut self.spares),
+            None => [&mut [], &mut []],
+        }
+    }
+
+    /// A command wrote something, at most [`Self::output_room`] bytes, or nothing after all. The
+    /// first `spare_len` were read into [`Self::output_spare`]; `bytes` are what came behind them.
+    pub fn handle_output_read(
+        &mut self,
+        id: SessionId,
+        stream: Stream,
+        spare_len: usize,
+        bytes: &[u8],
+    ) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        session.advance_output(stream, spare_len, &mut self.spares);
+        if !bytes.is_empty() {
             session.handle_output(stream, bytes, &mut self.spares);
+        }
+        if spare_len + bytes.len() > 0 {
             self.pump_session(id);
         }
     }

@@ -16,9 +16,9 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use shared::frame::{Decoder, FrameError};
+use shared::frame::{Decoder, FrameError, FrameKind};
 use shared::id::Nonce;
-use shared::message::{AttachMode, Fail, FailCode, Hello, Message, Role};
+use shared::message::{AttachMode, Chunk, Fail, FailCode, Hello, Message, Role};
 use shared::{PayloadError, version};
 
 use super::action::Action;
@@ -26,8 +26,8 @@ use super::attachments::Attachment;
 use super::ids::{ConnectionId, SessionId};
 use super::input::InputMistake;
 use super::outbox::Outbox;
+use super::output::{Headers, Pieces};
 use super::session::Session;
-use super::spares::Spares;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
@@ -46,6 +46,20 @@ pub struct Interest {
     pub readable: bool,
     /// There is room to write.
     pub writable: bool,
+}
+
+/// What a peer has sent.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// A message.
+    Message(Message),
+    /// STDIN. Its data stays where it came in; see [`Connection::input`].
+    Input {
+        /// Offset of its first byte.
+        offset: u64,
+        /// Bytes of its data.
+        len: usize,
+    },
 }
 
 /// A peer's mistake. It ends the connection.
@@ -110,6 +124,8 @@ pub(super) struct Connection {
     pub(super) served: Option<(SessionId, AttachMode)>,
     /// Whether a flush has been asked for and not been performed.
     pub(crate) is_flush_queued: bool,
+    /// Whether the last flush ended for want of room, so that room is what the next one waits for.
+    pub(super) is_waiting_for_room: bool,
     /// The probe whose process has not been reaped yet.
     pub(crate) probe: Option<PendingProbe>,
 }
@@ -135,6 +151,7 @@ impl Connection {
             attachment: None,
             served: None,
             is_flush_queued: false,
+            is_waiting_for_room: false,
             probe: None,
         }
     }
@@ -146,27 +163,38 @@ impl Connection {
         }
     }
 
-    /// The peer's next message, if it may be taken now.
-    pub(crate) fn poll_message(&mut self) -> Result<Option<Message>, Mistake> {
+    /// The data of the [`Received::Input`] that was taken last, which has `len` bytes.
+    pub(super) fn input(&self, len: usize) -> &[u8] {
+        self.decoder.payload(len)
+    }
+
+    /// What the peer has sent next, if it may be taken now.
+    pub(crate) fn poll_message(&mut self) -> Result<Option<Received>, Mistake> {
         if self.phase == Phase::Closing || !self.outbox.takes_requests() {
             return Ok(None);
         }
+        let is_awaiting_hello = self.is_awaiting_hello();
         let Some(frame) = self.decoder.poll_frame().map_err(Mistake::Frame)? else {
             return Ok(None);
         };
+        if frame.kind == FrameKind::Stdin && self.role == Role::Host && !is_awaiting_hello {
+            let (offset, data) = Chunk::parse(frame).map_err(Mistake::Payload)?;
+            let len = data.len();
+            return Ok(Some(Received::Input { offset, len }));
+        }
         let message = match self.role {
             Role::Local => Message::parse_local(frame),
             Role::Host | Role::Guest => Message::parse_of_host(frame),
         };
         let message = message.map_err(Mistake::Payload)?;
-        match (&message, self.is_awaiting_hello()) {
+        match (&message, is_awaiting_hello) {
             (Message::Hello(hello), true) if hello.role == self.role => self.phase = Phase::Open,
             (Message::Hello(_), true) => return Err(Mistake::HelloRole(self.role)),
             (Message::Hello(_), false) => return Err(Mistake::HelloRepeated),
             (_, true) => return Err(Mistake::HelloMissing),
             (_, false) => {}
         }
-        Ok(Some(message))
+        Ok(Some(Received::Message(message)))
     }
 
     /// Asks for what the outbox holds to be written, unless that is asked for already.
@@ -177,11 +205,64 @@ impl Connection {
         }
     }
 
-    /// Moves output of its session on into the outbox, as far as there is room. Returns the number
-    /// of gaps, or `None` if nothing was added.
-    pub(super) fn pump(&mut self, session: &Session, spares: &mut Spares) -> Option<u64> {
-        let attachment = self.attachment.as_mut()?;
-        attachment.pump(session, &mut self.outbox, spares)
+    /// Whether there is something for its socket to take.
+    pub(super) fn has_pending(&self, session: Option<&Session>) -> bool {
+        let flow = self.attachment.as_ref().and_then(Attachment::flow);
+        let is_behind = flow
+            .zip(session)
+            .is_some_and(|(it, session)| it.is_behind(session));
+        is_behind || !self.outbox.is_empty()
+    }
+
+    /// What its socket should take next.
+    pub(super) fn pending<'a>(
+        &'a self,
+        session: Option<&'a Session>,
+        headers: &'a mut Headers,
+    ) -> Pieces<'a> {
+        let flow = self.attachment.as_ref().and_then(Attachment::flow);
+        let mut pieces = Pieces::new();
+        let Some((cursors, session)) = flow.zip(session) else {
+            pieces.push(self.outbox.pending());
+            return pieces;
+        };
+        let rest = cursors.rest(session);
+        rest.into_iter().for_each(|piece| pieces.push(piece));
+        pieces.push(self.outbox.pending());
+        cursors.frames(session, headers, &mut pieces);
+        pieces
+    }
+
+    /// A flush begins. Returns the number of gaps that it will announce.
+    pub(super) fn handle_flush(&mut self, session: Option<&Session>) -> u64 {
+        self.is_flush_queued = false;
+        let gaps = session.map_or(0, |session| self.announce_gaps(session));
+        self.is_waiting_for_room = self.has_pending(session);
+        gaps
+    }
+
+    /// The socket took `len` bytes of that.
+    pub(super) fn handle_written(&mut self, len: usize, session: Option<&Session>) {
+        match self.attachment.as_mut().zip(session) {
+            Some((attachment, session)) => {
+                attachment.handle_written(len, session, &mut self.outbox);
+            }
+            None => self.outbox.consume(len),
+        }
+        self.is_waiting_for_room = self.has_pending(session);
+    }
+
+    /// Announces what its session no longer has; see there. Returns the number of gaps.
+    pub(super) fn announce_gaps(&mut self, session: &Session) -> u64 {
+        let attachment = self.attachment.as_mut();
+        attachment.map_or(0, |it| it.announce_gaps(session, &mut self.outbox))
+    }
+
+    /// Its session need not keep what was not sent; see there.
+    pub(super) fn let_go(&mut self, session: &Session) {
+        if let Some(attachment) = &mut self.attachment {
+            attachment.let_go(session, &mut self.outbox);
+        }
     }
 
     /// No more input; it ends when everything has been sent.
@@ -207,10 +288,10 @@ impl Connection {
     }
 
     /// What the loop should hear of.
-    pub(super) fn interest(&self) -> Interest {
+    pub(super) fn interest(&self, session: Option<&Session>) -> Interest {
         Interest {
             readable: self.phase != Phase::Closing && self.outbox.takes_requests(),
-            writable: !self.outbox.is_empty(),
+            writable: self.has_pending(session),
         }
     }
 }

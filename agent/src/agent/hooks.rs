@@ -287,7 +287,7 @@ impl Agent {
         for &stream in Stream::ALL {
             let ring = session.ring(stream);
             let from = ring.end() - ring.len().min(LOGGED_LEN_MAX) as u64;
-            let (head, tail) = ring.bytes_from(from, LOGGED_LEN_MAX);
+            let [head, tail] = ring.bytes_from(from, LOGGED_LEN_MAX);
             let bytes = [head, tail].concat();
             let shown = String::from_utf8_lossy(&bytes);
             if !shown.trim().is_empty() {

@@ -128,8 +128,8 @@ impl Input {
     /// once at the start of a line, and twice within one.
     pub(super) fn pending(&self) -> &[u8] {
         match self.ring.bytes_from(self.ring.start(), INPUT_LEN_MAX) {
-            (&[], _) => &END_OF_FILE[..self.ends_left],
-            (bytes, _) => bytes,
+            [&[], _] => &END_OF_FILE[..self.ends_left],
+            [bytes, _] => bytes,
         }
     }
 

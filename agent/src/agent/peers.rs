@@ -18,6 +18,8 @@ use super::action::{Action, Ended};
 use super::connection::{Connection, Interest, Mistake};
 use super::ids::ConnectionId;
 use super::outbox::OutboxFull;
+use super::output::{Headers, Pieces};
+use super::session::Session;
 use super::timers::Timer;
 use super::{
     Agent, CONNECTIONS_MAX, Departure, HELLO_TIMEOUT, LINGER_TIMEOUT, LISTENER_BACKOFF,
@@ -102,14 +104,21 @@ impl Agent {
 
     /// Which readiness of a connection matters. `None`: there is no such connection.
     pub fn interest(&self, id: ConnectionId) -> Option<Interest> {
-        self.connections.get(&id).map(Connection::interest)
+        let connection = self.connections.get(&id)?;
+        Some(connection.interest(self.session_of(connection)))
     }
 
-    /// Bytes that the connection's socket should take next.
-    pub fn pending(&self, id: ConnectionId) -> &[u8] {
-        self.connections
-            .get(&id)
-            .map_or(&[], |connection| connection.outbox.pending())
+    /// Bytes that the connection's socket should take next. The headers are room for some of them.
+    pub fn pending<'a>(&'a self, id: ConnectionId, headers: &'a mut Headers) -> Pieces<'a> {
+        match self.connections.get(&id) {
+            Some(connection) => connection.pending(self.session_of(connection), headers),
+            None => Pieces::new(),
+        }
+    }
+
+    /// The session that a connection is attached to.
+    fn session_of(&self, connection: &Connection) -> Option<&Session> {
+        self.sessions.get(connection.attachment.as_ref()?.session)
     }
 
     /// Bytes came from a peer.
@@ -125,7 +134,9 @@ impl Agent {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        connection.outbox.consume(len, &mut self.spares);
+        let attachment = connection.attachment.as_ref();
+        let session = attachment.and_then(|it| self.sessions.get(it.session));
+        connection.handle_written(len, session);
         if connection.is_closing() {
             if connection.outbox.is_empty() {
                 self.close(id, Departure::Cut, now);
@@ -137,10 +148,12 @@ impl Agent {
         self.take_requests(id, now);
     }
 
-    /// A flush has been performed, whatever came of it.
-    pub fn handle_flushed(&mut self, id: ConnectionId) {
+    /// A flush is about to be performed, as far as the socket takes what is pending.
+    pub fn handle_flush(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
-            connection.is_flush_queued = false;
+            let attachment = connection.attachment.as_ref();
+            let session = attachment.and_then(|it| self.sessions.get(it.session));
+            self.counters.gaps += connection.handle_flush(session);
         }
     }
 

@@ -19,7 +19,7 @@ use shared::version;
 use super::action::{Action, Figures, Purpose, SpawnFailure};
 use super::children::Owner;
 use super::command::Command;
-use super::connection::{PendingProbe, answer_hello};
+use super::connection::{PendingProbe, Received, answer_hello};
 use super::ids::ConnectionId;
 use super::session::Exit;
 use super::state::{Input, Request, State};
@@ -31,7 +31,11 @@ impl Agent {
     pub(super) fn take_requests(&mut self, id: ConnectionId, now: Instant) {
         while let Some(connection) = self.connections.get_mut(&id) {
             match connection.poll_message() {
-                Ok(Some(message)) => self.handle_message(id, message, now),
+                Ok(Some(Received::Message(message))) => self.handle_message(id, message, now),
+                Ok(Some(Received::Input { offset, len })) => {
+                    self.note_host_alive(now);
+                    self.handle_stdin(id, offset, len, now);
+                }
                 Ok(None) => return,
                 Err(mistake) => return self.refuse_mistake(id, &mistake, now),
             }
@@ -55,7 +59,6 @@ impl Agent {
             Message::Shutdown(shutdown) => self.handle_shutdown(id, shutdown, now),
             Message::Attach(attach) => self.handle_attach(id, attach, now),
             Message::Ack(ack) => self.handle_ack(id, ack, now),
-            Message::Stdin(chunk) => self.handle_stdin(id, &chunk, now),
             Message::StdinEof(eof) => self.handle_stdin_eof(id, eof, now),
             Message::Signal(signal) => self.handle_signal_request(id, signal, now),
             Message::Resize(size) => self.handle_resize(id, size),
@@ -76,6 +79,8 @@ impl Agent {
             | Message::Quiesced(_)
             | Message::Sever(_)
             | Message::Started(_)
+            // This one never comes here, it is taken without being one.
+            | Message::Stdin(_)
             | Message::Stdout(_)
             | Message::Stderr(_)
             | Message::Exited(_)

@@ -11,8 +11,10 @@
 //! - Never holds more than [`RING_LEN_MAX`] bytes.
 //! - An empty ring holds no allocation, so that quiet sessions cost nothing. While output flows it
 //!   gets its memory from [`Spares`] and gives it back there.
+//! - Bytes stay where they are until they are released or give way, or the ring grows: whoever
+//!   sends them needs no copy of them.
 
-use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 
 use super::spares::Spares;
 
@@ -22,12 +24,21 @@ pub const RING_LEN_MAX: usize = 256 * 1024;
 /// The first allocation. Most commands write less.
 const CAPACITY_FIRST: usize = 4 * 1024;
 
+const _: () = assert!(RING_LEN_MAX.is_power_of_two());
+
 /// The kept part of a stream.
-#[derive(Clone, Debug, Default, Hash)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ring {
-    bytes: VecDeque<u8>,
+    /// Its memory, all of it initialised, so that bytes can be read right into it.
+    memory: Vec<u8>,
+    /// Where in its memory the first byte that is held is.
+    head: usize,
+    /// Bytes that are held.
+    len: usize,
     /// Offset of the first byte that is held.
     start: u64,
+    /// Whether much came at once the last time, so that much is likely to come again.
+    is_flowing: bool,
 }
 
 impl Ring {
@@ -38,103 +49,157 @@ impl Ring {
 
     /// Offset behind the last byte: the length of the stream so far.
     pub(super) fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
+        self.start + self.len as u64
     }
 
     /// Bytes that are held.
     pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        self.len
     }
 
     /// Whether nothing is held.
     pub(super) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len == 0
     }
 
     /// Bytes that can be added before older ones are in the way.
     pub(super) fn room(&self) -> usize {
-        RING_LEN_MAX - self.bytes.len()
+        RING_LEN_MAX - self.len
+    }
+
+    /// Memory for the next bytes, in two pieces where the ring wraps; as much as there is without
+    /// growing, which may be none. [`Self::advance`] must follow, also when nothing came.
+    pub(super) fn spare(&mut self, spares: &mut Spares) -> [&mut [u8]; 2] {
+        if self.memory.is_empty() && self.is_flowing {
+            self.memory = spares.take(0).unwrap_or_default();
+        }
+        let end = self.head + self.len;
+        if end < self.memory.len() {
+            let (front, back) = self.memory.split_at_mut(end);
+            [back, &mut front[..self.head]]
+        } else {
+            let tail = end - self.memory.len();
+            [&mut self.memory[tail..self.head], &mut []]
+        }
+    }
+
+    /// The first `len` bytes of the spare memory were filled, and are the stream's next ones.
+    pub(super) fn advance(&mut self, len: usize, spares: &mut Spares) {
+        debug_assert!(len <= self.memory.len() - self.len);
+        if len > 0 {
+            self.is_flowing = len > CAPACITY_FIRST;
+        }
+        self.len += len;
+        self.give_back_if_empty(spares);
     }
 
     /// Adds as many of the bytes as there is room for, and returns how many.
     pub(super) fn append(&mut self, bytes: &[u8], spares: &mut Spares) -> usize {
-        let len = bytes.len().min(self.room());
-        self.reserve(len, spares);
-        self.bytes.extend(&bytes[..len]);
-        len
+        let bytes = &bytes[..bytes.len().min(self.room())];
+        self.reserve(bytes.len(), spares);
+        let [front, back] = self.spare(spares);
+        let (to_front, to_back) = bytes.split_at(bytes.len().min(front.len()));
+        front[..to_front.len()].copy_from_slice(to_front);
+        back[..to_back.len()].copy_from_slice(to_back);
+        self.advance(bytes.len(), spares);
+        bytes.len()
     }
 
     /// Adds all of the bytes; the oldest ones give way.
     pub(super) fn append_over_oldest(&mut self, bytes: &[u8], spares: &mut Spares) {
         let kept = &bytes[bytes.len().saturating_sub(RING_LEN_MAX)..];
-        let lost = (bytes.len() - kept.len()) as u64;
+        let lost = bytes.len() - kept.len();
         let excess = kept.len().saturating_sub(self.room());
-        self.bytes.drain(..excess);
-        self.start += excess as u64 + lost;
-        self.reserve(kept.len(), spares);
-        self.bytes.extend(kept);
+        self.drop_front(excess);
+        self.start += lost as u64;
+        self.append(kept, spares);
     }
 
     /// At most `len_max` bytes from `offset` on, which must be within what is held. They come in
     /// two pieces where the ring wraps; the first one is empty only if there are none.
-    pub(super) fn bytes_from(&self, offset: u64, len_max: usize) -> (&[u8], &[u8]) {
+    pub(super) fn bytes_from(&self, offset: u64, len_max: usize) -> [&[u8]; 2] {
         debug_assert!((self.start..=self.end()).contains(&offset));
         let skip = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
-        let (head, tail) = self.bytes.as_slices();
-        let (from_head, from_tail) = match skip.checked_sub(head.len()) {
-            None => (&head[skip..], tail),
-            Some(skip) => (tail.get(skip..).unwrap_or(&[]), &[][..]),
-        };
-        let from_head = &from_head[..from_head.len().min(len_max)];
-        let from_tail = &from_tail[..from_tail.len().min(len_max - from_head.len())];
-        (from_head, from_tail)
+        let len = self.len.saturating_sub(skip).min(len_max);
+        let mut from = self.head.saturating_add(skip);
+        if from >= self.memory.len() {
+            from = from
+                .saturating_sub(self.memory.len())
+                .min(self.memory.len());
+        }
+        let from_front = len.min(self.memory.len() - from);
+        [
+            &self.memory[from..from + from_front],
+            &self.memory[..len - from_front],
+        ]
     }
 
     /// Forgets every byte before `offset`, as far as there are any.
     pub(super) fn release(&mut self, offset: u64, spares: &mut Spares) {
         let len = offset.min(self.end()).saturating_sub(self.start);
         // What is held fits memory, so a part of it does.
-        self.bytes
-            .drain(..usize::try_from(len).unwrap_or(usize::MAX));
-        self.start += len;
-        if self.bytes.is_empty() {
-            give_back(std::mem::take(&mut self.bytes), spares);
-        }
+        self.drop_front(usize::try_from(len).unwrap_or(usize::MAX));
+        self.give_back_if_empty(spares);
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        self.start = self.end();
-        self.bytes = VecDeque::new();
+        self.drop_front(self.len);
+        self.memory = Vec::new();
+        self.head = 0;
     }
 
-    /// Grows into a spare buffer, or else by doubling, and never beyond the limit.
+    fn drop_front(&mut self, len: usize) {
+        self.head += len;
+        if self.head >= self.memory.len() {
+            self.head -= self.memory.len();
+        }
+        self.len -= len;
+        self.start += len as u64;
+    }
+
+    /// Grows into a spare buffer, or else to the next power of two.
     fn reserve(&mut self, len: usize, spares: &mut Spares) {
-        let wanted = self.bytes.len() + len;
-        let capacity = self.bytes.capacity();
-        if wanted <= capacity {
+        let wanted = self.len + len;
+        if wanted <= self.memory.len() {
             return;
         }
-        let doubled = (capacity * 2).clamp(CAPACITY_FIRST, RING_LEN_MAX);
-        if wanted > CAPACITY_FIRST
-            && let Some(spare) = spares.take(wanted)
-        {
-            let (head, tail) = self.bytes.as_slices();
-            let mut bytes = VecDeque::from(spare);
-            bytes.extend(head);
-            bytes.extend(tail);
-            give_back(std::mem::replace(&mut self.bytes, bytes), spares);
-        } else {
-            self.bytes
-                .reserve_exact(wanted.max(doubled) - self.bytes.len());
+        let spare = match wanted > CAPACITY_FIRST {
+            true => spares.take(wanted),
+            false => None,
+        };
+        let capacity = wanted.next_power_of_two().max(CAPACITY_FIRST);
+        let mut memory = spare.unwrap_or_else(|| vec![0; capacity]);
+        let [front, back] = self.bytes_from(self.start, self.len);
+        memory[..front.len()].copy_from_slice(front);
+        memory[front.len()..self.len].copy_from_slice(back);
+        self.head = 0;
+        give_back(std::mem::replace(&mut self.memory, memory), spares);
+    }
+
+    fn give_back_if_empty(&mut self, spares: &mut Spares) {
+        if self.len == 0 {
+            self.head = 0;
+            give_back(std::mem::take(&mut self.memory), spares);
         }
     }
 }
 
+/// What its memory holds besides the stream decides nothing.
+impl Hash for Ring {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.start.hash(state);
+        for piece in self.bytes_from(self.start, self.len) {
+            state.write(piece);
+        }
+        self.len.hash(state);
+    }
+}
+
 /// What is large enough may be of use to others.
-fn give_back(bytes: VecDeque<u8>, spares: &mut Spares) {
-    if bytes.capacity() > CAPACITY_FIRST {
-        spares.give(Vec::from(bytes));
+fn give_back(memory: Vec<u8>, spares: &mut Spares) {
+    if memory.len() > CAPACITY_FIRST {
+        spares.give(memory);
     }
 }
 
@@ -149,7 +214,7 @@ mod tests {
     }
 
     fn text(ring: &Ring, offset: u64, len_max: usize) -> Vec<u8> {
-        let (head, tail) = ring.bytes_from(offset, len_max);
+        let [head, tail] = ring.bytes_from(offset, len_max);
         assert!(!head.is_empty() || tail.is_empty(), "from {offset}");
         [head, tail].concat()
     }
@@ -193,7 +258,7 @@ mod tests {
                 "{held} and {added}"
             );
             assert_eq!(text(&ring, end - 1, 9), b"x");
-            assert!(ring.bytes.capacity() <= RING_LEN_MAX);
+            assert!(ring.memory.len() <= RING_LEN_MAX);
         }
     }
 
@@ -201,7 +266,7 @@ mod tests {
     fn bytes_are_found_by_their_offset_wherever_the_ring_wraps() {
         let (mut ring, mut spares) = (Ring::default(), Spares::default());
         spares.enter();
-        spares.give(Vec::with_capacity(RING_LEN_MAX));
+        spares.give(vec![0; RING_LEN_MAX]);
         let byte = |offset: u64| u8::try_from(offset % 251).expect("below 251");
         for round in 0..40u64 {
             let from = ring.end();
@@ -216,6 +281,42 @@ mod tests {
         }
     }
 
+    /// As the shell fills it: in place as far as its memory goes, and the rest behind that.
+    #[test]
+    fn bytes_can_be_read_right_into_it() {
+        let (mut ring, mut spares) = (Ring::default(), Spares::default());
+        spares.enter();
+        let byte = |offset: u64| u8::try_from(offset % 251).expect("below 251");
+        for round in 0..40u64 {
+            let from = ring.end();
+            let piece: Vec<u8> = (from..from + 50_000).map(byte).collect();
+            let mut rest = &piece[..piece.len().min(ring.room())];
+            let taken = rest.len();
+            for slice in ring.spare(&mut spares) {
+                let (now, later) = rest.split_at(rest.len().min(slice.len()));
+                slice[..now.len()].copy_from_slice(now);
+                rest = later;
+            }
+            ring.advance(taken - rest.len(), &mut spares);
+            assert_eq!(ring.append(rest, &mut spares), rest.len());
+            for offset in [ring.start(), from, ring.end()] {
+                let expected: Vec<u8> = (offset..ring.end()).map(byte).collect();
+                assert_eq!(text(&ring, offset, RING_LEN_MAX), expected, "{round}");
+            }
+            ring.release(ring.start() + 47_777, &mut spares);
+        }
+        assert_eq!(ring.memory.len(), RING_LEN_MAX);
+        // Nothing comes: what it took for that is given back.
+        ring.release(ring.end(), &mut spares);
+        let count = spares.count();
+        assert!(!ring.spare(&mut spares)[0].is_empty(), "it was flowing");
+        ring.advance(0, &mut spares);
+        assert_eq!((ring.memory.len(), spares.count()), (0, count));
+        ring.append(b"little", &mut spares);
+        ring.release(ring.end(), &mut spares);
+        assert!(ring.spare(&mut spares)[0].is_empty(), "it flows no more");
+    }
+
     #[test]
     fn release_moves_the_start_forward_only() {
         let mut ring = filled(10);
@@ -228,12 +329,9 @@ mod tests {
     #[test]
     fn an_empty_ring_holds_no_memory() {
         let mut ring = filled(RING_LEN_MAX);
-        assert!(ring.bytes.capacity() <= RING_LEN_MAX);
+        assert!(ring.memory.len() <= RING_LEN_MAX);
         ring.clear();
-        assert_eq!(
-            (ring.bytes.capacity(), ring.end()),
-            (0, RING_LEN_MAX as u64)
-        );
+        assert_eq!((ring.memory.len(), ring.end()), (0, RING_LEN_MAX as u64));
         ring.append(b"on", &mut Spares::default());
         assert_eq!(ring.end(), RING_LEN_MAX as u64 + 2);
     }
@@ -247,7 +345,7 @@ mod tests {
         first.release(first.end(), &mut spares);
         let mut second = filled(100);
         second.append(&vec![b'x'; CAPACITY_FIRST], &mut spares);
-        assert!(second.bytes.capacity() >= RING_LEN_MAX);
+        assert!(second.memory.len() >= RING_LEN_MAX);
         assert_eq!(second.len(), 100 + CAPACITY_FIRST);
         assert_eq!(text(&second, 99, 2), b".x");
         assert!(spares.take(0).is_none(), "small ones are not kept");

@@ -249,7 +249,7 @@ impl Session {
 
     /// Whether the oldest output gives way. It does for a command that was told to end and that
     /// nobody reads: waiting for a reader must not keep it from ending.
-    fn drops_oldest(&self) -> bool {
+    pub(super) fn drops_oldest(&self) -> bool {
         let is_left_alone = self.is_told_to_end && self.owner.is_none();
         is_left_alone || self.terms.output == OutputPolicy::DropOldest
     }
@@ -263,6 +263,16 @@ impl Session {
         }
         let taken = ring.append(bytes, spares);
         debug_assert_eq!(taken, bytes.len(), "more output than there was room for");
+    }
+
+    /// Memory for output to be read into; see [`Ring::spare`].
+    pub(super) fn output_spare(&mut self, stream: Stream, spares: &mut Spares) -> [&mut [u8]; 2] {
+        self.outputs[stream.index()].ring.spare(spares)
+    }
+
+    /// As much output was read into that memory.
+    pub(super) fn advance_output(&mut self, stream: Stream, len: usize, spares: &mut Spares) {
+        self.outputs[stream.index()].ring.advance(len, spares);
     }
 
     /// A pipe has reported its end.

@@ -1,18 +1,18 @@
 //! Large buffers between two uses. No I/O.
 //!
-//! Rings and outboxes hold no memory while they are empty, and a stream that flows empties them
-//! many times a second. Memory that goes back to the kernel each time comes anew page by page,
+//! Rings hold no memory while they are empty, and a stream that flows empties them many times a
+//! second. Memory that goes back to the kernel each time comes anew page by page,
 //! which costs more than the copying; so a few buffers wait here for whoever needs one next.
 //!
 //! Invariants:
 //! - At most [`SPARES_MAX`] buffers of at most [`SPARE_LEN_MAX`] bytes.
 //! - None while no connection is attached to a session: a quiet agent is a small one.
 
-/// Most buffers that wait: those of two streams, with their outboxes.
+/// Most buffers that wait: those of a session's three streams, and of another's one.
 pub(super) const SPARES_MAX: usize = 4;
 
-/// Longest buffer that is kept. A full outbox with its last frames fits.
-pub(super) const SPARE_LEN_MAX: usize = 512 * 1024;
+/// Longest buffer that is kept: no ring is longer.
+pub(super) const SPARE_LEN_MAX: usize = 256 * 1024;
 
 /// Buffers that wait for their next use.
 #[derive(Clone, Debug, Default, Hash)]
@@ -23,17 +23,16 @@ pub(super) struct Spares {
 }
 
 impl Spares {
-    /// An empty buffer with room for `len` bytes, if one waits.
+    /// A buffer of at least `len` bytes, whatever these are, if one waits.
     pub(super) fn take(&mut self, len: usize) -> Option<Vec<u8>> {
-        let index = self.buffers.iter().position(|it| it.capacity() >= len)?;
+        let index = self.buffers.iter().position(|it| it.len() >= len)?;
         Some(self.buffers.swap_remove(index))
     }
 
     /// Takes a buffer that is not needed now.
-    pub(super) fn give(&mut self, mut buffer: Vec<u8>) {
+    pub(super) fn give(&mut self, buffer: Vec<u8>) {
         let is_welcome = self.user_count > 0 && self.buffers.len() < SPARES_MAX;
-        if is_welcome && buffer.capacity() <= SPARE_LEN_MAX {
-            buffer.clear();
+        if is_welcome && buffer.len() <= SPARE_LEN_MAX {
             self.buffers.push(buffer);
         }
     }
@@ -68,7 +67,7 @@ mod tests {
         let mut spares = Spares::default();
         spares.enter();
         for len in [SPARE_LEN_MAX + 1, SPARE_LEN_MAX] {
-            spares.give(Vec::with_capacity(len));
+            spares.give(vec![1; len]);
         }
         assert_eq!(spares.count(), 1);
         for _ in 0..SPARES_MAX {
@@ -77,7 +76,7 @@ mod tests {
         assert_eq!(spares.count(), SPARES_MAX);
         assert!(spares.take(SPARE_LEN_MAX + 1).is_none());
         let taken = spares.take(11).expect("the long one");
-        assert!(taken.is_empty() && taken.capacity() == SPARE_LEN_MAX);
+        assert_eq!(taken.len(), SPARE_LEN_MAX);
         assert!(spares.take(11).is_none());
     }
 

@@ -11,12 +11,12 @@
 
 use std::time::Instant;
 
-use shared::message::{Ack, AttachMode, Chunk, ExitAck, Message, StdinEof, TtySize};
+use shared::message::{Ack, AttachMode, ExitAck, Message, StdinEof, TtySize};
 
 use super::Agent;
 use super::action::Action;
 use super::attachments::Attachment;
-use super::connection::Mistake;
+use super::connection::{Connection, Mistake};
 use super::ids::{ConnectionId, SessionId};
 use super::input::{Input, InputMistake};
 use super::session::State;
@@ -44,14 +44,15 @@ impl Agent {
         }
     }
 
-    pub(super) fn handle_stdin(&mut self, id: ConnectionId, chunk: &Chunk, now: Instant) {
-        self.take_input(id, now, |input, spares| {
-            input.handle_bytes(chunk.offset, &chunk.bytes, spares)
+    /// STDIN came, whose `len` bytes of data are the connection's still.
+    pub(super) fn handle_stdin(&mut self, id: ConnectionId, offset: u64, len: usize, now: Instant) {
+        self.take_input(id, now, |connection, input, spares| {
+            input.handle_bytes(offset, connection.input(len), spares)
         });
     }
 
     pub(super) fn handle_stdin_eof(&mut self, id: ConnectionId, eof: StdinEof, now: Instant) {
-        self.take_input(id, now, |input, _| input.handle_end(eof.offset));
+        self.take_input(id, now, |_, input, _| input.handle_end(eof.offset));
     }
 
     /// Lets an owner's session take something of its standard input.
@@ -59,7 +60,7 @@ impl Agent {
         &mut self,
         id: ConnectionId,
         now: Instant,
-        take: impl FnOnce(&mut Input, &mut Spares) -> Result<(), InputMistake>,
+        take: impl FnOnce(&Connection, &mut Input, &mut Spares) -> Result<(), InputMistake>,
     ) {
         let attachment = match self.attachment_of(id) {
             Ok(Some(attachment)) => attachment,
@@ -67,9 +68,9 @@ impl Agent {
             Err(mistake) => return self.refuse_mistake(id, &mistake, now),
         };
         let session = self.sessions.get_mut(attachment.session);
-        let taken = match (attachment.mode, session) {
-            (AttachMode::Own, Some(session)) => {
-                take(&mut session.input, &mut self.spares).map_err(Mistake::Input)
+        let taken = match (attachment.mode, session.zip(self.connections.get(&id))) {
+            (AttachMode::Own, Some((session, connection))) => {
+                take(connection, &mut session.input, &mut self.spares).map_err(Mistake::Input)
             }
             (AttachMode::Own, None) => Ok(()),
             (AttachMode::Observe | AttachMode::Wait, _) => Err(Mistake::NotOwner),
@@ -105,10 +106,12 @@ impl Agent {
             served,
             Some((session, AttachMode::Observe | AttachMode::Wait)) if session == session_id
         );
-        if let Some(session) = self.sessions.get_mut(session_id)
-            && session.exited().is_some()
-            && !is_bystander
-        {
+        let session = self.sessions.get(session_id);
+        if is_bystander || session.is_none_or(|it| it.exited().is_none()) {
+            return;
+        }
+        self.let_go(session_id);
+        if let Some(session) = self.sessions.get_mut(session_id) {
             session.clear_output();
         }
     }

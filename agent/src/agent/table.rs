@@ -34,6 +34,8 @@ pub(super) struct Table {
     workload: Option<SessionId>,
     /// Ended ones but the workload, the oldest end first.
     ended: VecDeque<SessionId>,
+    /// Those of them that had output left when they ended, in the same order.
+    ended_with_output: VecDeque<SessionId>,
     running_count: usize,
 }
 
@@ -67,6 +69,9 @@ impl Table {
         self.running_count -= 1;
         if self.workload != Some(id) {
             self.ended.push_back(id);
+            if session.kept_len() > 0 {
+                self.ended_with_output.push_back(id);
+            }
         }
     }
 
@@ -87,10 +92,13 @@ impl Table {
             self.ended.retain(|other| *other != id);
             self.forget(id);
         }
+        let by_id = &mut self.by_id;
+        self.ended_with_output
+            .retain(|id| by_id.get(id).is_some_and(|it| it.kept_len() > 0));
         let is_counted = |session: &&mut Session| session.owner.is_none();
         let mut total = 0;
-        for id in self.ended.iter().rev() {
-            if let Some(session) = self.by_id.get_mut(id).filter(is_counted) {
+        for id in self.ended_with_output.iter().rev() {
+            if let Some(session) = by_id.get_mut(id).filter(is_counted) {
                 total += session.kept_len();
                 if total > ENDED_OUTPUT_LEN_MAX {
                     session.clear_output();

@@ -30,6 +30,7 @@ use shared::message::{
     ResourceUsage, Role, SessionRef, StepName,
 };
 
+use super::output::Headers;
 use super::rebind::{StepAction, StepFailure, StepOutcome};
 use super::*;
 
@@ -211,8 +212,26 @@ impl World {
             self.agent.output_room(id, stream) >= bytes.len(),
             "no room for output"
         );
-        self.agent.handle_output(id, stream, bytes);
+        self.output(id, stream, bytes);
+    }
+
+    /// A session's output is read, as the shell does it.
+    fn output(&mut self, id: SessionId, stream: Stream, bytes: &[u8]) {
+        let mut rest = bytes;
+        for slice in self.agent.output_spare(id, stream) {
+            let (now, later) = rest.split_at(rest.len().min(slice.len()));
+            slice[..now.len()].copy_from_slice(now);
+            rest = later;
+        }
+        let spare_len = bytes.len() - rest.len();
+        self.agent.handle_output_read(id, stream, spare_len, rest);
         self.settle();
+    }
+
+    /// What the socket of a connection should take next.
+    fn pending(&self, id: ConnectionId) -> Vec<u8> {
+        let mut headers = Headers::default();
+        self.agent.pending(id, &mut headers).as_slice().concat()
     }
 
     fn close_outputs(&mut self, pid: i32) {
@@ -354,12 +373,13 @@ impl World {
     }
 
     fn flush(&mut self, id: ConnectionId) {
-        self.agent.handle_flushed(id);
+        self.agent.handle_flush(id);
         loop {
             let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.is_closed) else {
                 return;
             };
-            let pending = self.agent.pending(id);
+            let mut headers = Headers::default();
+            let pending = self.agent.pending(id, &mut headers).as_slice().concat();
             let len = pending.len().min(peer.room.unwrap_or(usize::MAX));
             if len == 0 {
                 return;

@@ -7,6 +7,7 @@ use mio::Interest;
 
 use super::failpoint::Loss;
 use super::{READS_PER_TURN_MAX, Shell, Source};
+use crate::agent::output::Headers;
 use crate::agent::{Agent, ConnectionId, Ended, Interest as Wanted};
 use crate::sys::socket::Stream;
 
@@ -85,22 +86,24 @@ impl Shell {
 
     /// Writes until there is no more, or the socket takes no more.
     pub(crate) fn flush(&mut self, id: ConnectionId, agent: &mut Agent, now: Instant) {
-        agent.handle_flushed(id);
+        agent.handle_flush(id);
         while let Some(entry) = self.connections.get_mut(&id) {
-            let pending = agent.pending(id);
+            let mut headers = Headers::default();
+            let pending = agent.pending(id, &mut headers);
             if pending.is_empty() {
                 break;
             }
-            match self.failpoints.take_answer(pending) {
+            match self.failpoints.take_answer(pending.as_slice()) {
                 Some(Loss::Cut) => return agent.handle_closed(id, Ended::ByError, now),
                 Some(Loss::Mute) => entry.is_mute = true,
                 None => {}
             }
             if entry.is_mute {
-                agent.handle_written(id, pending.len(), now);
+                let len = pending.len();
+                agent.handle_written(id, len, now);
                 continue;
             }
-            match entry.stream.write(pending) {
+            match entry.stream.write(pending.as_slice()) {
                 Ok(len) => agent.handle_written(id, len, now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}

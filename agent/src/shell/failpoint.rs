@@ -83,12 +83,12 @@ impl Failpoints {
     }
 
     /// How an answer among the frames that are about to be sent is lost, if one is.
-    pub(super) fn take_answer(&mut self, bytes: &[u8]) -> Option<Loss> {
+    pub(super) fn take_answer(&mut self, pieces: &[&[u8]]) -> Option<Loss> {
         if !cfg!(debug_assertions) || self.faults.is_empty() {
             return None;
         }
         let mut decoder = Decoder::new();
-        decoder.push(bytes);
+        pieces.iter().for_each(|piece| decoder.push(piece));
         while let Ok(Some(frame)) = decoder.poll_frame() {
             for loss in [Loss::Cut, Loss::Mute] {
                 if self.take(Fault::Answer(frame.kind, loss)) {
@@ -148,11 +148,11 @@ mod tests {
         assert_eq!(failure.text, "injected at failpoint listener");
         assert!(points.take_step(&StepAction::RearmListener).is_none());
         let mut bytes = Message::Ping(Ping { nonce: 1 }).encode();
-        assert_eq!(points.take_answer(&bytes), None);
+        assert_eq!(points.take_answer(&[&bytes]), None);
         shared::frame::encode_with(&mut bytes, FrameKind::Probed, |_| {});
         // An answer is found behind other frames, and before its last byte.
-        assert_eq!(points.take_answer(&bytes), Some(Loss::Mute));
-        assert_eq!(points.take_answer(&bytes), None);
+        assert_eq!(points.take_answer(&[&bytes]), Some(Loss::Mute));
+        assert_eq!(points.take_answer(&[&bytes]), None);
     }
 
     #[test]

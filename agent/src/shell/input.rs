@@ -24,6 +24,8 @@ pub(super) struct Input {
     end: StdioEnd,
     /// Whether it is registered for taking more, and not for hang-ups only.
     is_awaited: bool,
+    /// Whether its pipe was full once, and has been widened for that.
+    is_wide: bool,
 }
 
 impl Shell {
@@ -34,6 +36,7 @@ impl Shell {
             Ok(()) => Some(Input {
                 end,
                 is_awaited: false,
+                is_wide: false,
             }),
             Err(err) => {
                 debug!("{id}: cannot poll its input: {err}");
@@ -52,13 +55,18 @@ impl Shell {
 
     /// Writes until there is no more, or the command takes no more.
     pub(super) fn flush_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
-        while let Some(input) = self.input(id) {
+        while let Some(input) = self.input_mut(id) {
             let pending = agent.input_pending(id);
             if pending.is_empty() {
                 break;
             }
             match input.end.write(pending) {
                 Ok(len) => agent.handle_input_written(id, len, now),
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock && !input.is_wide => {
+                    // Tried once more.
+                    input.is_wide = true;
+                    input.end.widen();
+                }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
@@ -106,6 +114,10 @@ impl Shell {
     pub(super) fn end_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
         self.close_input(id);
         agent.handle_input_closed(id, now);
+    }
+
+    fn input_mut(&mut self, id: SessionId) -> Option<&mut Input> {
+        self.stdio.get_mut(&id)?.input.as_mut()
     }
 
     fn input(&self, id: SessionId) -> Option<&Input> {

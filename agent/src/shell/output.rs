@@ -1,6 +1,6 @@
 //! Starting programs, and bytes out of their pipes and terminals.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::time::Instant;
 
 use log::{debug, warn};
@@ -12,7 +12,7 @@ use super::program::{failure_of, program_of};
 use super::{READS_PER_TURN_MAX, Shell, Source};
 use crate::agent::{Agent, Command, Purpose, SessionId, Stream};
 use crate::sys::spawn::Started;
-use crate::sys::stdio::StdioEnd;
+use crate::sys::stdio::{PIPE_LEN, StdioEnd};
 
 /// The agent's ends of a command's standard descriptors, as far as they are open.
 #[derive(Debug, Default)]
@@ -32,6 +32,8 @@ struct Output {
     end: StdioEnd,
     /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
     is_unread: bool,
+    /// Whether its pipe was full once, and has been widened for that.
+    is_wide: bool,
 }
 
 impl Stdio {
@@ -121,6 +123,7 @@ impl Shell {
             Ok(()) => Some(Output {
                 end,
                 is_unread: false,
+                is_wide: false,
             }),
             Err(err) => {
                 warn!("{id}: cannot poll its output: {err}");
@@ -156,13 +159,26 @@ impl Shell {
                 return;
             };
             output.is_unread = true;
-            let room = agent.output_room(id, stream).min(self.scratch.len());
+            let room = agent.output_room(id, stream);
             if room == 0 {
                 return;
             }
-            match output.end.read(&mut self.scratch[..room]) {
+            // Into the ring as far as it has memory, and what is more than that by the way of ours.
+            let [front, back] = agent.output_spare(id, stream);
+            let spare_len = front.len() + back.len();
+            let scratch_len = room.saturating_sub(spare_len).min(self.scratch.len());
+            let mut slices = [front, back, &mut self.scratch[..scratch_len]].map(IoSliceMut::new);
+            let result = output.end.read(&mut slices);
+            let len = *result.as_ref().unwrap_or(&0);
+            let overflow = &self.scratch[..len.saturating_sub(spare_len)];
+            agent.handle_output_read(id, stream, len.min(spare_len), overflow);
+            if len >= PIPE_LEN && !output.is_wide {
+                output.is_wide = true;
+                output.end.widen();
+            }
+            match result {
                 Ok(0) => return self.end_output(id, stream, agent, now),
-                Ok(len) => agent.handle_output(id, stream, &self.scratch[..len]),
+                Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                     output.is_unread = false;
                     return;

@@ -9,7 +9,7 @@
 )]
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::{check, check_len, vsock};
+
+/// Most pieces that are written at once. More are left for the next time.
+const PIECES_MAX: usize = 24;
 
 /// Where a listener listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,17 +152,36 @@ impl Stream {
         })
     }
 
-    /// Writes as much as fits. A closed peer is an error, never a signal.
-    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let flags = libc::MSG_NOSIGNAL;
-        // SAFETY: the pointer and the length are those of one live slice.
+    /// Writes as much as fits of some pieces, in their order. A closed peer is an error, never a
+    /// signal.
+    pub(crate) fn write(&self, pieces: &[&[u8]]) -> io::Result<usize> {
+        // Answers come alone, and this call costs less.
+        if let &[bytes] = pieces {
+            // SAFETY: the pointer and the length are those of one live slice.
+            return check_len(unsafe {
+                libc::send(
+                    self.fd.as_raw_fd(),
+                    bytes.as_ptr().cast(),
+                    bytes.len(),
+                    libc::MSG_NOSIGNAL,
+                )
+            });
+        }
+        let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+        let count = pieces.len().min(PIECES_MAX);
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
+        }
+        // SAFETY: an all-zero `msghdr` is a valid value of that plain C struct: no address and no
+        // control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = slices.as_mut_ptr().cast();
+        // As wide as the C library's version of the struct has it.
+        message.msg_iovlen = count as _;
+        // SAFETY: the message is live, and so are the first `count` slices, which have the layout
+        // of `iovec` (`IoSlice`) and are to live bytes.
         check_len(unsafe {
-            libc::send(
-                self.fd.as_raw_fd(),
-                bytes.as_ptr().cast(),
-                bytes.len(),
-                flags,
-            )
+            libc::sendmsg(self.fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
         })
     }
 

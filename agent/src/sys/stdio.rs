@@ -17,7 +17,7 @@
 #![expect(unsafe_code, reason = "the calls of terminals are ioctls")]
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{OpenOptionsExt, fchown};
 
@@ -32,6 +32,12 @@ use super::check;
 
 /// The multiplexer that makes a terminal on each open.
 const TERMINALS_PATH: &str = "/dev/ptmx";
+
+/// What a pipe is made with, in bytes (`pipe(7)`).
+pub(crate) const PIPE_LEN: usize = 64 * 1024;
+
+/// What one holds through which much flows, in bytes.
+const WIDE_PIPE_LEN: libc::c_int = 256 * 1024;
 
 /// What a child's standard descriptors are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +129,8 @@ impl StdioEnd {
 
     /// Reads what is there. Zero is the end: no process holds the other end any more, which a
     /// terminal says as EIO.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match nix::unistd::read(&self.0, buffer) {
+    pub(crate) fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match nix::sys::uio::readv(&self.0, slices) {
             Err(nix::errno::Errno::EIO) => Ok(0),
             result => Ok(result?),
         }
@@ -133,6 +139,12 @@ impl StdioEnd {
     /// Writes as much as the other end takes. EPIPE, or EIO of a terminal: nobody reads any more.
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         Ok(nix::unistd::write(&self.0, bytes)?)
+    }
+
+    /// Lets a pipe hold more than the 64 KiB it is made with, so that both ends do more each time
+    /// that they are woken. Not every user may; a terminal has no such size.
+    pub(crate) fn widen(&self) {
+        let _ = fcntl(&self.0, FcntlArg::F_SETPIPE_SZ(WIDE_PIPE_LEN));
     }
 
     /// Whether no process holds the other end any more.

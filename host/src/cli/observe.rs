@@ -1,4 +1,4 @@
-//! The commands that look at a guest at work: `logs` and `stress`.
+//! The commands that look at a guest at work: `logs`, `stress` and `bench`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use shared::limits::PORT_DEFAULT;
 
 use super::{Common, command, guest_command};
 use crate::target::TargetArguments;
-use crate::values::{VmName, parse_timeout};
+use crate::values::{VmName, parse_memory_mib, parse_timeout};
 
 guest_command! {
     /// Print the output of the workload that the guest's image names.
@@ -54,4 +54,46 @@ guest_command! {
         #[argh(option, default = "10", arg_name = "count")]
         pub total: u32,
     }
+}
+
+guest_command! {
+    /// Measure what a guest takes: a command's round trip, its streams, and restores by phase.
+    #[argh(
+        subcommand,
+        name = "bench",
+        example = "{command_name} --name clone-1\n\
+                   {command_name} --name clone-1 --artifact base.snap --json\n\
+                   {command_name} --artifact base.snap --restores 50\n\
+                   {command_name} --uds /run/vm/vsock.sock --size 0 -- /bin/busybox true",
+        note = "Round trips are those of the command behind '--', or of 'true': one after the \
+                other, 10 and 100 at once.\nThe streams take 'head' and 'wc' in the guest. \
+                Clones are restored one at a time, proven ready, and taken away.\nTimes are in \
+                milliseconds; the first run of a command and the first clone are not counted.\n\
+                A part that fails is named, and the others go on. The exit code is 0 only if all \
+                went well; it is 6 if parts failed in different ways."
+    )]
+    pub struct BenchCommand {
+        /// artifact directory to restore clones from
+        #[argh(option, arg_name = "dir")]
+        pub artifact: Option<PathBuf>,
+        /// how many clones are measured; default 20
+        #[argh(option, default = "20", arg_name = "count")]
+        pub restores: u32,
+        /// how often the command is run, and with each number at once; default 200
+        #[argh(option, default = "200", arg_name = "count")]
+        pub runs: u32,
+        /// how much each stream carries, five times: 64M, 1G; default 64M; 0 for no streams
+        #[argh(option, from_str_fn(parse_stream_size), default = "64", arg_name = "size")]
+        pub size: u32,
+    }
+}
+
+fn parse_stream_size(text: &str) -> Result<u32, String> {
+    if text == "0" {
+        return Ok(0);
+    }
+    parse_memory_mib(text).map_err(|_| {
+        let text = text.escape_debug();
+        format!("'{text}' is neither 0 nor a size such as 64M or 1G")
+    })
 }

@@ -55,6 +55,7 @@ impl Command {
             | Self::Ps(_)
             | Self::Logs(_)
             | Self::Stress(_)
+            | Self::Bench(_)
             | Self::Ls(_)
             | Self::Inspect(_)
             | Self::Stop(_)
@@ -91,9 +92,13 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
     }
     let parsed = HostTool::from_args(&["host-tool"], &words);
     let command = parsed.map_err(|exit| early_exit(&exit, table))?.command;
-    if argv.is_some() && !matches!(command, Command::Exec(_) | Command::Stress(_)) {
+    let takes_argv = matches!(
+        command,
+        Command::Exec(_) | Command::Stress(_) | Command::Bench(_)
+    );
+    if argv.is_some() && !takes_argv {
         return Err(usage(
-            "host-tool: only exec and stress take a command behind '--'\n".to_owned(),
+            "host-tool: only exec, stress and bench take a command behind '--'\n".to_owned(),
         ));
     }
     Ok(Invocation { command, argv })
@@ -285,7 +290,7 @@ mod tests {
         refused(&["probe", "--port", "x"], 3, "--port");
         refused(&["exec", "--nope"], 125, "--nope");
         refused(&["restore", "a", "--timeout", "5"], 2, "'5' is not a time");
-        refused(&["ls", "--", "a"], 2, "only exec and stress");
+        refused(&["ls", "--", "a"], 2, "only exec, stress and bench");
         refused(&["kill", "--unix", "s", "x"], 2, "'x' names no session");
         refused(
             &["kill", "--unix", "s", "1", "-s", "0"],

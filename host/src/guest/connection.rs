@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::SocketError;
@@ -156,12 +155,13 @@ impl Connection {
 
     /// Waits for bytes of the guest and gives them. Never empty: an end of file is an error.
     pub fn read(&mut self, watch: &Watch<'_>) -> Result<&[u8], ConnectionError> {
-        let range = self.read_ahead(watch)?;
+        let range = self.read_ahead(Some(watch))?;
         Ok(&self.buffer[range])
     }
 
-    /// Reads into the buffer, and gives where the guest's bytes are in it.
-    fn read_ahead(&mut self, watch: &Watch<'_>) -> Result<Range<usize>, ConnectionError> {
+    /// Reads into the buffer, and gives where the guest's bytes are in it. Without a watch it does
+    /// not wait, and `Deadline` means that there is nothing.
+    fn read_ahead(&mut self, watch: Option<&Watch<'_>>) -> Result<Range<usize>, ConnectionError> {
         loop {
             let len = self.read_some(watch)?;
             let Some(answer) = &mut self.answer else {
@@ -184,8 +184,7 @@ impl Connection {
     /// Bytes of the guest that are there, without waiting; `None` when there are none. An end of
     /// file is an error.
     pub fn try_read(&mut self) -> Result<Option<&[u8]>, ConnectionError> {
-        let now = Watch::until(Instant::now());
-        match self.read_ahead(&now) {
+        match self.read_ahead(None) {
             Ok(range) => Ok(Some(&self.buffer[range])),
             Err(ConnectionError::Deadline) => Ok(None),
             Err(error) => Err(error),
@@ -205,7 +204,7 @@ impl Connection {
     }
 
     /// Reads before it waits, so that bytes which are there win over every way of giving up.
-    fn read_some(&mut self, watch: &Watch<'_>) -> Result<usize, ConnectionError> {
+    fn read_some(&mut self, watch: Option<&Watch<'_>>) -> Result<usize, ConnectionError> {
         loop {
             match self.stream.read(&mut self.buffer) {
                 Ok(0) => {
@@ -215,7 +214,9 @@ impl Connection {
                 Ok(len) => return Ok(len),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    watch.readable(&self.stream)?;
+                    watch
+                        .ok_or(ConnectionError::Deadline)?
+                        .readable(&self.stream)?;
                 }
                 Err(source) => return Err(ConnectionError::Closed { source }),
             }
@@ -269,7 +270,7 @@ fn refine(source: io::Error) -> ConnectionError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::vmm::testing::TempDir;

@@ -5,10 +5,12 @@ use std::fmt;
 use serde_json::Value;
 
 use super::session::{OutputPolicy, TtySize, Window};
-use crate::frame::{FrameKind, encode_with};
+use crate::frame::{Frame, FrameKind};
 use crate::id::{ExecId, Generation};
 use crate::json::{Fields, PayloadError, bytes_to_value, object, value_to_bytes};
-use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
+use crate::limits::{
+    EXEC_BYTES_MAX, EXEC_STRINGS_MAX, HEADER_LEN, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN,
+};
 
 /// Bytes without NUL that are usually text: an argument, a path.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
@@ -102,6 +104,16 @@ impl Exec {
     /// Why this request is over a limit, if it is. The sender asks before it encodes.
     #[must_use]
     pub fn limit_exceeded(&self) -> Option<ExecLimit> {
+        // Escapes and hexadecimal make some strings longer on the wire than they are.
+        self.content_limit_exceeded().or_else(|| {
+            let encoded = self.to_value().to_string().len();
+            (encoded > FrameKind::Exec.payload_len_max()).then_some(ExecLimit::Encoded { encoded })
+        })
+    }
+
+    /// The same for the receiver, to whom it came in one frame: what it says may still be too much.
+    #[must_use]
+    pub fn content_limit_exceeded(&self) -> Option<ExecLimit> {
         let strings = || {
             let optional = self.cwd.iter().chain(&self.user);
             self.argv.iter().chain(&self.env).chain(optional)
@@ -113,12 +125,7 @@ impl Exec {
         if count > EXEC_STRINGS_MAX {
             return Some(ExecLimit::Strings { count });
         }
-        if bytes > EXEC_BYTES_MAX {
-            return Some(ExecLimit::Bytes { bytes });
-        }
-        // Escapes and hexadecimal make some strings longer on the wire than they are.
-        let encoded = self.to_value().to_string().len();
-        (encoded > FrameKind::Exec.payload_len_max()).then_some(ExecLimit::Encoded { encoded })
+        (bytes > EXEC_BYTES_MAX).then_some(ExecLimit::Bytes { bytes })
     }
 
     pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
@@ -310,39 +317,53 @@ impl fmt::Debug for Chunk {
 }
 
 impl Chunk {
+    /// Bytes of a stream frame in front of its data: header and offset.
+    pub const HEADER_LEN: usize = HEADER_LEN + STREAM_OFFSET_LEN;
+
+    /// What is in front of `len` bytes of data, for whoever sends those from where they are.
+    ///
+    /// # Panics
+    ///
+    /// When `len` is more than [`STREAM_DATA_LEN_MAX`].
+    #[must_use]
+    pub fn header(kind: FrameKind, offset: u64, len: usize) -> [u8; Self::HEADER_LEN] {
+        assert!(len <= STREAM_DATA_LEN_MAX, "stream data over its limit");
+        let mut bytes = [0; Self::HEADER_LEN];
+        let payload_len = u32::try_from(STREAM_OFFSET_LEN + len).unwrap_or(u32::MAX);
+        bytes[..4].copy_from_slice(&payload_len.to_le_bytes());
+        bytes[4] = kind.code();
+        bytes[HEADER_LEN..].copy_from_slice(&offset.to_le_bytes());
+        bytes
+    }
+
     /// Appends a stream frame straight from the sender's buffer.
     ///
     /// # Panics
     ///
     /// When `bytes` is longer than [`STREAM_DATA_LEN_MAX`]: the sender cuts its reads to that.
     pub fn encode(kind: FrameKind, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
-        Self::encode_pieces(kind, offset, [bytes, &[]], out);
+        out.extend_from_slice(&Self::header(kind, offset, bytes.len()));
+        out.extend_from_slice(bytes);
     }
 
-    /// Appends a stream frame whose data comes in two pieces, as a ring has it.
+    /// The offset and the data of a stream frame, for whoever hands the data on from where it is.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// Like [`Chunk::encode`].
-    pub fn encode_pieces(kind: FrameKind, offset: u64, pieces: [&[u8]; 2], out: &mut Vec<u8>) {
-        assert!(
-            pieces[0].len() + pieces[1].len() <= STREAM_DATA_LEN_MAX,
-            "stream data over its limit"
-        );
-        encode_with(out, kind, |out| {
-            out.extend_from_slice(&offset.to_le_bytes());
-            pieces.iter().for_each(|piece| out.extend_from_slice(piece));
-        });
+    /// When the payload is shorter than an offset.
+    pub fn parse(frame: Frame<'_>) -> Result<(u64, &[u8]), PayloadError> {
+        let kind = frame.kind;
+        let (offset, bytes) = frame
+            .payload
+            .split_first_chunk::<STREAM_OFFSET_LEN>()
+            .ok_or(PayloadError::Truncated { kind })?;
+        Ok((u64::from_le_bytes(*offset), bytes))
     }
 
     pub(super) fn read(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
-        let (offset, bytes) = payload
-            .split_first_chunk::<STREAM_OFFSET_LEN>()
-            .ok_or(PayloadError::Truncated { kind })?;
-        Ok(Self {
-            offset: u64::from_le_bytes(*offset),
-            bytes: bytes.to_vec(),
-        })
+        let (offset, bytes) = Self::parse(Frame { kind, payload })?;
+        let bytes = bytes.to_vec();
+        Ok(Self { offset, bytes })
     }
 
     pub(super) fn write(&self, kind: FrameKind, out: &mut Vec<u8>) {

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use agent::agent::output::Headers;
 use agent::agent::state::State;
 use agent::agent::{
     Action, Agent, ConnectionId, Ended, Exit, Purpose, Settings, StepAction, StepOutcome,
@@ -360,8 +361,10 @@ impl Guest {
     }
 
     fn flush(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
-        self.agent.handle_flushed(id);
-        let pending = self.agent.pending(id).to_vec();
+        self.agent.handle_flush(id);
+        let mut headers = Headers::default();
+        let pending = self.agent.pending(id, &mut headers);
+        let pending = pending.as_slice().concat();
         let number = self.number;
         let Some(wire) = Self::wire_of(id, number, turn.wires) else {
             return;

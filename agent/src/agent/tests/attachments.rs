@@ -1,7 +1,7 @@
 //! ATTACH, ACK, GAP and EXIT_ACK: who gets which bytes of a session.
 
 use super::*;
-use shared::message::{ExitAck, Gap, Started};
+use shared::message::{Chunk, ExitAck, Gap, Started};
 
 const ONE: SessionRef = SessionRef::Number(1);
 
@@ -227,10 +227,7 @@ fn what_comes_for_a_session_that_has_just_ended_is_ignored() {
     exited(&world.receive(id));
     world.send(id, &ack(Stream::Stdout, 3));
     let bytes = b"late".to_vec();
-    world.send(
-        id,
-        &Message::Stdin(shared::message::Chunk { offset: 0, bytes }),
-    );
+    world.send(id, &Message::Stdin(Chunk { offset: 0, bytes }));
     world.send(
         id,
         &Message::StdinEof(shared::message::StdinEof { offset: 4 }),
@@ -270,7 +267,7 @@ fn the_oldest_output_gives_way_and_that_is_announced() {
         }
     }
     assert_eq!((next, exited(&received).stdout_end), (total, total));
-    assert_eq!(gaps, 1, "what fits the outbox and the ring is there");
+    assert_eq!(gaps, 1, "what fits the ring is there");
 }
 
 #[test]
@@ -318,7 +315,9 @@ fn output_is_kept_until_the_end_is_acknowledged() {
 fn a_session_that_ends_with_a_slow_owner_keeps_its_output_for_it() {
     let mut world = World::new();
     let (id, pid) = running(&mut world, 1);
-    world.peers.get_mut(&id).unwrap().room = Some(0);
+    // One frame goes out, and a part of the next.
+    let room = Chunk::HEADER_LEN + STREAM_DATA_LEN_MAX + 20;
+    world.peers.get_mut(&id).unwrap().room = Some(room);
     let written = world.fill(pid, Stream::Stdout);
     world.send(id, &ack(Stream::Stdout, STREAM_DATA_LEN_MAX as u64));
     let written = written + world.fill(pid, Stream::Stdout);
@@ -328,6 +327,41 @@ fn a_session_that_ends_with_a_slow_owner_keeps_its_output_for_it() {
     let received = world.receive(id);
     assert_eq!(stdout_of(&received).1.len(), written);
     assert_eq!(exited(&received).stdout_end, written as u64);
+}
+
+/// What goes on meanwhile may take the bytes from the ring, but not from the frame.
+#[test]
+fn a_frame_under_way_is_finished() {
+    let takers: [fn(&mut World, i32); 3] = [
+        // A later owner, which asks for nothing of it.
+        |world, _| {
+            let late = world.connect();
+            attached(&world.ask(late, &attach(ONE, AttachMode::Own, Some(100))));
+        },
+        // Somebody who has taken note of the end.
+        |world, pid| {
+            world.finish(pid, 0);
+            let stranger = world.connect();
+            world.send(stranger, &end_ack(1));
+        },
+        // A snapshot.
+        |world, _| {
+            let host = world.connect();
+            world.ask(host, &quiesce(Policy::Keep));
+        },
+    ];
+    for taker in takers {
+        let mut world = World::new();
+        let (owner, pid) = running(&mut world, 1);
+        world.peers.get_mut(&owner).unwrap().room = Some(Chunk::HEADER_LEN + 30);
+        world.write(pid, Stream::Stdout, &[b'x'; 100]);
+        taker(&mut world, pid);
+        assert!(world.receive(owner).is_empty());
+        world.unblock(owner);
+        let received = world.receive(owner);
+        assert_eq!(stdout_of(&received[..1]), (0, vec![b'x'; 100]));
+        assert_eq!(received.len(), 2, "{received:?}");
+    }
 }
 
 #[test]

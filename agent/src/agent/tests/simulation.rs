@@ -372,8 +372,7 @@ impl Simulation {
                     .expect("open")
                     .ring(stream);
                 let bytes = bytes_at(id.number(), stream.index(), ring.end(), len);
-                self.world.agent.handle_output(id, stream, &bytes);
-                self.world.settle();
+                self.world.output(id, stream, &bytes);
             }
             (4, Some((id, stream)), _) if room > 0 => {
                 self.observed.open_outputs.remove(&(id, stream));
@@ -599,7 +598,7 @@ impl Simulation {
         if session.exited().is_some() {
             for id in session.attached() {
                 assert!(
-                    !agent.connections[id].outbox.is_empty(),
+                    agent.connections[id].has_pending(Some(session)),
                     "{id} waits for nothing"
                 );
             }

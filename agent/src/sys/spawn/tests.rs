@@ -54,7 +54,7 @@ fn read_until(end: &StdioEnd, is_enough: impl Fn(&str) -> bool) -> String {
         if is_enough(&text) {
             return text;
         }
-        match end.read(&mut buffer) {
+        match end.read(&mut [io::IoSliceMut::new(&mut buffer)]) {
             Ok(0) => return text,
             Ok(len) => bytes.extend_from_slice(&buffer[..len]),
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => await_event(end),

@@ -1,0 +1,151 @@
+//! Throughput of a command's streams, through the client that `exec` uses.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::json;
+use shared::message::{ByteString, Exec};
+
+use super::Report;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::random;
+use crate::stress::latency::Summary;
+use crate::stress::{Streams, open_sink, run_once};
+use crate::target::Target;
+
+/// How often each stream is moved.
+const RUNS: usize = 5;
+
+/// Bytes of a mebibyte.
+const MIB: u64 = 1024 * 1024;
+
+/// Longest text that the counting command can print.
+const COUNT_LEN_MAX: u64 = 64;
+
+/// Measures both directions with `size_mib` each; 0 leaves them out.
+pub(super) fn measure(target: &Target, size_mib: u32, deadline: Instant, report: &mut Report) {
+    if size_mib == 0 {
+        return;
+    }
+    let flow = Flow {
+        target,
+        size_mib,
+        len: u64::from(size_mib) * MIB,
+        deadline,
+    };
+    flow.report("stdout", Flow::stdout, report);
+    flow.report("stdin", Flow::stdin, report);
+}
+
+/// What is moved, and where.
+#[derive(Debug, Clone, Copy)]
+struct Flow<'a> {
+    target: &'a Target,
+    size_mib: u32,
+    /// The same in bytes.
+    len: u64,
+    deadline: Instant,
+}
+
+impl Flow<'_> {
+    fn report(
+        &self,
+        name: &str,
+        once: impl Fn(&Self) -> Result<Duration, Failure>,
+        report: &mut Report,
+    ) {
+        let took: Result<Vec<Duration>, Failure> = (0..RUNS).map(|_| once(self)).collect();
+        let summary = match took.map(Summary::of) {
+            Ok(Some(summary)) => summary,
+            Ok(None) => return,
+            Err(failure) => return report.fail(name, failure),
+        };
+        let mib_per_second = f64::from(self.size_mib) / summary.p50.as_secs_f64();
+        let what = format!("{name}, {} MiB", self.size_mib);
+        report.row(&what, RUNS, &summary, format!("{mib_per_second:.1} MiB/s"));
+        report.set(
+            name,
+            json!({
+                "bytes": self.len,
+                "runs": RUNS,
+                "latency_us": summary.to_value(),
+                // One decimal is all that repeated runs agree in.
+                "mib_per_second": (mib_per_second * 10.0).round() / 10.0,
+            }),
+        );
+    }
+
+    /// From the start of a command that writes zeros to its end.
+    fn stdout(&self) -> Result<Duration, Failure> {
+        let len = self.len.to_string();
+        let sink = open_sink()?;
+        let streams = Streams {
+            stdin: None,
+            stdout: sink.as_fd(),
+            stderr: sink.as_fd(),
+        };
+        let started_at = Instant::now();
+        let exited = self.run(&["head", "-c", &len, "/dev/zero"], streams)?;
+        let took = started_at.elapsed();
+        self.check(exited.stdout_end)?;
+        Ok(took)
+    }
+
+    /// From the start of a command that reads zeros, and counts them, to its end.
+    fn stdin(&self) -> Result<Duration, Failure> {
+        let zeros = memory_file("zeros")?;
+        zeros
+            .set_len(self.len)
+            .or_fail(Exit::Defect, || "cannot make standard input".to_owned())?;
+        let mut answer = memory_file("count")?;
+        let sink = open_sink()?;
+        let streams = Streams {
+            stdin: Some(zeros.as_fd()),
+            stdout: answer.as_fd(),
+            stderr: sink.as_fd(),
+        };
+        let started_at = Instant::now();
+        self.run(&["wc", "-c"], streams)?;
+        let took = started_at.elapsed();
+        let mut text = String::new();
+        answer
+            .rewind()
+            .and_then(|()| answer.take(COUNT_LEN_MAX).read_to_string(&mut text))
+            .or_fail(Exit::Guest, || "'wc -c' printed no number".to_owned())?;
+        self.check(text.trim().parse().unwrap_or(0))?;
+        Ok(took)
+    }
+
+    fn run(
+        &self,
+        words: &[&str],
+        streams: Streams<'_>,
+    ) -> Result<shared::message::Exited, Failure> {
+        let words = words.iter().filter_map(|word| ByteString::new(*word));
+        let id = random::exec_id();
+        let id = id.or_fail(Exit::Defect, || "cannot name the request".to_owned())?;
+        let exec = Exec::new(id, words.collect());
+        run_once(self.target, exec, streams, self.deadline)
+            .map_err(|failed| Failure::new(failed.exit, failed.text))
+    }
+
+    /// Fails when the other side has counted less, or more.
+    fn check(&self, len: u64) -> Result<(), Failure> {
+        if len == self.len {
+            return Ok(());
+        }
+        let text = format!("{len} of {} bytes came", self.len);
+        Err(Failure::new(Exit::Guest, text))
+    }
+}
+
+/// A file that only this process has.
+fn memory_file(name: &str) -> Result<File, Failure> {
+    let made = memfd_create(name, MFdFlags::MFD_CLOEXEC);
+    let made = made.or_fail(Exit::Defect, || "cannot make a file in memory".to_owned())?;
+    Ok(made.into())
+}

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+#
+# Restores real microVMs again and again, with faults at random, and looks for what adds up.
+#
+# Run `soak.sh --help` for usage, environment and exit status.
+
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/soak.sh [--seconds N] [--restores N] [--seed N] [--vmm firecracker|qemu]
+
+Boots a microVM in the lab (lab.sh), and restores clones of it and of them.
+To each one something happens: steps of the restore fail or are killed, the
+VMM or its supervisor is killed, the VMM stands still, connections are cut,
+commands run by the dozen, the clock jumps, a clone is snapshotted at work.
+Every clone has to be ready, run commands, have its own name and random bytes
+and the right time, and have lost no line of output; nothing may be left, and
+an agent may not grow along a line of clones. Ends with one line per VMM.
+
+  --seconds N   begin no restore after so long, for each VMM (default 600,
+                without end if --restores is given)
+  --restores N  end after so many, for each VMM
+  --seed N      the order of the faults; the last line says which it was
+                (default 1)
+  --vmm NAME    only this one (default: each that is here)
+
+Environment: see test.sh and lab.sh.
+
+Exit status: 0 if nothing failed and nothing leaked, 1 otherwise, 2 for wrong
+usage.
+USAGE
+}
+
+die() {
+    echo "soak.sh: $1; see soak.sh --help" >&2
+    exit 2
+}
+
+# Prints the number $2, which is given for the option $1.
+number() {
+    [[ ${2:-} =~ ^[1-9][0-9]{0,8}$ ]] || die "$1 takes a number from 1 to 999999999, not ${2:-nothing}"
+    echo "$2"
+}
+
+SECONDS_MAX=
+RESTORES=
+SEED=1
+VMM=
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        --seconds) SECONDS_MAX=$(number "$1" "${2:-}"); shift ;;
+        --restores) RESTORES=$(number "$1" "${2:-}"); shift ;;
+        --seed) SEED=$(number "$1" "${2:-}"); shift ;;
+        --vmm)
+            [[ ${2:-} == firecracker || ${2:-} == qemu ]] || die "--vmm takes firecracker or qemu"
+            VMM=$2
+            shift
+            ;;
+        --help) usage; exit 0 ;;
+        *) die "unknown argument $1" ;;
+    esac
+    shift
+done
+[[ -n $SECONDS_MAX || -n $RESTORES ]] || SECONDS_MAX=600
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ -z $SECONDS_MAX ]] || export TEST_SOAK_SECONDS=$SECONDS_MAX
+[[ -z $RESTORES ]] || export TEST_SOAK_RESTORES=$RESTORES
+export TEST_SOAK_SEED=$SEED
+exec "$TOP/scripts/test.sh" lab -- "${VMM:+$VMM::}soak"

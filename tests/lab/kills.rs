@@ -1,0 +1,115 @@
+//! A VMM and a supervisor are killed at each point of the commands that work with them.
+//!
+//! Goal: whoever dies whenever, the command says so long before its time is up, and the same
+//! command given again works. Method: `HOST_TOOL_FAILPOINTS` with a delay, whose mark says that
+//! the command has come to the point; the delay is time enough to be killed in, and nothing but the
+//! point at which that happens hangs on it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use tests::process::{Finished, run, signal};
+
+use crate::Case;
+use crate::failpoints::{RESTORE, SNAPSHOT};
+use crate::machine::{Machine, TIMEOUT};
+
+pub(crate) const CASES: &[Case] = &[
+    ("a_vmm_killed_at_each_point_of_a_restore", |machine| {
+        killed_during_restores(machine, Victim::Vmm);
+    }),
+    (
+        "a_supervisor_killed_at_each_point_of_a_restore",
+        |machine| {
+            killed_during_restores(machine, Victim::Supervisor);
+        },
+    ),
+    (
+        "a_supervisor_killed_at_each_point_of_a_snapshot",
+        a_supervisor_killed_during_snapshots,
+    ),
+];
+
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Vmm,
+    Supervisor,
+}
+
+impl Victim {
+    fn kill(self, machine: &Machine) {
+        for (pid, name) in machine.processes() {
+            if name.starts_with("host-tool") == (self == Self::Supervisor) {
+                signal(pid, Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Runs the command, and kills when it has come to the point.
+#[track_caller]
+fn run_and_kill(command: &mut Command, point: &str, kill: impl FnOnce()) -> Finished {
+    command.env("HOST_TOOL_FAILPOINTS", format!("{point}=delay:1000"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let (mark, mut stderr) = (format!("failpoint {point} fired\n"), String::new());
+    while !stderr.ends_with(&mark) {
+        let len = log.read_line(&mut stderr).unwrap();
+        assert_ne!(len, 0, "never came to {point}: {stderr}");
+    }
+    kill();
+    log.read_to_string(&mut stderr).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Finished {
+        status: output.status,
+        stdout: output.stdout,
+        stderr: stderr.into_bytes(),
+    }
+}
+
+/// Each restore also is the one before it, given again.
+fn killed_during_restores(machine: &Machine, victim: Victim) {
+    let artifact = machine.artifact();
+    let points = RESTORE.iter().map(|(point, _)| *point);
+    // Nobody is there to be killed before.
+    for point in points.skip_while(|point| *point != "spawn.spawned") {
+        let mut command = machine.restore_command(&artifact, "vm");
+        let ended = run_and_kill(&mut command, point, || victim.kill(machine));
+        eprintln!("{victim:?} killed at {point}: {ended}");
+        match ended.code() {
+            // Too late to do harm to the command, or no harm at all.
+            0 => drop(machine.tool(["rm", "vm", "--force"]).exits(0)),
+            1 | 5 | 8 => {}
+            _ => panic!("{victim:?} killed at {point}: {ended}"),
+        }
+    }
+    machine.restore(&artifact, "vm");
+    assert_eq!(machine.exec("vm", "echo ready"), "ready\n");
+    machine.end("vm");
+    machine.await_processes();
+    machine.is_clean();
+}
+
+/// A supervisor is not in the path of a snapshot, so that its death changes nothing.
+fn a_supervisor_killed_during_snapshots(machine: &Machine) {
+    let origin = machine.artifact();
+    let artifact = machine.path("copy");
+    for (point, _) in SNAPSHOT {
+        machine.restore(&origin, "vm");
+        let words = ["snapshot", "--json", "--name", "vm", "--timeout", TIMEOUT];
+        let mut command = machine.command(words);
+        command.arg("--out").arg(&artifact);
+        let kill = || Victim::Supervisor.kill(machine);
+        drop(run_and_kill(&mut command, point, kill).exits(0));
+        assert_eq!(machine.exec("vm", "echo on"), "on\n", "{point}");
+        let words = ["snapshots", "verify", artifact.to_str().unwrap()];
+        drop(run(&mut machine.command(words)).exits(0));
+        fs::remove_dir_all(&artifact).unwrap();
+        drop(machine.tool(["rm", "vm", "--force"]).exits(0));
+        machine.is_clean();
+    }
+}
