@@ -216,7 +216,7 @@ impl Place {
 
     /// Exit code, phase and message.
     fn judge(&self, step: Step, fault: &Fault, then: Then, ended: &Finished) -> Result<(), String> {
-        let expected = |what: &str, is_so: bool| is_so.then_some(()).ok_or(what.to_owned());
+        let expected = |what: &str, is_so: bool| is_so.then_some(()).ok_or_else(|| what.to_owned());
         if fault.code == 0 {
             return expected("exit code", ended.code() == 0);
         }
@@ -244,7 +244,7 @@ impl Place {
         then: Then,
         ended: &Finished,
     ) -> Result<(), String> {
-        let expected = |what: &str, is_so: bool| is_so.then_some(()).ok_or(what.to_owned());
+        let expected = |what: &str, is_so: bool| is_so.then_some(()).ok_or_else(|| what.to_owned());
         let artifacts = self.double.names("snapshots");
         let has_artifact = artifacts == ["out"];
         let is_source_fault = step.phase == "resume" || fault.code == 0;
