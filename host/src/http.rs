@@ -6,7 +6,8 @@
 
 use std::fmt;
 
-/// A response's status line and headers may not take more bytes than this.
+/// A response's status line and headers may not take more bytes than this, and neither may the
+/// interim responses before it.
 pub const HEAD_LEN_MAX: usize = 64 * 1024;
 
 /// A response's body may not take more bytes than this.
@@ -72,6 +73,10 @@ pub fn parse_response(bytes: &[u8]) -> Result<Option<(Response, usize)>, HttpErr
         let body_start = start + head.len;
         // 1xx says "go on waiting", for instance for the body that was sent along anyway.
         if head.status < 200 {
+            // Without end, they would be the one answer that never is one.
+            if body_start > HEAD_LEN_MAX {
+                return Err(HttpError::HeadTooLong);
+            }
             start = body_start;
             continue;
         }

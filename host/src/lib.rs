@@ -88,6 +88,7 @@ use std::process::ExitCode;
 use crate::cli::Command;
 use crate::cli::parse::{Invocation, parse};
 use crate::error::Failure;
+use crate::values::without_controls;
 
 /// Runs the program with the arguments behind its name.
 #[must_use]
@@ -150,7 +151,8 @@ fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
 fn report(failure: &Failure) {
     let mut stderr = std::io::stderr().lock();
     // Nothing is left to be done about a closed standard error.
-    let _ = writeln!(stderr, "host-tool: {failure}");
+    let text = without_controls(&failure.to_string());
+    let _ = writeln!(stderr, "host-tool: {text}");
     if let Some(details) = failure.details() {
         let _ = stderr.write_all(details.as_bytes());
     }
@@ -169,7 +171,8 @@ fn start_log(quiet: bool, verbose: u8) {
         .filter_level(level)
         .format(|out, record| {
             let level = record.level().as_str().to_lowercase();
-            writeln!(out, "host-tool: {level}: {}", record.args())
+            let text = without_controls(&record.args().to_string());
+            writeln!(out, "host-tool: {level}: {text}")
         })
         .init();
 }

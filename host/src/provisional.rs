@@ -22,7 +22,7 @@ use crate::foreground::{self, Signals};
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
 use crate::hooks;
-use crate::launch::{LaunchError, Supervisor};
+use crate::launch::Supervisor;
 use crate::log_tails;
 use crate::naming;
 use crate::network::check_tap;
@@ -36,6 +36,9 @@ use crate::values::VmName;
 use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::{Lock, StateDir, VmDir};
 use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, prepare_dir};
+
+/// How long a VMM that hung up may take to end by itself, so that how it ended can be said.
+const HANGUP_GRACE: Duration = Duration::from_secs(1);
 
 /// How long a VMM that is killed may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -262,6 +265,15 @@ impl Provisional {
         })
     }
 
+    /// Whether the VMM ends by itself within this time.
+    fn has_ended_within(&self, time: Duration) -> bool {
+        let ends = |process| {
+            let watch = Watch::until(Instant::now() + time);
+            watch.readable(process).is_ok()
+        };
+        self.process.as_ref().is_none_or(ends)
+    }
+
     fn write_stage(&mut self, stage: Stage) -> Result<(), Failure> {
         if let Some(state) = &mut self.state {
             state.stage = stage;
@@ -302,11 +314,11 @@ impl Provisional {
         let mut end = None;
         if let Some(mut supervisor) = self.supervisor.take() {
             let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
-            let ended = supervisor
-                .order(Order::End)
-                .map_err(LaunchError::from)
-                .and_then(|()| supervisor.await_ended(&watch));
-            match ended {
+            // One whose VMM has ended is gone, and has left its report.
+            if let Err(error) = supervisor.order(Order::End) {
+                log::debug!("{error}");
+            }
+            match supervisor.await_ended(&watch) {
                 Ok(exit) => end = Some(exit),
                 // One that could not start the VMM has said so and is gone.
                 Err(error) => log::debug!("{error}"),
@@ -345,13 +357,19 @@ impl Provisional {
             );
             return failure.with_details(log_tails::tails(&self.dir));
         }
+        // A VMM that hung up is mostly about to end, and how is worth the wait.
+        let has_hung_up = failure.exit() == Exit::VmmEnded;
+        let has_ended = has_hung_up && self.has_ended_within(HANGUP_GRACE);
         let end = self.end();
         let tails = is_spawned.then(|| log_tails::tails(&self.dir)).flatten();
         let details = match end {
             // How it went says more than its logs, which a VMM that is killed leaves empty.
-            Some(end) if failure.exit() == Exit::VmmEnded => {
-                let tails = tails.unwrap_or_default();
-                Some(format!("--- the VMM ended with {end}\n{tails}"))
+            Some(end) if has_hung_up => {
+                let how = match has_ended {
+                    true => format!("ended with {end}"),
+                    false => "hung up, did not end, and was killed".to_owned(),
+                };
+                Some(format!("--- the VMM {how}\n{}", tails.unwrap_or_default()))
             }
             _ => tails,
         };

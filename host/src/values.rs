@@ -187,6 +187,22 @@ impl FromStr for MachineId {
     }
 }
 
+/// A message with every control character escaped, line ends included. What is escaped already, or
+/// never was for a terminal, stays as it is: this is for messages whose parts come from elsewhere,
+/// from a VMM or a file, on the last step before a terminal sees them.
+#[must_use]
+pub fn without_controls(message: &str) -> String {
+    let mut safe = String::with_capacity(message.len());
+    for char in message.chars() {
+        if char.is_control() {
+            safe.extend(char.escape_default());
+        } else {
+            safe.push(char);
+        }
+    }
+    safe
+}
+
 /// `text` with everything that could steer a terminal escaped, on one line.
 #[must_use]
 pub fn printable(text: &str) -> String {
@@ -283,6 +299,12 @@ mod tests {
         assert_eq!(drive("a.img:rw"), Ok(("a.img".into(), false)));
         assert_eq!(drive("/x/a:b:ro"), Ok(("/x/a:b".into(), true)));
         assert!(drive(":ro").is_err() && drive("").is_err());
+    }
+
+    #[test]
+    fn a_message_is_one_line_and_what_was_escaped_stays() {
+        let escaped = without_controls("caf\u{e9} \x1b[2J\u{9b}\r\n\\u{1b}");
+        assert_eq!(escaped, "caf\u{e9} \\u{1b}[2J\\u{9b}\\r\\n\\u{1b}");
     }
 
     #[test]

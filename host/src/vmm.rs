@@ -196,6 +196,10 @@ pub trait Vmm: fmt::Debug {
     /// Which VMM this is.
     fn kind(&self) -> VmmKind;
 
+    /// Whether each answer that comes next over this connection is that to the next call. It is not
+    /// once a call has failed otherwise than by a refusal: its answer may still come.
+    fn is_in_step(&self) -> bool;
+
     /// The version that the running process reports.
     fn version(&mut self, deadline: Instant) -> Result<VmmVersion, VmmError>;
 

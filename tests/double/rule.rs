@@ -38,7 +38,7 @@ pub struct Rule {
     pub send: Option<Vec<u8>>,
     /// Whether each byte goes out by itself.
     pub is_bytewise: bool,
-    /// Whether the answer waits for the client to give up and ask the next question.
+    /// Whether the answer waits until the client has given up on it, or asks for something else.
     pub is_late: bool,
     /// What comes then.
     pub then: Then,

@@ -120,7 +120,13 @@ pub(crate) fn answer(
         Then::GoOn => return sent,
         Then::Hold => drop(io::copy(reader, &mut io::sink())),
         Then::Close => drop(reader.get_ref().shutdown(Shutdown::Both)),
-        Then::Exit => script.end(1),
+        Then::Exit => {
+            script.end(1);
+            // The connection ends with the process, as a real one's does, and not before.
+            loop {
+                std::thread::park();
+            }
+        }
         Then::Again => {
             while sent {
                 sent = send(reader.get_mut(), bytes, rule.is_bytewise);

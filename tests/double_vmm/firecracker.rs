@@ -14,7 +14,7 @@ pub(crate) fn serve(stream: UnixStream, script: &Script, machine: &Mutex<Machine
     let mut reader = BufReader::new(stream);
     while let Some((line, body)) = take_request(&mut reader) {
         let request = format!("{line} {body}");
-        let rule = script.rule(request.trim_end());
+        let rule = script.rule(&request);
         // What is not carried out is not answered properly either.
         let is_proper = rule.as_ref().is_none_or(|rule| rule.send.is_none());
         let proper = match is_proper {

@@ -1,6 +1,7 @@
 //! The two programs as ordinary processes: no virtual machine, no privileges.
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
+mod api;
 mod bench;
 mod checkpoints;
 mod conformance;

@@ -121,6 +121,17 @@ fn what_is_not_understood_is_refused_by_name() {
 }
 
 #[test]
+fn interim_responses_have_a_limit() {
+    const INTERIM: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+    let count = HEAD_LEN_MAX / INTERIM.len();
+    assert_eq!(parse_response(INTERIM.repeat(count).as_bytes()), Ok(None));
+    refuse(
+        INTERIM.repeat(count + 1).as_bytes(),
+        &HttpError::HeadTooLong,
+    );
+}
+
+#[test]
 fn requests_as_bytes() {
     assert_eq!(
         encode_request(Method::Get, "/version", None),

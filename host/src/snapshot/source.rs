@@ -48,6 +48,8 @@ enum Owner {
 pub(super) struct Source {
     owner: Owner,
     pub(super) vmm: Box<dyn Vmm>,
+    /// Where the VMM serves its API.
+    api_socket: PathBuf,
     endpoint: Endpoint,
     /// The VMM's pidfd, where it is known.
     process: Option<OwnedFd>,
@@ -70,6 +72,7 @@ impl Source {
         let vmm = connect(vm.state.vmm_kind, &socket, Some(process), limits.all)?;
         Ok(Self {
             vmm,
+            api_socket: socket,
             endpoint: vm.endpoint(PORT_DEFAULT),
             process: Some(copy(&vm.process)?),
             machine: vm.state.machine.clone(),
@@ -117,6 +120,7 @@ impl Source {
         Ok(Self {
             owner: Owner::Another { _guard: guard },
             vmm,
+            api_socket: api_socket.to_owned(),
             endpoint: Endpoint {
                 address: GuestAddress::HybridVsock {
                     uds_path: uds_path.to_owned(),
@@ -298,6 +302,7 @@ impl Source {
         control: Connection,
         record: &mut Record,
     ) -> Result<(), Failure> {
+        self.keep_in_step()?;
         match self.vmm.run_state(self.limits.all) {
             Ok(RunState::Paused) => self.resume(control, record),
             Ok(RunState::Running) => {
@@ -311,6 +316,17 @@ impl Source {
             )),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Connects to the VMM anew where the connection is of no more use: a step that failed may have
+    /// left it closed, or with an answer that would be taken for that to the next call.
+    fn keep_in_step(&mut self) -> Result<(), Failure> {
+        if !self.vmm.is_in_step() {
+            let process = self.process.as_ref().map(copy).transpose()?;
+            let deadline = self.limits.all;
+            self.vmm = connect(self.vmm.kind(), &self.api_socket, process, deadline)?;
+        }
+        Ok(())
     }
 
     /// Draws the source's next name, and writes it down before the guest can hear it.

@@ -112,6 +112,10 @@ impl Vmm for Firecracker {
         VmmKind::Firecracker
     }
 
+    fn is_in_step(&self) -> bool {
+        self.api.is_in_step()
+    }
+
     fn version(&mut self, deadline: Instant) -> Result<VmmVersion, VmmError> {
         let call = requests::version();
         let text = self.get_text(&call, "firecracker_version", deadline)?;

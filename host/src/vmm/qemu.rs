@@ -216,6 +216,10 @@ impl Vmm for Qemu {
         VmmKind::Qemu
     }
 
+    fn is_in_step(&self) -> bool {
+        self.session.is_in_step()
+    }
+
     fn version(&mut self, deadline: Instant) -> Result<VmmVersion, VmmError> {
         let answer = self.execute("query-version", deadline)?;
         let number = |name| {

@@ -23,6 +23,8 @@ pub(super) struct Api {
     process: Option<OwnedFd>,
     /// Received and not yet part of a response.
     received: Vec<u8>,
+    /// Each request was answered, and nothing more was.
+    is_in_step: bool,
 }
 
 impl Api {
@@ -31,7 +33,14 @@ impl Api {
             stream,
             process,
             received: Vec::new(),
+            is_in_step: true,
         }
+    }
+
+    /// Whether what comes next is the answer to the next call. An answer that came late, or was not
+    /// understood to its end, would be taken for it.
+    pub(super) const fn is_in_step(&self) -> bool {
+        self.is_in_step && self.received.is_empty()
     }
 
     /// Sends `call` and waits for its answer, whose body is returned if it says yes. `report` is
@@ -45,8 +54,10 @@ impl Api {
         let body = call.body.as_ref().map(Value::to_string);
         let bytes = encode_request(call.method, call.path, body.as_deref());
         debug!("{} {}", call.name(), body.unwrap_or_default());
+        self.is_in_step = false;
         self.send(&bytes, call, deadline)?;
         let response = self.receive(call, deadline, report)?;
+        self.is_in_step = true;
         debug!("{} answered {}", call.name(), response.status);
         match response.status {
             200..300 => Ok(response.body),
@@ -91,6 +102,7 @@ impl Api {
             stream,
             process,
             received,
+            ..
         } = self;
         let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
         let mut chunk = [0; 4096];

@@ -245,6 +245,26 @@ fn a_process_that_ends_without_hanging_up_is_noticed() {
     assert!(vmm.run_state(far()).unwrap_err().is_gone());
 }
 
+/// An answer that comes after it was given up on would be taken for that to the next request.
+#[test]
+fn a_connection_is_in_step_while_each_request_is_answered() {
+    let (result, _) = check(&[fault("no"), state_answer("Paused")], |vmm| {
+        assert!(vmm.pause(far()).is_err() && vmm.is_in_step());
+        vmm.run_state(far())?;
+        assert!(vmm.is_in_step());
+        let soon = Instant::now() + Duration::from_millis(5);
+        assert!(vmm.pause(soon).is_err() && !vmm.is_in_step());
+        Ok(())
+    });
+    result.unwrap();
+    for answer in ["garbage\r\n".to_owned(), state_answer("Paused") + "more"] {
+        let (stream, _script) = ScriptedVmm::start(vec![Step::TakeRequest, Step::send(answer)]);
+        let mut vmm = Firecracker::new(stream, None);
+        let _ = vmm.run_state(far());
+        assert!(!vmm.is_in_step());
+    }
+}
+
 #[test]
 fn silence_ends_with_the_deadline() {
     let half = state_answer("Running")[..60].to_owned();

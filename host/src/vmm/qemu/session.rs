@@ -30,6 +30,8 @@ pub(super) struct Session {
     /// The greeting was answered, so that commands are taken.
     is_ready: bool,
     last_id: u64,
+    /// See [`Session::is_in_step`].
+    is_in_step: bool,
 }
 
 impl Session {
@@ -41,7 +43,13 @@ impl Session {
             events: VecDeque::new(),
             is_ready: false,
             last_id: 0,
+            is_in_step: true,
         }
+    }
+
+    /// Whether what comes next can be understood. An answer that comes late is told by its number.
+    pub(super) const fn is_in_step(&self) -> bool {
+        self.is_in_step
     }
 
     /// Runs a command, with a descriptor for QEMU on the way if one is given.
@@ -52,8 +60,20 @@ impl Session {
         fd: Option<BorrowedFd<'_>>,
         deadline: Instant,
     ) -> Result<Value, VmmError> {
-        self.negotiate(deadline)?;
-        self.exchange(command, arguments, fd, deadline)
+        let result = self
+            .negotiate(deadline)
+            .and_then(|()| self.exchange(command, arguments, fd, deadline));
+        self.note(result)
+    }
+
+    /// Takes note of an error behind which nothing can be understood any more.
+    fn note<T>(&mut self, result: Result<T, VmmError>) -> Result<T, VmmError> {
+        self.is_in_step &= match &result {
+            Ok(_) | Err(VmmError::Refused { .. }) => true,
+            Err(VmmError::Deadline { .. }) => self.is_ready,
+            Err(_) => false,
+        };
+        result
     }
 
     /// The next event, in the order in which QEMU sent them. `None` if none came within `slice`.
@@ -67,10 +87,13 @@ impl Session {
         let slice_end = slice.map(|slice| Instant::now() + slice);
         loop {
             if let Some(event) = self.events.pop_front() {
+                // Whoever waits for one takes no other, however many there are.
+                not_after(deadline, command)?;
                 return Ok(Some(event));
             }
             let slice = slice_end.map(|end| end.saturating_duration_since(Instant::now()));
-            match self.next_message(command, slice, deadline)? {
+            let message = self.next_message(command, slice, deadline);
+            match self.note(message)? {
                 None => return Ok(None),
                 Some(message) => self.keep_event(message),
             }
@@ -138,6 +161,7 @@ impl Session {
                     self.keep_event(message);
                 }
             }
+            not_after(deadline, command)?;
         }
     }
 
@@ -242,6 +266,14 @@ impl Session {
             }
         }
     }
+}
+
+/// Ends a wait in which there is always something to read, and never what is waited for.
+fn not_after(deadline: Instant, command: &str) -> Result<(), VmmError> {
+    if Instant::now() < deadline {
+        return Ok(());
+    }
+    Err(wait_failed(command, WaitError::Deadline))
 }
 
 fn transfer_failed(command: &str, source: io::Error) -> VmmError {

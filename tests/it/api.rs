@@ -1,0 +1,400 @@
+//! Goal: whatever comes over a VMM's API socket, a command ends within its time limit, in the right
+//! phase, with its documented exit code and a message that names the request, and leaves no
+//! process, socket, lock or half-written artifact behind; a VM that was there goes on. Method: the
+//! built `host-tool`, a double of Firecracker that answers one request otherwise than it should,
+//! and two tables: each [`Step`] meets each [`Fault`].
+
+mod faults;
+
+use std::process::{Child, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use serde_json::Value;
+use tests::agent::Agent;
+use tests::double::{Double, Kind, Rule, Then};
+use tests::process::{Finished, run};
+
+use faults::{FAULTS, Fault, QMP_FAULTS};
+
+/// Time limits that are tried in turn until one is long enough for the request to have come. A
+/// machine may be slow.
+const TIMEOUTS: [&str; 7] = ["500ms", "1s", "2s", "4s", "8s", "16s", "60s"];
+
+/// Enough for whatever is not about the time limit.
+const LONG: &str = "60s";
+
+/// What is asked of the VMM, and by which command.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    command: Command,
+    request: &'static str,
+    /// Which of the requests that begin so.
+    nth: u64,
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    Boot,
+    Restore,
+    /// `restore --api-sock`: the VMM is somebody else's.
+    Adopt,
+    Snapshot,
+}
+
+const fn step(command: Command, request: &'static str, nth: u64, phase: &'static str) -> Step {
+    Step {
+        command,
+        request,
+        nth,
+        phase,
+    }
+}
+
+const STEPS: [Step; 15] = [
+    step(Command::Boot, "PUT /machine-config", 1, "start"),
+    step(Command::Boot, "PUT /boot-source", 1, "start"),
+    step(Command::Boot, "PUT /drives/drive0", 1, "start"),
+    step(Command::Boot, "PUT /vsock", 1, "start"),
+    step(Command::Boot, "PUT /actions", 1, "start"),
+    step(Command::Restore, "PUT /snapshot/load", 1, "load"),
+    step(Command::Adopt, "GET /version", 1, "version"),
+    step(Command::Adopt, "GET / ", 1, "version"),
+    step(Command::Adopt, "PUT /snapshot/load", 1, "load"),
+    step(Command::Snapshot, "GET /version", 1, "version"),
+    step(
+        Command::Snapshot,
+        "PATCH /vm {\"state\":\"Paused\"}",
+        1,
+        "pause",
+    ),
+    step(Command::Snapshot, "GET / ", 1, "save"),
+    step(Command::Snapshot, "PUT /snapshot/create", 1, "save"),
+    step(Command::Snapshot, "GET / ", 2, "resume"),
+    step(
+        Command::Snapshot,
+        "PATCH /vm {\"state\":\"Resumed\"}",
+        1,
+        "resume",
+    ),
+];
+
+/// What is asked of QEMU.
+const QMP_STEPS: [Step; 7] = [
+    step(Command::Boot, "qmp_capabilities", 1, "start"),
+    step(Command::Boot, "cont", 1, "start"),
+    step(Command::Restore, "migrate-set-capabilities", 1, "load"),
+    step(Command::Restore, "getfd", 1, "load"),
+    step(Command::Restore, "migrate-incoming", 1, "load"),
+    step(Command::Restore, "query-status", 1, "load"),
+    step(Command::Restore, "cont", 1, "load"),
+];
+
+/// A place where cases run one after the other.
+struct Place {
+    double: Double,
+    kind: Kind,
+    _agent: Agent,
+}
+
+impl Place {
+    fn new(kind: Kind) -> Self {
+        let agent = Agent::start();
+        Self {
+            double: Double::of_kind(kind, &agent),
+            kind,
+            _agent: agent,
+        }
+    }
+
+    fn arguments(&self, command: Command, timeout: &str) -> Vec<String> {
+        let path = |name: &str| self.double.path(name).display().to_string();
+        let line = match command {
+            Command::Boot => format!(
+                "boot --name vm --kernel {} --initrd {} --drive {}",
+                path("kernel"),
+                path("initrd"),
+                path("disk"),
+            ),
+            Command::Restore => format!("restore --name vm {}", self.double.artifact().display()),
+            Command::Adopt => format!(
+                "restore {} --api-sock {} --uds {}",
+                self.double.artifact().display(),
+                path("vmm/api.sock"),
+                path("vmm/vsock.sock"),
+            ),
+            Command::Snapshot => format!("snapshot --name vm --out {}", path("snapshots/out")),
+        };
+        let mut line = format!("{line} --json --timeout {timeout}");
+        if self.kind == Kind::Qemu {
+            // Its guest is reached by vsock alone, which this machine may not have.
+            line += " --no-wait";
+        }
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    /// Runs a command whose step meets a rule. What has to be there before is there.
+    fn meet(&self, command: Command, rule: &Rule, timeout: &str) -> (Finished, Option<Child>) {
+        self.double.script(&[]);
+        let mut vmm = None;
+        match command {
+            Command::Boot | Command::Restore => {}
+            Command::Adopt => {
+                let mut program = self.double.vmm();
+                program.stdin(Stdio::null()).stdout(Stdio::null());
+                vmm = Some(program.spawn().unwrap());
+            }
+            Command::Snapshot => {
+                let boot = self.arguments(Command::Boot, LONG);
+                drop(self.double.run(boot).exits(0));
+            }
+        }
+        let rules = std::slice::from_ref(rule);
+        self.double.script(rules);
+        let arguments = self.arguments(command, timeout);
+        (run(&mut self.double.tool(arguments)), vmm)
+    }
+
+    /// The same with the shortest time limit in which the request comes at all.
+    fn meet_in_time(&self, step: Step, rule: &Rule, is_slow: bool) -> (Finished, Option<Child>) {
+        let timeouts: &[&str] = if is_slow { &TIMEOUTS } else { &[LONG] };
+        for timeout in timeouts {
+            let (ended, vmm) = self.meet(step.command, rule, timeout);
+            // Nor is it long enough when nothing is left of it to let the source go on, which is
+            // tried once when it is the resume that fails.
+            let has_lost_source =
+                step.phase != "resume" && ended.out().contains(r#""source":"failed""#);
+            if timeout == &LONG || (self.double.is_met() && !has_lost_source) {
+                return (ended, vmm);
+            }
+            self.clean_up(vmm);
+        }
+        unreachable!("the last time limit is the long one")
+    }
+
+    /// Takes away what a command may leave.
+    fn clean_up(&self, vmm: Option<Child>) {
+        self.double.script(&[]);
+        if let Some(mut vmm) = vmm {
+            drop(vmm.kill());
+            drop(vmm.wait());
+            for socket in ["vmm/api.sock", "vmm/vsock.sock"] {
+                drop(std::fs::remove_file(self.double.path(socket)));
+            }
+        }
+        for name in self.double.names("state") {
+            drop(self.double.run(["rm", "--force", &name]));
+        }
+        drop(std::fs::remove_dir_all(self.double.path("snapshots/out")));
+    }
+
+    /// Runs one case to its end, and says what is wrong with it, if anything is.
+    fn check(&self, step: Step, fault: &Fault) -> Result<(), String> {
+        let rule = (fault.make)(Rule::on(step.request).nth(step.nth));
+        let (ended, vmm) = self.meet_in_time(step, &rule, fault.code == 124);
+        assert!(
+            self.double.is_met(),
+            "{step:?}: the request does not come: {ended}"
+        );
+        let judged = self.judge(step, fault, rule.then, &ended);
+        let left = self.judge_left(step, fault, rule.then, &ended);
+        self.clean_up(vmm);
+        self.double.is_clean();
+        let wrong = [judged, left].into_iter().filter_map(Result::err);
+        let wrong: Vec<_> = wrong.collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "{step:?}, {}: {}: {ended}",
+            fault.name,
+            wrong.join(", ")
+        ))
+    }
+
+    /// Exit code, phase and message.
+    fn judge(&self, step: Step, fault: &Fault, then: Then, ended: &Finished) -> Result<(), String> {
+        let expected = |what: &str, is_so: bool| is_so.then_some(()).ok_or_else(|| what.to_owned());
+        if fault.code == 0 {
+            return expected("exit code", ended.code() == 0);
+        }
+        let record: Value = serde_json::from_slice(&ended.stdout).map_err(|e| e.to_string())?;
+        expected("exit code", ended.code() == fault.code)?;
+        expected("recorded exit code", record["exit"] == fault.code)?;
+        expected("event", record["event"] == "failed")?;
+        expected("phase", record["phase"] == step.phase)?;
+        let request = step.request.split(" {").next().unwrap_or_default().trim();
+        expected("request in the message", ended.err().contains(request))?;
+        expected(fault.text, ended.err().contains(fault.text))?;
+        expected("no control characters", !ended.err().contains('\u{1b}'))?;
+        // Of a VMM of our own it is known how it ended.
+        let is_ours = matches!(step.command, Command::Boot | Command::Restore);
+        let says_end = ended.err().contains("ended with exit code 1");
+        let is_gone = fault.code == 8 && then == Then::Exit;
+        expected("the VMM's end", says_end || !is_gone || !is_ours)
+    }
+
+    /// What is there afterwards.
+    fn judge_left(
+        &self,
+        step: Step,
+        fault: &Fault,
+        then: Then,
+        ended: &Finished,
+    ) -> Result<(), String> {
+        let expected = |what: &str, is_so: bool| is_so.then_some(()).ok_or_else(|| what.to_owned());
+        let artifacts = self.double.names("snapshots");
+        let has_artifact = artifacts == ["out"];
+        let is_source_fault = step.phase == "resume" || fault.code == 0;
+        match step.command {
+            // Gone without a trace; only what went well stays.
+            Command::Boot | Command::Restore if fault.code != 0 => self.double.is_clean(),
+            Command::Boot | Command::Restore | Command::Adopt => {}
+            Command::Snapshot if is_source_fault => expected("artifact", has_artifact)?,
+            Command::Snapshot => expected("no artifact", artifacts.is_empty())?,
+        }
+        if step.command != Command::Snapshot || then == Then::Exit {
+            return Ok(());
+        }
+        // The VM goes on, if not by this command then by the next.
+        if fault.code != 0 && !is_source_fault && step.phase != "version" {
+            let record: Value = serde_json::from_slice(&ended.stdout).map_err(|e| e.to_string())?;
+            expected("source goes on", record["source"] == "ready")?;
+        }
+        self.double.script(&[]);
+        let probed = self
+            .double
+            .run(["probe", "--name", "vm", "--timeout", LONG]);
+        expected("guest answers", probed.code() == 0)
+    }
+}
+
+/// Runs cases on a few guests at once.
+#[track_caller]
+fn check_all(kind: Kind, steps: &[Step], faults: &[Fault]) {
+    let with_all = |step: &Step| {
+        faults
+            .iter()
+            .map(|fault| (*step, fault))
+            .collect::<Vec<_>>()
+    };
+    let cases: Vec<_> = steps.iter().flat_map(with_all).collect();
+    let next = AtomicUsize::new(0);
+    let wrong = Mutex::new(Vec::new());
+    let work = || {
+        let place = Place::new(kind);
+        while let Some((step, fault)) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
+            if let Err(text) = place.check(*step, fault) {
+                wrong.lock().unwrap().push(text);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        (0..4).for_each(|_| drop(scope.spawn(work)));
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n\n")
+    );
+}
+
+#[test]
+fn each_request_meets_each_fault() {
+    check_all(Kind::Firecracker, &STEPS, &FAULTS);
+}
+
+#[test]
+fn each_line_meets_each_fault() {
+    check_all(Kind::Qemu, &QMP_STEPS, &QMP_FAULTS);
+}
+
+/// What a VMM does before there is a socket.
+#[test]
+fn a_vmm_that_does_not_come_up_is_taken_away() {
+    for kind in [Kind::Firecracker, Kind::Qemu] {
+        let place = Place::new(kind);
+        for command in [Command::Boot, Command::Restore] {
+            for (then, timeout, code, text) in [
+                (Then::Exit, LONG, 8, "the VMM ended with exit code 1"),
+                (
+                    Then::Hold,
+                    "500ms",
+                    124,
+                    "nothing listened there before the deadline",
+                ),
+            ] {
+                let (ended, _) = place.meet(command, &Rule::on("START").then(then), timeout);
+                let ended = ended.exits(code).complains(text);
+                assert_eq!(ended.json()["phase"], "spawn", "{ended}");
+                place.double.is_clean();
+            }
+        }
+    }
+}
+
+/// QEMU speaks first.
+#[test]
+fn a_greeting_that_is_none_is_named() {
+    let place = Place::new(Kind::Qemu);
+    for (send, then, timeout, code, text) in [
+        (
+            "",
+            Then::Hold,
+            "500ms",
+            124,
+            "no answer to qmp_capabilities",
+        ),
+        (
+            "",
+            Then::Close,
+            LONG,
+            8,
+            "before it answered qmp_capabilities",
+        ),
+        (
+            "hello\n",
+            Then::Hold,
+            LONG,
+            5,
+            "unusable answer to qmp_capabilities",
+        ),
+        (
+            "{\"event\": \"STOP\"}\n",
+            Then::Again,
+            LONG,
+            5,
+            "without a greeting",
+        ),
+    ] {
+        let rule = Rule::on("GREETING").send(send).then(then);
+        let (ended, _) = place.meet(Command::Boot, &rule, timeout);
+        let ended = ended.exits(code).complains(text);
+        assert_eq!(ended.json()["phase"], "start", "{ended}");
+        place.double.is_clean();
+    }
+}
+
+/// The VMM's own words decide whether another try may help.
+#[test]
+fn a_load_that_fails_for_the_artifacts_sake_says_so() {
+    let place = Place::new(Kind::Firecracker);
+    let words = "Failed to get snapshot state from file: CRC64 validation failed";
+    let body = format!(r#"{{"fault_message":"Load snapshot error: {words}"}}"#);
+    let len = body.len();
+    let answer = format!("HTTP/1.1 400 \r\nContent-Length: {len}\r\n\r\n{body}");
+    for command in [Command::Restore, Command::Adopt] {
+        let rule = Rule::on("PUT /snapshot/load")
+            .send(&answer)
+            .then(Then::Exit);
+        let (ended, vmm) = place.meet(command, &rule, LONG);
+        let ended = ended.exits(3).complains(words);
+        assert_eq!(ended.json()["phase"], "load", "{ended}");
+        place.clean_up(vmm);
+        place.double.is_clean();
+    }
+}
