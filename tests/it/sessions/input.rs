@@ -126,7 +126,7 @@ fn a_hole_and_too_much_and_a_stranger_are_mistakes() {
     let mut owner = agent.greet();
     let started = owner.start(&with_input(2, &["sleep", "1000"]));
     let limit = usize::try_from(started.stdin.limit).unwrap();
-    // More than the credit and all that a pipe takes on top of it, which the agent may have widened.
+    // More than the credit and all that a pipe takes on top of it, which the agent may widen.
     for offset in (0..limit * 3).step_by(32 * 1024) {
         let bytes = tests::client::stdin(offset as u64, &[0; 32 * 1024]);
         if !owner.try_send(&bytes) {
