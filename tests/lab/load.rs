@@ -34,8 +34,12 @@ pub(crate) const CASES: &[Case] = &[
     ("twenty_clones_are_distinct", |machine| clones(machine, 20)),
 ];
 
-/// A line with the next number, about a hundred times a second.
-const NUMBERED: &str = "i=0; while [ ! -e /tmp/stop ]; do echo $i; i=$((i+1)); usleep 10000; done";
+/// A line with the next number after each pause. The pause is a process of its own, so that many of
+/// these commands have longer ones: a guest that only starts processes has no time for the host.
+fn numbered(command_count: usize) -> String {
+    let pause_us = 2500 * command_count;
+    format!("i=0; while [ ! -e /tmp/stop ]; do echo $i; i=$((i+1)); usleep {pause_us}; done")
+}
 
 /// As many bytes as fit through, in rounds of numbers.
 const TORRENT: &str = "while [ ! -e /tmp/stop ]; do seq 1 20000; done";
@@ -57,7 +61,7 @@ impl Load {
     fn start(machine: &Machine, count: usize) -> Self {
         let children = (0..count).map(|number| {
             let path = machine.path(&format!("out-{number}"));
-            let mut command = exec_command(machine, "vm", NUMBERED);
+            let mut command = exec_command(machine, "vm", &numbered(count));
             command
                 .stdin(Stdio::piped())
                 .stdout(File::create(&path).unwrap());
@@ -112,7 +116,10 @@ fn knock(machine: &Machine, is_over: &AtomicBool) -> u32 {
 
 fn snapshots_under_load(machine: &Machine, rounds: u32, commands: usize) {
     let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
-    drop(machine.tool(machine.boot_image("vm", &image)).exits(0));
+    // Each command has a shell, and rings that fill while the guest is away.
+    let words = machine.boot_image("vm", &image).into_iter();
+    let words = words.map(|word| if word == "128M" { "384M".into() } else { word });
+    drop(machine.tool(words).exits(0));
     let load = Load::start(machine, commands);
     let mut torrent = exec_command(machine, "vm", TORRENT);
     torrent.stdin(Stdio::null()).stdout(Stdio::piped());
