@@ -75,7 +75,7 @@ impl Tool {
         if let Some(saved) = saved {
             subjects.push(Subject::new("echo", || Ok(vec![self.echo(saved)?])));
         }
-        for (subject, outcome) in interleave(options.count(30), subjects) {
+        for (subject, outcome) in interleave(options.count(20), subjects) {
             let all = match outcome {
                 Ok(all) => all,
                 Err(failure) => {
