@@ -44,7 +44,7 @@ cd "$TOP"
 # needs.
 PACKAGES=(socat dropbear-bin qemu-guest-agent busybox-static valgrind strace)
 # Outer machines for one VMM, should they stand still.
-LAB_MACHINES_MAX=4
+LAB_MACHINES_MAX=6
 ALL_GROUPS=(exec streams footprint growth instructions lab)
 
 die_usage() {

@@ -55,21 +55,34 @@ pub(crate) fn note(options: &Options, results: &mut Results) -> Result<(), Failu
     ] {
         set(name, first_line(argv, |_| true).unwrap_or_else(unknown));
     }
+    let flags = first_field("/proc/cpuinfo", "flags").unwrap_or_default();
+    let is_virtual = flags.split_whitespace().any(|flag| flag == "hypervisor");
+    let kind = if is_virtual { "virtual" } else { "bare metal" };
+    set("this machine", kind.to_owned());
     let load = fs::read_to_string("/proc/loadavg")?;
     let words: Vec<&str> = load.split_whitespace().take(3).collect();
     set("load before the run", words.join(" "));
+    note_programs(results);
+    Ok(())
+}
+
+/// The versions of the programs.
+pub(crate) fn note_programs(results: &mut Results) {
+    let mut set = |name: &str, value: Option<String>| {
+        let known = value.map(|value| results.facts.insert(name.to_owned(), value));
+        drop(known);
+    };
     for name in ["guest-agent", "host-tool"] {
         let path = program(name);
-        let argv = [path.to_str().unwrap_or(name), "--version"];
-        set(name, first_line(&argv, |_| true).unwrap_or_else(unknown));
+        set(
+            name,
+            first_line(&[path.to_str().unwrap_or(name), "--version"], |_| true),
+        );
     }
     for (name, argv) in VERSIONS {
         let has_digit = |line: &str| line.bytes().any(|byte| byte.is_ascii_digit());
-        if let Some(version) = first_line(argv, has_digit) {
-            set(name, version);
-        }
+        set(name, first_line(argv, has_digit));
     }
-    Ok(())
 }
 
 /// The first line of what a program prints that is one of those wanted.

@@ -47,6 +47,7 @@ pub(crate) fn measure(
     facts.insert("lab".to_owned(), lab);
     facts.insert("lab run".to_owned(), options.run().to_owned());
     crate::facts::note_kernel("lab kernel", ledger.results);
+    crate::facts::note_programs(ledger.results);
     ledger.measure("lab/image", images)?;
     for kind in Kind::ALL {
         if only.is_some_and(|only| only != kind.as_str()) {

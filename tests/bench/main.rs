@@ -19,6 +19,7 @@ mod growth;
 mod lab;
 mod peers;
 mod procfs;
+mod prose;
 mod report;
 mod results;
 mod rounds;

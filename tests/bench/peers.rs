@@ -3,10 +3,11 @@
 //! Each listens on the same kind of socket and runs the same program. What is special about one is
 //! said where it is started, because a comparison is worth what its other side was given.
 
+use std::cell::Cell;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -31,6 +33,8 @@ const START_MAX: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
+    /// The process that is meant where it is a child of that one.
+    inner: Option<u32>,
     folder: TempDir,
     /// From the start of the process to its first accepted connection, µs.
     pub(crate) start_us: f64,
@@ -42,13 +46,13 @@ impl Server {
         let folder = TempDir::new()?;
         let socket = folder.path().join("socket");
         let command = command(&socket);
-        Self::start_until(folder, command, || UnixStream::connect(&socket).is_ok())
+        Self::start_until(folder, command, |_| UnixStream::connect(&socket).is_ok())
     }
 
     fn start_until(
         folder: TempDir,
         mut command: Command,
-        is_listening: impl Fn() -> bool,
+        is_listening: impl Fn(u32) -> bool,
     ) -> Result<Self, Failure> {
         let text = format!("{command:?}");
         let log = fs::File::create(folder.path().join("log"))?;
@@ -62,10 +66,11 @@ impl Server {
             .map_err(|error| format!("cannot run {text}: {error}"))?;
         let mut server = Self {
             child,
+            inner: None,
             folder,
             start_us: 0.0,
         };
-        while !is_listening() {
+        while !is_listening(server.child.id()) {
             let has_ended = server.child.try_wait()?.is_some();
             if has_ended || started_at.elapsed() > START_MAX {
                 let log = fs::read_to_string(server.folder.path().join("log"))?;
@@ -86,7 +91,7 @@ impl Server {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.inner.unwrap_or_else(|| self.child.id())
     }
 }
 
@@ -351,7 +356,41 @@ pub(crate) fn dropbear_daemon() -> Result<Server, Failure> {
     let mut dropbear = Command::new(sbin("dropbear"));
     dropbear.args(["-F", "-s", "-j", "-k", "-p"]);
     dropbear.arg(address.to_string()).arg("-r").arg(key);
-    Server::start_until(folder, dropbear, || {
+    Server::start_until(folder, dropbear, |_| {
         std::net::TcpStream::connect(address).is_ok()
     })
+}
+
+/// busybox as init, which has to be process 1: of a process namespace of its own, in a root of its
+/// own with a table that has nothing for it to do. It serves nobody.
+pub(crate) fn busybox_init() -> Result<Server, Failure> {
+    let folder = TempDir::new()?;
+    let root = folder.path().join("root");
+    fs::create_dir_all(root.join("etc"))?;
+    fs::create_dir_all(root.join("dev"))?;
+    fs::copy("/bin/busybox", root.join("init"))?;
+    fs::write(root.join("etc/inittab"), "::ctrlaltdel:/init true\n")?;
+    // Without it init does not even start.
+    let null = fs::metadata("/dev/null")?.rdev();
+    let all = Mode::from_bits_truncate(0o666);
+    mknod(&root.join("dev/null"), SFlag::S_IFCHR, all, null)
+        .map_err(|error| format!("cannot make a device: {error}"))?;
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--pid", "--fork", "--kill-child", "chroot"]);
+    unshare.arg(&root).arg("/init");
+    let inner = Cell::new(None);
+    let mut server = Server::start_until(folder, unshare, |outer| {
+        inner.set(init_below(outer));
+        inner.get().is_some()
+    })?;
+    server.inner = inner.get();
+    Ok(server)
+}
+
+/// The child of a process, once it has become init.
+fn init_below(outer: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
+    let child = children.split_whitespace().next()?;
+    let path = fs::read_link(format!("/proc/{child}/exe")).ok()?;
+    path.ends_with("init").then(|| child.parse().ok())?
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::Failure;
 use crate::budgets;
 use crate::catalogue::{CASES, Case, Unit, label, rank};
+use crate::prose;
 use crate::results::{Measurement, Results};
 use crate::stats::Summary;
 use crate::svg::{self, binary, figure};
@@ -14,12 +15,31 @@ use crate::svg::{self, binary, figure};
 const PLOTS: &str = "benchmarks";
 
 const OPENING: &str = "Every figure here comes from one run of `scripts/bench.sh`, is kept in \
-[benchmarks.json](benchmarks.json), and is never edited: this page and its plots are made from \
-that file. What is compared took turns within the run (A B C, B C A, …), so that whatever else \
-the machine did, it did to all of them; so the *ratios* mean more than the figures. Of each \
-figure the median is given first, and n, the least, and the 99th percentile with it.";
+[benchmarks.json](benchmarks.json), and is never edited: this page, its plots and its sentences \
+are made from that file.";
+
+const METHOD: &str = "\
+- What is compared took turns within the run (A B C, B C A, …), so that whatever else the machine \
+did, it did to all of them. So the *ratios* mean more than the figures.
+- The first round of each comparison warms up caches and is not counted.
+- Of each figure the median is given first, and with it the least, the 90th and the 99th \
+percentile, and n. Percentiles are values that occurred: of fewer than a hundred samples, the \
+99th is the worst.
+- A *floor* is what the machine can do without any of the programs compared: a process without an \
+agent, a socket without a relay, a guest that gives back one byte.
+- Alternatives are Debian's, with the options that suit them best; what was chosen is said with \
+each comparison.
+- What needs no virtual machine was measured on this machine, over Unix sockets. What needs one \
+ran where `scripts/lab.sh` runs it, on real VMMs with real snapshots.
+";
 
 const GROUPS: &[(&str, &str, &str)] = &[
+    (
+        "lab",
+        "Ready, and what else takes a virtual machine",
+        "From an artifact to a guest that is proven ready: how long, where the time goes, what it \
+         costs the host, and many at once. Then commands over real vsock.",
+    ),
     (
         "exec",
         "Exec",
@@ -30,7 +50,8 @@ const GROUPS: &[(&str, &str, &str)] = &[
     (
         "streams",
         "Streams",
-        "Bytes a second between a command and its client, and the CPU time that moving a gibibyte costs.",
+        "Bytes a second between a command and its client, and the CPU time that moving a gibibyte \
+         costs on both sides.",
     ),
     (
         "footprint",
@@ -40,14 +61,8 @@ const GROUPS: &[(&str, &str, &str)] = &[
     (
         "growth",
         "Growth",
-        "Time and memory as there is more of something. Each should be flat or a straight line.",
-    ),
-    (
-        "lab",
-        "On a virtual machine",
-        "Real VMMs with real snapshots, where `scripts/lab.sh` runs them. In the emulated lab \
-         everything takes ten to fifty times as long as on hardware, and a processor is emulated \
-         twice over: ratios hold there, times do not.",
+        "Time and memory as there is more of something. Each should be flat or a straight line. \
+         Clones are among the virtual machines above.",
     ),
     (
         "instructions",
@@ -77,9 +92,14 @@ pub(crate) fn write(results: &Results, folder: &Path) -> Result<(), Failure> {
         page.push_str("**A quick run: too few repetitions to quote.**\n\n");
     }
     page.push_str(OPENING);
-    page.push_str("\n\n## The machine and the programs\n\n");
+    page.push_str("\n\n## In short\n\n");
+    page.push_str(&prose::summary(results));
+    page.push_str("\n## How it was measured\n\n");
+    page.push_str(METHOD);
+    page.push_str("\n## The machine and the programs\n\n");
     page.push_str(&facts(results));
     page.push_str("\n## Budgets\n\n");
+    page.push_str("What the design promises, as ratios within the run where it can be one.\n\n");
     page.push_str(&budgets::table(results));
     for (group, title, text) in GROUPS {
         let sections = sections(results, group, &plots)?;
@@ -88,9 +108,9 @@ pub(crate) fn write(results: &Results, folder: &Path) -> Result<(), Failure> {
         }
     }
     page.push_str("\n## What limits us now\n\n");
-    page.push_str(&budgets::limits(results));
+    page.push_str(&prose::limits(results));
     page.push_str("\n## What to expect on hardware\n\n");
-    page.push_str(&budgets::hardware(results));
+    page.push_str(&prose::hardware(results));
     if !results.skipped.is_empty() {
         page.push_str("\n## Not measured\n\n");
         for (what, why) in &results.skipped {

@@ -27,6 +27,11 @@ const CLONES: [(usize, usize); 3] = [(1, 5), (4, 3), (16, 2)];
 /// How many commands are run at once in a clone that is just ready.
 const FIRST_COUNT: &str = "10";
 
+/// The phases of a restore, in order.
+const PHASES: [&str; 8] = [
+    "artifact", "version", "spawn", "load", "rebind", "probe", "hooks", "publish",
+];
+
 /// Name of the clone.
 const CLONE: &str = "clone";
 
@@ -70,7 +75,7 @@ impl Tool {
         if let Some(saved) = saved {
             subjects.push(Subject::new("echo", || Ok(vec![self.echo(saved)?])));
         }
-        for (subject, outcome) in interleave(options.count(30), subjects) {
+        for (subject, outcome) in interleave(options.count(20), subjects) {
             let all = match outcome {
                 Ok(all) => all,
                 Err(failure) => {
@@ -144,9 +149,11 @@ impl Tool {
         let mut add = |case: &str, name: &str, unit, samples: &[f64]| {
             results.add(&self.case(case), name, None, unit, samples);
         };
-        for name in record["phases_us"].as_object().into_iter().flatten() {
-            let samples: Vec<f64> = all.iter().map(|it| phase_ms(&it.record, name.0)).collect();
-            add("phases", name.0, Unit::Milliseconds, &samples);
+        for name in PHASES {
+            let samples: Vec<f64> = all.iter().map(|it| phase_ms(&it.record, name)).collect();
+            if record["phases_us"].get(name).is_some() {
+                add("phases", name, Unit::Milliseconds, &samples);
+            }
         }
         let steps = record["guest"]["steps"].as_array();
         for (index, step) in steps.into_iter().flatten().enumerate() {
