@@ -22,8 +22,8 @@ const SESSION_KIB_MAX: u64 = 4 * 1024;
 
 /// What one session may take of the client: 512 KiB of output that is read ahead, 256 KiB of input
 /// that the guest does not have yet, and buffers of 64 KiB each way. On a busy machine all are full
-/// at once and grow while they are, and the peak counts pages of the debug build's 26 MB as they are
-/// first run. In KiB.
+/// at once, and grow while they are; the peak counts pages of the debug build, which has 26 MB, as
+/// they are first run. In KiB.
 const CLIENT_KIB_MAX: u64 = 8 * 1024;
 
 /// A stream in which each block begins with its own number and no two neighbours are alike, so that
