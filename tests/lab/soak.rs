@@ -205,17 +205,9 @@ impl Soak {
 
 fn run_commands(machine: &Machine) {
     let start = |number: u32| {
-        let words = [
-            "exec",
-            "--name",
-            "clone",
-            "--timeout",
-            TIMEOUT,
-            "--",
-            "echo",
-        ];
-        let mut command = machine.command(words);
-        command.arg(number.to_string()).stdin(Stdio::piped());
+        let mut command = machine.command(["exec", "--name", "clone", "--timeout", TIMEOUT]);
+        command.args(["--", "sh", "-c", &format!("echo {number}")]);
+        command.stdin(Stdio::piped());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().unwrap()
     };
