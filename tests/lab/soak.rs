@@ -181,7 +181,10 @@ impl Soak {
         self.tally.restores += 1;
         let generation = record["generation"].as_str().unwrap().to_owned();
         assert!(self.generations.insert(generation), "{record}");
+        // A clone made at work has its source's command, which nobody will come back for.
+        line.machine.exec("clone", "touch /tmp/stop");
         self.look_at(line);
+        line.machine.exec("clone", "rm /tmp/stop");
         if let Some(later) = fault.after_restore(line.machine, &mut self.random) {
             self.tally.snapshots += 1;
             line.go_on_with(later);
