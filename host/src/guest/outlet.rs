@@ -12,6 +12,7 @@
 //!   `PIECE_LEN` are written while it polls writable. A pipe that does takes as much without
 //!   waiting; a terminal may make us wait for as long as it takes to show them.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -38,9 +39,8 @@ enum Way {
 pub struct Outlet<'a> {
     fd: BorrowedFd<'a>,
     way: Way,
-    pending: Vec<u8>,
-    /// Bytes of `pending` that were written.
-    written: usize,
+    /// A ring, since a reader that is always a little behind never empties it.
+    pending: VecDeque<u8>,
 }
 
 impl<'a> Outlet<'a> {
@@ -50,44 +50,47 @@ impl<'a> Outlet<'a> {
         Self {
             fd,
             way: way(fd),
-            pending: Vec::new(),
-            written: 0,
+            pending: VecDeque::new(),
         }
     }
 
     /// Whether there are bytes that could not be written yet.
     #[must_use]
-    pub const fn is_pending(&self) -> bool {
-        self.written < self.pending.len()
+    pub fn is_pending(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Takes all of `bytes`, and gives how many were written, of these and of earlier ones.
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_pending() {
-            self.pending.extend_from_slice(bytes);
+            self.pending.extend(bytes);
             return self.flush();
         }
         let result = self.write(bytes);
         let len = result.as_ref().map_or(0, |len| *len);
-        self.pending.extend_from_slice(&bytes[len..]);
+        self.pending.extend(&bytes[len..]);
         result
     }
 
     /// Forgets what could not be written, and gives how much that was.
     pub fn discard(&mut self) -> usize {
-        let len = self.pending.len() - self.written;
+        let len = self.pending.len();
         self.pending.clear();
-        self.written = 0;
         len
     }
 
     /// Writes what it can of what is pending, and gives how much that was.
     pub fn flush(&mut self) -> io::Result<usize> {
-        let len = self.write(&self.pending[self.written..])?;
-        self.written += len;
-        if !self.is_pending() {
-            self.pending.clear();
-            self.written = 0;
+        let mut len = 0;
+        // The ring has two ends, and the second is next only when the first was taken whole.
+        while self.is_pending() {
+            let (front, _) = self.pending.as_slices();
+            let (front_len, written) = (front.len(), self.write(front)?);
+            self.pending.drain(..written);
+            len += written;
+            if written < front_len {
+                break;
+            }
         }
         Ok(len)
     }
@@ -202,6 +205,40 @@ mod tests {
         let mut outlet = Outlet::new(writer.as_fd());
         assert!(matches!(outlet.way, Way::Pieces), "{:?}", outlet.way);
         check(&mut outlet, reader);
+    }
+
+    /// What was written makes room for what comes, also while something is always left.
+    #[test]
+    fn a_reader_that_is_always_behind_costs_no_more_than_that() {
+        const PIECE_LEN: usize = 10_000;
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut outlet = Outlet::new(writer.as_fd());
+        let bytes: Vec<u8> = (0..=255u8).cycle().take(PIECE_LEN * 2000).collect();
+        let (mut received, mut written) = (Vec::new(), 0);
+        let mut piece = vec![0; PIECE_LEN];
+        let mut read = |received: &mut Vec<u8>| {
+            let len = reader.read(&mut piece).unwrap();
+            received.extend_from_slice(&piece[..len]);
+        };
+        for (index, piece) in bytes.chunks(PIECE_LEN).enumerate() {
+            written += outlet.push(piece).unwrap();
+            // A pipe's fill and a half of it are on their way from then on.
+            if index >= 10 {
+                assert!(outlet.is_pending());
+                read(&mut received);
+            }
+        }
+        assert!(
+            outlet.pending.capacity() <= 256 * 1024,
+            "{} bytes for {} that are left",
+            outlet.pending.capacity(),
+            outlet.pending.len()
+        );
+        while received.len() < bytes.len() {
+            written += outlet.flush().unwrap();
+            read(&mut received);
+        }
+        assert!(received == bytes && written == bytes.len() && !outlet.is_pending());
     }
 
     #[test]
