@@ -341,7 +341,12 @@ impl SessionClient {
             Request::Exec { exec, .. } if self.started.is_some() => Message::Attach(Attach {
                 session: SessionRef::Exec(exec.id),
                 generation: None,
-                mode: AttachMode::Own,
+                // As the EXEC was: who does not acknowledge may not own.
+                mode: if exec.detached {
+                    AttachMode::Observe
+                } else {
+                    AttachMode::Own
+                },
                 stdout_from,
                 stderr_from,
             }),

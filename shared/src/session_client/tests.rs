@@ -282,6 +282,25 @@ fn after_a_cut_it_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_detached_command_is_observed_after_a_cut_as_before_it() {
+    let mut exec = command();
+    exec.detached = true;
+    let exec = Box::new(exec);
+    let mut script = Script::new(Request::Exec {
+        exec,
+        may_be_known: false,
+    });
+    script.connect();
+    script.say(&[hello(), started(true, 0)]);
+    script.client.handle_closed(script.now);
+    let request = script.connect();
+    assert!(
+        matches!(&request, Message::Attach(attach) if attach.mode == AttachMode::Observe),
+        "{request:?}"
+    );
+}
+
+#[test]
 fn a_guest_that_stays_away_leaves_an_unknown_outcome() {
     let mut script = running();
     script.now += Duration::from_secs(3600);
