@@ -30,7 +30,7 @@ use super::ids::ConnectionId;
 use super::rebind::{Next, Rebinding, StepOutcome};
 use super::state::{Input, Request};
 use super::timers::Timer;
-use super::{Agent, Departure};
+use super::{Agent, Departure, LISTENER_BACKOFF};
 
 /// How long log lines wait for the probe that usually follows a rebind at once.
 pub(super) const HUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -207,6 +207,10 @@ impl Agent {
         if is_done && step == Some(StepName::Listener) {
             self.listener.handle_rebound();
             self.actions.push_back(Action::DrainAccept);
+        } else if step == Some(StepName::Listener) {
+            // It is out of the poll set, and the next REBIND can only come through it.
+            self.listener.handle_failed();
+            self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
         }
         match failed {
             Some(fail) => self.end_rebind(Err(fail), now),

@@ -276,6 +276,24 @@ fn without_a_listener_nothing_goes_on() {
 }
 
 #[test]
+fn a_listener_that_a_rebind_lost_is_registered_again() {
+    let mut world = World::new();
+    world.failing_steps.insert("listener");
+    let id = world.connect();
+    world.ask(id, &rebind(G, Cause::Restore));
+    world.end(id, Ended::ByPeer);
+    // Without it the guest would hear of no connection any more, and so of no other REBIND.
+    let rearms = |world: &World| {
+        let is_rearm = |action: &&Action| **action == Action::RearmListener;
+        world.actions.iter().filter(is_rearm).count()
+    };
+    let before = rearms(&world);
+    world.pass(LISTENER_BACKOFF);
+    assert_eq!(rearms(&world), before + 1);
+    assert_eq!(world.agent.poll_timeout(), None);
+}
+
+#[test]
 fn an_impossible_clock_is_not_set() {
     let bounds: [(u64, bool); 4] = [
         (1_577_836_800_000_000_000 - 1, false),
