@@ -3,11 +3,9 @@
 //! nothing behind when that command fails, or dies.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use serde_json::json;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, HookStage, Identity};
@@ -29,9 +27,9 @@ use crate::network::check_tap;
 use crate::progress::Progress;
 use crate::record::{Phase, Record};
 use crate::start::{Enter, Plan, watch};
+use crate::stop::{KILL_TIMEOUT, has_ended, kill_process};
 use crate::supervisor::link::Order;
 use crate::supervisor::unix_ms;
-use crate::sys::pidfd;
 use crate::values::VmName;
 use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::{Lock, StateDir, VmDir};
@@ -39,9 +37,6 @@ use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, pre
 
 /// How long a VMM that hung up may take to end by itself, so that how it ended can be said.
 const HANGUP_GRACE: Duration = Duration::from_secs(1);
-
-/// How long a VMM that is killed may take to end.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A VM that is coming up.
 #[derive(Debug)]
@@ -265,15 +260,6 @@ impl Provisional {
         })
     }
 
-    /// Whether the VMM ends by itself within this time.
-    fn has_ended_within(&self, time: Duration) -> bool {
-        let ends = |process| {
-            let watch = Watch::until(Instant::now() + time);
-            watch.readable(process).is_ok()
-        };
-        self.process.as_ref().is_none_or(ends)
-    }
-
     fn write_stage(&mut self, stage: Stage) -> Result<(), Failure> {
         if let Some(state) = &mut self.state {
             state.stage = stage;
@@ -329,7 +315,7 @@ impl Provisional {
         }
         // A supervisor that was killed has left its VMM behind.
         if let Some(process) = &self.process
-            && let Err(error) = kill(process)
+            && let Err(error) = kill_process(process)
         {
             log::warn!("cannot end the VMM: {error}");
         }
@@ -359,13 +345,14 @@ impl Provisional {
         }
         // A VMM that hung up is mostly about to end, and how is worth the wait.
         let has_hung_up = failure.exit() == Exit::VmmEnded;
-        let has_ended = has_hung_up && self.has_ended_within(HANGUP_GRACE);
+        let is_over = |process| has_ended(process, HANGUP_GRACE);
+        let ends_itself = has_hung_up && self.process.as_ref().is_none_or(is_over);
         let end = self.end();
         let tails = is_spawned.then(|| log_tails::tails(&self.dir)).flatten();
         let details = match end {
             // How it went says more than its logs, which a VMM that is killed leaves empty.
             Some(end) if has_hung_up => {
-                let how = match has_ended {
+                let how = match ends_itself {
                     true => format!("ended with {end}"),
                     false => "hung up, did not end, and was killed".to_owned(),
                 };
@@ -384,16 +371,4 @@ impl Provisional {
         }
         failure.with_details(details)
     }
-}
-
-/// Kills the VMM behind `process`, if it is still there, and waits until it is gone.
-fn kill(process: &OwnedFd) -> Result<(), Failure> {
-    match pidfd::send_signal(process.as_fd(), Signal::SIGKILL as i32) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return Ok(()),
-        Err(error) => return Err(Failure::new(Exit::Defect, error)),
-    }
-    let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
-    let gone = watch.readable(process);
-    gone.or_fail(Exit::Defect, || "it does not end".to_owned())
 }

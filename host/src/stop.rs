@@ -26,9 +26,11 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// How much of that its sessions have between TERM and KILL, at most.
 const SESSION_GRACE_MAX: Duration = Duration::from_secs(5);
 
-/// How long a VMM is given after TERM, and after KILL.
+/// How long a VMM is given after TERM.
 const TERM_TIMEOUT: Duration = Duration::from_secs(3);
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a VMM that is killed may take to end.
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a supervisor may take to write down the end of its VMM.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -101,22 +103,24 @@ pub fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> 
 fn end(vm: &RunningVm) -> Result<(), Failure> {
     send(&vm.process, Signal::SIGTERM)?;
     if !has_ended(&vm.process, TERM_TIMEOUT) {
-        send(&vm.process, Signal::SIGKILL)?;
-        if !has_ended(&vm.process, KILL_TIMEOUT) {
-            let text = format!("process {} does not end when killed", vm.state.process.pid);
-            return Err(Failure::new(Exit::Defect, text));
-        }
+        kill_process(&vm.process)?;
     }
     settle(&vm.dir)
 }
 
 /// Kills the VMM of a VM of which nothing is needed any more.
 pub fn kill(vm: &RunningVm) -> Result<(), Failure> {
-    send(&vm.process, Signal::SIGKILL)?;
-    if has_ended(&vm.process, KILL_TIMEOUT) {
-        return settle(&vm.dir);
+    kill_process(&vm.process)?;
+    settle(&vm.dir)
+}
+
+/// Kills the VMM behind `process`, if it is still there, and waits until it is gone.
+pub fn kill_process(process: &OwnedFd) -> Result<(), Failure> {
+    send(process, Signal::SIGKILL)?;
+    if has_ended(process, KILL_TIMEOUT) {
+        return Ok(());
     }
-    let text = format!("process {} does not end when killed", vm.state.process.pid);
+    let text = "the VMM does not end when it is killed";
     Err(Failure::new(Exit::Defect, text))
 }
 
@@ -127,7 +131,8 @@ fn send(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
     }
 }
 
-fn has_ended(process: &OwnedFd, timeout: Duration) -> bool {
+/// Whether the process ends within this time.
+pub fn has_ended(process: &OwnedFd, timeout: Duration) -> bool {
     Watch::until(Instant::now() + timeout)
         .readable(process)
         .is_ok()

@@ -20,6 +20,7 @@ use super::ids::ConnectionId;
 use super::outbox::OutboxFull;
 use super::output::{Headers, Pieces};
 use super::session::Session;
+use super::table::Table;
 use super::timers::Timer;
 use super::{
     Agent, CONNECTIONS_MAX, Departure, HELLO_TIMEOUT, LINGER_TIMEOUT, LISTENER_BACKOFF,
@@ -105,20 +106,15 @@ impl Agent {
     /// Which readiness of a connection matters. `None`: there is no such connection.
     pub fn interest(&self, id: ConnectionId) -> Option<Interest> {
         let connection = self.connections.get(&id)?;
-        Some(connection.interest(self.session_of(connection)))
+        Some(connection.interest(session_of(&self.sessions, connection)))
     }
 
     /// Bytes that the connection's socket should take next. The headers are room for some of them.
     pub fn pending<'a>(&'a self, id: ConnectionId, headers: &'a mut Headers) -> Pieces<'a> {
         match self.connections.get(&id) {
-            Some(connection) => connection.pending(self.session_of(connection), headers),
+            Some(connection) => connection.pending(session_of(&self.sessions, connection), headers),
             None => Pieces::new(),
         }
-    }
-
-    /// The session that a connection is attached to.
-    fn session_of(&self, connection: &Connection) -> Option<&Session> {
-        self.sessions.get(connection.attachment.as_ref()?.session)
     }
 
     /// Bytes came from a peer.
@@ -134,8 +130,7 @@ impl Agent {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        let attachment = connection.attachment.as_ref();
-        let session = attachment.and_then(|it| self.sessions.get(it.session));
+        let session = session_of(&self.sessions, connection);
         connection.handle_written(len, session);
         if connection.is_closing() {
             if connection.outbox.is_empty() {
@@ -151,8 +146,7 @@ impl Agent {
     /// A flush is about to be performed, as far as the socket takes what is pending.
     pub fn handle_flush(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
-            let attachment = connection.attachment.as_ref();
-            let session = attachment.and_then(|it| self.sessions.get(it.session));
+            let session = session_of(&self.sessions, connection);
             self.counters.gaps += connection.handle_flush(session);
         }
     }
@@ -283,4 +277,9 @@ impl Agent {
         self.advance_quiescing(now);
         self.advance_ending(now);
     }
+}
+
+/// The session that a connection is attached to.
+fn session_of<'a>(sessions: &'a Table, connection: &Connection) -> Option<&'a Session> {
+    sessions.get(connection.attachment.as_ref()?.session)
 }
