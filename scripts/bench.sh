@@ -73,8 +73,8 @@ install_peers() {
 build_static() {
     local name=$1 target
     target=$(basename "$(dirname "$(dirname "$TEST_GUEST_AGENT")")")
-    RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static -C relocation-model=static" \
-        cargo build --quiet --locked --release --package tests --bin "$name" --target "$target" >&2
+    RUSTFLAGS=$(scripts/build-agent.sh --rustflags) cargo build --quiet --locked --release --package tests \
+        --bin "$name" --target "$target" >&2
     echo "${CARGO_TARGET_DIR:-$TOP/target}/$target/release/$name"
 }
 

@@ -8,10 +8,11 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/build-agent.sh
+Usage: scripts/build-agent.sh [--rustflags]
 
 Builds the release agent and prints the path of the binary; everything else
-goes to standard error. Links against musl where that Rust target is installed,
+goes to standard error. --rustflags prints the compiler's flags instead, for
+programs that are compared with it. Links against musl where that Rust target is installed,
 and otherwise statically against glibc, which makes it about half a megabyte
 larger.
 
@@ -19,8 +20,10 @@ Exit status: 0 on success, 1 if the build fails or the result is not static.
 USAGE
 }
 
+PRINT_FLAGS=
 case ${1:-} in
     --help) usage; exit 0 ;;
+    --rustflags) PRINT_FLAGS=1 ;;
     '') ;;
     *) echo "build-agent.sh: unknown argument $1; see build-agent.sh --help" >&2; exit 2 ;;
 esac
@@ -45,8 +48,13 @@ has_target "$target" || target=$machine-unknown-linux-gnu
 #
 # With --target, RUSTFLAGS reach the agent only and not build scripts and macros, which must stay
 # dynamic to be loaded by the compiler.
-RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,--no-eh-frame-hdr" \
-    cargo build --quiet --locked --release --package agent --bin guest-agent --target "$target" >&2
+flags="${RUSTFLAGS:-} -C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,--no-eh-frame-hdr"
+if [[ -n $PRINT_FLAGS ]]; then
+    echo "$flags"
+    exit
+fi
+RUSTFLAGS=$flags cargo build --quiet --locked --release --package agent --bin guest-agent \
+    --target "$target" >&2
 
 binary=${CARGO_TARGET_DIR:-$TOP/target}/$target/release/guest-agent
 if readelf --wide --program-headers "$binary" | grep --quiet INTERP; then
