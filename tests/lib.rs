@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod door;
 pub mod double;
 pub mod gate;
 pub mod muxer;

@@ -9,9 +9,8 @@ use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -19,6 +18,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use shared::limits::PORT_DEFAULT;
 
 use crate::DEADLINE;
+use crate::door::Door;
 use crate::proxy::{Closed, Direction};
 
 /// What becomes of a connection of the host.
@@ -77,7 +77,6 @@ struct Shared {
     agent: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
-    is_over: AtomicBool,
 }
 
 impl Shared {
@@ -106,9 +105,8 @@ impl Shared {
 /// A vsock device that runs until it is dropped.
 #[derive(Debug)]
 pub struct Muxer {
-    socket: PathBuf,
     shared: Arc<Shared>,
-    listener: Option<thread::JoinHandle<()>>,
+    door: Door,
 }
 
 impl Muxer {
@@ -119,33 +117,20 @@ impl Muxer {
     /// When it cannot listen.
     #[must_use]
     pub fn start(socket: PathBuf, agent: &Path) -> Self {
-        let listener = UnixListener::bind(&socket).expect("a free path");
         let shared = Arc::new(Shared {
             agent: agent.to_path_buf(),
             state: Mutex::default(),
             changed: Condvar::new(),
-            is_over: AtomicBool::new(false),
         });
         let of_thread = Arc::clone(&shared);
-        let listen = move || {
-            for host in listener.incoming() {
-                if of_thread.is_over.load(Ordering::SeqCst) {
-                    return;
-                }
-                take(&of_thread, host.expect("a connection"));
-            }
-        };
-        Self {
-            socket,
-            shared,
-            listener: Some(thread::spawn(listen)),
-        }
+        let door = Door::open(socket, move |host| take(&of_thread, host));
+        Self { shared, door }
     }
 
     /// Where the host connects.
     #[must_use]
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.door.socket()
     }
 
     /// Says what becomes of the connections that come next; those behind them fare as before.
@@ -237,11 +222,7 @@ impl Muxer {
 
 impl Drop for Muxer {
     fn drop(&mut self) {
-        self.shared.is_over.store(true, Ordering::SeqCst);
-        // Wakes the listener, which cannot be reached any more when its socket was removed.
-        if UnixStream::connect(&self.socket).is_ok() {
-            self.listener.take().map(thread::JoinHandle::join);
-        }
+        self.door.close();
         self.reset(Closed::Both);
         self.shared.change(|state| {
             state.links.iter_mut().for_each(|link| link.is_held = false);

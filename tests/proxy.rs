@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +11,8 @@ use std::thread;
 
 use shared::frame::{Decoder, FrameKind, encode_with};
 use shared::limits::STREAM_OFFSET_LEN;
+
+use crate::door::Door;
 
 /// In which direction bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +68,6 @@ struct Shared {
     /// Whether the cut is for each of them, not for the next one only.
     is_lasting: AtomicBool,
     cuts: AtomicU64,
-    is_over: AtomicBool,
     to_guest: AtomicU64,
     to_host: AtomicU64,
     /// Both ends of each connection.
@@ -85,9 +86,8 @@ impl Shared {
 /// A proxy that runs until it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
-    socket: PathBuf,
     shared: Arc<Shared>,
-    listener: Option<thread::JoinHandle<()>>,
+    door: Door,
 }
 
 impl Proxy {
@@ -98,29 +98,16 @@ impl Proxy {
     /// When it cannot listen.
     #[must_use]
     pub fn start(socket: PathBuf, agent: &Path) -> Self {
-        let listener = UnixListener::bind(&socket).expect("a free path");
         let shared = Arc::new(Shared::default());
         let (of_thread, agent) = (Arc::clone(&shared), agent.to_path_buf());
-        let listen = move || {
-            for client in listener.incoming() {
-                if of_thread.is_over.load(Ordering::SeqCst) {
-                    return;
-                }
-                let client = client.expect("a connection");
-                relay(&of_thread, client, &agent);
-            }
-        };
-        Self {
-            socket,
-            shared,
-            listener: Some(thread::spawn(listen)),
-        }
+        let door = Door::open(socket, move |client| relay(&of_thread, client, &agent));
+        Self { shared, door }
     }
 
     /// Where clients connect.
     #[must_use]
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.door.socket()
     }
 
     /// Cuts the next connection.
@@ -164,11 +151,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.shared.is_over.store(true, Ordering::SeqCst);
-        // Wakes the listener, which cannot be reached any more when its socket was removed.
-        if UnixStream::connect(&self.socket).is_ok() {
-            self.listener.take().map(thread::JoinHandle::join);
-        }
+        self.door.close();
         self.shared.close_all();
     }
 }

@@ -3,10 +3,10 @@
 //! It speaks hybrid vsock or vsock to the guest, so that `host-tool --unix` reaches a real machine
 //! through it. A cut closes both ends at once, as the loss of a transport does.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -14,6 +14,8 @@ use std::thread;
 use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, VsockAddr, connect, shutdown, socket,
 };
+
+use tests::door::Door;
 
 use crate::machine::{Machine, Vmm};
 
@@ -33,32 +35,22 @@ type Pairs = Arc<Mutex<Vec<(OwnedFd, OwnedFd)>>>;
 /// A running proxy. With it go its socket and its connections.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    socket: PathBuf,
-    listener: Arc<UnixListener>,
     pairs: Pairs,
+    door: Door,
 }
 
 impl Proxy {
     pub(crate) fn start(machine: &Machine, name: &str) -> Self {
-        let socket = machine.path("proxy.sock");
-        let listener = Arc::new(UnixListener::bind(&socket).unwrap());
         let upstream = upstream(machine, name);
         let pairs = Pairs::default();
-        let (accepting, kept) = (Arc::clone(&listener), Arc::clone(&pairs));
-        thread::spawn(move || {
-            for client in accepting.incoming().map_while(Result::ok) {
-                relay(client, &upstream, &kept);
-            }
-        });
-        Self {
-            socket,
-            listener,
-            pairs,
-        }
+        let kept = Arc::clone(&pairs);
+        let relay = move |client| relay(client, &upstream, &kept);
+        let door = Door::open(machine.path("proxy.sock"), relay);
+        Self { pairs, door }
     }
 
     pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+        self.door.socket()
     }
 
     /// Cuts every connection, and gives how many there were.
@@ -75,10 +67,8 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // Which ends the thread that accepts.
-        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        self.door.close();
         self.cut();
-        let _ = fs::remove_file(&self.socket);
     }
 }
 
