@@ -32,7 +32,8 @@ pub enum Fate {
     Refused,
     /// Nothing of it ever arrives, and nobody says so: a lost edge.
     Lost,
-    /// It is held back until [`Muxer::release`].
+    /// It is held back until [`Muxer::release`]. What the host had sent with its line arrives then,
+    /// also when the host has given up on it.
     Held,
     /// The guest's kernel has it in an accept queue from which nobody takes it: there is an OK
     /// line, and nothing behind it.
@@ -55,6 +56,8 @@ struct Link {
     /// The agent's end, once there is one.
     guest: Option<UnixStream>,
     is_held: bool,
+    /// What the host sent with its line is in the agent's socket.
+    is_delivered: bool,
     /// Ended for one side only: the other is not to find out from what that one does next.
     is_severed: bool,
 }
@@ -186,6 +189,13 @@ impl Muxer {
             .await_state("an arrival in the guest", has_guest);
     }
 
+    /// Waits until the agent has what the host sent with the CONNECT line of connection `index`.
+    #[track_caller]
+    pub fn await_delivery(&self, index: usize) {
+        let is_delivered = |state: &State| state.links.get(index).is_some_and(|it| it.is_delivered);
+        self.shared.await_state("a delivery", is_delivered);
+    }
+
     /// Waits until so many connections found the agent's accept queue full.
     #[track_caller]
     pub fn await_refused(&self, count: usize) {
@@ -251,6 +261,7 @@ fn take(shared: &Arc<Shared>, host: UnixStream) {
             host: copy(&host),
             guest: None,
             is_held: fate == Fate::Held,
+            is_delivered: false,
             is_severed: false,
         });
         (state.links.len() - 1, fate)
@@ -283,7 +294,7 @@ fn serve(shared: &Arc<Shared>, index: usize, mut host: UnixStream, fate: Fate) {
         return end(&host);
     };
     shared.change(|state| state.links[index].guest = Some(copy(&guest)));
-    if host.write_all(&ok_line(index)).is_err() {
+    if host.write_all(&ok_line(index)).is_err() && fate != Fate::Held {
         return end(&guest);
     }
     let way = |direction, from: &UnixStream, to: &UnixStream| Way {
@@ -325,6 +336,10 @@ impl Way {
             self.passed += bytes.len();
             if !self.write(&bytes) {
                 break;
+            }
+            if self.direction == Direction::ToGuest {
+                let deliver = |state: &mut State| state.links[self.index].is_delivered = true;
+                self.shared.change(deliver);
             }
             bytes.resize(16 * 1024, 0);
             match self.from.read(&mut bytes) {

@@ -62,7 +62,7 @@ fn every_command_takes_what_comes_byte_by_byte() {
     assert_eq!(place.muxer.malformed_count(), 0);
 }
 
-/// What each command asks first never arrives, or is held until it has been asked again.
+/// What each command asks first never arrives, or only once it has been asked again and answered.
 #[test]
 fn every_command_asks_again() {
     let place = Place::new();
@@ -81,29 +81,31 @@ fn every_command_asks_again() {
             place.muxer.plan(&[fate]);
             let running = Running::start(&mut place.tool(command, words));
             place.muxer.await_count(count + 2);
-            if fate == Fate::Held {
-                place.muxer.release(count);
-            }
             let ended = running.finish();
             assert_eq!(ended.code(), code, "{command} {fate:?}: {ended}");
+            if fate == Fate::Held {
+                place.muxer.release(count);
+                place.muxer.await_delivery(count);
+            }
         }
     }
 }
 
 /// The connection that was held back comes to the guest when the command has long been started by
-/// a later one: it runs once.
+/// a later one. It runs once; and as the guest can only tell that this connection came last, it has
+/// the session now, of which the client on the other is told.
 #[test]
 fn a_request_that_arrives_after_its_repetition_runs_nothing_twice() {
     let place = Place::new();
     let file = place.agent.folder().join("ran");
-    let script = format!("echo ran >>{}; read x", file.display());
+    let script = format!("echo ran >>{}; echo started; read x", file.display());
     place.muxer.plan(&[Fate::Held]);
     let mut running = Running::start(&mut place.tool("exec", &["-i", "--", "sh", "-c", &script]));
-    place.muxer.await_arrival(1);
+    assert_eq!(running.read_line(), "started");
     place.muxer.release(0);
-    place.muxer.await_arrival(0);
-    running.say(b"go on\n");
-    drop(running.finish().exits(0));
+    place.muxer.await_delivery(0);
+    let ended = running.finish().exits(125);
+    drop(ended.complains("another client has taken the session over"));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "ran\n");
 }
 

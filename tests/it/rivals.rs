@@ -108,7 +108,7 @@ fn a_copy_that_comes_behind_another_name_changes_nothing() {
     let won = second.restoring().finish().exits(0).json();
     assert_ne!(generation(&replaced), generation(&won));
     first.double.muxer().release(0);
-    first.double.muxer().await_arrival(0);
+    first.double.muxer().await_delivery(0);
     assert_eq!(name_of(&agent), generation(&won));
     first.remove();
     second.remove();
