@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tests::process::finish;
+use tests::process::{finish, run as run_tool};
 
 use crate::machine::{Machine, TIMEOUT, Vmm};
 
@@ -36,8 +36,12 @@ const COMMAND_COUNT: u32 = 10;
 /// an answer by many seconds, and a clock that was not set is off by hours.
 const CLOCK_ERROR_MAX: u64 = 60;
 
-/// How much an agent's memory may grow along a line of clones, KiB.
+/// How much an agent's memory may grow along a line of clones, KiB: the ring of the workload, which
+/// fills as time passes, and what it outgrows on the way.
 const GROWTH_MAX: u64 = 512;
+
+/// Commands after which an agent remembers as many results as it ever does (256).
+const WARM_UP_COUNT: &str = "300";
 
 /// How many descriptors an agent may have open beyond those of the first clone: the connections of
 /// the supervisor and of the command before, which are there at times.
@@ -150,6 +154,9 @@ impl Soak {
     fn live(&mut self, machine: &Machine) {
         let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
         drop(machine.tool(machine.boot_image("vm", &image)).exits(0));
+        let words = ["stress", "--name", "vm", "--timeout", TIMEOUT, "--total"];
+        let mut warm_up = machine.command(words);
+        drop(run_tool(warm_up.args([WARM_UP_COUNT, "--", "sh", "-c", ":"])).exits(0));
         let base = machine.snapshot("vm", "base", &["--stop"]);
         drop(machine.tool(["rm", "vm"]).exits(0));
         let mut line = Line {
