@@ -33,6 +33,7 @@ mod ending;
 mod hooks;
 mod ids;
 mod input;
+mod invariants;
 mod lifetimes;
 mod listener;
 mod listing;

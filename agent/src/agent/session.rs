@@ -421,6 +421,11 @@ impl Session {
         self.state
     }
 
+    /// Whether the reading of a stream stopped for want of room.
+    pub(super) fn is_stalled_at(&self, stream: Stream) -> bool {
+        self.outputs[stream.index()].is_stalled
+    }
+
     /// Whether reading stopped for want of room.
     pub(super) fn is_stalled(&self) -> bool {
         let is_stalled = |output: &Output| output.is_stalled && output.is_open;

@@ -52,7 +52,6 @@ impl Spares {
     }
 
     /// Buffers that wait.
-    #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.buffers.len()
     }

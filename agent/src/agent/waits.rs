@@ -71,7 +71,6 @@ impl Waits {
     }
 
     /// Everybody who waits.
-    #[cfg(test)]
     pub(super) fn everybody(&self) -> Vec<ConnectionId> {
         let tagged = self.checkpoints.iter().chain(&self.hosts);
         let named = self.generations.iter().map(|(id, _)| *id);

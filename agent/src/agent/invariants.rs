@@ -1,0 +1,87 @@
+//! What holds between the machines of the core whenever its actions have been performed. Simulation
+//! and fuzzing ask after every input; the agent itself never does. No I/O, no clock.
+
+use shared::message::{AttachMode, Stream};
+
+use super::ids::SessionId;
+use super::session::Session;
+use super::state::State;
+use super::timers::Timer;
+use super::{Agent, CONNECTIONS_MAX, INPUT_LEN_MAX, LOCAL_CONNECTIONS_MAX, REFUSALS_MAX};
+use super::{RING_LEN_MAX, outbox};
+
+impl Agent {
+    /// Holds the machines against each other.
+    ///
+    /// # Panics
+    ///
+    /// When they disagree, which is a defect of the agent.
+    pub fn assert_invariants(&self) {
+        self.assert_connections();
+        for session in self.sessions.after(0) {
+            self.assert_session(session);
+        }
+        let running = self.sessions.running().count();
+        assert_eq!(self.sessions.running_count(), running);
+        if let State::Rebound(generation) = self.state {
+            assert_eq!(self.generation, Some(generation));
+        }
+        let is_quiescing = matches!(self.state, State::Quiescing | State::Quiesced);
+        assert_eq!(self.quiescing.is_some(), is_quiescing);
+        let is_idle = self.connections.is_empty() && running == 0 && self.actions.is_empty();
+        // Accepting or registering failed, and is tried again.
+        let is_resting = self.timers.is_set(Timer::Listener);
+        if is_idle && self.state == State::Running && !is_resting {
+            let timeout = self.poll_timeout();
+            assert_eq!(timeout, None, "an idle agent wakes up: {:?}", self.timers);
+        }
+    }
+
+    /// Whether the reading of an output stopped for want of room, so that the core owes an
+    /// [`Action::ResumeOutput`](super::Action::ResumeOutput).
+    pub fn is_output_stalled(&self, id: SessionId, stream: Stream) -> bool {
+        let session = self.sessions.get(id);
+        session.is_some_and(|session| session.is_stalled_at(stream))
+    }
+
+    fn assert_connections(&self) {
+        let locals = self.connections.values().filter(|it| it.is_local()).count();
+        assert_eq!(self.local_count, locals);
+        assert!(self.host_count() <= CONNECTIONS_MAX + REFUSALS_MAX);
+        assert!(locals <= LOCAL_CONNECTIONS_MAX + REFUSALS_MAX);
+        let mut has_attached = false;
+        for (id, connection) in &self.connections {
+            assert!(connection.outbox.pending().len() <= outbox::LEN_MAX);
+            let Some(attachment) = connection.attachment else {
+                continue;
+            };
+            has_attached = true;
+            let session = self.sessions.get(attachment.session);
+            let session = session.unwrap_or_else(|| panic!("{id} serves no session"));
+            assert!(session.attached().contains(id), "{id} is not attached");
+            let is_owner = attachment.mode == AttachMode::Own;
+            assert_eq!(session.owner == Some(*id), is_owner, "{id}");
+        }
+        assert!(has_attached || self.spares.count() == 0, "memory is kept");
+        for id in self.waits.everybody() {
+            assert!(self.connections.contains_key(&id), "{id} waits no more");
+        }
+    }
+
+    fn assert_session(&self, session: &Session) {
+        for id in session.attached() {
+            let connection = &self.connections[id];
+            let attachment = connection.attachment.expect("attached");
+            assert_eq!(attachment.session, session.id());
+            // Only whoever is far behind its session's end is still attached to it.
+            let is_behind = session.exited().is_none() || connection.has_pending(Some(session));
+            assert!(is_behind, "{id} waits for nothing");
+        }
+        let owner = session.owner;
+        assert!(owner.is_none_or(|owner| session.attached().contains(&owner)));
+        assert!(session.kept_len() <= 2 * RING_LEN_MAX);
+        assert!(session.input.pending().len() <= INPUT_LEN_MAX);
+        let window = session.input.window();
+        assert!(window.received <= window.limit);
+    }
+}
