@@ -17,7 +17,8 @@ of a test's name; give them with one tier only.
   style    cargo fmt, clippy with warnings as errors, rustdoc, shellcheck where
            it is installed, and the tidy test
   unit     unit, table and simulation tests of the crates, the protocol
-           document's examples, and the exploration of the handshake
+           document's examples, the exploration of the handshake, and a
+           million simulated schedules
   process  the two programs as ordinary processes, and the agent's instructions
            where valgrind is installed: no virtual machine
   lab      real microVMs on every VMM that is here, in scripts/lab.sh
@@ -68,6 +69,8 @@ run_unit() {
     logged unit cargo test --locked --package shared --package agent --package host -- "${ARGUMENTS[@]}"
     # Millions of steps, so optimized; its threads share the cores as it is, so one test at a time.
     logged unit cargo test --locked --profile model --package model -- --test-threads=1 "${ARGUMENTS[@]}"
+    # A million schedules, whose threads share the cores as well.
+    logged unit cargo test --locked --profile model --package simulation -- --test-threads=1 "${ARGUMENTS[@]}"
     logged unit cargo test --locked --package tests --bin bench -- "${ARGUMENTS[@]}"
 }
 

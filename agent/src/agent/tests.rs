@@ -14,7 +14,6 @@ mod limits;
 mod quiesce;
 mod sessions;
 mod shutdown;
-mod simulation;
 mod waits;
 mod workload;
 

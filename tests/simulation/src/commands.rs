@@ -1,0 +1,92 @@
+//! What is known of each command from outside: whether it ran, what it wrote and read, how it
+//! ended. What clients are told is held against this.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent::agent::{Purpose, SessionId};
+use shared::message::{ExitStatus, InheritedSessions, Rebind};
+
+use crate::kernel::Kernel;
+
+/// One session's command.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// The number of the EXEC that asked for it, if one did.
+    pub exec: Option<u8>,
+    /// Bytes of each output that the agent has read.
+    pub read: [u64; 2],
+    /// Bytes that the agent has written to its input.
+    pub written: u64,
+    /// How its process ended.
+    pub status: Option<ExitStatus>,
+    /// Whether it was told to end.
+    pub is_signalled: bool,
+    /// Whether it has a terminal.
+    pub is_terminal: bool,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Commands {
+    /// By session.
+    pub records: BTreeMap<SessionId, Record>,
+    /// Sessions by the number of the EXEC that ran.
+    pub by_exec: BTreeMap<u8, SessionId>,
+    /// Numbers of sessions that a client that keeps to no rules has asked to own, or whose end it
+    /// has acknowledged, so that others may have lost bytes of them.
+    pub tainted: BTreeSet<u64>,
+    /// Whether a REBIND has asked for running commands to end, which those that had ended but for
+    /// their output are told without a signal.
+    pub has_kill: bool,
+}
+
+impl Commands {
+    /// A process runs. An EXEC runs once, and the workload as often as it is restarted.
+    pub fn note_start(&mut self, id: SessionId, exec: Option<u8>, is_terminal: bool) {
+        if let Some(number) = exec {
+            let previous = self.by_exec.insert(number, id);
+            assert!(previous.is_none(), "EXEC {number} ran twice");
+        }
+        let record = self.records.entry(id).or_default();
+        assert!(record.exec.is_none(), "{id} has a second process");
+        record.exec = exec;
+        record.is_terminal = is_terminal;
+        record.status = None;
+    }
+
+    /// A process was reaped.
+    pub fn note_exit(&mut self, id: SessionId, status: ExitStatus) {
+        let record = self.records.get_mut(&id).expect("it was started");
+        assert!(record.status.is_none(), "{id} ended twice");
+        record.status = Some(status);
+    }
+
+    /// A process group is told something by the agent.
+    pub fn note_signal(&mut self, kernel: &Kernel, group: i32) {
+        if let Some(Purpose::Session(id)) = kernel.processes.get(&group).and_then(|it| it.purpose)
+            && let Some(record) = self.records.get_mut(&id)
+        {
+            record.is_signalled = true;
+        }
+    }
+
+    /// Whether a client that keeps to no rules may have owned it, or acknowledged its end.
+    #[must_use]
+    pub fn is_tainted(&self, id: SessionId) -> bool {
+        self.tainted.contains(&id.number())
+    }
+
+    /// The same for all inputs: what is sent to a session may meet the next one.
+    pub const INPUT_KEY: u64 = 0;
+
+    /// A REBIND is about to be sent.
+    pub fn note_rebind(&mut self, rebind: &Rebind) {
+        self.has_kill |= rebind.sessions == InheritedSessions::Kill;
+    }
+
+    /// What the output of a session follows from.
+    #[must_use]
+    pub fn key(id: SessionId) -> u64 {
+        id.number()
+    }
+}

@@ -1,0 +1,486 @@
+//! The agent as it ships, and an event loop and a shell around it that do what the real ones do, in
+//! the same order, over the simulated [`Kernel`]. The only file that talks to the agent.
+//!
+//! Edges are reported once, as epoll does: what is left unread without an edge or a note of it stays
+//! unread for ever, which [`check`](crate::check) would see.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use agent::agent::output::Headers;
+use agent::agent::{
+    Action, Agent, ConnectionId, End, Ended, Exit, Figures, HookListing, Purpose, SessionId,
+    Settings, Stream, WorkloadSettings,
+};
+use agent::agent::{Restart, WorkloadEnd};
+use shared::message::ResourceUsage;
+
+use crate::commands::Commands;
+use crate::kernel::{Far, Kernel, Source};
+use crate::random::Random;
+use crate::tally::Mark;
+
+/// Bytes read at once.
+const READ_LEN: usize = 64 * 1024;
+
+/// Most reads of one source in a turn, and most accepts: few, so that sources meet it.
+const PER_TURN_MAX: usize = 4;
+
+/// Why hooks cannot be looked for.
+pub const NO_DESCRIPTORS: &str = "too many open files";
+
+/// The agent's ends of a command's pipes.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Outputs by index, then input: the number of the pipe.
+    pub pipes: [Option<usize>; 3],
+    /// Outputs that were not read until they were empty.
+    pub is_unread: [bool; 2],
+    /// Whether all of them are one terminal.
+    pub is_terminal: bool,
+    /// A terminal of which all programs have let go, kept open until the session's end.
+    pub is_let_go: bool,
+}
+
+/// A guest.
+#[derive(Debug)]
+pub struct Guest {
+    /// The machine.
+    pub agent: Agent,
+    /// What is under it.
+    pub kernel: Kernel,
+    /// Connections that are open, and whether they were not read until they were empty.
+    pub connections: BTreeMap<ConnectionId, (usize, bool)>,
+    /// Ends of pipes that are open.
+    pub stdio: BTreeMap<SessionId, Stdio>,
+    /// Sources to be read on without an edge.
+    pub ready: VecDeque<Source>,
+    /// Commands that were started, and what is known of them.
+    pub commands: Commands,
+    /// How it ends, once it does.
+    pub end: Option<End>,
+    /// The time.
+    pub now: Instant,
+    has_spare: bool,
+}
+
+impl Guest {
+    /// A machine that has just booted.
+    #[must_use]
+    pub fn new(mut random: Random, now: Instant) -> Self {
+        let workload = WorkloadSettings {
+            argv: vec![b"app".to_vec()],
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            restart: Restart::OnFailure,
+            at_end: WorkloadEnd::Keep,
+        };
+        let settings = Settings {
+            version: "1.2.3".to_owned(),
+            boot_id: "boot".to_owned(),
+            kernel: "6.1".to_owned(),
+            is_init: random.one_in(2),
+            grace: Duration::from_secs(5),
+            has_restore_hooks: random.one_in(4),
+            workload: random.one_in(3).then_some(workload),
+        };
+        let mut guest = Self {
+            agent: Agent::new(settings, now),
+            kernel: Kernel::new(random),
+            connections: BTreeMap::new(),
+            stdio: BTreeMap::new(),
+            ready: VecDeque::new(),
+            commands: Commands::default(),
+            end: None,
+            now,
+            has_spare: true,
+        };
+        guest.settle();
+        guest
+    }
+
+    /// One turn of the event loop, in which some or all of the events are reported, in any order.
+    /// What was closed by an earlier event of the same turn is reported all the same.
+    pub fn turn(&mut self) {
+        let mut batch: Vec<Source> = Vec::new();
+        for source in std::mem::take(&mut self.kernel.events) {
+            if self.kernel.random.one_in(6) {
+                self.kernel.events.insert(source);
+            } else {
+                let at = self.kernel.random.below(batch.len() + 1);
+                batch.insert(at, source);
+            }
+        }
+        for source in batch {
+            self.handle_event(source);
+        }
+        for _ in 0..self.ready.len() {
+            if let Some(source) = self.ready.pop_front() {
+                self.handle_event(source);
+            }
+        }
+        self.drain_accept();
+        self.agent.handle_timeout(self.now);
+        self.settle();
+    }
+
+    fn handle_event(&mut self, source: Source) {
+        if self.end.is_some() {
+            return;
+        }
+        match source {
+            Source::Signals => self.reap(),
+            Source::Listener => self.drain_accept(),
+            Source::LocalListener => self.drain_local(),
+            Source::Connection(id) => {
+                if !self.connections.contains_key(&id) {
+                    self.kernel.tally.count(Mark::StaleEvent);
+                }
+                self.flush(id);
+                self.drain_connection(id);
+            }
+            Source::Output(id, index) => self.drain_output(id, Stream::ALL[index]),
+            Source::Input(id) => self.drain_input(id),
+        }
+        self.settle();
+    }
+
+    /// Performs actions until none is left.
+    pub fn settle(&mut self) {
+        while let Some(action) = self.agent.poll_action() {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        self.kernel.tally.count(mark_of(&action));
+        let now = self.now;
+        match action {
+            Action::Flush(id) => self.flush(id),
+            Action::Close(id) => self.close(id),
+            Action::DrainAccept => {
+                self.drain_accept();
+                self.drain_local();
+            }
+            Action::RearmListener => {
+                let result = self.rearm().map_err(str::to_owned);
+                self.agent.handle_rearmed(result, now);
+            }
+            Action::Step { run, action } => {
+                let outcome = self.perform_step(&action);
+                let took = Duration::from_micros(7);
+                self.agent.handle_step(run, outcome, took, now);
+            }
+            Action::Spawn { purpose, command } => self.spawn(purpose, &command),
+            Action::ResumeOutput(id) => self.resume_output(id),
+            Action::CloseOutput(id) => {
+                self.close_output(id, Stream::Stdout);
+                self.close_output(id, Stream::Stderr);
+                if let Some(stdio) = self.stdio.get_mut(&id) {
+                    stdio.is_let_go = false;
+                    self.forget_closed(id);
+                }
+            }
+            Action::FlushInput(id) => self.flush_input(id),
+            Action::CloseInput(id) => self.close_input(id),
+            Action::SignalGroup { group, number } => {
+                self.commands.note_signal(&self.kernel, group);
+                self.kernel.signal_group(group, number);
+            }
+            Action::SignalEveryone(signal) => self.kernel.signal(signal.number(), |_| true),
+            Action::LookAtConsole => {
+                let is_drained = !self.kernel.faults.console;
+                self.agent.handle_console(is_drained, now);
+            }
+            Action::CollectFigures(id) => {
+                let figures = Figures { fds: 5, rss_kib: 6 };
+                self.agent.handle_figures(id, figures, now);
+            }
+            Action::ListHooks(_) => {
+                let listing = self.list_hooks();
+                self.agent.handle_hooks_listed(listing, now);
+            }
+            Action::ResizeTty { .. } | Action::WriteGeneration(_) => {}
+            Action::End(end) => self.end = Some(end),
+        }
+    }
+
+    fn list_hooks(&mut self) -> Result<HookListing, String> {
+        if self.kernel.faults.descriptors {
+            return Err(NO_DESCRIPTORS.to_owned());
+        }
+        let count = self.kernel.random.below(3);
+        let paths = [&b"/hooks/1"[..], b"/hooks/2"];
+        Ok(HookListing {
+            paths: paths[..count].iter().map(|path| path.to_vec()).collect(),
+            has_restore: self.kernel.random.one_in(2),
+        })
+    }
+
+    /// Reports what is there already.
+    fn rearm(&mut self) -> Result<(), &'static str> {
+        self.kernel.is_listening = false;
+        self.kernel.events.remove(&Source::Listener);
+        if self.kernel.faults.register {
+            self.kernel.tally.count(Mark::RegisterFailed);
+            return Err("no memory");
+        }
+        self.kernel.is_listening = true;
+        if !self.kernel.queue.is_empty() {
+            self.kernel.events.insert(Source::Listener);
+        }
+        Ok(())
+    }
+
+    fn perform_step(&mut self, action: &agent::agent::StepAction) -> agent::agent::StepOutcome {
+        use agent::agent::{StepAction, StepFailure, StepOutcome};
+        let index = match action {
+            StepAction::CloseConnections(ids) => {
+                ids.iter().for_each(|id| self.close(*id));
+                0
+            }
+            StepAction::RearmListener => 1,
+            StepAction::SetClock { .. } => 2,
+            StepAction::Reseed { .. } => 3,
+            StepAction::SetIdentity(_) => 4,
+        };
+        let is_failed = self.kernel.faults.steps[index] || (index == 1 && self.rearm().is_err());
+        if is_failed {
+            self.kernel.tally.count(Mark::StepFailed);
+            let (errno, text) = (Some(12), "no memory".to_owned());
+            return StepOutcome::Failed(StepFailure { errno, text });
+        }
+        match action {
+            StepAction::SetClock { .. } => StepOutcome::ClockMoved { step_ns: 42 },
+            StepAction::CloseConnections(_)
+            | StepAction::RearmListener
+            | StepAction::Reseed { .. }
+            | StepAction::SetIdentity(_) => StepOutcome::Done,
+        }
+    }
+
+    /// One event may stand for many children.
+    fn reap(&mut self) {
+        while let Some((pid, process)) = self.kernel.reap() {
+            if process.purpose.is_none() {
+                self.kernel.tally.count(Mark::Orphan);
+            }
+            let status = process.status.expect("a zombie");
+            if let Some(Purpose::Session(id)) = process.purpose {
+                let is_open = self.stdio.get(&id).is_some_and(|it| it.pipes[0].is_some());
+                self.kernel.tally.count(match is_open {
+                    true => Mark::ExitBeforeEof,
+                    false => Mark::EofBeforeExit,
+                });
+                self.commands.note_exit(id, status);
+            }
+            let usage = ResourceUsage::default();
+            let exit = Exit { status, usage };
+            self.kernel.reaped = Some(pid);
+            self.agent.handle_child_exit(pid, exit, self.now);
+            self.settle();
+            self.kernel.reaped = None;
+        }
+    }
+
+    /// Accepts until the queue is empty, or it is others' turn.
+    pub fn drain_accept(&mut self) {
+        for _ in 0..PER_TURN_MAX {
+            if self.kernel.faults.descriptors {
+                // Out of descriptors, the kernel says so before it looks at the queue.
+                if !std::mem::take(&mut self.has_spare) {
+                    self.has_spare = self.kernel.random.one_in(2);
+                    self.kernel.tally.count(Mark::AcceptFailed);
+                    return self.agent.handle_accept_failed(self.now);
+                }
+                self.has_spare = !self.kernel.random.one_in(3);
+                let Some(wire) = self.kernel.queue.pop_front() else {
+                    return;
+                };
+                self.kernel.tally.count(Mark::ShedForDescriptors);
+                self.kernel.close(wire);
+                self.agent.handle_accept_shed();
+                continue;
+            }
+            if self.kernel.faults.memory && !self.kernel.queue.is_empty() {
+                self.kernel.tally.count(Mark::AcceptFailed);
+                return self.agent.handle_accept_failed(self.now);
+            }
+            let Some(wire) = self.kernel.queue.pop_front() else {
+                return;
+            };
+            let is_permitted = !self.kernel.wires[wire].is_foreign;
+            if !is_permitted {
+                self.kernel.tally.count(Mark::Foreign);
+            }
+            if self.kernel.wires[wire].far != Far::Open {
+                self.kernel.tally.count(Mark::DeadInQueue);
+            }
+            let id = self.agent.handle_accepted(is_permitted, self.now);
+            self.insert_connection(wire, id);
+        }
+        self.push_ready(Source::Listener);
+    }
+
+    fn drain_local(&mut self) {
+        while let Some(&wire) = self.kernel.local_queue.front() {
+            if self.kernel.faults.descriptors || self.kernel.faults.memory {
+                self.kernel.tally.count(Mark::AcceptFailed);
+                return self.agent.handle_accept_failed(self.now);
+            }
+            self.kernel.local_queue.pop_front();
+            let id = self.agent.handle_local_accepted(self.now);
+            self.insert_connection(wire, id);
+        }
+    }
+
+    fn insert_connection(&mut self, wire: usize, id: Option<ConnectionId>) {
+        let Some(id) = id else {
+            return self.kernel.close(wire);
+        };
+        self.kernel.wires[wire].id = Some(id);
+        self.connections.insert(id, (wire, true));
+        self.sync_interest(id);
+    }
+
+    fn close(&mut self, id: ConnectionId) {
+        if let Some((wire, _)) = self.connections.remove(&id) {
+            self.kernel.close(wire);
+        }
+    }
+
+    /// Reads until there is no more, or the core takes no more, or it is others' turn.
+    fn drain_connection(&mut self, id: ConnectionId) {
+        for _ in 0..PER_TURN_MAX {
+            let is_readable = self.agent.interest(id).is_some_and(|it| it.readable);
+            let Some((wire, is_unread)) = self.connections.get_mut(&id) else {
+                return;
+            };
+            *is_unread = true;
+            if !is_readable {
+                return self.sync_interest(id);
+            }
+            let now = self.now;
+            let wire = &mut self.kernel.wires[*wire];
+            match wire.far {
+                Far::Reset => self.agent.handle_closed(id, Ended::ByReset, now),
+                Far::Broken => self.agent.handle_closed(id, Ended::ByError, now),
+                Far::Closed if wire.to_guest.is_empty() => {
+                    self.agent.handle_closed(id, Ended::ByPeer, now);
+                }
+                Far::Open if wire.to_guest.is_empty() => {
+                    *is_unread = false;
+                    return self.sync_interest(id);
+                }
+                Far::Open | Far::Closed => {
+                    let len = wire.to_guest.len();
+                    let part = self.kernel.random.part(len).min(READ_LEN);
+                    if part < len {
+                        self.kernel.tally.count(Mark::PartialRead);
+                    }
+                    let bytes: Vec<u8> = wire.to_guest.drain(..part).collect();
+                    self.agent.handle_bytes(id, &bytes, now);
+                }
+            }
+            self.settle();
+        }
+        self.push_ready(Source::Connection(id));
+    }
+
+    /// Writes until there is no more, or the socket takes no more.
+    fn flush(&mut self, id: ConnectionId) {
+        self.agent.handle_flush(id);
+        while let Some(&(number, _)) = self.connections.get(&id) {
+            let mut headers = Headers::default();
+            let pending = self.agent.pending(id, &mut headers);
+            if pending.is_empty() {
+                break;
+            }
+            let now = self.now;
+            let wire = &mut self.kernel.wires[number];
+            match wire.far {
+                Far::Reset => return self.agent.handle_closed(id, Ended::ByReset, now),
+                Far::Broken => return self.agent.handle_closed(id, Ended::ByError, now),
+                Far::Closed => return self.agent.handle_closed(id, Ended::ByPeer, now),
+                Far::Open => {}
+            }
+            let room = wire.capacity.saturating_sub(wire.to_host.len());
+            let most = pending.len().min(room);
+            if most == 0 {
+                self.kernel.tally.count(Mark::FullSocket);
+                break;
+            }
+            let len = self.kernel.random.part(most);
+            if len < pending.len() {
+                self.kernel.tally.count(Mark::PartialWrite);
+            }
+            let mut rest = len;
+            for piece in pending.as_slice() {
+                let now = rest.min(piece.len());
+                wire.to_host.extend_from_slice(&piece[..now]);
+                rest -= now;
+            }
+            self.agent.handle_written(id, len, now);
+        }
+        self.sync_interest(id);
+    }
+
+    /// Makes the registration agree with what the core wants. Registering anew reports readiness
+    /// that is already there.
+    fn sync_interest(&mut self, id: ConnectionId) {
+        let (Some(&(number, is_unread)), Some(wanted)) =
+            (self.connections.get(&id), self.agent.interest(id))
+        else {
+            return;
+        };
+        let wire = &mut self.kernel.wires[number];
+        let wanted_pair = (wanted.readable, wanted.writable);
+        let after = (wanted_pair != (false, false)).then_some(wanted_pair);
+        if wire.registered != after {
+            wire.registered = after;
+            let is_readable = wanted.readable && !wire.to_guest.is_empty();
+            let is_writable = wanted.writable && wire.to_host.len() < wire.capacity;
+            let source = Source::Connection(id);
+            if after.is_some() && (is_readable || is_writable || wire.far != Far::Open) {
+                self.kernel.events.insert(source);
+            } else if after.is_none() {
+                self.kernel.events.remove(&source);
+            }
+        }
+        if is_unread && wanted.readable {
+            self.push_ready(Source::Connection(id));
+        }
+    }
+
+    /// Notes that a source has more to read.
+    pub fn push_ready(&mut self, source: Source) {
+        if !self.ready.contains(&source) {
+            self.ready.push_back(source);
+        }
+    }
+}
+
+/// What an action counts as.
+fn mark_of(action: &Action) -> Mark {
+    match action {
+        Action::Flush(_) => Mark::Flush,
+        Action::Close(_) => Mark::Close,
+        Action::DrainAccept => Mark::DrainAccept,
+        Action::RearmListener => Mark::RearmListener,
+        Action::Step { .. } => Mark::RebindStep,
+        Action::Spawn { .. } => Mark::Spawn,
+        Action::ResumeOutput(_) => Mark::ResumeOutput,
+        Action::CloseOutput(_) => Mark::CloseOutput,
+        Action::FlushInput(_) => Mark::FlushInput,
+        Action::CloseInput(_) => Mark::CloseInput,
+        Action::ResizeTty { .. } => Mark::ResizeTty,
+        Action::SignalGroup { .. } => Mark::SignalGroup,
+        Action::SignalEveryone(_) => Mark::SignalEveryone,
+        Action::LookAtConsole => Mark::LookAtConsole,
+        Action::CollectFigures(_) => Mark::CollectFigures,
+        Action::ListHooks(_) => Mark::ListHooks,
+        Action::WriteGeneration(_) => Mark::WriteGeneration,
+        Action::End(_) => Mark::End,
+    }
+}

@@ -1,0 +1,440 @@
+//! The kernel under the agent, as small as it can be: connections, pipes, processes, and which
+//! sources have an event to report. Nothing here knows the agent.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use agent::agent::{ConnectionId, Purpose, SessionId};
+use shared::message::ExitStatus;
+
+use crate::random::Random;
+use crate::tally::{Mark, Tally};
+
+/// Something that the event loop hears of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Connections to be accepted.
+    Listener,
+    /// The same of programs in the guest.
+    LocalListener,
+    /// Children that have ended.
+    Signals,
+    /// A connection.
+    Connection(ConnectionId),
+    /// The reading end of a command's output, by the index of its stream.
+    Output(SessionId, usize),
+    /// The writing end of a command's input.
+    Input(SessionId),
+}
+
+/// How a connection's far end stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Far {
+    /// It is there.
+    Open,
+    /// It has closed; what it sent before can still be read.
+    Closed,
+    /// A transport reset has killed the connection and all that was on its way.
+    Reset,
+    /// It failed in another way.
+    Broken,
+}
+
+/// A connection, both ways.
+#[derive(Debug)]
+pub struct Wire {
+    /// Sent by the client, not read by the agent.
+    pub to_guest: Vec<u8>,
+    /// Sent by the agent, not read by the client.
+    pub to_host: Vec<u8>,
+    /// Bytes that fit either way.
+    pub capacity: usize,
+    /// Whether its client is a program in the guest, which no transport reset reaches.
+    pub is_local: bool,
+    /// Whether it comes from a peer that may not connect.
+    pub is_foreign: bool,
+    /// The client's end.
+    pub far: Far,
+    /// Whether the agent has closed it.
+    pub is_closed: bool,
+    /// The agent's name for it, once it was accepted.
+    pub id: Option<ConnectionId>,
+    /// What the agent is registered for: readable and writable.
+    pub registered: Option<(bool, bool)>,
+}
+
+/// A pipe between the agent and a command. Its bytes follow from their offsets.
+#[derive(Debug)]
+pub struct Pipe {
+    /// Whose, and which: 0 and 1 are outputs, 2 is input.
+    pub source: Source,
+    /// Bytes in it.
+    pub len: usize,
+    /// Bytes that fit.
+    pub capacity: usize,
+    /// Processes that hold the command's end.
+    pub holders: u32,
+    /// Whether the agent holds its end.
+    pub is_open: bool,
+    /// Whether the agent hears of room in an input.
+    pub is_awaited: bool,
+}
+
+/// A process.
+#[derive(Debug)]
+pub struct Process {
+    /// What the agent started it for; `None`: a child of a child.
+    pub purpose: Option<Purpose>,
+    /// Its process group.
+    pub group: i32,
+    /// The pipes that it holds: outputs by index, then input.
+    pub pipes: [Option<usize>; 3],
+    /// How it ended; it stays a zombie until it is reaped.
+    pub status: Option<ExitStatus>,
+    /// Whether SIGTERM ends it.
+    pub obeys: bool,
+}
+
+/// What fails at the moment.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// No descriptor is left: EMFILE.
+    pub descriptors: bool,
+    /// No memory is left: ENOMEM.
+    pub memory: bool,
+    /// The listener cannot be registered.
+    pub register: bool,
+    /// The console has not sent everything.
+    pub console: bool,
+    /// Steps of a rebind that fail, by their index.
+    pub steps: [bool; 5],
+    /// The next programs cannot be executed.
+    pub exec: bool,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Every connection there was, by number.
+    pub wires: Vec<Wire>,
+    /// Those that were not accepted.
+    pub queue: VecDeque<usize>,
+    /// The same of programs in the guest.
+    pub local_queue: VecDeque<usize>,
+    /// Every pipe there was, by number.
+    pub pipes: Vec<Pipe>,
+    /// Every process, zombies included.
+    pub processes: BTreeMap<i32, Process>,
+    /// Sources with an event to report.
+    pub events: BTreeSet<Source>,
+    /// Whether the listener is in the poll set.
+    pub is_listening: bool,
+    /// What fails.
+    pub faults: Faults,
+    /// What this step's luck is drawn from.
+    pub random: Random,
+    /// What was met.
+    pub tally: Tally,
+    /// Whether the storm is over, and every connection has room.
+    pub is_calm: bool,
+    /// The process that was reaped just now.
+    pub reaped: Option<i32>,
+    used_pids: BTreeSet<i32>,
+    next_pid: i32,
+}
+
+/// Process ids come round after this many, so that they are used again.
+const PID_COUNT: i32 = 12;
+
+/// Most bytes that fit into a connection, either way.
+const CAPACITY_MAX: usize = 128 * 1024;
+
+/// SIGKILL, which nobody can ignore.
+const KILL: u8 = 9;
+
+impl Kernel {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new(random: Random) -> Self {
+        Self {
+            wires: Vec::new(),
+            queue: VecDeque::new(),
+            local_queue: VecDeque::new(),
+            pipes: Vec::new(),
+            processes: BTreeMap::new(),
+            events: BTreeSet::new(),
+            is_listening: false,
+            faults: Faults::default(),
+            random,
+            tally: Tally::default(),
+            is_calm: false,
+            reaped: None,
+            used_pids: BTreeSet::new(),
+            next_pid: 0,
+        }
+    }
+
+    /// The storm is over: nothing fails any more, and connections have room.
+    pub fn calm(&mut self) {
+        self.faults = Faults::default();
+        self.is_calm = true;
+        for wire in &mut self.wires {
+            wire.capacity = CAPACITY_MAX;
+            if let (Some(id), Some(_)) = (wire.id, wire.registered) {
+                self.events.insert(Source::Connection(id));
+            }
+        }
+    }
+
+    /// A client connects. The guest hears of it, unless the edge is lost in a pause.
+    pub fn connect(&mut self, is_local: bool, is_edge_lost: bool) -> usize {
+        let wire = self.wires.len();
+        // From so little that every frame comes in pieces to more than a frame.
+        let capacity = match self.is_calm {
+            true => CAPACITY_MAX,
+            false => CAPACITY_MAX >> self.random.below(13),
+        };
+        self.wires.push(Wire {
+            to_guest: Vec::new(),
+            to_host: Vec::new(),
+            capacity,
+            is_local,
+            is_foreign: false,
+            far: Far::Open,
+            is_closed: false,
+            id: None,
+            registered: None,
+        });
+        if is_local {
+            self.local_queue.push_back(wire);
+            self.events.insert(Source::LocalListener);
+        } else {
+            self.queue.push_back(wire);
+            if is_edge_lost {
+                self.tally.count(Mark::EdgeLost);
+            } else if self.is_listening {
+                self.events.insert(Source::Listener);
+            }
+        }
+        wire
+    }
+
+    /// The client sends as much as fits; all of it if it is a connection's first flight.
+    pub fn send(&mut self, wire: usize, bytes: &[u8], is_flight: bool) -> usize {
+        let wire = &mut self.wires[wire];
+        if wire.is_closed || wire.far != Far::Open {
+            return 0;
+        }
+        let room = wire.capacity.saturating_sub(wire.to_guest.len());
+        let len = if is_flight {
+            bytes.len()
+        } else {
+            bytes.len().min(room)
+        };
+        wire.to_guest.extend_from_slice(&bytes[..len]);
+        if let (Some(id), Some((true, _)), true) = (wire.id, wire.registered, len > 0) {
+            self.events.insert(Source::Connection(id));
+        }
+        len
+    }
+
+    /// The client reads at most `len` bytes. `None`: the connection is over.
+    pub fn receive(&mut self, wire: usize, len: usize) -> Option<Vec<u8>> {
+        let wire = &mut self.wires[wire];
+        if wire.far != Far::Open || (wire.is_closed && wire.to_host.is_empty()) {
+            return None;
+        }
+        let rest = wire.to_host.split_off(len.min(wire.to_host.len()));
+        let bytes = std::mem::replace(&mut wire.to_host, rest);
+        if let (Some(id), Some((_, true)), false) = (wire.id, wire.registered, bytes.is_empty()) {
+            self.events.insert(Source::Connection(id));
+        }
+        Some(bytes)
+    }
+
+    /// The client's end closes, or the connection dies.
+    pub fn end(&mut self, wire: usize, far: Far) {
+        let wire = &mut self.wires[wire];
+        if wire.far != Far::Open {
+            return;
+        }
+        self.tally.count(match far {
+            Far::Closed => Mark::PeerClosed,
+            Far::Reset => Mark::Reset,
+            Far::Broken | Far::Open => Mark::PeerError,
+        });
+        wire.far = far;
+        wire.to_host.clear();
+        if far != Far::Closed {
+            wire.to_guest.clear();
+        }
+        // A hang-up is reported whatever is registered.
+        if let (Some(id), Some(_)) = (wire.id, wire.registered) {
+            self.events.insert(Source::Connection(id));
+        }
+    }
+
+    /// The agent closes its end, having taken it out of the poll set.
+    pub fn close(&mut self, wire: usize) {
+        let wire = &mut self.wires[wire];
+        assert!(!wire.is_closed, "closed twice");
+        wire.is_closed = true;
+        wire.registered = None;
+        if let Some(id) = wire.id {
+            self.events.remove(&Source::Connection(id));
+        }
+    }
+
+    /// A pipe between the agent and one process.
+    pub fn pipe(&mut self, source: Source, capacity: usize) -> usize {
+        self.pipes.push(Pipe {
+            source,
+            len: 0,
+            capacity,
+            holders: 1,
+            is_open: true,
+            is_awaited: false,
+        });
+        self.pipes.len() - 1
+    }
+
+    /// A command writes to an output, or reads from its input.
+    pub fn move_bytes(&mut self, pipe: usize, is_write: bool) {
+        let pipe = &mut self.pipes[pipe];
+        let room = if is_write {
+            pipe.capacity - pipe.len
+        } else {
+            pipe.len
+        };
+        if room == 0 || (is_write && !pipe.is_open) {
+            if is_write && pipe.is_open {
+                self.tally.count(Mark::FullPipe);
+            }
+            return;
+        }
+        let len = self.random.part(room);
+        if is_write {
+            pipe.len += len;
+            self.events.insert(pipe.source);
+        } else {
+            pipe.len -= len;
+            if pipe.is_awaited && pipe.is_open {
+                self.events.insert(pipe.source);
+            }
+        }
+    }
+
+    /// A process lets go of a pipe; the last one's letting go is an event.
+    pub fn release(&mut self, pipe: usize) {
+        let pipe = &mut self.pipes[pipe];
+        pipe.holders -= 1;
+        if pipe.holders == 0 && pipe.is_open {
+            self.events.insert(pipe.source);
+        }
+    }
+
+    /// The agent closes its end of a pipe.
+    pub fn close_pipe(&mut self, pipe: usize) {
+        let pipe = &mut self.pipes[pipe];
+        assert!(pipe.is_open, "closed twice");
+        pipe.is_open = false;
+        self.events.remove(&pipe.source);
+    }
+
+    /// A process starts. Its id may have been another's.
+    pub fn start(&mut self, process: Process) -> i32 {
+        loop {
+            self.next_pid = (self.next_pid + 1) % PID_COUNT;
+            // With many at once the numbers go on above.
+            let crowd = i32::try_from(self.processes.len()).expect("few") / 6 * PID_COUNT;
+            let pid = 100 + self.next_pid + crowd;
+            // The number of a group is not used again while the group has members.
+            let is_taken = |(other, it): (&i32, &Process)| *other == pid || it.group == pid;
+            if self.processes.iter().any(is_taken) {
+                continue;
+            }
+            if !self.used_pids.insert(pid) {
+                self.tally.count(Mark::PidReused);
+            }
+            let group = if process.group == 0 {
+                pid
+            } else {
+                process.group
+            };
+            self.processes.insert(pid, Process { group, ..process });
+            return pid;
+        }
+    }
+
+    /// A child of a command starts a child that outlives it and holds its outputs.
+    pub fn fork(&mut self, pid: i32) {
+        let parent = &self.processes[&pid];
+        let pipes = [parent.pipes[0], parent.pipes[1], None];
+        let child = Process {
+            purpose: None,
+            group: parent.group,
+            pipes,
+            status: None,
+            obeys: parent.obeys,
+        };
+        for pipe in pipes.into_iter().flatten() {
+            self.pipes[pipe].holders += 1;
+        }
+        self.start(child);
+    }
+
+    /// A process lets go of one of its pipes.
+    pub fn let_go(&mut self, pid: i32, index: usize) {
+        let process = self.processes.get_mut(&pid).expect("a process");
+        if let Some(pipe) = process.pipes[index].take() {
+            self.release(pipe);
+        }
+    }
+
+    /// A process ends, and waits to be reaped.
+    pub fn exit(&mut self, pid: i32, status: ExitStatus) {
+        for index in 0..3 {
+            self.let_go(pid, index);
+        }
+        let process = self.processes.get_mut(&pid).expect("a process");
+        process.status = Some(status);
+        self.events.insert(Source::Signals);
+    }
+
+    /// Processes that run.
+    #[must_use]
+    pub fn alive(&self) -> Vec<i32> {
+        let alive = self.processes.iter().filter(|(_, it)| it.status.is_none());
+        alive.map(|(pid, _)| *pid).collect()
+    }
+
+    /// A signal to a process group.
+    pub fn signal_group(&mut self, group: i32, number: u8) {
+        // Some time after the leader was reaped, the number may be that of somebody else's group.
+        let leader = self.processes.get(&group);
+        assert!(
+            leader.is_some_and(|leader| leader.group == group) || self.reaped == Some(group),
+            "signal {number} to group {group}, whose leader was reaped"
+        );
+        self.signal(number, |process| process.group == group);
+    }
+
+    /// A signal to the processes that `is_meant` picks.
+    pub fn signal(&mut self, number: u8, is_meant: impl Fn(&Process) -> bool) {
+        for pid in self.alive() {
+            let process = &self.processes[&pid];
+            let is_deadly = number == KILL || (number == 15 && process.obeys);
+            if is_deadly && is_meant(process) {
+                let core = false;
+                self.exit(pid, ExitStatus::Signal { number, core });
+            }
+        }
+    }
+
+    /// The next zombie, which is gone then.
+    pub fn reap(&mut self) -> Option<(i32, Process)> {
+        let mut zombies = self.processes.iter().filter(|(_, it)| it.status.is_some());
+        let pid = *zombies.next()?.0;
+        let process = self.processes.remove(&pid)?;
+        Some((pid, process))
+    }
+}

@@ -1,0 +1,60 @@
+//! Numbers from a seed, the same everywhere.
+
+/// xorshift64*: small, and good enough to decide what happens next.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The numbers of one step of a schedule. Each step has its own, so that leaving one out of a
+    /// schedule does not change what the others do.
+    #[must_use]
+    pub fn new(seed: u64, step: u32) -> Self {
+        // Mixed as splitmix64 does, so that neighbours start far apart.
+        let mut mixed = seed
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .wrapping_add(u64::from(step).wrapping_mul(0xbf58_476d_1ce4_e5b9));
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self((mixed ^ (mixed >> 31)) | 1)
+    }
+
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `limit`, which is not zero.
+    pub fn below(&mut self, limit: usize) -> usize {
+        // The upper half, which is the better one; the product's upper half is below the limit.
+        let scaled = (self.number() >> 32) * (limit as u64);
+        usize::try_from(scaled >> 32).expect("below a usize")
+    }
+
+    /// A number below `limit`, which is at most 256.
+    pub fn small(&mut self, limit: usize) -> u8 {
+        u8::try_from(self.below(limit)).expect("a limit of at most 256")
+    }
+
+    /// True once in `count` times.
+    pub fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+
+    /// One of these, if there is one.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
+        (!from.is_empty()).then(|| from[self.below(from.len())])
+    }
+
+    /// How much of `len` bytes is moved at once: often all, now and then one, at least one.
+    pub fn part(&mut self, len: usize) -> usize {
+        match self.below(8) {
+            _ if len <= 1 => len,
+            0 => 1,
+            1 | 2 => 1 + self.below(len),
+            _ => len,
+        }
+    }
+}

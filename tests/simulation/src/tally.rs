@@ -1,0 +1,121 @@
+//! What the schedules have met, counted.
+
+/// Declares what is counted, each with its name in the report.
+macro_rules! marks {
+    ($($variant:ident = $name:literal;)*) => {
+        /// Something that is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mark {
+            $(#[doc = $name] $variant,)*
+        }
+
+        impl Mark {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Its name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+marks! {
+    Flush = "action: flush";
+    Close = "action: close";
+    DrainAccept = "action: drain accept";
+    RearmListener = "action: rearm listener";
+    RebindStep = "action: step of a rebind";
+    Spawn = "action: spawn";
+    ResumeOutput = "action: resume output";
+    CloseOutput = "action: close output";
+    FlushInput = "action: flush input";
+    CloseInput = "action: close input";
+    ResizeTty = "action: resize terminal";
+    SignalGroup = "action: signal group";
+    SignalEveryone = "action: signal everyone";
+    LookAtConsole = "action: look at console";
+    CollectFigures = "action: collect figures";
+    ListHooks = "action: list hooks";
+    WriteGeneration = "action: write generation";
+    End = "action: end";
+    PartialRead = "kernel: read of a part";
+    PartialWrite = "kernel: write of a part";
+    FullSocket = "kernel: socket was full";
+    FullPipe = "kernel: pipe was full";
+    Reset = "kernel: transport reset";
+    PeerClosed = "kernel: peer closed";
+    PeerError = "kernel: connection broke";
+    DeadInQueue = "kernel: dead child accepted";
+    EdgeLost = "kernel: edge of the listener lost";
+    ShedForDescriptors = "kernel: EMFILE on accept, one shed";
+    AcceptFailed = "kernel: EMFILE or ENOMEM on accept";
+    SpawnFailed = "kernel: spawn failed";
+    Stillborn = "kernel: stillborn child";
+    RegisterFailed = "kernel: listener not registered";
+    StepFailed = "kernel: step of a rebind failed";
+    ExitBeforeEof = "kernel: SIGCHLD before EOF";
+    EofBeforeExit = "kernel: EOF before SIGCHLD";
+    Orphan = "kernel: orphan reaped";
+    PidReused = "kernel: process id used again";
+    StaleEvent = "kernel: event of a closed source";
+    StrayInput = "kernel: input for what is gone";
+    ClockJump = "kernel: clock jumped";
+    Foreign = "kernel: peer that is not the host";
+    Hello = "client: HELLO answered";
+    Rebound = "client: REBOUND";
+    Probed = "client: PROBED";
+    Quiesced = "client: QUIESCED";
+    Refused = "client: request refused";
+    Unanswered = "client: request not answered in time";
+    Started = "client: STARTED or ATTACHED";
+    Resumed = "client: session resumed after a cut";
+    Output = "client: output checked";
+    Gap = "client: GAP";
+    Exited = "client: EXITED checked";
+    Undecided = "client: session without an end";
+    Mistake = "client: mistake refused";
+    InputRead = "child: input checked";
+    Converged = "schedule: guest came back and came to rest";
+    Ended = "schedule: machine ended";
+}
+
+/// How often each was met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tally(Vec<u64>);
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self(vec![0; Mark::ALL.len()])
+    }
+}
+
+impl Tally {
+    /// Counts one.
+    pub fn count(&mut self, mark: Mark) {
+        self.0[mark as usize] += 1;
+    }
+
+    /// How often it was met.
+    #[must_use]
+    pub fn of(&self, mark: Mark) -> u64 {
+        self.0[mark as usize]
+    }
+
+    /// Adds another one's counts.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.0.iter_mut().zip(&other.0) {
+            *count += more;
+        }
+    }
+
+    /// What was never met.
+    pub fn missing(&self) -> impl Iterator<Item = Mark> {
+        let marks = Mark::ALL.iter().copied();
+        marks.filter(|mark| self.of(*mark) == 0)
+    }
+}
