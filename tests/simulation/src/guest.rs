@@ -102,7 +102,12 @@ impl Guest {
 
     /// One turn of the event loop, in which some or all of the events are reported, in any order.
     /// What was closed by an earlier event of the same turn is reported all the same.
+    /// Without a reason to wake up there is none.
     pub fn turn(&mut self) {
+        let is_due = self.agent.poll_timeout().is_some_and(|at| at <= self.now);
+        if self.kernel.events.is_empty() && self.ready.is_empty() && !is_due {
+            return;
+        }
         let mut batch: Vec<Source> = Vec::new();
         for source in std::mem::take(&mut self.kernel.events) {
             if self.kernel.random.one_in(6) {
