@@ -1,8 +1,8 @@
 //! What must hold after every turn, as it shows from outside; the core's own view is
 //! [`Agent::assert_invariants`](agent::agent::Agent::assert_invariants).
 
-use agent::agent::Stream;
 use agent::agent::output::Headers;
+use agent::agent::{LISTENER_BACKOFF, Stream};
 
 use crate::guest::Guest;
 use crate::kernel::{Far, Source};
@@ -11,6 +11,7 @@ impl Guest {
     /// Panics, with what is broken.
     pub fn check(&self) {
         self.agent.assert_invariants();
+        self.check_queues();
         self.check_connections();
         self.check_outputs();
         self.check_inputs();
@@ -19,6 +20,19 @@ impl Guest {
     /// Whether the loop will come back to a source by itself.
     fn is_expected(&self, source: Source) -> bool {
         self.kernel.events.contains(&source) || self.ready.contains(&source)
+    }
+
+    /// Connections that were not accepted will be: there is an event, or a time for another try.
+    fn check_queues(&self) {
+        let kernel = &self.kernel;
+        let is_left = (!kernel.queue.is_empty() && !self.is_expected(Source::Listener))
+            || (!kernel.local_queue.is_empty() && !self.is_expected(Source::LocalListener));
+        let next = self.agent.poll_timeout();
+        let is_tried = next.is_some_and(|at| at <= self.now + LISTENER_BACKOFF);
+        assert!(
+            !is_left || is_tried || kernel.is_edge_lost,
+            "connections wait to be accepted"
+        );
     }
 
     /// A connection that is open is one that the core knows; it is registered for what the core

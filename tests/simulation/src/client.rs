@@ -69,6 +69,8 @@ pub struct SessionDriver {
     is_patient: bool,
     /// Whether it wants more than the end.
     gets_output: bool,
+    /// Whether it acknowledges, and another one can take its place.
+    is_owner: bool,
     /// Next offset of each output.
     offsets: [u64; 2],
     /// Bytes that were not handed on.
@@ -94,13 +96,16 @@ impl SessionDriver {
             .one_in(3)
             .then(|| requests::any_generation(random, name));
         let exec = requests::exec(random, number, wanted);
-        let is_patient = exec.output == OutputPolicy::Block && !exec.detached;
+        let is_owner = !exec.detached;
+        let is_patient = exec.output == OutputPolicy::Block && is_owner;
         let keep = Duration::from_millis(exec.keep_ms.unwrap_or(0));
         let request = Request::Exec {
             exec: Box::new(exec),
             may_be_known: random.one_in(4),
         };
-        Self::asking(request, is_patient, keep, guest)
+        let mut driver = Self::asking(request, is_patient, keep, guest);
+        driver.is_owner = is_owner;
+        driver
     }
 
     /// Attaches to a session that is there.
@@ -121,6 +126,7 @@ impl SessionDriver {
             guest,
         );
         driver.gets_output = mode != AttachMode::Wait;
+        driver.is_owner = mode == AttachMode::Own;
         driver
     }
 
@@ -137,6 +143,7 @@ impl SessionDriver {
             session: None,
             is_patient,
             gets_output: true,
+            is_owner: false,
             offsets: [0; 2],
             held: [0; 2],
             has_gap: false,
@@ -327,7 +334,10 @@ impl SessionDriver {
             }
             Err(SessionError::Version(_)) => panic!("no common version"),
             Err(SessionError::Superseded) => {
-                assert!(is_tainted, "nobody else owned it");
+                assert!(
+                    is_tainted && self.is_owner,
+                    "nobody can have taken its place"
+                );
                 guest.kernel.tally.count(Mark::Undecided);
             }
             Err(SessionError::Refused { .. }) => guest.kernel.tally.count(Mark::Refused),

@@ -1,8 +1,8 @@
 //! The agent as it ships, and an event loop and a shell around it that do what the real ones do, in
 //! the same order, over the simulated [`Kernel`]. The only file that talks to the agent.
 //!
-//! Edges are reported once, as epoll does: what is left unread without an edge or a note of it stays
-//! unread for ever, which [`check`](crate::check) would see.
+//! Edges are reported once, as epoll does: what is left unread without an edge or a note of it
+//! stays unread for ever, which [`check`](crate::check) would see.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -61,6 +61,8 @@ pub struct Guest {
     pub end: Option<End>,
     /// The time.
     pub now: Instant,
+    /// How often a rebind has put the listener back.
+    pub rebind_count: u64,
     has_spare: bool,
 }
 
@@ -94,6 +96,7 @@ impl Guest {
             commands: Commands::default(),
             end: None,
             now,
+            rebind_count: 0,
             has_spare: true,
         };
         guest.settle();
@@ -256,6 +259,7 @@ impl Guest {
             let (errno, text) = (Some(12), "no memory".to_owned());
             return StepOutcome::Failed(StepFailure { errno, text });
         }
+        self.rebind_count += u64::from(index == 1);
         match action {
             StepAction::SetClock { .. } => StepOutcome::ClockMoved { step_ns: 42 },
             StepAction::CloseConnections(_)
@@ -291,6 +295,7 @@ impl Guest {
 
     /// Accepts until the queue is empty, or it is others' turn.
     pub fn drain_accept(&mut self) {
+        self.kernel.is_edge_lost = false;
         for _ in 0..PER_TURN_MAX {
             if self.kernel.faults.descriptors {
                 // Out of descriptors, the kernel says so before it looks at the queue.
@@ -345,6 +350,7 @@ impl Guest {
             return self.kernel.close(wire);
         };
         self.kernel.wires[wire].id = Some(id);
+        self.kernel.wires[wire].accepted_under = self.rebind_count;
         self.connections.insert(id, (wire, true));
         self.sync_interest(id);
     }

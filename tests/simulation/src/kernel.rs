@@ -58,6 +58,8 @@ pub struct Wire {
     pub is_closed: bool,
     /// The agent's name for it, once it was accepted.
     pub id: Option<ConnectionId>,
+    /// How often the listener had been put back by a rebind when it was accepted.
+    pub accepted_under: u64,
     /// What the agent is registered for: readable and writable.
     pub registered: Option<(bool, bool)>,
 }
@@ -126,6 +128,8 @@ pub struct Kernel {
     pub processes: BTreeMap<i32, Process>,
     /// Sources with an event to report.
     pub events: BTreeSet<Source>,
+    /// Whether the queue has had a connection of which no event told, and was not looked at since.
+    pub is_edge_lost: bool,
     /// Whether the listener is in the poll set.
     pub is_listening: bool,
     /// What fails.
@@ -162,6 +166,7 @@ impl Kernel {
             pipes: Vec::new(),
             processes: BTreeMap::new(),
             events: BTreeSet::new(),
+            is_edge_lost: false,
             is_listening: false,
             faults: Faults::default(),
             random,
@@ -202,6 +207,7 @@ impl Kernel {
             far: Far::Open,
             is_closed: false,
             id: None,
+            accepted_under: 0,
             registered: None,
         });
         if is_local {
@@ -210,6 +216,7 @@ impl Kernel {
         } else {
             self.queue.push_back(wire);
             if is_edge_lost {
+                self.is_edge_lost = true;
                 self.tally.count(Mark::EdgeLost);
             } else if self.is_listening {
                 self.events.insert(Source::Listener);

@@ -6,10 +6,10 @@
 //!
 //! Method: the machines are the ones that ship: the agent's core ([`agent::agent::Agent`]), the
 //! host's driver of a request ([`shared::exchange::Exchange`]) and of a session
-//! ([`shared::session_client::SessionClient`]), beside clients that keep to no rules. Around them is
-//! a small kernel, which reads and writes in parts, loses edges, reports what was closed, uses
-//! process ids again and runs out of descriptors and memory, and a shell that does what the real one
-//! does. `docs/testing.md` says how it is run.
+//! ([`shared::session_client::SessionClient`]), beside clients that keep to no rules. Around them
+//! is a small kernel, which reads and writes in parts, loses edges, reports what was closed, uses
+//! process ids again and runs out of descriptors and memory, and a shell that does what the real
+//! one does. `docs/testing.md` says how it is run.
 
 pub mod check;
 pub mod client;

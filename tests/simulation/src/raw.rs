@@ -1,5 +1,5 @@
-//! A client that keeps to no rules: it says anything at any time, in pieces, and reads when it likes.
-//! What it gets must make sense all the same.
+//! A client that keeps to no rules: it says anything at any time, in pieces, and reads when it
+//! likes. What it gets must make sense all the same.
 
 use agent::agent::SessionId;
 use shared::frame::Decoder;
@@ -39,6 +39,8 @@ pub struct RawClient {
     is_asker: bool,
     /// Bytes that did not fit yet.
     unsent: Vec<u8>,
+    /// Whether it was accepted before the guest got the name that it knows of.
+    is_old: bool,
     /// Whether it has left.
     is_over: bool,
 }
@@ -59,6 +61,7 @@ impl RawClient {
             end_count: 0,
             is_asker: false,
             unsent: Vec::new(),
+            is_old: false,
             is_over: false,
         };
         if !guest.kernel.random.one_in(10) {
@@ -114,6 +117,9 @@ impl RawClient {
         let random = &mut guest.kernel.random;
         if self.is_local {
             return requests::wait(random, known);
+        }
+        if self.is_asker && random.one_in(4) {
+            return Message::Probe(requests::probe(random, known));
         }
         match (random.below(20), &self.view) {
             (0..=2, _) => requests::other(random, known),
@@ -204,6 +210,17 @@ impl RawClient {
         let tally = &mut guest.kernel.tally;
         match message {
             Message::Hello(_) => tally.count(Mark::Hello),
+            Message::Rebound(_) => {
+                tally.count(Mark::Rebound);
+                self.is_old |= guest.kernel.wires[self.wire].accepted_under < guest.rebind_count;
+            }
+            Message::Probed(_) => {
+                tally.count(Mark::Probed);
+                assert!(
+                    !self.is_old,
+                    "a connection older than the name has proven it"
+                );
+            }
             Message::Started(started) | Message::Attached(started) => self.attached(&started),
             Message::Stdout(chunk) => self.chunk(Stream::Stdout, &chunk),
             Message::Stderr(chunk) => self.chunk(Stream::Stderr, &chunk),

@@ -1,11 +1,11 @@
 //! What clients ask for, drawn at random, and mostly something that fits.
 
-use shared::id::{ExecId, Generation, Token};
+use shared::id::{ExecId, Generation, Nonce, Token};
 use shared::message::{
-    Ack, Attach, AttachMode, AwaitCheckpoint, ByteString, Cause, CheckpointRequest, Chunk, Exec,
-    ExitAck, GenerationRequest, Hello, HookStage, Hooks, Identity, InheritedSessions, Message,
-    OutputPolicy, Ping, Policy, PowerAction, Quiesce, Rebind, Reopen, SessionRef, SessionsRequest,
-    Shutdown, Signal, StdinEof, TtySize,
+    Ack, Attach, AttachMode, AwaitCheckpoint, ByteString, Cause, CheckpointRequest, Chunk, Depth,
+    Exec, ExitAck, GenerationRequest, Hello, HookStage, Hooks, Identity, InheritedSessions,
+    Message, OutputPolicy, Ping, Policy, PowerAction, Probe, Quiesce, Rebind, Reopen, SessionRef,
+    SessionsRequest, Shutdown, Signal, StdinEof, TtySize,
 };
 
 use crate::random::Random;
@@ -74,6 +74,15 @@ fn tag(random: &mut Random) -> Option<String> {
     random.one_in(2).then(|| tag.to_owned())
 }
 
+/// A PROBE.
+pub fn probe(random: &mut Random, known: Option<Generation>) -> Probe {
+    Probe {
+        generation: Some(any_generation(random, known)),
+        nonce: Nonce::from_bytes([4; 16]),
+        depth: random.pick(Depth::ALL).expect("some"),
+    }
+}
+
 /// A QUIESCE.
 pub fn quiesce(random: &mut Random) -> Quiesce {
     Quiesce {
@@ -104,7 +113,7 @@ pub fn exchange(random: &mut Random, known: Option<Generation>) -> shared::excha
         }
         12..=21 => R::Probe {
             generation: (!random.one_in(4)).then_some(name),
-            depth: random.pick(shared::message::Depth::ALL).expect("some"),
+            depth: random.pick(Depth::ALL).expect("some"),
         },
         22..=27 => R::Quiesce(quiesce(random)),
         28..=30 => R::Reopen(Reopen {
@@ -178,11 +187,7 @@ pub fn other(random: &mut Random, known: Option<Generation>) -> Message {
             let cause = random.pick(Cause::ALL).expect("some");
             Message::Rebind(rebind(random, name, cause))
         }
-        4 => Message::Probe(shared::message::Probe {
-            generation: Some(name),
-            nonce: shared::id::Nonce::from_bytes([4; 16]),
-            depth: random.pick(shared::message::Depth::ALL).expect("some"),
-        }),
+        4 => Message::Probe(probe(random, known)),
         5 => Message::Quiesce(quiesce(random)),
         6 => Message::Reopen(Reopen {
             token: token(random),

@@ -153,7 +153,7 @@ impl Guest {
         self.push_ready(Source::Output(id, index));
     }
 
-    /// What was read goes into the memory that the core has for it, and the rest by the way of ours.
+    /// What was read goes into the memory that the core has for it, the rest by the way of ours.
     fn output(&mut self, id: SessionId, stream: Stream, bytes: &[u8]) {
         let mut rest = bytes;
         for slice in self.agent.output_spare(id, stream) {
