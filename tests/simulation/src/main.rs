@@ -82,7 +82,8 @@ fn play(options: &Options) -> io::Result<ExitCode> {
     if let Some(seed) = report.failed {
         return fail(seed);
     }
-    let last = options.first.wrapping_add(report.schedules);
+    let next = options.first.wrapping_add(report.schedules);
+    let last = next.wrapping_sub(1);
     writeln!(
         io::stdout(),
         "ok: {} schedules, {} steps, seeds {} to {last}",
