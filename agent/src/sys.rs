@@ -14,6 +14,7 @@
 pub(crate) mod clock;
 pub(crate) mod console;
 pub(crate) mod entropy;
+mod entry;
 pub(crate) mod file;
 pub(crate) mod modules;
 pub(crate) mod mount;

@@ -1,11 +1,15 @@
 //! Goal: the agent costs next to nothing. Method: the release binary as `scripts/build-agent.sh`
 //! makes it, read as a file, and an idle agent's own counters.
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 use tests::agent::Agent;
 use tests::process::run;
 use tests::release_agent;
@@ -32,6 +36,55 @@ fn the_agent_is_static_stripped_and_small() {
     assert!(version.out().starts_with("guest-agent "), "{version}");
 }
 
+/// A probe's process has nothing to do, and ends before the C library asks the processor for its
+/// features. What only resembles its option is none.
+#[test]
+fn a_process_that_does_nothing_ends_at_its_first_instructions() {
+    let path = release_agent();
+    let agent = |arguments: &[&str]| run(Command::new(&path).args(arguments));
+    for arguments in [&["--noop"][..], &["--noop", "--noo"]] {
+        let ended = agent(arguments).exits(0);
+        assert_eq!(ended.out(), "", "{arguments:?}");
+    }
+    for arguments in [&["--noo"][..], &["--noopx"], &["--nooq"], &["-"]] {
+        drop(agent(arguments).exits(2));
+    }
+    // The end of execve(2), and the call that ends it.
+    if cfg!(target_arch = "x86_64") {
+        assert_eq!(stops_after_exec(&path, "--noop"), 2);
+    }
+    assert!(stops_after_exec(&path, "--version") > 10);
+}
+
+/// How often a program is seen at a system call, at its begin or end, from its execution on.
+#[expect(clippy::zombie_processes, reason = "waitpid(2) reaps it")]
+fn stops_after_exec(program: &Path, argument: &str) -> usize {
+    let script = "read -r line; exec \"$0\" \"$1\"";
+    let mut child = Command::new("sh")
+        .args(["-c", script])
+        .arg(program)
+        .arg(argument)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let events = ptrace::Options::PTRACE_O_TRACEEXEC | ptrace::Options::PTRACE_O_TRACESYSGOOD;
+    ptrace::seize(pid, events | ptrace::Options::PTRACE_O_EXITKILL).unwrap();
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let mut count = 0;
+    loop {
+        match waitpid(pid, None).unwrap() {
+            // The shell's own execution may be the first that is seen.
+            WaitStatus::PtraceEvent(..) => count = 0,
+            WaitStatus::PtraceSyscall(_) => count += 1,
+            WaitStatus::Exited(_, 0) => return count,
+            other => panic!("{argument} ends with {other:?}"),
+        }
+        ptrace::syscall(pid, None).unwrap();
+    }
+}
+
 /// Counts, and takes no time: what is waited for is the agent's end, which must not come.
 #[test]
 fn an_idle_agent_never_wakes_up() {
@@ -39,7 +92,7 @@ fn an_idle_agent_never_wakes_up() {
     // A connection and a finished exec behind it, so that their timers would show.
     let client = agent.greet();
     assert_eq!(agent.exec(["true"]).code(), 0);
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.pid()).unwrap());
+    let pid = Pid::from_raw(i32::try_from(agent.pid()).unwrap());
     let settled = agent.greet();
     drop(settled);
     assert_eq!(agent.host_tool(["probe"], []).code(), 0);
@@ -52,7 +105,7 @@ fn an_idle_agent_never_wakes_up() {
 }
 
 /// Waits for the agent to end, and fails if it does.
-fn wait_for_end(pid: nix::unistd::Pid, limit: Duration) {
+fn wait_for_end(pid: Pid, limit: Duration) {
     let path = format!("/proc/{pid}");
     let folder = std::fs::File::open(&path).expect("the agent runs");
     let limit = nix::poll::PollTimeout::try_from(limit).unwrap();

@@ -1,0 +1,9 @@
+//! Has the program begin at `guest_agent_entry`, which `src/sys/entry.rs` defines.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let is = |key: &str, value: &str| std::env::var(key).is_ok_and(|it| it == value);
+    if is("CARGO_CFG_TARGET_ARCH", "x86_64") && is("CARGO_CFG_TARGET_OS", "linux") {
+        println!("cargo::rustc-link-arg-bins=-Wl,--entry=guest_agent_entry");
+    }
+}
