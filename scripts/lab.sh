@@ -238,7 +238,7 @@ run_emulated() {
     # ERMS invites the kernel to copy with `rep movsb`, which TCG executes byte
     # by byte; without it, the kernel copies eight at a time. FSRM goes with it:
     # Linux 6.1 takes a processor that has only that for one that has both, and
-    # spins at boot on QEMU 10 (7.2 has no FSRM). A q35 machine takes
+    # spins at boot on QEMU 10 (7.2 does not emulate FSRM). A q35 machine takes
     # a fifth less of the processor to boot than the older pc. QEMU takes a
     # doubled comma for one that belongs to a value.
     local -a qemu=(
