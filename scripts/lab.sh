@@ -34,6 +34,8 @@ Environment read in emulated mode:
   LAB_MEM      memory of the outer machine in MiB, default 6144 or what three
                quarters of the free memory allow, at least 3072
   LAB_SMP      its processors, default 2
+  LAB_QEMU     the program that emulates it, default qemu-system-x86_64; 10.0 is
+               better at it than 7.2, under which guests now and then stand still
   LAB_CONSOLE  a file for its console, default: dropped unless something fails
   LAB_APPEND   more kernel parameters for it
 
@@ -222,8 +224,9 @@ watch_pulse() {
 
 run_emulated() {
     local control=$WORK/control console=${LAB_CONSOLE:-$WORK/console} memory initramfs vmlinux
-    command -v qemu-system-x86_64 >/dev/null ||
-        die "qemu-system-x86_64 is missing; run scripts/setup.sh"
+    local emulator=${LAB_QEMU:-qemu-system-x86_64}
+    command -v "$emulator" >/dev/null ||
+        die "$emulator is missing; run scripts/setup.sh, or name another with LAB_QEMU"
     memory=$(outer_memory)
     vmlinux=$("$HERE/kernel.sh" vmlinux) || die "there is no kernel for the outer machine"
     initramfs=$(outer_initramfs) || die "there is no initramfs for the outer machine"
@@ -242,7 +245,7 @@ run_emulated() {
     # a fifth less of the processor to boot than the older pc. QEMU takes a
     # doubled comma for one that belongs to a value.
     local -a qemu=(
-        qemu-system-x86_64
+        "$emulator"
         -nodefaults -no-user-config -display none -no-reboot
         -machine q35 -accel "tcg,thread=multi" -cpu "max,erms=off,fsrm=off"
         -smp "${LAB_SMP:-2}" -m "$memory"
