@@ -120,6 +120,27 @@ points! {
     PublishRename = "publish.rename", Artifact;
     /// There is an artifact, and its source runs that is to end.
     StopBefore = "stop.before", Defect;
+    /// A supervisor is in the VM directory, and holds nothing. This point and those below are its
+    /// own.
+    SupervisorStarted = "supervisor.started", Start;
+    /// It holds its lock, and there is no VMM.
+    SupervisorLocked = "supervisor.locked", Start;
+    /// The VMM runs, and nobody else knows of it.
+    SupervisorSpawned = "supervisor.spawned", Start;
+    /// The command knows which process the VMM is.
+    SupervisorReported = "supervisor.reported", Start;
+    /// The VM is in use, and the supervisor's threads are not started.
+    SupervisorKept = "supervisor.kept", Defect;
+    /// The thread that writes the workload's output down has not connected to the guest.
+    SupervisorScribe = "supervisor.scribe", Defect;
+    /// The thread of the health check has not looked at the guest.
+    SupervisorHealth = "supervisor.health", Defect;
+    /// The VMM was reaped, and how it ended is not written down.
+    SupervisorReaped = "supervisor.reaped", Defect;
+    /// How the VMM ended is written down.
+    SupervisorRecorded = "supervisor.recorded", Defect;
+    /// The VM's command has died, and with it the VMM; the directory is still there.
+    SupervisorRemove = "supervisor.remove", Defect;
 }
 
 /// What a point does.

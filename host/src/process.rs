@@ -3,10 +3,15 @@
 //! A process id alone is given to somebody else some time after its process has ended. With the
 //! start time beside it, it is not taken for the other one.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
+use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
 use crate::json::{JsonError, Object};
@@ -72,6 +77,53 @@ impl ProcessId {
     }
 }
 
+/// Pidfds of this user's processes that work in `folder` and were started with these arguments.
+/// Neither alone would do: somebody may have a shell in the folder.
+///
+/// Each is opened before its process is looked at. So whoever is given the number meanwhile may be
+/// looked at in vain, and is not whom the pidfd means.
+///
+/// # Errors
+///
+/// When there is no such folder, or the processes of this machine cannot be listed.
+pub fn find_in(folder: &Path, args: &[OsString]) -> io::Result<Vec<OwnedFd>> {
+    let folder = fs::canonicalize(folder)?;
+    let mut words = Vec::new();
+    for arg in args {
+        words.extend_from_slice(arg.as_bytes());
+        words.push(0);
+    }
+    if words.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let Some(Ok(pidfd)) = pid.map(pidfd::open)
+            && is_started_in(&entry.path(), &folder, &words)
+        {
+            found.push(pidfd);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the process behind a folder of `/proc` is ours, works in `folder`, and has these last
+/// arguments, each with a NUL behind it. One that ends meanwhile is not.
+fn is_started_in(process: &Path, folder: &Path, words: &[u8]) -> bool {
+    let owner = fs::metadata(process).map(|found| found.uid());
+    let cwd = fs::read_link(process.join("cwd"));
+    let line = fs::read(process.join("cmdline"));
+    // In front of them are the program's name, and that of its interpreter if it has one.
+    owner.is_ok_and(|owner| owner == geteuid().as_raw())
+        && cwd.is_ok_and(|cwd| cwd == folder)
+        && line.is_ok_and(|line| line.ends_with(words))
+}
+
 /// The 22nd field. The second one is the program's name in parentheses, which may hold anything,
 /// parentheses and blanks included.
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
@@ -82,7 +134,12 @@ fn parse_start_time(stat: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
     use super::*;
+    use crate::stop::kill_process;
+    use crate::vmm::testing::TempDir;
 
     #[test]
     fn the_start_time_stands_behind_any_name() {
@@ -110,6 +167,31 @@ mod tests {
             start_time: 1,
         };
         assert!(nobody.open().unwrap().is_none());
+    }
+
+    #[test]
+    fn who_works_in_a_folder_with_these_arguments_is_found_and_nobody_else() {
+        let (here, there) = (TempDir::new("find-here"), TempDir::new("find-there"));
+        let start = |folder: &TempDir, args: &[&str]| {
+            let mut command = Command::new("cat");
+            command.args(args).current_dir(folder.path());
+            command.stdin(Stdio::piped()).stdout(Stdio::null());
+            command.spawn().unwrap()
+        };
+        let args = ["-u", "-"].map(OsString::from);
+        let mut left = start(&here, &["-u", "-"]);
+        let others = [start(&there, &["-u", "-"]), start(&here, &["-"])];
+        let found = find_in(here.path(), &args).unwrap();
+        assert_eq!(found.len(), 1);
+        kill_process(&found[0]).unwrap();
+        assert_eq!(left.wait().unwrap().signal(), Some(9));
+        assert!(find_in(here.path(), &args).unwrap().is_empty());
+        assert!(find_in(here.path(), &[]).unwrap().is_empty());
+        for mut other in others {
+            drop(other.stdin.take());
+            assert!(other.wait().unwrap().success());
+        }
+        find_in(&here.path().join("gone"), &args).unwrap_err();
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::foreground::{self, Signals};
 use crate::guest::connection::Endpoint;
 use crate::handshake::{Naming, prove};
 use crate::hooks;
-use crate::launch::Supervisor;
+use crate::launch::{Supervisor, end_stray};
 use crate::log_tails;
 use crate::naming;
 use crate::network::check_tap;
@@ -313,10 +313,12 @@ impl Provisional {
                 log::warn!("cannot wait for the supervisor: {error}");
             }
         }
-        // A supervisor that was killed has left its VMM behind.
-        if let Some(process) = &self.process
-            && let Err(error) = kill_process(process)
-        {
+        // A supervisor that was killed has left its VMM behind, and may have told nobody of it.
+        let killed = match &self.process {
+            Some(process) => kill_process(process),
+            None => end_stray(&self.dir, &self.lock, Instant::now() + KILL_TIMEOUT),
+        };
+        if let Err(error) = killed {
             log::warn!("cannot end the VMM: {error}");
         }
         end

@@ -14,11 +14,12 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{AskErrorReason, ask, pause};
+use crate::launch::end_stray;
 use crate::record::{Phase, Record};
 use crate::snapshot::let_go_on;
 use crate::sys::pidfd;
 use crate::vmdir::state::Stage;
-use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
+use crate::vmdir::{Lock, RunningVm, StateDir, VmDir, VmDirError};
 
 /// How long the guest is given to power off unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -150,6 +151,12 @@ fn settle(dir: &VmDir) -> Result<(), Failure> {
     Ok(())
 }
 
+/// As [`settle`], for a VM whose VMM nobody knows: there may be one all the same.
+fn settle_stray(dir: &VmDir, lock: &Lock) -> Result<(), Failure> {
+    settle(dir)?;
+    end_stray(dir, lock, Instant::now() + SUPERVISOR_TIMEOUT)
+}
+
 /// Removes what a VM left.
 pub fn remove(command: &Rm) -> Result<(), Failure> {
     let mut record = Record::new();
@@ -173,11 +180,11 @@ fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {
             let text = format!("the VM '{name}' runs; 'host-tool stop {name}' first, or --force");
             return Err(Failure::usage(text));
         }
-        Err(VmDirError::NotRunning { .. }) => settle(&dir)?,
+        Err(VmDirError::NotRunning { .. }) => settle_stray(&dir, &lock)?,
         // Whose state cannot be read can still be taken away, once no supervisor is at work.
         Err(VmDirError::Json(error)) if command.force => {
             log::warn!("{error}");
-            settle(&dir)?;
+            settle_stray(&dir, &lock)?;
         }
         Err(error) => return Err(error.into()),
     }

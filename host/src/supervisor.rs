@@ -43,6 +43,7 @@ use self::console::Console;
 use self::health::Nurse;
 use self::link::{LaunchFile, Order, Report};
 use self::scribe::Scribe;
+use crate::failpoint::{self, Point, reach};
 use crate::process::ProcessId;
 use crate::sys::child::with_empty_signal_mask;
 use crate::sys::{inherited, pidfd};
@@ -73,6 +74,10 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         log::error!("this command is for host-tool itself");
         return ExitCode::from(2);
     };
+    if let Err(failure) = failpoint::arm() {
+        log::error!("{failure}");
+        return ExitCode::from(2);
+    }
     match Supervisor::start(PathBuf::from(dir)) {
         Ok(supervisor) => match supervisor.run() {
             Ok(()) => ExitCode::SUCCESS,
@@ -128,6 +133,7 @@ impl Supervisor {
         let _ = setsid();
         umask(Mode::from_bits_truncate(0o077));
         std::env::set_current_dir(&path)?;
+        reach(Point::SupervisorStarted)?;
         let name = path
             .file_name()
             .and_then(|name| name.to_str())
@@ -139,6 +145,8 @@ impl Supervisor {
             .map_err(io::Error::other)?;
         let lock = lock.ok_or_else(|| io::Error::other("the VM has a supervisor already"))?;
 
+        reach(Point::SupervisorLocked)?;
+
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             mask.add(signal);
@@ -148,11 +156,11 @@ impl Supervisor {
 
         let console_log = append(&dir.file(CONSOLE_LOG))?;
         let console = Console::watch(&dir.file(CONSOLE_LOG))?;
-        let vmm = spawn(&dir, console_log)?;
-        let id = ProcessId::of_child(vmm.id())?;
-        let pidfd = pidfd::open(id.pid)?;
-        report(&Report::Spawned { process: id });
-        log::info!("the VMM is process {}", id.pid);
+        let mut vmm = spawn(&dir, console_log)?;
+        let pidfd = hold(&vmm).inspect_err(|_| {
+            // Nobody else would: the command may not know of it.
+            let _ = vmm.kill().and_then(|()| vmm.wait());
+        })?;
         Ok(Self {
             dir,
             _lock: lock,
@@ -177,6 +185,7 @@ impl Supervisor {
             ended_ms: unix_ms(),
         };
         log::info!("the VMM ended: {exit}");
+        reach(Point::SupervisorReaped)?;
         self.dir.remove_sockets();
         if let Some(scribe) = self.scribe.take() {
             scribe.join(THREAD_TIMEOUT);
@@ -185,7 +194,9 @@ impl Supervisor {
             nurse.join(THREAD_TIMEOUT);
         }
         let written = self.dir.write_exit(&exit).map_err(io::Error::other);
+        reach(Point::SupervisorRecorded)?;
         if self.removes_dir {
+            reach(Point::SupervisorRemove)?;
             return self.dir.remove().map_err(io::Error::other);
         }
         if self.tie != Tie::Kept {
@@ -230,7 +241,7 @@ impl Supervisor {
             self.handle_signals()?;
         }
         if is_ready[2] && has_command {
-            self.handle_order();
+            self.handle_order()?;
         }
         if has_output {
             self.console.handle_output(Instant::now());
@@ -253,13 +264,14 @@ impl Supervisor {
         Ok(())
     }
 
-    fn handle_order(&mut self) {
+    fn handle_order(&mut self) -> io::Result<()> {
         let mut byte = [0];
         // Not through the buffer of `Stdin`, in which poll(2) would not see a second order.
         match read(io::stdin(), &mut byte) {
             Ok(1) => match Order::from_byte(byte[0]) {
                 Some(Order::Keep) => {
                     self.tie = Tie::Kept;
+                    reach(Point::SupervisorKept)?;
                     self.start_threads();
                     if let Err(error) = close_link() {
                         log::warn!("cannot let go of the command's pipes: {error}");
@@ -267,6 +279,7 @@ impl Supervisor {
                 }
                 Some(Order::Attach) => {
                     self.tie = Tie::Attached;
+                    reach(Point::SupervisorKept)?;
                     self.start_threads();
                 }
                 Some(Order::End) => self.kill(),
@@ -287,6 +300,7 @@ impl Supervisor {
                 }
             },
         }
+        Ok(())
     }
 
     fn start_threads(&mut self) {
@@ -331,6 +345,17 @@ fn spawn(dir: &VmDir, console_log: File) -> io::Result<Child> {
             let text = format!("cannot start {}: {error}", launch.program.display());
             io::Error::new(error.kind(), text)
         })
+}
+
+/// Takes hold of the VMM, and tells the command of it.
+fn hold(vmm: &Child) -> io::Result<OwnedFd> {
+    reach(Point::SupervisorSpawned)?;
+    let id = ProcessId::of_child(vmm.id())?;
+    let pidfd = pidfd::open(id.pid)?;
+    report(&Report::Spawned { process: id });
+    log::info!("the VMM is process {}", id.pid);
+    reach(Point::SupervisorReported)?;
+    Ok(pidfd)
 }
 
 fn append(path: &std::path::Path) -> io::Result<File> {

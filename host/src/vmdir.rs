@@ -31,6 +31,7 @@ use self::state::{ExitRecord, Stage, State, WorkloadEnd};
 use crate::deadline::Watch;
 use crate::guest::connection::Endpoint;
 use crate::json::Object;
+use crate::launch::end_stray;
 use crate::random;
 use crate::values::VmName;
 use crate::vmm::{API_SOCKET, VSOCK_SOCKET, guest_address};
@@ -301,7 +302,7 @@ impl VmDir {
 
     /// Whether this is the directory that the lock is of. Whoever had it may have taken that away,
     /// and a new VM may have the name.
-    fn is_locked_by(&self, lock: &Lock) -> bool {
+    pub fn is_locked_by(&self, lock: &Lock) -> bool {
         let found = fs::metadata(self.file(LOCK)).map(|found| (found.dev(), found.ino()));
         matches!((found, lock.inode()), (Ok(found), Ok(held)) if found == held)
     }
@@ -329,6 +330,10 @@ impl VmDir {
         match self.clone().running_under(&lock) {
             Err(VmDirError::NotRunning { .. }) if is_over => {
                 log::info!("removing '{}', whose start was cut short", self.name);
+                drop(supervisor_lock);
+                end_stray(self, &lock, deadline)
+                    .map_err(io::Error::other)
+                    .map_err(file_error("end what runs in", &self.path))?;
                 self.remove()
             }
             // A VMM whose supervisor was killed, too, is there for a look, and for `rm --force`.

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use tests::process::{Finished, run};
 
@@ -30,6 +31,16 @@ pub(crate) const CASES: &[Case] = &[
         snapshot_at_each_point(machine, Fault::Kill);
     }),
     ("a_boot_fails_at_its_own_points", a_boot_fails),
+    (
+        "a_supervisor_fails_before_its_vm_is_in_use",
+        a_supervisor_fails_early,
+    ),
+    (
+        "a_supervisor_fails_while_its_vm_is_in_use",
+        a_supervisor_fails_late,
+    ),
+    ("a_supervisor_fails_after_its_vmm", a_supervisor_fails_last),
+    ("a_supervisor_that_is_slow", a_slow_supervisor),
     ("answers_are_lost_in_a_clone", answers_are_lost),
     ("a_step_fails_in_a_clone", a_step_fails_in_a_clone),
 ];
@@ -86,6 +97,23 @@ const STOP: Point = ("stop.before", 1);
 
 const BOOT: &[Point] = &[("start.before", 5), ("start.after", 5)];
 
+/// The supervisor's own points, before the VM is in use.
+const SUPERVISOR_EARLY: &[&str] = &[
+    "supervisor.started",
+    "supervisor.locked",
+    "supervisor.spawned",
+    "supervisor.reported",
+];
+
+/// While it is in use.
+const SUPERVISOR_LATE: &[&str] = &["supervisor.kept", "supervisor.scribe", "supervisor.health"];
+
+/// When the VMM has ended.
+const SUPERVISOR_LAST: &[&str] = &["supervisor.reaped", "supervisor.recorded"];
+
+/// When the command that was bringing the VM up has died.
+const SUPERVISOR_REMOVE: &str = "supervisor.remove";
+
 /// What a point does to its command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -93,15 +121,20 @@ enum Fault {
     Kill,
 }
 
+impl Fault {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Kill => "kill",
+        }
+    }
+}
+
 /// Runs the command with one point armed. Fails unless that fired, and ended the command as it
 /// should.
 #[track_caller]
 fn run_with(command: &mut Command, (name, exit): Point, fault: Fault) -> Finished {
-    let word = match fault {
-        Fault::Fail => "fail",
-        Fault::Kill => "kill",
-    };
-    command.env("HOST_TOOL_FAILPOINTS", format!("{name}={word}"));
+    command.env("HOST_TOOL_FAILPOINTS", format!("{name}={}", fault.word()));
     let ended = run(command).complains(&format!("failpoint {name} fired"));
     match fault {
         Fault::Kill => ended.exits(137),
@@ -129,7 +162,10 @@ fn every_failpoint_has_a_case(machine: &Machine) {
     let listed = refused.trim().split_once("there are ").expect("a list").1;
     let listed: BTreeSet<&str> = listed.split(' ').collect();
     let fired = [RESTORE, SNAPSHOT, BOOT, &[CONVERGE, STOP]].concat();
-    let fired: BTreeSet<&str> = fired.into_iter().map(|(name, _)| name).collect();
+    let fired = fired.into_iter().map(|(name, _)| name);
+    let supervisors = [SUPERVISOR_EARLY, SUPERVISOR_LATE, SUPERVISOR_LAST].concat();
+    let fired = fired.chain(supervisors).chain([SUPERVISOR_REMOVE]);
+    let fired: BTreeSet<&str> = fired.collect();
     assert_eq!(listed, fired);
 }
 
@@ -285,5 +321,145 @@ fn a_step_fails_in_a_clone(machine: &Machine) {
     let probe = machine.tool(["probe", "--name", "clone", "--timeout", TIMEOUT]);
     drop(probe.exits(1).complains(text));
     drop(machine.tool(["rm", "clone", "--force"]).exits(0));
+    machine.is_clean();
+}
+
+/// A restore whose supervisor has one point armed; with a health check, for its thread.
+fn restore_with(machine: &Machine, artifact: &Path, points: &str) -> Command {
+    let mut command = machine.restore_command(artifact, "vm");
+    command.args(["--health-cmd", "true"]);
+    command.env("HOST_TOOL_FAILPOINTS", points);
+    command
+}
+
+/// Waits until the supervisor has ended, if it has not.
+fn await_supervisor(machine: &Machine) {
+    for (pid, name) in machine.processes() {
+        if name.starts_with("host-tool") {
+            let pid = format!("--pid={pid}");
+            drop(run(Command::new("tail").args([&pid, "--follow", "/dev/null"])).exits(0));
+        }
+    }
+}
+
+/// Fails unless the supervisor's log comes to hold `text`.
+#[track_caller]
+fn supervisor_says(machine: &Machine, text: &str) {
+    let path = machine.state_dir().join("vm/supervisor.log");
+    let started_at = Instant::now();
+    while !fs::read_to_string(&path).unwrap_or_default().contains(text) {
+        assert!(started_at.elapsed() < tests::DEADLINE, "no {text:?}");
+        // As somebody would who waits for it.
+        drop(machine.tool(["ls"]));
+    }
+}
+
+/// The row of the machine in `ls`.
+#[track_caller]
+fn listed(machine: &Machine) -> serde_json::Value {
+    machine.tool(["ls", "--json"]).exits(0).json()["vms"][0].take()
+}
+
+/// The command fails with what the supervisor said, or that it said nothing. Nothing is left, not
+/// even of a VMM that nobody but the supervisor knew of.
+fn a_supervisor_fails_early(machine: &Machine) {
+    let artifact = machine.artifact();
+    for point in SUPERVISOR_EARLY {
+        for fault in [Fault::Fail, Fault::Kill] {
+            let points = format!("{point}={}", fault.word());
+            let ended = run(&mut restore_with(machine, &artifact, &points));
+            let expected: &[i32] = match (*point, fault) {
+                // The VMM was known, so that its end is what is noticed, or the lost supervisor.
+                ("supervisor.reported", Fault::Fail) => &[5, 8],
+                ("supervisor.reported", Fault::Kill) => &[1],
+                _ => &[5],
+            };
+            assert!(expected.contains(&ended.code()), "{points}: {ended}");
+            let text = match fault {
+                Fault::Fail => format!("injected at failpoint {point}"),
+                Fault::Kill => "the VM's supervisor".to_owned(),
+            };
+            if ended.code() != 8 {
+                drop(ended.complains(&text));
+            }
+            machine.is_clean();
+        }
+    }
+    machine.restore(&artifact, "vm");
+    assert_eq!(machine.exec("vm", "echo ready"), "ready\n");
+    machine.end("vm");
+    machine.is_clean();
+}
+
+/// The VM goes on, `ls` says whether somebody looks after it, and it ends as any other.
+fn a_supervisor_fails_late(machine: &Machine) {
+    let artifact = machine.artifact();
+    for point in SUPERVISOR_LATE {
+        for fault in [Fault::Fail, Fault::Kill] {
+            let points = format!("{point}={}", fault.word());
+            drop(run(&mut restore_with(machine, &artifact, &points)).exits(0));
+            supervisor_says(machine, &format!("failpoint {point} fired"));
+            // A thread that fails is not missed by the others.
+            let is_gone = fault == Fault::Kill || *point == "supervisor.kept";
+            if is_gone {
+                await_supervisor(machine);
+            }
+            assert_eq!(listed(machine)["supervised"], !is_gone, "{points}");
+            assert_eq!(machine.exec("vm", "echo ready"), "ready\n", "{points}");
+            machine.end("vm");
+            machine.is_clean();
+        }
+    }
+}
+
+/// How the VMM ended may be lost, and nothing else.
+fn a_supervisor_fails_last(machine: &Machine) {
+    let artifact = machine.artifact();
+    for point in SUPERVISOR_LAST {
+        for fault in [Fault::Fail, Fault::Kill] {
+            let points = format!("{point}={}", fault.word());
+            drop(run(&mut restore_with(machine, &artifact, &points)).exits(0));
+            drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
+            supervisor_says(machine, &format!("failpoint {point} fired"));
+            let status = match *point {
+                "supervisor.reaped" => "dead",
+                _ => "exited",
+            };
+            assert_eq!(listed(machine)["status"], status, "{points}");
+            drop(machine.tool(["rm", "vm"]).exits(0));
+            machine.is_clean();
+        }
+    }
+    // The command dies, and its supervisor while it takes away what they made together.
+    for fault in [Fault::Fail, Fault::Kill] {
+        let points = format!("load.before=kill,{SUPERVISOR_REMOVE}={}", fault.word());
+        drop(run(&mut restore_with(machine, &artifact, &points)).exits(137));
+        supervisor_says(machine, &format!("failpoint {SUPERVISOR_REMOVE} fired"));
+        assert_eq!(listed(machine)["status"], "exited", "{points}");
+    }
+    machine.restore(&artifact, "vm");
+    machine.end("vm");
+    machine.is_clean();
+}
+
+/// Nothing depends on the supervisor being quick.
+fn a_slow_supervisor(machine: &Machine) {
+    let artifact = machine.artifact();
+    let points = [SUPERVISOR_EARLY, SUPERVISOR_LATE, SUPERVISOR_LAST].concat();
+    let armed: Vec<String> = points
+        .iter()
+        .map(|point| format!("{point}=delay:300"))
+        .collect();
+    drop(run(&mut restore_with(machine, &artifact, &armed.join(","))).exits(0));
+    assert_eq!(machine.exec("vm", "echo ready"), "ready\n");
+    drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
+    for point in points {
+        supervisor_says(machine, &format!("failpoint {point} fired"));
+    }
+    assert_eq!(listed(machine)["status"], "exited");
+    drop(machine.tool(["rm", "vm"]).exits(0));
+    let points = format!("load.before=kill,{SUPERVISOR_REMOVE}=delay:300");
+    drop(run(&mut restore_with(machine, &artifact, &points)).exits(137));
+    machine.await_processes();
     machine.is_clean();
 }

@@ -20,6 +20,7 @@ use super::scribe::NO_LIMIT;
 use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::failpoint::{Point, reach};
 use crate::guest::driver::pause;
 use crate::guest::session::{self, ClientError, Local, Outcome as Ended, Session};
 use crate::health::{Health, HealthCheck, Outcome};
@@ -55,7 +56,9 @@ impl Nurse {
         let (alive, ended) = mpsc::channel();
         let dir = dir.clone();
         let started = thread::Builder::new().spawn(move || {
-            if let Err(failure) = Ward::open(dir, check).and_then(Ward::run) {
+            let reached = reach(Point::SupervisorHealth).map_err(Failure::from);
+            let opened = reached.and_then(|()| Ward::open(dir, check));
+            if let Err(failure) = opened.and_then(Ward::run) {
                 log::warn!("the health check ends: {failure}");
             }
             drop(alive);

@@ -15,6 +15,7 @@ use shared::message::{AttachMode, Exited};
 use super::unix_ms;
 use crate::deadline::Watch;
 use crate::error::Failure;
+use crate::failpoint::{Point, reach};
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::pause;
 use crate::output_log::OutputLog;
@@ -47,7 +48,8 @@ impl Scribe {
         let (alive, ended) = mpsc::channel();
         let dir = dir.clone();
         let started = thread::Builder::new().spawn(move || {
-            match write_down(&dir) {
+            let reached = reach(Point::SupervisorScribe).map_err(Failure::from);
+            match reached.and_then(|()| write_down(&dir)) {
                 Ok(Some(end)) => log::info!("no more is written down of the workload: {end:?}"),
                 Ok(None) => log::info!("the workload's output is written down already"),
                 Err(failure) => log::warn!("cannot write the workload's output down: {failure}"),
