@@ -1,10 +1,10 @@
-//! `host-tool ps`: the sessions of a guest.
+//! `host-tool ps`: the sessions of a guest, and for programs what its agent says of itself.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use shared::exchange::Request;
-use shared::message::{Message, SessionInfo, SessionState, SessionsRequest};
+use shared::message::{Info, Message, SessionInfo, SessionState, SessionsRequest};
 
 use crate::cli::PsCommand;
 use crate::deadline::Watch;
@@ -33,9 +33,21 @@ pub fn run(command: &PsCommand) -> Result<(), Failure> {
     }
     if command.json {
         let sessions: Vec<Value> = sessions.iter().map(SessionInfo::to_value).collect();
-        return print(&json!({ "sessions": sessions }).to_string());
+        let guest = info(&target.endpoint, &watch)?.to_value();
+        return print(&json!({ "guest": guest, "sessions": sessions }).to_string());
     }
     print(table(&sessions).trim_end())
+}
+
+/// The agent's own figures.
+fn info(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Info, Failure> {
+    match ask(endpoint, Request::Info, watch)?.message {
+        Message::Info(info) => Ok(info),
+        _ => {
+            let text = "the exchange ended with another frame than INFO";
+            Err(Failure::new(Exit::Defect, text))
+        }
+    }
 }
 
 /// All sessions, in as many answers as they take.
