@@ -31,12 +31,14 @@ mod commands;
 mod connection;
 mod ending;
 mod hooks;
+pub mod http;
 mod ids;
 mod input;
 mod invariants;
 mod lifetimes;
 mod listener;
 mod listing;
+mod mmds;
 mod naming;
 pub mod outbox;
 pub mod output;
@@ -83,6 +85,7 @@ use ending::Ending;
 use hooks::Hooks;
 use ids::Serials;
 use listener::Listener;
+use mmds::Mmds;
 use naming::Naming;
 use quiescing::Quiescing;
 use spares::Spares;
@@ -135,6 +138,7 @@ pub struct Agent {
     hooks: Hooks,
     sessions: Table,
     workload: Option<Workload>,
+    mmds: Mmds,
     spares: Spares,
     children: Children,
     naming: Naming,
@@ -167,6 +171,9 @@ struct Counters {
     probes: u64,
     rebinds: u64,
     quiesces: u64,
+    mmds_reads: u64,
+    mmds_epochs: u64,
+    mmds_failures: u64,
 }
 
 /// They decide nothing, so two agents that differ in them alone are in the same state.
@@ -200,6 +207,7 @@ impl Agent {
             hooks: Hooks::default(),
             sessions: Table::default(),
             workload: None,
+            mmds: Mmds::default(),
             spares: Spares::default(),
             children: Children::default(),
             naming: Naming::default(),
@@ -266,6 +274,7 @@ impl Agent {
                 Timer::Timeout(id) => self.time_out_session(id, now),
                 Timer::Kill(id) => self.signal_session(id, EndSignal::Kill.number()),
                 Timer::Workload => self.follow_up_workload(now),
+                Timer::Mmds => self.follow_mmds(now),
                 Timer::Listener => self.rearm_listener(),
                 Timer::Busy => self.report_busy(now),
                 Timer::Drain => self.give_up_draining(now),

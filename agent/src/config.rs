@@ -9,6 +9,7 @@
 //! | `hostname` | host name to set at boot | none |
 //! | `local` | socket for programs of this machine; empty: none | in `/run/guest-agent` |
 //! | `hooks` | folder with `snapshot.d` and `restore.d` | `/etc/guest-agent` |
+//! | `mmds` | watch the metadata service: `0`, `1` or `ADDRESS:PORT` | as in `config`, or `0` |
 //! | `unprivileged` | `1`: leave the machine's clock, random pool and names alone | `0` |
 //! | `config` | file that names a workload | `/etc/guest-agent/agent.json`, if it is there |
 //! | `workload` | its command: words at spaces outside of quotes; empty: none | as in `config` |
@@ -26,6 +27,7 @@
 //! among them words that mean nothing to it; so there a bad value is reported and the next source
 //! is asked, while a service refuses to start.
 
+pub(crate) mod mmds;
 pub(crate) mod workload;
 
 use std::collections::BTreeMap;
@@ -41,6 +43,7 @@ use crate::local::SOCKET_PATH_DEFAULT;
 use crate::shell::failpoint::Failpoints;
 use crate::sys::socket::Address;
 
+use mmds::Mmds;
 use workload::{
     END_EXPECTED, Overrides, RESTART_EXPECTED, WORDS_EXPECTED, parse_end, parse_restart,
     parse_words,
@@ -74,6 +77,9 @@ pub(crate) struct Flags {
     /// /run/guest-agent/agent.sock, none with --unprivileged)
     #[argh(option)]
     local: Option<String>,
+    /// watch the metadata service for restores: 0, 1 or ADDRESS:PORT (default: 0)
+    #[argh(option)]
+    mmds: Option<String>,
     /// leave the machine's clock, random pool and names alone (development and tests)
     #[argh(switch)]
     unprivileged: bool,
@@ -109,6 +115,8 @@ pub(crate) struct Config {
     pub hooks: PathBuf,
     /// Socket for programs of this machine.
     pub local: Option<PathBuf>,
+    /// What is said of the metadata service outside of the file.
+    pub mmds: Option<Mmds>,
     /// Whether to leave the machine's clock, random pool and names alone.
     pub is_unprivileged: bool,
     /// The file that names the workload, if one is given: then it must be there.
@@ -167,6 +175,7 @@ impl Sources {
             ("hostname", flags.hostname.clone()),
             ("hooks", flags.hooks.clone()),
             ("local", flags.local.clone()),
+            ("mmds", flags.mmds.clone()),
             ("unprivileged", unprivileged),
             ("config", flags.config.clone()),
             ("workload", flags.workload.clone()),
@@ -225,6 +234,7 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     });
     let hooks = pick.first("hooks", "a path", |text| Some(text.to_owned()));
     let local = pick.first("local", "a path", |text| Some(text.to_owned()));
+    let mmds = pick.first("mmds", mmds::EXPECTED, mmds::parse);
     let is_unprivileged = pick.first("unprivileged", "0 or 1", |text| match text {
         "0" => Some(false),
         "1" => Some(true),
@@ -255,6 +265,7 @@ pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         log: log.unwrap_or(LevelFilter::Info),
         console,
         hostname,
+        mmds,
         is_unprivileged,
         file,
         workload,
@@ -446,6 +457,23 @@ mod tests {
             "bad value \"explode\" for --workload-end: expected keep or poweroff",
         ];
         assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn the_metadata_service_is_said_like_the_rest() {
+        let kernel = "agent.mmds=127.0.0.1:8080";
+        for (environment, expected) in [
+            (&[("GUEST_AGENT_MMDS", "0")][..], "0"),
+            (&[("GUEST_AGENT_MMDS", "1")], "1"),
+            (&[], "127.0.0.1:8080"),
+        ] {
+            let (config, bad) = resolve(&sources(Flags::default(), environment, kernel));
+            assert_eq!((config.mmds, bad), (mmds::parse(expected), Vec::new()));
+        }
+        let (config, bad) = resolve(&sources(Flags::default(), &[], "agent.mmds=on"));
+        assert_eq!(config.mmds, None);
+        let expected = "bad value \"on\" for agent.mmds: expected 0, 1 or ADDRESS:PORT";
+        assert_eq!(bad[0].to_string(), expected);
     }
 
     #[test]

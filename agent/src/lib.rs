@@ -31,7 +31,8 @@ use log::{error, info, warn};
 use mio::Poll;
 
 use agent::{Agent, End, Settings, WorkloadSettings};
-use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, parse_file};
+use config::mmds::Mmds;
+use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, ImageFile, parse_file};
 use config::{Config, Flags, Sources};
 use shell::local::Local;
 use shell::{Options, Shell};
@@ -133,10 +134,12 @@ fn start(
         .try_clone()
         .map_err(step("make a poll set"))?;
     let signals = signals::open().map_err(step("open a signal descriptor"))?;
+    let mmds = config.mmds.and_then(Mmds::address);
     let options = Options {
         is_unprivileged: config.is_unprivileged,
         file_limit,
         hooks: config.hooks.clone(),
+        mmds,
     };
     let local = config.local.as_deref().and_then(Local::open);
     let listen = format!("listen on {}", config.address);
@@ -162,6 +165,7 @@ fn start(
         is_init,
         grace: SIGNAL_GRACE,
         has_restore_hooks: shell::hooks::has_restore(&config.hooks),
+        watches_mmds: mmds.is_some(),
         workload,
     };
     Ok((poll, shell, Agent::new(settings, clock::now())))
@@ -212,17 +216,18 @@ fn read_config(
     let kernel = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     // A service in a machine that another init has booted shares the kernel command line with it,
     // as it should.
-    let (config, bad) = config::resolve(&Sources::new(&flags, environment, &kernel));
+    let (mut config, bad) = config::resolve(&Sources::new(&flags, environment, &kernel));
     let mut problems: Vec<_> = bad.iter().map(ToString::to_string).collect();
     let file = read_file(config.file.as_deref()).unwrap_or_else(|problem| {
         problems.push(problem);
-        None
+        ImageFile::default()
     });
     for problem in &problems {
         let _ = writeln!(io::stderr(), "guest-agent: {problem}");
     }
     if problems.is_empty() || is_init {
-        let workload = config.workload.clone().on_top_of(file);
+        config.mmds = config.mmds.or(file.mmds);
+        let workload = config.workload.clone().on_top_of(file.workload);
         Ok((config, workload))
     } else {
         Err(ExitCode::from(EXIT_USAGE))
@@ -241,13 +246,13 @@ fn leave_early(early: &argh::EarlyExit) -> ExitCode {
     code
 }
 
-/// The workload that the file names. Only a file that was asked for has to be there.
-fn read_file(path: Option<&Path>) -> Result<Option<WorkloadSettings>, String> {
+/// What the file says. Only a file that was asked for has to be there.
+fn read_file(path: Option<&Path>) -> Result<ImageFile, String> {
     let is_given = path.is_some();
     let path = path.unwrap_or_else(|| Path::new(FILE_PATH_DEFAULT));
     match read_small(path, FILE_LEN_MAX) {
         Ok(text) => parse_file(&text).map_err(|err| format!("{}: {err}", path.display())),
-        Err(err) if err.kind() == io::ErrorKind::NotFound && !is_given => Ok(None),
+        Err(err) if err.kind() == io::ErrorKind::NotFound && !is_given => Ok(ImageFile::default()),
         Err(err) => Err(format!("cannot read {}: {err}", path.display())),
     }
 }

@@ -26,6 +26,7 @@ pub(crate) mod failpoint;
 pub(crate) mod hooks;
 mod input;
 pub(crate) mod local;
+mod mmds;
 mod network;
 mod output;
 mod program;
@@ -35,6 +36,7 @@ mod tokens;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -56,6 +58,7 @@ pub(crate) use tokens::Source;
 use connections::Entry;
 use failpoint::Failpoints;
 use local::Local;
+use mmds::Link;
 use output::Stdio;
 
 /// Bytes read at once: what a pipe holds, and a frame's worth.
@@ -74,6 +77,8 @@ pub(crate) struct Options {
     pub file_limit: FileLimit,
     /// The folder that has those of the hooks.
     pub hooks: PathBuf,
+    /// Where the metadata service is, if it is to be watched.
+    pub mmds: Option<SocketAddrV4>,
 }
 
 /// Every descriptor of the agent, and what it does with them.
@@ -85,6 +90,8 @@ pub(crate) struct Shell {
     listener: Listener,
     /// Where programs of this machine find the agent, if that is wanted and possible.
     local: Option<Local>,
+    /// The question to the metadata service that is open.
+    mmds: Option<Link>,
     /// Given up to accept and close a connection when no other descriptor is left.
     spare: Option<File>,
     signals: Signals,
@@ -116,6 +123,7 @@ impl Shell {
             failpoints,
             listener,
             local: local.and_then(|local| local.register(&registry)),
+            mmds: None,
             registry,
             spare: File::open("/dev/null").ok(),
             signals,
@@ -144,6 +152,7 @@ impl Shell {
             Source::Signals => self.drain_signals(agent, now),
             Source::Listener => self.drain_accept(agent, now),
             Source::LocalListener => self.drain_local(agent, now),
+            Source::Mmds => self.drain_mmds(agent, now),
             Source::Connection(id) => {
                 self.flush(id, agent, now);
                 self.drain_connection(id, agent, now);
@@ -211,6 +220,8 @@ impl Shell {
                     local.write_generation(generation);
                 }
             }
+            Action::AskMmds(request) => self.ask_mmds(request, agent, now),
+            Action::CloseMmds => self.close_mmds(),
             Action::End(end) => self.end = Some(end),
         }
     }

@@ -18,6 +18,7 @@ mod hostile;
 mod hybrid;
 mod limits;
 mod logs;
+mod mmds;
 mod resets;
 mod rivals;
 mod sessions;

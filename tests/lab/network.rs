@@ -4,11 +4,12 @@ use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use tests::process::run;
 
 use crate::Case;
-use crate::machine::{Machine, Vmm};
+use crate::machine::{Machine, TIMEOUT, Vmm};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -17,6 +18,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("a_network_of_ipv6", a_network_of_ipv6),
     ("metadata_of_a_clone", metadata_of_a_clone),
+    ("a_clone_sees_its_epoch", a_clone_sees_its_epoch),
     (
         "a_network_that_cannot_be_is_said",
         a_network_that_cannot_be_is_said,
@@ -250,5 +252,65 @@ fn metadata_of_a_clone(machine: &Machine) {
         assert_eq!(epoch, record["generation"].as_str().unwrap(), "{record}");
         machine.end(name);
     }
+    machine.is_clean();
+}
+
+/// What the agent of a machine has counted, once that is as it should be. Each answer of the agent
+/// is a turn of its loop.
+#[track_caller]
+fn await_counters(
+    machine: &Machine,
+    name: &str,
+    is_met: impl Fn(&serde_json::Value) -> bool,
+) -> serde_json::Value {
+    let started_at = Instant::now();
+    loop {
+        let words = ["ps", "--json", "--name", name, "--timeout", TIMEOUT];
+        let mut shown = machine.tool(words).exits(0).json();
+        let guest = shown["guest"].take();
+        if is_met(&guest["counters"]) {
+            return guest;
+        }
+        assert!(started_at.elapsed() < tests::DEADLINE * 2, "{guest}");
+    }
+}
+
+/// The agent's own watch, through a snapshot and into a clone, whose VMM knows no token of before.
+fn a_clone_sees_its_epoch(machine: &Machine) {
+    if machine.vmm == Vmm::Qemu {
+        // It has no metadata service; `metadata_of_a_clone` has that.
+        return;
+    }
+    let _taps = taps();
+    let file = machine.path("metadata.json");
+    std::fs::write(&file, "{}").unwrap();
+    let file = file.to_str().unwrap();
+    let mut words = machine.boot_arguments("origin");
+    let more = "--nic labtap0 --net-address 10.77.0.2/24 --net-gateway 10.77.0.1 \
+                --append agent.mmds=1 --mmds";
+    words.extend(more.split_whitespace().chain([file]).map(str::to_owned));
+    drop(machine.tool(words).exits(0));
+    let before = await_counters(machine, "origin", |counters| {
+        counters["mmds_reads"].as_u64() >= Some(1)
+    });
+    assert_eq!(before["counters"]["mmds_epochs"], 0, "{before}");
+    let artifact = machine.snapshot("origin", "artifact", &["--stop"]);
+    drop(machine.tool(["rm", "origin"]));
+
+    let mut command = machine.restore_command(&artifact, "clone");
+    let record = run(command.args(["--mmds", file])).exits(0).json();
+    let after = await_counters(machine, "clone", |counters| counters["mmds_epochs"] == 1);
+    assert_eq!(after["generation"], record["generation"], "{after}");
+    assert!(after["counters"]["rearms"].as_u64() > before["counters"]["rearms"].as_u64());
+    assert_eq!(machine.exec("clone", "echo ready"), "ready\n");
+    machine.end("clone");
+
+    // Nothing hangs on it: a clone without data, and without an address that is answered.
+    machine.restore(&artifact, "deaf");
+    await_counters(machine, "deaf", |counters| {
+        counters["mmds_failures"].as_u64() > before["counters"]["mmds_failures"].as_u64()
+    });
+    assert_eq!(machine.exec("deaf", "echo ready"), "ready\n");
+    machine.end("deaf");
     machine.is_clean();
 }

@@ -75,6 +75,12 @@ pub enum Action {
     ListHooks(HookStage),
     /// Leave the guest's name where its programs can read it.
     WriteGeneration(Generation),
+    /// Close the connection to the metadata service, if there is one, and send this on a new one.
+    /// Answered by [`handle_mmds_bytes`](super::Agent::handle_mmds_bytes), or by
+    /// [`handle_mmds_failed`](super::Agent::handle_mmds_failed).
+    AskMmds(String),
+    /// Close the connection to the metadata service, if there is one.
+    CloseMmds,
     /// End the machine, or this service.
     End(End),
 }
@@ -188,6 +194,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Whether the image has hooks for after a restore.
     pub has_restore_hooks: bool,
+    /// Whether to watch the metadata service for another restore epoch.
+    pub watches_mmds: bool,
     /// The program that the image asks for.
     pub workload: Option<WorkloadSettings>,
 }

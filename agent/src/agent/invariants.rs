@@ -26,11 +26,14 @@ impl Agent {
         if let State::Rebound(generation) = self.state {
             assert_eq!(self.generation, Some(generation));
         }
+        let is_timed = self.timers.is_set(Timer::Mmds);
+        assert!(self.settings.watches_mmds || !is_timed, "nobody watches");
+        assert!(is_timed || !self.mmds.is_asking(), "no end to a question");
         let is_quiescing = matches!(self.state, State::Quiescing | State::Quiesced);
         assert_eq!(self.quiescing.is_some(), is_quiescing);
         let is_idle = self.connections.is_empty() && running == 0 && self.actions.is_empty();
-        // Accepting or registering failed, and is tried again.
-        let is_resting = self.timers.is_set(Timer::Listener);
+        // Accepting or registering failed, and is tried again; or the metadata is looked at.
+        let is_resting = self.timers.is_set(Timer::Listener) || self.timers.is_set(Timer::Mmds);
         if is_idle && self.state == State::Running && !is_resting {
             let timeout = self.poll_timeout();
             assert_eq!(timeout, None, "an idle agent wakes up: {:?}", self.timers);

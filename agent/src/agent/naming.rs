@@ -134,6 +134,7 @@ impl Agent {
         self.naming.result = None;
         self.abandon_quiescing();
         self.abandon_hooks(now);
+        self.rest_mmds(now);
         self.timers.pause(now);
         self.timers.stop(Timer::Hush);
         self.tell_superseded(generation, id, now);
@@ -249,6 +250,7 @@ impl Agent {
             self.waits.handle_rebound(ended.cause());
             self.timers.set(Timer::Hush, now + HUSH_TIMEOUT);
             self.timers.resume(now);
+            self.follow_name_with_mmds(now);
         }
         self.naming.result = Some((generation, result));
         if let Some(answer) = self.naming.result_of(generation) {

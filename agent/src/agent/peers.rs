@@ -160,14 +160,20 @@ impl Agent {
             Ended::ByPeer | Ended::ByError => Departure::Left,
             Ended::ByReset => {
                 self.counters.resets += 1;
-                // A rebind that has not come to its listener yet will do the same.
-                if !self.naming.will_rearm() {
-                    self.rearm_listener();
-                }
+                self.wake_listener();
+                self.wake_mmds(now);
                 Departure::Cut
             }
         };
         self.close(id, departure, now);
+    }
+
+    /// Something may have happened to the whole machine: has the listener looked after.
+    pub(super) fn wake_listener(&mut self) {
+        // A rebind that has not come to its listener yet will do the same.
+        if !self.naming.will_rearm() {
+            self.rearm_listener();
+        }
     }
 
     /// Asks for the listener to be taken out of the poll set and put back, unless that is asked for

@@ -119,6 +119,7 @@ impl Agent {
         // Whatever the last name meant, it means it before the next snapshot.
         self.tell_generation(now);
         self.set_state(Input::Quiesce);
+        self.rest_mmds(now);
         self.timers.pause(now);
         self.timers.stop(Timer::Hush);
         self.quiescing = Some(Quiescing {

@@ -160,6 +160,9 @@ impl Agent {
             ("probes", counters.probes),
             ("rebinds", counters.rebinds),
             ("quiesces", counters.quiesces),
+            ("mmds_reads", counters.mmds_reads),
+            ("mmds_epochs", counters.mmds_epochs),
+            ("mmds_failures", counters.mmds_failures),
             ("listener_serial", self.listener.serial()),
         ]
         .map(|(name, value)| (name.to_owned(), value))

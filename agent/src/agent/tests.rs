@@ -11,6 +11,7 @@ mod hooks;
 mod input;
 mod lifetimes;
 mod limits;
+mod mmds;
 mod quiesce;
 mod sessions;
 mod shutdown;
@@ -99,6 +100,7 @@ impl World {
             is_init,
             grace: Duration::from_secs(5),
             has_restore_hooks: false,
+            watches_mmds: false,
             workload,
         };
         let mut world = Self {
@@ -340,6 +342,8 @@ impl World {
             | Action::SignalGroup { .. }
             | Action::SignalEveryone(_)
             | Action::WriteGeneration(_)
+            | Action::AskMmds(_)
+            | Action::CloseMmds
             | Action::End(_) => {}
         }
     }

@@ -7,7 +7,7 @@
 //! Invariants:
 //! - Each timer has at most one deadline; setting it again moves it.
 //! - With no timer set there is no deadline, and the loop sleeps until an event comes. An idle
-//!   agent has none.
+//!   agent has none, unless it is to watch the metadata service.
 //! - A paused timer has no deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +30,8 @@ pub(super) enum Timer {
     Timeout(SessionId),
     /// Time to act on the end of the workload: to start it again, or to end with it.
     Workload,
+    /// Time to look at the metadata service, or to give up a look.
+    Mmds,
     /// A session that was told to end has not.
     Kill(SessionId),
     /// Accepting failed for want of descriptors or memory, or the listener could not be registered.
@@ -60,7 +62,11 @@ impl Timer {
     /// Whether it counts the time of sessions.
     fn is_pausable(self) -> bool {
         match self {
-            Self::Abandon(_) | Self::Timeout(_) | Self::Workload | Self::Checkpoint(_) => true,
+            Self::Abandon(_)
+            | Self::Timeout(_)
+            | Self::Workload
+            | Self::Mmds
+            | Self::Checkpoint(_) => true,
             Self::Hello(_)
             | Self::Linger(_)
             | Self::Grace(_)

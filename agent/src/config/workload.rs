@@ -1,13 +1,14 @@
-//! The program that the image asks for: `agent.json`, and what may be said on top of it. No I/O.
+//! What the image asks for: `agent.json`, and what may be said on top of its workload. No I/O.
 //!
 //! ```json
 //! {"workload": {"argv": ["/bin/app", "-x"], "env": ["A=1"], "cwd": "/", "user": "app",
-//!               "restart": "on-failure", "at_end": "keep"}}
+//!               "restart": "on-failure", "at_end": "keep"},
+//!  "mmds": "1"}
 //! ```
 //!
-//! `argv` is required and everything else may be missing. What is said elsewhere replaces the
-//! arguments, the restarts or the end, each alone: as in a container, another command still runs
-//! with the environment, the directory and the user of the image.
+//! A workload's `argv` is required and everything else may be missing. What is said elsewhere
+//! replaces the arguments, the restarts or the end, each alone: as in a container, another command
+//! still runs with the environment, the directory and the user of the image.
 //!
 //! Unknown fields are ignored, so that an image may be made for a newer agent. A field of another
 //! type refuses the file: nothing is half valid.
@@ -16,6 +17,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use super::mmds::{self, Mmds};
 use crate::agent::{Restart, WorkloadEnd, WorkloadSettings};
 
 /// Where the file is unless another is named.
@@ -56,6 +58,15 @@ impl std::error::Error for FileError {
     }
 }
 
+/// What the file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ImageFile {
+    /// The program that the image asks for.
+    pub workload: Option<WorkloadSettings>,
+    /// What is said of the metadata service.
+    pub mmds: Option<Mmds>,
+}
+
 /// What is said outside of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Overrides {
@@ -82,10 +93,23 @@ impl Overrides {
     }
 }
 
-/// Reads the file. `None`: it names no workload.
-pub(crate) fn parse_file(text: &[u8]) -> Result<Option<WorkloadSettings>, FileError> {
+/// Reads the file.
+pub(crate) fn parse_file(text: &[u8]) -> Result<ImageFile, FileError> {
     let file: Map<String, Value> = serde_json::from_slice(text).map_err(FileError::Syntax)?;
-    let fields = match file.get("workload") {
+    let mmds = match file.get("mmds") {
+        None | Some(Value::Null) => None,
+        Some(value) => {
+            let parsed = value.as_str().and_then(mmds::parse);
+            Some(parsed.ok_or_else(|| error("mmds", mmds::EXPECTED))?)
+        }
+    };
+    let workload = parse_workload(file.get("workload"))?;
+    Ok(ImageFile { workload, mmds })
+}
+
+/// `None`: the file names no workload.
+fn parse_workload(value: Option<&Value>) -> Result<Option<WorkloadSettings>, FileError> {
+    let fields = match value {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Object(fields)) => fields,
         Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
@@ -248,7 +272,7 @@ mod tests {
             restart: Restart::OnFailure,
             at_end: WorkloadEnd::PowerOff,
         };
-        assert_eq!(parse_file(text).unwrap(), Some(expected));
+        assert_eq!(parse_file(text).unwrap().workload, Some(expected));
     }
 
     #[test]
@@ -260,13 +284,21 @@ mod tests {
                 "at_end": null}}"#,
         ] {
             assert_eq!(
-                parse_file(text.as_bytes()).unwrap().as_ref(),
+                parse_file(text.as_bytes()).unwrap().workload.as_ref(),
                 Some(&expected)
             );
         }
         for text in ["{}", r#"{"workload": null}"#] {
-            assert_eq!(parse_file(text.as_bytes()).unwrap(), None);
+            assert_eq!(parse_file(text.as_bytes()).unwrap(), ImageFile::default());
         }
+    }
+
+    #[test]
+    fn the_metadata_service_is_said_beside_the_workload() {
+        let file = parse_file(br#"{"mmds": "1"}"#).unwrap();
+        assert_eq!((file.workload, file.mmds), (None, mmds::parse("1")));
+        let file = parse_file(br#"{"mmds": null}"#).unwrap();
+        assert_eq!(file, ImageFile::default());
     }
 
     #[test]
@@ -301,6 +333,10 @@ mod tests {
             (
                 r#"{"workload": {"argv": ["a"], "at_end": true}}"#,
                 "field \"workload.at_end\" must be keep or poweroff",
+            ),
+            (
+                r#"{"mmds": 1}"#,
+                "field \"mmds\" must be 0, 1 or ADDRESS:PORT",
             ),
         ];
         for (text, expected) in cases {

@@ -21,6 +21,8 @@ pub(crate) enum Source {
     Listener,
     /// A program of this machine connected.
     LocalListener,
+    /// Something happened to the connection to the metadata service.
+    Mmds,
     /// Something happened to a connection.
     Connection(ConnectionId),
     /// Something happened to a command's output.
@@ -39,6 +41,7 @@ const KIND_STDIN: usize = 4;
 const FIXED_SIGNALS: usize = 0;
 const FIXED_LISTENER: usize = 1;
 const FIXED_LOCAL_LISTENER: usize = 2;
+const FIXED_MMDS: usize = 3;
 
 // Three bits are for the kind; what is left outlasts any machine.
 const _: () = assert!(usize::BITS >= 64);
@@ -51,6 +54,7 @@ impl Source {
             Self::Signals => pack(FIXED_SIGNALS, KIND_FIXED),
             Self::Listener => pack(FIXED_LISTENER, KIND_FIXED),
             Self::LocalListener => pack(FIXED_LOCAL_LISTENER, KIND_FIXED),
+            Self::Mmds => pack(FIXED_MMDS, KIND_FIXED),
             Self::Connection(id) => pack(serial(id.number()), KIND_CONNECTION),
             Self::Output(id, Stream::Stdout) => pack(serial(id.number()), KIND_STDOUT),
             Self::Output(id, Stream::Stderr) => pack(serial(id.number()), KIND_STDERR),
@@ -70,6 +74,7 @@ impl Source {
             KIND_FIXED if token >> KIND_BITS == FIXED_SIGNALS => Some(Self::Signals),
             KIND_FIXED if token >> KIND_BITS == FIXED_LISTENER => Some(Self::Listener),
             KIND_FIXED if token >> KIND_BITS == FIXED_LOCAL_LISTENER => Some(Self::LocalListener),
+            KIND_FIXED if token >> KIND_BITS == FIXED_MMDS => Some(Self::Mmds),
             _ => None,
         }
     }
@@ -92,6 +97,7 @@ mod tests {
             Source::Signals,
             Source::Listener,
             Source::LocalListener,
+            Source::Mmds,
             connection(1),
             connection(u64::MAX >> KIND_BITS),
             output(1, Stream::Stdout),
@@ -106,7 +112,7 @@ mod tests {
                     .all(|other| other.token() != source.token())
             );
         }
-        assert_eq!(Source::of_token(Token(3 << KIND_BITS)), None);
+        assert_eq!(Source::of_token(Token(4 << KIND_BITS)), None);
         assert_eq!(Source::of_token(Token(KIND_STDIN + 1)), None);
     }
 }

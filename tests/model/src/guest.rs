@@ -90,6 +90,7 @@ impl Guest {
             grace: Duration::from_secs(5),
             workload: None,
             has_restore_hooks: false,
+            watches_mmds: false,
         };
         let mut guest = Self {
             number,
@@ -230,6 +231,8 @@ impl Guest {
             | Action::SignalEveryone(_)
             | Action::ListHooks(_)
             | Action::WriteGeneration(_)
+            | Action::AskMmds(_)
+            | Action::CloseMmds
             | Action::End(_) => {}
         }
     }

@@ -2,6 +2,7 @@
 //! [`Agent::assert_invariants`](agent::agent::Agent::assert_invariants).
 
 use agent::agent::output::Headers;
+use agent::agent::state::State;
 use agent::agent::{LISTENER_BACKOFF, Stream};
 
 use crate::guest::Guest;
@@ -15,6 +16,16 @@ impl Guest {
         self.check_connections();
         self.check_outputs();
         self.check_inputs();
+        self.check_question();
+    }
+
+    /// A question is given up at some time, and none is open while the guest is silent.
+    fn check_question(&self) {
+        if self.question.is_some() {
+            assert!(self.agent.poll_timeout().is_some(), "no end to a question");
+            let state = self.agent.state();
+            assert!(self.is_watching && state != State::Quiesced, "{state:?}");
+        }
     }
 
     /// Whether the loop will come back to a source by itself.

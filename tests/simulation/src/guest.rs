@@ -55,6 +55,10 @@ pub struct Guest {
     pub stdio: BTreeMap<SessionId, Stdio>,
     /// Sources to be read on without an edge.
     pub ready: VecDeque<Source>,
+    /// What was asked of the metadata service, and is not answered.
+    pub question: Option<String>,
+    /// Whether it is watched.
+    pub is_watching: bool,
     /// Commands that were started, and what is known of them.
     pub commands: Commands,
     /// How it ends, once it does.
@@ -78,6 +82,7 @@ impl Guest {
             restart: Restart::OnFailure,
             at_end: WorkloadEnd::Keep,
         };
+        let is_watching = random.one_in(4);
         let settings = Settings {
             version: "1.2.3".to_owned(),
             boot_id: "boot".to_owned(),
@@ -85,6 +90,7 @@ impl Guest {
             is_init: random.one_in(2),
             grace: Duration::from_secs(5),
             has_restore_hooks: random.one_in(4),
+            watches_mmds: is_watching,
             workload: random.one_in(3).then_some(workload),
         };
         let mut guest = Self {
@@ -93,6 +99,8 @@ impl Guest {
             connections: BTreeMap::new(),
             stdio: BTreeMap::new(),
             ready: VecDeque::new(),
+            question: None,
+            is_watching,
             commands: Commands::default(),
             end: None,
             now,
@@ -108,9 +116,11 @@ impl Guest {
     /// Without a reason to wake up there is none.
     pub fn turn(&mut self) {
         let is_due = self.agent.poll_timeout().is_some_and(|at| at <= self.now);
-        if self.kernel.events.is_empty() && self.ready.is_empty() && !is_due {
+        let has_events = !self.kernel.events.is_empty() || self.question.is_some();
+        if !has_events && self.ready.is_empty() && !is_due {
             return;
         }
+        self.serve_metadata();
         let mut batch: Vec<Source> = Vec::new();
         for source in std::mem::take(&mut self.kernel.events) {
             if self.kernel.random.one_in(6) {
@@ -210,6 +220,8 @@ impl Guest {
                 self.agent.handle_hooks_listed(listing, now);
             }
             Action::ResizeTty { .. } | Action::WriteGeneration(_) => {}
+            Action::AskMmds(question) => self.question = Some(question),
+            Action::CloseMmds => self.question = None,
             Action::End(end) => self.end = Some(end),
         }
     }
@@ -492,6 +504,8 @@ fn mark_of(action: &Action) -> Mark {
         Action::CollectFigures(_) => Mark::CollectFigures,
         Action::ListHooks(_) => Mark::ListHooks,
         Action::WriteGeneration(_) => Mark::WriteGeneration,
+        Action::AskMmds(_) => Mark::AskMmds,
+        Action::CloseMmds => Mark::CloseMmds,
         Action::End(_) => Mark::End,
     }
 }

@@ -16,6 +16,7 @@ pub mod client;
 pub mod commands;
 pub mod guest;
 pub mod kernel;
+mod metadata;
 pub mod pattern;
 pub mod random;
 pub mod raw;

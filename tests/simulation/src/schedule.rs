@@ -458,7 +458,10 @@ impl Guest {
             (!self.kernel.processes.is_empty(), "processes"),
             (!self.kernel.events.is_empty(), "events"),
             (!self.ready.is_empty(), "sources to be read"),
-            (self.agent.poll_timeout().is_some(), "timers"),
+            (
+                self.agent.poll_timeout().is_some() && !self.is_watching,
+                "timers",
+            ),
             (!self.kernel.queue.is_empty(), "connections to be accepted"),
             (self.agent.state() != State::Running, "a state"),
         ];

@@ -42,6 +42,8 @@ marks! {
     CollectFigures = "action: collect figures";
     ListHooks = "action: list hooks";
     WriteGeneration = "action: write generation";
+    AskMmds = "action: ask the metadata service";
+    CloseMmds = "action: close the metadata service's connection";
     End = "action: end";
     PartialRead = "kernel: read of a part";
     PartialWrite = "kernel: write of a part";
@@ -65,6 +67,7 @@ marks! {
     StaleEvent = "kernel: event of a closed source";
     StrayInput = "kernel: input for what is gone";
     ClockJump = "kernel: clock jumped";
+    Metadata = "kernel: metadata service answered";
     Foreign = "kernel: peer that is not the host";
     Hello = "client: HELLO answered";
     Rebound = "client: REBOUND";

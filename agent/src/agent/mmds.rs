@@ -1,0 +1,308 @@
+//! Watches Firecracker's metadata service (MMDS) for another restore epoch. No I/O, no clock.
+//!
+//! ```text
+//!           timer, no token                 a token
+//!         ┌─────────────────▶ AskingToken ───────────┐
+//! Waiting ┤                        ▲ 401, old token  ▼
+//!    ▲    └─ timer, a token ───────┼────────────▶ Fetching
+//!    │                             └─────────────────┤
+//!    └── an epoch, any other answer, none in time ◀──┘
+//! ```
+//!
+//! The service's second version wants a token, which belongs to the VMM process: after a restore it
+//! answers 401, and a new one is asked for. Each question has a connection of its own, so that none
+//! is open that a restore could leave half dead.
+//!
+//! An epoch that differs from the last one is a wake-up and nothing more. It makes the agent put
+//! its listener back into the poll set, as a transport reset does, and is counted. Generation and
+//! readiness follow from REBIND and PROBE alone.
+//!
+//! Invariants:
+//! - Without the setting there is no timer and no action, and with it none before the guest's first
+//!   name: the host speaks first, and brings the network.
+//! - One question is open at a time, it has a deadline, and an answer is kept up to
+//!   [`ANSWER_LEN_MAX`](super::http::ANSWER_LEN_MAX).
+//! - Nothing is open while the guest is silent for a snapshot or between two names: the timer
+//!   counts the time of sessions.
+
+use std::time::{Duration, Instant};
+
+use log::{debug, info};
+use shared::id::Generation;
+
+use super::Agent;
+use super::action::Action;
+use super::http::{self, Answer};
+use super::timers::Timer;
+
+/// Time between two looks.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Time from a transport reset or a new name to the look that follows it: what the host asks for
+/// meanwhile, above all the proof of readiness, comes first.
+const WAKE_DELAY: Duration = Duration::from_secs(2);
+
+/// How long one question may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most bytes of a token. Firecracker's have about a hundred.
+const TOKEN_LEN_MAX: usize = 512;
+
+/// Asks for a token. Six hours are the longest life that the service gives one.
+const TOKEN_REQUEST: &str = "PUT /latest/api/token HTTP/1.1\r\n\
+                             Host: 169.254.169.254\r\n\
+                             X-metadata-token-ttl-seconds: 21600\r\n\r\n";
+
+/// Asks for the epoch. The token and two ends of lines follow.
+const EPOCH_REQUEST: &str = "GET /latest/host-tool/restore_epoch HTTP/1.1\r\n\
+                             Host: 169.254.169.254\r\n\
+                             X-metadata-token: ";
+
+/// Status of an answer to an unknown token.
+const UNAUTHORIZED: u16 = 401;
+
+/// Where the watch stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum State {
+    /// Not wanted, or the guest has no name yet.
+    #[default]
+    Off,
+    /// Nothing is open. The timer says when to look.
+    Waiting {
+        /// It is set to look soon. Another reason is no reason to look later.
+        is_woken: bool,
+    },
+    /// A token was asked for.
+    AskingToken,
+    /// The epoch was asked for.
+    Fetching {
+        /// The token was got just now, so that no other would do better.
+        is_token_new: bool,
+    },
+}
+
+/// What happens to the watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input<'a> {
+    /// It is time: to look, or to give up.
+    Timer,
+    /// Something says that a look is due soon.
+    Wake,
+    /// The guest is about to be silent.
+    Rest,
+    /// The service has answered.
+    Answer(Answer<'a>),
+    /// The connection failed, or what came is no answer.
+    Failure,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Next {
+    /// Nothing.
+    Stay,
+    /// Send this on a new connection.
+    Ask(String),
+    /// Close what is open, and look again after a while.
+    Wait(Duration, Outcome),
+}
+
+/// What became of a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It was not made, or is to be made again.
+    None,
+    /// There is no epoch to be had.
+    Failed,
+    /// The epoch is the one that was there before, or the first one.
+    Known,
+    /// It is another one than before.
+    New(Generation),
+}
+
+/// The watch.
+#[derive(Clone, Debug, Default, Hash)]
+pub(super) struct Mmds {
+    state: State,
+    token: Option<String>,
+    epoch: Option<Generation>,
+    /// What has come of the answer.
+    received: Vec<u8>,
+}
+
+impl Mmds {
+    /// Whether a question is open.
+    pub(super) const fn is_asking(&self) -> bool {
+        matches!(self.state, State::AskingToken | State::Fetching { .. })
+    }
+
+    fn handle(&mut self, input: Input<'_>) -> Next {
+        let (state, next) = match (self.state, input) {
+            (State::Off, _)
+            | (State::Waiting { .. }, Input::Answer(_) | Input::Failure)
+            | (State::Waiting { is_woken: true }, Input::Wake) => return Next::Stay,
+            (_, Input::Rest) => wait(Outcome::None),
+            (State::Waiting { .. }, Input::Timer) => self.ask(false),
+            (
+                State::Waiting { is_woken: false } | State::AskingToken | State::Fetching { .. },
+                Input::Wake,
+            ) => {
+                let state = State::Waiting { is_woken: true };
+                (state, Next::Wait(WAKE_DELAY, Outcome::None))
+            }
+            (State::AskingToken | State::Fetching { .. }, Input::Timer | Input::Failure) => {
+                wait(Outcome::Failed)
+            }
+            (State::AskingToken, Input::Answer(answer)) => match token_of(answer) {
+                Some(token) => {
+                    self.token = Some(token);
+                    self.ask(true)
+                }
+                None => wait(Outcome::Failed),
+            },
+            (State::Fetching { is_token_new }, Input::Answer(answer)) => {
+                self.judge(answer, is_token_new)
+            }
+        };
+        self.state = state;
+        self.received.clear();
+        next
+    }
+
+    /// Asks for the epoch, or first for a token if there is none.
+    fn ask(&self, is_token_new: bool) -> (State, Next) {
+        match &self.token {
+            None => (State::AskingToken, Next::Ask(TOKEN_REQUEST.to_owned())),
+            Some(token) => {
+                let request = [EPOCH_REQUEST, token, "\r\n\r\n"];
+                let state = State::Fetching { is_token_new };
+                (state, Next::Ask(request.concat()))
+            }
+        }
+    }
+
+    fn judge(&mut self, answer: Answer<'_>, is_token_new: bool) -> (State, Next) {
+        if answer.status == UNAUTHORIZED {
+            self.token = None;
+            return match is_token_new {
+                false => self.ask(false),
+                true => wait(Outcome::Failed),
+            };
+        }
+        let Some(epoch) = epoch_of(answer) else {
+            return wait(Outcome::Failed);
+        };
+        let outcome = match self.epoch.replace(epoch) {
+            Some(before) if before != epoch => Outcome::New(epoch),
+            Some(_) | None => Outcome::Known,
+        };
+        wait(outcome)
+    }
+}
+
+/// A look is over.
+const fn wait(outcome: Outcome) -> (State, Next) {
+    let state = State::Waiting { is_woken: false };
+    (state, Next::Wait(INTERVAL, outcome))
+}
+
+/// A token is sent back in a header line, so it may not hold what ends one.
+fn token_of(answer: Answer<'_>) -> Option<String> {
+    let is_token = answer.status == 200
+        && (1..=TOKEN_LEN_MAX).contains(&answer.body.len())
+        && answer.body.iter().all(u8::is_ascii_graphic);
+    let text = std::str::from_utf8(answer.body).ok()?;
+    is_token.then(|| text.to_owned())
+}
+
+fn epoch_of(answer: Answer<'_>) -> Option<Generation> {
+    let text = std::str::from_utf8(answer.body).ok()?;
+    if answer.status != 200 {
+        return None;
+    }
+    text.parse().ok()
+}
+
+impl Agent {
+    /// The guest has a name, and the network that comes with it. If the watch is wanted, it begins
+    /// with the first one.
+    pub(super) fn follow_name_with_mmds(&mut self, now: Instant) {
+        if self.settings.watches_mmds && self.mmds.state == State::Off {
+            self.mmds.state = State::Waiting { is_woken: false };
+        }
+        self.wake_mmds(now);
+    }
+
+    /// A look is due soon.
+    pub(super) fn wake_mmds(&mut self, now: Instant) {
+        self.drive_mmds(Input::Wake, now);
+    }
+
+    /// Nothing is to be open from now on until the time of sessions goes on.
+    pub(super) fn rest_mmds(&mut self, now: Instant) {
+        self.drive_mmds(Input::Rest, now);
+    }
+
+    /// It is time to look, or to give up.
+    pub(super) fn follow_mmds(&mut self, now: Instant) {
+        self.drive_mmds(Input::Timer, now);
+    }
+
+    /// The metadata service has sent bytes. Follows [`Action::AskMmds`].
+    pub fn handle_mmds_bytes(&mut self, bytes: &[u8], now: Instant) {
+        if !self.mmds.is_asking() {
+            // Of a connection that was given up.
+            return;
+        }
+        let mut received = std::mem::take(&mut self.mmds.received);
+        // One more than an answer may have tells that it has too many.
+        let room = http::ANSWER_LEN_MAX + 1 - received.len();
+        received.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        match http::parse(&received) {
+            Ok(None) => self.mmds.received = received,
+            Ok(Some(answer)) => self.drive_mmds(Input::Answer(answer), now),
+            Err(no_answer) => {
+                debug!("metadata service: {}", no_answer.as_str());
+                self.handle_mmds_failed(now);
+            }
+        }
+    }
+
+    /// The connection to the metadata service could not be made, or has ended. Follows
+    /// [`Action::AskMmds`].
+    pub fn handle_mmds_failed(&mut self, now: Instant) {
+        self.drive_mmds(Input::Failure, now);
+    }
+
+    fn drive_mmds(&mut self, input: Input<'_>, now: Instant) {
+        match self.mmds.handle(input) {
+            Next::Stay => {}
+            Next::Ask(request) => {
+                self.actions.push_back(Action::AskMmds(request));
+                self.timers.set_after(Timer::Mmds, TIMEOUT, now);
+            }
+            Next::Wait(delay, outcome) => {
+                self.actions.push_back(Action::CloseMmds);
+                self.timers.set_after(Timer::Mmds, delay, now);
+                self.note_epoch(outcome);
+            }
+        }
+    }
+
+    fn note_epoch(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::None => {}
+            Outcome::Failed => self.counters.mmds_failures += 1,
+            Outcome::Known => self.counters.mmds_reads += 1,
+            Outcome::New(epoch) => {
+                self.counters.mmds_reads += 1;
+                self.counters.mmds_epochs += 1;
+                info!("restore epoch {epoch} in the metadata");
+                self.wake_listener();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

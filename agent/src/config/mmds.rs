@@ -1,0 +1,54 @@
+//! Whether and where the metadata service is watched. No I/O.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// Where Firecracker's metadata service is unless a VM is told otherwise.
+const ADDRESS_DEFAULT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
+
+/// What [`parse`] takes.
+pub(crate) const EXPECTED: &str = "0, 1 or ADDRESS:PORT";
+
+/// What is said of the watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mmds {
+    /// There is to be none.
+    Off,
+    /// The service is here.
+    At(SocketAddrV4),
+}
+
+impl Mmds {
+    /// Where the service is, if it is to be watched.
+    pub(crate) fn address(self) -> Option<SocketAddrV4> {
+        match self {
+            Self::Off => None,
+            Self::At(address) => Some(address),
+        }
+    }
+}
+
+/// Reads the setting.
+pub(crate) fn parse(text: &str) -> Option<Mmds> {
+    match text {
+        "0" => Some(Mmds::Off),
+        "1" => Some(Mmds::At(ADDRESS_DEFAULT)),
+        address => address.parse().ok().map(Mmds::At),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_off_or_somewhere_else() {
+        let address = |text| parse(text).map(Mmds::address);
+        assert_eq!(address("0"), Some(None));
+        assert_eq!(address("1"), Some(Some(ADDRESS_DEFAULT)));
+        let other = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080);
+        assert_eq!(address("127.0.0.1:8080"), Some(Some(other)));
+        for bad in ["", "2", "yes", "127.0.0.1", "[::1]:80", "localhost:80"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The connection to the metadata service: one for each question, never waited for.
+
+use std::io::{self, Read, Write};
+use std::time::Instant;
+
+use log::debug;
+use mio::Interest;
+use mio::net::TcpStream;
+
+use super::{Shell, Source};
+use crate::agent::Agent;
+
+/// A question that is open.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: TcpStream,
+    /// What of the question has not been written.
+    unsent: Vec<u8>,
+}
+
+impl Shell {
+    /// Opens a connection, and has the question sent once it is there.
+    pub(super) fn ask_mmds(&mut self, question: String, agent: &mut Agent, now: Instant) {
+        self.close_mmds();
+        let Some(address) = self.options.mmds else {
+            return;
+        };
+        let opened = TcpStream::connect(address.into()).and_then(|mut stream| {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let token = Source::Mmds.token();
+            self.registry.register(&mut stream, token, interest)?;
+            Ok(stream)
+        });
+        match opened {
+            Ok(stream) => {
+                let unsent = question.into_bytes();
+                self.mmds = Some(Link { stream, unsent });
+            }
+            Err(err) => self.lose_mmds(&err, agent, now),
+        }
+    }
+
+    /// Deregisters, then closes.
+    pub(super) fn close_mmds(&mut self) {
+        if let Some(mut link) = self.mmds.take() {
+            let _ = self.registry.deregister(&mut link.stream);
+        }
+    }
+
+    fn lose_mmds(&mut self, err: &io::Error, agent: &mut Agent, now: Instant) {
+        debug!("metadata service: {err}");
+        self.close_mmds();
+        agent.handle_mmds_failed(now);
+    }
+
+    /// Writes and reads until neither goes on, or the core has heard enough. It takes a few
+    /// kilobytes, so that a service without end is no reason to let others wait.
+    pub(super) fn drain_mmds(&mut self, agent: &mut Agent, now: Instant) {
+        while let Some(link) = &mut self.mmds {
+            // A connection that is being made takes nothing yet, and one that could not be made
+            // says why here.
+            let moved = if link.unsent.is_empty() {
+                link.stream.read(&mut self.scratch)
+            } else {
+                link.stream.write(&link.unsent)
+            };
+            match moved {
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => self.lose_mmds(&err, agent, now),
+                // It was closed, before all was sent or all was answered.
+                Ok(0) => self.lose_mmds(&io::ErrorKind::UnexpectedEof.into(), agent, now),
+                Ok(len) if !link.unsent.is_empty() => drop(link.unsent.drain(..len)),
+                Ok(len) => agent.handle_mmds_bytes(&self.scratch[..len], now),
+            }
+            self.settle(agent, now);
+        }
+    }
+}
