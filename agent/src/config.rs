@@ -52,6 +52,29 @@ use workload::{
 /// Where an image has its hooks.
 const HOOKS_DEFAULT: &str = "/etc/guest-agent";
 
+/// What `--help` prints. argh would take five times as many bytes of the binary for it.
+pub(crate) const HELP: &str = "\
+Usage: guest-agent [OPTION]...
+
+Runs commands in a microVM for host-tool, and answers every restore.
+
+  --listen ADDRESS   vsock, vsock:PORT or unix:PATH
+  --port PORT        of vsock, default 5252
+  --log LEVEL        off, error, warn, info, debug or trace
+  --console FILE     for log lines
+  --hostname NAME    to set at boot, as process 1
+  --hooks DIR        with snapshot.d and restore.d
+  --local PATH       socket for programs here, '' for none
+  --mmds 0|1|ADDRESS:PORT
+                     watch the metadata service
+  --unprivileged     leave clock, random pool and names alone
+  --config FILE      names the workload
+  --workload COMMAND, --workload-restart no|on-failure,
+  --workload-end keep|poweroff
+  --version
+
+Also: guest-agent checkpoint|generation --help";
+
 /// Runs commands in a microVM for host-tool, and answers every restore.
 #[derive(Debug, Default, FromArgs)]
 pub(crate) struct Flags {

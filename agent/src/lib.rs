@@ -33,7 +33,7 @@ use mio::Poll;
 use agent::{Agent, End, Settings, WorkloadSettings};
 use config::mmds::Mmds;
 use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, ImageFile, parse_file};
-use config::{Config, Flags, Sources};
+use config::{Config, Flags, HELP, Sources};
 use shell::local::Local;
 use shell::{Options, Shell};
 use sys::file::read_small;
@@ -236,14 +236,14 @@ fn read_config(
 
 /// Prints what the flags ask for instead of a start, or what is wrong with them.
 fn leave_early(early: &argh::EarlyExit) -> ExitCode {
-    let (mut stream, code): (Box<dyn Write>, _) = if early.status.is_ok() {
-        (Box::new(io::stdout()), ExitCode::SUCCESS)
-    } else {
-        (Box::new(io::stderr()), ExitCode::from(EXIT_USAGE))
-    };
     // A closed standard output is the caller's wish not to know.
-    let _ = writeln!(stream, "{}", early.output.trim_end());
-    code
+    if early.status.is_ok() {
+        let _ = writeln!(io::stdout(), "{HELP}");
+        return ExitCode::SUCCESS;
+    }
+    let problem = early.output.trim_end();
+    let _ = writeln!(io::stderr(), "{problem}\nSee guest-agent --help");
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// What the file says. Only a file that was asked for has to be there.

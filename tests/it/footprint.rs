@@ -36,6 +36,25 @@ fn the_agent_is_static_stripped_and_small() {
     assert!(version.out().starts_with("guest-agent "), "{version}");
 }
 
+/// The binary that ships, which lacks what other programs of the workspace ask of shared crates.
+#[test]
+fn the_agent_says_what_it_takes() {
+    let path = release_agent();
+    let agent = |argument: &str| run(Command::new(&path).arg(argument));
+    let help = agent("--help").exits(0);
+    let words = help.out().replace(['\n', ','], " ");
+    let document = std::fs::read_to_string(tests::top().join("docs/agent.md")).unwrap();
+    let section = document.split("\n## ").nth(1).expect("the settings");
+    let settings = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let settings: Vec<_> = settings.filter_map(|line| line.split('`').next()).collect();
+    assert!(settings.contains(&"listen"), "{settings:?}");
+    for setting in settings {
+        let option = format!(" --{} ", setting.replace('_', "-"));
+        assert!(words.contains(&option), "no{option}in {help}");
+    }
+    drop(agent("--nonsense").exits(2).complains("--help"));
+}
+
 /// A probe's process has nothing to do, and ends before the C library asks the processor for its
 /// features. What only resembles its option is none.
 #[test]
