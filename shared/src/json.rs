@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::frame::FrameKind;
 use crate::id::decode_hex;
+use crate::limits::TEXT_LEN_MAX;
+use crate::message::clipped_to;
 
 /// Why a payload was refused. It ends the connection.
 #[derive(Debug)]
@@ -132,11 +134,12 @@ impl Fields {
             .ok_or_else(|| self.error(field, "a string"))
     }
 
-    /// A text that may be missing or null.
+    /// A text that may be missing or null. Its sender has cut it to [`TEXT_LEN_MAX`] bytes; where
+    /// not, this does, since texts are printed and kept.
     pub(crate) fn opt_text(&self, field: &'static str) -> Result<Option<String>, PayloadError> {
         match self.value(field) {
             None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(Value::String(text)) => Ok(Some(clipped_to(text, TEXT_LEN_MAX).to_owned())),
             Some(_) => Err(self.error(field, "a string")),
         }
     }

@@ -423,7 +423,7 @@ fn clipped(text: &str) -> &str {
 }
 
 /// `text`, cut at a character boundary to at most `len_max` bytes.
-fn clipped_to(text: &str, len_max: usize) -> &str {
+pub(crate) fn clipped_to(text: &str, len_max: usize) -> &str {
     let mut end = text.len().min(len_max);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -30,7 +30,8 @@
 //!   and never starts twice. After that the id is only attached to.
 //! - There is no success without EXITED, and none before all output that it counts was handed on.
 //! - Output comes in order, each byte once, and what is missing was announced by a GAP.
-//! - Memory is bounded: input by its limit, output by [`READ_AHEAD_LEN_MAX`] and one read.
+//! - Memory is bounded: input by its limit, output by [`READ_AHEAD_LEN_MAX`] and one read, what is
+//!   to be written by a limit of its own.
 //!
 //! A connection of which nothing was heard in time is dropped, and the request is sent again on
 //! another. A guest that was merely slow takes the end of the first for its client leaving; the
@@ -91,6 +92,11 @@ const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 /// Bytes ready to be written beyond which no more input is turned into frames.
 const SEND_AHEAD_LEN: usize = 64 * 1024;
+
+/// Bytes ready to be written beyond which the guest is told nothing that it can do without: answers
+/// to its PINGs, and acknowledgements, of which a later one says as much. A guest that asks and
+/// does not read would have them grow without an end. One that reads never lets so much wait.
+const ANSWERS_LEN_MAX: usize = 256 * 1024;
 
 /// Most signals that wait for the guest. More of the same say nothing new.
 const SIGNALS_MAX: usize = 16;
@@ -500,12 +506,19 @@ impl SessionClient {
 
     /// Bytes to be written to the open connection. There may be none.
     pub fn poll_output(&mut self) -> &[u8] {
-        if self.is_attached() && self.out.len() - self.out_written < SEND_AHEAD_LEN {
+        if self.unwritten_len() < SEND_AHEAD_LEN {
             self.out.drain(..self.out_written);
             self.out_written = 0;
-            self.input.write_frame(&mut self.out);
+            if self.is_attached() {
+                self.input.write_frame(&mut self.out);
+            }
         }
         &self.out[self.out_written..]
+    }
+
+    /// Bytes that wait to be written.
+    const fn unwritten_len(&self) -> usize {
+        self.out.len() - self.out_written
     }
 
     /// `len` bytes of what [`poll_output`](Self::poll_output) gave were written.

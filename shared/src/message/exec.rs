@@ -9,7 +9,8 @@ use crate::frame::{Frame, FrameKind};
 use crate::id::{ExecId, Generation};
 use crate::json::{Fields, PayloadError, bytes_to_value, object, value_to_bytes};
 use crate::limits::{
-    EXEC_BYTES_MAX, EXEC_STRINGS_MAX, HEADER_LEN, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN,
+    EXEC_BYTES_MAX, EXEC_STRINGS_MAX, HEADER_LEN, SIGNAL_NUMBER_MAX, STREAM_DATA_LEN_MAX,
+    STREAM_OFFSET_LEN,
 };
 
 /// Bytes without NUL that are usually text: an argument, a path.
@@ -398,10 +399,11 @@ impl ExitStatus {
     pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
         match (fields.opt_number("code")?, fields.opt_number("signal")?) {
             (Some(code), None) => Ok(Self::Code(code)),
-            (None, Some(number)) => Ok(Self::Signal {
+            (None, Some(number)) if (1..=SIGNAL_NUMBER_MAX).contains(&number) => Ok(Self::Signal {
                 number,
                 core: fields.flag("core")?,
             }),
+            (None, Some(_)) => Err(fields.error("signal", "a signal's number, 1 to 64")),
             _ => Err(fields.error("code", "given, or else \"signal\"")),
         }
     }

@@ -419,7 +419,7 @@ impl SessionInfo {
             pid: fields.number("pid")?,
             age_ms: fields.number("age_ms")?,
             generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
-            command: fields.text("command")?,
+            command: clipped_to(&fields.text("command")?, COMMAND_TEXT_LEN_MAX).to_owned(),
             tty: fields.flag("tty")?,
             detached: fields.flag("detached")?,
             attached: fields.number("attached")?,

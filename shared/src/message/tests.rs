@@ -1,9 +1,11 @@
 //! Every message survives the wire, and what is not a message is refused with the field's name.
 
+use serde_json::json;
+
 use super::*;
 use crate::frame::Decoder;
 use crate::id::{ExecId, Generation, Nonce};
-use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX, TEXT_LEN_MAX};
+use crate::limits::{COMMAND_TEXT_LEN_MAX, EXEC_BYTES_MAX, EXEC_STRINGS_MAX, TEXT_LEN_MAX};
 use crate::version::SUPPORTED;
 
 fn generation(byte: u8) -> Generation {
@@ -621,6 +623,45 @@ fn long_texts_are_cut_so_that_an_error_can_always_be_sent() {
     assert_eq!(fail.text.len(), TEXT_LEN_MAX);
     let controls = Message::Fail(Fail::new(FailCode::Internal, "\u{1}".repeat(TEXT_LEN_MAX)));
     assert!(controls.encode().len() < crate::limits::PAYLOAD_LEN_MAX);
+}
+
+/// A frame of a peer that keeps no limit of ours.
+fn unlimited(kind: FrameKind, payload: &Value) -> Message {
+    let payload = payload.to_string();
+    let frame = Frame {
+        kind,
+        payload: payload.as_bytes(),
+    };
+    Message::parse(frame, Role::Guest).unwrap()
+}
+
+#[test]
+fn long_texts_are_cut_where_their_sender_has_not() {
+    for (len, kept) in [
+        (TEXT_LEN_MAX, TEXT_LEN_MAX),
+        (TEXT_LEN_MAX + 1, TEXT_LEN_MAX),
+    ] {
+        let fail = json!({ "code": "internal", "text": "x".repeat(len) });
+        match unlimited(FrameKind::Fail, &fail) {
+            Message::Fail(fail) => assert_eq!(fail.text.len(), kept),
+            other => panic!("{other:?}"),
+        }
+    }
+    let sent = session_messages()
+        .into_iter()
+        .find_map(|message| match message {
+            Message::Sessions(sessions) => sessions.sessions.first().map(SessionInfo::to_value),
+            _ => None,
+        });
+    let mut session = sent.unwrap();
+    session["command"] = "ü".repeat(COMMAND_TEXT_LEN_MAX).into();
+    let page = json!({ "sessions": [session], "more": false });
+    match unlimited(FrameKind::Sessions, &page) {
+        Message::Sessions(page) => {
+            assert_eq!(page.sessions[0].command.len(), COMMAND_TEXT_LEN_MAX);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Any change of any byte of a frame is parsed or refused, never a panic.

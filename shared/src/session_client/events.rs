@@ -1,9 +1,9 @@
 //! What the guest's frames mean for a session's client.
 
 use super::{
-    Duration, Event, Fail, FailCode, Fate, Frame, Hello, Instant, LEAVE_MAX, Message, Ping,
-    Request, Role, SILENCE_FIRST, STREAM_OFFSET_LEN, SessionClient, SessionError, SeverReason,
-    Started, State, Stream,
+    ANSWERS_LEN_MAX, Duration, Event, Fail, FailCode, Fate, Frame, Hello, Instant, LEAVE_MAX,
+    Message, Ping, Request, Role, SILENCE_FIRST, STREAM_OFFSET_LEN, SessionClient, SessionError,
+    SeverReason, Started, State, Stream,
 };
 
 /// A frame, taken apart as far as that does not copy output.
@@ -78,7 +78,9 @@ impl SessionClient {
                 return self.handle_started(started, now);
             }
             (State::Waiting | State::Attached { .. }, Message::Ping(ping)) => {
-                Message::Pong(ping).encode_into(&mut self.out);
+                if self.unwritten_len() < ANSWERS_LEN_MAX {
+                    Message::Pong(ping).encode_into(&mut self.out);
+                }
             }
             (State::Waiting | State::Attached { .. }, Message::Pong(_)) => {}
             (State::Attached { .. }, message) => return self.handle_session_frame(message),

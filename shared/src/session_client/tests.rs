@@ -659,6 +659,53 @@ fn waiting_takes_the_end_and_nothing_else() {
     ));
 }
 
+/// Answers wait for a guest that does not read, up to a limit; one that reads has more of them.
+#[test]
+fn a_guest_that_asks_and_does_not_read_is_answered_so_often() {
+    let ping = Message::Ping(Ping { nonce: u64::MAX });
+    let answer_len = Message::Pong(Ping { nonce: u64::MAX }).encode().len();
+    let answers_max = ANSWERS_LEN_MAX.div_ceil(answer_len);
+    for is_attached in [false, true] {
+        let mut script = Script::new(exec());
+        script.connect();
+        script.say(&[hello()]);
+        if is_attached {
+            script.say(&[started(true, 0)]);
+        }
+        script.say(&vec![ping.clone(); answers_max]);
+        let held_len = script.client.poll_output().len();
+        assert_eq!(held_len, answers_max * answer_len, "each is answered");
+        script.say(&vec![ping.clone(); 1000]);
+        assert_eq!(script.client.poll_output().len(), held_len, "and no more");
+        // Nor is there an acknowledgement, of which a later one says as much.
+        if is_attached {
+            script.say(&[
+                stdout(0, &[b'x'; 1000]),
+                gap(1000, 100_000),
+                stdout(100_000, b"x"),
+            ]);
+            script
+                .client
+                .handle_consumed(Stream::Stdout, 1001, script.now);
+            assert_eq!(script.client.poll_output().len(), held_len);
+        }
+        assert_eq!(script.hear().len(), answers_max);
+        script.say(&[ping.clone()]);
+        assert_eq!(script.hear().len(), 1);
+        assert!(
+            script.client.out.len() < SEND_AHEAD_LEN,
+            "what was read is kept"
+        );
+        if is_attached {
+            script.say(&[stdout(100_001, b"y")]);
+            script.client.handle_consumed(Stream::Stdout, 1, script.now);
+            let stream = Stream::Stdout;
+            let offset = 100_002;
+            assert_eq!(script.hear(), [Message::Ack(Ack { stream, offset })]);
+        }
+    }
+}
+
 #[test]
 fn the_deadline_says_what_is_known() {
     let end = Duration::from_secs(5);

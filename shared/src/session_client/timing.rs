@@ -1,8 +1,8 @@
 //! When a session's client tries again, and when it gives up.
 
 use super::{
-    Ack, Exited, Fate, Instant, Message, Request, SessionClient, SessionError, Signal, State,
-    Stream,
+    ANSWERS_LEN_MAX, Ack, Exited, Fate, Instant, Message, Request, SessionClient, SessionError,
+    Signal, State, Stream,
 };
 
 impl SessionClient {
@@ -90,7 +90,8 @@ impl SessionClient {
 
     /// Tells the guest what was handed on, of streams of which that is `len_min` bytes or more.
     pub(super) fn send_acks(&mut self, len_min: u64) {
-        if !self.is_attached() || !self.request.is_owner() {
+        let has_room = self.unwritten_len() < ANSWERS_LEN_MAX;
+        if !self.is_attached() || !self.request.is_owner() || !has_room {
             return;
         }
         for stream in [Stream::Stdout, Stream::Stderr] {
