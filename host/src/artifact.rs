@@ -19,7 +19,6 @@ mod manifest;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -27,6 +26,7 @@ use shared::id::Generation;
 use shared::version::SUPPORTED;
 
 use self::digest::Digest;
+use crate::files;
 use crate::json::{JsonError, Object};
 use crate::vmdir::state::{DRIVES_MAX, lineage};
 use crate::vmm::{Drive, StateFiles};
@@ -63,8 +63,12 @@ impl Artifact {
             path: dir.to_owned(),
             source,
         })?;
-        if !dir.is_dir() {
-            return Err(ArtifactError::NotThere { path: dir });
+        match fs::metadata(&dir) {
+            Ok(found) if found.is_dir() => {}
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(ArtifactError::Read { path: dir, source });
+            }
+            Ok(_) | Err(_) => return Err(ArtifactError::NotThere { path: dir }),
         }
         let object = read_manifest(&dir)?;
         let artifact = Self {
@@ -254,35 +258,18 @@ fn read_manifest(dir: &Path) -> Result<Object, ArtifactError> {
     }
 }
 
-/// Opens a file of an artifact, and gives its length. Links are not followed, and pipes, sockets
-/// and devices not touched: opening one can wait for ever, or do something.
+/// Opens a file of an artifact, and gives its length.
 fn open_regular(path: &Path) -> Result<(File, u64), ArtifactError> {
-    let is_link = |error: &io::Error| error.raw_os_error() == Some(libc::ELOOP);
-    let look_error = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => ArtifactError::Missing {
-            path: path.to_owned(),
-        },
-        _ if is_link(&source) => ArtifactError::NotRegular {
-            path: path.to_owned(),
-        },
-        _ => ArtifactError::Read {
-            path: path.to_owned(),
-            source,
-        },
-    };
-    // What stands there may be exchanged between this look and the open: so there is another one.
-    let is_file = fs::symlink_metadata(path).map_err(look_error)?.is_file();
-    if is_file {
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let file = opened.map_err(look_error)?;
-        let metadata = file.metadata().map_err(look_error)?;
-        if metadata.is_file() {
-            return Ok((file, metadata.len()));
-        }
-    }
-    Err(ArtifactError::NotRegular {
-        path: path.to_owned(),
+    let opened = files::open_regular(path, OpenOptions::new().read(true));
+    let opened = opened.and_then(|file| {
+        let len = file.metadata()?.len();
+        Ok((file, len))
+    });
+    let path = path.to_owned();
+    opened.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => ArtifactError::Missing { path },
+        _ if files::is_not_regular(&source) => ArtifactError::NotRegular { path },
+        _ => ArtifactError::Read { path, source },
     })
 }
 

@@ -1,6 +1,5 @@
 //! `host-tool boot`: a guest from a kernel and an image.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use crate::cli::Boot;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
+use crate::files;
 use crate::hooks;
 use crate::metadata::{Metadata, require_service};
 use crate::network;
@@ -130,7 +130,7 @@ fn check_shape(command: &Boot) -> Result<(), Failure> {
 fn readable_kernel(path: &Path) -> Result<PathBuf, Failure> {
     let kernel = readable(path)?;
     let mut magic = [0; 4];
-    let read = File::open(&kernel).and_then(|mut file| file.read_exact(&mut magic));
+    let read = files::open_named(&kernel).and_then(|mut file| file.read_exact(&mut magic));
     read.or_fail(Exit::Artifact, || {
         format!("cannot read the kernel {}", kernel.display())
     })?;
@@ -147,12 +147,7 @@ fn readable_kernel(path: &Path) -> Result<PathBuf, Failure> {
 /// The absolute path of a file that can be read.
 fn readable(path: &Path) -> Result<PathBuf, Failure> {
     let context = || format!("cannot read {}", path.display());
-    let file = File::open(path).or_fail(Exit::Artifact, context)?;
-    let metadata = file.metadata().or_fail(Exit::Artifact, context)?;
-    if metadata.is_dir() {
-        let text = format!("{} is a directory", path.display());
-        return Err(Failure::new(Exit::Artifact, text));
-    }
+    files::open_named(path).or_fail(Exit::Artifact, context)?;
     std::path::absolute(path).or_fail(Exit::Artifact, context)
 }
 

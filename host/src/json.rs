@@ -5,12 +5,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+
+use crate::files;
 
 /// Largest file that is read. The largest legitimate ones have a few kilobytes.
 const FILE_LEN_MAX: u64 = 1024 * 1024;
@@ -95,7 +97,8 @@ impl Object {
             path: path.to_owned(),
             source,
         };
-        let file = fs::File::open(path).map_err(read_error)?;
+        let opened = files::open_regular(path, OpenOptions::new().read(true));
+        let file = opened.map_err(read_error)?;
         let mut bytes = Vec::new();
         file.take(FILE_LEN_MAX + 1)
             .read_to_end(&mut bytes)

@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::deadline::{WaitError, Watch};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::files;
 use crate::json::JsonError;
 use crate::notify;
 use crate::process::{ProcessId, find_in};
@@ -126,7 +127,7 @@ impl Supervisor {
             .map_err(LaunchError::Dir)?;
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
-        let log = options.open(dir.file(SUPERVISOR_LOG))?;
+        let log = files::open_regular(&dir.file(SUPERVISOR_LOG), &mut options)?;
         let mut child = Command::new(std::env::current_exe()?)
             .arg(COMMAND)
             .arg(dir.path())

@@ -31,6 +31,7 @@ pub mod error;
 pub mod exec;
 pub mod exit;
 pub mod failpoint;
+pub mod files;
 pub mod fleet;
 pub mod foreground;
 pub mod guest;

@@ -1,9 +1,10 @@
 //! The ends of a VM's logs, for messages.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use crate::files;
 use crate::values::printable;
 use crate::vmdir::{CONSOLE_LOG, SUPERVISOR_LOG, VmDir};
 use crate::vmm::VMM_LOG;
@@ -40,7 +41,7 @@ pub fn tails(dir: &VmDir) -> Option<String> {
 
 /// The lines at the end of a file, each with everything escaped that could steer a terminal.
 fn tail(path: &Path) -> std::io::Result<Vec<String>> {
-    let mut file = File::open(path)?;
+    let mut file = files::open_regular(path, OpenOptions::new().read(true))?;
     let len = file.metadata()?.len();
     file.seek(SeekFrom::Start(len.saturating_sub(BYTES_MAX)))?;
     let mut bytes = Vec::new();
@@ -59,6 +60,10 @@ pub fn vmm_log(dir: &VmDir) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
 
     use super::*;
     use crate::vmm::testing::TempDir;
@@ -77,5 +82,16 @@ mod tests {
         let text = tails(&dir).unwrap();
         assert_eq!(text.lines().count(), 1 + CONSOLE_LINES_MAX);
         assert!(text.ends_with("  \\u{1b}[31mline 99\n"), "{text}");
+    }
+
+    /// The VMM writes its logs itself, and could put something else in their place.
+    #[test]
+    fn odd_files_have_no_end() {
+        let temp = TempDir::new("logs");
+        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        mkfifo(&dir.file(VMM_LOG), Mode::S_IRWXU).unwrap();
+        fs::write(temp.path().join("secret"), "secret").unwrap();
+        symlink("secret", dir.file(CONSOLE_LOG)).unwrap();
+        assert_eq!((tails(&dir), vmm_log(&dir)), (None, String::new()));
     }
 }

@@ -23,6 +23,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 use self::journal::{Journal, OUTPUT_LEN_MAX, Record, Step};
+use crate::files;
 use crate::json::Object;
 use crate::vmdir::{Lock, VmDir, VmDirError};
 
@@ -114,7 +115,7 @@ impl Files {
     fn recover(&self, record: Option<Record>, from: Option<u64>) -> Result<Record, VmDirError> {
         let path = self.dir.file(OUTPUT_LOG);
         let record = record.unwrap_or_else(|| Record::empty(from));
-        let found = match fs::metadata(&path) {
+        let found = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata.len(),
             // Killed between the steps of a rotation: the file has the other name already.
             Err(error) if error.kind() == io::ErrorKind::NotFound && record.len > 0 => {
@@ -126,7 +127,7 @@ impl Files {
             Err(source) => return Err(VmDirError::file("look at", &path, source)),
         };
         if found > record.len {
-            let file = OpenOptions::new().write(true).open(&path);
+            let file = files::open_regular(&path, OpenOptions::new().write(true));
             file.and_then(|file| file.set_len(record.len))
                 .map_err(|source| VmDirError::file("cut", &path, source))?;
         }
@@ -156,7 +157,8 @@ impl Files {
         if self.file.is_none() {
             let mut options = OpenOptions::new();
             options.append(true).create(true).mode(0o600);
-            self.file = Some(options.open(&path).map_err(error)?);
+            let opened = files::open_regular(&path, &mut options);
+            self.file = Some(opened.map_err(error)?);
         }
         match &mut self.file {
             Some(file) => file.write_all(bytes).map_err(error),

@@ -44,6 +44,7 @@ use self::health::Nurse;
 use self::link::{LaunchFile, Order, Report};
 use self::scribe::Scribe;
 use crate::failpoint::{self, Point, reach};
+use crate::files;
 use crate::process::ProcessId;
 use crate::sys::child::with_empty_signal_mask;
 use crate::sys::{inherited, pidfd};
@@ -359,11 +360,9 @@ fn hold(vmm: &Child) -> io::Result<OwnedFd> {
 }
 
 fn append(path: &std::path::Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    files::open_regular(path, &mut options)
 }
 
 /// Tells the command something. A command that is gone needs no report.

@@ -19,7 +19,7 @@ mod error;
 mod lock;
 pub mod state;
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use self::error::file_error;
 use self::state::{ExitRecord, Stage, State, WorkloadEnd};
 use crate::deadline::Watch;
+use crate::files;
 use crate::guest::connection::Endpoint;
 use crate::json::Object;
 use crate::launch::end_stray;
@@ -85,24 +86,9 @@ impl StateDir {
         let path = std::path::absolute(&path).map_err(file_error("find", &path))?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(file_error("create the state directory", &path))?;
-        Self::check(&path)?;
+        let metadata = fs::metadata(&path).map_err(file_error("look at", &path))?;
+        check_private(&path, &metadata)?;
         Ok(Self { path })
-    }
-
-    /// Whoever may write here could have this program run what they like.
-    fn check(path: &Path) -> Result<(), VmDirError> {
-        let metadata = fs::metadata(path).map_err(file_error("look at", path))?;
-        let reason = if metadata.uid() != nix::unistd::geteuid().as_raw() {
-            "it belongs to another user"
-        } else if metadata.mode() & 0o022 != 0 {
-            "others may write to it"
-        } else {
-            return Ok(());
-        };
-        Err(VmDirError::NotPrivate {
-            path: path.to_owned(),
-            reason,
-        })
     }
 
     /// Where it is.
@@ -157,18 +143,9 @@ impl StateDir {
 
     /// The directory of a VM.
     pub fn vm(&self, name: &VmName) -> Result<VmDir, VmDirError> {
-        let path = self.path.join(name.as_str());
-        if !path.is_dir() {
-            let state_dir = self.path.clone();
-            return Err(VmDirError::NoSuchVm {
-                name: name.clone(),
-                state_dir,
-            });
-        }
-        Ok(VmDir {
-            name: name.clone(),
-            path,
-        })
+        let dir = VmDir::new(name.clone(), self.path.join(name.as_str()));
+        dir.check()?;
+        Ok(dir)
     }
 
     /// Every VM, by name.
@@ -204,6 +181,21 @@ impl StateDir {
             }
         }
     }
+}
+
+/// Whoever may write to a directory could have this program run what they like.
+fn check_private(path: &Path, metadata: &Metadata) -> Result<(), VmDirError> {
+    let reason = if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        "it belongs to another user"
+    } else if metadata.mode() & 0o022 != 0 {
+        "others may write to it"
+    } else {
+        return Ok(());
+    };
+    Err(VmDirError::NotPrivate {
+        path: path.to_owned(),
+        reason,
+    })
 }
 
 /// Whether a directory of this name is on its way in or out, and the process that it is named
@@ -284,6 +276,24 @@ impl VmDir {
         self.path.join(name)
     }
 
+    /// Whether it is there, and nobody else's. A link would lead out of the state directory.
+    fn check(&self) -> Result<(), VmDirError> {
+        let metadata = match fs::symlink_metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(VmDirError::NoSuchVm {
+                    name: self.name.clone(),
+                    state_dir: self.path.parent().unwrap_or(&self.path).to_owned(),
+                });
+            }
+            found => found.map_err(file_error("look at", &self.path))?,
+        };
+        if !metadata.is_dir() {
+            let path = self.path.clone();
+            return Err(VmDirError::NoDirectory { path });
+        }
+        check_private(&self.path, &metadata)
+    }
+
     /// Takes the lock that every command holds which changes the VM.
     pub fn lock(&self, deadline: Instant) -> Result<Lock, VmDirError> {
         let path = self.file(LOCK);
@@ -309,7 +319,7 @@ impl VmDir {
 
     fn remove_cut_short(&self) -> Result<(), VmDirError> {
         let path = self.file(LOCK);
-        if !path.is_file() {
+        if self.check().is_err() || !path.is_file() {
             return Ok(());
         }
         let Some(lock) = Lock::try_new(&path)? else {
@@ -407,8 +417,7 @@ impl VmDir {
         let temporary = self.file(&format!("{name}.tmp"));
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
-        let written = options
-            .open(&temporary)
+        let written = files::open_regular(&temporary, &mut options)
             .and_then(|mut file| file.write_all(text.as_bytes()));
         written.map_err(file_error("write", &temporary))?;
         let path = self.file(name);
@@ -417,6 +426,7 @@ impl VmDir {
 
     /// Whether the VM runs, and its state where there is one.
     pub fn life(&self) -> Result<(Life, Option<State>), VmDirError> {
+        self.check()?;
         let state = match self.read_state() {
             Ok(state) => state,
             Err(VmDirError::Json(error)) if error.is_not_found() => {

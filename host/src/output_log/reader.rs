@@ -3,12 +3,13 @@
 //! Places in the log are counted from its first byte ever, so that they stay what they are when a
 //! file gets another name.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use super::{OLDER_LOG, OUTPUT_LOG, read_record};
+use crate::files;
 use crate::vmdir::{VmDir, VmDirError};
 
 /// Bytes read at once.
@@ -56,7 +57,9 @@ impl View {
             }
             let older = older.map(|(file, metadata)| Part {
                 start: record.older_start,
-                end: record.start.min(record.older_start + metadata.len()),
+                end: record
+                    .start
+                    .min(record.older_start.saturating_add(metadata.len())),
                 file,
             });
             let current = current.map(|(file, _)| Part {
@@ -145,7 +148,7 @@ impl View {
 
 /// The file, if there is one.
 fn open(path: &Path) -> Result<Option<(File, Metadata)>, VmDirError> {
-    let opened = File::open(path).and_then(|file| {
+    let opened = files::open_regular(path, OpenOptions::new().read(true)).and_then(|file| {
         let metadata = file.metadata()?;
         Ok((file, metadata))
     });

@@ -4,14 +4,17 @@
 //! the file can be emptied under it. When it has grown too long, its content becomes the one older
 //! file and it starts again. What is written between the copy and the cut is lost.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::files;
 
 /// Longest console log, in bytes. With the older file it is twice that, plus what comes in a
 /// `LOOK_PAUSE`.
@@ -73,17 +76,30 @@ impl Console {
     }
 
     fn cut(&self) -> io::Result<()> {
-        if fs::metadata(&self.path)?.len() <= CONSOLE_LEN_MAX {
+        let mut options = OpenOptions::new();
+        let mut console = files::open_regular(&self.path, options.read(true).write(true))?;
+        if console.metadata()?.len() <= CONSOLE_LEN_MAX {
             return Ok(());
         }
-        fs::copy(&self.path, self.path.with_extension("log.1"))?;
-        OpenOptions::new().write(true).open(&self.path)?.set_len(0)
+        let older = self.path.with_extension("log.1");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        io::copy(
+            &mut console,
+            &mut files::open_regular(&older, &mut options)?,
+        )?;
+        console.set_len(0)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write;
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
 
     use super::*;
     use crate::deadline::Watch;
@@ -121,5 +137,23 @@ mod tests {
             .unwrap()
             .len();
         assert_eq!(older, CONSOLE_LEN_MAX + 1);
+    }
+
+    /// The VMM writes to the directory, too: what it puts there is neither written to nor waited for.
+    #[test]
+    fn an_older_console_that_is_no_file_is_left_alone() {
+        let temp = TempDir::new("console");
+        let path = temp.path().join("console.log");
+        let file = fs::File::create(&path).unwrap();
+        file.set_len(CONSOLE_LEN_MAX + 1).unwrap();
+        let console = Console::watch(&path).unwrap();
+        let older = temp.path().join("console.log.1");
+        mkfifo(&older, Mode::S_IRWXU).unwrap();
+        assert!(files::is_not_regular(&console.cut().unwrap_err()));
+        fs::remove_file(&older).unwrap();
+        fs::write(temp.path().join("bait"), "x").unwrap();
+        symlink("bait", &older).unwrap();
+        assert!(files::is_not_regular(&console.cut().unwrap_err()));
+        assert_eq!(fs::read(temp.path().join("bait")).unwrap(), b"x");
     }
 }

@@ -22,6 +22,11 @@ pub enum VmDirError {
         /// How it is not private.
         reason: &'static str,
     },
+    /// What has a VM's name is a link or a file.
+    NoDirectory {
+        /// The link or file.
+        path: PathBuf,
+    },
     /// The name is taken.
     NameInUse {
         /// The name.
@@ -81,8 +86,13 @@ impl fmt::Display for VmDirError {
             ),
             Self::NotPrivate { path, reason } => write!(
                 f,
-                "the state directory {} is not safe: {reason}; run 'chmod 700' on it as its \
-                 owner, or name another one with --state-dir",
+                "the directory {} is not safe: {reason}; run 'chmod 700' on it as its owner, or \
+                 name another state directory with --state-dir",
+                path.display()
+            ),
+            Self::NoDirectory { path } => write!(
+                f,
+                "{} has a VM's name and is not a directory but a link or a file; take it away",
                 path.display()
             ),
             Self::NameInUse { name } => write!(
@@ -123,6 +133,7 @@ impl std::error::Error for VmDirError {
             Self::Json(error) => error.source(),
             Self::NoStateDir
             | Self::NotPrivate { .. }
+            | Self::NoDirectory { .. }
             | Self::NameInUse { .. }
             | Self::NoSuchVm { .. }
             | Self::NotRunning { .. }
@@ -142,6 +153,7 @@ impl From<VmDirError> for Failure {
         let exit = match error {
             VmDirError::NoStateDir
             | VmDirError::NotPrivate { .. }
+            | VmDirError::NoDirectory { .. }
             | VmDirError::NameInUse { .. }
             | VmDirError::NoSuchVm { .. } => Exit::Usage,
             VmDirError::NotRunning { .. } => Exit::VmmEnded,

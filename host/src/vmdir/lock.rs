@@ -12,6 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::error::{VmDirError, file_error};
 use crate::deadline::{WaitError, Watch};
+use crate::files;
 
 /// An exclusive lock on a file, held until it is dropped or its process ends.
 #[derive(Debug)]
@@ -76,5 +77,5 @@ pub(super) fn await_free(path: &Path, watch: &Watch<'_>) -> Result<(), VmDirErro
 fn lock_file(path: &Path) -> Result<File, VmDirError> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(file_error("open", path))
+    files::open_regular(path, &mut options).map_err(file_error("open", path))
 }

@@ -1,0 +1,127 @@
+//! Opening files that have to be regular ones.
+//!
+//! Opening a pipe can wait for ever, opening a device can do something, and a link leads to a file
+//! that is somebody else's. So a file of a VM or of an artifact is looked at before it is opened,
+//! and what was opened is looked at again: what stands there may be exchanged in between.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Opens a regular file with these options. A link is not followed, and nothing else is touched.
+pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    // What is not there may be made by this very open.
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(NotRegular.into());
+    }
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let opened = options.custom_flags(flags).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => NotRegular.into(),
+        _ => error,
+    })?;
+    regular(file)
+}
+
+/// Opens what a user has named for reading. That may be a link, to a regular file.
+pub fn open_named(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    regular(file).map_err(|_| io::Error::other("it is not a regular file"))
+}
+
+/// Whether an error of [`open_regular`] says that something else than a regular file is there.
+#[must_use]
+pub fn is_not_regular(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<NotRegular>())
+}
+
+fn regular(file: File) -> io::Result<File> {
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(NotRegular.into())
+    }
+}
+
+/// Something else than a regular file is there.
+#[derive(Debug, Clone, Copy)]
+struct NotRegular;
+
+impl fmt::Display for NotRegular {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it is not a regular file, and nothing else may be there; take it away")
+    }
+}
+
+impl std::error::Error for NotRegular {}
+
+impl From<NotRegular> for io::Error {
+    fn from(error: NotRegular) -> Self {
+        Self::other(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+    use crate::vmm::testing::TempDir;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let temp = TempDir::new("files");
+        let at = |name: &str| temp.path().join(name);
+        fs::write(at("file"), "x").unwrap();
+        // Nobody is at the other end: whoever opens it without a precaution waits for ever.
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        symlink("file", at("link")).unwrap();
+        symlink("nowhere", at("dangling")).unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        let _listener = UnixListener::bind(at("socket")).unwrap();
+        let open = |name: &str, is_write: bool| {
+            let mut options = OpenOptions::new();
+            options.read(!is_write).append(is_write).create(is_write);
+            open_regular(&at(name), &mut options)
+        };
+        for is_write in [false, true] {
+            open("file", is_write).unwrap();
+            for name in ["pipe", "link", "dangling", "folder", "socket"] {
+                let error = open(name, is_write).unwrap_err();
+                assert!(is_not_regular(&error), "{name}: {error}");
+            }
+        }
+        assert!(!at("nowhere").exists(), "a link was followed");
+        assert_eq!(
+            open("new", false).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        open("new", true).unwrap();
+    }
+
+    #[test]
+    fn what_a_user_names_may_be_a_link_but_no_pipe() {
+        let temp = TempDir::new("files");
+        let at = |name: &str| temp.path().join(name);
+        fs::write(at("file"), "x").unwrap();
+        symlink("file", at("link")).unwrap();
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        open_named(&at("link")).unwrap();
+        for name in ["pipe", "."] {
+            let error = open_named(&at(name)).unwrap_err();
+            assert_eq!(error.to_string(), "it is not a regular file", "{name}");
+        }
+    }
+}
