@@ -68,9 +68,17 @@ fn wait_error(error: WaitError) -> io::Error {
     }
 }
 
-/// Prints one result, which may be several lines, on standard output.
+/// Prints one result, which may be several lines, on standard output. What is a guest's in it
+/// steers no terminal, also where it is JSON, which leaves some control characters as they are.
 pub fn print(text: &str) -> Result<(), Failure> {
-    let mut line = text.to_owned();
+    let mut line = String::with_capacity(text.len() + 1);
+    for char in text.chars() {
+        match char {
+            // As JSON has it, and in a table these are escaped already.
+            '\u{7f}'..='\u{9f}' => line.push_str(&format!("\\u{:04x}", u32::from(char))),
+            char => line.push(char),
+        }
+    }
     line.push('\n');
     let written = write_stream(Stream::Stdout, line.as_bytes(), None);
     let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;

@@ -20,8 +20,8 @@ use crate::values::printable;
 /// How long a guest is given unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// Most sessions that are listed. An agent keeps some hundreds.
-const SESSIONS_MAX: usize = 65_536;
+/// Most sessions that a guest may list. An agent has at most 1024 and keeps 256 results.
+const SESSIONS_MAX: usize = 16_384;
 
 /// Lists the sessions.
 pub fn run(command: &PsCommand) -> Result<(), Failure> {
@@ -66,7 +66,11 @@ fn all(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Vec<SessionInfo>, Failu
         };
         let is_last = !page.more || page.sessions.is_empty();
         sessions.extend(page.sessions);
-        if is_last || sessions.len() > SESSIONS_MAX {
+        if sessions.len() > SESSIONS_MAX {
+            let text = format!("the guest lists more than {SESSIONS_MAX} sessions: it is broken");
+            return Err(Failure::new(Exit::Guest, text));
+        }
+        if is_last {
             return Ok(sessions);
         }
     }

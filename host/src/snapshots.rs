@@ -22,7 +22,7 @@ use crate::progress::Progress;
 use crate::record::{Phase, Record};
 use crate::supervisor::unix_ms;
 use crate::table::{age, columns, size};
-use crate::values::printable;
+use crate::values::{printable, without_controls};
 
 /// How long reading all files of an artifact may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10 * 60);
@@ -140,7 +140,7 @@ fn table(rows: &[Row], now_ms: u64) -> String {
                 manifest.generation.to_string(),
             ],
             Err(reason) => {
-                reasons.push_str(&format!("\n{}: {}\n", row.name(), printable(reason)));
+                reasons.push_str(&format!("\n{}: {}\n", row.name(), without_controls(reason)));
                 [
                     row.name(),
                     dash(),

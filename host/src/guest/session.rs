@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
 use nix::unistd::read;
-use shared::message::{Exited, SeverReason, Started, Stream};
+use shared::message::{Exited, Gap, SeverReason, Started, Stream};
 use shared::session_client::{Deadlines, Event, Fate, Request, SessionClient, Want, severed_text};
 
 use super::HOST_VERSION;
@@ -38,6 +38,10 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
 /// How long a guest may take to confirm a signal before it counts as one that cannot be reached.
 const CONFIRM_MAX: Duration = Duration::from_secs(2);
+
+/// Most gaps that are announced one by one. A guest that makes them without an end must not fill a
+/// standard error that is read late, or never: that would hold up everything else.
+const GAPS_SAID_MAX: u64 = 64;
 
 /// Ctrl-C, as a terminal that makes no signals of it sends it.
 const INTERRUPT_KEY: u8 = 3;
@@ -100,8 +104,10 @@ pub fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, ClientErro
         started: None,
         interrupted_at: None,
         last: None,
+        gaps: Gaps::default(),
     };
     let result = driver.run();
+    driver.gaps.say_rest();
     if let Some(terminal) = driver.terminal.take() {
         // Before any message is printed.
         if let Err(error) = terminal.set(Mode::Original) {
@@ -134,6 +140,40 @@ struct Driver<'a> {
     interrupted_at: Option<Instant>,
     /// What became of the latest connection that failed.
     last: Option<io::Error>,
+    gaps: Gaps,
+}
+
+/// Output that was lost.
+#[derive(Debug, Default)]
+struct Gaps {
+    count: u64,
+    /// Bytes of those that were not announced.
+    rest_len: u64,
+}
+
+impl Gaps {
+    fn note(&mut self, gap: Gap) {
+        let Gap { stream, from, to } = gap;
+        let len = to - from;
+        self.count += 1;
+        if self.count <= GAPS_SAID_MAX {
+            log::warn!("{len} bytes of {stream} are lost, from offset {from} to {to}");
+        } else {
+            self.rest_len = self.rest_len.saturating_add(len);
+        }
+    }
+
+    /// Sums up what was not announced.
+    fn say_rest(&self) {
+        if let Some(more) = self
+            .count
+            .checked_sub(GAPS_SAID_MAX)
+            .filter(|more| *more > 0)
+        {
+            let len = self.rest_len;
+            log::warn!("{len} bytes of output are lost in {more} more places");
+        }
+    }
 }
 
 /// What a wait has found ready.
@@ -338,13 +378,7 @@ impl Driver<'_> {
                     log::info!("attached to the session again");
                     self.interrupted_at = None;
                 }
-                Event::Gap(gap) => log::warn!(
-                    "{} bytes of {} are lost, from offset {} to {}",
-                    gap.to - gap.from,
-                    gap.stream,
-                    gap.from,
-                    gap.to
-                ),
+                Event::Gap(gap) => self.gaps.note(gap),
                 Event::Severed(reason) => log_severed(reason),
                 Event::Exited(_) => {}
             }
