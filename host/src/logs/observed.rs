@@ -1,9 +1,10 @@
 //! The output of a workload whose VM is not ours: what its guest still has, as one of many who look
 //! on.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shared::message::{AttachMode, Exited};
+use shared::session_client::SessionError;
 
 use super::{CATCH_UP_TIMEOUT, NO_WORKLOAD, judge, refusal, write_out};
 use crate::cli::LogsCommand;
@@ -12,7 +13,7 @@ use crate::exit::Exit;
 use crate::output_log::journal::{Journal, Record, Step};
 use crate::supervisor::scribe::NO_LIMIT;
 use crate::target::Target;
-use crate::workload::{Follower, Lengths, Sink, lengths};
+use crate::workload::{End, Follower, Lengths, Sink, lengths};
 
 /// Most bytes that are held back until it is known which of them are the last lines. A guest has
 /// half of that in its rings.
@@ -34,17 +35,35 @@ pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
         }),
         deadline: command.timeout.map(|timeout| now + timeout),
     };
-    let mut follower = Follower {
-        endpoint: &target.endpoint,
-        watch: target.watch(now + command.timeout.unwrap_or(NO_LIMIT)),
-        mode: AttachMode::Observe,
-        sink: &mut sink,
-        wanted: (!command.follow).then_some(wanted),
+    let wanted = (!command.follow).then_some(wanted);
+    let end = loop {
+        let before = *sink.journal.committed();
+        let limit = if command.follow { NO_LIMIT } else { LULL_MAX };
+        let until = sink.deadline.unwrap_or_else(|| Instant::now() + limit);
+        let mut follower = Follower {
+            endpoint: &target.endpoint,
+            watch: target.watch(until),
+            mode: AttachMode::Observe,
+            sink: &mut sink,
+            wanted,
+        };
+        let end = follower.run()?;
+        let is_late = matches!(
+            end,
+            End::Failed(SessionError::Deadline(_) | SessionError::Unanswered)
+        );
+        let has_more = is_late && *sink.journal.committed() != before;
+        if !has_more || sink.deadline.is_some() {
+            break end;
+        }
     };
-    let end = follower.run()?;
     sink.release()?;
     judge(end)
 }
+
+/// How long a guest that has said how much there is may take for the next bytes of it. What it says
+/// may be a lie, and it may then say that it lives for as long as it likes.
+const LULL_MAX: Duration = CATCH_UP_TIMEOUT;
 
 /// To standard output.
 #[derive(Debug)]
