@@ -86,12 +86,18 @@ impl Double {
     }
 
     /// A place with a double of another VMM.
+    #[must_use]
+    pub fn of_kind(kind: Kind, agent: &Agent) -> Self {
+        Self::before(kind, &agent.socket())
+    }
+
+    /// A place whose guests are whoever listens at this socket.
     ///
     /// # Panics
     ///
     /// When files cannot be made.
     #[must_use]
-    pub fn of_kind(kind: Kind, agent: &Agent) -> Self {
+    pub fn before(kind: Kind, guest: &Path) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let mut private = fs::DirBuilder::new();
         private.mode(0o700);
@@ -106,7 +112,7 @@ impl Double {
         }
         let socket = folder.path().join(GUEST_SOCKET);
         Self {
-            muxer: Muxer::start(socket, &agent.socket()),
+            muxer: Muxer::start(socket, guest),
             folder,
             kind,
         }
@@ -266,7 +272,7 @@ impl Drop for Double {
     fn drop(&mut self) {
         // What a test that failed has left is not to outlive it.
         for name in self.names("state") {
-            drop(self.run(["rm", "--force", "--", &name]));
+            drop(self.run(["rm", "--force", &name]));
         }
     }
 }

@@ -1,107 +1,25 @@
 //! Goal: a guest that lies, floods, stalls or speaks nonsense gets `host-tool` to fail with its
-//! documented exit code within the deadline, and nothing worse. Method: a scripted guest on a Unix
-//! socket, and the built program.
+//! documented exit code within the deadline, and nothing worse; nor does an artifact, an odd file
+//! where a VM's own should be, or another user. Method: a scripted guest on a Unix socket, and the
+//! built program.
+
+mod artifacts;
+mod files;
+mod floods;
+mod guest;
+mod handshake;
+mod lies;
+mod local;
+mod users;
 
 use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::process::Command;
-use std::thread;
 
 use shared::frame::FrameKind;
 use shared::id::Nonce;
-use shared::message::{Chunk, Fail, FailCode, Hello, Message, Probed, Progress, Role, Started};
+use shared::message::{Fail, FailCode, Message, Probed, Progress};
 use shared::version::{SUPPORTED, VersionRange};
-use tempfile::TempDir;
-use tests::process::{Finished, run};
-use tests::program;
 
-/// A guest that answers every connection in the same way.
-struct Guest {
-    folder: TempDir,
-}
-
-impl Guest {
-    fn new(answer: impl Fn(&mut UnixStream) + Send + 'static) -> Self {
-        let guest = Self {
-            folder: TempDir::new().unwrap(),
-        };
-        let listener = UnixListener::bind(guest.socket()).unwrap();
-        // Ends with the test program; a connection that breaks is the point of the exercise.
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                answer(&mut stream.unwrap());
-            }
-        });
-        guest
-    }
-
-    /// A guest that says these bytes and then waits for the host to go away.
-    fn saying(bytes: Vec<u8>) -> Self {
-        Self::new(move |stream| {
-            let _ = stream.write_all(&bytes);
-            drain(stream);
-        })
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("guest.sock")
-    }
-
-    fn tool(&self, words: &[&str]) -> Finished {
-        let mut command = Command::new(program("host-tool"));
-        let (command_word, rest) = words.split_first().unwrap();
-        command
-            .arg(command_word)
-            .arg("--unix")
-            .arg(self.socket())
-            .args(rest);
-        run(&mut command)
-    }
-}
-
-/// Reads until the other side closes.
-fn drain(stream: &mut UnixStream) {
-    let mut bytes = [0; 4096];
-    while matches!(stream.read(&mut bytes), Ok(count) if count > 0) {}
-}
-
-fn hello(protocol: VersionRange) -> Vec<u8> {
-    let version = "9.9.9".to_owned();
-    let hello = Hello {
-        protocol,
-        role: Role::Guest,
-        version,
-        boot_id: None,
-        generation: None,
-    };
-    Message::Hello(hello).encode()
-}
-
-fn after_hello(messages: &[Message]) -> Vec<u8> {
-    let mut bytes = hello(SUPPORTED);
-    messages
-        .iter()
-        .for_each(|message| message.encode_into(&mut bytes));
-    bytes
-}
-
-fn started() -> Message {
-    Message::Started(Started {
-        session: 1,
-        id: None,
-        tty: false,
-        stdin: shared::message::Window {
-            received: 0,
-            limit: 0,
-            is_closed: true,
-        },
-        pid: 2,
-        fresh: true,
-        stdout_from: 0,
-        stderr_from: 0,
-    })
-}
+use guest::{Guest, after_hello, hello, started, stdout};
 
 const PROBE: &[&str] = &["probe", "--timeout", "2s"];
 const EXEC: &[&str] = &["exec", "--timeout", "2s", "--", "true"];
@@ -189,14 +107,8 @@ fn words_of_a_guest_cannot_drive_the_terminal() {
 
 #[test]
 fn output_that_skips_or_repeats_bytes_is_not_passed_off_as_whole() {
-    let chunk = |offset, bytes: &[u8]| {
-        Message::Stdout(Chunk {
-            offset,
-            bytes: bytes.to_vec(),
-        })
-    };
-    for second in [chunk(9, b"x"), chunk(0, b"x")] {
-        let flight = after_hello(&[started(), chunk(0, b"abc"), second]);
+    for second in [stdout(9, b"x"), stdout(0, b"x")] {
+        let flight = after_hello(&[started(), stdout(0, b"abc"), second]);
         let ended = Guest::saying(flight).tool(EXEC).exits(125);
         assert_eq!(ended.stdout, b"abc");
     }

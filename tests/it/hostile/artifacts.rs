@@ -1,0 +1,192 @@
+//! Goal: an artifact that somebody prepared is refused by every command that reads one, with its
+//! fault named, at once, in little memory, and without a look at anything outside. Method: a good
+//! artifact, changed in one place, and a double of Firecracker that would load it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::mkfifo;
+use serde_json::{Value, json};
+use tests::agent::Agent;
+use tests::double::Double;
+use tests::process::{Finished, run};
+
+use super::floods::limited;
+
+const MANIFEST: &str = "manifest.json";
+
+/// A good artifact and who reads it.
+struct Place {
+    double: Double,
+    _agent: Agent,
+}
+
+impl Place {
+    fn new() -> Self {
+        let agent = Agent::start();
+        Self {
+            double: Double::new(&agent),
+            _agent: agent,
+        }
+    }
+
+    /// `host-tool WORDS… ARTIFACT`, with a limit to its memory.
+    fn run(&self, words: &[&str], dir: &Path) -> Finished {
+        let mut tool = self.double.tool(words);
+        tool.arg(dir).args(["--timeout", "60s"]);
+        run(&mut limited(&tool))
+    }
+
+    /// Has each command read the artifact as `change` leaves it.
+    #[track_caller]
+    fn is_refused(&self, change: impl FnOnce(&Path), text: &str) {
+        let dir = self.double.artifact();
+        change(&dir);
+        let commands: [&[&str]; 3] = [
+            &["restore", "--name", "clone"],
+            &["snapshots", "inspect"],
+            &["snapshots", "verify"],
+        ];
+        for words in commands {
+            // What has no time limit reads no more than the manifest.
+            let ended = match words {
+                ["snapshots", "inspect"] => self.double.run([words, &[path(&dir)]].concat()),
+                words => self.run(words, &dir),
+            };
+            drop(ended.exits(3).complains(text));
+            self.double.is_clean();
+        }
+        let listed = self.double.run(["snapshots", "ls", path(&dir)]).exits(0);
+        assert!(listed.out().contains("damaged"), "{listed}");
+        assert!(listed.out().contains(text), "{text} is not in {listed}");
+    }
+
+    /// The same, for a change of the manifest.
+    #[track_caller]
+    fn is_refused_with(&self, change: impl FnOnce(&mut Value), text: &str) {
+        let edit = |dir: &Path| {
+            let bytes = fs::read(dir.join(MANIFEST)).unwrap();
+            let mut value = serde_json::from_slice(&bytes).unwrap();
+            change(&mut value);
+            fs::write(dir.join(MANIFEST), value.to_string()).unwrap();
+        };
+        self.is_refused(edit, text);
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn names_and_sizes_that_lie_are_refused() {
+    let place = Place::new();
+    let long = "a".repeat(5000);
+    for (name, shown) in [
+        ("../vmstate", "'../vmstate', which it must not"),
+        ("/etc/passwd", "'/etc/passwd', which it must not"),
+        ("a/b", "'a/b', which it must not"),
+        ("..", "'..', which it must not"),
+        ("", "'', which it must not"),
+        ("a\u{0}b", "'a\\0b', which it must not"),
+        ("\u{9b}2J", "\\u{9b}2J', which it must not"),
+        (&long, "aaa', which it must not"),
+    ] {
+        place.is_refused_with(|it| it["files"][0]["name"] = name.into(), shown);
+    }
+    let lie = "instead of 18446744073709551615";
+    place.is_refused_with(|it| it["files"][1]["len"] = u64::MAX.into(), lie);
+    // As long as a file can be, and nothing in it.
+    let sparse = |dir: &Path| {
+        File::create(dir.join("memory"))
+            .unwrap()
+            .set_len(1 << 42)
+            .unwrap()
+    };
+    place.is_refused(sparse, "memory has 4398046511104 bytes instead of 6");
+}
+
+#[test]
+fn manifests_beyond_reason_are_refused() {
+    let place = Place::new();
+    let write = |text: String| move |dir: &Path| fs::write(dir.join(MANIFEST), text).unwrap();
+    let huge = |dir: &Path| {
+        File::create(dir.join(MANIFEST))
+            .unwrap()
+            .set_len(1 << 30)
+            .unwrap()
+    };
+    place.is_refused(huge, "far too long for a manifest");
+    place.is_refused(write("[".repeat(1_000_000)), "not a JSON object");
+    place.is_refused(
+        write(format!("{{\"a\":{}", "{\"a\":".repeat(100_000))),
+        "recursion limit",
+    );
+    place.is_refused(write("\u{0}".repeat(1000)), "not a JSON object");
+    // Of a field that is there twice the last one counts, for every reader.
+    place.is_refused(
+        |dir| {
+            let text = fs::read_to_string(dir.join(MANIFEST)).unwrap();
+            let twice = text.replacen('{', "{\"format\":1,", 1);
+            let twice = twice.trim_end().strip_suffix('}').unwrap().to_owned() + ",\"format\":999}";
+            fs::write(dir.join(MANIFEST), twice).unwrap();
+        },
+        "format 999",
+    );
+    place.is_refused_with(|it| it["vmm"]["kind"] = "xen".into(), "firecracker or qemu");
+    place.is_refused_with(|it| it["agent"]["protocol_min"] = 9.into(), "protocol");
+    place.is_refused_with(|it| it["machine"]["drives"] = json!([{}]), "path");
+    let drive = json!([{ "path": "/dev/zero", "read_only": true }]);
+    place.is_refused_with(|it| it["machine"]["drives"] = drive, "not a regular file");
+}
+
+#[test]
+fn what_is_no_plain_file_is_not_touched() {
+    let place = Place::new();
+    type Put = fn(&Path);
+    let mut puts: Vec<Put> = vec![
+        // Nobody ever writes to it: whoever opens it to read waits for ever.
+        |path| mkfifo(path, Mode::S_IRWXU).unwrap(),
+        |path| symlink("/dev/zero", path).unwrap(),
+        |path| symlink("nowhere", path).unwrap(),
+        |path| fs::create_dir(path).unwrap(),
+        |path| drop(UnixListener::bind(path).unwrap()),
+    ];
+    if nix::unistd::geteuid().is_root() {
+        puts.push(|path| mknod(path, SFlag::S_IFCHR, Mode::S_IRWXU, makedev(1, 5)).unwrap());
+    } else {
+        tests::skip("hostile::artifacts: a device", "it takes root");
+    }
+    for name in [MANIFEST, "vmstate", "memory"] {
+        for put in &puts {
+            let replace = |dir: &Path| {
+                fs::remove_file(dir.join(name)).unwrap();
+                put(&dir.join(name));
+            };
+            place.is_refused(replace, &format!("{name} is not a regular file"));
+        }
+    }
+}
+
+/// A file of terabytes that has its recorded length, and a digest, takes longer than there is time.
+#[test]
+fn a_file_that_takes_for_ever_to_read_meets_the_deadline() {
+    let place = Place::new();
+    let dir = place.double.artifact();
+    File::create(dir.join("memory"))
+        .unwrap()
+        .set_len(1 << 42)
+        .unwrap();
+    let bytes = fs::read(dir.join(MANIFEST)).unwrap();
+    let mut value: Value = serde_json::from_slice(&bytes).unwrap();
+    value["files"][1]["len"] = json!(1_u64 << 42);
+    value["files"][1]["sha256"] = "0".repeat(64).into();
+    fs::write(dir.join(MANIFEST), value.to_string()).unwrap();
+    let ended = place
+        .double
+        .run(["snapshots", "verify", path(&dir), "--timeout", "100ms"]);
+    drop(ended.exits(124).complains("memory"));
+}

@@ -1,0 +1,223 @@
+//! Goal: whatever stands where a VM's own file, directory or socket should be is neither followed
+//! nor waited for: a command ends with its name and what to do. Method: a VM that has ended, with
+//! one of its files replaced after the other.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use tests::agent::Agent;
+use tests::double::Double;
+
+/// What is not a file, and how it is made. The first path is where a link leads.
+type Put = fn(&Path, &Path);
+
+const ODD: [(&str, Put); 5] = [
+    // Nobody is at the other end: whoever opens it waits for ever.
+    ("pipe", |_, path| mkfifo(path, Mode::S_IRWXU).unwrap()),
+    ("link", |bait, path| symlink(bait, path).unwrap()),
+    ("dangling link", |bait, path| {
+        symlink(bait.with_extension("none"), path).unwrap();
+    }),
+    ("socket", |_, path| drop(UnixListener::bind(path).unwrap())),
+    ("directory", |_, path| fs::create_dir(path).unwrap()),
+];
+
+const REMEDY: &str = "not a regular file, and nothing else may be there; take it away";
+
+/// A place with a VM that has ended.
+struct Place {
+    double: Double,
+    /// Somebody's file, which is not to change.
+    bait: PathBuf,
+    _agent: Agent,
+}
+
+impl Place {
+    fn new() -> Self {
+        let agent = Agent::start();
+        let double = Double::new(&agent);
+        let artifact = double.artifact();
+        let words = ["restore", "--name", "clone", "--timeout", "60s"];
+        drop(tests::process::run(double.tool(words).arg(artifact)).exits(0));
+        drop(double.run(["stop", "--force", "clone"]).exits(0));
+        let bait = double.path("bait");
+        fs::write(&bait, "{}").unwrap();
+        Self {
+            double,
+            bait,
+            _agent: agent,
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.double.path("state/clone").join(name)
+    }
+
+    /// Puts something odd in a file's place while `check` looks, and the file back.
+    fn replaced(&self, name: &str, check: impl Fn(&str)) {
+        let (file, kept) = (self.file(name), self.double.path("kept"));
+        let was_there = fs::rename(&file, &kept).is_ok();
+        for (what, put) in ODD {
+            put(&self.bait, &file);
+            check(what);
+            if fs::remove_file(&file).is_err() {
+                fs::remove_dir(&file).unwrap();
+            }
+        }
+        if was_there {
+            fs::rename(&kept, &file).unwrap();
+        }
+        assert_eq!(fs::read(&self.bait).unwrap(), b"{}", "it was written to");
+        assert!(!self.bait.with_extension("none").exists(), "it was made");
+    }
+
+    /// Fails unless these commands say what is wrong with the file, with their codes.
+    fn is_named(&self, name: &str, commands: &[(&[&str], i32)]) {
+        self.replaced(name, |what| {
+            for (words, code) in commands {
+                let ended = self.double.run(*words);
+                let ended = ended.exits(*code).complains(REMEDY);
+                drop(ended.complains(&format!("clone/{name}: it is")));
+                assert!(self.file(name).symlink_metadata().is_ok(), "no {what}");
+            }
+        });
+    }
+}
+
+#[test]
+fn odd_files_of_a_vm_are_named_and_not_touched() {
+    let place = Place::new();
+    let inspect: &[&str] = &["inspect", "clone"];
+    let logs: &[&str] = &["logs", "--name", "clone"];
+    let ls: &[&str] = &["ls"];
+    place.is_named(
+        "state.json",
+        &[
+            (ls, 0),
+            (inspect, 1),
+            (logs, 1),
+            (&["stop", "clone"], 1),
+            (&["rm", "clone"], 1),
+            (&["probe", "--name", "clone"], 2),
+            (&["exec", "--name", "clone", "--", "true"], 125),
+        ],
+    );
+    place.is_named("exit.json", &[(ls, 0), (inspect, 1)]);
+    place.is_named("workload.json", &[(inspect, 1)]);
+    place.is_named("health.json", &[(ls, 0), (inspect, 0)]);
+    place.is_named("output.json", &[(logs, 1)]);
+    place.is_named("lock", &[(&["stop", "clone"], 1), (&["rm", "clone"], 1)]);
+    place.is_named("supervisor.lock", &[(&["rm", "clone"], 1)]);
+    // With everything back in its place the VM can be taken away.
+    drop(place.double.run(["rm", "clone"]).exits(0));
+    place.double.is_clean();
+}
+
+#[test]
+fn odd_output_logs_are_not_read() {
+    let place = Place::new();
+    let record = r#"{"older_start":0,"start":0,"len":2,"line_open":false,"stdout":2,"stderr":0}"#;
+    fs::write(place.file("output.json"), record).unwrap();
+    for name in ["output.log", "output.log.1"] {
+        place.is_named(name, &[(&["logs", "--name", "clone"], 1)]);
+    }
+    // Lengths that cannot be are no reason to print anything, or to wait.
+    let record = r#"{"older_start":18446744073709551615,"start":18446744073709551615,
+        "len":18446744073709551615,"line_open":false,"stdout":0,"stderr":0}"#;
+    fs::write(place.file("output.json"), record).unwrap();
+    for name in ["output.log", "output.log.1"] {
+        fs::write(place.file(name), "x\n").unwrap();
+    }
+    let ended = place.double.run(["logs", "--name", "clone"]);
+    assert!([0, 1].contains(&ended.code()), "{ended}");
+    drop(place.double.run(["rm", "clone"]).exits(0));
+}
+
+/// A link with a VM's name leads out of the state directory.
+#[test]
+fn what_has_a_vms_name_must_be_its_directory() {
+    let place = Place::new();
+    let other = place.double.path("state/other");
+    let outside = place.double.path("outside");
+    fs::rename(place.double.path("state/clone"), &outside).unwrap();
+    let puts: [&dyn Fn(); 3] = [
+        &|| symlink(&outside, &other).unwrap(),
+        &|| fs::write(&other, "").unwrap(),
+        &|| mkfifo(&other, Mode::S_IRWXU).unwrap(),
+    ];
+    let text = "state/other has a VM's name and is not a directory but a link or a file; take it";
+    for put in puts {
+        put();
+        for words in [
+            &["inspect", "other"][..],
+            &["stop", "other"],
+            &["rm", "--force", "other"],
+            &["logs", "--name", "other"],
+        ] {
+            drop(place.double.run(words).exits(2).complains(text));
+        }
+        let listed = place.double.run(["ls"]).exits(0).complains(text);
+        assert!(listed.out().contains("other  unreadable"), "{listed}");
+        let mut restore = place.double.tool(["restore", "--name", "other"]);
+        let restored = tests::process::run(restore.arg(place.double.artifact()));
+        drop(restored.exits(2).complains("the name 'other' is in use"));
+        fs::remove_file(&other).unwrap();
+    }
+    assert!(outside.join("state.json").is_file(), "it was taken away");
+    place.double.is_clean();
+}
+
+#[test]
+fn odd_sockets_and_directories_are_named() {
+    let agent = Agent::start();
+    let double = Double::new(&agent);
+    let bait = double.path("bait");
+    fs::write(&bait, "x").unwrap();
+    let odd = double.path("odd");
+    let out = double.path("snapshots/out");
+    let text = odd.to_str().unwrap();
+    let (kernel, initrd) = (double.path("kernel"), double.path("initrd"));
+    for (what, put) in ODD {
+        put(&bait, &odd);
+        for option in ["--uds", "--unix"] {
+            let ended = double.run(["probe", option, text, "--timeout", "200ms"]);
+            drop(ended.exits(2).complains(text));
+        }
+        let mut snapshot = double.tool(["snapshot", "--api-sock", text, "--uds", text, "--out"]);
+        let ended = tests::process::run(snapshot.arg(&out).args(["--timeout", "200ms"]));
+        assert!([5, 124].contains(&ended.code()), "{what}: {ended}");
+        drop(ended.complains(text));
+        if what != "directory" {
+            let ended = double.run(["restore", text]).exits(3);
+            drop(ended.complains("there is no artifact directory"));
+            let ended = double.run(["ls", "--state-dir", text]);
+            assert_eq!(ended.code(), 1, "{what}: {ended}");
+            drop(ended.complains(text));
+        }
+        if what != "link" {
+            let options = [("--kernel", &initrd), ("--initrd", &kernel)];
+            for (option, other) in options {
+                let (name, other_name) = (
+                    option,
+                    if option == "--kernel" {
+                        "--initrd"
+                    } else {
+                        "--kernel"
+                    },
+                );
+                let mut boot = double.tool(["boot", name, text, other_name]);
+                let ended = tests::process::run(boot.arg(other));
+                drop(ended.exits(3).complains(text));
+            }
+        }
+        if fs::remove_file(&odd).is_err() {
+            fs::remove_dir(&odd).unwrap();
+        }
+        double.is_clean();
+    }
+    assert_eq!(fs::read(&bait).unwrap(), b"x");
+}

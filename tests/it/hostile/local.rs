@@ -1,0 +1,220 @@
+//! Goal: a program in the guest, which reaches the agent by a socket that is open to every user,
+//! can take its own kind of places and nothing else. Method: an agent with a local socket, and raw
+//! connections that say what no program of ours would.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use shared::frame::{Decoder, FrameKind, encode_with};
+use shared::message::{CheckpointRequest, FailCode, Hello, Message, Ping, Role};
+use tempfile::TempDir;
+use tests::DEADLINE;
+use tests::agent::Agent;
+use tests::client::exec;
+
+/// Programs that are served at once (`docs/agent.md`).
+const CONNECTIONS_MAX: usize = 64;
+
+/// What the agent may grow by, in KiB, for whatever programs say.
+const GROWTH_KIB_MAX: u64 = 8 * 1024;
+
+struct Guest {
+    agent: Agent,
+    folder: TempDir,
+}
+
+impl Guest {
+    fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        let socket = folder.path().join("local/agent.sock");
+        let agent = Agent::start_with(&["--local", socket.to_str().unwrap()]);
+        Self { agent, folder }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("local/agent.sock")
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        stream
+    }
+
+    /// A program that has said HELLO.
+    fn greet(&self) -> UnixStream {
+        let mut stream = self.connect();
+        let hello = Message::Hello(Hello::of(Role::Local, "test"));
+        stream.write_all(&hello.encode()).unwrap();
+        stream
+    }
+
+    /// Hosts are served as if no program were there.
+    #[track_caller]
+    fn serves_hosts(&self) {
+        assert_eq!(self.agent.exec(["echo", "hi"]).exits(0).out(), "hi\n");
+        drop(self.agent.host_tool(["probe"], []).exits(0));
+    }
+}
+
+/// Everything that the agent says until it closes.
+fn heard(stream: &mut UnixStream) -> Vec<Message> {
+    let mut decoder = Decoder::new();
+    let (mut messages, mut bytes) = (Vec::new(), [0; 4096]);
+    loop {
+        while let Some(frame) = decoder.poll_frame().unwrap() {
+            messages.push(Message::parse_for_local(frame).unwrap());
+        }
+        match stream.read(&mut bytes) {
+            Ok(0) => return messages,
+            Ok(len) => decoder.push(&bytes[..len]),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return messages,
+            Err(error) => panic!("it stays open: {error}"),
+        }
+    }
+}
+
+/// Says bytes, and fails unless the answer is a FAIL with this code and the end.
+#[track_caller]
+fn is_refused(mut stream: UnixStream, bytes: &[u8], code: FailCode) {
+    let _ = stream.write_all(bytes);
+    let messages = heard(&mut stream);
+    let Some(Message::Fail(fail)) = messages.last() else {
+        panic!("no FAIL: {messages:?}")
+    };
+    assert_eq!(fail.code, code, "{fail:?}");
+}
+
+#[test]
+fn programs_that_say_nothing_take_the_places_of_programs_only() {
+    let guest = Guest::start();
+    let before = guest.agent.greet().info();
+    let silent: Vec<_> = (0..CONNECTIONS_MAX).map(|_| guest.connect()).collect();
+    // They are taken in the order in which they came.
+    is_refused(guest.connect(), b"", FailCode::Limit);
+    guest.serves_hosts();
+    let info = guest.agent.greet().info();
+    let refused = |info: &shared::message::Info| info.counters["peers_refused"];
+    assert_eq!(refused(&info), refused(&before) + 1, "{info:?}");
+    // Their places are free when they are gone.
+    drop(silent);
+    let _fds = guest.agent.settled_fd_count();
+    let mut program = guest.greet();
+    program
+        .write_all(&Message::Ping(Ping { nonce: 4 }).encode())
+        .unwrap();
+    program.shutdown(Shutdown::Write).unwrap();
+    let pong = heard(&mut program).pop();
+    assert_eq!(pong, Some(Message::Pong(Ping { nonce: 4 })));
+}
+
+/// Whatever a host may ask for: to run a command, to end the guest, to name it.
+#[test]
+fn what_is_the_hosts_to_ask_is_refused_to_programs() {
+    let guest = Guest::start();
+    let file = guest.folder.path().join("ran");
+    let command = Message::Exec(exec(1, &["touch", file.to_str().unwrap()])).encode();
+    is_refused(guest.greet(), &command, FailCode::Protocol);
+    for &kind in FrameKind::ALL {
+        let is_theirs = matches!(
+            kind,
+            FrameKind::Ping | FrameKind::Pong | FrameKind::Checkpoint | FrameKind::Generation
+        );
+        if is_theirs {
+            continue;
+        }
+        let mut bytes = Vec::new();
+        encode_with(&mut bytes, kind, |bytes| bytes.extend_from_slice(b"{}"));
+        is_refused(guest.greet(), &bytes, FailCode::Protocol);
+    }
+    // Nor by saying that it is a host, nor to hosts by saying that it is a program.
+    let hello = |role| Message::Hello(Hello::of(role, "test")).encode();
+    is_refused(guest.connect(), &hello(Role::Host), FailCode::Protocol);
+    is_refused(guest.connect(), &hello(Role::Guest), FailCode::Protocol);
+    let mut client = guest.agent.connect();
+    client.send(&hello(Role::Local));
+    client.is_refused(FailCode::Protocol);
+    assert!(!file.exists(), "a program had a command run");
+    guest.serves_hosts();
+}
+
+#[test]
+fn nonsense_of_a_program_ends_its_connection() {
+    let guest = Guest::start();
+    let payload = |kind, payload: &[u8]| {
+        let mut bytes = Vec::new();
+        encode_with(&mut bytes, kind, |bytes| bytes.extend_from_slice(payload));
+        bytes
+    };
+    let tag = |tag: &str| serde_json::json!({ "tag": tag }).to_string().into_bytes();
+    let rows = [
+        vec![0xff; 4096],
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        // A length that no frame has; nothing is set aside for it.
+        [
+            &u32::MAX.to_le_bytes()[..],
+            &[FrameKind::Checkpoint.code(), 0, 0, 0],
+        ]
+        .concat(),
+        payload(FrameKind::Checkpoint, b""),
+        payload(FrameKind::Checkpoint, "[".repeat(60_000).as_bytes()),
+        payload(FrameKind::Checkpoint, &tag("")),
+        payload(FrameKind::Checkpoint, &tag("a b")),
+        payload(FrameKind::Checkpoint, &tag("\u{1b}[2J")),
+        payload(FrameKind::Checkpoint, &tag(&"x".repeat(257))),
+        payload(FrameKind::Checkpoint, br#"{"timeout_ms":-1}"#),
+        payload(FrameKind::Generation, br#"{"from":"x"}"#),
+    ];
+    for bytes in rows {
+        is_refused(guest.greet(), &bytes, FailCode::Protocol);
+    }
+    // A wait for longer than there will be time is a wait.
+    let forever = CheckpointRequest {
+        tag: None,
+        timeout_ms: Some(u64::MAX),
+    };
+    let mut waiting = guest.greet();
+    let forever = Message::CheckpointRequest(forever).encode();
+    waiting.write_all(&forever).unwrap();
+    // One at a time.
+    waiting.write_all(&forever).unwrap();
+    waiting.shutdown(Shutdown::Write).unwrap();
+    let messages = heard(&mut waiting);
+    let fail = messages.iter().find_map(|message| match message {
+        Message::Fail(fail) => Some(fail.code),
+        _ => None,
+    });
+    assert_eq!(fail, Some(FailCode::Limit), "{messages:?}");
+    guest.serves_hosts();
+}
+
+/// Each asks again and again and reads none of the answers.
+#[test]
+fn programs_that_ask_and_do_not_read_take_no_memory() {
+    let guest = Guest::start();
+    guest.serves_hosts();
+    let before = guest.agent.status("VmHWM");
+    let mut ping = Vec::new();
+    while ping.len() < 64 * 1024 {
+        Message::Ping(Ping { nonce: u64::MAX }).encode_into(&mut ping);
+    }
+    let flood = |_| {
+        let mut stream = guest.greet();
+        stream.set_nonblocking(true).unwrap();
+        // Until the agent takes no more.
+        let mut len = 0;
+        while let Ok(count) = stream.write(&ping[len % ping.len()..]) {
+            len += count;
+        }
+        stream
+    };
+    let flooding: Vec<_> = (0..CONNECTIONS_MAX / 2).map(flood).collect();
+    guest.serves_hosts();
+    let growth = guest.agent.status("VmHWM") - before;
+    assert!(growth < GROWTH_KIB_MAX, "the agent grew by {growth} KiB");
+    drop(flooding);
+    let _fds = guest.agent.settled_fd_count();
+}

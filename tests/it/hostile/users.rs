@@ -1,0 +1,175 @@
+//! Goal: other users of the host are kept out by file permissions alone, whatever the umask, and a
+//! directory that is theirs is not used. Method: a VM and an artifact of root, made under umask
+//! 000, and processes of `nobody`.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use tests::agent::Agent;
+use tests::double::Double;
+use tests::process::{Finished, run};
+use tests::{program, skip};
+
+use super::floods::through_shell;
+
+const NOBODY: u32 = 65_534;
+
+/// A place in which only its own permissions protect a thing, with a VM that runs and an artifact.
+struct Place {
+    double: Double,
+    _agent: Agent,
+}
+
+impl Place {
+    /// `None`, said as skipped, where processes of another user cannot be had.
+    fn new(test: &str) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            skip(&format!("hostile::users::{test}"), "it takes root");
+            return None;
+        }
+        let agent = Agent::start();
+        let double = Double::new(&agent);
+        for folder in ["", "snapshots"] {
+            let public = Permissions::from_mode(0o755);
+            fs::set_permissions(double.path(folder), public).unwrap();
+        }
+        let artifact = double.artifact();
+        let open = |words: &[&str]| {
+            let mut tool = through_shell(&double.tool(words), "umask 000");
+            drop(run(&mut tool).exits(0));
+        };
+        let artifact = artifact.to_str().unwrap();
+        open(&["restore", artifact, "--name", "clone", "--timeout", "60s"]);
+        let out = double.path("snapshots/out");
+        let out = out.to_str().unwrap();
+        open(&[
+            "snapshot",
+            "--name",
+            "clone",
+            "--out",
+            out,
+            "--timeout",
+            "60s",
+        ]);
+        Some(Self {
+            double,
+            _agent: agent,
+        })
+    }
+
+    fn end(&self) {
+        drop(self.double.run(["rm", "--force", "clone"]).exits(0));
+        fs::remove_dir_all(self.double.path("snapshots/out")).unwrap();
+        self.double.is_clean();
+    }
+}
+
+/// Nobody but the owner may do anything, here and below. Gives how much there was.
+fn is_private(path: &Path) -> usize {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    if metadata.is_symlink() {
+        return 0;
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
+    assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+    if !metadata.is_dir() {
+        return 1;
+    }
+    let entries = fs::read_dir(path).unwrap();
+    1 + entries
+        .map(|entry| is_private(&entry.unwrap().path()))
+        .sum::<usize>()
+}
+
+#[test]
+fn everything_is_private_under_any_umask() {
+    let Some(place) = Place::new("everything_is_private_under_any_umask") else {
+        return;
+    };
+    let found = is_private(&place.double.path("state/clone"));
+    assert!(found > 6, "{found} files of a VM that runs");
+    let found = is_private(&place.double.path("snapshots/out"));
+    assert_eq!(found, 4, "an artifact and its files");
+    place.end();
+}
+
+#[test]
+fn another_user_can_neither_read_nor_connect() {
+    let Some(place) = Place::new("another_user_can_neither_read_nor_connect") else {
+        return;
+    };
+    // Where the program is, another user may not get to.
+    let tool = place.double.path("host-tool");
+    fs::copy(program("host-tool"), &tool).unwrap();
+    let path = |name: &str| place.double.path(name).to_str().unwrap().to_owned();
+    let as_nobody = |program: &str, words: &[&str]| -> Finished {
+        run(Command::new(program).args(words).uid(NOBODY).gid(NOBODY))
+    };
+    let tool = tool.to_str().unwrap();
+    for file in [
+        "state/clone/state.json",
+        "state/clone/lock",
+        "snapshots/out/memory",
+    ] {
+        let ended = as_nobody("cat", &[&path(file)]);
+        drop(ended.exits(1).complains("Permission denied"));
+    }
+    let uds = path("state/clone/vsock.sock");
+    let probed = as_nobody(tool, &["probe", "--uds", &uds, "--timeout", "2s"]);
+    drop(probed.exits(2).complains("Permission denied"));
+    let ran = as_nobody(tool, &["exec", "--uds", &uds, "--", "true"]);
+    drop(ran.exits(125).complains("Permission denied"));
+    let state = path("state");
+    for words in [
+        &["ls"][..],
+        &["inspect", "clone"],
+        &["rm", "--force", "clone"],
+    ] {
+        let words = [words, &["--state-dir", &state]].concat();
+        drop(
+            as_nobody(tool, &words)
+                .exits(2)
+                .complains("it belongs to another user"),
+        );
+    }
+    let shown = as_nobody(tool, &["snapshots", "inspect", &path("snapshots/out")]);
+    drop(shown.exits(3).complains("Permission denied"));
+    // What nobody could see is all still there.
+    drop(place.double.run(["probe", "--name", "clone"]).exits(0));
+    place.end();
+}
+
+#[test]
+fn directories_that_others_own_or_write_to_are_not_used() {
+    let Some(place) = Place::new("directories_that_others_own_or_write_to_are_not_used") else {
+        return;
+    };
+    for (name, is_of_vm) in [("state", false), ("state/clone", true)] {
+        let dir = place.double.path(name);
+        let check = |text: &str| {
+            let inspected = place.double.run(["inspect", "clone"]).exits(2);
+            drop(
+                inspected
+                    .complains(text)
+                    .complains("run 'chmod 700' on it as its owner"),
+            );
+            let ran = place.double.run(["exec", "--name", "clone", "--", "true"]);
+            drop(ran.exits(125).complains(text));
+            let listed = place.double.run(["ls"]).complains(text);
+            assert_eq!(listed.code(), if is_of_vm { 0 } else { 2 }, "{listed}");
+        };
+        chown(&dir, Some(NOBODY), None).unwrap();
+        check("it belongs to another user");
+        chown(&dir, Some(0), None).unwrap();
+        for mode in [0o770, 0o707, 0o777] {
+            fs::set_permissions(&dir, Permissions::from_mode(mode)).unwrap();
+            check("others may write to it");
+        }
+        fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
+    }
+    drop(place.double.run(["inspect", "clone"]).exits(0));
+    place.end();
+}
