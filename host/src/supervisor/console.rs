@@ -139,7 +139,8 @@ mod tests {
         assert_eq!(older, CONSOLE_LEN_MAX + 1);
     }
 
-    /// The VMM writes to the directory, too: what it puts there is neither written to nor waited for.
+    /// The VMM writes to the directory, too. What it puts there is neither written to nor waited
+    /// for.
     #[test]
     fn an_older_console_that_is_no_file_is_left_alone() {
         let temp = TempDir::new("console");

@@ -1,5 +1,6 @@
-//! Goal: what a guest says of its rebind and its probe makes it ready or not, and nothing else. Method:
-//! a double of Firecracker in front of a guest that answers REBIND and PROBE with what cannot be.
+//! Goal: what a guest says of its rebind and its probe makes it ready or not, and nothing else.
+//! Method: a double of Firecracker in front of a guest that answers REBIND and PROBE with what
+//! cannot be.
 
 use std::fs;
 use std::io::Write;

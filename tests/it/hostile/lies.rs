@@ -1,5 +1,5 @@
-//! Goal: what a guest says breaks nothing, however absurd it is, and what cannot be is named. Method:
-//! payloads that no agent would write, as bytes, in answer to real commands.
+//! Goal: what a guest says breaks nothing, however absurd it is, and what cannot be is named.
+//! Method: payloads that no agent would write, as bytes, in answer to real commands.
 
 use std::io::Write;
 use std::sync::mpsc::channel;
