@@ -690,7 +690,7 @@ fn a_guest_that_asks_and_does_not_read_is_answered_so_often() {
             assert_eq!(script.client.poll_output().len(), held_len);
         }
         assert_eq!(script.hear().len(), answers_max);
-        script.say(&[ping.clone()]);
+        script.say(std::slice::from_ref(&ping));
         assert_eq!(script.hear().len(), 1);
         assert!(
             script.client.out.len() < SEND_AHEAD_LEN,
