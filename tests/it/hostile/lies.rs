@@ -242,6 +242,15 @@ fn session(number: u64, command: &str) -> Value {
     })
 }
 
+fn info() -> Value {
+    json!({
+        "agent_version": hostile_text(), "generation": null, "boot_id": "\u{9b}2J",
+        "state": "\u{9b}2J", "kernel": "\u{9b}2J", "uptime_ms": u64::MAX,
+        "sessions": u32::MAX, "connections": u32::MAX, "fds": u32::MAX, "rss_kib": u64::MAX,
+        "orphans_reaped": u64::MAX, "counters": { hostile_text(): u64::MAX },
+    })
+}
+
 #[test]
 fn a_list_shows_hostile_commands_in_a_few_characters() {
     let page = json!({ "sessions": [session(u64::MAX, &hostile_text())], "more": true });
@@ -252,6 +261,7 @@ fn a_list_shows_hostile_commands_in_a_few_characters() {
             Message::SessionsRequest(request) if request.after == 0 => {
                 drop(stream.write_all(&page));
             }
+            Message::InfoRequest => drop(stream.write_all(&raw(FrameKind::Info, &info()))),
             // There is no number behind the highest.
             _ => drop(stream.write_all(&raw(
                 FrameKind::Sessions,
@@ -261,7 +271,9 @@ fn a_list_shows_hostile_commands_in_a_few_characters() {
         let ended = guest.tool(words).exits(0);
         let is_plain = |c: char| c == '\n' || !c.is_control();
         assert!(ended.out().chars().all(is_plain), "{ended}");
-        assert!(ended.stdout.len() < 2048, "{} bytes", ended.stdout.len());
+        // The list is short; of the agent's own texts and counters only their limits are kept.
+        let len_max = if words.len() == 1 { 2048 } else { 64 * 1024 };
+        assert!(ended.stdout.len() < len_max, "{} bytes", ended.stdout.len());
         assert!(ended.out().contains("18446744073709551615"), "{ended}");
     }
 }
