@@ -311,9 +311,10 @@ main() {
     # On a busy host the interrupt of the timer test comes late, and the kernel would panic: hence
     # no_timer_check. The time-stamp counter is not declared reliable, although Linux then falls
     # back to the HPET, which is slow to read: with tsc=reliable, two guests restored at once were
-    # seen to spin for minutes.
+    # seen to spin for minutes. Huge pages are off: khugepaged, which moves a guest's memory under
+    # it, was seen to hang for good in the midst of that, and the guest with it.
     OUTER_PARAMETERS="console=ttyS0 quiet panic=-1 no_timer_check mitigations=off"
-    OUTER_PARAMETERS+=" random.trust_cpu=on cryptomgr.notests"
+    OUTER_PARAMETERS+=" random.trust_cpu=on cryptomgr.notests transparent_hugepage=never"
     # Seconds without a sign of life.
     PULSE_MAX=90
     MODE=$(choose_mode)
