@@ -17,8 +17,8 @@ of a test's name; give them with one tier only.
   style    cargo fmt, clippy with warnings as errors, rustdoc, shellcheck where
            it is installed, and the tidy test
   unit     unit, table and simulation tests of the crates, the protocol
-           document's examples, the exploration of the handshake, and a
-           million simulated schedules
+           document's examples, the exploration of the handshake, a million
+           simulated schedules, and every fuzz target for a second
   process  the two programs as ordinary processes, and the agent's instructions
            where valgrind is installed: no virtual machine
   lab      real microVMs on every VMM that is here, in scripts/lab.sh
@@ -71,6 +71,8 @@ run_unit() {
     logged unit cargo test --locked --profile model --package model -- --test-threads=1 "${ARGUMENTS[@]}"
     # A million schedules, whose threads share the cores as well.
     logged unit cargo test --locked --profile model --package simulation -- --test-threads=1 "${ARGUMENTS[@]}"
+    # A million inputs and more, so optimized, too.
+    logged unit cargo test --locked --profile model --package fuzz -- --test-threads=1 "${ARGUMENTS[@]}"
     logged unit cargo test --locked --package tests --bin bench -- "${ARGUMENTS[@]}"
 }
 

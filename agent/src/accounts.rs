@@ -26,7 +26,7 @@ const GID_DEFAULT: u32 = 0;
 
 /// What a process becomes that runs as a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Account {
+pub struct Account {
     /// Number of the user.
     pub uid: u32,
     /// Number of the primary group.
@@ -39,7 +39,7 @@ pub(crate) struct Account {
 
 /// Why a user or group cannot be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AccountError {
+pub enum AccountError {
     /// There is nothing where a user should be named.
     NoUserGiven,
     /// No entry has the user's name.
@@ -64,7 +64,7 @@ impl fmt::Display for AccountError {
 impl std::error::Error for AccountError {}
 
 /// Finds the account that `wanted` means, by the text of the two files.
-pub(crate) fn resolve(wanted: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, AccountError> {
+pub fn resolve(wanted: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, AccountError> {
     let mut parts = wanted.splitn(2, |&byte| byte == b':');
     let user =
         Reference::read(parts.next().unwrap_or_default())?.ok_or(AccountError::NoUserGiven)?;

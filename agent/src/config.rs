@@ -28,7 +28,7 @@
 //! is asked, while a service refuses to start.
 
 pub(crate) mod mmds;
-pub(crate) mod workload;
+pub mod workload;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -77,7 +77,7 @@ Also: guest-agent checkpoint|generation --help";
 
 /// Runs commands in a microVM for host-tool, and answers every restore.
 #[derive(Debug, Default, FromArgs)]
-pub(crate) struct Flags {
+pub struct Flags {
     /// where to listen: vsock, vsock:PORT or unix:PATH (default: vsock)
     #[argh(option)]
     listen: Option<String>,
@@ -120,39 +120,39 @@ pub(crate) struct Flags {
     workload_end: Option<String>,
     /// print the version and exit
     #[argh(switch)]
-    pub version: bool,
+    pub(crate) version: bool,
 }
 
 /// Settings, each from the strongest source that has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Config {
+pub struct Config {
     /// Where to listen.
-    pub address: Address,
+    pub(crate) address: Address,
     /// Least severe log line.
-    pub log: LevelFilter,
+    pub(crate) log: LevelFilter,
     /// File for log lines; standard error if none.
-    pub console: Option<String>,
+    pub(crate) console: Option<String>,
     /// Host name to set at boot.
-    pub hostname: Option<String>,
+    pub(crate) hostname: Option<String>,
     /// Folder with the folders of the hooks.
-    pub hooks: PathBuf,
+    pub(crate) hooks: PathBuf,
     /// Socket for programs of this machine.
-    pub local: Option<PathBuf>,
+    pub(crate) local: Option<PathBuf>,
     /// What is said of the metadata service outside of the file.
-    pub mmds: Option<Mmds>,
+    pub(crate) mmds: Option<Mmds>,
     /// Whether to leave the machine's clock, random pool and names alone.
-    pub is_unprivileged: bool,
+    pub(crate) is_unprivileged: bool,
     /// The file that names the workload, if one is given: then it must be there.
-    pub file: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
     /// What is said of the workload outside of that file.
-    pub workload: Overrides,
+    pub(crate) workload: Overrides,
     /// Faults that a test asks for.
-    pub failpoints: Failpoints,
+    pub(crate) failpoints: Failpoints,
 }
 
 /// A value that means nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BadValue {
+pub struct BadValue {
     /// Where it was given, as the user wrote it.
     pub source: String,
     /// The value.
@@ -176,7 +176,7 @@ impl std::error::Error for BadValue {}
 
 /// The three places where settings come from.
 #[derive(Debug, Default)]
-pub(crate) struct Sources {
+pub struct Sources {
     flags: BTreeMap<&'static str, String>,
     environment: BTreeMap<String, String>,
     kernel: BTreeMap<String, String>,
@@ -184,7 +184,7 @@ pub(crate) struct Sources {
 
 impl Sources {
     /// Flags as parsed, the environment as given, and the kernel command line as one text.
-    pub(crate) fn new(
+    pub fn new(
         flags: &Flags,
         environment: impl IntoIterator<Item = (String, String)>,
         kernel_command_line: &str,
@@ -238,7 +238,7 @@ impl Sources {
 }
 
 /// Settings and the values that had to be passed over.
-pub(crate) fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
+pub fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     let mut bad = Vec::new();
     let mut pick = Picker {
         sources,

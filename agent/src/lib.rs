@@ -10,10 +10,10 @@
 //! is the only one that waits; `sys` is the only one that is unsafe. There are no threads, no locks
 //! and no async.
 
-mod accounts;
+pub mod accounts;
 pub mod agent;
 mod boot;
-mod config;
+pub mod config;
 mod event_loop;
 mod local;
 mod netlink;

@@ -241,8 +241,12 @@ impl Decoder {
         }
     }
 
-    /// Takes bytes as they arrived.
+    /// Takes bytes as they arrived. Behind a bad header they are dropped, since nobody could ever
+    /// take them.
     pub fn push(&mut self, bytes: &[u8]) {
+        if self.refused.is_some() {
+            return;
+        }
         if self.consumed > 0 {
             self.buffer.drain(..self.consumed);
             self.consumed = 0;
@@ -294,6 +298,12 @@ impl Decoder {
     #[must_use]
     pub fn is_mid_frame(&self) -> bool {
         self.consumed < self.buffer.len()
+    }
+
+    /// Bytes of memory that are held, for whoever checks the bound above.
+    #[must_use]
+    pub fn memory_len(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// One large EXEC must not cost its buffer for the rest of a long connection.
@@ -404,6 +414,16 @@ mod tests {
                 "a refused stream stays refused"
             );
         }
+    }
+
+    #[test]
+    fn what_comes_behind_a_bad_header_takes_no_memory() {
+        let mut decoder = Decoder::new();
+        decoder.push(&[0xff; HEADER_LEN]);
+        decoder.poll_frame().unwrap_err();
+        let memory_len = decoder.memory_len();
+        decoder.push(&[0; PAYLOAD_LEN_MAX]);
+        assert_eq!(decoder.memory_len(), memory_len);
     }
 
     #[test]

@@ -24,11 +24,11 @@ use crate::agent::{Restart, WorkloadEnd, WorkloadSettings};
 pub(crate) const FILE_PATH_DEFAULT: &str = "/etc/guest-agent/agent.json";
 
 /// Most bytes of the file.
-pub(crate) const FILE_LEN_MAX: usize = 1024 * 1024;
+pub const FILE_LEN_MAX: usize = 1024 * 1024;
 
 /// Why the file means nothing.
 #[derive(Debug)]
-pub(crate) enum FileError {
+pub enum FileError {
     /// It is no JSON object.
     Syntax(serde_json::Error),
     /// A field is missing or of the wrong type.
@@ -60,11 +60,11 @@ impl std::error::Error for FileError {
 
 /// What the file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ImageFile {
+pub struct ImageFile {
     /// The program that the image asks for.
     pub workload: Option<WorkloadSettings>,
     /// What is said of the metadata service.
-    pub mmds: Option<Mmds>,
+    pub(crate) mmds: Option<Mmds>,
 }
 
 /// What is said outside of the file.
@@ -94,7 +94,7 @@ impl Overrides {
 }
 
 /// Reads the file.
-pub(crate) fn parse_file(text: &[u8]) -> Result<ImageFile, FileError> {
+pub fn parse_file(text: &[u8]) -> Result<ImageFile, FileError> {
     let file: Map<String, Value> = serde_json::from_slice(text).map_err(FileError::Syntax)?;
     let mmds = match file.get("mmds") {
         None | Some(Value::Null) => None,

@@ -94,7 +94,8 @@ impl Manifest {
         })
     }
 
-    pub(super) fn from_object(object: &Object) -> Result<Self, ArtifactError> {
+    /// Reads what [`to_value`](Self::to_value) wrote, or somebody who wishes us ill.
+    pub fn from_object(object: &Object) -> Result<Self, ArtifactError> {
         let format: u32 = object.number("format")?;
         if format != FORMAT {
             return Err(ArtifactError::Format { found: format });

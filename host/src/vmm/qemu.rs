@@ -14,7 +14,7 @@
 //! - QMP serves one client at a time; the next one waits for the greeting.
 
 mod launch;
-mod qmp;
+pub mod qmp;
 mod session;
 
 use std::fs::{File, OpenOptions};

@@ -35,11 +35,11 @@ impl SessionClient {
                     offset,
                     len,
                 }) => match self.handle_chunk(stream, offset, len) {
-                    Ok(()) => {
+                    Ok(()) if len > 0 => {
                         let bytes = self.decoder.payload(len);
                         return Some(Event::Output { stream, bytes });
                     }
-                    Err(text) => Err(text),
+                    result => result.map(|()| None),
                 },
                 Err(text) => Err(text),
             };
@@ -134,7 +134,11 @@ impl SessionClient {
         }
         let len = u64::try_from(len).map_err(|error| error.to_string())?;
         self.outputs[stream.index()].advance(offset, len)?;
-        self.note_progress();
+        // A chunk without data says nothing, so a guest that has no more to say than that between
+        // its cuts is not there.
+        if len > 0 {
+            self.note_progress();
+        }
         Ok(())
     }
 

@@ -321,24 +321,41 @@ fn a_guest_that_stays_away_leaves_an_unknown_outcome() {
 
 #[test]
 fn a_guest_that_cuts_every_connection_is_not_there() {
-    let mut script = running();
-    let from = script.now;
-    let mut attempts = 0;
-    while script.client.poll(script.now) != Want::Finished {
-        match script.client.poll(script.now) {
-            Want::Connect { .. } => {
-                attempts += 1;
-                script.connect();
-                script.say(&[hello(), attached(0)]);
-                script.cut();
+    for said in [
+        &[hello(), attached(0)][..],
+        &[hello(), attached(0), stdout(0, b"")],
+    ] {
+        let mut script = running();
+        let from = script.now;
+        let mut attempts = 0;
+        while script.client.poll(script.now) != Want::Finished {
+            match script.client.poll(script.now) {
+                Want::Connect { .. } => {
+                    attempts += 1;
+                    assert!(attempts < 1000, "{attempts} attempts in a minute");
+                    script.connect();
+                    script.say(said);
+                    script.cut();
+                }
+                Want::Talk { .. } => script.cut(),
+                Want::Pause { .. } => drop(script.wait()),
+                Want::Finished => {}
             }
-            Want::Talk { .. } => script.cut(),
-            Want::Pause { .. } => drop(script.wait()),
-            Want::Finished => {}
         }
+        assert_eq!(script.now - from, ABSENCE);
     }
-    assert_eq!(script.now - from, ABSENCE);
-    assert!(attempts < 1000, "{attempts} attempts in a minute");
+}
+
+#[test]
+fn a_chunk_without_data_is_no_output() {
+    let mut script = running();
+    script.say(&[
+        stdout(0, b""),
+        stdout(0, b"x"),
+        stdout(1, b""),
+        exited(1, 0),
+    ]);
+    assert_eq!(script.events, ["started", "stdout x", "exited 7"]);
 }
 
 #[test]

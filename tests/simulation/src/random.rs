@@ -1,8 +1,12 @@
-//! Numbers from a seed, the same everywhere.
+//! Numbers from a seed, or from bytes that somebody has chosen, the same everywhere.
 
 /// xorshift64*: small, and good enough to decide what happens next.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random {
+    state: u64,
+    /// Bytes that decide instead, as long as there are some.
+    script: std::vec::IntoIter<u8>,
+}
 
 impl Random {
     /// The numbers of one step of a schedule. Each step has its own, so that leaving one out of a
@@ -15,22 +19,56 @@ impl Random {
             .wrapping_add(u64::from(step).wrapping_mul(0xbf58_476d_1ce4_e5b9));
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Self((mixed ^ (mixed >> 31)) | 1)
+        Self {
+            state: (mixed ^ (mixed >> 31)) | 1,
+            script: Vec::new().into_iter(),
+        }
+    }
+
+    /// Numbers that these bytes say, mostly one each, and behind them those of a seed. So whoever
+    /// changes a byte changes one decision.
+    #[must_use]
+    pub fn scripted(bytes: &[u8]) -> Self {
+        Self {
+            script: Vec::from(bytes).into_iter(),
+            ..Self::new(0, 0)
+        }
+    }
+
+    /// Whether the next number comes from bytes.
+    #[must_use]
+    pub fn is_scripted(&self) -> bool {
+        !self.script.as_slice().is_empty()
     }
 
     /// Any number.
     pub fn number(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        if self.is_scripted() {
+            return self.read(8);
+        }
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
     /// A number below `limit`, which is not zero.
     pub fn below(&mut self, limit: usize) -> usize {
+        if self.is_scripted() {
+            let byte_count = if limit <= 256 { 1 } else { 3 };
+            let scaled = self.read(byte_count) * (limit as u64);
+            return usize::try_from(scaled >> (8 * byte_count)).expect("below a usize");
+        }
         // The upper half, which is the better one; the product's upper half is below the limit.
         let scaled = (self.number() >> 32) * (limit as u64);
         usize::try_from(scaled >> 32).expect("below a usize")
+    }
+
+    /// The next bytes as a number, with zeros behind the last one.
+    fn read(&mut self, byte_count: usize) -> u64 {
+        let bytes = self.script.by_ref().take(byte_count);
+        let number = |sum: u64, (at, byte): (usize, u8)| sum | u64::from(byte) << (8 * at);
+        bytes.enumerate().fold(0, number)
     }
 
     /// A number below `limit`, which is at most 256.

@@ -3,6 +3,8 @@
 //! Each step is one thing that a client, a child or the kernel does, and then one turn of the event
 //! loop, after which every invariant is checked. At the end the storm is over, and the guest has to
 //! come back: a host names and proves it, every client gets to an end, and nothing is left.
+//!
+//! Instead of a seed, bytes can say what happens, for a fuzzer to choose.
 
 use std::time::{Duration, Instant};
 
@@ -83,15 +85,12 @@ pub fn play(
     steps: impl IntoIterator<Item = u32>,
     story: Option<&mut Vec<String>>,
 ) -> Tally {
-    let mut world = World::new(seed, story.is_some());
+    let mut world = World::new(Random::new(seed, u32::MAX - 2), story.is_some());
     let mut told = story;
     for step in steps {
         world.guest.kernel.random = Random::new(seed, step);
         world.step(step);
-        world.guest.turn();
-        if world.guest.end.is_none() {
-            world.guest.check();
-        }
+        world.settle_for(Duration::ZERO);
         if let (Some(told), Some(story)) = (told.as_deref_mut(), &mut world.story) {
             told.append(story);
         }
@@ -108,9 +107,27 @@ pub fn play(
     world.guest.kernel.tally
 }
 
+/// Plays what bytes say. A step takes one of them at least, so that they say how many there are.
+///
+/// # Panics
+///
+/// When an invariant is broken.
+pub fn play_bytes(bytes: &[u8]) {
+    let mut world = World::new(Random::scripted(bytes), false);
+    let mut number = 0;
+    while world.guest.kernel.random.is_scripted() {
+        world.step(number);
+        world.settle_for(Duration::ZERO);
+        if world.guest.end.is_some() {
+            return;
+        }
+        number += 1;
+    }
+    world.converge();
+}
+
 impl World {
-    fn new(seed: u64, is_told: bool) -> Self {
-        let random = Random::new(seed, u32::MAX - 2);
+    fn new(random: Random, is_told: bool) -> Self {
         let mut world = Self {
             guest: Guest::new(random, epoch()),
             clients: Vec::new(),
@@ -407,7 +424,7 @@ impl World {
         panic!("the guest does not come back");
     }
 
-    /// A turn without any storm.
+    /// Time passes, and the loop turns.
     fn settle_for(&mut self, duration: Duration) {
         self.guest.now += duration;
         self.guest.turn();

@@ -5,11 +5,11 @@ use std::fmt;
 use serde_json::{Value, json};
 
 /// The longest line that is read. The longest that is expected is under 2 KiB.
-pub(super) const LINE_LEN_MAX: usize = 1024 * 1024;
+pub const LINE_LEN_MAX: usize = 1024 * 1024;
 
 /// What QEMU sends.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Message {
+pub enum Message {
     /// The first line of a connection.
     Greeting,
     /// A command was carried out.
@@ -34,11 +34,11 @@ pub(super) enum Message {
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Event {
+pub struct Event {
     /// Name, in capitals.
-    pub(super) name: String,
+    pub name: String,
     /// Details; null where the event has none.
-    pub(super) data: Value,
+    pub data: Value,
 }
 
 /// Writes a command. Its `id` comes back in the answer.
@@ -53,7 +53,7 @@ pub(super) fn encode_command(command: &str, arguments: Option<Value>, id: u64) -
 }
 
 /// Cuts the first line off `received`. `None` while it is incomplete.
-pub(super) fn take_message(received: &mut Vec<u8>) -> Result<Option<Message>, QmpError> {
+pub fn take_message(received: &mut Vec<u8>) -> Result<Option<Message>, QmpError> {
     loop {
         let Some(end) = received.iter().position(|byte| *byte == b'\n') else {
             return if received.len() > LINE_LEN_MAX {
@@ -101,7 +101,7 @@ fn parse_line(line: &[u8]) -> Result<Message, QmpError> {
 
 /// Why bytes are not QMP.
 #[derive(Debug)]
-pub(super) enum QmpError {
+pub enum QmpError {
     /// A line exceeds [`LINE_LEN_MAX`].
     LineTooLong,
     /// A line is not JSON.

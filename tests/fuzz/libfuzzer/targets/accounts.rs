@@ -1,0 +1,5 @@
+//! See `fuzz::guest::accounts`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::guest::accounts(data));

@@ -1,0 +1,127 @@
+//! What reaches `host-tool`: answers of a VMM, of its vsock device, and artifacts from anywhere.
+
+use std::path::Path;
+
+use host::artifact::Manifest;
+use host::guest::hybrid_vsock::{LINE_LEN_MAX, NotHybridVsock, parse_answer};
+use host::http::{BODY_LEN_MAX, HEAD_LEN_MAX, parse_response};
+use host::json::Object;
+use host::vmm::qemu::qmp::{self, take_message};
+
+/// Most places at which an input is cut in two.
+const CUTS_MAX: usize = 64;
+
+/// Some lengths of beginnings of `data`: all if there are few, else the first ones and some others.
+pub(crate) fn beginnings(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let step = data.len().div_ceil(CUTS_MAX).max(1);
+    let first = 0..data.len().min(CUTS_MAX);
+    first
+        .chain((0..data.len()).step_by(step))
+        .map(|len| &data[..len])
+}
+
+/// Responses of the Firecracker API, one behind another: the verdict on one does not change with
+/// what comes later, it is within its limits, and what it says is read again as the same.
+pub fn http_response(data: &[u8]) {
+    let mut rest = data;
+    for _ in 0..8 {
+        let verdict = parse_response(rest);
+        for beginning in beginnings(rest) {
+            let early = parse_response(beginning);
+            assert!(early == Ok(None) || early == verdict, "{early:?} changes");
+        }
+        let Ok(Some((response, len))) = verdict else {
+            return;
+        };
+        let (status, body) = (response.status, &response.body);
+        assert!((200..600).contains(&status), "status {status}");
+        assert!(body.len() <= BODY_LEN_MAX && rest[..len].ends_with(body));
+        assert!(
+            len - body.len() <= 2 * HEAD_LEN_MAX,
+            "a head of {len} bytes"
+        );
+        let head = format!(
+            "HTTP/1.1 {status} \r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let written = [head.as_bytes(), body].concat();
+        let written_len = written.len();
+        assert_eq!(
+            parse_response(&written),
+            Ok(Some((response, written_len))),
+            "written and read again"
+        );
+        rest = &rest[len..];
+    }
+}
+
+/// Lines of QMP: however the bytes are cut, the same messages and the same error come of them, and
+/// no more is held than a line.
+pub fn qmp(data: &[u8]) {
+    let Some((&cut, stream)) = data.split_first() else {
+        return;
+    };
+    let whole = lines(stream, stream.len().max(1));
+    assert_eq!(lines(stream, 1 + usize::from(cut)), whole, "in pieces");
+}
+
+/// What comes of a stream in pieces of this length.
+fn lines(stream: &[u8], piece_len: usize) -> (Vec<qmp::Message>, Option<String>) {
+    let mut received = Vec::new();
+    let mut messages = Vec::new();
+    for piece in stream.chunks(piece_len) {
+        received.extend_from_slice(piece);
+        loop {
+            match take_message(&mut received) {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break,
+                Err(error) => return (messages, Some(error.to_string())),
+            }
+        }
+        assert!(received.len() <= qmp::LINE_LEN_MAX, "more than a line");
+        assert!(!received.contains(&b'\n'), "a line is left");
+    }
+    (messages, None)
+}
+
+/// The answer to CONNECT: what is taken for one is one, and the verdict does not change with what
+/// comes later.
+pub fn hybrid_vsock(data: &[u8]) {
+    let verdict = parse_answer(data);
+    for beginning in beginnings(data) {
+        let early = parse_answer(beginning);
+        assert!(early == Ok(None) || early == verdict, "{early:?} changes");
+    }
+    match verdict {
+        Ok(Some(len)) => {
+            assert!(len <= LINE_LEN_MAX);
+            let line = std::str::from_utf8(&data[..len]).expect("ASCII");
+            let number = line
+                .strip_prefix("OK ")
+                .and_then(|it| it.strip_suffix('\n'));
+            let number = number.expect("OK and the end of the line");
+            assert!(number.bytes().all(|byte| byte.is_ascii_digit()), "{line:?}");
+        }
+        Ok(None) => assert!(data.len() < LINE_LEN_MAX && !data.contains(&b'\n')),
+        Err(NotHybridVsock) => {}
+    }
+}
+
+/// Manifests of artifacts: one that is understood is written so that it is read as the same.
+pub fn manifest(data: &[u8]) {
+    let read = |bytes: &[u8]| {
+        let object = Object::parse(Path::new("manifest.json"), bytes).ok()?;
+        Manifest::from_object(&object).ok()
+    };
+    let Some(manifest) = read(data) else {
+        return;
+    };
+    let written = manifest.to_value().to_string();
+    assert_eq!(
+        read(written.as_bytes()).as_ref(),
+        Some(&manifest),
+        "{written}"
+    );
+    let sum: u128 = manifest.files.iter().map(|file| u128::from(file.len)).sum();
+    assert_eq!(u128::from(manifest.files_len()), sum.min(u64::MAX.into()));
+}
