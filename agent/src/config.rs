@@ -16,7 +16,7 @@
 //! | `workload_restart` | when it starts again: `no` or `on-failure` | as in `config`, or `no` |
 //! | `workload_end` | what its end means: `keep` or `poweroff` | as in `config`, or `keep` |
 //!
-//! Debug builds also have `failpoints`, which is no flag; see [`Failpoints`].
+//! Debug builds also have `failpoints`, which is no flag; see `Failpoints`.
 //!
 //! Each is given as a flag (`--listen`, `--workload-end`; `--unprivileged` takes no value), in the
 //! environment (`GUEST_AGENT_LISTEN`) or on the kernel command line (`agent.listen=`), there in

@@ -1,5 +1,5 @@
-//! What reaches `guest-agent` besides its peers: the kernel command line, the image's files, and the
-//! metadata service's answers.
+//! What reaches `guest-agent` besides its peers: the kernel command line, the image's files, and
+//! the metadata service's answers.
 
 use agent::accounts::{self, AccountError};
 use agent::agent::http::{self, ANSWER_LEN_MAX};
