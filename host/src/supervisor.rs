@@ -24,6 +24,7 @@ pub mod scribe;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -49,7 +50,7 @@ use crate::process::ProcessId;
 use crate::sys::child::with_empty_signal_mask;
 use crate::sys::{inherited, pidfd};
 use crate::vmdir::state::ExitRecord;
-use crate::vmdir::{CONSOLE_LOG, VmDir};
+use crate::vmdir::{CONSOLE_LOG, Lock, VmDir};
 use crate::vmm::VMM_LOG;
 
 /// The command's name. It is not for users, and not in any help.
@@ -111,7 +112,9 @@ enum Tie {
 #[derive(Debug)]
 struct Supervisor {
     dir: VmDir,
-    _lock: crate::vmdir::Lock,
+    /// Never dropped: the kernel releases it in the last steps of this process, so that whoever gets
+    /// it knows that there is no supervisor any more.
+    _lock: ManuallyDrop<Lock>,
     signals: SignalFd,
     vmm: Child,
     pidfd: OwnedFd,
@@ -145,6 +148,7 @@ impl Supervisor {
             .supervisor_lock(Instant::now())
             .map_err(io::Error::other)?;
         let lock = lock.ok_or_else(|| io::Error::other("the VM has a supervisor already"))?;
+        let lock = ManuallyDrop::new(lock);
 
         reach(Point::SupervisorLocked)?;
 
