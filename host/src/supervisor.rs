@@ -112,8 +112,8 @@ enum Tie {
 #[derive(Debug)]
 struct Supervisor {
     dir: VmDir,
-    /// Never dropped: the kernel releases it in the last steps of this process, so that whoever gets
-    /// it knows that there is no supervisor any more.
+    /// Never dropped: the kernel releases it in the last steps of this process, so that whoever
+    /// gets it knows that there is no supervisor any more.
     _lock: ManuallyDrop<Lock>,
     signals: SignalFd,
     vmm: Child,
