@@ -1,9 +1,11 @@
 //! What is known of each command from outside: whether it ran, what it wrote and read, how it
-//! ended. What clients are told is held against this.
+//! ended; and which names were asked for. What clients are told is held against this.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent::agent::{Purpose, SessionId};
+use agent::agent::state::State;
+use agent::agent::{Agent, Purpose, SessionId};
+use shared::id::Generation;
 use shared::message::{ExitStatus, InheritedSessions, Rebind};
 
 use crate::kernel::Kernel;
@@ -38,6 +40,10 @@ pub struct Commands {
     /// Whether a REBIND has asked for running commands to end, which those that had ended but for
     /// their output are told without a signal.
     pub has_kill: bool,
+    /// Names that a REBIND has asked for.
+    names_asked: BTreeSet<Generation>,
+    /// Names that the guest was seen to act on, each once, in order.
+    names_seen: Vec<Generation>,
 }
 
 impl Commands {
@@ -82,6 +88,28 @@ impl Commands {
     /// A REBIND is about to be sent.
     pub fn note_rebind(&mut self, rebind: &Rebind) {
         self.has_kill |= rebind.sessions == InheritedSessions::Kill;
+        self.names_asked.insert(rebind.generation);
+    }
+
+    /// The guest has one name after another. Each is one that a host has asked for, and none comes
+    /// back that another one has replaced.
+    pub fn note_name(&mut self, agent: &Agent) {
+        let is_asked = |name: &Generation| self.names_asked.contains(name);
+        assert!(
+            agent.generation().as_ref().is_none_or(is_asked),
+            "nobody has asked for the name {:?}",
+            agent.generation()
+        );
+        match agent.state() {
+            State::Rebinding(name) | State::Rebound(name) | State::Failed(name) => {
+                if self.names_seen.last() != Some(&name) {
+                    let is_back = self.names_seen.contains(&name);
+                    assert!(!is_back, "{name} comes back, which was replaced");
+                    self.names_seen.push(name);
+                }
+            }
+            State::Running | State::Quiescing | State::Quiesced | State::Ending => {}
+        }
     }
 
     /// What the output of a session follows from.

@@ -169,6 +169,7 @@ impl Guest {
         while let Some(action) = self.agent.poll_action() {
             self.perform(action);
         }
+        self.commands.note_name(&self.agent);
     }
 
     fn perform(&mut self, action: Action) {

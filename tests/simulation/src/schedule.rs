@@ -30,6 +30,9 @@ const CLIENTS_MAX: usize = 6;
 /// Numbers of EXECs of session clients begin here, each their own.
 const EXEC_FIRST: u8 = 100;
 
+/// Longer than a guest that nobody talks to stays silent, in turns of this many seconds.
+const SILENCE: (u32, Duration) = (8, Duration::from_secs(16));
+
 /// Turns in which a guest must come back.
 const TURNS_MAX: usize = 4_000;
 
@@ -372,6 +375,9 @@ impl World {
             }
             false
         });
+        if self.guest.kernel.random.one_in(4) {
+            self.be_silent();
+        }
         let name = requests::generation(77);
         let mut rebind = requests::rebind(&mut self.guest.kernel.random, name, Cause::Restore);
         rebind.sessions = InheritedSessions::Keep;
@@ -391,6 +397,21 @@ impl World {
         if self.guest.end.is_none() {
             self.guest.kernel.tally.count(Mark::Converged);
         }
+    }
+
+    /// Nobody talks to the guest, which does not refuse for ever.
+    fn be_silent(&mut self) {
+        let (turns, duration) = SILENCE;
+        for _ in 0..turns {
+            if self.guest.end.is_some() {
+                return;
+            }
+            self.settle_for(duration);
+        }
+        let state = self.guest.agent.state();
+        let is_refusing = matches!(state, State::Quiescing | State::Quiesced);
+        assert!(!is_refusing, "nobody is there, and it is {}", state.name());
+        self.guest.kernel.tally.count(Mark::LeftAlone);
     }
 
     /// A request that must be met. False: the guest had been told to end, and did.

@@ -83,6 +83,7 @@ marks! {
     Undecided = "client: session without an end";
     Mistake = "client: mistake refused";
     InputRead = "child: input checked";
+    LeftAlone = "schedule: guest left alone for two minutes";
     Converged = "schedule: guest came back and came to rest";
     Ended = "schedule: machine ended";
 }
