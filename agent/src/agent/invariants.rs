@@ -83,6 +83,8 @@ impl Agent {
         let owner = session.owner;
         assert!(owner.is_none_or(|owner| session.attached().contains(&owner)));
         assert!(session.kept_len() <= 2 * RING_LEN_MAX);
+        let is_vain = session.is_stalled_in_vain();
+        assert!(!is_vain, "{} waits for room that there is", session.id());
         assert!(session.input.pending().len() <= INPUT_LEN_MAX);
         let window = session.input.window();
         assert!(window.received <= window.limit);

@@ -426,6 +426,13 @@ impl Session {
         self.outputs[stream.index()].is_stalled
     }
 
+    /// Whether an output waits for room that there is, of which nobody was told.
+    pub(super) fn is_stalled_in_vain(&self) -> bool {
+        let has_room = |stream| self.room(stream) >= RESUME_ROOM;
+        let mut stalled = Stream::ALL.iter().filter(|it| self.is_stalled_at(**it));
+        stalled.any(|stream| has_room(*stream))
+    }
+
     /// Whether reading stopped for want of room.
     pub(super) fn is_stalled(&self) -> bool {
         let is_stalled = |output: &Output| output.is_stalled && output.is_open;
