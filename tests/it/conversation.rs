@@ -1,13 +1,18 @@
 //! Goal: the agent keeps its side of the protocol whatever a client does. Method: a real agent
 //! process on a Unix socket, and clients that say frames a well-behaved one would not.
 
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
 use shared::frame::FrameKind;
 use shared::message::{
     Cause, Depth, Exec, FailCode, Hello, Message, Ping, Policy, Rebind, Reopen, Role,
 };
 use shared::version::VersionRange;
+use tests::DEADLINE;
 use tests::agent::Agent;
 use tests::client::{exec, generation, probe, quiesce, rebind};
+use tests::gate::Gate;
 
 #[test]
 fn hello_is_answered_with_a_name_only_after_a_rebind() {
@@ -156,6 +161,34 @@ fn a_probe_proves_the_listener_it_came_through() {
     );
 }
 
+/// One event of the listener stands for all who came while the guest stood still. The last of them
+/// speaks first, so that nobody who came earlier wakes the guest for it.
+#[test]
+fn connections_that_come_during_a_pause_are_all_served() {
+    let agent = Agent::start();
+    agent.signal(Signal::SIGSTOP);
+    let mut clients: Vec<_> = (0..10).map(|_| agent.connect()).collect();
+    agent.signal(Signal::SIGCONT);
+    for client in clients.iter_mut().rev() {
+        client.greet();
+    }
+}
+
+/// The guest finds a probe and, behind it, a connection in its queue: proving itself is nothing
+/// that whoever is at the door then would have to come again for.
+#[test]
+fn a_connection_that_comes_with_a_probe_is_served() {
+    let agent = Agent::start();
+    assert!(matches!(agent.greet().ask(&rebind(1)), Message::Rebound(_)));
+    let mut prover = agent.greet();
+    agent.signal(Signal::SIGSTOP);
+    prover.say(&probe(1, Depth::Listener));
+    let mut late = agent.connect();
+    agent.signal(Signal::SIGCONT);
+    assert!(matches!(prover.hear(), Message::Probed(_)));
+    late.greet();
+}
+
 #[test]
 fn an_exec_under_another_name_does_not_run() {
     let agent = Agent::start();
@@ -240,6 +273,30 @@ fn quiesce_refuses_or_waits_for_sessions_as_its_policy_says() {
             answer => break assert!(matches!(answer, Message::Quiesced(_)), "{answer:?}"),
         }
     }
+}
+
+/// Whoever connects when the asker has gone is somebody else, and is cut off like all others.
+#[test]
+fn what_a_lost_connection_has_asked_for_is_told_to_no_other() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut running = agent.greet();
+    running.start(&exec(1, &["cat", gate.path()]));
+    let held = gate.hold();
+    let mut control = agent.greet();
+    control.say(&quiesce(1, Policy::Drain));
+    let busy = control.hear();
+    assert!(matches!(busy, Message::Busy(_)), "{busy:?}");
+    drop(control);
+    let began = Instant::now();
+    while running.info().connections > 1 {
+        assert!(began.elapsed() < DEADLINE, "the asker is still there");
+    }
+    let mut other = agent.greet();
+    drop(held);
+    let told = other.hear();
+    assert!(matches!(told, Message::Sever(_)), "{told:?}");
+    assert_eq!(other.hear_or_end(), None);
 }
 
 #[test]

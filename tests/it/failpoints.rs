@@ -60,6 +60,26 @@ fn a_step_that_fails_is_told_and_the_next_rebind_does_it() {
     }
 }
 
+/// What was asked for counts, not what came of it: the host of the first name is gone.
+#[test]
+fn a_name_whose_rebind_failed_does_not_come_back() {
+    let agent = agent_with("connections");
+    let failed = agent.greet().ask(&rebind(1));
+    assert!(
+        matches!(&failed, Message::Fail(fail) if fail.code == FailCode::Rebind),
+        "{failed:?}"
+    );
+    let rebound = agent.greet().ask(&rebind(2));
+    assert!(matches!(rebound, Message::Rebound(_)), "{rebound:?}");
+    let late = agent.greet().ask(&rebind(1));
+    assert!(
+        matches!(&late, Message::Fail(fail) if fail.code == FailCode::Superseded),
+        "{late:?}"
+    );
+    let probed = agent.greet().ask(&probe(2, Depth::Exec));
+    assert!(matches!(probed, Message::Probed(_)), "{probed:?}");
+}
+
 /// The probe with which each of these agents starts meets the fault.
 #[test]
 fn an_answer_that_is_lost_is_asked_for_again() {

@@ -3,6 +3,8 @@
 //! Firecracker of its own before the same agent, so that the order in which their requests reach
 //! the guest is the test's choice; and without such a choice, again and again.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use tests::agent::Agent;
 use tests::double::Double;
@@ -114,22 +116,27 @@ fn a_copy_that_comes_behind_another_name_changes_nothing() {
     second.remove();
 }
 
-/// Both at once: whoever is ready had its name in the guest, and at least the last one is.
+/// Both at once: whoever is ready had its name in the guest, and at least the last one is. No name
+/// is given twice, however many are asked for within a second.
 #[test]
 fn of_two_at_once_the_guest_has_one_name() {
     let agent = Agent::start();
     let rivals = [Rival::new(&agent), Rival::new(&agent)];
+    let mut names = BTreeSet::new();
     for round in 0..20 {
         let running = rivals.each_ref().map(Rival::restoring);
         let mut ready = Vec::new();
         for (rival, finished) in rivals.iter().zip(running.map(Running::finish)) {
-            if finished.code() == 0 {
-                ready.push(generation(&finished.json()));
+            let name = if finished.code() == 0 {
                 rival.remove();
+                let name = generation(&finished.json());
+                ready.push(name.clone());
+                name
             } else {
-                is_told(finished);
                 rival.double.is_clean();
-            }
+                generation(&is_told(finished))
+            };
+            assert!(names.insert(name), "round {round}: a name of {names:?}");
         }
         let name = name_of(&agent);
         assert!(

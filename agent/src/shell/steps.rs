@@ -19,6 +19,10 @@ impl Shell {
     /// Performs one step.
     pub(crate) fn perform_step(&mut self, action: StepAction) -> StepOutcome {
         if let Some(failure) = self.failpoints.take_step(&action) {
+            if action == StepAction::RearmListener {
+                // As it is when registering has failed: out of the poll set.
+                let _ = self.registry.deregister(&mut self.listener);
+            }
             return StepOutcome::Failed(failure);
         }
         match action {

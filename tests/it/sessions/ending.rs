@@ -1,9 +1,13 @@
 //! Owners that go away, time limits, and cuts that the guest makes itself.
 
+use std::path::Path;
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
 use shared::message::{
-    AttachMode, ExitStatus, InheritedSessions, Message, Policy, Rebind, SessionRef,
+    self as request, AttachMode, ExitStatus, InheritedSessions, Message, Policy, Rebind, SessionRef,
 };
+use tests::DEADLINE;
 use tests::agent::Agent;
 use tests::client::{attach, quiesce, rebind, shell};
 use tests::gate::Gate;
@@ -120,6 +124,47 @@ fn a_detached_command_needs_nobody() {
     let mut late = agent.greet();
     let attached = late.attach(attach(SessionRef::Exec(request.id), AttachMode::Own));
     assert_eq!(late.follow(&attached).stdout.bytes, b"done\n");
+}
+
+/// What the leader left behind still writes: the session goes on, but the number of its group may be
+/// another's by now, and so no signal goes there.
+#[test]
+fn a_group_whose_leader_was_reaped_is_not_signalled() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut owner = agent.greet();
+    let script = format!("(head -c 1000000 /dev/zero; echo alive >{}) &", gate.path());
+    let started = owner.start(&shell(1, &script));
+    let mut other = agent.greet();
+    let began = Instant::now();
+    while Path::new(&format!("/proc/{}", started.pid)).exists() {
+        // Each answer is a turn of the agent's loop, in which it reaps what there is.
+        other.info();
+        assert!(began.elapsed() < DEADLINE, "it is not reaped");
+    }
+    let signal = request::Signal {
+        session: Some(SessionRef::Number(started.session)),
+        number: Signal::SIGKILL as u8,
+    };
+    assert_eq!(other.ask(&Message::Signal(signal)), Message::Ok);
+    let followed = owner.follow(&started);
+    assert_eq!(followed.exited.status, ExitStatus::Code(0));
+    assert_eq!(gate.hear(), "alive\n");
+}
+
+/// The leader is gone, standard output is closed, and what standard error still has lies in its
+/// pipe, for which the ring has no room until somebody reads.
+#[test]
+fn the_end_comes_after_the_last_byte_of_each_output() {
+    let agent = Agent::start();
+    let gate = Gate::new(agent.folder(), "gate");
+    let mut owner = agent.greet();
+    let script = "head -c 300000 /dev/zero >&2; exec 2>&-; echo written";
+    let started = owner.start(&shell(1, &format!("({script} >{}) >&- &", gate.path())));
+    assert_eq!(gate.hear(), "written\n");
+    let followed = owner.follow(&started);
+    assert_eq!(followed.stderr.bytes.len(), 300_000);
+    assert!(!followed.exited.writers_alive, "{:?}", followed.exited);
 }
 
 #[test]

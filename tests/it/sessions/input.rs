@@ -163,6 +163,32 @@ fn input_that_nobody_reads_any_more_is_closed_and_ignored() {
     assert_eq!(client.follow(&started).exited.status, ExitStatus::Code(0));
 }
 
+/// Of a pipe that is full, the end of its reader is an error and nothing else.
+#[test]
+fn a_full_input_that_nobody_reads_any_more_is_closed() {
+    let agent = Agent::start();
+    let [full, end] = ["full", "end"].map(|name| Gate::new(agent.folder(), name));
+    let mut client = agent.greet();
+    let script = format!("cat {}; exec <&-; cat {}", full.path(), end.path());
+    let started = client.start(&with_input(1, &["sh", "-c", &script]));
+    let held = full.hold();
+    let limit = started.stdin.limit;
+    client.feed(0, &vec![0; usize::try_from(limit).unwrap()]);
+    // Answered in order: the guest has all of it, and the pipe as much as it takes.
+    client.say(&Message::Ping(shared::message::Ping { nonce: 1 }));
+    loop {
+        match client.hear() {
+            Message::Window(window) => assert!(!window.is_closed, "{window:?}"),
+            Message::Pong(_) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    drop(held);
+    while !hear_window(&mut client).is_closed {}
+    end.open();
+    assert_eq!(client.follow(&started).exited.status, ExitStatus::Code(0));
+}
+
 #[test]
 fn a_new_owner_goes_on_where_the_guest_has_the_input() {
     let agent = Agent::start();
