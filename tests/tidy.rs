@@ -440,6 +440,110 @@ fn promises_name_tests_that_exist() {
     check("docs/testing.md names tests that exist", found);
 }
 
+/// A patch of `tests/mutations`: its name, and the text in front of its first file.
+fn mutations() -> Vec<(String, String)> {
+    let folder = "tests/mutations/";
+    let patches = sources(&[".patch"]).into_iter();
+    let patches: Vec<_> = patches
+        .filter_map(|patch| {
+            let name = patch.path.strip_prefix(folder)?.strip_suffix(".patch")?;
+            let (preamble, _) = patch.text.split_once("\ndiff --git ")?;
+            Some((name.to_owned(), preamble.to_owned()))
+        })
+        .collect();
+    assert!(patches.len() > 12, "the patches are there");
+    patches
+}
+
+/// What a line of a preamble says, or nothing.
+fn field<'a>(preamble: &'a str, name: &str) -> &'a str {
+    let mut lines = preamble.lines();
+    let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    value.unwrap_or_default()
+}
+
+/// The file that has a test of the process tier or the model, by what `caught-by` says of it.
+fn file_of(item: &str) -> Option<String> {
+    let (tier, path) = item.split_once(' ')?;
+    match (tier, path.rsplit_once("::")) {
+        ("it", Some((module, _))) => Some(format!("tests/it/{}.rs", module.replace("::", "/"))),
+        ("model", None) => Some("tests/model/tests/exploration.rs".to_owned()),
+        _ => None,
+    }
+}
+
+#[test]
+fn mutations_apply() {
+    let mut found = Vec::new();
+    for (name, _) in mutations() {
+        let output = Command::new("git")
+            .args(["apply", "--check"])
+            .arg(format!("tests/mutations/{name}.patch"))
+            .current_dir(top())
+            .output()
+            .expect("git runs");
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            found.push(format!("{name}: {}", text.trim()));
+        }
+    }
+    check("each mutation applies to the sources as they are", found);
+}
+
+#[test]
+fn mutations_name_tests_that_exist() {
+    let sources = rust_sources();
+    let known = test_names();
+    let has = |item: &str| {
+        let test = item.rsplit([' ', ':']).next().unwrap_or_default();
+        let Some(path) = file_of(item) else {
+            return item == "simulation" || (item.starts_with("unit ") && known.contains(test));
+        };
+        let of_test = format!("fn {test}()");
+        let is_there = |it: &&Source| it.path == path && it.text.contains(&of_test);
+        known.contains(test) && sources.iter().any(|it| is_there(&it))
+    };
+    let mut found = Vec::new();
+    for (name, preamble) in mutations() {
+        let items: Vec<_> = field(&preamble, "caught-by").split(", ").collect();
+        let unknown = items.iter().filter(|item| !has(item));
+        found.extend(unknown.map(|item| format!("{name}: there is no {item:?}")));
+        let counts = |tier: &str| {
+            items
+                .iter()
+                .any(|item| item.split(' ').next() == Some(tier))
+        };
+        let in_model = counts("model") || !field(&preamble, "model").is_empty();
+        let tiers = [in_model, counts("simulation"), counts("it")];
+        if tiers.iter().filter(|is_named| **is_named).count() < 2 {
+            found.push(format!("{name}: fewer than two tiers"));
+        }
+        if field(&preamble, "breaks").is_empty() {
+            found.push(format!("{name}: no promise"));
+        }
+    }
+    check("mutations name tests of two tiers", found);
+}
+
+#[test]
+fn mutations_are_those_of_the_model_and_of_their_document() {
+    let read = |path: &str| fs::read_to_string(top().join(path)).expect("a UTF-8 file");
+    let model = read("tests/model/src/mutation.rs");
+    let document = read("docs/mutations.md");
+    let (_, list) = model.split_once("pub const ALL:").expect("a list");
+    let list = list.split("];").next().unwrap_or_default();
+    let names = list.split("Self::").skip(1);
+    let names: BTreeSet<_> = names.filter_map(|rest| rest.split(',').next()).collect();
+    let mutations = mutations();
+    let beside = mutations.iter().map(|(_, it)| field(it, "model"));
+    let beside: BTreeSet<_> = beside.filter(|name| !name.is_empty()).collect();
+    assert_eq!(beside, names, "each defect of the model is a patch, too");
+    let rows = document.lines().filter(|line| line.starts_with("| ["));
+    let rows: Vec<_> = rows.filter_map(|row| row[3..].split(']').next()).collect();
+    let patches: Vec<_> = mutations.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(rows, patches, "scripts/mutations.sh --write is to be run");
+}
+
 #[test]
 fn shared_needs_json_and_log_only() {
     let manifest = fs::read_to_string(top().join("shared/Cargo.toml")).expect("a manifest");
