@@ -126,8 +126,8 @@ fn a_detached_command_needs_nobody() {
     assert_eq!(late.follow(&attached).stdout.bytes, b"done\n");
 }
 
-/// What the leader left behind still writes: the session goes on, but the number of its group may be
-/// another's by now, and so no signal goes there.
+/// What the leader left behind still writes, so that the session goes on; but the number of its
+/// group may be another's by now, and so no signal goes there.
 #[test]
 fn a_group_whose_leader_was_reaped_is_not_signalled() {
     let agent = Agent::start();
