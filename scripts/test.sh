@@ -33,6 +33,12 @@ Exit status: 0 when everything passed, 1 otherwise, 2 for wrong usage.
 USAGE
 }
 
+# A shell has what it starts in the background ignore interrupts, and that is passed on to every
+# program below, although some tests send one.
+if [[ -z ${TEST_DEFAULT_SIGNALS:-} ]]; then
+    TEST_DEFAULT_SIGNALS=1 exec env --default-signal "${BASH_SOURCE[0]}" "$@"
+fi
+
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$TOP"
 WORK=$(mktemp --directory)
