@@ -4,11 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent::agent::state::State;
-use agent::agent::{Agent, Purpose, SessionId};
+use agent::agent::{Agent, Purpose, SessionId, SpawnFailure, SpawnStage};
 use shared::id::Generation;
 use shared::message::{ExitStatus, InheritedSessions, Rebind};
 
 use crate::kernel::Kernel;
+
+/// The error number of what is not there.
+const ENOENT: i32 = 2;
 
 /// One session's command.
 #[derive(Debug, Default)]
@@ -65,6 +68,16 @@ impl Commands {
         let record = self.records.get_mut(&id).expect("it was started");
         assert!(record.status.is_none(), "{id} ended twice");
         record.status = Some(status);
+    }
+
+    /// The workload's program could not be executed again, which is an end like any other: 127 where
+    /// it is not there, and 126 else, as in a shell.
+    pub fn note_never_ran(&mut self, id: SessionId, failure: &SpawnFailure) {
+        if let Some(record) = self.records.get_mut(&id) {
+            let is_missing = failure.stage == SpawnStage::Exec && failure.errno == ENOENT;
+            let code = if is_missing { 127 } else { 126 };
+            record.status = Some(ExitStatus::Code(code));
+        }
     }
 
     /// A process group is told something by the agent.

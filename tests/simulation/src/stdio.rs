@@ -32,6 +32,9 @@ impl Guest {
             assert!(is_right, "EXEC {number} runs under another name");
         }
         if let Some(failure) = self.spawn_failure() {
+            if let Purpose::Session(id) = purpose {
+                self.commands.note_never_ran(id, &failure);
+            }
             return self.agent.handle_spawned(purpose, Err(failure), now);
         }
         let mut pipes = [None; 3];
