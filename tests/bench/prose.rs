@@ -218,6 +218,12 @@ fn ready_limit(results: &Results, vmm: &str) -> Option<String> {
             figure(all / 1e3),
             figure(exec / 1e3),
         ));
+        let ready = of_vmm(results, "ready", vmm, "agent")?;
+        text.push_str(&format!(
+            " An echo owes nothing of these. Without them it is {} of the echo, for two \
+             connections one after the other.",
+            ratio(ready - (all + exec) / 1e3, echo),
+        ));
     }
     let touched = |subject| of_vmm(results, "memory_touched", vmm, subject);
     if let (Some(ours), Some(floor)) = (touched("agent"), touched("echo"))
@@ -257,7 +263,7 @@ fn exec_limit(results: &Results) -> Option<String> {
     let find = |subject| results.find("exec/round_trip", subject, Some(1.0));
     let (agent, kept, floor) = (find("agent")?, find("agent_kept")?, find("posix_spawn")?);
     let share = floor.p50 / agent.p50 * 100.0;
-    Some(format!(
+    let mut text = format!(
         "**Exec.** Of the {} µs of a no-op, {} µs ({share:.0} %) are what the kernel takes to \
          make, run and reap the process. The rest, {} µs, is the agent, its client and the \
          socket between them; {} µs of it are for the connection, which a kept one does not \
@@ -266,7 +272,21 @@ fn exec_limit(results: &Results) -> Option<String> {
         figure(floor.p50),
         figure(agent.p50 - floor.p50),
         figure((agent.p50 - kept.p50).max(0.0)),
-    ))
+    );
+    for (subject, name) in [("socat", "socat"), ("qemu_ga", "the QEMU guest agent")] {
+        if let Some(other) = find(subject)
+            && other.p50 < 2.0 * agent.p50
+        {
+            text.push_str(&format!(
+                " Half of what {name} takes would be {} µs, {} of the bare process; on a kept \
+                 connection the agent is ahead by {}.",
+                figure(other.p50 / 2.0),
+                ratio(other.p50 / 2.0, floor.p50),
+                ratio(other.p50, kept.p50),
+            ));
+        }
+    }
+    Some(text)
 }
 
 fn crowd_limit(results: &Results) -> Option<String> {
