@@ -70,8 +70,8 @@ impl Commands {
         record.status = Some(status);
     }
 
-    /// The workload's program could not be executed again, which is an end like any other: 127 where
-    /// it is not there, and 126 else, as in a shell.
+    /// The workload's program could not be executed again, which is an end like any other: 127
+    /// where it is not there, and 126 else, as in a shell.
     pub fn note_never_ran(&mut self, id: SessionId, failure: &SpawnFailure) {
         if let Some(record) = self.records.get_mut(&id) {
             let is_missing = failure.stage == SpawnStage::Exec && failure.errno == ENOENT;
