@@ -39,11 +39,8 @@ pub use attempt::{ATTEMPTS_KEPT_MAX, Attempt, AttemptEnd};
 use attempt::Attempts;
 
 /// How long the first attempt may be silent. A healthy guest answers in single milliseconds; what
-/// this answers is a connection that the transport lost without saying so. On QEMU that is what
-/// becomes of the first one after each restore: the guest takes it, and forgets it with the reset
-/// that it hears of a moment later (QEMU 7.2 and 10.0 with vhost-vsock), so that each millisecond
-/// here is one more until READY.
-pub const SILENCE_FIRST: Duration = Duration::from_millis(25);
+/// this answers is a connection that the transport lost without saying so.
+pub const SILENCE_FIRST: Duration = Duration::from_millis(100);
 
 /// How long an attempt may be silent at most. Each silent attempt doubles the next one up to here.
 pub const SILENCE_MAX: Duration = Duration::from_secs(1);
@@ -180,6 +177,14 @@ impl Exchange {
             attempts: Attempts::default(),
             last_end: None,
         }
+    }
+
+    /// Has the first attempt be silent for another time than [`SILENCE_FIRST`], where connections
+    /// are known to get lost, or to be slow.
+    #[must_use]
+    pub fn with_first_silence(mut self, silence: Duration) -> Self {
+        self.silence = silence.min(SILENCE_MAX);
+        self
     }
 
     /// What the driver should do now.
