@@ -15,20 +15,21 @@ use tests::process::{Finished, finish, run, signal};
 use tests::{DEADLINE, program};
 
 /// An agent with a local socket.
-struct Guest {
-    agent: Agent,
+pub(crate) struct Guest {
+    pub(crate) agent: Agent,
     folder: TempDir,
 }
 
 impl Guest {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = TempDir::new().unwrap();
         let socket = folder.path().join("local/agent.sock");
         let agent = Agent::start_with(&["--local", socket.to_str().unwrap()]);
         Self { agent, folder }
     }
 
-    fn local(&self, name: &str) -> PathBuf {
+    /// A file in the folder of its local socket, `agent.sock`.
+    pub(crate) fn local(&self, name: &str) -> PathBuf {
         self.folder.path().join("local").join(name)
     }
 

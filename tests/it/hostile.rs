@@ -15,11 +15,10 @@ mod users;
 use std::io::{Read, Write};
 
 use shared::frame::FrameKind;
-use shared::id::Nonce;
-use shared::message::{Fail, FailCode, Message, Probed, Progress};
+use shared::message::{Fail, FailCode, Message, Progress};
 use shared::version::{SUPPORTED, VersionRange};
 
-use guest::{Guest, after_hello, hello, started, stdout};
+use guest::{Guest, after_hello, hello, probed, started, stdout};
 
 const PROBE: &[&str] = &["probe", "--timeout", "2s"];
 const EXEC: &[&str] = &["exec", "--timeout", "2s", "--", "true"];
@@ -67,14 +66,7 @@ fn progress_without_end_is_no_answer() {
 fn nonsense_is_refused() {
     let header =
         |len: u32, kind: FrameKind| [&len.to_le_bytes()[..], &[kind.code(), 0, 0, 0]].concat();
-    let lies = Probed {
-        generation: None,
-        nonce: Nonce::from_bytes([0; 16]),
-        listener_serial: 1,
-        accepts_since_rebind: 1,
-        exec_us: Some(1),
-        hooks: false,
-    };
+    let lies = probed();
     let flights = [
         vec![0xff; 4096],
         b"HTTP/1.1 200 OK\r\n\r\n".to_vec(),

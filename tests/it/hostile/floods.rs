@@ -9,15 +9,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use shared::frame::{FrameKind, encode_with};
-use shared::id::{Generation, Nonce, Token};
+use shared::id::{Generation, Token};
 use shared::message::{
-    Busy, Chunk, Fail, FailCode, Gap, Message, Ping, Probed, Progress, Rebound, Sessions, Sever,
+    Busy, Chunk, Fail, FailCode, Gap, Message, Ping, Progress, Rebound, Sessions, Sever,
     SeverReason, Stream, Window,
 };
 use shared::version::SUPPORTED;
 use tests::process::{Finished, Running, run};
 
-use super::guest::{Ear, Guest, exited, hello, say, started, stdout};
+use super::guest::{Ear, Guest, exited, hello, probed, say, started, stdout};
 
 /// Every command that talks to a guest, in little time, and the codes that it fails with.
 const COMMANDS: [(&[&str], &[i32]); 8] = [
@@ -69,14 +69,7 @@ fn frame(kind: FrameKind) -> Vec<u8> {
             connections_dropped: 0,
             sessions_dropped: 0,
         }),
-        FrameKind::Probed => Message::Probed(Probed {
-            generation: None,
-            nonce: Nonce::from_bytes([0; 16]),
-            listener_serial: 1,
-            accepts_since_rebind: 1,
-            exec_us: Some(1),
-            hooks: false,
-        }),
+        FrameKind::Probed => Message::Probed(probed()),
         FrameKind::Quiesced => Message::Quiesced(Token::from_bytes([1; 16])),
         FrameKind::Sever => Message::Sever(Sever {
             reason: SeverReason::Quiesce,

@@ -8,8 +8,9 @@ use std::thread;
 
 use serde_json::Value;
 use shared::frame::{Decoder, FrameKind, encode_with};
+use shared::id::Nonce;
 use shared::message::{
-    Chunk, ExitStatus, Exited, Hello, Message, ResourceUsage, Role, Started, Window,
+    Chunk, ExitStatus, Exited, Hello, Message, Probed, ResourceUsage, Role, Started, Window,
 };
 use shared::version::{SUPPORTED, VersionRange};
 use tempfile::TempDir;
@@ -182,4 +183,16 @@ pub(super) fn raw(kind: FrameKind, payload: &Value) -> Vec<u8> {
         bytes.extend_from_slice(payload.to_string().as_bytes());
     });
     bytes
+}
+
+/// A PROBED that nobody has asked for.
+pub(super) fn probed() -> Probed {
+    Probed {
+        generation: None,
+        nonce: Nonce::from_bytes([0; 16]),
+        listener_serial: 1,
+        accepts_since_rebind: 1,
+        exec_us: Some(1),
+        hooks: false,
+    }
 }

@@ -5,14 +5,13 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 
 use shared::frame::{Decoder, FrameKind, encode_with};
 use shared::message::{CheckpointRequest, FailCode, Hello, Message, Ping, Role};
-use tempfile::TempDir;
 use tests::DEADLINE;
-use tests::agent::Agent;
 use tests::client::exec;
+
+use crate::checkpoints::Guest;
 
 /// Programs that are served at once (`docs/agent.md`).
 const CONNECTIONS_MAX: usize = 64;
@@ -20,25 +19,9 @@ const CONNECTIONS_MAX: usize = 64;
 /// What the agent may grow by, in KiB, for whatever programs say.
 const GROWTH_KIB_MAX: u64 = 8 * 1024;
 
-struct Guest {
-    agent: Agent,
-    folder: TempDir,
-}
-
 impl Guest {
-    fn start() -> Self {
-        let folder = TempDir::new().unwrap();
-        let socket = folder.path().join("local/agent.sock");
-        let agent = Agent::start_with(&["--local", socket.to_str().unwrap()]);
-        Self { agent, folder }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("local/agent.sock")
-    }
-
     fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(self.socket()).unwrap();
+        let stream = UnixStream::connect(self.local("agent.sock")).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream
@@ -115,7 +98,7 @@ fn programs_that_say_nothing_take_the_places_of_programs_only() {
 #[test]
 fn what_is_the_hosts_to_ask_is_refused_to_programs() {
     let guest = Guest::start();
-    let file = guest.folder.path().join("ran");
+    let file = guest.local("ran");
     let command = Message::Exec(exec(1, &["touch", file.to_str().unwrap()])).encode();
     is_refused(guest.greet(), &command, FailCode::Protocol);
     for &kind in FrameKind::ALL {
