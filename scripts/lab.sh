@@ -41,6 +41,7 @@ Environment read in emulated mode:
 
 Environment of COMMAND:
   LAB          direct or emulated
+  LAB_EMULATOR what emulates the outer machine, with its version; only emulated
   LAB_TMP      an empty private directory for sockets and guest memory, removed
                at the end; TMPDIR is the same, XDG_RUNTIME_DIR lies below it
   LAB_OUT      as above, under the same path inside and outside
@@ -227,6 +228,8 @@ run_emulated() {
     local emulator=${LAB_QEMU:-qemu-system-x86_64}
     command -v "$emulator" >/dev/null ||
         die "$emulator is missing; run scripts/setup.sh, or name another with LAB_QEMU"
+    read -r LAB_EMULATOR < <("$emulator" --version)
+    export LAB_EMULATOR
     memory=$(outer_memory)
     vmlinux=$("$HERE/kernel.sh" vmlinux) || die "there is no kernel for the outer machine"
     initramfs=$(outer_initramfs) || die "there is no initramfs for the outer machine"

@@ -46,6 +46,9 @@ pub(crate) fn measure(
     let facts = &mut ledger.results.facts;
     facts.insert("lab".to_owned(), lab);
     facts.insert("lab run".to_owned(), options.run().to_owned());
+    if let Ok(emulator) = std::env::var("LAB_EMULATOR") {
+        facts.insert("lab emulator".to_owned(), emulator);
+    }
     crate::facts::note_kernel("lab kernel", ledger.results);
     crate::facts::note_programs(ledger.results);
     ledger.measure("lab/image", images)?;
