@@ -4,8 +4,8 @@
 //! reaps processes. A C library that starts up asks the processor for its features first, with some
 //! dozens of CPUID instructions, each of which leaves the guest (Intel SDM volume 3C, 25.1.2; AMD
 //! APM volume 2, 15.9), then makes a dozen system calls and writes to as many pages, and each of
-//! those is a page that a restored guest has to load. None of it proves anything, and it was most
-//! of the time between a restore and READY. So that invocation ends at the first instructions.
+//! those is a page that a restored guest has to load. None of it proves anything, and it took two
+//! thirds of the time of such a process. So that invocation ends at the first instructions.
 //!
 //! Elsewhere than on x86-64 the program begins as usual, and `main` knows the option as well.
 
