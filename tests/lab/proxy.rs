@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use nix::sys::socket::{
@@ -29,46 +29,70 @@ enum Upstream {
     Vsock(u32),
 }
 
-/// Both ends of each connection that is open.
-type Pairs = Arc<Mutex<Vec<(OwnedFd, OwnedFd)>>>;
+/// The connections through a proxy.
+#[derive(Debug, Default)]
+struct Connections {
+    /// Both ends of each that was not cut.
+    open: Mutex<Vec<(OwnedFd, OwnedFd)>>,
+    /// Somebody connected.
+    opened: Condvar,
+}
+
+impl Connections {
+    fn push(&self, pair: (OwnedFd, OwnedFd)) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.push(pair);
+        self.opened.notify_all();
+    }
+
+    /// Closes those that are there once there are so many.
+    fn cut(&self, count_min: usize) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut open, timeout) = self
+            .opened
+            .wait_timeout_while(open, tests::DEADLINE, |open| open.len() < count_min)
+            .unwrap_or_else(PoisonError::into_inner);
+        assert!(!timeout.timed_out(), "nobody connected");
+        for (one, other) in open.drain(..) {
+            // One that its own end closed already is cut as well as can be.
+            let _ = shutdown(one.as_raw_fd(), Shutdown::Both);
+            let _ = shutdown(other.as_raw_fd(), Shutdown::Both);
+        }
+    }
+}
 
 /// A running proxy. With it go its socket and its connections.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    pairs: Pairs,
+    connections: Arc<Connections>,
     door: Door,
 }
 
 impl Proxy {
     pub(crate) fn start(machine: &Machine, name: &str) -> Self {
         let upstream = upstream(machine, name);
-        let pairs = Pairs::default();
-        let kept = Arc::clone(&pairs);
+        let connections = Arc::new(Connections::default());
+        let kept = Arc::clone(&connections);
         let relay = move |client| relay(client, &upstream, &kept);
         let door = Door::open(machine.path("proxy.sock"), relay);
-        Self { pairs, door }
+        Self { connections, door }
     }
 
     pub(crate) fn socket(&self) -> &Path {
         self.door.socket()
     }
 
-    /// Cuts every connection, and gives how many there were.
-    pub(crate) fn cut(&self) -> usize {
-        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
-        for (one, other) in pairs.iter() {
-            // One that its own end closed already is cut as well as can be.
-            let _ = shutdown(one.as_raw_fd(), Shutdown::Both);
-            let _ = shutdown(other.as_raw_fd(), Shutdown::Both);
-        }
-        std::mem::take(&mut *pairs).len()
+    /// Cuts every connection. A client that was cut before may have its output yet to read, and
+    /// no connection; it is waited for.
+    pub(crate) fn cut(&self) {
+        self.connections.cut(1);
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.door.close();
-        self.cut();
+        self.connections.cut(0);
     }
 }
 
@@ -84,17 +108,13 @@ fn upstream(machine: &Machine, name: &str) -> Upstream {
 }
 
 /// Connects one client to the guest, and moves bytes both ways until one end closes.
-fn relay(client: UnixStream, upstream: &Upstream, pairs: &Pairs) {
+fn relay(client: UnixStream, upstream: &Upstream, connections: &Connections) {
     let Some(guest) = open(upstream) else {
         return;
     };
     let client = OwnedFd::from(client);
     let copy = |fd: &OwnedFd| fd.try_clone().unwrap();
-    let pair = (copy(&client), copy(&guest));
-    pairs
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(pair);
+    connections.push((copy(&client), copy(&guest)));
     let directions = [(copy(&client), copy(&guest)), (guest, client)];
     for (from, to) in directions {
         thread::spawn(move || {

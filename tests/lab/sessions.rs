@@ -144,7 +144,7 @@ fn an_exec_runs_across_hard_cuts(machine: &Machine) {
     let mut next = 0;
     for _ in 0..5 {
         follower.expect_numbers(&mut next, 30);
-        assert!(proxy.cut() > 0, "the command has a connection");
+        proxy.cut();
     }
     follower.expect_numbers(&mut next, 30);
     machine.exec("vm", "touch /tmp/stop");

@@ -166,7 +166,7 @@ fn cut(machine: &Machine) {
     let socket = proxy.socket().to_str().unwrap().to_owned();
     let (follower, mut next) = start_counting(machine, &["--unix", &socket]);
     for _ in 0..3 {
-        assert!(proxy.cut() > 0, "the command has a connection");
+        proxy.cut();
         follower.expect_numbers(&mut next, LINE_COUNT);
     }
     finish_counting(machine, (follower, next));
