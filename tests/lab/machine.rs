@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use tests::process::{Finished, finish, run};
 use tests::program;
 
+use crate::standstill;
+
 /// How long a command may take that starts a virtual machine. The emulated lab boots one in 5 s.
 pub(crate) const TIMEOUT: &str = "120s";
 
@@ -297,6 +299,34 @@ impl Machine {
                 text.push_str(&format!("--- {} {name}\n{tail}\n", path.display()));
             }
         }
+        text.push_str(&self.look_at_processors());
+        text
+    }
+
+    /// What the machines that still run do: one that is deaf, or one that stands still.
+    fn look_at_processors(&self) -> String {
+        let mut text = String::new();
+        let list_threads = || {
+            let threads = |(pid, name): (u32, String)| {
+                format!("--- {name} {pid}: {}\n", standstill::threads(pid))
+            };
+            self.processes()
+                .into_iter()
+                .map(threads)
+                .collect::<String>()
+        };
+        text.push_str(&list_threads());
+        for folder in fs::read_dir(self.state_dir()).unwrap().flatten() {
+            let name = folder.file_name().into_string().unwrap();
+            if self.vmm == Vmm::Qemu {
+                let processor = standstill::processor(&folder.path().join("api.sock"));
+                let processor = processor.unwrap_or_else(|err| err.to_string());
+                text.push_str(&format!("--- {name} processor\n{processor}\n"));
+            }
+            let probe = self.tool(["probe", "--name", &name, "--timeout", "5s", "-vvv"]);
+            text.push_str(&format!("--- {name} probe: {probe}\n"));
+        }
+        text.push_str(&list_threads());
         text
     }
 }

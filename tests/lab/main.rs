@@ -21,6 +21,7 @@ mod proxy;
 mod sessions;
 mod snapshots;
 mod soak;
+mod standstill;
 mod vmms;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
