@@ -47,7 +47,7 @@ const TORRENT: &str = "while [ ! -e /tmp/stop ]; do seq 1 20000; done";
 const TORRENT_ROUND: u64 = 20_000;
 
 fn exec_command(machine: &Machine, name: &str, line: &str) -> Command {
-    let words = ["exec", "--name", name, "--timeout", "20m", "--", "sh", "-c"];
+    let words = ["exec", "--name", name, "--timeout", "90m", "--", "sh", "-c"];
     let mut command = machine.command(words);
     command.arg(line);
     command
