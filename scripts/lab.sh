@@ -33,7 +33,8 @@ Environment read:
 Environment read in emulated mode:
   LAB_MEM      memory of the outer machine in MiB, default 6144 or what three
                quarters of the free memory allow, at least 3072
-  LAB_SMP      its processors, default 2
+  LAB_SMP      its processors, default 1; with more, the emulator now and then
+               shuts a guest's processor down, and everything is slower
   LAB_QEMU     the program that emulates it, default qemu-system-x86_64; 10.0 is
                better at it than 7.2, under which guests now and then stand still
   LAB_CONSOLE  a file for its console, default: dropped unless something fails
@@ -247,11 +248,16 @@ run_emulated() {
     # spins at boot on QEMU 10 (7.2 does not emulate FSRM). A q35 machine takes
     # a fifth less of the processor to boot than the older pc. QEMU takes a
     # doubled comma for one that belongs to a value.
+    #
+    # One processor, because TCG gives each a thread, and two that run guests at
+    # once get in each other's way: a guest of Firecracker at work lost its
+    # processor after a few snapshots, the outer kernel once its stack, and a
+    # restore took twice the time.
     local -a qemu=(
         "$emulator"
         -nodefaults -no-user-config -display none -no-reboot
         -machine q35 -accel "tcg,thread=multi" -cpu "max,erms=off,fsrm=off"
-        -smp "${LAB_SMP:-2}" -m "$memory"
+        -smp "${LAB_SMP:-1}" -m "$memory"
         -kernel "$vmlinux" -initrd "$initramfs"
         -append "$OUTER_PARAMETERS ${LAB_APPEND:-}"
         -serial "file:${console//,/,,}"

@@ -70,7 +70,7 @@ const QUICK: &[&str] = &[
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each case has two virtual machines or more, and the emulated lab has two processors.
+    // Each case has two virtual machines or more, and the emulated lab has one processor.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let cases: Vec<Case> = [
         lifecycle::CASES,
