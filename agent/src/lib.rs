@@ -138,6 +138,7 @@ fn start(
     let options = Options {
         is_unprivileged: config.is_unprivileged,
         file_limit,
+        is_preferred: !config.is_unprivileged && process::raise_priority(),
         hooks: config.hooks.clone(),
         mmds,
     };

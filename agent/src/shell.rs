@@ -75,6 +75,8 @@ pub(crate) struct Options {
     pub is_unprivileged: bool,
     /// The limit on descriptors that children get back.
     pub file_limit: FileLimit,
+    /// Whether the scheduler prefers the agent, which its children do not inherit.
+    pub is_preferred: bool,
     /// The folder that has those of the hooks.
     pub hooks: PathBuf,
     /// Where the metadata service is, if it is to be watched.
@@ -117,7 +119,7 @@ impl Shell {
     ) -> io::Result<Self> {
         registry.register(&mut signals, Source::Signals.token(), Interest::READABLE)?;
         let listener = Listener::bind(address, accept::BACKLOG)?;
-        let spawner = Spawner::new(options.file_limit)?;
+        let spawner = Spawner::new(options.file_limit, options.is_preferred)?;
         Ok(Self {
             options,
             failpoints,

@@ -33,6 +33,10 @@ fn boot_exec_stop(machine: &Machine) {
             .last(),
         Some("init")
     );
+    // The agent goes before what it runs, which is as nice as anything.
+    let niceness =
+        "for p in 1 self; do read -r line </proc/$p/stat; set -- $line; echo ${19}; done";
+    assert_eq!(machine.exec("vm", niceness), "-10\n0\n");
     drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
     assert_eq!(machine.processes(), [], "stop leaves no process");
     drop(machine.tool(["rm", "vm"]).exits(0));

@@ -157,7 +157,7 @@ mod tests {
             wiring,
             user: None,
         };
-        Spawner::new(limit).unwrap().spawn(&program).unwrap()
+        Spawner::new(limit, false).unwrap().spawn(&program).unwrap()
     }
 
     /// Polls until there is an event for `token`; returns the tokens of all that came before.

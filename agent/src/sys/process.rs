@@ -146,6 +146,19 @@ pub(crate) fn raise_file_limit() -> io::Result<FileLimit> {
     })
 }
 
+/// Niceness of the agent. Each step is a quarter more of the processor than the next (kernel/sched/
+/// core.c, `sched_prio_to_weight`), so that among a hundred busy processes it is not one of them.
+const NICENESS: libc::c_int = -10;
+
+/// Has the scheduler prefer this process, and tells whether that worked: a guest with more to do
+/// than its processors can is to answer all the same. A niceness that somebody chose is kept.
+pub(crate) fn raise_priority() -> bool {
+    // SAFETY: integers only. -1 may be an error or a niceness, and neither is changed.
+    let found = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    // SAFETY: integers only.
+    found == 0 && unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } == 0
+}
+
 /// Whether this process is the init of its machine or container.
 pub(crate) fn is_init() -> bool {
     std::process::id() == 1

@@ -107,16 +107,19 @@ pub(crate) struct Spawner {
     stack: Box<[u8]>,
     null: File,
     limit: FileLimit,
+    is_preferred: bool,
 }
 
 impl Spawner {
-    /// `limit` is what children get back, since the agent raised its own.
-    pub(crate) fn new(limit: FileLimit) -> io::Result<Self> {
+    /// `limit` is what children get back, since the agent raised its own; if the scheduler prefers
+    /// the agent, it does not prefer them.
+    pub(crate) fn new(limit: FileLimit, is_preferred: bool) -> io::Result<Self> {
         let null = File::open("/dev/null")?;
         Ok(Self {
             stack: vec![0; STACK_LEN].into_boxed_slice(),
             null,
             limit,
+            is_preferred,
         })
     }
 
@@ -161,6 +164,7 @@ impl Spawner {
                 rlim_cur: self.limit.soft,
                 rlim_max: self.limit.hard,
             },
+            is_preferred: self.is_preferred,
             failure: None,
         };
         let pid = self

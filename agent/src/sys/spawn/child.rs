@@ -1,7 +1,8 @@
 //! The child between the clone and the program: system calls only.
 //!
 //! ```text
-//! group or session ─▶ limit ─▶ 0 1 2 ─▶ terminal ─▶ umask ─▶ close ─▶ user ─▶ cwd ─▶ mask ─▶ exec
+//! group or session ─▶ limit, priority ─▶ 0 1 2 ─▶ terminal ─▶ umask ─▶ close ─▶ user ─▶ cwd
+//! ─▶ mask ─▶ exec
 //! ```
 //!
 //! The working directory comes behind the user, so that one that the user may not enter shows. The
@@ -39,6 +40,8 @@ pub(super) struct Shared {
     pub(super) is_terminal: bool,
     pub(super) user: Option<User>,
     pub(super) limit: libc::rlimit,
+    /// Whether it has the agent's priority, and gives that back.
+    pub(super) is_preferred: bool,
     /// Written by the child when it fails, read by the parent after the child is gone.
     pub(super) failure: Option<(Stage, libc::c_int)>,
 }
@@ -89,6 +92,10 @@ unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
     }
     // SAFETY: the pointer is to a live `rlimit`.
     set_up(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const shared.limit) }.into())?;
+    if shared.is_preferred {
+        // SAFETY: integers only. Anybody may become nicer.
+        set_up(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) }.into())?;
+    }
     for (target, &descriptor) in (0..).zip(&shared.descriptors) {
         // SAFETY: integers only. Every source is 3 or above (invariant of the parent module), so
         // no target overwrites a source, and the copy is not close-on-exec.

@@ -23,7 +23,7 @@ fn spawner() -> Spawner {
         soft: 256,
         hard: 512,
     };
-    Spawner::new(limit).unwrap()
+    Spawner::new(limit, false).unwrap()
 }
 
 fn program(candidates: &[&str], argv: &[&str]) -> Program {
