@@ -1,10 +1,10 @@
 //! The loop: sleep, look at the clock once, hand in what happened, perform what follows.
 //!
-//! Only this file polls. The order within a turn is fixed: events first, then the accept queue,
-//! then what was left unread, then timers. Input comes before timers because a machine that was
-//! paused finds every deadline passed, and what its peers have said in the meantime counts more.
-//! The accept queue is drained on every wake-up: a connection that arrived while the machine was
-//! paused gives no edge of its own. What came along with it is read in the same turn.
+//! Only this file polls. The order within a turn is fixed: events first, then what was left unread,
+//! then the accept queue, then timers. Input comes before timers because a machine that was paused
+//! finds every deadline passed, and what its peers have said in the meantime counts for more. The
+//! accept queue is drained on every wake-up because a connection that arrived while the machine was
+//! paused gives no edge of its own.
 
 use std::io;
 use std::time::Duration;
@@ -53,8 +53,8 @@ pub(crate) fn run(poll: &mut Poll, shell: &mut Shell, agent: &mut Agent) -> io::
                 shell.handle_event(source, agent, now);
             }
         }
-        shell.drain_accept(agent, now);
         shell.run_ready(agent, now);
+        shell.drain_accept(agent, now);
         agent.handle_timeout(now);
         shell.settle(agent, now);
     }

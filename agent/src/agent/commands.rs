@@ -84,7 +84,6 @@ impl Agent {
         self.counters.execs += 1;
         self.sessions.insert(Session::new(session, terms, now));
         self.spawn_session(session, Command::of(exec));
-        self.hold_answers(id);
         let answer = Answer::Started { fresh: true };
         self.attach(id, session, mode_of(exec), [Some(0); 2], answer, now);
     }
@@ -95,17 +94,6 @@ impl Agent {
             purpose: Purpose::Session(id),
             command: Box::new(command),
         });
-    }
-
-    /// Lets the HELLO that was not written yet wait until the process is started, so that one write
-    /// takes STARTED too. Who asks for a command waits for that one anyway, and over vsock each
-    /// message is a notification of the device and an interrupt of its own.
-    fn hold_answers(&mut self, id: ConnectionId) {
-        if let [.., flush, spawn] = self.actions.make_contiguous()
-            && *flush == Action::Flush(id)
-        {
-            std::mem::swap(flush, spawn);
-        }
     }
 
     /// A program was started, or could not be. Answers [`Action::Spawn`].

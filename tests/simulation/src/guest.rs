@@ -133,12 +133,12 @@ impl Guest {
         for source in batch {
             self.handle_event(source);
         }
-        self.drain_accept();
         for _ in 0..self.ready.len() {
             if let Some(source) = self.ready.pop_front() {
                 self.handle_event(source);
             }
         }
+        self.drain_accept();
         self.agent.handle_timeout(self.now);
         self.settle();
     }

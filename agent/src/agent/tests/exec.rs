@@ -36,42 +36,6 @@ fn output_comes_in_order_and_completion_last() {
     );
 }
 
-/// Over vsock each message is a notification and an interrupt, and who asks for a command waits for
-/// STARTED. A rebind's HELLO goes out before its steps: it tells the host that the guest lives.
-#[test]
-fn hello_waits_for_the_started_that_follows() {
-    let failure = SpawnFailure {
-        stage: SpawnStage::Exec,
-        errno: 2,
-        text: "No such file or directory".to_owned(),
-        stillborn: None,
-    };
-    for failure in [None, Some(failure)] {
-        let mut world = World::new();
-        world.spawn_failure = failure;
-        let id = world.accept();
-        let mut bytes = Message::Hello(Hello::host("test")).encode();
-        exec(1).encode_into(&mut bytes);
-        world.send_bytes(id, &bytes);
-        let received = world.receive(id);
-        assert!(
-            matches!(
-                received[..],
-                [Message::Hello(_), Message::Started(_) | Message::Fail(_)]
-            ),
-            "{received:?}"
-        );
-        let order = |wanted: fn(&Action) -> bool| world.actions.iter().position(wanted);
-        let spawned = order(|action| matches!(action, Action::Spawn { .. }));
-        let flushed = order(|action| matches!(action, Action::Flush(_)));
-        assert!(
-            spawned.is_some() && flushed > spawned,
-            "{:?}",
-            world.actions
-        );
-    }
-}
-
 #[test]
 fn output_held_by_another_process_is_waited_for_and_then_given_up() {
     let mut world = World::new();
