@@ -130,9 +130,9 @@ fn main() -> ExitCode {
 const REPEATS_MAX: u32 = 2;
 
 /// Runs a case. In the emulated lab it is begun anew, and that is said, when a guest's processor
-/// was shut down under it: QEMU 7.2's emulation of SVM now and then makes a guest triple-fault in
-/// the midst of plain work (about once in fifty cases, on Firecracker and QEMU alike), which no
-/// program in the guest can cause or prevent. Any other failure is one.
+/// was shut down under it: QEMU's emulation of SVM now and then makes a guest triple-fault in the
+/// midst of plain work (with two processors about once in fifty cases, on Firecracker and QEMU
+/// alike), which no program in the guest can cause or prevent. Any other failure is one.
 fn run(name: &str, vmm: Vmm, case: fn(&Machine)) {
     for repeats_left in (0..=REPEATS_MAX).rev() {
         let machine = Machine::new(vmm);
