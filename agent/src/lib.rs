@@ -128,6 +128,7 @@ fn start(
         move |source| StartError { what, source }
     };
     let file_limit = process::raise_file_limit().map_err(step("raise the limit on open files"))?;
+    let is_preferred = !config.is_unprivileged && process::raise_priority();
     let poll = Poll::new().map_err(step("make a poll set"))?;
     let registry = poll
         .registry()
@@ -138,7 +139,7 @@ fn start(
     let options = Options {
         is_unprivileged: config.is_unprivileged,
         file_limit,
-        is_preferred: !config.is_unprivileged && process::raise_priority(),
+        is_preferred,
         hooks: config.hooks.clone(),
         mmds,
     };

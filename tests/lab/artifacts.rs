@@ -290,13 +290,14 @@ fn a_snapshot_taken_behind_our_back(machine: &Machine) {
             call("PATCH", "/vm", json!({ "state": "Resumed" }));
         }
         Vmm::Qemu => {
-            let mut qmp = Qmp::connect(&api_socket);
-            qmp.execute("stop", json!({}));
+            let mut qmp = Qmp::connect(&api_socket).unwrap();
+            let mut execute = |command: &str, arguments| qmp.execute(command, arguments).unwrap();
+            execute("stop", json!({}));
             let uri = format!("exec:cat > '{}'", path("vmstate"));
-            qmp.execute("migrate", json!({ "uri": uri }));
-            while qmp.execute("query-migrate", json!({}))["status"] != "completed" {}
-            while qmp.execute("query-status", json!({}))["status"] == "finish-migrate" {}
-            qmp.execute("cont", json!({}));
+            execute("migrate", json!({ "uri": uri }));
+            while execute("query-migrate", json!({}))["status"] != "completed" {}
+            while execute("query-status", json!({}))["status"] == "finish-migrate" {}
+            execute("cont", json!({}));
         }
     }
     // The manifest is right but for the lengths.

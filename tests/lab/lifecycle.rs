@@ -33,7 +33,7 @@ fn boot_exec_stop(machine: &Machine) {
             .last(),
         Some("init")
     );
-    // The agent goes before what it runs, which is as nice as anything.
+    // The agent goes before what it runs.
     let niceness =
         "for p in 1 self; do read -r line </proc/$p/stat; set -- $line; echo ${19}; done";
     assert_eq!(machine.exec("vm", niceness), "-10\n0\n");

@@ -299,12 +299,11 @@ impl Machine {
                 text.push_str(&format!("--- {} {name}\n{tail}\n", path.display()));
             }
         }
-        text.push_str(&self.look_at_processors());
         text
     }
 
     /// What the machines that still run do: one that is deaf, or one that stands still.
-    fn look_at_processors(&self) -> String {
+    pub(crate) fn look_at_processors(&self) -> String {
         let mut text = String::new();
         let list_threads = || {
             let threads = |(pid, name): (u32, String)| {

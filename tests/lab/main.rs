@@ -145,7 +145,7 @@ fn run(name: &str, vmm: Vmm, case: fn(&Machine)) {
             println!("note: the emulator shut a processor down in {name}, which is begun anew");
             continue;
         }
-        eprintln!("{logs}");
+        eprintln!("{logs}{}", machine.look_at_processors());
         resume_unwind(panic);
     }
 }

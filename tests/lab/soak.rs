@@ -108,7 +108,7 @@ pub(crate) fn run(vmm: Vmm, plan: Plan, lost: fn(&str) -> bool) {
             soak.tally.lost_lives += 1;
             continue;
         }
-        eprintln!("{logs}");
+        eprintln!("{logs}{}", machine.look_at_processors());
         println!("soak {vmm} FAILED: {} (seed {})", soak.tally, plan.seed);
         resume_unwind(panic);
     }

@@ -7,73 +7,26 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::Path;
-use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
+
+use crate::vmms::Qmp;
 
 /// How often the processor is looked at.
 const LOOKS: usize = 20;
 
-/// How long an answer of the monitor may take. It is given by a thread that the guest does not
-/// hold up.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A QEMU's monitor, by QMP.
-struct Monitor {
-    reader: BufReader<UnixStream>,
-}
-
-impl Monitor {
-    fn connect(socket: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        let mut monitor = Self {
-            reader: BufReader::new(stream),
-        };
-        monitor.ask(&json!({ "execute": "qmp_capabilities" }))?;
-        Ok(monitor)
-    }
-
-    /// What a line of the human monitor gives.
-    fn command(&mut self, line: &str) -> io::Result<String> {
-        let arguments = json!({ "command-line": line });
-        let answer = self.ask(&json!({
-            "execute": "human-monitor-command",
-            "arguments": arguments,
-        }))?;
-        Ok(answer.as_str().unwrap_or_default().to_owned())
-    }
-
-    fn ask(&mut self, request: &Value) -> io::Result<Value> {
-        self.reader
-            .get_mut()
-            .write_all(format!("{request}\n").as_bytes())?;
-        loop {
-            let mut line = String::new();
-            if self.reader.read_line(&mut line)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            // The greeting and events come in between.
-            let mut answer: Value = serde_json::from_str(&line)?;
-            if let Some(result) = answer.get_mut("return") {
-                return Ok(result.take());
-            }
-            if let Some(error) = answer.get("error") {
-                return Err(io::Error::other(error.to_string()));
-            }
-        }
-    }
-}
-
 /// Where the processor of the QEMU behind this socket was, and how often.
 pub(crate) fn processor(socket: &Path) -> io::Result<String> {
-    let mut monitor = Monitor::connect(socket)?;
+    let mut qmp = Qmp::connect(socket)?;
+    let mut ask = |line: &str| -> io::Result<String> {
+        let answer = qmp.execute("human-monitor-command", json!({ "command-line": line }))?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
+    };
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for _ in 0..LOOKS {
-        let registers = monitor.command("info registers")?;
+        let registers = ask("info registers")?;
         let place = registers.lines().find(|line| line.starts_with("RIP="));
         *places
             .entry(place.unwrap_or("no RIP").to_owned())
@@ -83,8 +36,8 @@ pub(crate) fn processor(socket: &Path) -> io::Result<String> {
     for (place, count) in places {
         text.push_str(&format!("{count} of {LOOKS} times at {place}\n"));
     }
-    text.push_str(&monitor.command("info registers")?);
-    text.push_str(&monitor.command("info lapic")?);
+    text.push_str(&ask("info registers")?);
+    text.push_str(&ask("info lapic")?);
     Ok(text)
 }
 

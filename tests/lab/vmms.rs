@@ -1,7 +1,7 @@
 //! VMMs as programs other than ours use them: Firecracker and QEMU through their own APIs.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -96,31 +96,32 @@ impl Drop for Firecracker {
 /// A connection to QEMU's monitor.
 #[derive(Debug)]
 pub(crate) struct Qmp {
-    lines: std::io::Lines<BufReader<UnixStream>>,
+    lines: io::Lines<BufReader<UnixStream>>,
     stream: UnixStream,
 }
 
 impl Qmp {
-    #[track_caller]
-    pub(crate) fn connect(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).unwrap();
-        let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    pub(crate) fn connect(socket: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(tests::DEADLINE))?;
+        let lines = BufReader::new(stream.try_clone()?).lines();
         let mut qmp = Self { lines, stream };
-        qmp.execute("qmp_capabilities", json!({}));
-        qmp
+        qmp.execute("qmp_capabilities", json!({}))?;
+        Ok(qmp)
     }
 
     /// Has QEMU do something and gives what it returns. Events and the greeting are passed over.
-    #[track_caller]
-    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
         let line = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.stream, "{line}").unwrap();
+        writeln!(self.stream, "{line}")?;
         loop {
-            let line = self.lines.next().unwrap().unwrap();
-            let mut answer: Value = serde_json::from_str(&line).unwrap();
-            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            let line = self.lines.next().ok_or(io::ErrorKind::UnexpectedEof)??;
+            let mut answer: Value = serde_json::from_str(&line)?;
+            if answer.get("error").is_some() {
+                return Err(io::Error::other(format!("{command}: {answer}")));
+            }
             if answer.get("return").is_some() {
-                return answer["return"].take();
+                return Ok(answer["return"].take());
             }
         }
     }

@@ -146,12 +146,13 @@ pub(crate) fn raise_file_limit() -> io::Result<FileLimit> {
     })
 }
 
-/// Niceness of the agent. Each step is a quarter more of the processor than the next (kernel/sched/
-/// core.c, `sched_prio_to_weight`), so that among a hundred busy processes it is not one of them.
+/// Niceness of the agent, whose share of a processor is nine times that of a process at 0
+/// (kernel/sched/core.c, `sched_prio_to_weight`: 9548 and 1024).
 const NICENESS: libc::c_int = -10;
 
-/// Has the scheduler prefer this process, and tells whether that worked: a guest with more to do
-/// than its processors can is to answer all the same. A niceness that somebody chose is kept.
+/// Has the scheduler prefer this thread, the only one, and tells whether that worked: a guest with
+/// more to do than its processors can is to answer all the same. A niceness that somebody chose is
+/// kept.
 pub(crate) fn raise_priority() -> bool {
     // SAFETY: integers only. -1 may be an error or a niceness, and neither is changed.
     let found = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };

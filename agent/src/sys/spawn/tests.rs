@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shared::message::TtySize;
 
 use super::*;
+use crate::sys::process::raise_priority;
 use crate::sys::stdio::StdioEnd;
 
 /// Longest that a test waits for anything, ms.
@@ -18,12 +19,13 @@ const DEADLINE_MS: u16 = 30_000;
 
 const SIZE: TtySize = TtySize { rows: 24, cols: 80 };
 
+const LIMIT: FileLimit = FileLimit {
+    soft: 256,
+    hard: 512,
+};
+
 fn spawner() -> Spawner {
-    let limit = FileLimit {
-        soft: 256,
-        hard: 512,
-    };
-    Spawner::new(limit, false).unwrap()
+    Spawner::new(LIMIT, false).unwrap()
 }
 
 fn program(candidates: &[&str], argv: &[&str]) -> Program {
@@ -125,6 +127,32 @@ fn child_gets_its_environment_group_limit_and_no_descriptors() {
     assert_eq!(output, "value\n256\n4\n/\n0022\n");
     assert_eq!(read_all(started.stdio.stderr.as_ref().unwrap()), "err\n");
     assert!(started.stdio.stdin.is_none());
+}
+
+/// Niceness is a thread's on Linux (setpriority(2), "C library/kernel differences"), so that a
+/// thread stands for the agent, and no other test is touched.
+#[test]
+fn the_agent_goes_before_its_children() {
+    let niceness = |chosen: libc::c_int| {
+        let thread = std::thread::spawn(move || {
+            // SAFETY: integers only.
+            check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, chosen) }).ok()?;
+            let is_preferred = raise_priority();
+            // SAFETY: integers only.
+            let own = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+            let mut spawner = Spawner::new(LIMIT, is_preferred).unwrap();
+            let started = spawner.spawn(&script(Wiring::Output, "nice")).unwrap();
+            Some((own, read_all(&started.stdio.stdout)))
+        });
+        thread.join().unwrap()
+    };
+    // Somebody chose this.
+    assert_eq!(niceness(5), Some((5, "5\n".to_owned())));
+    if niceness(-5).is_none() {
+        return eprintln!("skipped: the_agent_goes_before_its_children needs CAP_SYS_NICE");
+    }
+    assert_eq!(niceness(-5), Some((-5, "-5\n".to_owned())));
+    assert_eq!(niceness(0), Some((-10, "0\n".to_owned())));
 }
 
 #[test]
