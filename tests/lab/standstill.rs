@@ -18,6 +18,8 @@ use crate::vmms::Qmp;
 const LOOKS: usize = 20;
 
 /// Where the processor of the QEMU behind this socket was, and how often.
+///
+/// An idle guest stays at one place, too, but there `HLT=1` is said of it.
 pub(crate) fn processor(socket: &Path) -> io::Result<String> {
     let mut qmp = Qmp::connect(socket)?;
     let mut ask = |line: &str| -> io::Result<String> {
