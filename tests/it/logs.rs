@@ -3,10 +3,8 @@
 //! takes this agent for its VMM, with a supervisor that is dead.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::Shutdown;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -18,6 +16,7 @@ use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::agent::Agent;
+use tests::muxer::Muxer;
 use tests::process::{run, signal};
 use tests::{DEADLINE, program};
 
@@ -66,11 +65,13 @@ fn text(lines: std::ops::Range<u32>) -> String {
 /// A VM directory whose VMM is the agent.
 pub(crate) struct VmDir {
     state_dir: PathBuf,
+    /// Firecracker's vsock device, once the VM can be found.
+    muxer: Option<Muxer>,
 }
 
 impl VmDir {
     fn new(workload: &Workload) -> Self {
-        let vm = Self::empty(workload.folder.path());
+        let mut vm = Self::empty(workload.folder.path());
         vm.publish(workload.agent.pid(), &workload.agent.socket());
         vm
     }
@@ -80,7 +81,10 @@ impl VmDir {
         let mut private = DirBuilder::new();
         private.mode(0o700).recursive(true);
         private.create(state_dir.join("vm")).unwrap();
-        Self { state_dir }
+        Self {
+            state_dir,
+            muxer: None,
+        }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -88,7 +92,7 @@ impl VmDir {
     }
 
     /// Lets the VM be found, with process `pid` for its VMM.
-    fn publish(&self, pid: u32, agent: &Path) {
+    fn publish(&mut self, pid: u32, agent: &Path) {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         let behind_name = stat.rsplit(')').next().unwrap();
         let start_time = behind_name.split_whitespace().nth(19).unwrap();
@@ -106,7 +110,7 @@ impl VmDir {
             "created_ms": 1,
         });
         fs::write(self.path().join("state.json"), state.to_string()).unwrap();
-        serve_hybrid_vsock(&self.path().join("vsock.sock"), agent.to_owned());
+        self.muxer = Some(Muxer::start(self.path().join("vsock.sock"), agent));
     }
 
     pub(crate) fn host_tool(&self, arguments: &[&str]) -> Command {
@@ -125,27 +129,6 @@ impl VmDir {
     fn logged(&self) -> String {
         fs::read_to_string(self.path().join("output.log")).unwrap()
     }
-}
-
-/// Answers as Firecracker does, with the agent's socket behind it.
-fn serve_hybrid_vsock(path: &Path, agent: PathBuf) {
-    let listener = UnixListener::bind(path).unwrap();
-    thread::spawn(move || {
-        for host in listener.incoming() {
-            let (mut host, guest) = (host.unwrap(), UnixStream::connect(&agent).unwrap());
-            let mut byte = [0];
-            while byte != *b"\n" && host.read_exact(&mut byte).is_ok() {}
-            host.write_all(b"OK 1073741824\n").unwrap();
-            let back = (guest.try_clone().unwrap(), host.try_clone().unwrap());
-            thread::spawn(move || forward(host, guest));
-            thread::spawn(move || forward(back.0, back.1));
-        }
-    });
-}
-
-fn forward(mut from: UnixStream, mut to: UnixStream) {
-    let _ = io::copy(&mut from, &mut to);
-    let _ = to.shutdown(Shutdown::Both);
 }
 
 /// A `logs --follow` that is running.
@@ -249,7 +232,7 @@ impl Supervised {
     /// As [`start`](Self::start), with what lies in `state/vm` of the folder already.
     pub(crate) fn start_in(folder: TempDir) -> Self {
         let command = make_pipe(folder.path());
-        let vm = VmDir::empty(folder.path());
+        let mut vm = VmDir::empty(folder.path());
         let socket = folder.path().join("agent.sock");
         let listen = format!("unix:{}", socket.display());
         let launch = json!({
