@@ -93,15 +93,14 @@ pub(crate) fn decode_hex(text: &str, bytes: &mut [u8]) -> Result<(), ParseIdErro
     Ok(())
 }
 
-/// Lower-case hexadecimal digits of `bytes`.
-pub(crate) fn encode_hex(bytes: &[u8]) -> String {
+/// Appends the lower-case hexadecimal digits of `bytes`.
+pub(crate) fn push_hex(bytes: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(bytes.len() * 2);
+    out.reserve(bytes.len() * 2);
     for byte in bytes {
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        let (high, low) = (byte >> 4, byte & 15);
+        out.extend_from_slice(&[DIGITS[usize::from(high)], DIGITS[usize::from(low)]]);
     }
-    text
 }
 
 fn hex_digit(digit: u8) -> Result<u8, ParseIdError> {

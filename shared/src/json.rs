@@ -1,11 +1,18 @@
-//! Reading typed values out of a JSON object, and the error that says which field was wrong.
+//! Reading typed values out of a JSON object, and the error that says which field was wrong; and
+//! the other way round.
 //!
 //! Unknown fields are ignored, so that a newer peer may say more. A field that is missing, of
 //! another type or out of range refuses the whole payload: nothing is half valid.
 
+mod write;
+
 use std::fmt;
 
 use serde_json::{Map, Value};
+
+pub(crate) use write::{
+    Hex, ToJson, encoded_len, object, value_of, write_bytes, write_object, write_word,
+};
 
 use crate::frame::FrameKind;
 use crate::id::decode_hex;
@@ -249,34 +256,7 @@ impl Fields {
     }
 }
 
-/// An object of these fields. One function for all of them: written out for each message, as
-/// `json!` does it, they are a good part of a small program.
-pub(crate) fn object_of(fields: &mut [(&'static str, Value)]) -> Value {
-    let mut map = Map::new();
-    for (name, value) in fields {
-        map.insert((*name).to_owned(), value.take());
-    }
-    Value::Object(map)
-}
-
-/// An object, written as in `json!`, of values that can become one.
-macro_rules! object {
-    ({ $($name:literal: $value:expr),* $(,)? }) => {
-        $crate::json::object_of(&mut [$(($name, serde_json::Value::from($value)),)*])
-    };
-}
-pub(crate) use object;
-
-/// The wire's form of bytes that are usually text: a JSON string where they are UTF-8, and
-/// otherwise an object `{"hex": "…"}`, so that nothing is lost.
-pub(crate) fn bytes_to_value(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Value::from(text),
-        Err(_) => serde_json::json!({ "hex": crate::id::encode_hex(bytes) }),
-    }
-}
-
-/// Reads what [`bytes_to_value`] wrote. NUL is refused: no C string can hold it, and Linux would
+/// Reads what [`write_bytes`] wrote. NUL is refused: no C string can hold it, and Linux would
 /// silently cut the argument there.
 pub(crate) fn value_to_bytes(value: &Value) -> Option<Vec<u8>> {
     let bytes = match value {
@@ -299,10 +279,10 @@ mod tests {
     #[test]
     fn byte_strings_are_carried_without_loss() {
         for bytes in [&b""[..], b"ls", "grüß".as_bytes(), b"\xff\xfe", b"a\x80b"] {
-            assert_eq!(
-                value_to_bytes(&bytes_to_value(bytes)).as_deref(),
-                Some(bytes)
-            );
+            let mut text = Vec::new();
+            write_bytes(&mut text, bytes);
+            let value = serde_json::from_slice(&text).unwrap();
+            assert_eq!(value_to_bytes(&value).as_deref(), Some(bytes));
         }
     }
 

@@ -11,8 +11,6 @@ mod session;
 
 use std::fmt;
 
-use serde_json::Value;
-
 pub use checkpoint::{
     AwaitCheckpoint, Checkpoint, CheckpointRequest, CheckpointVerdict, GenerationRequest, Verdict,
     is_tag,
@@ -35,7 +33,7 @@ pub use session::{
 
 use crate::frame::{Frame, FrameKind, encode_with};
 use crate::id::{Generation, Token};
-use crate::json::{Fields, PayloadError};
+use crate::json::{Fields, PayloadError, ToJson, object};
 use crate::limits::TEXT_LEN_MAX;
 
 /// One frame with its payload understood.
@@ -258,10 +256,7 @@ impl Message {
         if let Self::Stdout(chunk) | Self::Stderr(chunk) | Self::Stdin(chunk) = self {
             chunk.write(self.kind(), out);
         } else {
-            let value = self.to_value();
-            encode_with(out, self.kind(), |out| {
-                serde_json::to_writer(out, &value).expect("a value with text keys, into memory");
-            });
+            encode_with(out, self.kind(), |out| self.write_payload(out));
         }
     }
 
@@ -319,46 +314,48 @@ impl Message {
         }
     }
 
-    /// The JSON object of a control message. Streams have none and give null.
-    fn to_value(&self) -> Value {
+    /// Appends the JSON object of a control message. Streams have none.
+    fn write_payload(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Hello(hello) => hello.to_value(),
-            Self::Fail(fail) => fail.to_value(),
-            Self::Ping(ping) | Self::Pong(ping) => ping.to_value(),
-            Self::Ok | Self::InfoRequest => Value::Object(serde_json::Map::new()),
-            Self::Rebind(rebind) => rebind.to_value(),
-            Self::Progress(progress) => progress.to_value(),
-            Self::Rebound(rebound) => rebound.to_value(),
-            Self::Probe(probe) => probe.to_value(),
-            Self::Probed(probed) => probed.to_value(),
-            Self::Quiesce(quiesce) => quiesce.to_value(),
-            Self::Busy(busy) => busy.to_value(),
-            Self::Quiesced(token) | Self::Reopen(Reopen { token }) => control::token_value(*token),
-            Self::Sever(sever) => sever.to_value(),
-            Self::Exec(exec) => exec.to_value(),
-            Self::Started(started) | Self::Attached(started) => started.to_value(),
-            Self::Stdout(_) | Self::Stderr(_) | Self::Stdin(_) => Value::Null,
-            Self::Exited(exited) => exited.to_value(),
-            Self::Attach(attach) => attach.to_value(),
-            Self::Ack(ack) => ack.to_value(),
-            Self::Gap(gap) => gap.to_value(),
-            Self::StdinEof(eof) => eof.to_value(),
-            Self::Window(window) => window.to_value(),
-            Self::Signal(signal) => signal.to_value(),
-            Self::Resize(size) => size.to_value(),
-            Self::ExitAck(ack) => ack.to_value(),
-            Self::SessionsRequest(request) => request.to_value(),
-            Self::Sessions(sessions) => sessions.to_value(),
-            Self::Info(info) => info.to_value(),
-            Self::Shutdown(shutdown) => shutdown.to_value(),
-            Self::AwaitCheckpoint(request) => request.to_value(),
-            Self::CheckpointRequest(request) => request.to_value(),
-            Self::Checkpoint(checkpoint) => checkpoint.to_value(),
-            Self::Verdict(verdict) => verdict.to_value(),
-            Self::GenerationRequest(request) => request.to_value(),
-            Self::Generation(generation) => checkpoint::new_generation_value(*generation),
-            Self::Hooks(hooks) => hooks.to_value(),
-            Self::Hooked(hooked) => hooked.to_value(),
+            Self::Hello(hello) => hello.write_json(out),
+            Self::Fail(fail) => fail.write_json(out),
+            Self::Ping(ping) | Self::Pong(ping) => ping.write_json(out),
+            Self::Ok | Self::InfoRequest => object!(out, {}),
+            Self::Rebind(rebind) => rebind.write_json(out),
+            Self::Progress(progress) => progress.write_json(out),
+            Self::Rebound(rebound) => rebound.write_json(out),
+            Self::Probe(probe) => probe.write_json(out),
+            Self::Probed(probed) => probed.write_json(out),
+            Self::Quiesce(quiesce) => quiesce.write_json(out),
+            Self::Busy(busy) => busy.write_json(out),
+            Self::Quiesced(token) | Self::Reopen(Reopen { token }) => {
+                control::write_token(*token, out)
+            }
+            Self::Sever(sever) => sever.write_json(out),
+            Self::Exec(exec) => exec.write_json(out),
+            Self::Started(started) | Self::Attached(started) => started.write_json(out),
+            Self::Stdout(_) | Self::Stderr(_) | Self::Stdin(_) => {}
+            Self::Exited(exited) => exited.write_json(out),
+            Self::Attach(attach) => attach.write_json(out),
+            Self::Ack(ack) => ack.write_json(out),
+            Self::Gap(gap) => gap.write_json(out),
+            Self::StdinEof(eof) => eof.write_json(out),
+            Self::Window(window) => window.write_json(out),
+            Self::Signal(signal) => signal.write_json(out),
+            Self::Resize(size) => size.write_json(out),
+            Self::ExitAck(ack) => ack.write_json(out),
+            Self::SessionsRequest(request) => request.write_json(out),
+            Self::Sessions(sessions) => sessions.write_json(out),
+            Self::Info(info) => info.write_json(out),
+            Self::Shutdown(shutdown) => shutdown.write_json(out),
+            Self::AwaitCheckpoint(request) => request.write_json(out),
+            Self::CheckpointRequest(request) => request.write_json(out),
+            Self::Checkpoint(checkpoint) => checkpoint.write_json(out),
+            Self::Verdict(verdict) => verdict.write_json(out),
+            Self::GenerationRequest(request) => request.write_json(out),
+            Self::Generation(generation) => checkpoint::write_new_generation(*generation, out),
+            Self::Hooks(hooks) => hooks.write_json(out),
+            Self::Hooked(hooked) => hooked.write_json(out),
         }
     }
 }
@@ -384,6 +381,12 @@ macro_rules! words {
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl $crate::json::ToJson for $name {
+            fn write_json(&self, out: &mut Vec<u8>) {
+                $crate::json::write_word(out, self.as_str());
             }
         }
 

@@ -32,9 +32,8 @@ impl Agent {
         let mut len = FRAME_LEN;
         for session in self.sessions.after(request.after) {
             let info = session.info(now);
-            let text = serde_json::to_vec(&info.to_value());
             // And a comma.
-            len += text.map_or(PAYLOAD_LEN_MAX, |text| text.len()) + 1;
+            len += info.encoded_len() + 1;
             if len > PAYLOAD_LEN_MAX || answer.sessions.len() == SESSIONS_PER_FRAME_MAX {
                 answer.more = true;
                 break;

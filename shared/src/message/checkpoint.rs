@@ -1,10 +1,8 @@
 //! Payloads of AWAIT_CHECKPOINT, CHECKPOINT, VERDICT and GENERATION.
 
-use serde_json::Value;
-
 use super::words;
 use crate::id::Generation;
-use crate::json::{Fields, PayloadError, object};
+use crate::json::{Fields, PayloadError, ToJson, object};
 use crate::limits::TAG_LEN_MAX;
 
 words! {
@@ -32,9 +30,13 @@ impl AwaitCheckpoint {
             tag: read_tag(fields)?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        object!({ "tag": self.tag.as_deref() })
+impl ToJson for AwaitCheckpoint {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "tag": self.tag,
+        });
     }
 }
 
@@ -54,9 +56,14 @@ impl CheckpointRequest {
             timeout_ms: fields.opt_number("timeout_ms")?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        object!({ "tag": self.tag.as_deref(), "timeout_ms": self.timeout_ms })
+impl ToJson for CheckpointRequest {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "tag": self.tag,
+            "timeout_ms": self.timeout_ms,
+        });
     }
 }
 
@@ -76,9 +83,14 @@ impl Checkpoint {
             left_ms: fields.opt_number("left_ms")?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        object!({ "tag": self.tag.as_deref(), "left_ms": self.left_ms })
+impl ToJson for Checkpoint {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "left_ms": self.left_ms,
+            "tag": self.tag,
+        });
     }
 }
 
@@ -98,12 +110,14 @@ impl CheckpointVerdict {
             generation: read_generation(fields, "generation")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({
-            "verdict": self.verdict.as_str(),
-            "generation": self.generation.map(|generation| generation.to_string()),
-        })
+impl ToJson for CheckpointVerdict {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "generation": self.generation,
+            "verdict": self.verdict,
+        });
     }
 }
 
@@ -120,9 +134,13 @@ impl GenerationRequest {
             from: read_generation(fields, "from")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "from": self.from.map(|generation| generation.to_string()) })
+impl ToJson for GenerationRequest {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "from": self.from,
+        });
     }
 }
 
@@ -132,8 +150,8 @@ pub(super) fn read_new_generation(fields: &Fields) -> Result<Generation, Payload
 }
 
 /// As [`read_new_generation`], the other way round.
-pub(super) fn new_generation_value(generation: Generation) -> Value {
-    object!({ "generation": generation.to_string() })
+pub(super) fn write_new_generation(generation: Generation, out: &mut Vec<u8>) {
+    object!(out, { "generation": generation });
 }
 
 fn read_generation(

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{clipped, words};
 use crate::id::{Generation, Token};
-use crate::json::{Fields, PayloadError, object};
+use crate::json::{Fields, PayloadError, ToJson, object, value_of};
 use crate::limits::BUSY_SESSIONS_MAX;
 
 /// Most counters that one INFO carries.
@@ -111,14 +111,16 @@ impl Fail {
             text: fields.text("text")?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        object!({
-            "code": self.code.as_str(),
-            "phase": self.phase.as_deref().map(clipped),
+impl ToJson for Fail {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "code": self.code,
             "errno": self.errno,
+            "phase": self.phase.as_deref().map(clipped),
             "text": clipped(&self.text),
-        })
+        });
     }
 }
 
@@ -135,9 +137,13 @@ impl Ping {
             nonce: fields.number("nonce")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "nonce": self.nonce })
+impl ToJson for Ping {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "nonce": self.nonce,
+        });
     }
 }
 
@@ -160,13 +166,15 @@ impl Quiesce {
             limit_ms: fields.number("limit_ms")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({
-            "token": self.token.to_string(),
-            "policy": self.policy.as_str(),
+impl ToJson for Quiesce {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "limit_ms": self.limit_ms,
-        })
+            "policy": self.policy,
+            "token": self.token,
+        });
     }
 }
 
@@ -193,10 +201,15 @@ impl Busy {
             sessions,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
+impl ToJson for Busy {
+    fn write_json(&self, out: &mut Vec<u8>) {
         let sessions = &self.sessions[..self.sessions.len().min(BUSY_SESSIONS_MAX)];
-        object!({ "token": self.token.to_string(), "sessions": sessions })
+        object!(out, {
+            "sessions": sessions,
+            "token": self.token,
+        });
     }
 }
 
@@ -228,9 +241,13 @@ impl Sever {
             reason: fields.parsed("reason", "a reason")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "reason": self.reason.as_str() })
+impl ToJson for Sever {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "reason": self.reason,
+        });
     }
 }
 
@@ -291,23 +308,29 @@ impl Info {
         })
     }
 
-    /// The figures as a JSON object, for the wire and for records.
+    /// The figures as a JSON object, for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        object!({
+        value_of(self)
+    }
+}
+
+impl ToJson for Info {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "agent_version": clipped(&self.agent_version),
-            "generation": self.generation.map(|generation| generation.to_string()),
             "boot_id": clipped(&self.boot_id),
-            "state": clipped(&self.state),
-            "kernel": clipped(&self.kernel),
-            "uptime_ms": self.uptime_ms,
-            "sessions": self.sessions,
             "connections": self.connections,
+            "counters": self.counters,
             "fds": self.fds,
-            "rss_kib": self.rss_kib,
+            "generation": self.generation,
+            "kernel": clipped(&self.kernel),
             "orphans_reaped": self.orphans_reaped,
-            "counters": json!(self.counters),
-        })
+            "rss_kib": self.rss_kib,
+            "sessions": self.sessions,
+            "state": clipped(&self.state),
+            "uptime_ms": self.uptime_ms,
+        });
     }
 }
 
@@ -327,9 +350,14 @@ impl Shutdown {
             grace_ms: fields.number("grace_ms")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "action": self.action.as_str(), "grace_ms": self.grace_ms })
+impl ToJson for Shutdown {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "action": self.action,
+            "grace_ms": self.grace_ms,
+        });
     }
 }
 
@@ -339,6 +367,6 @@ pub(super) fn read_token(fields: &Fields) -> Result<Token, PayloadError> {
 }
 
 /// A payload with only a token.
-pub(super) fn token_value(token: Token) -> Value {
-    object!({ "token": token.to_string() })
+pub(super) fn write_token(token: Token, out: &mut Vec<u8>) {
+    object!(out, { "token": token });
 }

@@ -7,7 +7,9 @@ use serde_json::Value;
 use super::session::{OutputPolicy, TtySize, Window};
 use crate::frame::{Frame, FrameKind};
 use crate::id::{ExecId, Generation};
-use crate::json::{Fields, PayloadError, bytes_to_value, object, value_to_bytes};
+use crate::json::{
+    Fields, PayloadError, ToJson, encoded_len, object, value_of, value_to_bytes, write_bytes,
+};
 use crate::limits::{
     EXEC_BYTES_MAX, EXEC_STRINGS_MAX, HEADER_LEN, SIGNAL_NUMBER_MAX, STREAM_DATA_LEN_MAX,
     STREAM_OFFSET_LEN,
@@ -42,6 +44,12 @@ impl fmt::Display for ByteString {
     /// With bytes that are not printable text escaped: it may come from anywhere.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         String::from_utf8_lossy(&self.0).escape_debug().fmt(f)
+    }
+}
+
+impl ToJson for ByteString {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        write_bytes(out, &self.0);
     }
 }
 
@@ -107,7 +115,7 @@ impl Exec {
     pub fn limit_exceeded(&self) -> Option<ExecLimit> {
         // Escapes and hexadecimal make some strings longer on the wire than they are.
         self.content_limit_exceeded().or_else(|| {
-            let encoded = self.to_value().to_string().len();
+            let encoded = encoded_len(self);
             (encoded > FrameKind::Exec.payload_len_max()).then_some(ExecLimit::Encoded { encoded })
         })
     }
@@ -177,29 +185,26 @@ impl Exec {
             stderr_from: fields.opt_number("stderr_from")?.unwrap_or(0),
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        let strings = |list: &[ByteString]| -> Vec<Value> {
-            list.iter()
-                .map(|string| bytes_to_value(string.as_bytes()))
-                .collect()
-        };
-        object!({
-            "id": self.id.to_string(),
-            "generation": self.generation.map(|generation| generation.to_string()),
-            "argv": strings(&self.argv),
-            "env": strings(&self.env),
-            "cwd": self.cwd.as_ref().map(|cwd| bytes_to_value(cwd.as_bytes())),
-            "user": self.user.as_ref().map(|user| bytes_to_value(user.as_bytes())),
-            "tty": self.tty.map(TtySize::to_value),
-            "stdin": self.stdin,
+impl ToJson for Exec {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "argv": self.argv,
+            "cwd": self.cwd,
             "detached": self.detached,
-            "output": self.output.as_str(),
-            "timeout_ms": self.timeout_ms,
+            "env": self.env,
+            "generation": self.generation,
+            "id": self.id,
             "keep_ms": self.keep_ms,
-            "stdout_from": self.stdout_from,
+            "output": self.output,
             "stderr_from": self.stderr_from,
-        })
+            "stdin": self.stdin,
+            "stdout_from": self.stdout_from,
+            "timeout_ms": self.timeout_ms,
+            "tty": self.tty,
+            "user": self.user,
+        });
     }
 }
 
@@ -287,18 +292,20 @@ impl Started {
             stdin: Window::read(&fields.object("stdin")?)?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({
-            "session": self.session,
-            "id": self.id.map(|id| id.to_string()),
-            "pid": self.pid,
+impl ToJson for Started {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "fresh": self.fresh,
-            "tty": self.tty,
-            "stdout_from": self.stdout_from,
+            "id": self.id,
+            "pid": self.pid,
+            "session": self.session,
             "stderr_from": self.stderr_from,
-            "stdin": self.stdin.to_value(),
-        })
+            "stdin": self.stdin,
+            "stdout_from": self.stdout_from,
+            "tty": self.tty,
+        });
     }
 }
 
@@ -428,6 +435,16 @@ pub struct ResourceUsage {
     pub rss_max_kib: u64,
 }
 
+impl ToJson for ResourceUsage {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "rss_max_kib": self.rss_max_kib,
+            "system_us": self.system_us,
+            "user_us": self.user_us,
+        });
+    }
+}
+
 /// The command's end. Sent after its last byte of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Exited {
@@ -465,24 +482,26 @@ impl Exited {
         })
     }
 
-    /// The end as a JSON object, for the wire and for records.
+    /// The end as a JSON object, for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
+        value_of(self)
+    }
+}
+
+impl ToJson for Exited {
+    fn write_json(&self, out: &mut Vec<u8>) {
         let (code, signal, core) = self.status.parts();
-        object!({
-            "session": self.session,
+        object!(out, {
             "code": code,
-            "signal": signal,
             "core": core,
-            "stdout_end": self.stdout_end,
+            "rusage": self.usage,
+            "session": self.session,
+            "signal": signal,
             "stderr_end": self.stderr_end,
-            "writers_alive": self.writers_alive,
+            "stdout_end": self.stdout_end,
             "timed_out": self.timed_out,
-            "rusage": object!({
-                "user_us": self.usage.user_us,
-                "system_us": self.usage.system_us,
-                "rss_max_kib": self.usage.rss_max_kib,
-            }),
-        })
+            "writers_alive": self.writers_alive,
+        });
     }
 }

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{Network, clipped, words};
-use crate::id::{Generation, Nonce, encode_hex};
-use crate::json::{Fields, PayloadError, object};
+use crate::id::{Generation, Nonce};
+use crate::json::{Fields, Hex, PayloadError, ToJson, object};
 use crate::limits::HOSTNAME_LEN_MAX;
 use crate::version::{NoCommonVersion, SUPPORTED, VersionRange};
 
@@ -151,15 +151,17 @@ impl Hello {
             generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        object!({
-            "protocol": [self.protocol.min, self.protocol.max],
-            "role": self.role.as_str(),
-            "version": clipped(&self.version),
+impl ToJson for Hello {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "boot_id": self.boot_id.as_deref().map(clipped),
-            "generation": self.generation.map(|generation| generation.to_string()),
-        })
+            "generation": self.generation,
+            "protocol": [self.protocol.min, self.protocol.max],
+            "role": self.role,
+            "version": clipped(&self.version),
+        });
     }
 }
 
@@ -191,15 +193,6 @@ impl Identity {
         text.len() == 32 && text.bytes().all(digit)
     }
 
-    fn to_value(&self) -> Value {
-        let network = &self.network;
-        object!({
-            "hostname": self.hostname.as_deref(),
-            "machine_id": self.machine_id.as_deref(),
-            "network": (*network != Network::default()).then(|| network.to_value()),
-        })
-    }
-
     fn read(fields: &Fields) -> Result<Self, PayloadError> {
         let hostname = fields.opt_text("hostname")?;
         if !hostname.as_deref().is_none_or(Self::is_hostname) {
@@ -221,6 +214,17 @@ impl Identity {
             machine_id,
             network,
         })
+    }
+}
+
+impl ToJson for Identity {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        let network = &self.network;
+        object!(out, {
+            "hostname": self.hostname,
+            "machine_id": self.machine_id,
+            "network": (*network != Network::default()).then_some(network),
+        });
     }
 }
 
@@ -267,18 +271,20 @@ impl Rebind {
             attempt: fields.number("attempt")?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        object!({
-            "generation": self.generation.to_string(),
-            "cause": self.cause.as_str(),
-            "parent": self.parent.map(|parent| parent.to_string()),
-            "wall_clock_ns": self.wall_clock_ns,
-            "entropy": self.entropy.map(|entropy| encode_hex(&entropy)),
-            "identity": self.identity.to_value(),
-            "sessions": self.sessions.as_str(),
+impl ToJson for Rebind {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "attempt": self.attempt,
-        })
+            "cause": self.cause,
+            "entropy": self.entropy.as_ref().map(|bytes| Hex(bytes)),
+            "generation": self.generation,
+            "identity": self.identity,
+            "parent": self.parent,
+            "sessions": self.sessions,
+            "wall_clock_ns": self.wall_clock_ns,
+        });
     }
 }
 
@@ -295,9 +301,13 @@ impl Progress {
             step: fields.text("step")?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        object!({ "step": clipped(&self.step) })
+impl ToJson for Progress {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "step": clipped(&self.step),
+        });
     }
 }
 
@@ -310,6 +320,16 @@ pub struct Step {
     pub us: u64,
     /// How it ended.
     pub result: StepResult,
+}
+
+impl ToJson for Step {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "name": self.name,
+            "result": self.result,
+            "us": self.us,
+        });
+    }
 }
 
 /// The guest is rebound: the listener is registered and drained under the new name.
@@ -351,18 +371,19 @@ impl Rebound {
             sessions_dropped: fields.number("sessions_dropped")?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        let step = |step: &Step| object!({ "name": step.name.as_str(), "us": step.us, "result": step.result.as_str() });
-        object!({
-            "generation": self.generation.to_string(),
-            "steps": self.steps.iter().map(step).collect::<Vec<_>>(),
+impl ToJson for Rebound {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "clock_step_ns": self.clock_step_ns,
-            "entropy_credited": self.entropy_credited,
-            "listener_serial": self.listener_serial,
             "connections_dropped": self.connections_dropped,
+            "entropy_credited": self.entropy_credited,
+            "generation": self.generation,
+            "listener_serial": self.listener_serial,
             "sessions_dropped": self.sessions_dropped,
-        })
+            "steps": self.steps,
+        });
     }
 }
 
@@ -385,13 +406,15 @@ impl Probe {
             depth: fields.parsed("depth", "\"listener\" or \"exec\"")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({
-            "generation": self.generation.map(|generation| generation.to_string()),
-            "nonce": self.nonce.to_string(),
-            "depth": self.depth.as_str(),
-        })
+impl ToJson for Probe {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "depth": self.depth,
+            "generation": self.generation,
+            "nonce": self.nonce,
+        });
     }
 }
 
@@ -423,15 +446,17 @@ impl Probed {
             hooks: fields.opt_flag("hooks")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({
-            "generation": self.generation.map(|generation| generation.to_string()),
-            "nonce": self.nonce.to_string(),
-            "listener_serial": self.listener_serial,
+impl ToJson for Probed {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "accepts_since_rebind": self.accepts_since_rebind,
             "exec_us": self.exec_us,
+            "generation": self.generation,
             "hooks": self.hooks,
-        })
+            "listener_serial": self.listener_serial,
+            "nonce": self.nonce,
+        });
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::exec::ExitStatus;
 use super::{clipped_to, control, words};
 use crate::id::Token;
-use crate::json::{Fields, PayloadError, object};
+use crate::json::{Fields, PayloadError, ToJson, object, value_of};
 use crate::limits::{HOOK_NAME_LEN_MAX, HOOKS_MAX};
 
 words! {
@@ -40,14 +40,16 @@ impl Hooks {
             go_on: fields.opt_flag("go_on")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({
-            "token": self.token.to_string(),
-            "stage": self.stage.as_str(),
-            "limit_ms": self.limit_ms,
+impl ToJson for Hooks {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "go_on": self.go_on,
-        })
+            "limit_ms": self.limit_ms,
+            "stage": self.stage,
+            "token": self.token,
+        });
     }
 }
 
@@ -89,18 +91,24 @@ impl HookResult {
         })
     }
 
-    /// The result as a JSON object, for the wire and for records.
+    /// The result as a JSON object, for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
+        value_of(self)
+    }
+}
+
+impl ToJson for HookResult {
+    fn write_json(&self, out: &mut Vec<u8>) {
         let (code, signal, core) = self.status.parts();
-        object!({
-            "name": clipped_to(&self.name, HOOK_NAME_LEN_MAX),
+        object!(out, {
             "code": code,
-            "signal": signal,
             "core": core,
-            "us": self.us,
+            "name": clipped_to(&self.name, HOOK_NAME_LEN_MAX),
+            "signal": signal,
             "timed_out": self.timed_out,
-        })
+            "us": self.us,
+        });
     }
 }
 
@@ -115,10 +123,14 @@ impl Hooked {
                 .collect::<Result<_, _>>()?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
+impl ToJson for Hooked {
+    fn write_json(&self, out: &mut Vec<u8>) {
         let hooks = &self.hooks[..self.hooks.len().min(HOOKS_MAX)];
-        let hooks: Vec<_> = hooks.iter().map(HookResult::to_value).collect();
-        object!({ "token": self.token.to_string(), "hooks": hooks })
+        object!(out, {
+            "hooks": hooks,
+            "token": self.token,
+        });
     }
 }

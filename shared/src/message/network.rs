@@ -6,7 +6,7 @@ use core::str::FromStr;
 
 use serde_json::Value;
 
-use crate::json::{Fields, PayloadError, object};
+use crate::json::{Fields, PayloadError, ToJson, object, value_of};
 use crate::limits::INTERFACE_LEN_MAX;
 
 /// Settings of one network interface. Missing parts are left as they are.
@@ -67,15 +67,21 @@ impl Network {
         Ok(network)
     }
 
-    /// For a frame, and for files.
+    /// For files.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        object!({
-            "interface": self.interface.as_deref(),
+        value_of(self)
+    }
+}
+
+impl ToJson for Network {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "address": self.address.map(|address| address.to_string()),
-            "mac": self.mac.map(|mac| mac.to_string()),
             "gateway": self.gateway.map(|gateway| gateway.to_string()),
-        })
+            "interface": self.interface,
+            "mac": self.mac.map(|mac| mac.to_string()),
+        });
     }
 }
 

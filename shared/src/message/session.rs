@@ -3,13 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::exec::Exited;
 use super::{UnknownWord, clipped_to, words};
 use crate::frame::FrameKind;
 use crate::id::{ExecId, Generation};
-use crate::json::{Fields, PayloadError, object};
+use crate::json::{Fields, PayloadError, ToJson, encoded_len, object, value_of};
 use crate::limits::{COMMAND_TEXT_LEN_MAX, SESSIONS_PER_FRAME_MAX, SIGNAL_NUMBER_MAX};
 
 words! {
@@ -132,9 +132,14 @@ impl TtySize {
             cols: fields.number("cols")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "rows": self.rows, "cols": self.cols })
+impl ToJson for TtySize {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "cols": self.cols,
+            "rows": self.rows,
+        });
     }
 }
 
@@ -164,15 +169,17 @@ impl Attach {
             stderr_from: fields.opt_number("stderr_from")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({
+impl ToJson for Attach {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "generation": self.generation,
+            "mode": self.mode,
             "session": self.session.to_string(),
-            "generation": self.generation.map(|generation| generation.to_string()),
-            "mode": self.mode.as_str(),
-            "stdout_from": self.stdout_from,
             "stderr_from": self.stderr_from,
-        })
+            "stdout_from": self.stdout_from,
+        });
     }
 }
 
@@ -194,9 +201,14 @@ impl Ack {
             offset: fields.number("offset")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "stream": self.stream.as_str(), "offset": self.offset })
+impl ToJson for Ack {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "offset": self.offset,
+            "stream": self.stream,
+        });
     }
 }
 
@@ -224,9 +236,15 @@ impl Gap {
             Err(fields.error("to", "more than \"from\""))
         }
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "stream": self.stream.as_str(), "from": self.from, "to": self.to })
+impl ToJson for Gap {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "from": self.from,
+            "stream": self.stream,
+            "to": self.to,
+        });
     }
 }
 
@@ -243,9 +261,13 @@ impl StdinEof {
             offset: fields.number("offset")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "offset": self.offset })
+impl ToJson for StdinEof {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "offset": self.offset,
+        });
     }
 }
 
@@ -273,9 +295,15 @@ impl Window {
             Err(fields.error("limit", "no less than \"received\""))
         }
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "received": self.received, "limit": self.limit, "closed": self.is_closed })
+impl ToJson for Window {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "closed": self.is_closed,
+            "limit": self.limit,
+            "received": self.received,
+        });
     }
 }
 
@@ -299,12 +327,14 @@ impl Signal {
             number,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({
+impl ToJson for Signal {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
             "session": self.session.map(|session| session.to_string()),
             "signal": self.number,
-        })
+        });
     }
 }
 
@@ -321,9 +351,13 @@ impl ExitAck {
             session: fields.number("session")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "session": self.session })
+impl ToJson for ExitAck {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "session": self.session,
+        });
     }
 }
 
@@ -340,9 +374,13 @@ impl SessionsRequest {
             after: fields.number("after")?,
         })
     }
+}
 
-    pub(super) fn to_value(self) -> Value {
-        object!({ "after": self.after })
+impl ToJson for SessionsRequest {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "after": self.after,
+        });
     }
 }
 
@@ -366,10 +404,14 @@ impl Sessions {
             more: fields.flag("more")?,
         })
     }
+}
 
-    pub(super) fn to_value(&self) -> Value {
-        let sessions: Vec<_> = self.sessions.iter().map(SessionInfo::to_value).collect();
-        object!({ "sessions": sessions, "more": self.more })
+impl ToJson for Sessions {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "more": self.more,
+            "sessions": self.sessions,
+        });
     }
 }
 
@@ -430,36 +472,36 @@ impl SessionInfo {
         })
     }
 
-    /// The session as a JSON object, for the wire and for records.
+    /// Bytes that it takes in a list of sessions.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        encoded_len(self)
+    }
+
+    /// The session as a JSON object, for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        let mut value = Map::new();
-        let mut put = |name: &str, field: Value| value.insert(name.to_owned(), field);
-        put("session", self.session.into());
-        put("id", self.id.map(|id| id.to_string()).into());
-        put("state", self.state.as_str().into());
-        put("pid", self.pid.into());
-        put("age_ms", self.age_ms.into());
-        put(
-            "generation",
-            self.generation
-                .map(|generation| generation.to_string())
-                .into(),
-        );
-        put(
-            "command",
-            clipped_to(&self.command, COMMAND_TEXT_LEN_MAX).into(),
-        );
-        put("tty", self.tty.into());
-        put("detached", self.detached.into());
-        put("attached", self.attached.into());
-        put("restarts", self.restarts.into());
-        put("stdout_end", self.stdout_end.into());
-        put("stderr_end", self.stderr_end.into());
-        put(
-            "exited",
-            self.exited.as_ref().map_or(Value::Null, Exited::to_value),
-        );
-        Value::Object(value)
+        value_of(self)
+    }
+}
+
+impl ToJson for SessionInfo {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "age_ms": self.age_ms,
+            "attached": self.attached,
+            "command": clipped_to(&self.command, COMMAND_TEXT_LEN_MAX),
+            "detached": self.detached,
+            "exited": self.exited,
+            "generation": self.generation,
+            "id": self.id,
+            "pid": self.pid,
+            "restarts": self.restarts,
+            "session": self.session,
+            "state": self.state,
+            "stderr_end": self.stderr_end,
+            "stdout_end": self.stdout_end,
+            "tty": self.tty,
+        });
     }
 }

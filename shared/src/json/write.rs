@@ -1,0 +1,197 @@
+//! Writing a control payload straight into the frame that carries it.
+//!
+//! A tree of values first, as `json!` makes one, was a third of all instructions that the agent
+//! spent on a command. Texts and numbers are `serde_json`'s all the same: nothing is escaped here.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::id::{ExecId, Generation, Nonce, Token, push_hex};
+
+/// What can stand in a control payload.
+pub(crate) trait ToJson {
+    /// Appends itself as JSON.
+    fn write_json(&self, out: &mut Vec<u8>);
+}
+
+/// Appends an object. Its members stand in the order of their names, as in `docs/protocol.md`.
+///
+/// One function for all of them: written out for each message they are a good part of a small
+/// program.
+pub(crate) fn write_object(out: &mut Vec<u8>, members: &[(&'static str, &dyn ToJson)]) {
+    debug_assert!(members.is_sorted_by_key(|(name, _)| name));
+    let mut before = b'{';
+    for (name, value) in members {
+        out.push(before);
+        write_word(out, name);
+        out.push(b':');
+        value.write_json(out);
+        before = b',';
+    }
+    if members.is_empty() {
+        out.push(before);
+    }
+    out.push(b'}');
+}
+
+/// An object, written as in `json!`, appended to a buffer.
+macro_rules! object {
+    ($out:expr, { $($name:literal: $value:expr),* $(,)? }) => {
+        $crate::json::write_object($out, &[$(($name, &$value)),*])
+    };
+}
+pub(crate) use object;
+
+/// Appends a text of ours that needs no escapes, such as a name of a member.
+pub(crate) fn write_word(out: &mut Vec<u8>, word: &str) {
+    debug_assert!(
+        word.bytes()
+            .all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+    );
+    out.push(b'"');
+    out.extend_from_slice(word.as_bytes());
+    out.push(b'"');
+}
+
+fn write_list<T: ToJson>(out: &mut Vec<u8>, list: &[T]) {
+    let mut before = b'[';
+    for value in list {
+        out.push(before);
+        value.write_json(out);
+        before = b',';
+    }
+    if list.is_empty() {
+        out.push(before);
+    }
+    out.push(b']');
+}
+
+fn write_hex(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    push_hex(bytes, out);
+    out.push(b'"');
+}
+
+/// The same as a tree, for a record that it becomes a part of.
+pub(crate) fn value_of(value: &dyn ToJson) -> Value {
+    let mut text = Vec::new();
+    value.write_json(&mut text);
+    serde_json::from_slice(&text).expect("what was written is JSON")
+}
+
+/// How many bytes it takes on the wire.
+pub(crate) fn encoded_len(value: &dyn ToJson) -> usize {
+    let mut text = Vec::new();
+    value.write_json(&mut text);
+    text.len()
+}
+
+/// Bytes that are usually text: a JSON string where they are UTF-8, and otherwise an object
+/// `{"hex": "…"}`, so that nothing is lost.
+pub(crate) fn write_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.write_json(out),
+        Err(_) => object!(out, { "hex": Hex(bytes) }),
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
+
+impl ToJson for Hex<'_> {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        write_hex(out, self.0);
+    }
+}
+
+impl ToJson for str {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        serde_json::to_writer(out, self).expect("a text, into memory");
+    }
+}
+
+impl ToJson for String {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        self.as_str().write_json(out);
+    }
+}
+
+impl ToJson for u64 {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        serde_json::to_writer(out, self).expect("a number, into memory");
+    }
+}
+
+impl ToJson for i64 {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        serde_json::to_writer(out, self).expect("a number, into memory");
+    }
+}
+
+macro_rules! numbers {
+    ($($small:ident as $large:ident),*) => {
+        $(impl ToJson for $small {
+            fn write_json(&self, out: &mut Vec<u8>) {
+                $large::from(*self).write_json(out);
+            }
+        })*
+    };
+}
+numbers!(u8 as u64, u16 as u64, u32 as u64, i32 as i64);
+
+macro_rules! ids {
+    ($($id:ident),*) => {
+        $(impl ToJson for $id {
+            fn write_json(&self, out: &mut Vec<u8>) {
+                write_hex(out, self.as_bytes());
+            }
+        })*
+    };
+}
+ids!(ExecId, Generation, Nonce, Token);
+
+impl ToJson for bool {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(if *self { b"true" } else { b"false" });
+    }
+}
+
+impl<T: ToJson> ToJson for Option<T> {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        match self {
+            Some(value) => value.write_json(out),
+            None => out.extend_from_slice(b"null"),
+        }
+    }
+}
+
+impl<T: ToJson + ?Sized> ToJson for &T {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        (**self).write_json(out);
+    }
+}
+
+impl<T: ToJson> ToJson for [T] {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        write_list(out, self);
+    }
+}
+
+impl<T: ToJson> ToJson for Vec<T> {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        write_list(out, self);
+    }
+}
+
+impl<T: ToJson, const N: usize> ToJson for [T; N] {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        write_list(out, self);
+    }
+}
+
+impl ToJson for BTreeMap<String, u64> {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        serde_json::to_writer(out, self).expect("numbers with names, into memory");
+    }
+}
