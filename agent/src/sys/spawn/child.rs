@@ -157,22 +157,36 @@ unsafe fn execute_first(shared: &Shared) -> (Stage, libc::c_int) {
         if candidate.is_null() {
             return verdict.unwrap_or((Stage::Exec, libc::ENOENT));
         }
+        // SAFETY: the candidate is a live C string.
+        if unsafe { is_missing(candidate) } {
+            // SAFETY: the entry just read was not the terminator, so there is a next one.
+            next = unsafe { next.add(1) };
+            continue;
+        }
         // SAFETY: the candidate is a live C string, the arrays are null-terminated.
         unsafe { libc::execve(candidate, shared.argv, shared.env) };
         let failure = match errno() {
             // The file is there, so what is missing is what it wants to be run by.
-            // SAFETY: the candidate is a live C string.
-            libc::ENOENT if unsafe { libc::access(candidate, libc::F_OK) } == 0 => {
-                Some((Stage::Interpreter, libc::ENOENT))
-            }
-            libc::ENOENT | libc::ENOTDIR => None,
-            libc::EACCES => Some((Stage::Exec, libc::EACCES)),
+            libc::ENOENT => (Stage::Interpreter, libc::ENOENT),
+            libc::EACCES => (Stage::Exec, libc::EACCES),
             other => return (Stage::Exec, other),
         };
-        verdict = verdict.or(failure);
-        // SAFETY: the entry just read was not the terminator, so there is a next one.
+        verdict = verdict.or(Some(failure));
+        // SAFETY: as above.
         next = unsafe { next.add(1) };
     }
+}
+
+/// Whether a file is not there. `execve` finds out at a higher price: before Linux 6.8 it even
+/// makes an address space first (`alloc_bprm` in `fs/exec.c`).
+///
+/// # Safety
+///
+/// `candidate` is a live C string.
+unsafe fn is_missing(candidate: *const libc::c_char) -> bool {
+    // SAFETY: as the caller says.
+    let found = unsafe { libc::access(candidate, libc::F_OK) };
+    found == -1 && matches!(errno(), libc::ENOENT | libc::ENOTDIR)
 }
 
 fn check(stage: Stage, result: libc::c_long) -> Result<(), (Stage, libc::c_int)> {
