@@ -16,6 +16,8 @@
 //! - Flags of an event decide nothing: any event on a connection means that reading and writing are
 //!   tried.
 //! - A source is deregistered before it is closed.
+//! - After a command was started, flushes wait until the loop has looked for events once more. It
+//!   does not sleep before they are performed.
 //! - The interest of a connection is what the core computes from its state; after each flush and
 //!   each read the registration is made to agree.
 //! - Each error of a system call is mapped here, once, to an input of the core.
@@ -104,6 +106,10 @@ pub(crate) struct Shell {
     scratch: Box<[u8]>,
     /// Sources with more to read, whose edge has been used up.
     ready: VecDeque<Source>,
+    /// Connections whose flush waits until the loop has looked for events once more.
+    unflushed: Vec<ConnectionId>,
+    /// Whether a command was started and the loop has not looked since.
+    has_spawned: bool,
     end: Option<End>,
 }
 
@@ -134,6 +140,8 @@ impl Shell {
             spawner,
             scratch: vec![0; READ_LEN].into_boxed_slice(),
             ready: VecDeque::new(),
+            unflushed: Vec::new(),
+            has_spawned: false,
             end: None,
         })
     }
@@ -143,9 +151,10 @@ impl Shell {
         self.end
     }
 
-    /// Whether a source has more to read, so that the loop must not sleep.
+    /// Whether a source has more to read, or a connection to be flushed, so that the loop must not
+    /// sleep.
     pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.unflushed.is_empty()
     }
 
     /// Something happened to a source.
@@ -165,12 +174,26 @@ impl Shell {
         self.settle(agent, now);
     }
 
-    /// Reads on where reading stopped early, each source once.
+    /// Reads on where reading stopped early, each source once, and performs the flushes that waited
+    /// for this.
     pub(crate) fn run_ready(&mut self, agent: &mut Agent, now: Instant) {
         for _ in 0..self.ready.len() {
             if let Some(source) = self.ready.pop_front() {
                 self.handle_event(source, agent, now);
             }
+        }
+        if self.has_spawned {
+            self.has_spawned = false;
+        } else {
+            self.flush_rest(agent, now);
+            self.settle(agent, now);
+        }
+    }
+
+    /// Performs the flushes that waited.
+    fn flush_rest(&mut self, agent: &mut Agent, now: Instant) {
+        for id in std::mem::take(&mut self.unflushed) {
+            self.flush(id, agent, now);
         }
     }
 
@@ -183,6 +206,9 @@ impl Shell {
 
     fn perform(&mut self, action: Action, agent: &mut Agent, now: Instant) {
         match action {
+            // By the time that a command has been started it has often ended, so that what is said
+            // of its start can go out with what is said of its end.
+            Action::Flush(id) if self.has_spawned => self.unflushed.push(id),
             Action::Flush(id) => self.flush(id, agent, now),
             Action::Close(id) => self.close_connection(id),
             Action::DrainAccept => {
@@ -199,7 +225,11 @@ impl Shell {
                 let took = clock::now().saturating_duration_since(started_at);
                 agent.handle_step(run, outcome, took, now);
             }
-            Action::Spawn { purpose, command } => self.spawn(purpose, &command, agent, now),
+            Action::Spawn { purpose, command } => {
+                // Starting one takes longer than anybody's answer should wait.
+                self.flush_rest(agent, now);
+                self.spawn(purpose, &command, agent, now);
+            }
             Action::ResumeOutput(id) => self.resume_output(id),
             Action::CloseOutput(id) => self.close_outputs(id, agent, now),
             Action::SignalGroup { group, number } => signal_group(group, number),
@@ -224,7 +254,10 @@ impl Shell {
             }
             Action::AskMmds(request) => self.ask_mmds(request, agent, now),
             Action::CloseMmds => self.close_mmds(),
-            Action::End(end) => self.end = Some(end),
+            Action::End(end) => {
+                self.flush_rest(agent, now);
+                self.end = Some(end);
+            }
         }
     }
 
@@ -255,6 +288,11 @@ impl Shell {
                 Err(err) => return error!("cannot wait for children: {err}"),
             }
         }
+    }
+
+    /// Notes that a source has been read empty.
+    fn unpush_ready(&mut self, source: Source) {
+        self.ready.retain(|&other| other != source);
     }
 
     /// Notes that a source has more to read.

@@ -74,6 +74,7 @@ impl Shell {
                 Ok(len) => agent.handle_bytes(id, &self.scratch[..len], now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                     entry.is_unread = false;
+                    self.unpush_ready(Source::Connection(id));
                     return self.sync_interest(id, agent, now);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -121,9 +122,11 @@ impl Shell {
         let Some(entry) = self.connections.get_mut(&id) else {
             return;
         };
-        let Some(wanted) = agent.interest(id) else {
+        let Some(mut wanted) = agent.interest(id) else {
             return;
         };
+        // A flush that waits is no socket that is full.
+        wanted.writable &= !self.unflushed.contains(&id);
         let interest = to_mio(wanted);
         let token = Source::Connection(id).token();
         let result = match (entry.registered, interest) {

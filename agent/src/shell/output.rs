@@ -30,6 +30,8 @@ pub(super) struct Stdio {
 #[derive(Debug)]
 struct Output {
     end: StdioEnd,
+    /// Whether it is in the poll set, to which it comes when it has been read empty.
+    is_registered: bool,
     /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
     is_unread: bool,
     /// Whether its pipe was full once, and has been widened for that.
@@ -70,6 +72,7 @@ impl Shell {
         match (result, purpose) {
             (Ok(started), Purpose::Session(id)) => {
                 agent.handle_spawned(purpose, Ok(started.pid), now);
+                self.has_spawned = true;
                 self.follow(id, started, command, agent, now);
             }
             (Ok(started), Purpose::Probe(_)) => agent.handle_spawned(purpose, Ok(started.pid), now),
@@ -79,9 +82,10 @@ impl Shell {
         }
     }
 
-    /// Puts a program's standard descriptors into the poll set. One that there is none of, or that
-    /// cannot be polled, has ended: the program then writes into a closed pipe, and its end is
-    /// reported.
+    /// Takes over a program's standard descriptors. One that there is none of has ended.
+    ///
+    /// The outputs are read in the next turn, before they come to the poll set: a short command has
+    /// often written and closed them by then, and they need not come there at all.
     fn follow(
         &mut self,
         id: SessionId,
@@ -99,11 +103,16 @@ impl Shell {
             (Stream::Stdout, Some(ends.stdout)),
             (Stream::Stderr, ends.stderr),
         ] {
-            let output = end.and_then(|end| self.register_output(id, stream, end));
-            if output.is_none() {
-                agent.handle_output_closed(id, stream, now);
+            match end {
+                Some(_) => self.push_ready(Source::Output(id, stream)),
+                None => agent.handle_output_closed(id, stream, now),
             }
-            *stdio.slot(stream) = output;
+            *stdio.slot(stream) = end.map(|end| Output {
+                end,
+                is_registered: false,
+                is_unread: true,
+                is_wide: false,
+            });
         }
         // A terminal has a writing end also when nothing is to be written to it.
         if let Some(end) = ends.stdin.filter(|_| command.has_input) {
@@ -117,17 +126,32 @@ impl Shell {
         }
     }
 
-    fn register_output(&self, id: SessionId, stream: Stream, mut end: StdioEnd) -> Option<Output> {
-        let token = Source::Output(id, stream).token();
-        match self.registry.register(&mut end, token, Interest::READABLE) {
-            Ok(()) => Some(Output {
-                end,
-                is_unread: false,
-                is_wide: false,
-            }),
+    /// Nothing is left to read of an output: an edge tells of more. What came since the read gives
+    /// an edge to a registration that is new. An output that cannot be polled has ended: the
+    /// program then writes into a closed pipe, and its end is reported.
+    fn await_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
+        let source = Source::Output(id, stream);
+        self.unpush_ready(source);
+        let output = self
+            .stdio
+            .get_mut(&id)
+            .and_then(|stdio| stdio.slot(stream).as_mut());
+        let Some(output) = output else {
+            return;
+        };
+        output.is_unread = false;
+        if output.is_registered {
+            return;
+        }
+        let end = &mut output.end;
+        match self
+            .registry
+            .register(end, source.token(), Interest::READABLE)
+        {
+            Ok(()) => output.is_registered = true,
             Err(err) => {
                 warn!("{id}: cannot poll its output: {err}");
-                None
+                self.end_output(id, stream, agent, now);
             }
         }
     }
@@ -180,8 +204,7 @@ impl Shell {
                 Ok(0) => return self.end_output(id, stream, agent, now),
                 Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    output.is_unread = false;
-                    return;
+                    return self.await_output(id, stream, agent, now);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
@@ -232,7 +255,9 @@ impl Shell {
         };
         if let Some(mut output) = stdio.slot(stream).take() {
             // Closing a pipe removes it too; closing a terminal does not while its input is open.
-            let _ = self.registry.deregister(&mut output.end);
+            if output.is_registered {
+                let _ = self.registry.deregister(&mut output.end);
+            }
             stdio.let_go = Some(output.end).filter(|_| stdio.is_terminal);
         }
         if stdio.is_terminal && stdio.input.is_some() {
