@@ -112,6 +112,8 @@ impl Connection {
         flight: &[u8],
         watch: &Watch<'_>,
     ) -> Result<Self, ConnectionError> {
+        // Before anybody waits for what is written.
+        let buffer = vec![0; READ_LEN].into_boxed_slice();
         let (fd, line) = match &endpoint.address {
             GuestAddress::HybridVsock { uds_path } => {
                 let stream = uds::connect_unix(uds_path, watch.deadline());
@@ -127,7 +129,6 @@ impl Connection {
         let answer = line.is_some().then(Vec::new);
         let mut bytes = line.unwrap_or_default().into_bytes();
         bytes.extend_from_slice(flight);
-        let buffer = vec![0; READ_LEN].into_boxed_slice();
         let mut connection = Self {
             stream: File::from(fd),
             answer,

@@ -100,7 +100,7 @@ pub fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, ClientErro
         signals: local.signals,
         terminal: local.terminal,
         has_tty: false,
-        input: vec![0; INPUT_READ_LEN].into_boxed_slice(),
+        input: vec![0; local.stdin.map_or(0, |_| INPUT_READ_LEN)].into_boxed_slice(),
         started: None,
         interrupted_at: None,
         last: None,
