@@ -28,8 +28,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Unacknowledged bytes after which an ACK is sent, as the protocol wants it: half a ring.
 const ACK_LEN: u64 = 128 * 1024;
 
-/// Bytes read at once.
+/// Bytes read at once by a client that gets much.
 const READ_LEN: usize = 2 * (PAYLOAD_LEN_MAX + HEADER_LEN);
+
+/// The same at first. The clients of the other services have as much.
+const FIRST_READ_LEN: usize = 4096;
 
 /// Where a service listens.
 #[derive(Debug, Clone)]
@@ -126,7 +129,7 @@ impl Ran {
 #[derive(Debug)]
 pub(crate) struct Wire {
     stream: File,
-    buffer: Box<[u8]>,
+    buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
@@ -142,9 +145,10 @@ impl Wire {
     pub(crate) fn open(endpoint: &Endpoint, request: &[u8]) -> Result<Self, Failure> {
         let mut flight = Message::Hello(Hello::host("bench")).encode();
         flight.extend_from_slice(request);
+        let buffer = vec![0; FIRST_READ_LEN];
         Ok(Self {
             stream: endpoint.open(&flight)?,
-            buffer: vec![0; READ_LEN].into_boxed_slice(),
+            buffer,
             start: 0,
             end: 0,
         })
@@ -239,10 +243,14 @@ impl Wire {
                 self.start += frame_len;
                 return Ok(heard);
             }
+            let is_filled = self.end == self.buffer.len();
             if self.start > 0 {
                 self.buffer.copy_within(self.start..self.end, 0);
                 self.end -= self.start;
                 self.start = 0;
+            }
+            if is_filled {
+                self.buffer.resize(READ_LEN, 0);
             }
             let len = self.stream.read(&mut self.buffer[self.end..])?;
             if len == 0 {
