@@ -46,6 +46,8 @@ pub(crate) fn measure(
     let facts = &mut ledger.results.facts;
     facts.insert("lab".to_owned(), lab);
     facts.insert("lab run".to_owned(), options.run().to_owned());
+    let cores = std::thread::available_parallelism()?;
+    facts.insert("lab processors".to_owned(), cores.to_string());
     if let Ok(emulator) = std::env::var("LAB_EMULATOR") {
         facts.insert("lab emulator".to_owned(), emulator);
     }
