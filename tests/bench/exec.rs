@@ -100,7 +100,7 @@ impl Noop<'_> {
         let rounds = match (options.is_quick, parallel) {
             (true, 1) => 10,
             (true, _) => 2,
-            (false, 1) => 100,
+            (false, 1) => 300,
             (false, 10) => 10,
             (false, _) => 4,
         };
