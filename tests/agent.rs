@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
@@ -226,6 +227,25 @@ impl Agent {
             // Each answer is a turn of the agent's loop, in which it reaps what there is.
             client.info();
             assert!(started.elapsed() < DEADLINE, "a zombie is left");
+        }
+    }
+
+    /// Waits until the agent sleeps. Who has read an answer before knows that the turn is over that
+    /// gave it: what comes now has to wake the agent by itself.
+    ///
+    /// # Panics
+    ///
+    /// When it goes on running.
+    pub fn await_asleep(&self) {
+        let started = Instant::now();
+        let path = format!("/proc/{}/status", self.pid());
+        let is_asleep = || {
+            let status = fs::read_to_string(&path).expect("the agent runs");
+            status.contains("State:\tS")
+        };
+        while !is_asleep() {
+            assert!(started.elapsed() < DEADLINE, "the agent does not sleep");
+            thread::yield_now();
         }
     }
 

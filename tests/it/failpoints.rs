@@ -45,6 +45,8 @@ fn a_step_that_fails_is_told_and_the_next_rebind_does_it() {
             Message::Fail(fail) => {
                 assert_eq!(fail.code, FailCode::Rebind, "{fail:?}");
                 assert!(fail.text.contains("injected"), "{fail:?}");
+                // In a turn that is not over yet it would be accepted in any case.
+                agent.await_asleep();
                 let mut refused = agent.greet();
                 let answer = refused.ask(&probe(1, Depth::Listener));
                 assert!(matches!(answer, Message::Fail(_)), "{name:?}: {answer:?}");
