@@ -268,7 +268,7 @@ impl Drop for Agent {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
-        if std::thread::panicking() {
+        if thread::panicking() {
             let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
             eprintln!("log of the agent:\n{log}");
         }
