@@ -236,14 +236,14 @@ impl Agent {
     /// # Panics
     ///
     /// When it goes on running.
-    pub fn await_asleep(&self) {
+    pub fn await_idle(&self) {
         let started = Instant::now();
         let path = format!("/proc/{}/status", self.pid());
-        let is_asleep = || {
+        let is_idle = || {
             let status = fs::read_to_string(&path).expect("the agent runs");
             status.contains("State:\tS")
         };
-        while !is_asleep() {
+        while !is_idle() {
             assert!(started.elapsed() < DEADLINE, "the agent does not sleep");
             thread::yield_now();
         }

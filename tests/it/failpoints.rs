@@ -46,7 +46,7 @@ fn a_step_that_fails_is_told_and_the_next_rebind_does_it() {
                 assert_eq!(fail.code, FailCode::Rebind, "{fail:?}");
                 assert!(fail.text.contains("injected"), "{fail:?}");
                 // In a turn that is not over yet it would be accepted in any case.
-                agent.await_asleep();
+                agent.await_idle();
                 let mut refused = agent.greet();
                 let answer = refused.ask(&probe(1, Depth::Listener));
                 assert!(matches!(answer, Message::Fail(_)), "{name:?}: {answer:?}");

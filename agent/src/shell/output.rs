@@ -129,7 +129,7 @@ impl Shell {
     /// Nothing is left to read of an output: an edge tells of more. What came since the read gives
     /// an edge to a registration that is new. An output that cannot be polled has ended: the
     /// program then writes into a closed pipe, and its end is reported.
-    fn await_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
+    fn wait_for_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
         let source = Source::Output(id, stream);
         self.unpush_ready(source);
         let output = self
@@ -204,7 +204,7 @@ impl Shell {
                 Ok(0) => return self.end_output(id, stream, agent, now),
                 Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    return self.await_output(id, stream, agent, now);
+                    return self.wait_for_output(id, stream, agent, now);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
