@@ -167,7 +167,7 @@ unsafe fn execute_first(shared: &Shared) -> (Stage, libc::c_int) {
         unsafe { libc::execve(candidate, shared.argv, shared.env) };
         let failure = match errno() {
             // The file is there, so what is missing is what it wants to be run by.
-            libc::ENOENT => (Stage::Interpreter, libc::ENOENT),
+            libc::ENOENT | libc::ENOTDIR => (Stage::Interpreter, libc::ENOENT),
             libc::EACCES => (Stage::Exec, libc::EACCES),
             other => return (Stage::Exec, other),
         };

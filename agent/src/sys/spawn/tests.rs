@@ -286,6 +286,8 @@ fn failed_exec_names_stage_and_errno() {
     check(&["/etc"], Stage::Exec, libc::EACCES);
     check(&[&text], Stage::Exec, libc::ENOEXEC);
     check(&[&orphan], Stage::Interpreter, libc::ENOENT);
+    let misled = folder.program("misled", b"#!/etc/passwd/sh\n");
+    check(&[&misled], Stage::Interpreter, libc::ENOENT);
     // What is there and cannot be run is more telling than what is missing, in either order.
     check(&["/etc/passwd", "/nonexistent"], Stage::Exec, libc::EACCES);
     check(&["/nonexistent", "/etc/passwd"], Stage::Exec, libc::EACCES);
