@@ -254,10 +254,7 @@ impl Shell {
             }
             Action::AskMmds(request) => self.ask_mmds(request, agent, now),
             Action::CloseMmds => self.close_mmds(),
-            Action::End(end) => {
-                self.flush_rest(agent, now);
-                self.end = Some(end);
-            }
+            Action::End(end) => self.end = Some(end),
         }
     }
 
