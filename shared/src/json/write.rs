@@ -21,18 +21,21 @@ pub(crate) trait ToJson {
 /// program.
 pub(crate) fn write_object(out: &mut Vec<u8>, members: &[(&'static str, &dyn ToJson)]) {
     debug_assert!(members.is_sorted_by_key(|(name, _)| name));
-    let mut before = b'{';
-    for (name, value) in members {
-        out.push(before);
+    out.push(b'{');
+    for (index, (name, value)) in members.iter().enumerate() {
+        write_comma(out, index);
         write_word(out, name);
         out.push(b':');
         value.write_json(out);
-        before = b',';
-    }
-    if members.is_empty() {
-        out.push(before);
     }
     out.push(b'}');
+}
+
+/// Parts what stands at `index` of an object or a list from what is before it.
+fn write_comma(out: &mut Vec<u8>, index: usize) {
+    if index > 0 {
+        out.push(b',');
+    }
 }
 
 /// An object, written as in `json!`, appended to a buffer.
@@ -51,25 +54,6 @@ pub(crate) fn write_word(out: &mut Vec<u8>, word: &str) {
     );
     out.push(b'"');
     out.extend_from_slice(word.as_bytes());
-    out.push(b'"');
-}
-
-fn write_list<T: ToJson>(out: &mut Vec<u8>, list: &[T]) {
-    let mut before = b'[';
-    for value in list {
-        out.push(before);
-        value.write_json(out);
-        before = b',';
-    }
-    if list.is_empty() {
-        out.push(before);
-    }
-    out.push(b']');
-}
-
-fn write_hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.push(b'"');
-    push_hex(bytes, out);
     out.push(b'"');
 }
 
@@ -101,7 +85,9 @@ pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
 
 impl ToJson for Hex<'_> {
     fn write_json(&self, out: &mut Vec<u8>) {
-        write_hex(out, self.0);
+        out.push(b'"');
+        push_hex(self.0, out);
+        out.push(b'"');
     }
 }
 
@@ -144,7 +130,7 @@ macro_rules! ids {
     ($($id:ident),*) => {
         $(impl ToJson for $id {
             fn write_json(&self, out: &mut Vec<u8>) {
-                write_hex(out, self.as_bytes());
+                Hex(self.as_bytes()).write_json(out);
             }
         })*
     };
@@ -174,19 +160,24 @@ impl<T: ToJson + ?Sized> ToJson for &T {
 
 impl<T: ToJson> ToJson for [T] {
     fn write_json(&self, out: &mut Vec<u8>) {
-        write_list(out, self);
+        out.push(b'[');
+        for (index, value) in self.iter().enumerate() {
+            write_comma(out, index);
+            value.write_json(out);
+        }
+        out.push(b']');
     }
 }
 
 impl<T: ToJson> ToJson for Vec<T> {
     fn write_json(&self, out: &mut Vec<u8>) {
-        write_list(out, self);
+        self.as_slice().write_json(out);
     }
 }
 
 impl<T: ToJson, const N: usize> ToJson for [T; N] {
     fn write_json(&self, out: &mut Vec<u8>) {
-        write_list(out, self);
+        self.as_slice().write_json(out);
     }
 }
 
