@@ -294,11 +294,11 @@ fn crowd_limit(results: &Results) -> Option<String> {
     let (one, crowd) = (find("agent", 1.0)?, find("agent", 100.0)?);
     let floor = find("posix_spawn", 100.0)?;
     let socat = find("socat", 100.0)
-        .map(|socat| format!(" and socat's {} ms", figure(socat.p50 / 1e3)))
+        .map(|socat| format!(", and those of socat {} ms", figure(socat.p50 / 1e3)))
         .unwrap_or_default();
     Some(format!(
         "**A crowd.** A hundred clients at once each wait {} ms, {} as long as one alone, where \
-         the bare floor takes {} ms{socat}: the agent is one thread, and it starts one process \
+         the bare floor takes {} ms{socat}. The agent is one thread, and it starts one process \
          after the other, suspended until each has been executed.",
         figure(crowd.p50 / 1e3),
         ratio(crowd.p50, one.p50),
