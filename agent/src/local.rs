@@ -218,7 +218,7 @@ fn ask(
     let mut buffer = [0; 4096];
     loop {
         while let Some(frame) = decoder.poll_frame().map_err(|err| broken(&err))? {
-            match Message::parse_for_local(frame).map_err(|err| broken(&err))? {
+            match Message::from_guest_to_local(frame).map_err(|err| broken(&err))? {
                 Message::Hello(_) => {}
                 Message::Fail(fail) => return Err(AskError::Answer(fail.text)),
                 Message::Sever(_) => {

@@ -11,13 +11,13 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 pub(crate) use write::{
-    Hex, ToJson, encoded_len, object, value_of, write_bytes, write_object, write_word,
+    Hex, ToJson, encoded_len, object, value_of, write_bytes, write_object, write_plain,
 };
 
 use crate::frame::FrameKind;
 use crate::id::decode_hex;
 use crate::limits::TEXT_LEN_MAX;
-use crate::message::clipped_to;
+use crate::text::clipped_to;
 
 /// Why a payload was refused. It ends the connection.
 #[derive(Debug)]

@@ -30,6 +30,7 @@ mod json;
 pub mod limits;
 pub mod message;
 pub mod session_client;
+mod text;
 pub mod version;
 
 pub use json::PayloadError;

@@ -4,12 +4,14 @@
 mod checkpoint;
 mod control;
 mod exec;
+mod exited;
 mod handshake;
+mod hello;
 mod hooks;
+mod keyword;
 mod network;
 mod session;
-
-use std::fmt;
+mod stream;
 
 pub use checkpoint::{
     AwaitCheckpoint, Checkpoint, CheckpointRequest, CheckpointVerdict, GenerationRequest, Verdict,
@@ -19,22 +21,25 @@ pub use control::{
     Busy, Fail, FailCode, Info, Ping, Policy, PowerAction, Quiesce, Reopen, Sever, SeverReason,
     Shutdown,
 };
-pub use exec::{ByteString, Chunk, Exec, ExecLimit, ExitStatus, Exited, ResourceUsage, Started};
+pub use exec::{ByteString, Exec, ExecLimit, Started};
+pub use exited::{ExitStatus, Exited, ResourceUsage};
 pub use handshake::{
-    Cause, Depth, Hello, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound,
-    Role, Step, StepName, StepResult,
+    Cause, Depth, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound, Step,
+    StepName, StepResult,
 };
+pub use hello::{Hello, Role};
 pub use hooks::{HookResult, HookStage, Hooked, Hooks};
+pub use keyword::UnknownKeyword;
 pub use network::{InterfaceAddress, MacAddress, Network, NoAddress};
 pub use session::{
-    Ack, Attach, AttachMode, ExitAck, Gap, OutputPolicy, SessionInfo, SessionRef, SessionState,
-    Sessions, SessionsRequest, Signal, StdinEof, Stream, TtySize, WORKLOAD, Window,
+    Attach, AttachMode, ExitAck, SessionInfo, SessionRef, SessionState, Sessions, SessionsRequest,
+    Signal, WORKLOAD,
 };
+pub use stream::{Ack, Chunk, Gap, OutputPolicy, StdinEof, Stream, TtySize, Window};
 
 use crate::frame::{Frame, FrameKind, encode_with};
 use crate::id::{Generation, Token};
 use crate::json::{Fields, PayloadError, ToJson, object};
-use crate::limits::TEXT_LEN_MAX;
 
 /// One frame with its payload understood.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -135,19 +140,19 @@ impl Message {
     /// When the payload is not what its kind calls for, or this kind never comes from `sender`.
     pub fn parse(frame: Frame<'_>, sender: Role) -> Result<Self, PayloadError> {
         match sender {
-            Role::Host => Self::parse_of_host(frame),
-            Role::Guest => Self::parse_of_guest(frame),
-            Role::Local => Self::parse_local(frame),
+            Role::Host => Self::from_host(frame),
+            Role::Guest => Self::from_guest(frame),
+            Role::Local => Self::from_local(frame),
         }
     }
 
-    /// As [`parse`](Self::parse), for a frame of a host. Each side has a function of its own, so
-    /// that the agent, which is small, has no code for what it never hears.
+    /// [`parse`](Self::parse) for a frame that a host sent. Each sender has a function of its own,
+    /// so that the agent contains no code for frames that it never receives.
     ///
     /// # Errors
     ///
     /// As for `parse`.
-    pub fn parse_of_host(frame: Frame<'_>) -> Result<Self, PayloadError> {
+    pub fn from_host(frame: Frame<'_>) -> Result<Self, PayloadError> {
         let Frame { kind, payload } = frame;
         let fields = || Fields::parse(kind, payload);
         Ok(match kind {
@@ -172,12 +177,12 @@ impl Message {
         })
     }
 
-    /// As [`parse`](Self::parse), for a frame of a guest.
+    /// [`parse`](Self::parse) for a frame that a guest sent.
     ///
     /// # Errors
     ///
     /// As for `parse`.
-    pub fn parse_of_guest(frame: Frame<'_>) -> Result<Self, PayloadError> {
+    pub fn from_guest(frame: Frame<'_>) -> Result<Self, PayloadError> {
         let Frame { kind, payload } = frame;
         let fields = || Fields::parse(kind, payload);
         Ok(match kind {
@@ -198,16 +203,16 @@ impl Message {
             FrameKind::Info => Self::Info(Info::read(&fields()?)?),
             FrameKind::Checkpoint => Self::Checkpoint(Checkpoint::read(&fields()?)?),
             FrameKind::Hooked => Self::Hooked(Hooked::read(&fields()?)?),
-            _ => Self::parse_for_local(frame)?,
+            _ => Self::from_guest_to_local(frame)?,
         })
     }
 
-    /// As [`parse`](Self::parse), for a frame of a program in the guest.
+    /// [`parse`](Self::parse) for a frame that a program in the guest sent to its agent.
     ///
     /// # Errors
     ///
     /// As for `parse`.
-    pub fn parse_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
+    pub fn from_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
         let Frame { kind, payload } = frame;
         let fields = || Fields::parse(kind, payload);
         match kind {
@@ -221,12 +226,12 @@ impl Message {
         }
     }
 
-    /// As [`parse`](Self::parse), for what the agent answers a program in the guest.
+    /// [`parse`](Self::parse) for a frame that the agent sent to a program in the guest.
     ///
     /// # Errors
     ///
-    /// As for `parse`; what it sends to hosts only counts as from the wrong side.
-    pub fn parse_for_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
+    /// As for `parse`. Frames that only hosts receive are refused.
+    pub fn from_guest_to_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
         let Frame { kind, payload } = frame;
         let fields = || Fields::parse(kind, payload);
         match kind {
@@ -239,7 +244,7 @@ impl Message {
         }
     }
 
-    /// What every side sends.
+    /// Frames that every side may send.
     fn parse_common(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
         let fields = || Fields::parse(kind, payload);
         match kind {
@@ -358,80 +363,6 @@ impl Message {
             Self::Hooked(hooked) => hooked.write_json(out),
         }
     }
-}
-
-/// Defines a word list: an enum whose variants are fixed words on the wire.
-macro_rules! words {
-    (
-        $(#[$doc:meta])* $name:ident {
-            $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)*
-        }
-    ) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name {
-            $($(#[$variant_doc])* $variant,)*
-        }
-
-        impl $name {
-            /// Every value, in the order of the definition.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            /// The word on the wire and in records.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-        }
-
-        impl $crate::json::ToJson for $name {
-            fn write_json(&self, out: &mut Vec<u8>) {
-                $crate::json::write_word(out, self.as_str());
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = $crate::message::UnknownWord;
-
-            fn from_str(word: &str) -> Result<Self, $crate::message::UnknownWord> {
-                let found = Self::ALL.iter().copied().find(|value| value.as_str() == word);
-                found.ok_or($crate::message::UnknownWord)
-            }
-        }
-    };
-}
-use words;
-
-/// A word that is not in its list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct UnknownWord;
-
-impl fmt::Display for UnknownWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("unknown word")
-    }
-}
-
-impl std::error::Error for UnknownWord {}
-
-/// `text`, cut at a character boundary so that it fits a frame.
-fn clipped(text: &str) -> &str {
-    clipped_to(text, TEXT_LEN_MAX)
-}
-
-/// `text`, cut at a character boundary to at most `len_max` bytes.
-pub(crate) fn clipped_to(text: &str, len_max: usize) -> &str {
-    let mut end = text.len().min(len_max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }
 
 #[cfg(test)]

@@ -458,12 +458,6 @@ impl SessionClient {
         }
     }
 
-    /// Whether the guest has said that nobody reads standard input any more.
-    #[must_use]
-    pub const fn is_input_closed(&self) -> bool {
-        self.input.is_closed()
-    }
-
     /// Standard input, at most [`input_room`](Self::input_room) bytes.
     pub fn handle_input(&mut self, bytes: &[u8]) {
         self.input.push(bytes);

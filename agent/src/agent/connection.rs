@@ -183,8 +183,8 @@ impl Connection {
             return Ok(Some(Received::Input { offset, len }));
         }
         let message = match self.role {
-            Role::Local => Message::parse_local(frame),
-            Role::Host | Role::Guest => Message::parse_of_host(frame),
+            Role::Local => Message::from_local(frame),
+            Role::Host | Role::Guest => Message::from_host(frame),
         };
         let message = message.map_err(Mistake::Payload)?;
         match (&message, is_awaiting_hello) {

@@ -24,7 +24,7 @@ pub(crate) fn write_object(out: &mut Vec<u8>, members: &[(&'static str, &dyn ToJ
     out.push(b'{');
     for (index, (name, value)) in members.iter().enumerate() {
         write_comma(out, index);
-        write_word(out, name);
+        write_plain(out, name);
         out.push(b':');
         value.write_json(out);
     }
@@ -47,13 +47,13 @@ macro_rules! object {
 pub(crate) use object;
 
 /// Appends a text of ours that needs no escapes, such as a name of a member.
-pub(crate) fn write_word(out: &mut Vec<u8>, word: &str) {
+pub(crate) fn write_plain(out: &mut Vec<u8>, text: &str) {
     debug_assert!(
-        word.bytes()
+        text.bytes()
             .all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
     );
     out.push(b'"');
-    out.extend_from_slice(word.as_bytes());
+    out.extend_from_slice(text.as_bytes());
     out.push(b'"');
 }
 

@@ -1,11 +1,11 @@
 //! Payloads of AWAIT_CHECKPOINT, CHECKPOINT, VERDICT and GENERATION.
 
-use super::words;
+use super::keyword::keywords;
 use crate::id::Generation;
 use crate::json::{Fields, PayloadError, ToJson, object};
 use crate::limits::TAG_LEN_MAX;
 
-words! {
+keywords! {
     /// What became of a program that waited at a checkpoint.
     Verdict {
         /// A snapshot was taken, and this is the machine it was taken of.

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{clipped, words};
+use super::keyword::keywords;
 use crate::id::{Generation, Token};
 use crate::json::{Fields, PayloadError, ToJson, object, value_of};
 use crate::limits::BUSY_SESSIONS_MAX;
+use crate::text::clipped;
 
 /// Most counters that one INFO carries.
 const COUNTERS_MAX: usize = 256;
 
-words! {
+keywords! {
     /// What kind of no a FAIL is. The host decides by it what to do next.
     FailCode {
         /// No common protocol version. Final.
@@ -44,7 +45,7 @@ words! {
     }
 }
 
-words! {
+keywords! {
     /// What QUIESCE does about running sessions.
     Policy {
         /// They are carried into the snapshot.
@@ -56,7 +57,7 @@ words! {
     }
 }
 
-words! {
+keywords! {
     /// How SHUTDOWN ends the guest.
     PowerAction {
         /// Power off.
@@ -66,7 +67,7 @@ words! {
     }
 }
 
-words! {
+keywords! {
     /// Why a connection is cut on purpose.
     SeverReason {
         /// A snapshot is about to be taken.

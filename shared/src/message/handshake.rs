@@ -1,29 +1,16 @@
-//! Payloads of HELLO, REBIND, PROGRESS, REBOUND, PROBE and PROBED.
+//! Payloads of REBIND, PROGRESS, REBOUND, PROBE and PROBED.
 
-use serde_json::Value;
-
-use super::{Network, clipped, words};
+use super::keyword::keywords;
+use super::network::Network;
 use crate::id::{Generation, Nonce};
 use crate::json::{Fields, Hex, PayloadError, ToJson, object};
 use crate::limits::HOSTNAME_LEN_MAX;
-use crate::version::{NoCommonVersion, SUPPORTED, VersionRange};
+use crate::text::clipped;
 
 /// Most steps that one REBOUND reports.
 const STEPS_MAX: usize = 32;
 
-words! {
-    /// The side of the conversation.
-    Role {
-        /// `host-tool`, or another client on the host.
-        Host = "host",
-        /// `guest-agent`.
-        Guest = "guest",
-        /// A program in the guest, on the agent's local socket.
-        Local = "local",
-    }
-}
-
-words! {
+keywords! {
     /// Why the guest gets a new name.
     Cause {
         /// It was booted.
@@ -35,7 +22,7 @@ words! {
     }
 }
 
-words! {
+keywords! {
     /// What becomes of the sessions that an earlier generation started.
     InheritedSessions {
         /// They go on and can be attached to.
@@ -45,7 +32,7 @@ words! {
     }
 }
 
-words! {
+keywords! {
     /// How far a probe goes.
     Depth {
         /// The listener accepts and the loop answers.
@@ -55,7 +42,7 @@ words! {
     }
 }
 
-words! {
+keywords! {
     /// One step of a rebind, in the order in which they happen.
     StepName {
         /// Connections of older generations deregistered and closed.
@@ -71,7 +58,7 @@ words! {
     }
 }
 
-words! {
+keywords! {
     /// How a step ended.
     StepResult {
         /// Done.
@@ -82,86 +69,6 @@ words! {
         Unprivileged = "unprivileged",
         /// Not done; the guest goes on without it.
         Failed = "failed",
-    }
-}
-
-/// First frame each way.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Hello {
-    /// Versions the sender speaks.
-    pub protocol: VersionRange,
-    /// Which side the sender is.
-    pub role: Role,
-    /// The sender's program version.
-    pub version: String,
-    /// The guest kernel's boot id; the same in every clone of one boot.
-    pub boot_id: Option<String>,
-    /// The guest's current name, if a host has given it one.
-    pub generation: Option<Generation>,
-}
-
-impl Hello {
-    /// The host's HELLO in the versions of this build.
-    #[must_use]
-    pub fn host(version: &str) -> Self {
-        Self::of(Role::Host, version)
-    }
-
-    /// The HELLO of a side that has nothing to say of a guest.
-    #[must_use]
-    pub fn of(role: Role, version: &str) -> Self {
-        Self {
-            protocol: SUPPORTED,
-            role,
-            version: version.to_owned(),
-            boot_id: None,
-            generation: None,
-        }
-    }
-
-    /// The version to speak with this peer.
-    ///
-    /// # Errors
-    ///
-    /// When there is none in common.
-    pub fn negotiate(&self) -> Result<u16, NoCommonVersion> {
-        SUPPORTED.negotiate(self.protocol)
-    }
-
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let expected = "a pair of versions, lowest first";
-        let error = || fields.error("protocol", expected);
-        let bound = |value: &Value| value.as_u64().and_then(|number| u16::try_from(number).ok());
-        let protocol = match fields.list("protocol", 2)? {
-            [min, max] => bound(min).zip(bound(max)).ok_or_else(error)?,
-            _ => return Err(error()),
-        };
-        let protocol = VersionRange {
-            min: protocol.0,
-            max: protocol.1,
-        };
-        if protocol.min > protocol.max {
-            return Err(error());
-        }
-        Ok(Self {
-            protocol,
-            role: fields.parsed("role", "\"host\", \"guest\" or \"local\"")?,
-            version: fields.text("version")?,
-            boot_id: fields.opt_text("boot_id")?,
-            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
-        })
-    }
-}
-
-impl ToJson for Hello {
-    fn write_json(&self, out: &mut Vec<u8>) {
-        object!(out, {
-            "boot_id": self.boot_id.as_deref().map(clipped),
-            "generation": self.generation,
-            "protocol": [self.protocol.min, self.protocol.max],
-            "role": self.role,
-            "version": clipped(&self.version),
-        });
     }
 }
 

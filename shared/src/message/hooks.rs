@@ -2,13 +2,15 @@
 
 use serde_json::Value;
 
-use super::exec::ExitStatus;
-use super::{clipped_to, control, words};
+use super::control;
+use super::exited::ExitStatus;
+use super::keyword::keywords;
 use crate::id::Token;
 use crate::json::{Fields, PayloadError, ToJson, object, value_of};
 use crate::limits::{HOOK_NAME_LEN_MAX, HOOKS_MAX};
+use crate::text::clipped_to;
 
-words! {
+keywords! {
     /// When hooks run.
     HookStage {
         /// Before a snapshot, in reverse order.

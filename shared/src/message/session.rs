@@ -1,55 +1,18 @@
-//! Payloads of ATTACH, ACK, GAP, STDIN_EOF, WINDOW, SIGNAL, RESIZE, EXIT_ACK and SESSIONS.
+//! Payloads of ATTACH, SIGNAL, EXIT_ACK and SESSIONS.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde_json::Value;
 
-use super::exec::Exited;
-use super::{UnknownWord, clipped_to, words};
-use crate::frame::FrameKind;
+use super::exited::Exited;
+use super::keyword::{UnknownKeyword, keywords};
 use crate::id::{ExecId, Generation};
 use crate::json::{Fields, PayloadError, ToJson, encoded_len, object, value_of};
 use crate::limits::{COMMAND_TEXT_LEN_MAX, SESSIONS_PER_FRAME_MAX, SIGNAL_NUMBER_MAX};
+use crate::text::clipped_to;
 
-words! {
-    /// One of a session's two outputs.
-    Stream {
-        /// Standard output; of a session with a terminal, all output.
-        Stdout = "stdout",
-        /// Standard error.
-        Stderr = "stderr",
-    }
-}
-
-impl Stream {
-    /// The frame that carries it.
-    #[must_use]
-    pub const fn frame_kind(self) -> FrameKind {
-        match self {
-            Self::Stdout => FrameKind::Stdout,
-            Self::Stderr => FrameKind::Stderr,
-        }
-    }
-
-    /// 0 or 1, for arrays with an entry for each stream.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-}
-
-words! {
-    /// What happens when a session's ring is full.
-    OutputPolicy {
-        /// The guest stops reading, and the command waits.
-        Block = "block",
-        /// The oldest bytes give way; who has not read them is told of the GAP.
-        DropOldest = "drop_oldest",
-    }
-}
-
-words! {
+keywords! {
     /// What a connection that attaches wants of the session.
     AttachMode {
         /// All of it: output that it acknowledges, and standard input. An earlier owner is cut.
@@ -61,7 +24,7 @@ words! {
     }
 }
 
-words! {
+keywords! {
     /// Where a session stands.
     SessionState {
         /// Its process has been asked for, or will be after the pause before a restart.
@@ -98,10 +61,10 @@ impl fmt::Display for SessionRef {
 }
 
 impl FromStr for SessionRef {
-    type Err = UnknownWord;
+    type Err = UnknownKeyword;
 
     /// `workload`, a number, or 32 hexadecimal digits. The longest number has 20 digits.
-    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+    fn from_str(text: &str) -> Result<Self, UnknownKeyword> {
         if text == WORKLOAD {
             return Ok(Self::Workload);
         }
@@ -111,35 +74,8 @@ impl FromStr for SessionRef {
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse() {
             Ok(number) if is_number => Ok(Self::Number(number)),
-            _ => Err(UnknownWord),
+            _ => Err(UnknownKeyword),
         }
-    }
-}
-
-/// Size of a terminal, in characters (`TIOCSWINSZ`, `tty_ioctl(4)`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TtySize {
-    /// Lines.
-    pub rows: u16,
-    /// Characters in a line.
-    pub cols: u16,
-}
-
-impl TtySize {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        Ok(Self {
-            rows: fields.number("rows")?,
-            cols: fields.number("cols")?,
-        })
-    }
-}
-
-impl ToJson for TtySize {
-    fn write_json(&self, out: &mut Vec<u8>) {
-        object!(out, {
-            "cols": self.cols,
-            "rows": self.rows,
-        });
     }
 }
 
@@ -184,128 +120,6 @@ impl ToJson for Attach {
 }
 
 const EXPECTED_SESSION: &str = "a session's number, its exec id, or \"workload\"";
-
-/// Every byte of a stream before `offset` has been consumed and need not be kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ack {
-    /// Of which stream.
-    pub stream: Stream,
-    /// Bytes consumed so far. Cumulative: a smaller one than before says nothing new.
-    pub offset: u64,
-}
-
-impl Ack {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        Ok(Self {
-            stream: fields.parsed("stream", "stdout or stderr")?,
-            offset: fields.number("offset")?,
-        })
-    }
-}
-
-impl ToJson for Ack {
-    fn write_json(&self, out: &mut Vec<u8>) {
-        object!(out, {
-            "offset": self.offset,
-            "stream": self.stream,
-        });
-    }
-}
-
-/// Bytes of a stream that are gone. What follows begins at `to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Gap {
-    /// Of which stream.
-    pub stream: Stream,
-    /// Offset of the first byte that is missing.
-    pub from: u64,
-    /// Offset behind the last one; more than `from`.
-    pub to: u64,
-}
-
-impl Gap {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let gap = Self {
-            stream: fields.parsed("stream", "stdout or stderr")?,
-            from: fields.number("from")?,
-            to: fields.number("to")?,
-        };
-        if gap.from < gap.to {
-            Ok(gap)
-        } else {
-            Err(fields.error("to", "more than \"from\""))
-        }
-    }
-}
-
-impl ToJson for Gap {
-    fn write_json(&self, out: &mut Vec<u8>) {
-        object!(out, {
-            "from": self.from,
-            "stream": self.stream,
-            "to": self.to,
-        });
-    }
-}
-
-/// The end of standard input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct StdinEof {
-    /// Bytes of standard input in all.
-    pub offset: u64,
-}
-
-impl StdinEof {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        Ok(Self {
-            offset: fields.number("offset")?,
-        })
-    }
-}
-
-impl ToJson for StdinEof {
-    fn write_json(&self, out: &mut Vec<u8>) {
-        object!(out, {
-            "offset": self.offset,
-        });
-    }
-}
-
-/// Credit for standard input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Window {
-    /// Bytes that the guest has; the host need not keep them.
-    pub received: u64,
-    /// Offset up to which the host may send. Never shrinks, never below `received`.
-    pub limit: u64,
-    /// Nobody reads standard input any more: sending on is pointless.
-    pub is_closed: bool,
-}
-
-impl Window {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let window = Self {
-            received: fields.number("received")?,
-            limit: fields.number("limit")?,
-            is_closed: fields.flag("closed")?,
-        };
-        if window.received <= window.limit {
-            Ok(window)
-        } else {
-            Err(fields.error("limit", "no less than \"received\""))
-        }
-    }
-}
-
-impl ToJson for Window {
-    fn write_json(&self, out: &mut Vec<u8>) {
-        object!(out, {
-            "closed": self.is_closed,
-            "limit": self.limit,
-            "received": self.received,
-        });
-    }
-}
 
 /// Sends a signal to a session's process group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

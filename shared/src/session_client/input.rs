@@ -63,10 +63,6 @@ impl Input {
         credit.min(INPUT_LEN_MAX.saturating_sub(self.held.len()))
     }
 
-    pub(super) const fn is_closed(&self) -> bool {
-        self.is_closed
-    }
-
     /// Takes bytes, at most [`room`](Self::room).
     pub(super) fn push(&mut self, bytes: &[u8]) {
         debug_assert!(
@@ -229,7 +225,7 @@ mod tests {
             ..window(0, 100)
         };
         input.handle_window(&closed).unwrap();
-        assert!(input.is_closed());
+        assert!(input.is_closed);
         assert_eq!((input.room(), frames(&mut input)), (0, 0));
     }
 }

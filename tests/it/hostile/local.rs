@@ -49,7 +49,7 @@ fn heard(stream: &mut UnixStream) -> Vec<Message> {
     let (mut messages, mut bytes) = (Vec::new(), [0; 4096]);
     loop {
         while let Some(frame) = decoder.poll_frame().unwrap() {
-            messages.push(Message::parse_for_local(frame).unwrap());
+            messages.push(Message::from_guest_to_local(frame).unwrap());
         }
         match stream.read(&mut bytes) {
             Ok(0) => return messages,

@@ -1,0 +1,133 @@
+//! Payload of EXITED.
+
+use serde_json::Value;
+
+use crate::json::{Fields, PayloadError, ToJson, object, value_of};
+use crate::limits::SIGNAL_NUMBER_MAX;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExitStatus {
+    /// It called exit.
+    Code(u8),
+    /// A signal ended it.
+    Signal {
+        /// The signal's number.
+        number: u8,
+        /// Whether a core was dumped.
+        core: bool,
+    },
+}
+
+impl ExitStatus {
+    /// The status as a shell reports it: the code, or 128 and the signal.
+    #[must_use]
+    pub const fn shell_code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal { number, .. } => number.saturating_add(128),
+        }
+    }
+
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        match (fields.opt_number("code")?, fields.opt_number("signal")?) {
+            (Some(code), None) => Ok(Self::Code(code)),
+            (None, Some(number)) if (1..=SIGNAL_NUMBER_MAX).contains(&number) => Ok(Self::Signal {
+                number,
+                core: fields.flag("core")?,
+            }),
+            (None, Some(_)) => Err(fields.error("signal", "a signal's number, 1 to 64")),
+            _ => Err(fields.error("code", "given, or else \"signal\"")),
+        }
+    }
+
+    /// The values of `code`, `signal` and `core`.
+    pub(super) const fn parts(self) -> (Option<u8>, Option<u8>, Option<bool>) {
+        match self {
+            Self::Code(code) => (Some(code), None, None),
+            Self::Signal { number, core } => (None, Some(number), Some(core)),
+        }
+    }
+}
+
+/// What the process used (`getrusage(2)`, of the reaped child).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct ResourceUsage {
+    /// CPU time in user mode, µs.
+    pub user_us: u64,
+    /// CPU time in the kernel, µs.
+    pub system_us: u64,
+    /// Largest resident set, KiB.
+    pub rss_max_kib: u64,
+}
+
+impl ToJson for ResourceUsage {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "rss_max_kib": self.rss_max_kib,
+            "system_us": self.system_us,
+            "user_us": self.user_us,
+        });
+    }
+}
+
+/// The command's end. Sent after its last byte of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Exited {
+    /// The session's number.
+    pub session: u64,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Bytes of standard output in all.
+    pub stdout_end: u64,
+    /// Bytes of standard error in all.
+    pub stderr_end: u64,
+    /// A process outside the command still held its output open when the wait for it ended.
+    pub writers_alive: bool,
+    /// The command was ended by its time limit.
+    pub timed_out: bool,
+    /// What the command used.
+    pub usage: ResourceUsage,
+}
+
+impl Exited {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let usage = fields.object("rusage")?;
+        Ok(Self {
+            session: fields.number("session")?,
+            status: ExitStatus::read(fields)?,
+            stdout_end: fields.number("stdout_end")?,
+            stderr_end: fields.number("stderr_end")?,
+            writers_alive: fields.flag("writers_alive")?,
+            timed_out: fields.flag("timed_out")?,
+            usage: ResourceUsage {
+                user_us: usage.number("user_us")?,
+                system_us: usage.number("system_us")?,
+                rss_max_kib: usage.number("rss_max_kib")?,
+            },
+        })
+    }
+
+    /// The end as a JSON object, for records.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        value_of(self)
+    }
+}
+
+impl ToJson for Exited {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        let (code, signal, core) = self.status.parts();
+        object!(out, {
+            "code": code,
+            "core": core,
+            "rusage": self.usage,
+            "session": self.session,
+            "signal": signal,
+            "stderr_end": self.stderr_end,
+            "stdout_end": self.stdout_end,
+            "timed_out": self.timed_out,
+            "writers_alive": self.writers_alive,
+        });
+    }
+}

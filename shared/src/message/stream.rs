@@ -1,0 +1,264 @@
+//! Payloads of STDOUT, STDERR and STDIN, ACK, GAP, STDIN_EOF, WINDOW and RESIZE.
+
+use std::fmt;
+
+use super::keyword::keywords;
+use crate::frame::{Frame, FrameKind};
+use crate::json::{Fields, PayloadError, ToJson, object};
+use crate::limits::{HEADER_LEN, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
+
+keywords! {
+    /// One of a session's two outputs.
+    Stream {
+        /// Standard output; of a session with a terminal, all output.
+        Stdout = "stdout",
+        /// Standard error.
+        Stderr = "stderr",
+    }
+}
+
+impl Stream {
+    /// The frame that carries it.
+    #[must_use]
+    pub const fn frame_kind(self) -> FrameKind {
+        match self {
+            Self::Stdout => FrameKind::Stdout,
+            Self::Stderr => FrameKind::Stderr,
+        }
+    }
+
+    /// 0 or 1, for arrays with an entry for each stream.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+keywords! {
+    /// What happens when a session's ring is full.
+    OutputPolicy {
+        /// The guest stops reading, and the command waits.
+        Block = "block",
+        /// The oldest bytes give way; who has not read them is told of the GAP.
+        DropOldest = "drop_oldest",
+    }
+}
+
+/// Bytes of a stream, with the offset of the first one.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Chunk {
+    /// Bytes of the stream before these.
+    pub offset: u64,
+    /// At most [`STREAM_DATA_LEN_MAX`] bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chunk({} bytes at {})", self.bytes.len(), self.offset)
+    }
+}
+
+impl Chunk {
+    /// Bytes of a stream frame in front of its data: header and offset.
+    pub const HEADER_LEN: usize = HEADER_LEN + STREAM_OFFSET_LEN;
+
+    /// What is in front of `len` bytes of data, for whoever sends those from where they are.
+    ///
+    /// # Panics
+    ///
+    /// When `len` is more than [`STREAM_DATA_LEN_MAX`].
+    #[must_use]
+    pub fn header(kind: FrameKind, offset: u64, len: usize) -> [u8; Self::HEADER_LEN] {
+        assert!(len <= STREAM_DATA_LEN_MAX, "stream data over its limit");
+        let mut bytes = [0; Self::HEADER_LEN];
+        let payload_len = u32::try_from(STREAM_OFFSET_LEN + len).unwrap_or(u32::MAX);
+        bytes[..4].copy_from_slice(&payload_len.to_le_bytes());
+        bytes[4] = kind.code();
+        bytes[HEADER_LEN..].copy_from_slice(&offset.to_le_bytes());
+        bytes
+    }
+
+    /// Appends a stream frame straight from the sender's buffer.
+    ///
+    /// # Panics
+    ///
+    /// When `bytes` is longer than [`STREAM_DATA_LEN_MAX`]: the sender cuts its reads to that.
+    pub fn encode(kind: FrameKind, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(&Self::header(kind, offset, bytes.len()));
+        out.extend_from_slice(bytes);
+    }
+
+    /// The offset and the data of a stream frame, for whoever hands the data on from where it is.
+    ///
+    /// # Errors
+    ///
+    /// When the payload is shorter than an offset.
+    pub fn parse(frame: Frame<'_>) -> Result<(u64, &[u8]), PayloadError> {
+        let kind = frame.kind;
+        let (offset, bytes) = frame
+            .payload
+            .split_first_chunk::<STREAM_OFFSET_LEN>()
+            .ok_or(PayloadError::Truncated { kind })?;
+        Ok((u64::from_le_bytes(*offset), bytes))
+    }
+
+    pub(super) fn read(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
+        let (offset, bytes) = Self::parse(Frame { kind, payload })?;
+        let bytes = bytes.to_vec();
+        Ok(Self { offset, bytes })
+    }
+
+    pub(super) fn write(&self, kind: FrameKind, out: &mut Vec<u8>) {
+        Self::encode(kind, self.offset, &self.bytes, out);
+    }
+}
+
+/// Every byte of a stream before `offset` has been consumed and need not be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ack {
+    /// Of which stream.
+    pub stream: Stream,
+    /// Bytes consumed so far. Cumulative: a smaller one than before says nothing new.
+    pub offset: u64,
+}
+
+impl Ack {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            stream: fields.parsed("stream", "stdout or stderr")?,
+            offset: fields.number("offset")?,
+        })
+    }
+}
+
+impl ToJson for Ack {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "offset": self.offset,
+            "stream": self.stream,
+        });
+    }
+}
+
+/// Bytes of a stream that are gone. What follows begins at `to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Gap {
+    /// Of which stream.
+    pub stream: Stream,
+    /// Offset of the first byte that is missing.
+    pub from: u64,
+    /// Offset behind the last one; more than `from`.
+    pub to: u64,
+}
+
+impl Gap {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let gap = Self {
+            stream: fields.parsed("stream", "stdout or stderr")?,
+            from: fields.number("from")?,
+            to: fields.number("to")?,
+        };
+        if gap.from < gap.to {
+            Ok(gap)
+        } else {
+            Err(fields.error("to", "more than \"from\""))
+        }
+    }
+}
+
+impl ToJson for Gap {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "from": self.from,
+            "stream": self.stream,
+            "to": self.to,
+        });
+    }
+}
+
+/// The end of standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StdinEof {
+    /// Bytes of standard input in all.
+    pub offset: u64,
+}
+
+impl StdinEof {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            offset: fields.number("offset")?,
+        })
+    }
+}
+
+impl ToJson for StdinEof {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "offset": self.offset,
+        });
+    }
+}
+
+/// Credit for standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// Bytes that the guest has; the host need not keep them.
+    pub received: u64,
+    /// Offset up to which the host may send. Never shrinks, never below `received`.
+    pub limit: u64,
+    /// Nobody reads standard input any more: sending on is pointless.
+    pub is_closed: bool,
+}
+
+impl Window {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        let window = Self {
+            received: fields.number("received")?,
+            limit: fields.number("limit")?,
+            is_closed: fields.flag("closed")?,
+        };
+        if window.received <= window.limit {
+            Ok(window)
+        } else {
+            Err(fields.error("limit", "no less than \"received\""))
+        }
+    }
+}
+
+impl ToJson for Window {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "closed": self.is_closed,
+            "limit": self.limit,
+            "received": self.received,
+        });
+    }
+}
+
+/// Size of a terminal, in characters (`TIOCSWINSZ`, `tty_ioctl(4)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TtySize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}
+
+impl TtySize {
+    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+        Ok(Self {
+            rows: fields.number("rows")?,
+            cols: fields.number("cols")?,
+        })
+    }
+}
+
+impl ToJson for TtySize {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "cols": self.cols,
+            "rows": self.rows,
+        });
+    }
+}
