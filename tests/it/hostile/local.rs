@@ -11,7 +11,7 @@ use shared::message::{CheckpointRequest, FailCode, Hello, Message, Ping, Role};
 use tests::DEADLINE;
 use tests::client::exec;
 
-use crate::checkpoints::Guest;
+use crate::handshake::checkpoints::Guest;
 
 /// Programs that are served at once (`docs/agent.md`).
 const CONNECTIONS_MAX: usize = 64;

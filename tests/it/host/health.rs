@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tests::DEADLINE;
 use tests::process::{run, signal};
 
-use crate::logs::Supervised;
+use crate::host::logs::Supervised;
 
 /// A VM under a health check.
 struct Patient {

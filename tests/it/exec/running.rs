@@ -1,0 +1,277 @@
+//! Goal: `host-tool exec` behaves like running the command here. Method: the agent on a Unix
+//! socket, the built `host-tool`, and commands whose outcome is known.
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use shared::message::{ExitStatus, FailCode, Message};
+use tests::agent::Agent;
+use tests::client::exec;
+use tests::process::finish;
+
+#[test]
+fn every_exit_code_is_passed_on() {
+    let agent = Agent::start();
+    for code in [0, 1, 2, 42, 124, 125, 126, 127, 128, 200, 255] {
+        let ended = agent.exec(["sh", "-c", &format!("exit {code}")]);
+        assert_eq!(ended.code(), code, "{ended}");
+    }
+}
+
+#[test]
+fn a_signal_is_reported_as_a_shell_does() {
+    let agent = Agent::start();
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGKILL,
+        Signal::SIGSEGV,
+        Signal::SIGTERM,
+    ] {
+        let ended = agent.exec(["sh", "-c", &format!("kill -{} $$", signal as i32)]);
+        assert_eq!(ended.code(), 128 + signal as i32, "{ended}");
+    }
+}
+
+#[test]
+fn what_cannot_be_run_is_named() {
+    let agent = Agent::start();
+    let plain = agent.folder().join("plain");
+    std::fs::write(&plain, "no program").unwrap();
+    let missing = agent
+        .exec(["no-such-program"])
+        .exits(127)
+        .complains("no-such-program");
+    assert!(missing.out().is_empty(), "{missing}");
+    drop(
+        agent
+            .exec(["/no/such/program"])
+            .exits(127)
+            .complains("/no/such/program"),
+    );
+    drop(
+        agent
+            .exec([plain.to_str().unwrap()])
+            .exits(126)
+            .complains("plain"),
+    );
+    drop(agent.exec(["/tmp"]).exits(126).complains("/tmp"));
+    let tool = agent.host_tool(["exec", "-w", "/no/such/folder"], ["true"]);
+    assert!([126, 127].contains(&tool.code()), "{tool}");
+    drop(tool.complains("/no/such/folder"));
+}
+
+#[test]
+fn the_streams_stay_apart_and_exact() {
+    let agent = Agent::start();
+    let script = r"printf 'a\000b\377\r\n'; printf 'e\001\n' >&2; printf tail; exit 3";
+    let ended = agent.exec(["sh", "-c", script]).exits(3);
+    assert_eq!(ended.stdout, b"a\0b\xff\r\ntail");
+    assert_eq!(ended.stderr, b"e\x01\n");
+}
+
+#[test]
+fn arguments_are_passed_without_a_shell_and_without_loss() {
+    use std::os::unix::ffi::OsStrExt;
+    let agent = Agent::start();
+    let odd = [
+        &b"a b"[..],
+        b"$HOME",
+        b"\xff\xfe",
+        b"",
+        b"-x",
+        "ü\n".as_bytes(),
+        b"'\"",
+    ];
+    let argv = [&b"printf"[..], b"%s|"].into_iter().chain(odd);
+    let argv = argv.map(std::ffi::OsStr::from_bytes);
+    let command = ["exec"].map(std::ffi::OsStr::new);
+    let ended = tests::process::run(&mut agent.host_tool_command(command, argv)).exits(0);
+    let expected: Vec<u8> = odd
+        .iter()
+        .flat_map(|arg| [arg, &b"|"[..]].concat())
+        .collect();
+    assert_eq!(ended.stdout, expected);
+}
+
+#[test]
+fn environment_and_folder_are_the_requests() {
+    let agent = Agent::start();
+    let command = ["exec", "-w", "/usr", "-e", "A=1 2", "-e", "B="];
+    let ended = agent.host_tool(command, ["sh", "-c", "echo \"$A|$B|$PWD|${PATH:+path}\""]);
+    assert_eq!(ended.exits(0).out(), "1 2||/usr|path\n");
+}
+
+#[test]
+fn a_large_output_arrives_whole() {
+    let agent = Agent::start();
+    let ended = agent.exec(["sh", "-c", "seq 1 2000000"]).exits(0);
+    let mut expected = Vec::new();
+    for number in 1..=2_000_000 {
+        expected.extend_from_slice(format!("{number}\n").as_bytes());
+    }
+    assert_eq!(ended.stdout.len(), expected.len());
+    assert!(ended.stdout == expected, "same length, other bytes");
+}
+
+#[test]
+fn many_run_at_once_and_none_is_lost() {
+    let agent = Agent::start();
+    let fds = agent.settled_fd_count();
+    let children: Vec<_> = (0..50)
+        .map(|number| {
+            let argv = [
+                "sh".to_owned(),
+                "-c".to_owned(),
+                format!("echo {number}; exit {number}"),
+            ];
+            let mut tool = agent.host_tool_command(["exec".to_owned()], argv);
+            tool.stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            (number, tool.spawn().unwrap())
+        })
+        .collect();
+    for (number, child) in children {
+        let ended = finish(child, Vec::new(), "exec", tests::DEADLINE).exits(number);
+        assert_eq!(ended.out(), format!("{number}\n"));
+    }
+    assert_eq!((agent.settled_fd_count(), agent.zombie_count()), (fds, 0));
+}
+
+#[test]
+fn a_background_child_does_not_hold_the_result_back() {
+    let agent = Agent::start();
+    let fifo = agent.folder().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = format!("cat {} & echo started; exit 5", fifo.display());
+    let mut client = agent.greet();
+    let answer = client.ask(&Message::Exec(exec(1, &["sh", "-c", &script])));
+    assert!(matches!(answer, Message::Started(_)), "{answer:?}");
+    let (stdout, _, exited) = client.collect();
+    assert_eq!(stdout, b"started\n");
+    assert_eq!(
+        (exited.status, exited.writers_alive),
+        (ExitStatus::Code(5), true)
+    );
+    // Lets the background process end.
+    drop(std::fs::OpenOptions::new().write(true).open(&fifo));
+}
+
+#[test]
+fn a_known_exec_id_never_starts_twice() {
+    let agent = Agent::start();
+    let file = agent.folder().join("count");
+    let script = format!("echo x >> {}; exit 7", file.display());
+    let request = Message::Exec(exec(3, &["sh", "-c", &script]));
+    for round in 0..3 {
+        let mut client = agent.greet();
+        let Message::Started(started) = client.ask(&request) else {
+            panic!()
+        };
+        assert_eq!(started.fresh, round == 0);
+        let end = loop {
+            if let Message::Exited(exited) = client.hear() {
+                break exited;
+            }
+        };
+        assert_eq!(end.status, ExitStatus::Code(7), "round {round}");
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "x\n");
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_command_along() {
+    let agent = Agent::start();
+    let fifo = agent.folder().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = format!("exec cat {}", fifo.display());
+    let mut client = agent.greet();
+    let answer = client.ask(&Message::Exec(exec(1, &["sh", "-c", &script])));
+    assert!(matches!(answer, Message::Started(_)), "{answer:?}");
+    // Opening for writing waits until `cat` has opened its side.
+    let mut writer = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    client.shut_down();
+    drop(client);
+    // `cat` ends by a signal, so that its end of the fifo closes: an event, not a time.
+    let mut poll = [nix::poll::PollFd::new(
+        std::os::fd::AsFd::as_fd(&writer),
+        nix::poll::PollFlags::empty(),
+    )];
+    let limit = nix::poll::PollTimeout::try_from(tests::DEADLINE).unwrap();
+    assert_eq!(
+        nix::poll::poll(&mut poll, limit).unwrap(),
+        1,
+        "the command was left running"
+    );
+    assert!(writer.write_all(b"x").is_err());
+}
+
+#[test]
+fn a_stuck_reader_delays_nobody_else() {
+    let agent = Agent::start();
+    let mut stuck = agent.greet();
+    let answer = stuck.ask(&Message::Exec(exec(1, &["cat", "/dev/zero"])));
+    assert!(matches!(answer, Message::Started(_)), "{answer:?}");
+    let resident = agent.status("VmRSS");
+    for _ in 0..20 {
+        assert_eq!(agent.exec(["true"]).code(), 0);
+        assert_eq!(agent.host_tool(["probe"], []).code(), 0);
+    }
+    let growth = agent.status("VmRSS").saturating_sub(resident);
+    assert!(
+        growth < 4096,
+        "the agent grew by {growth} KiB while nobody read"
+    );
+}
+
+#[test]
+fn a_time_limit_ends_the_command_with_124() {
+    let agent = Agent::start();
+    let fifo = agent.folder().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let argv = ["cat", fifo.to_str().unwrap()];
+    let ended = agent.host_tool(["exec", "--timeout", "200ms"], argv);
+    assert_eq!(ended.code(), 124, "{ended}");
+}
+
+#[test]
+fn too_many_arguments_are_refused_in_words() {
+    let agent = Agent::start();
+    let argv: Vec<String> = std::iter::repeat_n("x".to_owned(), 100_000).collect();
+    let argv = ["true".to_owned()].into_iter().chain(argv);
+    let ended = tests::process::run(&mut agent.host_tool_command(["exec".to_owned()], argv));
+    drop(ended.exits(125).complains("exceed"));
+    let client = &mut agent.greet();
+    let huge = exec(1, &["true", &"x".repeat(200_000)]);
+    // Longer than Linux takes for one argument (128 KiB): the agent passes the refusal on.
+    let answer = client.ask(&Message::Exec(huge));
+    let is_refused = matches!(&answer, Message::Fail(f) if f.code == FailCode::NotRunnable);
+    assert!(is_refused, "{answer:?}");
+}
+
+#[test]
+fn an_agent_that_dies_leaves_an_unknown_outcome() {
+    let mut agent = Agent::start();
+    let argv = ["sh", "-c", "echo go; exec cat /dev/zero"];
+    let mut tool = agent.host_tool_command(["exec", "--reconnect", "2s"], argv);
+    tool.stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = tool.spawn().unwrap();
+    let mut first = [0; 3];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut first)
+        .unwrap();
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    // It would be waited for; whoever asks twice is not held. Two signals, since one that is
+    // pending already is not counted twice.
+    tests::process::signal(child.id(), Signal::SIGINT);
+    tests::process::signal(child.id(), Signal::SIGTERM);
+    let ended = finish(child, Vec::new(), "exec", tests::DEADLINE);
+    drop(ended.exits(125).complains("unknown"));
+}

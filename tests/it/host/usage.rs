@@ -1,0 +1,332 @@
+//! Goal: bad input to `host-tool` gets a clear error, its documented exit code, and nothing left
+//! behind. Method: the built program, a private state directory, and no VMM that could run.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tests::process::{Finished, run};
+use tests::program;
+
+/// A place where `host-tool` finds nothing but what a test puts there.
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self {
+            folder: TempDir::new().unwrap(),
+        };
+        fs::create_dir(place.path("state")).unwrap();
+        fs::set_permissions(place.path("state"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::create_dir(place.path("bin")).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A program named `name` that prints `version`, and fails at anything else.
+    fn fake_vmm(&self, name: &str, version: &str) -> &Self {
+        let script = format!(
+            "#!/bin/sh\ncase \"$1\" in --version|-version) echo '{version}' ;; *) exit 1 ;; esac\n"
+        );
+        let path = self.path("bin").join(name);
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        self
+    }
+
+    fn run(&self, arguments: &[&str]) -> Finished {
+        let mut tool = Command::new(program("host-tool"));
+        tool.args(arguments)
+            .env_clear()
+            .env("PATH", self.path("bin"))
+            .env("HOST_TOOL_STATE_DIR", self.path("state"))
+            .env("HOST_TOOL_SKIP_KVM_CHECK", "1");
+        run(&mut tool)
+    }
+
+    /// Nothing of a failed command may stay.
+    #[track_caller]
+    fn is_clean(&self) {
+        let left: Vec<_> = fs::read_dir(self.path("state"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn usage_errors_exit_2_and_name_the_word() {
+    let place = Place::new();
+    let cases: [(&[&str], &str); 8] = [
+        (&[], "Usage"),
+        (&["frobnicate"], "frobnicate"),
+        (&["resotre", "x"], "restore"),
+        (&["restore"], "dir"),
+        (&["probe"], "--name"),
+        (&["probe", "--unix", "/x", "--cid", "3"], "--cid"),
+        (&["exec", "--unix", "/x"], "--"),
+        (&["stop", "../x"], "../x"),
+    ];
+    for (arguments, word) in cases {
+        let ended = place.run(arguments);
+        let expected = if arguments.first() == Some(&"probe") {
+            3
+        } else {
+            2
+        };
+        let expected = if arguments.first() == Some(&"exec") {
+            125
+        } else {
+            expected
+        };
+        drop(ended.exits(expected).complains(word));
+    }
+    place.is_clean();
+}
+
+#[test]
+fn help_goes_to_standard_output() {
+    let place = Place::new();
+    let help = place.run(&["--help"]).exits(0);
+    for word in [
+        "boot", "snapshot", "restore", "probe", "exec", "doctor", "124",
+    ] {
+        assert!(help.out().contains(word), "no {word} in {help}");
+    }
+    for command in [
+        "boot", "snapshot", "restore", "probe", "exec", "ls", "stop", "rm", "doctor",
+    ] {
+        let help = place.run(&[command, "--help"]).exits(0);
+        assert!(
+            help.out().contains("--json") || help.out().contains("sage"),
+            "{help}"
+        );
+    }
+    assert!(
+        place
+            .run(&["--version"])
+            .exits(0)
+            .out()
+            .starts_with("host-tool ")
+    );
+}
+
+#[test]
+fn nobody_at_the_socket_is_no_answer() {
+    let place = Place::new();
+    let path = place.path("nobody");
+    let ended = place.run(&["probe", "--unix", text(&path), "--timeout", "200ms"]);
+    drop(ended.exits(2).complains("nobody"));
+}
+
+#[test]
+fn an_artifact_that_is_missing_or_damaged_is_named() {
+    let place = Place::new();
+    place.fake_vmm("firecracker", "Firecracker v1.16.1");
+    let missing = place.path("missing");
+    drop(
+        place
+            .run(&["restore", text(&missing)])
+            .exits(3)
+            .complains("missing"),
+    );
+    let artifact = place.path("artifact");
+    fs::create_dir(&artifact).unwrap();
+    drop(
+        place
+            .run(&["restore", text(&artifact)])
+            .exits(3)
+            .complains("manifest.json"),
+    );
+    fs::write(artifact.join("manifest.json"), b"{").unwrap();
+    drop(
+        place
+            .run(&["restore", text(&artifact)])
+            .exits(3)
+            .complains("manifest.json"),
+    );
+    let newer = json!({ "format": 999 }).to_string();
+    fs::write(artifact.join("manifest.json"), newer).unwrap();
+    drop(
+        place
+            .run(&["restore", text(&artifact)])
+            .exits(3)
+            .complains("999"),
+    );
+    place.is_clean();
+}
+
+/// What `host-tool snapshot` writes for a machine without drives.
+fn manifest(kind: &str, version: &str) -> serde_json::Value {
+    json!({
+        "format": 1,
+        "vmm": { "kind": kind, "version": version },
+        "agent": { "version": "0.1.0", "protocol_min": 1, "protocol_max": 1 },
+        "generation": "00112233445566778899aabbccddeeff",
+        "machine": {
+            "kernel": "/kernel", "initrd": "/initrd", "memory_mib": 128, "vcpu_count": 1,
+            "drives": [], "append": "", "guest_cid": 3,
+        },
+        "files": [{ "name": "vmstate", "len": 5 }, { "name": "memory", "len": 6 }],
+        "created_ms": 1_800_000_000_000_u64,
+        "host_version": "0.1.0",
+    })
+}
+
+impl Place {
+    /// An artifact whose files are all there.
+    fn artifact(&self, manifest: &serde_json::Value) -> PathBuf {
+        let folder = self.path("artifact");
+        drop(fs::remove_dir_all(&folder));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("vmstate"), b"state").unwrap();
+        fs::write(folder.join("memory"), b"memory").unwrap();
+        fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+        folder
+    }
+}
+
+#[test]
+fn a_vmm_that_would_do_harm_is_refused_before_anything_is_started() {
+    let place = Place::new();
+    let cases = [
+        ("Firecracker v1.16.0", 4, "1.16.0"),
+        ("Firecracker v1.9.1", 4, "1.9.1"),
+        ("Firecracker vNext", 4, "ersion"),
+        ("something else", 4, "ersion"),
+    ];
+    for (version, code, word) in cases {
+        place.fake_vmm("firecracker", version);
+        let artifact = place.artifact(&manifest("firecracker", "1.16.1"));
+        drop(
+            place
+                .run(&["restore", text(&artifact)])
+                .exits(code)
+                .complains(word),
+        );
+        place.is_clean();
+    }
+}
+
+#[test]
+fn a_vmm_that_is_not_there_is_named_with_its_remedy() {
+    let place = Place::new();
+    for kind in ["firecracker", "qemu"] {
+        let artifact = place.artifact(&manifest(kind, "1.16.1"));
+        let ended = place.run(&["restore", text(&artifact)]).complains(kind);
+        assert!([4, 5].contains(&ended.code()), "{ended}");
+        place.is_clean();
+    }
+}
+
+#[test]
+fn a_vmm_that_dies_at_once_is_reported_and_leaves_nothing() {
+    let place = Place::new();
+    place.fake_vmm("firecracker", "Firecracker v1.16.1");
+    let artifact = place.artifact(&manifest("firecracker", "1.16.1"));
+    let ended = place.run(&["restore", text(&artifact), "--json"]);
+    assert!([5, 8].contains(&ended.code()), "{ended}");
+    assert_eq!(ended.json()["event"], "failed", "{ended}");
+    place.is_clean();
+}
+
+#[test]
+fn a_hostile_manifest_reaches_nothing_outside_its_artifact() {
+    let place = Place::new();
+    place.fake_vmm("firecracker", "Firecracker v1.16.1");
+    let good = manifest("firecracker", "1.16.1");
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(Change, &str); 6] = [
+        (|it| it["files"][0]["name"] = "../vmstate".into(), ".."),
+        (
+            |it| it["files"][0]["name"] = "/etc/passwd".into(),
+            "/etc/passwd",
+        ),
+        (|it| it["files"][0]["len"] = 6.into(), "vmstate"),
+        (|it| it["files"][1]["len"] = u64::MAX.into(), "memory"),
+        (|it| it["files"] = json!([]), "vmstate"),
+        (|it| it["machine"]["memory_mib"] = json!(-1), "memory_mib"),
+    ];
+    for (change, word) in changes {
+        let mut manifest = good.clone();
+        change(&mut manifest);
+        let artifact = place.artifact(&manifest);
+        drop(
+            place
+                .run(&["restore", text(&artifact)])
+                .exits(3)
+                .complains(word),
+        );
+        place.is_clean();
+    }
+    let artifact = place.artifact(&good);
+    fs::remove_file(artifact.join("memory")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", artifact.join("memory")).unwrap();
+    drop(
+        place
+            .run(&["restore", text(&artifact)])
+            .exits(3)
+            .complains("memory"),
+    );
+    place.is_clean();
+}
+
+#[test]
+fn names_that_are_no_names_are_refused() {
+    let place = Place::new();
+    for name in [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "A",
+        "a\n",
+        "\u{1b}[2J",
+        &"a".repeat(80),
+    ] {
+        let ended = place.run(&["inspect", name]).exits(2);
+        drop(ended.complains("cannot name a VM"));
+    }
+    drop(place.run(&["inspect", "-x"]).exits(2).complains("-x"));
+    drop(
+        place
+            .run(&["inspect", "nobody"])
+            .exits(2)
+            .complains("nobody"),
+    );
+    place.is_clean();
+}
+
+#[test]
+fn doctor_names_a_remedy_for_what_is_missing() {
+    let place = Place::new();
+    let ended = place.run(&["doctor"]);
+    assert_eq!(ended.code(), 1, "no VMM is on PATH: {ended}");
+    let text = ended.out() + &ended.err();
+    assert!(
+        text.contains("firecracker") && text.contains("qemu"),
+        "{text}"
+    );
+    assert_eq!(
+        place
+            .run(&["doctor", "--json"])
+            .exits(1)
+            .out()
+            .lines()
+            .count(),
+        1
+    );
+}
