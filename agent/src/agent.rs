@@ -24,20 +24,13 @@
 //! Not here: descriptors, process ids beyond their number, the wording of system errors.
 
 mod action;
-mod attachments;
-mod children;
-mod command;
-mod commands;
 mod connection;
 mod ending;
 mod hooks;
 pub mod http;
 mod ids;
-mod input;
 mod invariants;
-mod lifetimes;
 mod listener;
-mod listing;
 mod mmds;
 mod naming;
 pub mod outbox;
@@ -46,15 +39,10 @@ mod peers;
 mod quiescing;
 mod rebind;
 mod requests;
-mod ring;
-mod session;
-mod spares;
+mod sessions;
 pub mod state;
-mod streams;
-mod table;
 mod timers;
 mod waits;
-mod workload;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -68,18 +56,17 @@ pub use action::{
     Action, End, EndSignal, Ended, Figures, Purpose, Restart, Settings, Signal, SpawnFailure,
     SpawnStage, WorkloadEnd, WorkloadSettings,
 };
-pub use command::Command;
 pub use connection::Interest;
 pub use hooks::HookListing;
 pub use ids::{ConnectionId, SessionId};
-pub use input::INPUT_LEN_MAX;
 pub use rebind::{StepAction, StepFailure, StepOutcome};
-pub use ring::RING_LEN_MAX;
-pub use session::Exit;
+pub use sessions::input::INPUT_LEN_MAX;
+pub use sessions::program::Command;
+pub use sessions::ring::RING_LEN_MAX;
+pub use sessions::session::Exit;
+pub use sessions::table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
 pub use shared::message::Stream;
-pub use table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
 
-use children::Children;
 use connection::Connection;
 use ending::Ending;
 use hooks::Hooks;
@@ -88,12 +75,13 @@ use listener::Listener;
 use mmds::Mmds;
 use naming::Naming;
 use quiescing::Quiescing;
-use spares::Spares;
+use sessions::buffers::Spares;
+use sessions::children::Children;
+use sessions::table::Table;
+use sessions::workload::Workload;
 use state::{Input, State};
-use table::Table;
 use timers::{Timer, Timers};
 use waits::Waits;
-use workload::Workload;
 
 /// Most connections that are served at once. One more is told so and closed.
 pub const CONNECTIONS_MAX: usize = 1024;
@@ -183,7 +171,7 @@ impl Hash for Counters {
 
 /// Why a connection's session lost it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Departure {
+pub(crate) enum Departure {
     /// The client left: nobody waits for the command.
     Left,
     /// We or a transport reset cut it, which says nothing about the client.

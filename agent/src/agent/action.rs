@@ -5,9 +5,9 @@ use std::time::Duration;
 use shared::id::Generation;
 use shared::message::{HookStage, TtySize};
 
-use super::command::Command;
 use super::ids::{ConnectionId, SessionId};
 use super::rebind::StepAction;
+use super::sessions::program::Command;
 
 /// One thing to do, in the order in which they are polled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

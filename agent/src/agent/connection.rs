@@ -22,12 +22,12 @@ use shared::message::{AttachMode, Chunk, Fail, FailCode, Hello, Message, Role};
 use shared::{PayloadError, version};
 
 use super::action::Action;
-use super::attachments::Attachment;
 use super::ids::{ConnectionId, SessionId};
-use super::input::InputMistake;
 use super::outbox::Outbox;
 use super::output::{Headers, Pieces};
-use super::session::Session;
+use super::sessions::attachments::Attachment;
+use super::sessions::input::InputMistake;
+use super::sessions::session::Session;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {

@@ -18,7 +18,7 @@ use shared::message::{Message, PowerAction, SeverReason, Shutdown};
 
 use super::action::{Action, End, EndSignal, Signal};
 use super::ids::ConnectionId;
-use super::session::Session;
+use super::sessions::session::Session;
 use super::state::{Input, Request};
 use super::timers::Timer;
 use super::{Agent, LIMIT_MAX};

@@ -24,12 +24,12 @@ use shared::message::{
 
 use super::Agent;
 use super::action::Action;
-use super::command::Command;
 use super::ids::{ConnectionId, SessionId};
 use super::rebind::WAITING_MAX;
-use super::session::{Session, Terms, command_text};
+use super::sessions::program::Command;
+use super::sessions::session::{Session, Terms, command_text};
+use super::sessions::workload::status_of_never_ran;
 use super::state::Request;
-use super::workload::status_of_never_ran;
 
 /// Most bytes of a hook's output that the log shows, the last ones of each stream.
 const LOGGED_LEN_MAX: usize = 1024;

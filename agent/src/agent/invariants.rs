@@ -4,7 +4,7 @@
 use shared::message::{AttachMode, Stream};
 
 use super::ids::SessionId;
-use super::session::Session;
+use super::sessions::session::Session;
 use super::state::State;
 use super::timers::Timer;
 use super::{Agent, CONNECTIONS_MAX, INPUT_LEN_MAX, LOCAL_CONNECTIONS_MAX, REFUSALS_MAX};

@@ -21,7 +21,7 @@
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{Chunk, Gap, Stream};
 
-use super::session::Session;
+use super::sessions::session::Session;
 
 /// Most frames that the socket is handed at once: what a full ring takes, and one more.
 pub const FRAMES_MAX: usize = 6;

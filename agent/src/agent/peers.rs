@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What a single connection may do is the machine in [`connection`](super::connection); what its
-//! end means for a session is in [`lifetimes`](super::lifetimes).
+//! end means for a session is in [`lifetimes`](super::sessions::lifetimes).
 
 use std::time::Instant;
 
@@ -19,8 +19,8 @@ use super::connection::{Connection, Interest, Mistake};
 use super::ids::ConnectionId;
 use super::outbox::OutboxFull;
 use super::output::{Headers, Pieces};
-use super::session::Session;
-use super::table::Table;
+use super::sessions::session::Session;
+use super::sessions::table::Table;
 use super::timers::Timer;
 use super::{
     Agent, CONNECTIONS_MAX, Departure, HELLO_TIMEOUT, LINGER_TIMEOUT, LISTENER_BACKOFF,

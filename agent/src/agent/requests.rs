@@ -2,9 +2,9 @@
 //! no clock.
 //!
 //! The longer conversations are beside this file: [`naming`](super::naming) for REBIND,
-//! [`quiescing`](super::quiescing) for QUIESCE and REOPEN, [`commands`](super::commands) for EXEC,
-//! [`attachments`](super::attachments) for ATTACH, [`streams`](super::streams) for what follows
-//! either, [`listing`](super::listing) for SESSIONS and SIGNAL, [`ending`](super::ending) for
+//! [`quiescing`](super::quiescing) for QUIESCE and REOPEN, [`commands`](super::sessions::exec) for EXEC,
+//! [`attachments`](super::sessions::attachments) for ATTACH, [`streams`](super::sessions::streams) for what follows
+//! either, [`listing`](super::sessions::listing) for SESSIONS and SIGNAL, [`ending`](super::ending) for
 //! SHUTDOWN, [`waits`](super::waits) for checkpoints and names, [`hooks`](super::hooks)
 //! for HOOKS.
 
@@ -17,11 +17,11 @@ use shared::message::{Depth, Fail, FailCode, Hello, Info, Message, Probe, Probed
 use shared::version;
 
 use super::action::{Action, Figures, Purpose, SpawnFailure};
-use super::children::Owner;
-use super::command::Command;
 use super::connection::{PendingProbe, Received, answer_hello};
 use super::ids::ConnectionId;
-use super::session::Exit;
+use super::sessions::children::Owner;
+use super::sessions::program::Command;
+use super::sessions::session::Exit;
 use super::state::{Input, Request, State};
 use super::timers::Timer;
 use super::{Agent, Departure};

@@ -1,8 +1,8 @@
 //! EXEC and what becomes of sessions.
 
 use super::*;
-use crate::agent::commands::GRACE_TIMEOUT;
-use crate::agent::lifetimes::{CUT_KEEP_MIN, KILL_TIMEOUT};
+use crate::agent::sessions::exec::GRACE_TIMEOUT;
+use crate::agent::sessions::lifetimes::{CUT_KEEP_MIN, KILL_TIMEOUT};
 
 #[test]
 fn output_comes_in_order_and_completion_last() {

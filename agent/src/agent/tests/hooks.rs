@@ -1,7 +1,7 @@
 //! HOOKS: which run, in which order, and what the host hears of them.
 
 use super::*;
-use crate::agent::lifetimes::KILL_TIMEOUT;
+use crate::agent::sessions::lifetimes::KILL_TIMEOUT;
 use crate::agent::waits::PROGRESS_INTERVAL;
 use shared::message::{HookResult, HookStage, Hooked, Hooks, Progress};
 

@@ -1,8 +1,8 @@
 //! How long sessions live: keep, timeout, TERM and KILL, and time that stands still.
 
 use super::*;
-use crate::agent::commands::GRACE_TIMEOUT;
-use crate::agent::lifetimes::{CUT_KEEP_MIN, KILL_TIMEOUT};
+use crate::agent::sessions::exec::GRACE_TIMEOUT;
+use crate::agent::sessions::lifetimes::{CUT_KEEP_MIN, KILL_TIMEOUT};
 
 const TERM: u8 = EndSignal::Terminate.number();
 const KILL: u8 = EndSignal::Kill.number();

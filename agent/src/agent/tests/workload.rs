@@ -1,7 +1,7 @@
 //! The program that the image asks for.
 
 use super::*;
-use crate::agent::workload::{PAUSE_MAX, PAUSE_MIN, RUN_LEN_MIN};
+use crate::agent::sessions::workload::{PAUSE_MAX, PAUSE_MIN, RUN_LEN_MIN};
 use shared::message::SessionsRequest;
 
 const MS: Duration = Duration::from_millis(1);

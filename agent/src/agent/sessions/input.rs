@@ -16,8 +16,8 @@
 
 use shared::message::Window;
 
+use super::buffers::Spares;
 use super::ring::{RING_LEN_MAX, Ring};
-use super::spares::Spares;
 
 /// Most bytes that wait for a command to read them.
 pub const INPUT_LEN_MAX: usize = RING_LEN_MAX;
@@ -28,7 +28,7 @@ const END_OF_FILE: &[u8; 2] = b"\x04\x04";
 
 /// What a client must not send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum InputMistake {
+pub(crate) enum InputMistake {
     /// Bytes before these are missing, or the end is not where they are.
     Hole,
     /// More bytes than there is credit for.
@@ -39,7 +39,7 @@ pub(super) enum InputMistake {
 
 /// Standard input of one session.
 #[derive(Clone, Debug, Hash)]
-pub(super) struct Input {
+pub(crate) struct Input {
     ring: Ring,
     /// Whether somebody may still read it.
     is_open: bool,
@@ -60,7 +60,7 @@ pub(super) struct Input {
 
 impl Input {
     /// An input that takes bytes, unless none will be sent.
-    pub(super) fn new(is_wanted: bool, is_tty: bool) -> Self {
+    pub(crate) fn new(is_wanted: bool, is_tty: bool) -> Self {
         Self {
             ring: Ring::default(),
             is_open: is_wanted,
@@ -75,7 +75,7 @@ impl Input {
     }
 
     /// Takes bytes that begin at `offset`, skipping those that are there.
-    pub(super) fn handle_bytes(
+    pub(crate) fn handle_bytes(
         &mut self,
         offset: u64,
         bytes: &[u8],
@@ -106,7 +106,7 @@ impl Input {
     }
 
     /// There is no more behind `offset`.
-    pub(super) fn handle_end(&mut self, offset: u64) -> Result<(), InputMistake> {
+    pub(crate) fn handle_end(&mut self, offset: u64) -> Result<(), InputMistake> {
         if !self.is_open {
             return Ok(());
         }
@@ -126,7 +126,7 @@ impl Input {
 
     /// Bytes to be written next. Behind the last one a terminal gets its end-of-file character,
     /// once at the start of a line, and twice within one.
-    pub(super) fn pending(&self) -> &[u8] {
+    pub(crate) fn pending(&self) -> &[u8] {
         match self.ring.bytes_from(self.ring.start(), INPUT_LEN_MAX) {
             [&[], _] => &END_OF_FILE[..self.ends_left],
             [bytes, _] => bytes,
@@ -134,7 +134,7 @@ impl Input {
     }
 
     /// The command's end of it took `len` of the pending bytes.
-    pub(super) fn handle_written(&mut self, len: usize, spares: &mut Spares) {
+    pub(crate) fn handle_written(&mut self, len: usize, spares: &mut Spares) {
         debug_assert!(len <= self.pending().len());
         if self.ring.is_empty() {
             self.ends_left = self.ends_left.saturating_sub(len);
@@ -147,7 +147,7 @@ impl Input {
     }
 
     /// Nobody reads it any more. Returns whether somebody did so far.
-    pub(super) fn close(&mut self) -> bool {
+    pub(crate) fn close(&mut self) -> bool {
         self.ring.clear();
         self.ends_left = 0;
         self.is_flushing = false;
@@ -156,19 +156,19 @@ impl Input {
 
     /// Whether the shell has to be asked to write what is pending. Asks once: the shell goes on by
     /// itself until everything is written.
-    pub(super) fn poll_flush(&mut self) -> bool {
+    pub(crate) fn poll_flush(&mut self) -> bool {
         let is_due = !self.is_flushing && !self.pending().is_empty();
         self.is_flushing |= is_due;
         is_due
     }
 
     /// Whether its end has come: everything is written. Closes it.
-    pub(super) fn poll_end(&mut self) -> bool {
+    pub(crate) fn poll_end(&mut self) -> bool {
         self.is_open && self.is_ended && !self.is_tty && self.ring.is_empty() && self.close()
     }
 
     /// The WINDOW that is due, if one is. Asks once.
-    pub(super) fn poll_window(&mut self) -> Option<Window> {
+    pub(crate) fn poll_window(&mut self) -> Option<Window> {
         let is_due = if self.is_open {
             let fresh = self.limit().saturating_sub(self.limit_told);
             let is_used_up = self.ring.end() >= self.limit_told;
@@ -180,7 +180,7 @@ impl Input {
     }
 
     /// What a client is told that is about to send, or go on.
-    pub(super) fn tell_window(&mut self) -> Window {
+    pub(crate) fn tell_window(&mut self) -> Window {
         let window = self.window();
         self.limit_told = window.limit;
         self.is_closing_told = window.is_closed;
@@ -188,7 +188,7 @@ impl Input {
     }
 
     /// Where it stands.
-    pub(super) fn window(&self) -> Window {
+    pub(crate) fn window(&self) -> Window {
         Window {
             received: self.ring.end(),
             limit: self.limit(),

@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, VecDeque};
 use shared::id::ExecId;
 use shared::message::{Exited, SessionRef};
 
-use super::ids::SessionId;
 use super::session::Session;
+use crate::agent::ids::SessionId;
 
 /// How many ended sessions are remembered. The oldest is forgotten first.
 pub const RESULTS_MAX: usize = 256;
@@ -28,7 +28,7 @@ pub const ENDED_OUTPUT_LEN_MAX: usize = 4 * 1024 * 1024;
 
 /// The sessions.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Table {
+pub(crate) struct Table {
     by_id: BTreeMap<SessionId, Session>,
     by_exec: BTreeMap<ExecId, SessionId>,
     workload: Option<SessionId>,
@@ -41,7 +41,7 @@ pub(super) struct Table {
 
 impl Table {
     /// A session was asked for.
-    pub(super) fn insert(&mut self, session: Session) {
+    pub(crate) fn insert(&mut self, session: Session) {
         let id = session.id();
         match session.terms().exec {
             Some(exec) => {
@@ -54,14 +54,14 @@ impl Table {
     }
 
     /// A session's program never ran, so its request may be made again.
-    pub(super) fn remove(&mut self, id: SessionId) {
+    pub(crate) fn remove(&mut self, id: SessionId) {
         if self.forget(id).is_some() {
             self.running_count -= 1;
         }
     }
 
     /// A session has ended like this.
-    pub(super) fn complete(&mut self, id: SessionId, exited: Exited) {
+    pub(crate) fn complete(&mut self, id: SessionId, exited: Exited) {
         let Some(session) = self.by_id.get_mut(&id) else {
             return;
         };
@@ -77,7 +77,7 @@ impl Table {
 
     /// Lets go of what is over the limits. Called when a session has ended, and when a connection
     /// has let go of one that had.
-    pub(super) fn trim(&mut self) {
+    pub(crate) fn trim(&mut self) {
         let by_id = &self.by_id;
         let is_held = |id: &SessionId| by_id.get(id).is_some_and(|it| !it.attached().is_empty());
         let excess = self.ended.len().saturating_sub(RESULTS_MAX);
@@ -116,7 +116,7 @@ impl Table {
     }
 
     /// The session with this name.
-    pub(super) fn find(&self, session: SessionRef) -> Option<SessionId> {
+    pub(crate) fn find(&self, session: SessionRef) -> Option<SessionId> {
         match session {
             SessionRef::Workload => self.workload,
             SessionRef::Exec(exec) => self.find_exec(exec),
@@ -128,22 +128,22 @@ impl Table {
     }
 
     /// The session that this request started.
-    pub(super) fn find_exec(&self, exec: ExecId) -> Option<SessionId> {
+    pub(crate) fn find_exec(&self, exec: ExecId) -> Option<SessionId> {
         self.by_exec.get(&exec).copied()
     }
 
     /// The session with this number.
-    pub(super) fn get(&self, id: SessionId) -> Option<&Session> {
+    pub(crate) fn get(&self, id: SessionId) -> Option<&Session> {
         self.by_id.get(&id)
     }
 
     /// The session with this number.
-    pub(super) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+    pub(crate) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.by_id.get_mut(&id)
     }
 
     /// Sessions with higher numbers than this one, in order.
-    pub(super) fn after(&self, number: u64) -> impl Iterator<Item = &Session> {
+    pub(crate) fn after(&self, number: u64) -> impl Iterator<Item = &Session> {
         let from = SessionId::from_number(number.saturating_add(1));
         let is_last = number == u64::MAX;
         self.by_id
@@ -153,7 +153,7 @@ impl Table {
     }
 
     /// Sessions that have not ended.
-    pub(super) fn running(&self) -> impl Iterator<Item = &Session> {
+    pub(crate) fn running(&self) -> impl Iterator<Item = &Session> {
         self.by_id
             .values()
             .filter(|session| session.exited().is_none())
@@ -161,12 +161,12 @@ impl Table {
 
     /// Sessions that have not ended and that a host asked for. The workload is none of them: it
     /// runs as long as the machine does, and whoever waits for work to be done waits for these.
-    pub(super) fn asked_for(&self) -> impl Iterator<Item = &Session> {
+    pub(crate) fn asked_for(&self) -> impl Iterator<Item = &Session> {
         self.running().filter(|session| !session.is_workload())
     }
 
     /// How many sessions have not ended.
-    pub(super) fn running_count(&self) -> usize {
+    pub(crate) fn running_count(&self) -> usize {
         self.running_count
     }
 }
@@ -175,9 +175,9 @@ impl Table {
 mod tests {
     use super::*;
     use crate::agent::ConnectionId;
-    use crate::agent::ring::RING_LEN_MAX;
-    use crate::agent::session::{Exit, Terms};
-    use crate::agent::spares::Spares;
+    use crate::agent::sessions::buffers::Spares;
+    use crate::agent::sessions::ring::RING_LEN_MAX;
+    use crate::agent::sessions::session::{Exit, Terms};
     use shared::message::{ExitStatus, OutputPolicy, ResourceUsage, Stream};
     use std::time::{Duration, Instant};
 

@@ -8,11 +8,11 @@
 
 use std::collections::BTreeMap;
 
-use super::ids::{ConnectionId, SessionId};
+use crate::agent::ids::{ConnectionId, SessionId};
 
 /// Why we started a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// It is a session's command.
     Session(SessionId),
     /// It is the no-op that proves to this connection that commands can run.
@@ -23,14 +23,14 @@ pub(super) enum Owner {
 
 /// Our own children, and a count of the others.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Children {
+pub(crate) struct Children {
     owners: BTreeMap<i32, Owner>,
     orphans_reaped: u64,
 }
 
 impl Children {
     /// A process was started.
-    pub(super) fn insert(&mut self, pid: i32, owner: Owner) {
+    pub(crate) fn insert(&mut self, pid: i32, owner: Owner) {
         let previous = self.owners.insert(pid, owner);
         debug_assert!(
             previous.is_none(),
@@ -39,7 +39,7 @@ impl Children {
     }
 
     /// A process was reaped. Returns whose it was, or `None` for an orphan.
-    pub(super) fn remove(&mut self, pid: i32) -> Option<Owner> {
+    pub(crate) fn remove(&mut self, pid: i32) -> Option<Owner> {
         let owner = self.owners.remove(&pid);
         if owner.is_none() {
             self.orphans_reaped += 1;
@@ -48,7 +48,7 @@ impl Children {
     }
 
     /// Processes reaped that nobody here had started.
-    pub(super) fn orphans_reaped(&self) -> u64 {
+    pub(crate) fn orphans_reaped(&self) -> u64 {
         self.orphans_reaped
     }
 }

@@ -16,25 +16,25 @@ use std::time::{Duration, Instant};
 use log::debug;
 use shared::message::{AttachMode, ByteString, Exec, Exited, Fail, FailCode, Message, Stream};
 
-use super::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
 use super::attachments::Answer;
 use super::children::Owner;
-use super::command::Command;
-use super::ids::{ConnectionId, SessionId};
+use super::program::Command;
 use super::session::{Exit, Session, State, Terms, command_text};
-use super::state::Request;
-use super::timers::Timer;
-use super::{Agent, Departure, SESSIONS_MAX};
+use crate::agent::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
+use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::state::Request;
+use crate::agent::timers::Timer;
+use crate::agent::{Agent, Departure, SESSIONS_MAX};
 
 /// How long a reaped command's output may stay open in other hands before its end is reported.
-pub(super) const GRACE_TIMEOUT: Duration = Duration::from_millis(250);
+pub(crate) const GRACE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Errors that mean that a command is not there, as shells tell them apart from one that cannot be
 /// run.
 const ERRNO_NOT_FOUND: [i32; 2] = [2, 20];
 
 impl Agent {
-    pub(super) fn handle_exec(&mut self, id: ConnectionId, exec: &Exec, now: Instant) {
+    pub(crate) fn handle_exec(&mut self, id: ConnectionId, exec: &Exec, now: Instant) {
         if !self.admit(id, Request::Exec, now) {
             return;
         }
@@ -89,7 +89,7 @@ impl Agent {
     }
 
     /// Asks for a session's process.
-    pub(super) fn spawn_session(&mut self, id: SessionId, command: Command) {
+    pub(crate) fn spawn_session(&mut self, id: SessionId, command: Command) {
         self.actions.push_back(Action::Spawn {
             purpose: Purpose::Session(id),
             command: Box::new(command),
@@ -202,7 +202,7 @@ impl Agent {
     }
 
     /// There may be room for a session's output again.
-    pub(super) fn resume_output(&mut self, id: SessionId, now: Instant) {
+    pub(crate) fn resume_output(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
@@ -245,7 +245,7 @@ impl Agent {
     }
 
     /// Another process still holds a reaped command's output open, and has had its time.
-    pub(super) fn end_grace(&mut self, id: SessionId, now: Instant) {
+    pub(crate) fn end_grace(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
@@ -279,7 +279,7 @@ impl Agent {
     }
 
     /// Keeps a session's result and tells it to everybody who is attached.
-    pub(super) fn end_session(&mut self, id: SessionId, exited: Exited, now: Instant) {
+    pub(crate) fn end_session(&mut self, id: SessionId, exited: Exited, now: Instant) {
         debug!("{id}: ended with status {}", exited.status.shell_code());
         self.sessions.complete(id, exited);
         let attached = self.sessions.get(id).map(|it| it.attached().to_vec());

@@ -13,17 +13,17 @@ use std::time::Instant;
 
 use shared::message::{Ack, AttachMode, ExitAck, Message, StdinEof, TtySize};
 
-use super::Agent;
-use super::action::Action;
 use super::attachments::Attachment;
-use super::connection::{Connection, Mistake};
-use super::ids::{ConnectionId, SessionId};
+use super::buffers::Spares;
 use super::input::{Input, InputMistake};
 use super::session::State;
-use super::spares::Spares;
+use crate::agent::Agent;
+use crate::agent::action::Action;
+use crate::agent::connection::{Connection, Mistake};
+use crate::agent::ids::{ConnectionId, SessionId};
 
 impl Agent {
-    pub(super) fn handle_ack(&mut self, id: ConnectionId, ack: Ack, now: Instant) {
+    pub(crate) fn handle_ack(&mut self, id: ConnectionId, ack: Ack, now: Instant) {
         let attachment = match self.attachment_of(id) {
             Ok(Some(attachment)) => attachment,
             Ok(None) => return,
@@ -45,13 +45,13 @@ impl Agent {
     }
 
     /// STDIN came, whose `len` bytes of data are the connection's still.
-    pub(super) fn handle_stdin(&mut self, id: ConnectionId, offset: u64, len: usize, now: Instant) {
+    pub(crate) fn handle_stdin(&mut self, id: ConnectionId, offset: u64, len: usize, now: Instant) {
         self.take_input(id, now, |connection, input, spares| {
             input.handle_bytes(offset, connection.input(len), spares)
         });
     }
 
-    pub(super) fn handle_stdin_eof(&mut self, id: ConnectionId, eof: StdinEof, now: Instant) {
+    pub(crate) fn handle_stdin_eof(&mut self, id: ConnectionId, eof: StdinEof, now: Instant) {
         self.take_input(id, now, |_, input, _| input.handle_end(eof.offset));
     }
 
@@ -81,7 +81,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn handle_resize(&mut self, id: ConnectionId, size: TtySize) {
+    pub(crate) fn handle_resize(&mut self, id: ConnectionId, size: TtySize) {
         // A terminal may change its size at any time, also where no session came of the request.
         let Ok(Some(attachment)) = self.attachment_of(id) else {
             return;
@@ -96,7 +96,7 @@ impl Agent {
     }
 
     /// The end of a session was taken note of, by somebody who may say so.
-    pub(super) fn handle_exit_ack(&mut self, id: ConnectionId, ack: ExitAck) {
+    pub(crate) fn handle_exit_ack(&mut self, id: ConnectionId, ack: ExitAck) {
         let session_id = SessionId::from_number(ack.session);
         let served = self
             .connections
@@ -152,7 +152,7 @@ impl Agent {
     }
 
     /// The command is gone, and nobody is to read its standard input any more.
-    pub(super) fn close_input(&mut self, id: SessionId, now: Instant) {
+    pub(crate) fn close_input(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
@@ -164,7 +164,7 @@ impl Agent {
 
     /// Goes as far with a session's standard input as it can: bytes to the command, its end, and
     /// credit to the owner.
-    pub(super) fn advance_input(&mut self, id: SessionId, now: Instant) {
+    pub(crate) fn advance_input(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };

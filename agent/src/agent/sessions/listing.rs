@@ -6,17 +6,17 @@ use std::time::Instant;
 use shared::limits::{PAYLOAD_LEN_MAX, SESSIONS_PER_FRAME_MAX};
 use shared::message::{FailCode, Message, Sessions, SessionsRequest, Signal};
 
-use super::Agent;
-use super::ids::ConnectionId;
 use super::session::State;
-use super::state::Request;
+use crate::agent::Agent;
+use crate::agent::ids::ConnectionId;
+use crate::agent::state::Request;
 
 /// Bytes of a SESSIONS frame around its list.
 const FRAME_LEN: usize = r#"{"more":false,"sessions":[]}"#.len();
 
 impl Agent {
     /// Lists as many sessions as fit a frame.
-    pub(super) fn handle_sessions(
+    pub(crate) fn handle_sessions(
         &mut self,
         id: ConnectionId,
         request: SessionsRequest,
@@ -44,7 +44,7 @@ impl Agent {
     }
 
     /// Sends a signal to the session that is named, or else to the connection's own.
-    pub(super) fn handle_signal_request(
+    pub(crate) fn handle_signal_request(
         &mut self,
         id: ConnectionId,
         request: Signal,

@@ -24,21 +24,21 @@ use std::time::{Duration, Instant};
 
 use log::info;
 
-use super::action::{Action, EndSignal};
-use super::ids::SessionId;
 use super::session::Session;
-use super::timers::Timer;
-use super::{Agent, Departure};
+use crate::agent::action::{Action, EndSignal};
+use crate::agent::ids::SessionId;
+use crate::agent::timers::Timer;
+use crate::agent::{Agent, Departure};
 
 /// How long a command that was told to end may take.
-pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a command runs on at least after its connection was cut without its client's wish.
-pub(super) const CUT_KEEP_MIN: Duration = Duration::from_secs(60);
+pub(crate) const CUT_KEEP_MIN: Duration = Duration::from_secs(60);
 
 impl Agent {
     /// A running session has lost its owner.
-    pub(super) fn handle_owner_left(&mut self, id: SessionId, departure: Departure, now: Instant) {
+    pub(crate) fn handle_owner_left(&mut self, id: SessionId, departure: Departure, now: Instant) {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
@@ -63,14 +63,14 @@ impl Agent {
     }
 
     /// Nobody has come back for a session.
-    pub(super) fn abandon_session(&mut self, id: SessionId, now: Instant) {
+    pub(crate) fn abandon_session(&mut self, id: SessionId, now: Instant) {
         info!("{id}: nobody came back for it");
         self.counters.abandoned += 1;
         self.terminate_session(id, now);
     }
 
     /// A session has run as long as it may.
-    pub(super) fn time_out_session(&mut self, id: SessionId, now: Instant) {
+    pub(crate) fn time_out_session(&mut self, id: SessionId, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id)
             && session.group().is_some()
             && !session.is_told_to_end
@@ -82,7 +82,7 @@ impl Agent {
     }
 
     /// Tells a command to end; makes it end if it does not.
-    pub(super) fn terminate_session(&mut self, id: SessionId, now: Instant) {
+    pub(crate) fn terminate_session(&mut self, id: SessionId, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
             session.is_told_to_end = true;
             self.timers.stop(Timer::Abandon(id));
@@ -94,7 +94,7 @@ impl Agent {
     }
 
     /// Ends every running session without asking. Returns how many there were.
-    pub(super) fn kill_sessions(&mut self, now: Instant) -> usize {
+    pub(crate) fn kill_sessions(&mut self, now: Instant) -> usize {
         // A workload between two runs has nothing to be killed.
         let is_between = |it: &&Session| it.is_workload() && it.group().is_none();
         let running = self.sessions.running().filter(|it| !is_between(it));
@@ -112,14 +112,14 @@ impl Agent {
     }
 
     /// Sends a signal to a session's process group, if it has one.
-    pub(super) fn signal_session(&mut self, id: SessionId, number: u8) {
+    pub(crate) fn signal_session(&mut self, id: SessionId, number: u8) {
         if let Some(group) = self.sessions.get(id).and_then(Session::group) {
             self.actions
                 .push_back(Action::SignalGroup { group, number });
         }
     }
 
-    pub(super) fn stop_session_timers(&mut self, id: SessionId) {
+    pub(crate) fn stop_session_timers(&mut self, id: SessionId) {
         for timer in [
             Timer::Grace(id),
             Timer::Abandon(id),

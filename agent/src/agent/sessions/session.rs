@@ -29,14 +29,14 @@ use shared::message::{
     TtySize,
 };
 
-use super::ids::{ConnectionId, SessionId};
+use super::buffers::Spares;
 use super::input::Input;
 use super::ring::{RING_LEN_MAX, Ring};
-use super::spares::Spares;
+use crate::agent::ids::{ConnectionId, SessionId};
 
 /// Room in a ring from which on reading that was stopped goes on. An owner that acknowledges a
 /// little at a time must not cost a read for each little.
-pub(super) const RESUME_ROOM: usize = RING_LEN_MAX / 4;
+pub(crate) const RESUME_ROOM: usize = RING_LEN_MAX / 4;
 
 /// How a reaped process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,7 +49,7 @@ pub struct Exit {
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum State {
+pub(crate) enum State {
     /// The process has been asked for, or will be after the pause before a restart.
     Starting,
     /// It runs.
@@ -62,7 +62,7 @@ pub(super) enum State {
 
 /// What moves a session on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// The process runs.
     Spawned,
     /// It was waited for, or what cannot be spawned counts as this end.
@@ -92,25 +92,25 @@ fn transition(state: State, event: Event) -> Option<State> {
 
 /// What a session was asked to be. Never changes.
 #[derive(Clone, Debug, Hash)]
-pub(super) struct Terms {
+pub(crate) struct Terms {
     /// The request that asked for it; `None`: the image did, it is the workload.
-    pub(super) exec: Option<ExecId>,
+    pub(crate) exec: Option<ExecId>,
     /// Its arguments, for people.
-    pub(super) command: String,
+    pub(crate) command: String,
     /// The guest's name when it was asked for.
-    pub(super) generation: Option<Generation>,
+    pub(crate) generation: Option<Generation>,
     /// The size of its terminal, if it gets one.
-    pub(super) tty: Option<TtySize>,
+    pub(crate) tty: Option<TtySize>,
     /// Whether standard input will be sent.
-    pub(super) has_input: bool,
+    pub(crate) has_input: bool,
     /// What happens when a ring is full.
-    pub(super) output: OutputPolicy,
+    pub(crate) output: OutputPolicy,
     /// Whether it runs on without any client.
-    pub(super) is_detached: bool,
+    pub(crate) is_detached: bool,
     /// How long it runs on after its owner's connection ended.
-    pub(super) keep: Duration,
+    pub(crate) keep: Duration,
     /// How long it may run.
-    pub(super) timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// One output of the command.
@@ -126,31 +126,31 @@ struct Output {
 
 /// A command, with what it wrote and will read.
 #[derive(Clone, Debug, Hash)]
-pub(super) struct Session {
+pub(crate) struct Session {
     id: SessionId,
     terms: Terms,
     state: State,
     /// Process id, which is also that of its process group; zero while there is none.
     pid: i32,
     outputs: [Output; 2],
-    pub(super) input: Input,
+    pub(crate) input: Input,
     /// Whose acknowledgements free the rings.
-    pub(super) owner: Option<ConnectionId>,
+    pub(crate) owner: Option<ConnectionId>,
     /// Everybody who is attached, the owner included, in the order in which they came.
     attached: Vec<ConnectionId>,
     writers_alive: bool,
     /// Whether the process group has been told to end.
-    pub(super) is_told_to_end: bool,
+    pub(crate) is_told_to_end: bool,
     /// Whether its time limit is why.
-    pub(super) is_timed_out: bool,
+    pub(crate) is_timed_out: bool,
     /// Times that its process was asked for again.
-    pub(super) restarts: u32,
+    pub(crate) restarts: u32,
     started_at: Instant,
 }
 
 impl Session {
     /// A session whose process has been asked for.
-    pub(super) fn new(id: SessionId, terms: Terms, now: Instant) -> Self {
+    pub(crate) fn new(id: SessionId, terms: Terms, now: Instant) -> Self {
         let output = |is_open| Output {
             ring: Ring::default(),
             is_open,
@@ -176,14 +176,14 @@ impl Session {
     }
 
     /// Its process runs.
-    pub(super) fn handle_spawned(&mut self, pid: i32) {
+    pub(crate) fn handle_spawned(&mut self, pid: i32) {
         if self.handle(Event::Spawned) {
             self.pid = pid;
         }
     }
 
     /// Its process was waited for.
-    pub(super) fn handle_exit(&mut self, exit: Exit) {
+    pub(crate) fn handle_exit(&mut self, exit: Exit) {
         if self.handle(Event::Exit(exit)) {
             // The number may become another process's.
             self.pid = 0;
@@ -191,13 +191,13 @@ impl Session {
     }
 
     /// Its program could not be spawned, which counts as this end.
-    pub(super) fn handle_never_ran(&mut self, exit: Exit) {
+    pub(crate) fn handle_never_ran(&mut self, exit: Exit) {
         self.handle(Event::Exit(exit));
         self.outputs.iter_mut().for_each(|it| it.is_open = false);
     }
 
     /// It is to be started again, with the same streams.
-    pub(super) fn handle_restart(&mut self) {
+    pub(crate) fn handle_restart(&mut self) {
         if self.handle(Event::Restart) {
             self.outputs.iter_mut().for_each(|it| it.is_open = true);
             self.is_told_to_end = false;
@@ -206,7 +206,7 @@ impl Session {
     }
 
     /// Nothing more comes of it.
-    pub(super) fn handle_complete(&mut self, exited: Exited) {
+    pub(crate) fn handle_complete(&mut self, exited: Exited) {
         self.handle(Event::Complete(exited));
     }
 
@@ -222,14 +222,14 @@ impl Session {
     }
 
     /// How many bytes of a stream may be handed in. Zero stops the reading of it, and of no other.
-    pub(super) fn poll_room(&mut self, stream: Stream) -> usize {
+    pub(crate) fn poll_room(&mut self, stream: Stream) -> usize {
         let room = self.room(stream);
         self.outputs[stream.index()].is_stalled = room == 0;
         room
     }
 
     /// Whether reading that was stopped may go on. Asks once.
-    pub(super) fn poll_resume(&mut self) -> bool {
+    pub(crate) fn poll_resume(&mut self) -> bool {
         let mut is_due = false;
         for &stream in Stream::ALL {
             let has_room = self.room(stream) >= RESUME_ROOM;
@@ -249,13 +249,13 @@ impl Session {
 
     /// Whether the oldest output gives way. It does for a command that was told to end and that
     /// nobody reads: waiting for a reader must not keep it from ending.
-    pub(super) fn drops_oldest(&self) -> bool {
+    pub(crate) fn drops_oldest(&self) -> bool {
         let is_left_alone = self.is_told_to_end && self.owner.is_none();
         is_left_alone || self.terms.output == OutputPolicy::DropOldest
     }
 
     /// Output was read.
-    pub(super) fn handle_output(&mut self, stream: Stream, bytes: &[u8], spares: &mut Spares) {
+    pub(crate) fn handle_output(&mut self, stream: Stream, bytes: &[u8], spares: &mut Spares) {
         let drops_oldest = self.drops_oldest();
         let ring = &mut self.outputs[stream.index()].ring;
         if drops_oldest {
@@ -266,48 +266,48 @@ impl Session {
     }
 
     /// Memory for output to be read into; see [`Ring::spare`].
-    pub(super) fn output_spare(&mut self, stream: Stream, spares: &mut Spares) -> [&mut [u8]; 2] {
+    pub(crate) fn output_spare(&mut self, stream: Stream, spares: &mut Spares) -> [&mut [u8]; 2] {
         self.outputs[stream.index()].ring.spare(spares)
     }
 
     /// As much output was read into that memory.
-    pub(super) fn advance_output(&mut self, stream: Stream, len: usize, spares: &mut Spares) {
+    pub(crate) fn advance_output(&mut self, stream: Stream, len: usize, spares: &mut Spares) {
         self.outputs[stream.index()].ring.advance(len, spares);
     }
 
     /// A pipe has reported its end.
-    pub(super) fn handle_output_closed(&mut self, stream: Stream) {
+    pub(crate) fn handle_output_closed(&mut self, stream: Stream) {
         self.outputs[stream.index()].is_open = false;
     }
 
     /// The wait for output that somebody else holds open is over.
-    pub(super) fn handle_grace_over(&mut self) {
+    pub(crate) fn handle_grace_over(&mut self) {
         self.writers_alive |= self.outputs.iter().any(|output| output.is_open);
         self.outputs.iter_mut().for_each(|it| it.is_open = false);
     }
 
     /// What is kept of a stream.
-    pub(super) fn ring(&self, stream: Stream) -> &Ring {
+    pub(crate) fn ring(&self, stream: Stream) -> &Ring {
         &self.outputs[stream.index()].ring
     }
 
     /// Forgets the bytes of a stream before `offset`.
-    pub(super) fn release(&mut self, stream: Stream, offset: u64, spares: &mut Spares) {
+    pub(crate) fn release(&mut self, stream: Stream, offset: u64, spares: &mut Spares) {
         self.outputs[stream.index()].ring.release(offset, spares);
     }
 
     /// Forgets all output.
-    pub(super) fn clear_output(&mut self) {
+    pub(crate) fn clear_output(&mut self) {
         self.outputs.iter_mut().for_each(|it| it.ring.clear());
     }
 
     /// Bytes of output that are kept.
-    pub(super) fn kept_len(&self) -> usize {
+    pub(crate) fn kept_len(&self) -> usize {
         self.outputs.iter().map(|output| output.ring.len()).sum()
     }
 
     /// The end, once there is nothing left to come before it.
-    pub(super) fn completion(&self) -> Option<Exited> {
+    pub(crate) fn completion(&self) -> Option<Exited> {
         let exit = match self.state {
             State::Starting | State::Running | State::Ended(_) => return None,
             State::Reaped(exit) => exit,
@@ -327,7 +327,7 @@ impl Session {
     }
 
     /// How it ended, once it has.
-    pub(super) fn exited(&self) -> Option<Exited> {
+    pub(crate) fn exited(&self) -> Option<Exited> {
         match self.state {
             State::Starting | State::Running | State::Reaped(_) => None,
             State::Ended(exited) => Some(exited),
@@ -335,13 +335,13 @@ impl Session {
     }
 
     /// A connection is attached.
-    pub(super) fn insert_attached(&mut self, id: ConnectionId) {
+    pub(crate) fn insert_attached(&mut self, id: ConnectionId) {
         debug_assert!(!self.attached.contains(&id));
         self.attached.push(id);
     }
 
     /// A connection is attached no more. Returns whether it was the owner.
-    pub(super) fn remove_attached(&mut self, id: ConnectionId) -> bool {
+    pub(crate) fn remove_attached(&mut self, id: ConnectionId) -> bool {
         self.attached.retain(|other| *other != id);
         let was_owner = self.owner == Some(id);
         if was_owner {
@@ -351,12 +351,12 @@ impl Session {
     }
 
     /// Everybody who is attached.
-    pub(super) fn attached(&self) -> &[ConnectionId] {
+    pub(crate) fn attached(&self) -> &[ConnectionId] {
         &self.attached
     }
 
     /// The frame that tells a connection what it will get from these offsets on.
-    pub(super) fn started(&mut self, is_owner: bool, fresh: bool, from: [u64; 2]) -> Started {
+    pub(crate) fn started(&mut self, is_owner: bool, fresh: bool, from: [u64; 2]) -> Started {
         Started {
             session: self.id.number(),
             id: self.terms.exec,
@@ -373,7 +373,7 @@ impl Session {
     }
 
     /// What a list of sessions says of it.
-    pub(super) fn info(&self, now: Instant) -> SessionInfo {
+    pub(crate) fn info(&self, now: Instant) -> SessionInfo {
         let age = now.saturating_duration_since(self.started_at);
         SessionInfo {
             session: self.id.number(),
@@ -402,46 +402,46 @@ impl Session {
     }
 
     /// Its number.
-    pub(super) fn id(&self) -> SessionId {
+    pub(crate) fn id(&self) -> SessionId {
         self.id
     }
 
     /// What it was asked to be.
-    pub(super) fn terms(&self) -> &Terms {
+    pub(crate) fn terms(&self) -> &Terms {
         &self.terms
     }
 
     /// Whether the image asked for it.
-    pub(super) fn is_workload(&self) -> bool {
+    pub(crate) fn is_workload(&self) -> bool {
         self.terms.exec.is_none()
     }
 
     /// Where it stands.
-    pub(super) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.state
     }
 
     /// Whether the reading of a stream stopped for want of room.
-    pub(super) fn is_stalled_at(&self, stream: Stream) -> bool {
+    pub(crate) fn is_stalled_at(&self, stream: Stream) -> bool {
         self.outputs[stream.index()].is_stalled
     }
 
     /// Whether an output waits for room that there is, of which nobody was told.
-    pub(super) fn is_stalled_in_vain(&self) -> bool {
+    pub(crate) fn is_stalled_in_vain(&self) -> bool {
         let has_room = |stream| self.room(stream) >= RESUME_ROOM;
         let mut stalled = Stream::ALL.iter().filter(|it| self.is_stalled_at(**it));
         stalled.any(|stream| has_room(*stream))
     }
 
     /// Whether reading stopped for want of room.
-    pub(super) fn is_stalled(&self) -> bool {
+    pub(crate) fn is_stalled(&self) -> bool {
         let is_stalled = |output: &Output| output.is_stalled && output.is_open;
         self.outputs.iter().any(is_stalled)
     }
 
     /// The process group, while its leader has not been waited for. Afterwards the number may be
     /// another's.
-    pub(super) fn group(&self) -> Option<i32> {
+    pub(crate) fn group(&self) -> Option<i32> {
         (self.pid > 0).then_some(self.pid)
     }
 }
@@ -459,7 +459,7 @@ impl State {
 }
 
 /// Arguments with spaces between them, for people, cut to [`COMMAND_TEXT_LEN_MAX`] bytes.
-pub(super) fn command_text<'a>(argv: impl Iterator<Item = &'a [u8]>) -> String {
+pub(crate) fn command_text<'a>(argv: impl Iterator<Item = &'a [u8]>) -> String {
     let mut bytes = Vec::new();
     for argument in argv {
         if !bytes.is_empty() {

@@ -7,10 +7,10 @@
 use shared::id::Generation;
 use shared::message::{ByteString, Exec, HookStage, TtySize};
 
-use super::action::WorkloadSettings;
+use crate::agent::action::WorkloadSettings;
 
 /// Most directories of PATH that are tried.
-pub(super) const PATH_ENTRIES_MAX: usize = 64;
+pub(crate) const PATH_ENTRIES_MAX: usize = 64;
 
 /// What a command gets when the request says nothing else.
 const ENV_DEFAULT: [&[u8]; 2] = [PATH_DEFAULT, b"TERM=linux"];
@@ -57,14 +57,14 @@ impl Command {
     }
 
     /// What the image asks for.
-    pub(super) fn of_workload(settings: &WorkloadSettings) -> Self {
+    pub(crate) fn of_workload(settings: &WorkloadSettings) -> Self {
         let pairs = settings.env.iter().map(Vec::as_slice);
         let (argv, cwd, user) = (&settings.argv, &settings.cwd, &settings.user);
         Self::new(argv.clone(), pairs, cwd.clone(), user.clone())
     }
 
     /// A hook of the image, which is told when and in which life of the guest it runs.
-    pub(super) fn of_hook(path: Vec<u8>, stage: HookStage, name: Option<Generation>) -> Self {
+    pub(crate) fn of_hook(path: Vec<u8>, stage: HookStage, name: Option<Generation>) -> Self {
         let stage = format!("GUEST_AGENT_HOOK={stage}");
         let name = name.map(|name| format!("GUEST_AGENT_GENERATION={name}"));
         let pairs = [Some(stage), name];

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Each attached connection has a cursor per stream. What its socket takes is taken from there on,
-//! right from the rings (see [`output`](super::output)); EXITED follows the last byte, and then the
+//! right from the rings (see [`output`](crate::agent::output)); EXITED follows the last byte, and then the
 //! connection is free for another session.
 //!
 //! Invariants:
@@ -22,17 +22,17 @@ use std::time::Instant;
 
 use shared::message::{Attach, AttachMode, Exited, FailCode, Message, Stream};
 
-use super::ids::{ConnectionId, SessionId};
-use super::outbox::Outbox;
-use super::output::Cursors;
 use super::session::{Session, State};
-use super::state::Request;
-use super::timers::Timer;
-use super::{Agent, Departure};
+use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::outbox::Outbox;
+use crate::agent::output::Cursors;
+use crate::agent::state::Request;
+use crate::agent::timers::Timer;
+use crate::agent::{Agent, Departure};
 
 /// The answer that a connection is to get for attaching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// STARTED.
     Started {
         /// Whether its request started the session.
@@ -44,9 +44,9 @@ pub(super) enum Answer {
 
 /// One connection's part in a session.
 #[derive(Clone, Copy, Debug, Hash)]
-pub(super) struct Attachment {
-    pub(super) session: SessionId,
-    pub(super) mode: AttachMode,
+pub(crate) struct Attachment {
+    pub(crate) session: SessionId,
+    pub(crate) mode: AttachMode,
     /// What it gets next of each stream.
     cursors: Cursors,
     /// The answer that it has not got: the session's process has not been started.
@@ -56,7 +56,7 @@ pub(super) struct Attachment {
 impl Attachment {
     /// A part in a session, from these offsets on or from where the session's rings begin. No
     /// cursor is behind the end of its stream.
-    pub(super) fn new(session: &Session, mode: AttachMode, from: [Option<u64>; 2]) -> Self {
+    pub(crate) fn new(session: &Session, mode: AttachMode, from: [Option<u64>; 2]) -> Self {
         let cursor = |stream: Stream| {
             let ring = session.ring(stream);
             let wanted = from[stream.index()].unwrap_or_else(|| ring.start());
@@ -71,19 +71,19 @@ impl Attachment {
     }
 
     /// Offset of the next byte of a stream that it gets: what is before it was sent.
-    pub(super) fn cursor(&self, stream: Stream) -> u64 {
+    pub(crate) fn cursor(&self, stream: Stream) -> u64 {
         self.cursors.offsets()[stream.index()]
     }
 
     /// Its cursors, if it gets output now.
-    pub(super) fn flow(&self) -> Option<&Cursors> {
+    pub(crate) fn flow(&self) -> Option<&Cursors> {
         let is_flowing = self.owed.is_none() && self.mode != AttachMode::Wait;
         is_flowing.then_some(&self.cursors)
     }
 
     /// Announces what the rings no longer have, once everything before it was sent. Returns the
     /// number of gaps.
-    pub(super) fn announce_gaps(&mut self, session: &Session, outbox: &mut Outbox) -> u64 {
+    pub(crate) fn announce_gaps(&mut self, session: &Session, outbox: &mut Outbox) -> u64 {
         let is_due = outbox.is_empty() && self.flow().is_some_and(|it| !it.is_mid_frame());
         let mut count = 0;
         for &stream in Stream::ALL.iter().filter(|_| is_due) {
@@ -97,7 +97,7 @@ impl Attachment {
 
     /// The socket took `len` bytes: of the rest of a frame, of what the outbox held, and of further
     /// frames, in this order.
-    pub(super) fn handle_written(&mut self, len: usize, session: &Session, outbox: &mut Outbox) {
+    pub(crate) fn handle_written(&mut self, len: usize, session: &Session, outbox: &mut Outbox) {
         let mut left = len - self.cursors.advance_rest(len);
         let of_answers = left.min(outbox.pending().len());
         outbox.consume(of_answers);
@@ -111,7 +111,7 @@ impl Attachment {
 
     /// The session's rings need not keep what was not sent: the rest of a frame of which a part was
     /// sent goes into the outbox.
-    pub(super) fn let_go(&mut self, session: &Session, outbox: &mut Outbox) {
+    pub(crate) fn let_go(&mut self, session: &Session, outbox: &mut Outbox) {
         if self.cursors.is_mid_frame() {
             self.cursors
                 .take_rest(session, |pieces| outbox.take_over(pieces));
@@ -128,7 +128,7 @@ impl Attachment {
 }
 
 impl Agent {
-    pub(super) fn handle_attach(&mut self, id: ConnectionId, request: Attach, now: Instant) {
+    pub(crate) fn handle_attach(&mut self, id: ConnectionId, request: Attach, now: Instant) {
         if !self.admit(id, Request::Exec, now) || !self.is_free(id, now) {
             return;
         }
@@ -147,7 +147,7 @@ impl Agent {
     }
 
     /// Whether a connection may be attached to a session. If not, it is told.
-    pub(super) fn is_free(&mut self, id: ConnectionId, now: Instant) -> bool {
+    pub(crate) fn is_free(&mut self, id: ConnectionId, now: Instant) -> bool {
         let is_free = self
             .connections
             .get(&id)
@@ -160,7 +160,7 @@ impl Agent {
     }
 
     /// Attaches a connection to a session.
-    pub(super) fn attach(
+    pub(crate) fn attach(
         &mut self,
         id: ConnectionId,
         session_id: SessionId,
@@ -229,7 +229,7 @@ impl Agent {
     }
 
     /// Tells a connection that it is attached, if it has not been told.
-    pub(super) fn give_answer(&mut self, id: ConnectionId, now: Instant) {
+    pub(crate) fn give_answer(&mut self, id: ConnectionId, now: Instant) {
         let attachment = self
             .connections
             .get_mut(&id)
@@ -255,7 +255,7 @@ impl Agent {
     }
 
     /// There is more output for everybody who is attached to a session.
-    pub(super) fn pump_session(&mut self, id: SessionId) {
+    pub(crate) fn pump_session(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
@@ -270,7 +270,7 @@ impl Agent {
     }
 
     /// A connection's socket has taken something, or its session has ended.
-    pub(super) fn pump_connection(&mut self, id: ConnectionId, now: Instant) {
+    pub(crate) fn pump_connection(&mut self, id: ConnectionId, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -293,7 +293,7 @@ impl Agent {
     }
 
     /// A session's rings need not keep what nobody has acknowledged.
-    pub(super) fn let_go(&mut self, id: SessionId) {
+    pub(crate) fn let_go(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
@@ -305,7 +305,7 @@ impl Agent {
     }
 
     /// Takes a connection's session from it.
-    pub(super) fn release_session(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+    pub(crate) fn release_session(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -335,9 +335,9 @@ mod tests {
     use super::*;
     use crate::agent::connection::Connection;
     use crate::agent::output::Headers;
-    use crate::agent::ring::RING_LEN_MAX;
-    use crate::agent::session::Terms;
-    use crate::agent::spares::Spares;
+    use crate::agent::sessions::buffers::Spares;
+    use crate::agent::sessions::ring::RING_LEN_MAX;
+    use crate::agent::sessions::session::Terms;
     use shared::frame::Decoder;
     use shared::id::ExecId;
     use shared::message::{Chunk, OutputPolicy, Ping, Role};

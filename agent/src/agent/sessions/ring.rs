@@ -16,7 +16,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use super::spares::Spares;
+use super::buffers::Spares;
 
 /// Most bytes that are kept of one stream.
 pub const RING_LEN_MAX: usize = 256 * 1024;
@@ -28,7 +28,7 @@ const _: () = assert!(RING_LEN_MAX.is_power_of_two());
 
 /// The kept part of a stream.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ring {
+pub(crate) struct Ring {
     /// Its memory, all of it initialised, so that bytes can be read right into it.
     memory: Vec<u8>,
     /// Where in its memory the first byte that is held is.
@@ -43,33 +43,33 @@ pub(super) struct Ring {
 
 impl Ring {
     /// Offset of the first byte that is held.
-    pub(super) fn start(&self) -> u64 {
+    pub(crate) fn start(&self) -> u64 {
         self.start
     }
 
     /// Offset behind the last byte: the length of the stream so far.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.start + self.len as u64
     }
 
     /// Bytes that are held.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether nothing is held.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Bytes that can be added before older ones are in the way.
-    pub(super) fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         RING_LEN_MAX - self.len
     }
 
     /// Memory for the next bytes, in two pieces where the ring wraps; as much as there is without
     /// growing, which may be none. [`Self::advance`] must follow, also when nothing came.
-    pub(super) fn spare(&mut self, spares: &mut Spares) -> [&mut [u8]; 2] {
+    pub(crate) fn spare(&mut self, spares: &mut Spares) -> [&mut [u8]; 2] {
         if self.memory.is_empty() && self.is_flowing {
             self.memory = spares.take(0).unwrap_or_default();
         }
@@ -84,7 +84,7 @@ impl Ring {
     }
 
     /// The first `len` bytes of the spare memory were filled, and are the stream's next ones.
-    pub(super) fn advance(&mut self, len: usize, spares: &mut Spares) {
+    pub(crate) fn advance(&mut self, len: usize, spares: &mut Spares) {
         debug_assert!(len <= self.memory.len() - self.len);
         if len > 0 {
             self.is_flowing = len > CAPACITY_FIRST;
@@ -94,7 +94,7 @@ impl Ring {
     }
 
     /// Adds as many of the bytes as there is room for, and returns how many.
-    pub(super) fn append(&mut self, bytes: &[u8], spares: &mut Spares) -> usize {
+    pub(crate) fn append(&mut self, bytes: &[u8], spares: &mut Spares) -> usize {
         let bytes = &bytes[..bytes.len().min(self.room())];
         self.reserve(bytes.len(), spares);
         let [front, back] = self.spare(spares);
@@ -106,7 +106,7 @@ impl Ring {
     }
 
     /// Adds all of the bytes; the oldest ones give way.
-    pub(super) fn append_over_oldest(&mut self, bytes: &[u8], spares: &mut Spares) {
+    pub(crate) fn append_over_oldest(&mut self, bytes: &[u8], spares: &mut Spares) {
         let kept = &bytes[bytes.len().saturating_sub(RING_LEN_MAX)..];
         let lost = bytes.len() - kept.len();
         let excess = kept.len().saturating_sub(self.room());
@@ -117,7 +117,7 @@ impl Ring {
 
     /// At most `len_max` bytes from `offset` on, which must be within what is held. They come in
     /// two pieces where the ring wraps; the first one is empty only if there are none.
-    pub(super) fn bytes_from(&self, offset: u64, len_max: usize) -> [&[u8]; 2] {
+    pub(crate) fn bytes_from(&self, offset: u64, len_max: usize) -> [&[u8]; 2] {
         debug_assert!((self.start..=self.end()).contains(&offset));
         let skip = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
         let len = self.len.saturating_sub(skip).min(len_max);
@@ -135,7 +135,7 @@ impl Ring {
     }
 
     /// Forgets every byte before `offset`, as far as there are any.
-    pub(super) fn release(&mut self, offset: u64, spares: &mut Spares) {
+    pub(crate) fn release(&mut self, offset: u64, spares: &mut Spares) {
         let len = offset.min(self.end()).saturating_sub(self.start);
         // What is held fits memory, so a part of it does.
         self.drop_front(usize::try_from(len).unwrap_or(usize::MAX));
@@ -143,7 +143,7 @@ impl Ring {
     }
 
     /// Forgets everything.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.drop_front(self.len);
         self.memory = Vec::new();
         self.head = 0;

@@ -23,22 +23,22 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use shared::message::{ExitStatus, Exited, Fail, FailCode, OutputPolicy, ResourceUsage};
 
-use super::Agent;
-use super::action::{End, Restart, WorkloadEnd, WorkloadSettings};
-use super::command::Command;
-use super::ids::SessionId;
+use super::program::Command;
 use super::session::{Exit, Session, Terms, command_text};
-use super::state::State;
-use super::timers::Timer;
+use crate::agent::Agent;
+use crate::agent::action::{End, Restart, WorkloadEnd, WorkloadSettings};
+use crate::agent::ids::SessionId;
+use crate::agent::state::State;
+use crate::agent::timers::Timer;
 
 /// Pause before the first start after a failure.
-pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
+pub(crate) const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// Longest pause before a start.
-pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// A run of this length was no failure to start: the next pause is the shortest again.
-pub(super) const RUN_LEN_MIN: Duration = Duration::from_secs(10);
+pub(crate) const RUN_LEN_MIN: Duration = Duration::from_secs(10);
 
 /// What a shell reports of a program that is not there.
 const CODE_NOT_FOUND: u8 = 127;
@@ -61,7 +61,7 @@ enum Phase {
 
 /// The workload.
 #[derive(Clone, Debug, Hash)]
-pub(super) struct Workload {
+pub(crate) struct Workload {
     settings: WorkloadSettings,
     session: SessionId,
     phase: Phase,
@@ -73,7 +73,7 @@ pub(super) struct Workload {
 }
 
 /// What a shell would report of a program that could not be started.
-pub(super) fn status_of_never_ran(fail: &Fail) -> ExitStatus {
+pub(crate) fn status_of_never_ran(fail: &Fail) -> ExitStatus {
     let is_missing = fail.code == FailCode::NotFound;
     ExitStatus::Code(if is_missing {
         CODE_NOT_FOUND
@@ -84,7 +84,7 @@ pub(super) fn status_of_never_ran(fail: &Fail) -> ExitStatus {
 
 impl Agent {
     /// Starts the program that the image asks for, if it does.
-    pub(super) fn start_workload(&mut self, now: Instant) {
+    pub(crate) fn start_workload(&mut self, now: Instant) {
         let Some(settings) = self.settings.workload.clone() else {
             return;
         };
@@ -113,7 +113,7 @@ impl Agent {
     }
 
     /// Its program could not be started, which is a failure like any other.
-    pub(super) fn handle_workload_never_ran(&mut self, fail: &Fail, now: Instant) {
+    pub(crate) fn handle_workload_never_ran(&mut self, fail: &Fail, now: Instant) {
         warn!("workload: {}", fail.text);
         let Some(id) = self.workload.as_ref().map(|workload| workload.session) else {
             return;
@@ -131,7 +131,7 @@ impl Agent {
     }
 
     /// Its process has ended, and all of its output has been read.
-    pub(super) fn handle_workload_over(&mut self, id: SessionId, exited: Exited, now: Instant) {
+    pub(crate) fn handle_workload_over(&mut self, id: SessionId, exited: Exited, now: Instant) {
         let is_ending = self.state == State::Ending;
         let (Some(workload), Some(session)) = (&mut self.workload, self.sessions.get_mut(id))
         else {
@@ -164,7 +164,7 @@ impl Agent {
 
     /// Acts on its end. The timer that brings this about stands still while the guest is between
     /// two names.
-    pub(super) fn follow_up_workload(&mut self, now: Instant) {
+    pub(crate) fn follow_up_workload(&mut self, now: Instant) {
         match self.workload.as_ref().map(|workload| workload.phase) {
             Some(Phase::Pausing(_)) => self.restart_workload(now),
             Some(Phase::Over) => self.settle_workload(now),
@@ -203,14 +203,14 @@ impl Agent {
     }
 
     /// A REBIND kills what is inherited.
-    pub(super) fn drop_workload(&mut self) {
+    pub(crate) fn drop_workload(&mut self) {
         if let Some(workload) = &mut self.workload {
             workload.is_dropped |= workload.phase == Phase::Running;
         }
     }
 
     /// The machine ends, so it is not started again.
-    pub(super) fn give_up_workload(&mut self, now: Instant) {
+    pub(crate) fn give_up_workload(&mut self, now: Instant) {
         self.timers.stop(Timer::Workload);
         let Some(workload) = &mut self.workload else {
             return;

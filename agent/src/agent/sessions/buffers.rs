@@ -9,14 +9,14 @@
 //! - None while no connection is attached to a session: a quiet agent is a small one.
 
 /// Most buffers that wait: those of a session's three streams, and of another's one.
-pub(super) const SPARES_MAX: usize = 4;
+pub(crate) const SPARES_MAX: usize = 4;
 
 /// Longest buffer that is kept: no ring is longer.
-pub(super) const SPARE_LEN_MAX: usize = 256 * 1024;
+pub(crate) const SPARE_LEN_MAX: usize = 256 * 1024;
 
 /// Buffers that wait for their next use.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Spares {
+pub(crate) struct Spares {
     buffers: Vec<Vec<u8>>,
     /// Connections that are attached to a session.
     user_count: usize,
@@ -24,13 +24,13 @@ pub(super) struct Spares {
 
 impl Spares {
     /// A buffer of at least `len` bytes, whatever these are, if one waits.
-    pub(super) fn take(&mut self, len: usize) -> Option<Vec<u8>> {
+    pub(crate) fn take(&mut self, len: usize) -> Option<Vec<u8>> {
         let index = self.buffers.iter().position(|it| it.len() >= len)?;
         Some(self.buffers.swap_remove(index))
     }
 
     /// Takes a buffer that is not needed now.
-    pub(super) fn give(&mut self, buffer: Vec<u8>) {
+    pub(crate) fn give(&mut self, buffer: Vec<u8>) {
         let is_welcome = self.user_count > 0 && self.buffers.len() < SPARES_MAX;
         if is_welcome && buffer.len() <= SPARE_LEN_MAX {
             self.buffers.push(buffer);
@@ -38,12 +38,12 @@ impl Spares {
     }
 
     /// A connection was attached.
-    pub(super) fn enter(&mut self) {
+    pub(crate) fn enter(&mut self) {
         self.user_count += 1;
     }
 
     /// A connection is attached no more.
-    pub(super) fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         debug_assert!(self.user_count > 0);
         self.user_count = self.user_count.saturating_sub(1);
         if self.user_count == 0 {
@@ -52,7 +52,7 @@ impl Spares {
     }
 
     /// Buffers that wait.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.buffers.len()
     }
 }
