@@ -17,31 +17,26 @@
 //! Invariants:
 //! - The root state changes in one function, `Agent::set_state`, along [`state::transition`].
 //! - Every request is answered, or its connection is closed.
-//! - Whatever a peer or a child sends, memory stays within the limits named here, in [`outbox`],
+//! - Whatever a peer or a child sends, memory stays within the limits named here, in [`transport::outbox`],
 //!   and for each session in its rings. Reaching a limit is a refusal or back-pressure for that
 //!   peer or child alone.
 //!
 //! Not here: descriptors, process ids beyond their number, the wording of system errors.
 
 mod action;
-mod connection;
 mod ending;
 mod hooks;
 pub mod http;
 mod ids;
 mod invariants;
-mod listener;
 mod mmds;
 mod naming;
-pub mod outbox;
-pub mod output;
-mod peers;
 mod quiescing;
 mod rebind;
-mod requests;
 mod sessions;
 pub mod state;
 mod timers;
+mod transport;
 mod waits;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -56,7 +51,6 @@ pub use action::{
     Action, End, EndSignal, Ended, Figures, Purpose, Restart, Settings, Signal, SpawnFailure,
     SpawnStage, WorkloadEnd, WorkloadSettings,
 };
-pub use connection::Interest;
 pub use hooks::HookListing;
 pub use ids::{ConnectionId, SessionId};
 pub use rebind::{StepAction, StepFailure, StepOutcome};
@@ -66,12 +60,12 @@ pub use sessions::ring::RING_LEN_MAX;
 pub use sessions::session::Exit;
 pub use sessions::table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
 pub use shared::message::Stream;
+pub use transport::connection::Interest;
+pub use transport::output::{Headers, Pieces};
 
-use connection::Connection;
 use ending::Ending;
 use hooks::Hooks;
 use ids::Serials;
-use listener::Listener;
 use mmds::Mmds;
 use naming::Naming;
 use quiescing::Quiescing;
@@ -81,6 +75,8 @@ use sessions::table::Table;
 use sessions::workload::Workload;
 use state::{Input, State};
 use timers::{Timer, Timers};
+use transport::connection::Connection;
+use transport::listener::Listener;
 use waits::Waits;
 
 /// Most connections that are served at once. One more is told so and closed.

@@ -3,12 +3,13 @@
 
 use shared::message::{AttachMode, Stream};
 
+use super::RING_LEN_MAX;
 use super::ids::SessionId;
 use super::sessions::session::Session;
 use super::state::State;
 use super::timers::Timer;
+use super::transport::outbox;
 use super::{Agent, CONNECTIONS_MAX, INPUT_LEN_MAX, LOCAL_CONNECTIONS_MAX, REFUSALS_MAX};
-use super::{RING_LEN_MAX, outbox};
 
 impl Agent {
     /// Holds the machines against each other.

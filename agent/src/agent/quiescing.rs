@@ -31,10 +31,10 @@ use shared::limits::BUSY_SESSIONS_MAX;
 use shared::message::{Busy, Fail, FailCode, Message, Policy, Quiesce, Reopen, SeverReason};
 
 use super::action::Action;
-use super::connection::Connection;
 use super::ids::ConnectionId;
 use super::state::{Input, Request, State};
 use super::timers::Timer;
+use super::transport::connection::Connection;
 use super::{Agent, Departure, LIMIT_MAX};
 
 /// How long the guest stays silent without a frame from the host, one part of it.

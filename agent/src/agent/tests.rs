@@ -30,8 +30,8 @@ use shared::message::{
     ResourceUsage, Role, SessionRef, StepName,
 };
 
-use super::output::Headers;
 use super::rebind::{StepAction, StepFailure, StepOutcome};
+use super::transport::output::Headers;
 use super::*;
 
 /// 2026-01-01, as good a present as any.

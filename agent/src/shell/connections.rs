@@ -7,8 +7,7 @@ use mio::Interest;
 
 use super::failpoint::Loss;
 use super::{READS_PER_TURN_MAX, Shell, Source};
-use crate::agent::output::Headers;
-use crate::agent::{Agent, ConnectionId, Ended, Interest as Wanted};
+use crate::agent::{Agent, ConnectionId, Ended, Headers, Interest as Wanted};
 use crate::sys::socket::Stream;
 
 /// A connection's socket and its place in the poll set.

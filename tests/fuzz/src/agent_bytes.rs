@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use agent::agent::output::Headers;
 use agent::agent::state::State;
 use agent::agent::{
-    Action, Agent, ConnectionId, Ended, Exit, Figures, HookListing, Purpose, Settings, StepAction,
-    StepOutcome, Stream,
+    Action, Agent, ConnectionId, Ended, Exit, Figures, Headers, HookListing, Purpose, Settings,
+    StepAction, StepOutcome, Stream,
 };
 use shared::frame::Decoder;
 use shared::id::{Generation, Nonce};

@@ -4,10 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use agent::agent::output::Headers;
 use agent::agent::state::State;
 use agent::agent::{
-    Action, Agent, ConnectionId, Ended, Exit, Purpose, Settings, StepAction, StepOutcome,
+    Action, Agent, ConnectionId, Ended, Exit, Headers, Purpose, Settings, StepAction, StepOutcome,
 };
 use shared::id::Generation;
 use shared::message::{

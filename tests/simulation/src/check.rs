@@ -1,9 +1,8 @@
 //! What must hold after every turn, as it shows from outside; the core's own view is
 //! [`Agent::assert_invariants`](agent::agent::Agent::assert_invariants).
 
-use agent::agent::output::Headers;
 use agent::agent::state::State;
-use agent::agent::{LISTENER_BACKOFF, Stream};
+use agent::agent::{Headers, LISTENER_BACKOFF, Stream};
 
 use crate::guest::Guest;
 use crate::kernel::{Far, Source};

@@ -7,10 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use agent::agent::output::Headers;
 use agent::agent::{
-    Action, Agent, ConnectionId, End, Ended, Exit, Figures, HookListing, Purpose, SessionId,
-    Settings, Stream, WorkloadSettings,
+    Action, Agent, ConnectionId, End, Ended, Exit, Figures, Headers, HookListing, Purpose,
+    SessionId, Settings, Stream, WorkloadSettings,
 };
 use agent::agent::{Restart, WorkloadEnd};
 use shared::message::ResourceUsage;

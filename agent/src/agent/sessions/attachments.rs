@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Each attached connection has a cursor per stream. What its socket takes is taken from there on,
-//! right from the rings (see [`output`](crate::agent::output)); EXITED follows the last byte, and then the
+//! right from the rings (see [`output`](crate::agent::transport::output)); EXITED follows the last byte, and then the
 //! connection is free for another session.
 //!
 //! Invariants:
@@ -24,10 +24,10 @@ use shared::message::{Attach, AttachMode, Exited, FailCode, Message, Stream};
 
 use super::session::{Session, State};
 use crate::agent::ids::{ConnectionId, SessionId};
-use crate::agent::outbox::Outbox;
-use crate::agent::output::Cursors;
 use crate::agent::state::Request;
 use crate::agent::timers::Timer;
+use crate::agent::transport::outbox::Outbox;
+use crate::agent::transport::output::Cursors;
 use crate::agent::{Agent, Departure};
 
 /// The answer that a connection is to get for attaching.
@@ -333,11 +333,11 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::connection::Connection;
-    use crate::agent::output::Headers;
     use crate::agent::sessions::buffers::Spares;
     use crate::agent::sessions::ring::RING_LEN_MAX;
     use crate::agent::sessions::session::Terms;
+    use crate::agent::transport::connection::Connection;
+    use crate::agent::transport::output::Headers;
     use shared::frame::Decoder;
     use shared::id::ExecId;
     use shared::message::{Chunk, OutputPolicy, Ping, Role};

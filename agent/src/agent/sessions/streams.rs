@@ -19,8 +19,8 @@ use super::input::{Input, InputMistake};
 use super::session::State;
 use crate::agent::Agent;
 use crate::agent::action::Action;
-use crate::agent::connection::{Connection, Mistake};
 use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::transport::connection::{Connection, Mistake};
 
 impl Agent {
     pub(crate) fn handle_ack(&mut self, id: ConnectionId, ack: Ack, now: Instant) {

@@ -108,7 +108,7 @@ fn requests_wait_for_a_peer_that_does_not_read() {
         .collect();
     for piece in pings.chunks(64 * 1024) {
         world.send_bytes(id, piece);
-        assert!(world.pending(id).len() <= outbox::LEN_MAX);
+        assert!(world.pending(id).len() <= transport::outbox::LEN_MAX);
     }
     let interest = world.agent.interest(id).expect("open");
     assert!(!interest.readable && interest.writable);

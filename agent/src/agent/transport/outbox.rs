@@ -20,13 +20,13 @@ use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX};
 use shared::message::Message;
 
 /// From this many unsent bytes of answers on, no further request is taken from the peer.
-pub const REQUESTS_PAUSE_LEN: usize = 64 * 1024;
+pub(crate) const REQUESTS_PAUSE_LEN: usize = 64 * 1024;
 
 /// Most unsent bytes of answers. A peer that lets this much wait has stopped reading.
-pub const ANSWERS_LEN_MAX: usize = 192 * 1024;
+pub(crate) const ANSWERS_LEN_MAX: usize = 192 * 1024;
 
 /// Most unsent bytes at all: answers, behind the rest of one frame of output.
-pub const LEN_MAX: usize = ANSWERS_LEN_MAX + HEADER_LEN + PAYLOAD_LEN_MAX;
+pub(crate) const LEN_MAX: usize = ANSWERS_LEN_MAX + HEADER_LEN + PAYLOAD_LEN_MAX;
 
 /// An empty outbox gives back what is above this.
 const IDLE_CAPACITY_MAX: usize = 4 * 1024;
@@ -36,11 +36,11 @@ const _: () = assert!(REQUESTS_PAUSE_LEN + HEADER_LEN + PAYLOAD_LEN_MAX <= ANSWE
 
 /// The outbox would hold more than [`ANSWERS_LEN_MAX`] bytes of answers. Nothing was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct OutboxFull;
+pub(crate) struct OutboxFull;
 
 /// Encoded frames that wait for the socket.
 #[derive(Clone, Debug, Default, Hash)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     bytes: Vec<u8>,
     /// Bytes at the front of `bytes` that have been sent.
     sent: usize,
@@ -50,7 +50,7 @@ pub struct Outbox {
 
 impl Outbox {
     /// Adds an answer or an announcement.
-    pub fn push(&mut self, message: &Message) -> Result<(), OutboxFull> {
+    pub(crate) fn push(&mut self, message: &Message) -> Result<(), OutboxFull> {
         let len_before = self.bytes.len();
         message.encode_into(&mut self.bytes);
         if self.answers_len() > ANSWERS_LEN_MAX {
@@ -62,7 +62,7 @@ impl Outbox {
 
     /// Takes the rest of a frame of output of which the socket has taken a part. It goes before
     /// everything else, none of which can have gone out yet.
-    pub(super) fn take_over(&mut self, pieces: [&[u8]; 3]) {
+    pub(crate) fn take_over(&mut self, pieces: [&[u8]; 3]) {
         debug_assert_eq!(self.output_len, 0);
         let answers = self.bytes.split_off(self.sent);
         self.sent = 0;
@@ -75,17 +75,17 @@ impl Outbox {
     }
 
     /// Whether the peer's next request may be taken.
-    pub fn takes_requests(&self) -> bool {
+    pub(crate) fn takes_requests(&self) -> bool {
         self.answers_len() < REQUESTS_PAUSE_LEN
     }
 
     /// Unsent bytes, the next one first.
-    pub fn pending(&self) -> &[u8] {
+    pub(crate) fn pending(&self) -> &[u8] {
         &self.bytes[self.sent..]
     }
 
     /// Whether everything has been sent.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.pending().is_empty()
     }
 
@@ -98,7 +98,7 @@ impl Outbox {
     /// # Panics
     ///
     /// When more is taken than was pending, which no socket does.
-    pub(super) fn consume(&mut self, len: usize) {
+    pub(crate) fn consume(&mut self, len: usize) {
         assert!(
             len <= self.pending().len(),
             "more bytes sent than were pending"

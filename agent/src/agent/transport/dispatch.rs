@@ -1,11 +1,11 @@
 //! What the host asks for: one function that looks at every message, and the short answers. No I/O,
 //! no clock.
 //!
-//! The longer conversations are beside this file: [`naming`](super::naming) for REBIND,
-//! [`quiescing`](super::quiescing) for QUIESCE and REOPEN, [`commands`](super::sessions::exec) for EXEC,
-//! [`attachments`](super::sessions::attachments) for ATTACH, [`streams`](super::sessions::streams) for what follows
-//! either, [`listing`](super::sessions::listing) for SESSIONS and SIGNAL, [`ending`](super::ending) for
-//! SHUTDOWN, [`waits`](super::waits) for checkpoints and names, [`hooks`](super::hooks)
+//! The longer conversations are beside this file: [`naming`](crate::agent::naming) for REBIND,
+//! [`quiescing`](crate::agent::quiescing) for QUIESCE and REOPEN, [`commands`](crate::agent::sessions::exec) for EXEC,
+//! [`attachments`](crate::agent::sessions::attachments) for ATTACH, [`streams`](crate::agent::sessions::streams) for what follows
+//! either, [`listing`](crate::agent::sessions::listing) for SESSIONS and SIGNAL, [`ending`](crate::agent::ending) for
+//! SHUTDOWN, [`waits`](crate::agent::waits) for checkpoints and names, [`hooks`](crate::agent::hooks)
 //! for HOOKS.
 
 use std::collections::BTreeMap;
@@ -16,19 +16,19 @@ use shared::id::{Generation, Nonce};
 use shared::message::{Depth, Fail, FailCode, Hello, Info, Message, Probe, Probed, Progress, Role};
 use shared::version;
 
-use super::action::{Action, Figures, Purpose, SpawnFailure};
 use super::connection::{PendingProbe, Received, answer_hello};
-use super::ids::ConnectionId;
-use super::sessions::children::Owner;
-use super::sessions::program::Command;
-use super::sessions::session::Exit;
-use super::state::{Input, Request, State};
-use super::timers::Timer;
-use super::{Agent, Departure};
+use crate::agent::action::{Action, Figures, Purpose, SpawnFailure};
+use crate::agent::ids::ConnectionId;
+use crate::agent::sessions::children::Owner;
+use crate::agent::sessions::program::Command;
+use crate::agent::sessions::session::Exit;
+use crate::agent::state::{Input, Request, State};
+use crate::agent::timers::Timer;
+use crate::agent::{Agent, Departure};
 
 impl Agent {
     /// Takes a connection's requests, as far as it may ask for more.
-    pub(super) fn take_requests(&mut self, id: ConnectionId, now: Instant) {
+    pub(crate) fn take_requests(&mut self, id: ConnectionId, now: Instant) {
         while let Some(connection) = self.connections.get_mut(&id) {
             match connection.poll_message() {
                 Ok(Some(Received::Message(message))) => self.handle_message(id, message, now),
@@ -232,7 +232,7 @@ impl Agent {
     }
 
     /// A probe's process was started, or could not be.
-    pub(super) fn handle_probe_spawned(
+    pub(crate) fn handle_probe_spawned(
         &mut self,
         id: ConnectionId,
         result: Result<i32, SpawnFailure>,
@@ -251,7 +251,7 @@ impl Agent {
     }
 
     /// A probe's process was reaped.
-    pub(super) fn handle_probe_exit(&mut self, id: ConnectionId, exit: Exit, now: Instant) {
+    pub(crate) fn handle_probe_exit(&mut self, id: ConnectionId, exit: Exit, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -289,7 +289,7 @@ impl Agent {
     }
 
     /// Whether the state lets this request be looked at. If not, the peer is told.
-    pub(super) fn admit(&mut self, id: ConnectionId, request: Request, now: Instant) -> bool {
+    pub(crate) fn admit(&mut self, id: ConnectionId, request: Request, now: Instant) -> bool {
         let Err(code) = self.state.admits(request) else {
             return true;
         };
@@ -302,7 +302,7 @@ impl Agent {
     }
 
     /// Whether `wanted` is the guest's name. If not, the peer is told.
-    pub(super) fn is_current(
+    pub(crate) fn is_current(
         &mut self,
         id: ConnectionId,
         wanted: Generation,
@@ -320,7 +320,7 @@ impl Agent {
     }
 
     /// Ends a conversation whose connection was taken over by another one.
-    pub(super) fn supersede(&mut self, id: ConnectionId, text: &str, now: Instant) {
+    pub(crate) fn supersede(&mut self, id: ConnectionId, text: &str, now: Instant) {
         self.counters.superseded += 1;
         let fail = Fail::new(FailCode::Superseded, text);
         self.send(id, &Message::Fail(fail), now);

@@ -7,22 +7,22 @@
 //! ```
 //!
 //! What a single connection may do is the machine in [`connection`](super::connection); what its
-//! end means for a session is in [`lifetimes`](super::sessions::lifetimes).
+//! end means for a session is in [`lifetimes`](crate::agent::sessions::lifetimes).
 
 use std::time::Instant;
 
 use log::{debug, warn};
 use shared::message::{Fail, FailCode, Message, Role, Sever, SeverReason};
 
-use super::action::{Action, Ended};
 use super::connection::{Connection, Interest, Mistake};
-use super::ids::ConnectionId;
 use super::outbox::OutboxFull;
 use super::output::{Headers, Pieces};
-use super::sessions::session::Session;
-use super::sessions::table::Table;
-use super::timers::Timer;
-use super::{
+use crate::agent::action::{Action, Ended};
+use crate::agent::ids::ConnectionId;
+use crate::agent::sessions::session::Session;
+use crate::agent::sessions::table::Table;
+use crate::agent::timers::Timer;
+use crate::agent::{
     Agent, CONNECTIONS_MAX, Departure, HELLO_TIMEOUT, LINGER_TIMEOUT, LISTENER_BACKOFF,
     LOCAL_CONNECTIONS_MAX, REFUSALS_MAX,
 };
@@ -89,7 +89,7 @@ impl Agent {
     }
 
     /// How many connections are of hosts.
-    pub(super) fn host_count(&self) -> usize {
+    pub(crate) fn host_count(&self) -> usize {
         self.connections.len() - self.local_count
     }
 
@@ -169,7 +169,7 @@ impl Agent {
     }
 
     /// Something may have happened to the whole machine: has the listener looked after.
-    pub(super) fn wake_listener(&mut self) {
+    pub(crate) fn wake_listener(&mut self) {
         // A rebind that has not come to its listener yet will do the same.
         if !self.naming.will_rearm() {
             self.rearm_listener();
@@ -178,7 +178,7 @@ impl Agent {
 
     /// Asks for the listener to be taken out of the poll set and put back, unless that is asked for
     /// already.
-    pub(super) fn rearm_listener(&mut self) {
+    pub(crate) fn rearm_listener(&mut self) {
         self.timers.stop(Timer::Listener);
         if self.listener.want_rearm() {
             self.counters.rearms += 1;
@@ -187,7 +187,7 @@ impl Agent {
     }
 
     /// Adds a message to a connection's outbox. A peer that has stopped reading is closed instead.
-    pub(super) fn send(&mut self, id: ConnectionId, message: &Message, now: Instant) {
+    pub(crate) fn send(&mut self, id: ConnectionId, message: &Message, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -203,7 +203,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn send_fail(
+    pub(crate) fn send_fail(
         &mut self,
         id: ConnectionId,
         code: FailCode,
@@ -213,14 +213,14 @@ impl Agent {
         self.send(id, &Message::Fail(Fail::new(code, text)), now);
     }
 
-    pub(super) fn queue_flush(&mut self, id: ConnectionId) {
+    pub(crate) fn queue_flush(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.queue_flush(id, &mut self.actions);
         }
     }
 
     /// Says why, then closes when it has been read or after a while.
-    pub(super) fn refuse(&mut self, id: ConnectionId, fail: &Fail, now: Instant) {
+    pub(crate) fn refuse(&mut self, id: ConnectionId, fail: &Fail, now: Instant) {
         debug!("{id} refused: {}", fail.text);
         self.send(id, &Message::Fail(fail.clone()), now);
         self.close_after_flush(id, Departure::Left, now);
@@ -228,18 +228,18 @@ impl Agent {
 
     /// Says that the connection is cut on purpose, then closes when it has been read or after a
     /// while.
-    pub(super) fn sever(&mut self, id: ConnectionId, reason: SeverReason, now: Instant) {
+    pub(crate) fn sever(&mut self, id: ConnectionId, reason: SeverReason, now: Instant) {
         self.send(id, &Message::Sever(Sever { reason }), now);
         self.close_after_flush(id, Departure::Cut, now);
     }
 
     /// A peer's mistake ends its connection.
-    pub(super) fn refuse_mistake(&mut self, id: ConnectionId, mistake: &Mistake, now: Instant) {
+    pub(crate) fn refuse_mistake(&mut self, id: ConnectionId, mistake: &Mistake, now: Instant) {
         self.counters.mistakes += 1;
         self.refuse(id, &mistake.to_fail(), now);
     }
 
-    pub(super) fn close_after_flush(
+    pub(crate) fn close_after_flush(
         &mut self,
         id: ConnectionId,
         departure: Departure,
@@ -258,7 +258,7 @@ impl Agent {
     }
 
     /// Forgets a connection and has its socket closed.
-    pub(super) fn close(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+    pub(crate) fn close(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
         if self.connections.contains_key(&id) {
             self.actions.push_back(Action::Close(id));
             self.forget(id, departure, now);
@@ -266,7 +266,7 @@ impl Agent {
     }
 
     /// Forgets a connection whose socket is closed, or about to be.
-    pub(super) fn forget(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+    pub(crate) fn forget(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
         if !self.connections.contains_key(&id) {
             return;
         }

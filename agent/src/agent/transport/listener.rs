@@ -34,7 +34,7 @@ enum State {
 
 /// The listener's count of itself.
 #[derive(Clone, Debug, Hash)]
-pub(super) struct Listener {
+pub(crate) struct Listener {
     state: State,
     serial: u64,
     accepts_since_rebind: u64,
@@ -44,7 +44,7 @@ pub(super) struct Listener {
 
 impl Listener {
     /// Not yet registered.
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             state: State::Unregistered,
             serial: 0,
@@ -55,7 +55,7 @@ impl Listener {
 
     /// Notes the wish to rearm. Returns whether it has to be asked for, which it has not when that
     /// is under way.
-    pub(super) fn want_rearm(&mut self) -> bool {
+    pub(crate) fn want_rearm(&mut self) -> bool {
         match self.state {
             State::Unregistered | State::Listening => {
                 self.state = State::Rearming;
@@ -66,42 +66,42 @@ impl Listener {
     }
 
     /// It is in the poll set, newly or again.
-    pub(super) fn handle_registered(&mut self) {
+    pub(crate) fn handle_registered(&mut self) {
         self.state = State::Listening;
         self.serial += 1;
     }
 
     /// It was registered as a step of a rebind: connections accepted from now on are of the new
     /// generation.
-    pub(super) fn handle_rebound(&mut self) {
+    pub(crate) fn handle_rebound(&mut self) {
         self.handle_registered();
         self.serial_of_rebind = self.serial;
         self.accepts_since_rebind = 0;
     }
 
     /// Registering failed; the listener is out of the poll set.
-    pub(super) fn handle_failed(&mut self) {
+    pub(crate) fn handle_failed(&mut self) {
         self.state = State::Unregistered;
     }
 
     /// A connection was accepted. Returns the serial that it carries from now on.
-    pub(super) fn handle_accepted(&mut self) -> u64 {
+    pub(crate) fn handle_accepted(&mut self) -> u64 {
         self.accepts_since_rebind += 1;
         self.serial
     }
 
     /// How often it has been registered.
-    pub(super) fn serial(&self) -> u64 {
+    pub(crate) fn serial(&self) -> u64 {
         self.serial
     }
 
     /// Connections accepted since the last rebind.
-    pub(super) fn accepts_since_rebind(&self) -> u64 {
+    pub(crate) fn accepts_since_rebind(&self) -> u64 {
         self.accepts_since_rebind
     }
 
     /// Whether a connection with this serial was accepted after the last rebind.
-    pub(super) fn is_fresh(&self, accepted_under: u64) -> bool {
+    pub(crate) fn is_fresh(&self, accepted_under: u64) -> bool {
         accepted_under >= self.serial_of_rebind
     }
 }

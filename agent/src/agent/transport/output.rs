@@ -21,14 +21,14 @@
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{Chunk, Gap, Stream};
 
-use super::sessions::session::Session;
+use crate::agent::sessions::session::Session;
 
 /// Most frames that the socket is handed at once: what a full ring takes, and one more.
-pub const FRAMES_MAX: usize = 6;
+pub(crate) const FRAMES_MAX: usize = 6;
 
 /// Most pieces of them: the rest of a frame, answers, and each frame's header and two ends of a
 /// ring.
-pub const PIECES_MAX: usize = 3 + 1 + 3 * FRAMES_MAX;
+pub(crate) const PIECES_MAX: usize = 3 + 1 + 3 * FRAMES_MAX;
 
 /// Where the headers of frames are made.
 pub type Headers = [[u8; Chunk::HEADER_LEN]; FRAMES_MAX];
@@ -42,7 +42,7 @@ pub struct Pieces<'a> {
 
 impl<'a> Pieces<'a> {
     /// None yet.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             pieces: [&[]; PIECES_MAX],
             count: 0,
@@ -50,7 +50,7 @@ impl<'a> Pieces<'a> {
     }
 
     /// Adds a piece, unless it is empty.
-    pub(super) fn push(&mut self, piece: &'a [u8]) {
+    pub(crate) fn push(&mut self, piece: &'a [u8]) {
         if !piece.is_empty() {
             self.pieces[self.count] = piece;
             self.count += 1;
@@ -85,7 +85,7 @@ struct Part {
 
 /// How far one peer has got with a session's output.
 #[derive(Clone, Copy, Debug, Hash)]
-pub(super) struct Cursors {
+pub(crate) struct Cursors {
     /// Offsets of the next bytes.
     next: [u64; 2],
     /// Index of the stream whose turn it is.
@@ -95,7 +95,7 @@ pub(super) struct Cursors {
 
 impl Cursors {
     /// Cursors at these offsets.
-    pub(super) fn at(next: [u64; 2]) -> Self {
+    pub(crate) fn at(next: [u64; 2]) -> Self {
         Self {
             next,
             turn: 0,
@@ -104,23 +104,23 @@ impl Cursors {
     }
 
     /// Offsets of the next bytes.
-    pub(super) fn offsets(&self) -> [u64; 2] {
+    pub(crate) fn offsets(&self) -> [u64; 2] {
         self.next
     }
 
     /// Whether a frame was written in part.
-    pub(super) fn is_mid_frame(&self) -> bool {
+    pub(crate) fn is_mid_frame(&self) -> bool {
         self.part.is_some()
     }
 
     /// Whether there is anything that was not written.
-    pub(super) fn is_behind(&self, session: &Session) -> bool {
+    pub(crate) fn is_behind(&self, session: &Session) -> bool {
         let is_behind = |stream: &Stream| self.next[stream.index()] < session.ring(*stream).end();
         self.is_mid_frame() || Stream::ALL.iter().any(is_behind)
     }
 
     /// Bytes of a stream that are gone before they were written. They are passed over.
-    pub(super) fn skip_gap(&mut self, stream: Stream, session: &Session) -> Option<Gap> {
+    pub(crate) fn skip_gap(&mut self, stream: Stream, session: &Session) -> Option<Gap> {
         let next = &mut self.next[stream.index()];
         let (from, to) = (*next, session.ring(stream).start());
         *next = from.max(to);
@@ -146,7 +146,7 @@ impl Cursors {
     }
 
     /// The rest of the frame that was written in part, if one was.
-    pub(super) fn rest<'a>(&'a self, session: &'a Session) -> [&'a [u8]; 3] {
+    pub(crate) fn rest<'a>(&'a self, session: &'a Session) -> [&'a [u8]; 3] {
         let Some(part) = &self.part else {
             return [&[]; 3];
         };
@@ -157,7 +157,7 @@ impl Cursors {
     }
 
     /// As [`Self::rest`], for whoever sends it from elsewhere: here it counts as written.
-    pub(super) fn take_rest(&mut self, session: &Session, taken: impl FnOnce([&[u8]; 3])) {
+    pub(crate) fn take_rest(&mut self, session: &Session, taken: impl FnOnce([&[u8]; 3])) {
         taken(self.rest(session));
         if let Some(part) = self.part.take() {
             self.next[part.stream.index()] = part.end;
@@ -165,7 +165,7 @@ impl Cursors {
     }
 
     /// Adds the frames that come next, with their headers.
-    pub(super) fn frames<'a>(
+    pub(crate) fn frames<'a>(
         mut self,
         session: &'a Session,
         headers: &'a mut Headers,
@@ -186,7 +186,7 @@ impl Cursors {
     }
 
     /// The socket took up to `len` bytes of the frame that was written in part. Returns how many.
-    pub(super) fn advance_rest(&mut self, len: usize) -> usize {
+    pub(crate) fn advance_rest(&mut self, len: usize) -> usize {
         let Some(part) = &mut self.part else {
             return 0;
         };
@@ -202,7 +202,7 @@ impl Cursors {
     }
 
     /// The socket took `len` bytes of [`Self::frames`].
-    pub(super) fn advance(&mut self, mut len: usize, session: &Session) {
+    pub(crate) fn advance(&mut self, mut len: usize, session: &Session) {
         while len > 0 {
             let Some((stream, offset, data_len)) = self.next_frame(session) else {
                 return debug_assert!(false, "more bytes sent than there were frames");

@@ -21,13 +21,13 @@ use shared::id::Nonce;
 use shared::message::{AttachMode, Chunk, Fail, FailCode, Hello, Message, Role};
 use shared::{PayloadError, version};
 
-use super::action::Action;
-use super::ids::{ConnectionId, SessionId};
 use super::outbox::Outbox;
 use super::output::{Headers, Pieces};
-use super::sessions::attachments::Attachment;
-use super::sessions::input::InputMistake;
-use super::sessions::session::Session;
+use crate::agent::action::Action;
+use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::sessions::attachments::Attachment;
+use crate::agent::sessions::input::InputMistake;
+use crate::agent::sessions::session::Session;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
@@ -110,7 +110,7 @@ impl Mistake {
 
 /// A connection.
 #[derive(Clone, Debug, Hash)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     /// Which side its peer is on.
     role: Role,
     phase: Phase,
@@ -119,13 +119,13 @@ pub(super) struct Connection {
     /// The listener's serial when it was accepted.
     pub(crate) accepted_under: u64,
     /// The session that it serves.
-    pub(super) attachment: Option<Attachment>,
+    pub(crate) attachment: Option<Attachment>,
     /// The last session that it served to its end, and how it was attached.
-    pub(super) served: Option<(SessionId, AttachMode)>,
+    pub(crate) served: Option<(SessionId, AttachMode)>,
     /// Whether a flush has been asked for and not been performed.
     pub(crate) is_flush_queued: bool,
     /// Whether the last flush ended for want of room, so that room is what the next one waits for.
-    pub(super) is_waiting_for_room: bool,
+    pub(crate) is_waiting_for_room: bool,
     /// The probe whose process has not been reaped yet.
     pub(crate) probe: Option<PendingProbe>,
 }
@@ -141,7 +141,7 @@ pub(crate) struct PendingProbe {
 
 impl Connection {
     /// A connection that was accepted just now.
-    pub(super) fn new(role: Role, accepted_under: u64) -> Self {
+    pub(crate) fn new(role: Role, accepted_under: u64) -> Self {
         Self {
             role,
             phase: Phase::AwaitingHello,
@@ -157,14 +157,14 @@ impl Connection {
     }
 
     /// Takes bytes from the peer. A closing connection drops them.
-    pub(super) fn handle_bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn handle_bytes(&mut self, bytes: &[u8]) {
         if self.phase != Phase::Closing {
             self.decoder.push(bytes);
         }
     }
 
     /// The data of the [`Received::Input`] that was taken last, which has `len` bytes.
-    pub(super) fn input(&self, len: usize) -> &[u8] {
+    pub(crate) fn input(&self, len: usize) -> &[u8] {
         self.decoder.payload(len)
     }
 
@@ -198,7 +198,7 @@ impl Connection {
     }
 
     /// Asks for what the outbox holds to be written, unless that is asked for already.
-    pub(super) fn queue_flush(&mut self, id: ConnectionId, actions: &mut VecDeque<Action>) {
+    pub(crate) fn queue_flush(&mut self, id: ConnectionId, actions: &mut VecDeque<Action>) {
         if !self.is_flush_queued {
             self.is_flush_queued = true;
             actions.push_back(Action::Flush(id));
@@ -206,7 +206,7 @@ impl Connection {
     }
 
     /// Whether there is something for its socket to take.
-    pub(super) fn has_pending(&self, session: Option<&Session>) -> bool {
+    pub(crate) fn has_pending(&self, session: Option<&Session>) -> bool {
         let flow = self.attachment.as_ref().and_then(Attachment::flow);
         let is_behind = flow
             .zip(session)
@@ -215,7 +215,7 @@ impl Connection {
     }
 
     /// What its socket should take next.
-    pub(super) fn pending<'a>(
+    pub(crate) fn pending<'a>(
         &'a self,
         session: Option<&'a Session>,
         headers: &'a mut Headers,
@@ -234,7 +234,7 @@ impl Connection {
     }
 
     /// A flush begins. Returns the number of gaps that it will announce.
-    pub(super) fn handle_flush(&mut self, session: Option<&Session>) -> u64 {
+    pub(crate) fn handle_flush(&mut self, session: Option<&Session>) -> u64 {
         self.is_flush_queued = false;
         let gaps = session.map_or(0, |session| self.announce_gaps(session));
         self.is_waiting_for_room = self.has_pending(session);
@@ -242,7 +242,7 @@ impl Connection {
     }
 
     /// The socket took `len` bytes of that.
-    pub(super) fn handle_written(&mut self, len: usize, session: Option<&Session>) {
+    pub(crate) fn handle_written(&mut self, len: usize, session: Option<&Session>) {
         match self.attachment.as_mut().zip(session) {
             Some((attachment, session)) => {
                 attachment.handle_written(len, session, &mut self.outbox);
@@ -253,42 +253,42 @@ impl Connection {
     }
 
     /// Announces what its session no longer has; see there. Returns the number of gaps.
-    pub(super) fn announce_gaps(&mut self, session: &Session) -> u64 {
+    pub(crate) fn announce_gaps(&mut self, session: &Session) -> u64 {
         let attachment = self.attachment.as_mut();
         attachment.map_or(0, |it| it.announce_gaps(session, &mut self.outbox))
     }
 
     /// Its session need not keep what was not sent; see there.
-    pub(super) fn let_go(&mut self, session: &Session) {
+    pub(crate) fn let_go(&mut self, session: &Session) {
         if let Some(attachment) = &mut self.attachment {
             attachment.let_go(session, &mut self.outbox);
         }
     }
 
     /// No more input; it ends when everything has been sent.
-    pub(super) fn close_after_flush(&mut self) {
+    pub(crate) fn close_after_flush(&mut self) {
         self.phase = Phase::Closing;
         self.decoder = Decoder::new();
     }
 
     /// Whether its peer is a program in the guest. What cuts a guest off from its hosts leaves such
     /// a connection alone.
-    pub(super) fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         self.role == Role::Local
     }
 
     /// Whether it only waits for its outbox to empty.
-    pub(super) fn is_closing(&self) -> bool {
+    pub(crate) fn is_closing(&self) -> bool {
         self.phase == Phase::Closing
     }
 
     /// Whether the peer has not said who it is.
-    pub(super) fn is_awaiting_hello(&self) -> bool {
+    pub(crate) fn is_awaiting_hello(&self) -> bool {
         self.phase == Phase::AwaitingHello
     }
 
     /// What the loop should hear of.
-    pub(super) fn interest(&self, session: Option<&Session>) -> Interest {
+    pub(crate) fn interest(&self, session: Option<&Session>) -> Interest {
         Interest {
             readable: self.phase != Phase::Closing && self.outbox.takes_requests(),
             writable: self.has_pending(session),
