@@ -25,19 +25,14 @@
 
 mod action;
 mod ending;
-mod hooks;
-pub mod http;
 mod ids;
 mod invariants;
-mod mmds;
-mod naming;
-mod quiescing;
 mod rebind;
 mod sessions;
+mod settings;
 pub mod state;
 mod timers;
 mod transport;
-mod waits;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -48,27 +43,29 @@ use shared::id::{Generation, Token};
 use shared::message::{Fail, FailCode};
 
 pub use action::{
-    Action, End, EndSignal, Ended, Figures, Purpose, Restart, Settings, Signal, SpawnFailure,
-    SpawnStage, WorkloadEnd, WorkloadSettings,
+    Action, End, EndSignal, Ended, Figures, Purpose, Signal, SpawnFailure, SpawnStage,
 };
-pub use hooks::HookListing;
 pub use ids::{ConnectionId, SessionId};
-pub use rebind::{StepAction, StepFailure, StepOutcome};
+pub use rebind::hooks::HookListing;
+pub use rebind::http;
+pub use rebind::steps::{StepAction, StepFailure, StepOutcome};
 pub use sessions::input::INPUT_LEN_MAX;
 pub use sessions::program::Command;
 pub use sessions::ring::RING_LEN_MAX;
 pub use sessions::session::Exit;
 pub use sessions::table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
+pub use settings::{Restart, Settings, WorkloadEnd, WorkloadSettings};
 pub use shared::message::Stream;
 pub use transport::connection::Interest;
 pub use transport::output::{Headers, Pieces};
 
 use ending::Ending;
-use hooks::Hooks;
 use ids::Serials;
-use mmds::Mmds;
-use naming::Naming;
-use quiescing::Quiescing;
+use rebind::Naming;
+use rebind::checkpoints::Waits;
+use rebind::hooks::Hooks;
+use rebind::mmds::Mmds;
+use rebind::quiesce::Quiescing;
 use sessions::buffers::Spares;
 use sessions::children::Children;
 use sessions::table::Table;
@@ -77,7 +74,6 @@ use state::{Input, State};
 use timers::{Timer, Timers};
 use transport::connection::Connection;
 use transport::listener::Listener;
-use waits::Waits;
 
 /// Most connections that are served at once. One more is told so and closed.
 pub const CONNECTIONS_MAX: usize = 1024;

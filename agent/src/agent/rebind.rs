@@ -1,296 +1,274 @@
-//! One rebind: which step is next, and what the report says. No I/O, no clock.
+//! REBIND as a conversation: who asked, what is under way, and the answer that is kept. No I/O, no
+//! clock.
 //!
 //! ```text
-//! Connections ─▶ Listener ─▶ Clock ─▶ Entropy ─▶ Identity ─▶ REBOUND
-//!      └────────────┴──────────┴─────────┴──────────┴─ failed for good ─▶ FAIL(rebind)
+//! REBIND(g) ─┬ g is under way ─▶ joins: answered with the others
+//!            ├ g is done ──────▶ answered again, nothing is done
+//!            ├ g was replaced ─▶ FAIL(superseded): a late copy of what an earlier host has sent
+//!            └ g is new ───────▶ the one under way is superseded; from the top
 //! ```
 //!
-//! Each step is one action of the shell, which measures it and hands the outcome back. A failed
-//! step is final when the cause is a restore, because a clone that shares its time, its random
-//! numbers or its name with a sibling must not run; after a boot or a resume it is reported and the
-//! guest goes on. Without a listener nothing goes on.
+//! The steps themselves are the machine in [`rebind`](steps).
 //!
 //! Invariants:
-//! - The steps are taken in this order, each at most once.
-//! - The result is kept: the same generation asked for again is answered again and acts no more.
+//! - The new name is recorded before the first side effect.
+//! - While a name is being taken the guest has none, so that nothing can run under the old one.
+//! - An outcome of a superseded rebind changes nothing.
+//! - A name that another one has replaced does not come back.
 
-use std::time::Duration;
+pub(crate) mod checkpoints;
+pub(crate) mod hooks;
+pub mod http;
+pub(crate) mod mmds;
+pub(crate) mod quiesce;
+pub(crate) mod steps;
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
 use shared::id::Generation;
 use shared::message::{
-    Cause, Fail, FailCode, Identity, Rebind, Rebound, Step, StepName, StepResult,
+    Fail, FailCode, InheritedSessions, Message, Rebind, Rebound, Sever, SeverReason, StepName,
 };
 
+use super::action::Action;
 use super::ids::ConnectionId;
+use super::state::{Input, Request};
+use super::timers::Timer;
+use super::{Agent, Departure, LISTENER_BACKOFF};
+use steps::{Next, Rebinding, StepOutcome};
 
-/// Most connections that wait for one rebind. More are refused: a host has one or two attempts
-/// under way.
-pub(super) const WAITING_MAX: usize = 8;
+/// How long log lines wait for the probe that usually follows a rebind at once.
+pub(super) const HUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Wall clock values below this cannot be true: 2020-01-01.
-const WALL_CLOCK_NS_MIN: u64 = 1_577_836_800 * 1_000_000_000;
+/// Names that are remembered so that a late copy of their REBIND changes nothing. A copy is late by
+/// the length of an attempt of a host that has died since, so by one or two names.
+pub(super) const NAMES_KEPT_MAX: usize = 16;
 
-/// Wall clock values from this on cannot be true: 2200-01-01.
-const WALL_CLOCK_NS_MAX: u64 = 7_258_118_400 * 1_000_000_000;
-
-/// What the shell does for one step.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum StepAction {
-    /// Deregister, then close, these.
-    CloseConnections(Vec<ConnectionId>),
-    /// Take the listener out of the poll set and put it back, on the same descriptor.
-    RearmListener,
-    /// Set the wall clock to this many ns since 1970.
-    SetClock {
-        /// The host's time.
-        wall_ns: i64,
-    },
-    /// Credit these bytes and reseed.
-    Reseed {
-        /// Random bytes of the host.
-        entropy: [u8; 32],
-    },
-    /// Set what is given.
-    SetIdentity(Identity),
+/// The rebind under way and the result of the last one.
+#[derive(Clone, Debug, Default, Hash)]
+pub(super) struct Naming {
+    /// Counts rebinds, so that a late outcome finds its own or none.
+    run: u64,
+    current: Option<Rebinding>,
+    result: Option<(Generation, Result<Rebound, Fail>)>,
+    /// The last names that were asked for, in order.
+    names: VecDeque<Generation>,
 }
 
-/// What a step did.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum StepOutcome {
-    /// It was done.
-    Done,
-    /// The wall clock was set, and moved by this much.
-    ClockMoved {
-        /// ns, positive is forward.
-        step_ns: i64,
-    },
-    /// This process runs without privileges on purpose and was not permitted.
-    Unprivileged,
-    /// It was not done.
-    Failed(StepFailure),
-}
+impl Naming {
+    /// Whether a rebind is under way that has not come to its listener yet.
+    pub(super) fn will_rearm(&self) -> bool {
+        let step = self.current.as_ref().and_then(Rebinding::step);
+        matches!(step, Some(StepName::Connections | StepName::Listener))
+    }
 
-/// Why a step was not done.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct StepFailure {
-    /// The system call's error number, where there was one.
-    pub errno: Option<i32>,
-    /// What failed on which object.
-    pub text: String,
-}
+    /// Why the last rebind failed, if it did.
+    pub(super) fn failure(&self) -> Option<&Fail> {
+        self.result
+            .as_ref()
+            .and_then(|(_, result)| result.as_ref().err())
+    }
 
-/// What the machine wants next.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Next {
-    /// Perform this and report.
-    Act(StepAction),
-    /// All steps are done.
-    Done(Rebound),
-    /// A step failed for good.
-    Failed(Fail),
-}
-
-/// A rebind under way.
-#[derive(Clone, Debug, Hash)]
-pub(super) struct Rebinding {
-    request: Rebind,
-    /// Connections that wait for the result, the first one first.
-    waiting: Vec<ConnectionId>,
-    /// The step that comes next or is under way; `None` when all are done.
-    step: Option<StepName>,
-    steps: Vec<Step>,
-    /// To be closed by the first step.
-    old_connections: Vec<ConnectionId>,
-    clock_step_ns: i64,
-    entropy_credited: bool,
-    connections_dropped: u32,
-    sessions_dropped: u32,
-}
-
-impl Rebinding {
-    /// Starts from the top. `old_connections` are those of an older generation.
-    pub(super) fn new(
-        request: Rebind,
-        asker: ConnectionId,
-        old_connections: Vec<ConnectionId>,
-        sessions_dropped: usize,
-    ) -> Self {
-        let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-        Self {
-            request,
-            waiting: vec![asker],
-            step: Some(StepName::Connections),
-            steps: Vec::with_capacity(StepName::ALL.len()),
-            connections_dropped: count(old_connections.len()),
-            sessions_dropped: count(sessions_dropped),
-            old_connections,
-            clock_step_ns: 0,
-            entropy_credited: false,
+    /// A connection has ended; nobody there waits for a result.
+    pub(super) fn leave(&mut self, id: ConnectionId) {
+        if let Some(current) = &mut self.current {
+            current.leave(id);
         }
     }
 
-    /// The name it leads to.
-    pub(super) fn generation(&self) -> Generation {
-        self.request.generation
+    /// Whether this name was acted on before.
+    fn has_had(&self, generation: Generation) -> bool {
+        self.names.contains(&generation)
     }
 
-    /// Why it was asked for.
-    pub(super) fn cause(&self) -> Cause {
-        self.request.cause
-    }
-
-    /// The step that is under way.
-    pub(super) fn step(&self) -> Option<StepName> {
-        self.step
-    }
-
-    /// One more connection waits for the result. Returns whether there was room.
-    pub(super) fn join(&mut self, connection: ConnectionId) -> bool {
-        if self.waiting.contains(&connection) {
-            return true;
+    /// Keeps a name that is about to be acted on.
+    fn keep_name(&mut self, generation: Generation) {
+        if self.names.len() == NAMES_KEPT_MAX {
+            self.names.pop_front();
         }
-        let has_room = self.waiting.len() < WAITING_MAX;
-        if has_room {
-            self.waiting.push(connection);
+        self.names.push_back(generation);
+    }
+
+    /// Drops what is under way, for good.
+    pub(super) fn abandon(&mut self) -> Option<Rebinding> {
+        self.current.take()
+    }
+
+    /// The result for this name, if it has one.
+    fn result_of(&self, generation: Generation) -> Option<Message> {
+        let (named, result) = self.result.as_ref()?;
+        (*named == generation).then(|| match result {
+            Ok(rebound) => Message::Rebound(rebound.clone()),
+            Err(fail) => Message::Fail(fail.clone()),
+        })
+    }
+}
+
+impl Agent {
+    pub(super) fn handle_rebind(&mut self, id: ConnectionId, request: Rebind, now: Instant) {
+        if !self.admit(id, Request::Rebind, now) {
+            return;
         }
-        has_room
+        if let Some(current) = &mut self.naming.current
+            && current.generation() == request.generation
+        {
+            if !current.join(id) {
+                let text = "too many connections wait for this rebind";
+                self.send_fail(id, FailCode::Limit, text, now);
+            }
+            return;
+        }
+        if let Some(answer) = self.naming.result_of(request.generation) {
+            return self.send(id, &answer, now);
+        }
+        if self.naming.has_had(request.generation) {
+            let text = format!("generation {} was superseded", request.generation);
+            return self.send_fail(id, FailCode::Superseded, text, now);
+        }
+        self.start_rebind(id, request, now);
     }
 
-    /// A waiting connection has ended. The rebind goes on: the next attempt finds its result.
-    pub(super) fn leave(&mut self, connection: ConnectionId) {
-        self.waiting.retain(|waiting| *waiting != connection);
+    fn start_rebind(&mut self, id: ConnectionId, request: Rebind, now: Instant) {
+        self.counters.rebinds += 1;
+        let generation = request.generation;
+        // Recorded before anything else, so that whatever happens next happens to the new name.
+        self.set_state(Input::Rebind(generation));
+        self.generation = None;
+        self.naming.run += 1;
+        self.naming.keep_name(generation);
+        self.naming.result = None;
+        self.abandon_quiescing();
+        self.abandon_hooks(now);
+        self.rest_mmds(now);
+        self.timers.pause(now);
+        self.timers.stop(Timer::Hush);
+        self.tell_superseded(generation, id, now);
+        let sessions_dropped = match request.sessions {
+            InheritedSessions::Keep => 0,
+            InheritedSessions::Kill => {
+                self.drop_workload();
+                self.kill_sessions(now)
+            }
+        };
+        self.release_session(id, Departure::Cut, now);
+        let old: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|(other, it)| **other != id && !it.is_local())
+            .map(|(other, _)| *other)
+            .collect();
+        for other in &old {
+            self.announce_cut(*other, now);
+        }
+        self.naming.current = Some(Rebinding::new(request, id, old, sessions_dropped));
+        self.advance_rebind(now);
     }
 
-    /// Who waits for the result.
-    pub(super) fn waiting(&self) -> &[ConnectionId] {
-        &self.waiting
+    /// Whoever waits for the rebind that this one replaces gets its answer before its connection is
+    /// closed.
+    fn tell_superseded(&mut self, by: Generation, asker: ConnectionId, now: Instant) {
+        let Some(loser) = self.naming.abandon() else {
+            return;
+        };
+        for waiting in loser.waiting().to_vec() {
+            if waiting != asker {
+                let text = format!("generation {} was superseded by {by}", loser.generation());
+                self.send_fail(waiting, FailCode::Superseded, text, now);
+            }
+        }
     }
 
-    /// The connections that the first step has closed, once it has been performed.
-    pub(super) fn take_old_connections(
-        &mut self,
-        performed: Option<StepName>,
-    ) -> Vec<ConnectionId> {
-        if performed == Some(StepName::Connections) {
-            std::mem::take(&mut self.old_connections)
+    /// Tells a client that is still there why its connection ends. One flush, no waiting: most are
+    /// dead already.
+    fn announce_cut(&mut self, id: ConnectionId, now: Instant) {
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
+        if !connection.is_awaiting_hello() {
+            let sever = Sever {
+                reason: SeverReason::Rebind,
+            };
+            self.send(id, &Message::Sever(sever), now);
+        }
+    }
+
+    /// A step was performed. Answers [`Action::Step`].
+    pub fn handle_step(&mut self, run: u64, outcome: StepOutcome, took: Duration, now: Instant) {
+        if run != self.naming.run {
+            return;
+        }
+        let Some(current) = &mut self.naming.current else {
+            return;
+        };
+        let step = current.step();
+        let is_done = outcome == StepOutcome::Done;
+        if let StepOutcome::Failed(failure) = &outcome {
+            warn!("rebind to {}: {}", current.generation(), failure.text);
+        }
+        let old_connections = current.take_old_connections(step);
+        let failed = current.handle_outcome(outcome, took);
+        for old in old_connections {
+            self.forget(old, Departure::Cut, now);
+        }
+        if is_done && step == Some(StepName::Listener) {
+            self.listener.handle_rebound();
+            self.actions.push_back(Action::DrainAccept);
+        } else if step == Some(StepName::Listener) {
+            // It is out of the poll set, and the next REBIND can only come through it.
+            self.listener.handle_failed();
+            self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
+        }
+        match failed {
+            Some(fail) => self.end_rebind(Err(fail), now),
+            None => self.advance_rebind(now),
+        }
+    }
+
+    fn advance_rebind(&mut self, now: Instant) {
+        let listener_serial = self.listener.serial();
+        let Some(current) = &mut self.naming.current else {
+            return;
+        };
+        match current.poll_next(listener_serial) {
+            Next::Act(action) => {
+                let run = self.naming.run;
+                self.actions.push_back(Action::Step { run, action });
+            }
+            Next::Done(rebound) => self.end_rebind(Ok(rebound), now),
+            Next::Failed(fail) => self.end_rebind(Err(fail), now),
+        }
+    }
+
+    /// Keeps the result and answers everybody who waits for it.
+    fn end_rebind(&mut self, result: Result<Rebound, Fail>, now: Instant) {
+        let Some(ended) = self.naming.current.take() else {
+            return;
+        };
+        let generation = ended.generation();
+        self.set_state(if result.is_ok() {
+            Input::StepsDone
         } else {
-            Vec::new()
-        }
-    }
-
-    /// The next thing to do. Steps that were not asked for are passed over here.
-    pub(super) fn poll_next(&mut self, listener_serial: u64) -> Next {
-        while let Some(step) = self.step {
-            match self.action(step) {
-                Ok(Some(action)) => return Next::Act(action),
-                Ok(None) => self.advance(step, StepResult::Skipped, Duration::ZERO),
-                Err(failure) => {
-                    if let Some(fail) = self.fail(step, failure, Duration::ZERO) {
-                        return Next::Failed(fail);
-                    }
-                }
-            }
-        }
-        Next::Done(Rebound {
-            generation: self.request.generation,
-            steps: self.steps.clone(),
-            clock_step_ns: self.clock_step_ns,
-            entropy_credited: self.entropy_credited,
-            listener_serial,
-            connections_dropped: self.connections_dropped,
-            sessions_dropped: self.sessions_dropped,
-        })
-    }
-
-    /// A step was performed. Returns the refusal if it failed for good.
-    pub(super) fn handle_outcome(&mut self, outcome: StepOutcome, took: Duration) -> Option<Fail> {
-        let step = self.step?;
-        match outcome {
-            StepOutcome::Done => {
-                self.entropy_credited |= step == StepName::Entropy;
-                self.advance(step, StepResult::Done, took);
-                None
-            }
-            StepOutcome::ClockMoved { step_ns } => {
-                self.clock_step_ns = step_ns;
-                self.advance(step, StepResult::Done, took);
-                None
-            }
-            StepOutcome::Unprivileged => {
-                self.advance(step, StepResult::Unprivileged, took);
-                None
-            }
-            StepOutcome::Failed(failure) => self.fail(step, failure, took),
-        }
-    }
-
-    /// What a step asks of the shell; `None` if the request did not ask for it.
-    fn action(&self, step: StepName) -> Result<Option<StepAction>, StepFailure> {
-        Ok(match step {
-            StepName::Connections => {
-                Some(StepAction::CloseConnections(self.old_connections.clone()))
-            }
-            StepName::Listener => Some(StepAction::RearmListener),
-            StepName::Clock => Some(StepAction::SetClock {
-                wall_ns: self.wall_ns()?,
-            }),
-            StepName::Entropy => self
-                .request
-                .entropy
-                .map(|entropy| StepAction::Reseed { entropy }),
-            StepName::Identity => {
-                let wanted = self.request.identity != Identity::default();
-                wanted.then(|| StepAction::SetIdentity(self.request.identity.clone()))
-            }
-        })
-    }
-
-    /// The host's time, if it can be true.
-    fn wall_ns(&self) -> Result<i64, StepFailure> {
-        let ns = self.request.wall_clock_ns;
-        let plausible = (WALL_CLOCK_NS_MIN..WALL_CLOCK_NS_MAX).contains(&ns);
-        i64::try_from(ns)
-            .ok()
-            .filter(|_| plausible)
-            .ok_or_else(|| StepFailure {
-                errno: None,
-                text: format!(
-                    "cannot set the clock to {ns} ns since 1970: not between 2020 and 2200"
-                ),
-            })
-    }
-
-    /// Notes how a step went and moves on.
-    fn advance(&mut self, step: StepName, result: StepResult, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.steps.push(Step {
-            name: step,
-            us,
-            result,
+            Input::StepFailed
         });
-        self.step = match step {
-            StepName::Connections => Some(StepName::Listener),
-            StepName::Listener => Some(StepName::Clock),
-            StepName::Clock => Some(StepName::Entropy),
-            StepName::Entropy => Some(StepName::Identity),
-            StepName::Identity => None,
-        };
-    }
-
-    /// Notes a failure and moves on, or returns the refusal if it is final.
-    fn fail(&mut self, step: StepName, failure: StepFailure, took: Duration) -> Option<Fail> {
-        let is_final = match step {
-            StepName::Connections | StepName::Listener => true,
-            StepName::Clock | StepName::Entropy | StepName::Identity => {
-                self.request.cause == Cause::Restore
+        self.generation = result.is_ok().then_some(generation);
+        if result.is_ok() {
+            self.waits.handle_rebound(ended.cause());
+            self.timers.set(Timer::Hush, now + HUSH_TIMEOUT);
+            self.timers.resume(now);
+            self.follow_name_with_mmds(now);
+        }
+        self.naming.result = Some((generation, result));
+        if let Some(answer) = self.naming.result_of(generation) {
+            for waiting in ended.waiting() {
+                self.send(*waiting, &answer, now);
             }
-        };
-        self.advance(step, StepResult::Failed, took);
-        is_final.then(|| Fail {
-            code: FailCode::Rebind,
-            phase: Some(step.as_str().to_owned()),
-            errno: failure.errno,
-            text: failure.text,
-        })
+        }
+        info!(
+            "generation {generation} ({}): {}",
+            ended.cause(),
+            self.state.name()
+        );
     }
 }

@@ -5,6 +5,7 @@
 //! happens to children, and looks at the frames that come back.
 
 mod attachments;
+mod checkpoints;
 mod exec;
 mod handshake;
 mod hooks;
@@ -15,7 +16,6 @@ mod mmds;
 mod quiesce;
 mod sessions;
 mod shutdown;
-mod waits;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,8 +30,6 @@ use shared::message::{
     ResourceUsage, Role, SessionRef, StepName,
 };
 
-use super::rebind::{StepAction, StepFailure, StepOutcome};
-use super::transport::output::Headers;
 use super::*;
 
 /// 2026-01-01, as good a present as any.

@@ -7,7 +7,7 @@
 use shared::id::Generation;
 use shared::message::{ByteString, Exec, HookStage, TtySize};
 
-use crate::agent::action::WorkloadSettings;
+use crate::agent::settings::WorkloadSettings;
 
 /// Most directories of PATH that are tried.
 pub(crate) const PATH_ENTRIES_MAX: usize = 64;

@@ -26,8 +26,9 @@ use shared::message::{ExitStatus, Exited, Fail, FailCode, OutputPolicy, Resource
 use super::program::Command;
 use super::session::{Exit, Session, Terms, command_text};
 use crate::agent::Agent;
-use crate::agent::action::{End, Restart, WorkloadEnd, WorkloadSettings};
+use crate::agent::action::End;
 use crate::agent::ids::SessionId;
+use crate::agent::settings::{Restart, WorkloadEnd, WorkloadSettings};
 use crate::agent::state::State;
 use crate::agent::timers::Timer;
 

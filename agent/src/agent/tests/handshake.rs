@@ -1,7 +1,7 @@
 //! HELLO, REBIND and PROBE.
 
-use super::super::naming::NAMES_KEPT_MAX;
 use super::*;
+use crate::agent::rebind::NAMES_KEPT_MAX;
 use shared::message::{Rebound, StepResult};
 use shared::version::VersionRange;
 

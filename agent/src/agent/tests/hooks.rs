@@ -1,8 +1,8 @@
 //! HOOKS: which run, in which order, and what the host hears of them.
 
 use super::*;
+use crate::agent::rebind::checkpoints::PROGRESS_INTERVAL;
 use crate::agent::sessions::lifetimes::KILL_TIMEOUT;
-use crate::agent::waits::PROGRESS_INTERVAL;
 use shared::message::{HookResult, HookStage, Hooked, Hooks, Progress};
 
 const LIMIT: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! Each limit at its value and one past it.
 
 use super::*;
-use crate::agent::rebind::WAITING_MAX;
+use crate::agent::rebind::steps::WAITING_MAX;
 use shared::limits::EXEC_BYTES_MAX;
 use shared::message::Ping;
 

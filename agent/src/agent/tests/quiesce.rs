@@ -1,8 +1,8 @@
 //! QUIESCE and REOPEN.
 
 use super::*;
-use crate::agent::naming::HUSH_TIMEOUT;
-use crate::agent::quiescing::{
+use crate::agent::rebind::HUSH_TIMEOUT;
+use crate::agent::rebind::quiesce::{
     BUSY_INTERVAL, CONSOLE_TIMEOUT, SILENCE_INTERVAL, SILENCE_INTERVALS,
 };
 use shared::message::{Reopen, Sever, SeverReason};

@@ -1,11 +1,11 @@
 //! What the host asks for: one function that looks at every message, and the short answers. No I/O,
 //! no clock.
 //!
-//! The longer conversations are beside this file: [`naming`](crate::agent::naming) for REBIND,
-//! [`quiescing`](crate::agent::quiescing) for QUIESCE and REOPEN, [`commands`](crate::agent::sessions::exec) for EXEC,
+//! The longer conversations are beside this file: [`naming`](crate::agent::rebind) for REBIND,
+//! [`quiescing`](crate::agent::rebind::quiesce) for QUIESCE and REOPEN, [`commands`](crate::agent::sessions::exec) for EXEC,
 //! [`attachments`](crate::agent::sessions::attachments) for ATTACH, [`streams`](crate::agent::sessions::streams) for what follows
 //! either, [`listing`](crate::agent::sessions::listing) for SESSIONS and SIGNAL, [`ending`](crate::agent::ending) for
-//! SHUTDOWN, [`waits`](crate::agent::waits) for checkpoints and names, [`hooks`](crate::agent::hooks)
+//! SHUTDOWN, [`waits`](crate::agent::rebind::checkpoints) for checkpoints and names, [`hooks`](crate::agent::rebind::hooks)
 //! for HOOKS.
 
 use std::collections::BTreeMap;

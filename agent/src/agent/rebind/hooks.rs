@@ -22,14 +22,14 @@ use shared::message::{
     Message, OutputPolicy, Stream,
 };
 
-use super::Agent;
-use super::action::Action;
-use super::ids::{ConnectionId, SessionId};
-use super::rebind::WAITING_MAX;
-use super::sessions::program::Command;
-use super::sessions::session::{Session, Terms, command_text};
-use super::sessions::workload::status_of_never_ran;
-use super::state::Request;
+use super::steps::WAITING_MAX;
+use crate::agent::Agent;
+use crate::agent::action::Action;
+use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::sessions::program::Command;
+use crate::agent::sessions::session::{Session, Terms, command_text};
+use crate::agent::sessions::workload::status_of_never_ran;
+use crate::agent::state::Request;
 
 /// Most bytes of a hook's output that the log shows, the last ones of each stream.
 const LOGGED_LEN_MAX: usize = 1024;
@@ -45,11 +45,11 @@ pub struct HookListing {
 
 /// Hooks that run, and what came of the last ones.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Hooks {
+pub(crate) struct Hooks {
     run: Option<Run>,
     result: Option<Hooked>,
     /// Whether the image has hooks for after a restore, when that was last looked at.
-    pub(super) has_restore: bool,
+    pub(crate) has_restore: bool,
 }
 
 #[derive(Clone, Debug, Hash)]
@@ -71,24 +71,24 @@ struct Current {
 
 impl Hooks {
     /// Whether any run.
-    pub(super) fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.run.is_some()
     }
 
     /// A connection has ended. The hooks go on: the next attempt finds what came of them.
-    pub(super) fn leave(&mut self, id: ConnectionId) {
+    pub(crate) fn leave(&mut self, id: ConnectionId) {
         if let Some(run) = &mut self.run {
             run.waiting.retain(|other| *other != id);
         }
     }
 
     /// Whether somebody waits for those that run.
-    pub(super) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_awaited(&self) -> bool {
         self.run.as_ref().is_some_and(|run| !run.waiting.is_empty())
     }
 
     /// Who waits, and for which hook.
-    pub(super) fn waiting(&self) -> Option<(Vec<ConnectionId>, String)> {
+    pub(crate) fn waiting(&self) -> Option<(Vec<ConnectionId>, String)> {
         let run = self.run.as_ref()?;
         let stage = || run.request.stage.as_str().to_owned();
         let name = run.current.as_ref().map(|current| current.name.clone());
@@ -104,7 +104,7 @@ fn exec_id(request: &HooksRequest, index: usize) -> ExecId {
 }
 
 impl Agent {
-    pub(super) fn handle_hooks(&mut self, id: ConnectionId, request: HooksRequest, now: Instant) {
+    pub(crate) fn handle_hooks(&mut self, id: ConnectionId, request: HooksRequest, now: Instant) {
         if !self.admit(id, Request::Exec, now) {
             return;
         }
@@ -220,7 +220,7 @@ impl Agent {
     }
 
     /// Tells whoever waits which hook runs.
-    pub(super) fn report_hook(&mut self, now: Instant) {
+    pub(crate) fn report_hook(&mut self, now: Instant) {
         let Some((waiting, name)) = self.hooks.waiting() else {
             return;
         };
@@ -233,13 +233,13 @@ impl Agent {
     }
 
     /// A session has ended, which may have been the hook that runs.
-    pub(super) fn handle_hook_ended(&mut self, session: SessionId, exited: Exited, now: Instant) {
+    pub(crate) fn handle_hook_ended(&mut self, session: SessionId, exited: Exited, now: Instant) {
         let text = self.hook_output(session);
         self.note_hook(session, exited.status, exited.timed_out, &text, now);
     }
 
     /// A session's program could not be started, which may have been the hook that was to run.
-    pub(super) fn handle_hook_never_ran(&mut self, session: SessionId, fail: &Fail, now: Instant) {
+    pub(crate) fn handle_hook_never_ran(&mut self, session: SessionId, fail: &Fail, now: Instant) {
         let text = format!(": {}", fail.text);
         self.note_hook(session, status_of_never_ran(fail), false, &text, now);
     }
@@ -298,7 +298,7 @@ impl Agent {
     }
 
     /// A new name is being taken: nobody waits for these hooks any more.
-    pub(super) fn abandon_hooks(&mut self, now: Instant) {
+    pub(crate) fn abandon_hooks(&mut self, now: Instant) {
         if let Some(current) = self.hooks.run.take().and_then(|run| run.current) {
             self.terminate_session(current.session, now);
         }

@@ -1,8 +1,8 @@
 //! Checkpoints and new names: who waits, and what ends each wait.
 
 use super::*;
-use crate::agent::naming::HUSH_TIMEOUT;
-use crate::agent::waits::{HOSTS_MAX, PROGRESS_INTERVAL};
+use crate::agent::rebind::HUSH_TIMEOUT;
+use crate::agent::rebind::checkpoints::{HOSTS_MAX, PROGRESS_INTERVAL};
 use shared::message::{
     AwaitCheckpoint, Checkpoint, CheckpointRequest, CheckpointVerdict, GenerationRequest, Ping,
     Reopen, Verdict,

@@ -30,10 +30,10 @@ use std::time::{Duration, Instant};
 use log::{debug, info};
 use shared::id::Generation;
 
-use super::Agent;
-use super::action::Action;
 use super::http::{self, Answer};
-use super::timers::Timer;
+use crate::agent::Agent;
+use crate::agent::action::Action;
+use crate::agent::timers::Timer;
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -122,7 +122,7 @@ enum Outcome {
 
 /// The watch.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Mmds {
+pub(crate) struct Mmds {
     state: State,
     token: Option<String>,
     epoch: Option<Generation>,
@@ -132,7 +132,7 @@ pub(super) struct Mmds {
 
 impl Mmds {
     /// Whether a question is open.
-    pub(super) const fn is_asking(&self) -> bool {
+    pub(crate) const fn is_asking(&self) -> bool {
         matches!(self.state, State::AskingToken | State::Fetching { .. })
     }
 
@@ -226,7 +226,7 @@ fn epoch_of(answer: Answer<'_>) -> Option<Generation> {
 impl Agent {
     /// The guest has a name, and the network that comes with it. If the watch is wanted, it begins
     /// with the first one.
-    pub(super) fn follow_name_with_mmds(&mut self, now: Instant) {
+    pub(crate) fn follow_name_with_mmds(&mut self, now: Instant) {
         if self.settings.watches_mmds && self.mmds.state == State::Off {
             self.mmds.state = State::Waiting { is_woken: false };
         }
@@ -234,17 +234,17 @@ impl Agent {
     }
 
     /// A look is due soon.
-    pub(super) fn wake_mmds(&mut self, now: Instant) {
+    pub(crate) fn wake_mmds(&mut self, now: Instant) {
         self.drive_mmds(Input::Wake, now);
     }
 
     /// Nothing is to be open from now on until the time of sessions goes on.
-    pub(super) fn rest_mmds(&mut self, now: Instant) {
+    pub(crate) fn rest_mmds(&mut self, now: Instant) {
         self.drive_mmds(Input::Rest, now);
     }
 
     /// It is time to look, or to give up.
-    pub(super) fn follow_mmds(&mut self, now: Instant) {
+    pub(crate) fn follow_mmds(&mut self, now: Instant) {
         self.drive_mmds(Input::Timer, now);
     }
 

@@ -24,24 +24,24 @@ use shared::message::{
     GenerationRequest, Message, Progress, Verdict,
 };
 
-use super::Agent;
-use super::action::Action;
-use super::ids::ConnectionId;
-use super::state::Request;
-use super::timers::Timer;
+use crate::agent::Agent;
+use crate::agent::action::Action;
+use crate::agent::ids::ConnectionId;
+use crate::agent::state::Request;
+use crate::agent::timers::Timer;
 
 /// Time between two PROGRESS frames to whoever waits for something in the guest.
-pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most hosts that wait at once.
-pub(super) const HOSTS_MAX: usize = 8;
+pub(crate) const HOSTS_MAX: usize = 8;
 
 /// The step that PROGRESS names to a host that waits for a checkpoint.
 const STEP: &str = "checkpoint";
 
 /// Everybody who waits.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Waits {
+pub(crate) struct Waits {
     /// Programs at a checkpoint, the one that came first in front.
     checkpoints: Vec<(ConnectionId, Option<String>)>,
     /// Programs that wait for another name than this one.
@@ -56,14 +56,14 @@ pub(super) struct Waits {
 
 impl Waits {
     /// A connection has ended.
-    pub(super) fn leave(&mut self, id: ConnectionId) {
+    pub(crate) fn leave(&mut self, id: ConnectionId) {
         self.checkpoints.retain(|(other, _)| *other != id);
         self.generations.retain(|(other, _)| *other != id);
         self.hosts.retain(|(other, _)| *other != id);
     }
 
     /// The guest has a new name, for this reason.
-    pub(super) fn handle_rebound(&mut self, cause: Cause) {
+    pub(crate) fn handle_rebound(&mut self, cause: Cause) {
         // A clone that is named anew before anybody was told stays a clone.
         if self.untold != Some(Cause::Restore) {
             self.untold = Some(cause);
@@ -71,7 +71,7 @@ impl Waits {
     }
 
     /// Everybody who waits.
-    pub(super) fn everybody(&self) -> Vec<ConnectionId> {
+    pub(crate) fn everybody(&self) -> Vec<ConnectionId> {
         let tagged = self.checkpoints.iter().chain(&self.hosts);
         let named = self.generations.iter().map(|(id, _)| *id);
         tagged.map(|(id, _)| *id).chain(named).collect()
@@ -94,7 +94,7 @@ impl Waits {
 }
 
 impl Agent {
-    pub(super) fn handle_checkpoint(
+    pub(crate) fn handle_checkpoint(
         &mut self,
         id: ConnectionId,
         request: CheckpointRequest,
@@ -104,7 +104,7 @@ impl Agent {
             return;
         }
         if let Some(timeout_ms) = request.timeout_ms {
-            let timeout = Duration::from_millis(timeout_ms).min(super::LIMIT_MAX);
+            let timeout = Duration::from_millis(timeout_ms).min(crate::agent::LIMIT_MAX);
             self.timers.set_after(Timer::Checkpoint(id), timeout, now);
         }
         let hosts = self.waits.take_hosts(request.tag.as_deref());
@@ -125,7 +125,7 @@ impl Agent {
         is_waiting
     }
 
-    pub(super) fn handle_await_checkpoint(
+    pub(crate) fn handle_await_checkpoint(
         &mut self,
         id: ConnectionId,
         request: AwaitCheckpoint,
@@ -163,7 +163,7 @@ impl Agent {
     }
 
     /// Nobody took a snapshot in the time that a program gave.
-    pub(super) fn give_up_checkpoint(&mut self, id: ConnectionId, now: Instant) {
+    pub(crate) fn give_up_checkpoint(&mut self, id: ConnectionId, now: Instant) {
         self.end_checkpoint(id, Verdict::Cold, now);
     }
 
@@ -178,7 +178,7 @@ impl Agent {
         self.send(id, &Message::Verdict(verdict), now);
     }
 
-    pub(super) fn handle_generation_request(
+    pub(crate) fn handle_generation_request(
         &mut self,
         id: ConnectionId,
         request: GenerationRequest,
@@ -196,7 +196,7 @@ impl Agent {
     }
 
     /// Tells the guest's new name to everybody in it, unless that has been done.
-    pub(super) fn tell_generation(&mut self, now: Instant) {
+    pub(crate) fn tell_generation(&mut self, now: Instant) {
         let (Some(generation), Some(cause)) = (self.generation, self.waits.untold.take()) else {
             return;
         };
@@ -222,21 +222,21 @@ impl Agent {
     }
 
     /// Sees to it that whoever waits hears of it every now and then.
-    pub(super) fn keep_reporting(&mut self, now: Instant) {
+    pub(crate) fn keep_reporting(&mut self, now: Instant) {
         if !self.timers.is_set(Timer::Progress) {
             self.timers.set(Timer::Progress, now + PROGRESS_INTERVAL);
         }
     }
 
     /// Ends that when nobody waits any more.
-    pub(super) fn end_reporting(&mut self) {
+    pub(crate) fn end_reporting(&mut self) {
         if self.waits.hosts.is_empty() && !self.hooks.is_awaited() {
             self.timers.stop(Timer::Progress);
         }
     }
 
     /// Gives a sign of life to everybody who waits.
-    pub(super) fn report_progress(&mut self, now: Instant) {
+    pub(crate) fn report_progress(&mut self, now: Instant) {
         let hosts = self.waits.hosts.iter().map(|(id, _)| *id);
         let hosts: Vec<_> = hosts.collect();
         for id in &hosts {
@@ -249,7 +249,7 @@ impl Agent {
     }
 
     /// A sign of life. A host that does not read its answers gets no more of them.
-    pub(super) fn send_progress(&mut self, id: ConnectionId, step: &str, now: Instant) {
+    pub(crate) fn send_progress(&mut self, id: ConnectionId, step: &str, now: Instant) {
         let connection = self.connections.get(&id);
         if connection.is_some_and(|host| host.outbox.takes_requests()) {
             let step = step.to_owned();

@@ -30,28 +30,28 @@ use shared::id::Token;
 use shared::limits::BUSY_SESSIONS_MAX;
 use shared::message::{Busy, Fail, FailCode, Message, Policy, Quiesce, Reopen, SeverReason};
 
-use super::action::Action;
-use super::ids::ConnectionId;
-use super::state::{Input, Request, State};
-use super::timers::Timer;
-use super::transport::connection::Connection;
-use super::{Agent, Departure, LIMIT_MAX};
+use crate::agent::action::Action;
+use crate::agent::ids::ConnectionId;
+use crate::agent::state::{Input, Request, State};
+use crate::agent::timers::Timer;
+use crate::agent::transport::connection::Connection;
+use crate::agent::{Agent, Departure, LIMIT_MAX};
 
 /// How long the guest stays silent without a frame from the host, one part of it.
-pub(super) const SILENCE_INTERVAL: Duration = Duration::from_secs(15);
+pub(crate) const SILENCE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How many parts there are. A clone may find that the clock has jumped over hours; that takes one
 /// part, and the host still has the others to come and name it.
-pub(super) const SILENCE_INTERVALS: u32 = 4;
+pub(crate) const SILENCE_INTERVALS: u32 = 4;
 
 /// Time between two BUSY frames while sessions drain.
-pub(super) const BUSY_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const BUSY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time between two looks at the console while it drains.
-pub(super) const CONSOLE_POLL_INTERVAL: Duration = Duration::from_millis(1);
+pub(crate) const CONSOLE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How long the console may take to drain: its 4 KiB buffer at 9600 baud, rounded up.
-pub(super) const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How far a quiescence has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,7 +68,7 @@ enum Phase {
 
 /// A QUIESCE under way or answered.
 #[derive(Clone, Debug, Hash)]
-pub(super) struct Quiescing {
+pub(crate) struct Quiescing {
     token: Token,
     /// The connection that is answered and stays open.
     control: ConnectionId,
@@ -79,7 +79,7 @@ pub(super) struct Quiescing {
 
 impl Quiescing {
     /// Whether log lines have to be held back for the console to drain.
-    pub(super) fn is_draining_console(&self) -> bool {
+    pub(crate) fn is_draining_console(&self) -> bool {
         match self.phase {
             Phase::Console | Phase::Silent => true,
             Phase::Draining | Phase::Closing => false,
@@ -88,7 +88,7 @@ impl Quiescing {
 }
 
 impl Agent {
-    pub(super) fn handle_quiesce(&mut self, id: ConnectionId, request: Quiesce, now: Instant) {
+    pub(crate) fn handle_quiesce(&mut self, id: ConnectionId, request: Quiesce, now: Instant) {
         if !self.admit(id, Request::Quiesce, now) {
             return;
         }
@@ -136,7 +136,7 @@ impl Agent {
         self.advance_quiescing(now);
     }
 
-    pub(super) fn handle_reopen(&mut self, id: ConnectionId, request: Reopen, now: Instant) {
+    pub(crate) fn handle_reopen(&mut self, id: ConnectionId, request: Reopen, now: Instant) {
         if !self.admit(id, Request::Reopen, now) {
             return;
         }
@@ -151,7 +151,7 @@ impl Agent {
     }
 
     /// Goes as far as nothing is in the way. Called after whatever may have cleared it.
-    pub(super) fn advance_quiescing(&mut self, now: Instant) {
+    pub(crate) fn advance_quiescing(&mut self, now: Instant) {
         let Some(Quiescing { control, phase, .. }) = self.quiescing else {
             return;
         };
@@ -215,7 +215,7 @@ impl Agent {
     }
 
     /// A frame came from a host, so somebody still knows that the guest is quiesced.
-    pub(super) fn note_host_alive(&mut self, now: Instant) {
+    pub(crate) fn note_host_alive(&mut self, now: Instant) {
         if self.state == State::Quiesced
             && let Some(quiescing) = &mut self.quiescing
         {
@@ -225,7 +225,7 @@ impl Agent {
     }
 
     /// Tells the host which sessions it waits for, and that the guest is alive.
-    pub(super) fn report_busy(&mut self, now: Instant) {
+    pub(crate) fn report_busy(&mut self, now: Instant) {
         let Some(Quiescing { token, control, .. }) = self.quiescing else {
             return;
         };
@@ -243,14 +243,14 @@ impl Agent {
     }
 
     /// Draining took as long as the host allows.
-    pub(super) fn give_up_draining(&mut self, now: Instant) {
+    pub(crate) fn give_up_draining(&mut self, now: Instant) {
         let count = self.sessions.asked_for().count();
         let text = format!("{count} sessions are still running");
         self.give_up_quiescing("drain", text, now);
     }
 
     /// The console did not drain.
-    pub(super) fn give_up_console(&mut self, now: Instant) {
+    pub(crate) fn give_up_console(&mut self, now: Instant) {
         let text = format!(
             "the console did not drain within {} s",
             CONSOLE_TIMEOUT.as_secs()
@@ -276,7 +276,7 @@ impl Agent {
 
     /// Part of the silence is over. After the last one the host is taken for gone, and the work
     /// need not go with it.
-    pub(super) fn note_silence(&mut self, now: Instant) {
+    pub(crate) fn note_silence(&mut self, now: Instant) {
         let Some(quiescing) = &mut self.quiescing else {
             return;
         };
@@ -297,7 +297,7 @@ impl Agent {
     }
 
     /// Forgets the quiescence; what the state becomes is the caller's to say.
-    pub(super) fn abandon_quiescing(&mut self) {
+    pub(crate) fn abandon_quiescing(&mut self) {
         self.quiescing = None;
         for timer in [
             Timer::Busy,
