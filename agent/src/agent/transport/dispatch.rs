@@ -1,12 +1,9 @@
 //! What the host asks for: one function that looks at every message, and the short answers. No I/O,
 //! no clock.
 //!
-//! The longer conversations are beside this file: [`naming`](crate::agent::rebind) for REBIND,
-//! [`quiescing`](crate::agent::rebind::quiesce) for QUIESCE and REOPEN, [`commands`](crate::agent::sessions::exec) for EXEC,
-//! [`attachments`](crate::agent::sessions::attachments) for ATTACH, [`streams`](crate::agent::sessions::streams) for what follows
-//! either, [`listing`](crate::agent::sessions::listing) for SESSIONS and SIGNAL, [`ending`](crate::agent::ending) for
-//! SHUTDOWN, [`waits`](crate::agent::rebind::checkpoints) for checkpoints and names, [`hooks`](crate::agent::rebind::hooks)
-//! for HOOKS.
+//! The longer conversations are in [`rebind`](crate::agent::rebind) and its folder, for REBIND,
+//! QUIESCE, checkpoints and hooks; in [`sessions`](crate::agent::sessions), for EXEC, ATTACH and
+//! what follows either; and in [`ending`](crate::agent::ending), for SHUTDOWN.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
