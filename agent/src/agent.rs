@@ -17,8 +17,8 @@
 //! Invariants:
 //! - The root state changes in one function, `Agent::set_state`, along [`state::transition`].
 //! - Every request is answered, or its connection is closed.
-//! - Whatever a peer or a child sends, memory stays within the limits named here, in [`transport::outbox`],
-//!   and for each session in its rings. Reaching a limit is a refusal or back-pressure for that
+//! - Whatever a peer or a child sends, memory stays within the limits named here, in `outbox`, and
+//!   for each session in its rings. Reaching a limit is a refusal or back-pressure for that
 //!   peer or child alone.
 //!
 //! Not here: descriptors, process ids beyond their number, the wording of system errors.

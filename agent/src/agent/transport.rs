@@ -1,8 +1,8 @@
 //! Connections to hosts and to programs of the guest: the listener, bytes to requests, and answers
 //! and output back to bytes.
 //!
-//! `connection` is one of them and `connections` all of them; `dispatch` finds the conversation that
-//! a request belongs to.
+//! `connection` is one of them and `connections` all of them; `dispatch` finds the conversation
+//! that a request belongs to.
 
 pub(crate) mod connection;
 pub(crate) mod connections;
