@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Each attached connection has a cursor per stream. What its socket takes is taken from there on,
-//! right from the rings (see [`output`](crate::agent::transport::output)); EXITED follows the last byte, and then the
+//! right from the rings (see `transport/output.rs`); EXITED follows the last byte, and then the
 //! connection is free for another session.
 //!
 //! Invariants:
