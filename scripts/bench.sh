@@ -37,7 +37,7 @@ USAGE
 }
 
 STARTED_IN=$PWD
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$TOP"
 
 # What is compared with, and what counts instructions and system calls. setup.sh has what the rest
@@ -47,26 +47,16 @@ PACKAGES=(socat dropbear-bin qemu-guest-agent busybox-static valgrind strace)
 LAB_MACHINES_MAX=6
 ALL_GROUPS=(exec streams footprint growth instructions lab)
 
-die_usage() {
-    echo "bench.sh: $*; see bench.sh --help" >&2
-    exit 2
-}
-
 # Installs the packages that are missing, if it can.
 install_peers() {
-    local package status
-    local -a missing=()
-    for package in "${PACKAGES[@]}"; do
-        status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
-        [[ $status == installed ]] || missing+=("$package")
-    done
+    local -a missing
+    mapfile -t missing < <(missing_packages "${PACKAGES[@]}")
     [[ ${#missing[@]} -gt 0 ]] || return 0
     if [[ $EUID -ne 0 ]]; then
-        echo "bench.sh: not measured, because not installed: ${missing[*]}" >&2
+        note "not measured, because not installed: ${missing[*]}"
         return 0
     fi
-    apt-get update --quiet
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"
+    install_packages "${missing[@]}"
 }
 
 # Prints the path of a program of the tests package, built static as the agent is.
@@ -138,7 +128,7 @@ measure_lab() {
             [[ $status -eq 125 ]] || break
         done
         if [[ $status -ne 0 ]]; then
-            echo "bench.sh: not all of lab-$vmm was measured" >&2
+            note "not all of lab-$vmm was measured"
             FAILED=1
         fi
     done
@@ -189,8 +179,7 @@ main() {
     scripts/setup.sh
     install_peers
     build
-    WORK=$(mktemp --directory)
-    trap 'rm --recursive --force "$WORK"' EXIT
+    make_work
     # Read before it may be replaced.
     [[ -z $COMPARE ]] || cp "$COMPARE" "$WORK/old.json"
 

@@ -20,15 +20,16 @@ Exit status: 0 on success, 1 if the build fails or the result is not static.
 USAGE
 }
 
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
 PRINT_FLAGS=
 case ${1:-} in
     --help) usage; exit 0 ;;
     --rustflags) PRINT_FLAGS=1 ;;
     '') ;;
-    *) echo "build-agent.sh: unknown argument $1; see build-agent.sh --help" >&2; exit 2 ;;
+    *) die_usage "unknown argument $1" ;;
 esac
 
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$TOP"
 
 # The target library is what matters, not who installed it: rustup or a distribution.
@@ -50,10 +51,9 @@ has_target "$target" || target=$machine-unknown-linux-gnu
 # addresses of functions. Not every linker can do it (lld and gold can, GNU ld cannot), so that it
 # is asked with an empty program.
 fold=-Clink-arg=-Wl,--icf=all
-probe=$(mktemp --directory)
-trap 'rm --recursive --force "$probe"' EXIT
+make_work
 # shellcheck disable=SC2086 # RUSTFLAGS is a list of words.
-rustc ${RUSTFLAGS:-} --target "$target" "$fold" -o "$probe/empty" - <<<'fn main() {}' 2>/dev/null ||
+rustc ${RUSTFLAGS:-} --target "$target" "$fold" -o "$WORK/empty" - <<<'fn main() {}' 2>/dev/null ||
     fold=
 
 # With --target, RUSTFLAGS reach the agent only and not build scripts and macros, which must stay
@@ -68,7 +68,6 @@ RUSTFLAGS=$flags cargo build --quiet --locked --release --package agent --bin gu
 
 binary=${CARGO_TARGET_DIR:-$TOP/target}/$target/release/guest-agent
 if readelf --wide --program-headers "$binary" | grep --quiet INTERP; then
-    echo "build-agent.sh: $binary wants a dynamic linker; is another linker set in a cargo configuration?" >&2
-    exit 1
+    die "$binary wants a dynamic linker; is another linker set in a cargo configuration?"
 fi
 echo "$binary"

@@ -25,22 +25,20 @@ test fails, 2 for wrong usage, 3 without cargo-tarpaulin.
 USAGE
 }
 
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
 WRITE=
 case ${1:-} in
     --help) usage; exit 0 ;;
     --write) WRITE=1 ;;
     '') ;;
-    *) echo "coverage.sh: unknown argument $1; see coverage.sh --help" >&2; exit 2 ;;
+    *) die_usage "unknown argument $1" ;;
 esac
 
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$TOP"
-if ! cargo tarpaulin --version >/dev/null 2>&1; then
-    echo "coverage.sh: cargo-tarpaulin is missing; cargo install --locked cargo-tarpaulin" >&2
-    exit 3
-fi
-WORK=$(mktemp --directory)
-trap 'rm --recursive --force "$WORK"' EXIT
+cargo tarpaulin --version >/dev/null 2>&1 ||
+    DIE_STATUS=3 die "cargo-tarpaulin is missing; cargo install --locked cargo-tarpaulin"
+make_work
 
 # ptrace(2) and line tables need nothing of LLVM, which few toolchains bring along. What is traced
 # is not itself: so the tests of the shell and of system calls are left out, and a line of several

@@ -25,7 +25,7 @@ of the step that failed; 2 for wrong usage.
 USAGE
 }
 
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$TOP"
 
 VMM=
@@ -33,16 +33,13 @@ INSIDE=
 while [[ $# -gt 0 ]]; do
     case $1 in
         --vmm)
-            [[ ${2:-} == firecracker || ${2:-} == qemu ]] || {
-                echo "demo.sh: --vmm takes firecracker or qemu" >&2
-                exit 2
-            }
+            [[ ${2:-} == firecracker || ${2:-} == qemu ]] || die_usage "--vmm takes firecracker or qemu"
             VMM=$2
             shift
             ;;
         --inside) INSIDE=1 ;;
         --help) usage; exit 0 ;;
-        *) echo "demo.sh: unknown argument $1; see demo.sh --help" >&2; exit 2 ;;
+        *) die_usage "unknown argument $1" ;;
     esac
     shift
 done

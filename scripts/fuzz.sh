@@ -33,18 +33,11 @@ something that is needed is missing.
 USAGE
 }
 
-die() {
-    echo "fuzz.sh: $1; see fuzz.sh --help" >&2
-    exit 2
-}
-
-lacks() {
-    echo "fuzz.sh: $*" >&2
-    exit 3
-}
-
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$TOP"
+# What dies here lacks something that it needs.
+# shellcheck disable=SC2034 # read by die
+DIE_STATUS=3
 FUZZ_DIR=tests/fuzz/libfuzzer
 # A single allocation may not be larger: no input is, and none is worth so much.
 MALLOC_MIB_MAX=64
@@ -52,8 +45,7 @@ MALLOC_MIB_MAX=64
 FOUND_MAX=20
 FOUND_LEN_MAX=600
 
-WORK=$(mktemp --directory)
-trap 'rm --recursive --force "$WORK"' EXIT
+make_work
 
 declare -a ALL=() TARGETS=()
 for file in "$FUZZ_DIR"/targets/*.rs; do
@@ -65,16 +57,16 @@ MINIMISE=
 while [[ $# -gt 0 ]]; do
     case $1 in
         --seconds)
-            [[ ${2:-} =~ ^[1-9][0-9]{0,8}$ ]] || die "--seconds takes a number from 1 to 999999999"
+            need_number "$1" "${2:-}"
             SECONDS_EACH=$2
             shift
             ;;
         --minimise) MINIMISE=1 ;;
         --help) usage; exit 0 ;;
         all) TARGETS+=("${ALL[@]}") ;;
-        -*) die "unknown argument $1" ;;
+        -*) die_usage "unknown argument $1" ;;
         *)
-            [[ -f $FUZZ_DIR/targets/$1.rs ]] || die "no target $1; there are ${ALL[*]}"
+            [[ -f $FUZZ_DIR/targets/$1.rs ]] || die_usage "no target $1; there are ${ALL[*]}"
             TARGETS+=("$1")
             ;;
     esac
@@ -84,18 +76,18 @@ done
 
 # Prints the toolchain to use.
 find_toolchain() {
-    command -v rustup >/dev/null || lacks "rustup is not installed; see https://rustup.rs"
+    command -v rustup >/dev/null || die "rustup is not installed; see https://rustup.rs"
     local toolchain=${FUZZ_TOOLCHAIN:-}
     [[ -n $toolchain ]] || toolchain=$(rustup toolchain list | cut --delimiter=' ' --fields=1 |
         sed --quiet '/^nightly/p' | tail --lines=1)
-    [[ -n $toolchain ]] || lacks "libFuzzer needs a nightly toolchain, and there is none;" \
+    [[ -n $toolchain ]] || die "libFuzzer needs a nightly toolchain, and there is none;" \
         "rustup toolchain install nightly --profile minimal"
     echo "$toolchain"
 }
 
 TOOLCHAIN=$(find_toolchain)
 cargo fuzz --version >/dev/null 2>&1 ||
-    lacks "cargo-fuzz is not installed; cargo install --locked cargo-fuzz"
+    die "cargo-fuzz is not installed; cargo install --locked cargo-fuzz"
 # The longest input that is worth its time, for each target, as the test has it.
 cargo run --quiet --locked --package fuzz >"$WORK/targets"
 
@@ -133,7 +125,7 @@ minimise() {
 
 FAILED=()
 for target in "${TARGETS[@]}"; do
-    printf '\n== %s\n' "$target"
+    headline "$target"
     run "$target" || FAILED+=("$target")
     [[ -z $MINIMISE ]] || minimise "$target"
 done

@@ -37,19 +37,7 @@ Exit status: 0 on success, 1 if the kernel cannot be had, 2 for wrong usage.
 USAGE
 }
 
-die() {
-    echo "kernel.sh: $*" >&2
-    exit 1
-}
-
-note() {
-    echo "kernel.sh: $*" >&2
-}
-
-need() {
-    command -v "$1" >/dev/null 2>&1 ||
-        die "the program '$1' is missing; run scripts/setup.sh"
-}
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # Prints the package that the meta package currently stands for. A signed and
 # an unsigned kernel carry the same version; the meta package knows which.
@@ -58,18 +46,6 @@ kernel_package() {
         --no-breaks --no-replaces --no-enhances "$META_PACKAGE" 2>/dev/null |
         sed --quiet 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' |
         head --lines=1
-}
-
-# Downloads package $1 into the current directory.
-download() {
-    local -a options=()
-    # As root apt drops to the user _apt, who cannot write into a private
-    # directory, and says so at length; downloading as root is harmless here
-    # because apt verifies the package's hash.
-    if [[ $EUID -eq 0 ]]; then
-        options=(--option APT::Sandbox::User=root)
-    fi
-    apt-get "${options[@]}" --quiet=2 download "$1" >&2
 }
 
 # Package lists may be absent (a container image) or older than the archive (the
@@ -81,7 +57,7 @@ fetch_package() {
         name=${wanted:-$(kernel_package)}
         if [[ -n $name ]]; then
             note "downloading $name"
-            if download "$name"; then
+            if apt-get "${APT_OPTIONS[@]}" download "$name" >&2; then
                 return
             fi
         fi
@@ -170,29 +146,29 @@ unpack() {
     rm --recursive --force "$dir/unpacked"
     extract_vmlinux "$dir/vmlinuz" "$dir/vmlinux"
     # The package leaves modules.dep to its installation script.
-    "$DEPMOD" --basedir "$dir" "$version"
+    depmod --basedir "$dir" "$version"
     echo "$version" >"$dir/version"
 }
 
-# Fetches the kernel that LAB_KERNEL stands for, and makes the link $1 lead to it.
+# Fetches the kernel that LAB_KERNEL stands for, and makes LINK lead to it.
 provide() {
-    local link=$1 wanted=$LAB_KERNEL work package name
+    local wanted=$LAB_KERNEL package name
+    # Another caller may have fetched it meanwhile.
+    [[ $REFRESH == yes || ! -e $LINK/version ]] || return 0
     need dpkg-deb
     need tar
-    DEPMOD=$(PATH=$PATH:/usr/sbin:/sbin command -v depmod) ||
-        die "the program 'depmod' is missing; run scripts/setup.sh"
-
-    work=$(mktemp --directory "$CACHE/kernel/.new.XXXXXX")
-    # shellcheck disable=SC2064 # the directory is known now, not at exit
-    trap "rm --recursive --force '$work'" EXIT
+    PATH=$PATH:/usr/sbin:/sbin
+    need depmod
+    # Beside the cache's other kernels, so that a rename moves what is unpacked here.
+    TMPDIR=$CACHE/kernel make_work
 
     if [[ $wanted == *.deb ]]; then
         [[ -r $wanted ]] || die "cannot read LAB_KERNEL=$wanted"
         package=$(realpath "$wanted")
     else
-        (cd "$work" && fetch_package "$wanted")
-        package=$(find "$work" -maxdepth 1 -name '*.deb' -print -quit)
-        [[ -n $package ]] || die "apt-get download left no package in $work"
+        (cd "$WORK" && fetch_package "$wanted")
+        package=$(find "$WORK" -maxdepth 1 -name '*.deb' -print -quit)
+        [[ -n $package ]] || die "apt-get download left no package in $WORK"
     fi
 
     # Named after package and version, so that a refreshed kernel never
@@ -200,14 +176,12 @@ provide() {
     name=$(dpkg-deb --field "$package" Package)_$(dpkg-deb --field "$package" Version)
     if [[ ! -d $CACHE/kernel/$name ]]; then
         note "unpacking $name"
-        unpack "$package" "$work/tree"
-        mv --no-target-directory "$work/tree" "$CACHE/kernel/$name"
+        unpack "$package" "$WORK/tree"
+        mv --no-target-directory "$WORK/tree" "$CACHE/kernel/$name"
     fi
-    ln --symbolic "$name" "$work/link"
-    mv --force --no-target-directory "$work/link" "$link"
+    ln --symbolic "$name" "$WORK/link"
+    mv --force --no-target-directory "$WORK/link" "$LINK"
     note "using $CACHE/kernel/$name"
-    rm --recursive --force "$work"
-    trap - EXIT
 }
 
 REFRESH=no
@@ -217,19 +191,15 @@ while [[ $# -gt 0 ]]; do
         --help) usage && exit 0 ;;
         --refresh) REFRESH=yes ;;
         vmlinux | vmlinuz | modules | version | dir) QUERY=$1 ;;
-        *)
-            echo "kernel.sh: unknown argument '$1'; see kernel.sh --help" >&2
-            exit 2
-            ;;
+        *) die_usage "unknown argument '$1'" ;;
     esac
     shift
 done
 
 META_PACKAGE=linux-image-amd64
 LAB_KERNEL=${LAB_KERNEL:-}
-CACHE=${LAB_CACHE:-${XDG_CACHE_HOME:-${HOME:?is not set; set LAB_CACHE}/.cache}/host-tool-lab}
+make_cache
 mkdir --parents "$CACHE/kernel"
-CACHE=$(realpath "$CACHE")
 
 if [[ -n $LAB_KERNEL ]]; then
     KEY=$(basename "$LAB_KERNEL" .deb)
@@ -239,15 +209,7 @@ fi
 LINK=$CACHE/kernel/$KEY.current
 
 if [[ $REFRESH == yes || ! -e $LINK/version ]]; then
-    # One caller fetches, the others wait for it and then find the cache. The
-    # lock ends with its holder, so an interrupted fetch leaves none behind.
-    exec 9>"$CACHE/kernel/.lock"
-    need flock
-    flock 9
-    if [[ $REFRESH == yes || ! -e $LINK/version ]]; then
-        provide "$LINK"
-    fi
-    exec 9>&-
+    under_lock "$CACHE/kernel/.lock" provide
 fi
 
 DIR=$(realpath "$LINK")

@@ -35,8 +35,7 @@ Environment read in emulated mode:
                quarters of the free memory allow, at least 3072
   LAB_SMP      its processors, default 1; with more, the emulator now and then
                shuts a guest's processor down, and everything is slower
-  LAB_QEMU     the program that emulates it, default qemu-system-x86_64; 10.0 is
-               better at it than 7.2, under which guests now and then stand still
+  LAB_QEMU     the program that emulates it, default: see emulator.sh
   LAB_CONSOLE  a file for its console, default: dropped unless something fails
   LAB_APPEND   more kernel parameters for it
 
@@ -56,14 +55,9 @@ Exit status: COMMAND's own (126 not runnable, 127 not found, 128+n signal n);
 USAGE
 }
 
-die() {
-    echo "lab.sh: $*" >&2
-    exit 125
-}
-
-note() {
-    echo "lab.sh: $*" >&2
-}
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck disable=SC2034 # read by die
+DIE_STATUS=125
 
 # Whether this machine itself can run stock guests with vsock. A /dev/kvm alone
 # says little: there are machines that have one without svm or vmx, and only
@@ -88,8 +82,7 @@ choose_mode() {
             fi
             ;;
         *)
-            echo "lab.sh: LAB_MODE is '$LAB_MODE', neither direct nor emulated" >&2
-            exit 2
+            die_usage "LAB_MODE is '$LAB_MODE', neither direct nor emulated"
             ;;
     esac
 }
@@ -163,8 +156,8 @@ outer_initramfs() {
     local busybox=/bin/busybox kernel_dir key image
     [[ -x $busybox ]] || busybox=$(command -v busybox) ||
         die "busybox is missing; run scripts/setup.sh"
-    kernel_dir=$("$HERE/kernel.sh" dir)
-    key=$(cat "$HERE"/lab.sh "$HERE"/lab-init.sh "$HERE"/mkinitramfs.sh "$busybox" | sha256sum | head --bytes=16)
+    kernel_dir=$("$TOP/scripts/kernel.sh" dir)
+    key=$(cat "$TOP"/scripts/lab.sh "$TOP"/scripts/lab-init.sh "$TOP"/scripts/mkinitramfs.sh "$busybox" | sha256sum | head --bytes=16)
     image=$kernel_dir/lab-$key.cpio
     if [[ ! -e $image ]]; then
         local -a modules=()
@@ -172,8 +165,8 @@ outer_initramfs() {
         for name in "${OUTER_MODULES[@]}"; do
             modules+=(--module "$name")
         done
-        "$HERE/mkinitramfs.sh" --init "$HERE/lab-init.sh" --file "$busybox:/bin/busybox" \
-            --modules-from "$("$HERE/kernel.sh" modules)" "${modules[@]}" --out "$image" >/dev/null
+        "$TOP/scripts/mkinitramfs.sh" --init "$TOP/scripts/lab-init.sh" --file "$busybox:/bin/busybox" \
+            --modules-from "$("$TOP/scripts/kernel.sh" modules)" "${modules[@]}" --out "$image" >/dev/null
     fi
     echo "$image"
 }
@@ -226,13 +219,12 @@ watch_pulse() {
 
 run_emulated() {
     local control=$WORK/control console=${LAB_CONSOLE:-$WORK/console} memory initramfs vmlinux
-    local emulator=${LAB_QEMU:-qemu-system-x86_64}
-    command -v "$emulator" >/dev/null ||
-        die "$emulator is missing; run scripts/setup.sh, or name another with LAB_QEMU"
+    local emulator
+    emulator=$("$TOP/scripts/emulator.sh") || die "there is no emulator for the outer machine"
     read -r LAB_EMULATOR < <("$emulator" --version)
     export LAB_EMULATOR
     memory=$(outer_memory)
-    vmlinux=$("$HERE/kernel.sh" vmlinux) || die "there is no kernel for the outer machine"
+    vmlinux=$("$TOP/scripts/kernel.sh" vmlinux) || die "there is no kernel for the outer machine"
     initramfs=$(outer_initramfs) || die "there is no initramfs for the outer machine"
 
     mkdir "$control"
@@ -303,16 +295,13 @@ main() {
             ;;
         --) shift ;;
         -*)
-            echo "lab.sh: unknown option '$1'; see lab.sh --help" >&2
-            exit 2
+            die_usage "unknown option '$1'"
             ;;
     esac
     if [[ $# -eq 0 ]]; then
-        echo "lab.sh: no command given; see lab.sh --help" >&2
-        exit 2
+        die_usage "no command given"
     fi
 
-    HERE=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
     TIMEOUT=${LAB_TIMEOUT:-1800}
     [[ $TIMEOUT =~ ^[0-9]+$ ]] || die "LAB_TIMEOUT is '$TIMEOUT', not a number of seconds"
     # In load order where it matters to a reader; dependencies come by themselves.

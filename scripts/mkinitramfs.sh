@@ -43,15 +43,7 @@ Exit status: 0 on success, 1 if the image cannot be made, 2 for wrong usage.
 USAGE
 }
 
-die() {
-    echo "mkinitramfs.sh: $*" >&2
-    exit 1
-}
-
-die_usage() {
-    echo "mkinitramfs.sh: $*; see mkinitramfs.sh --help" >&2
-    exit 2
-}
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # Copies the file or symlink's target $1 to the absolute path $2 of the image.
 add_file() {
@@ -66,7 +58,7 @@ add_file() {
 # this machine's blacklists and options say nothing about the guest.
 module_files() {
     local name=$1 base=${MODULES_FROM%/lib/modules/*} verb file
-    "$MODPROBE" --config=/dev/null --dirname="$base" --set-version="${MODULES_FROM##*/}" \
+    modprobe --config=/dev/null --dirname="$base" --set-version="${MODULES_FROM##*/}" \
         --show-depends "$name" >"$WORK/depends" 2>"$WORK/errors" ||
         die "no module '$name' for the kernel in $MODULES_FROM: $(tail --lines=1 "$WORK/errors")"
     while read -r verb file; do
@@ -152,13 +144,13 @@ for pair in "${FILES[@]}"; do
     [[ $pair == *?:/?* ]] || die_usage "'$pair' is not SRC:DEST with an absolute DEST"
 done
 
-command -v cpio >/dev/null || die "the program 'cpio' is missing; run scripts/setup.sh"
-MODPROBE=$(PATH=$PATH:/usr/sbin:/sbin command -v modprobe) ||
-    die "the program 'modprobe' is missing; run scripts/setup.sh"
+need cpio
+PATH=$PATH:/usr/sbin:/sbin
+need modprobe
 
 # Modes in the image must not depend on the caller's umask.
 umask 022
-WORK=$(mktemp --directory "${TMPDIR:-/tmp}/mkinitramfs.XXXXXX")
+make_work
 NEW=$OUT.new.$$
 trap 'rm --recursive --force "$WORK" "$NEW"' EXIT
 TREE=$WORK/tree

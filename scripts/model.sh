@@ -17,16 +17,16 @@ Exit status: 0 when everything was explored, 1 otherwise, 2 for wrong usage.
 USAGE
 }
 
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
 case ${1-} in
     '') ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
 
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$TOP"
-WORK=$(mktemp --directory)
-trap 'rm --recursive --force "$WORK"' EXIT
+make_work
 
 sed '/^<!-- What follows is written/q' docs/model.md >"$WORK/page"
 echo >>"$WORK/page"

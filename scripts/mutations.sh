@@ -42,7 +42,7 @@ without a defect; 2 for wrong usage.
 USAGE
 }
 
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$TOP"
 RUNS=${MUTATIONS_RUNS:-200000}
 # Longest that the tests of one tier may take, in seconds. A test that waits in vain gives up after
@@ -59,18 +59,14 @@ while [[ $# -gt 0 ]]; do
         --write) is_written=1 ;;
         -*) usage >&2; exit 2 ;;
         *)
-            if [[ ! -f tests/mutations/$1.patch ]]; then
-                echo "mutations.sh: there is no tests/mutations/$1.patch" >&2
-                exit 2
-            fi
+            [[ -f tests/mutations/$1.patch ]] || die_usage "there is no tests/mutations/$1.patch"
             NAMES+=("$1")
             ;;
     esac
     shift
 done
 if [[ -n $is_written && ${#NAMES[@]} -gt 0 ]]; then
-    echo "mutations.sh: the table is written of all mutations, so --write takes no names" >&2
-    exit 2
+    die_usage "the table is written of all mutations, so --write takes no names"
 fi
 if [[ ${#NAMES[@]} -eq 0 ]]; then
     for patch in tests/mutations/*.patch; do
@@ -78,17 +74,7 @@ if [[ ${#NAMES[@]} -eq 0 ]]; then
     done
 fi
 
-WORK=$(mktemp --directory)
-trap 'rm --recursive --force "$WORK"' EXIT
-
-note() {
-    printf '\n== %s\n' "$*"
-}
-
-die() {
-    echo "mutations.sh: $*" >&2
-    exit 1
-}
+make_work
 
 # A line of a patch's preamble: field NAME KEY.
 field() {
@@ -169,7 +155,7 @@ outcome() {
 
 # Every test that a patch names passes, and so does each defect of the model, which is one test.
 run_without_defect() {
-    note "without a defect"
+    headline "without a defect"
     local name tier log test
     for name in "${NAMES[@]}"; do
         items "$name"
@@ -214,7 +200,7 @@ catch() {
     fi
     for test in "${tests[@]}"; do
         if [[ $(outcome "$log" "$test") != FAILED ]]; then
-            echo "mutations.sh: $name: $test does not fail (status $status)" >&2
+            note "$name: $test does not fail (status $status)"
             return 1
         fi
         caught+=${caught:+, }"\`$test\`"
@@ -265,7 +251,7 @@ write_table() {
 
 copy_tree
 run_without_defect
-note "${#NAMES[@]} mutations"
+headline "${#NAMES[@]} mutations"
 for name in "${NAMES[@]}"; do
     try_mutation "$name"
 done

@@ -21,44 +21,36 @@ not installed, 2 for wrong usage.
 USAGE
 }
 
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
 CHECK=
 case ${1:-} in
     --help) usage; exit 0 ;;
     --check) CHECK=1 ;;
     '') ;;
-    *) echo "setup.sh: unknown argument $1; see setup.sh --help" >&2; exit 2 ;;
+    *) die_usage "unknown argument $1" ;;
 esac
 
 # binutils: readelf. gcc, libc6-dev: Rust's linker, and the static C library. tmux: a terminal for
-# tests. The rest is the lab: the VMM, the outer machine's init, its image, its modules, and what
-# kernels are packed with.
-PACKAGES=(binutils gcc libc6-dev tmux qemu-system-x86 busybox-static cpio iproute2 kmod gzip xz-utils zstd lz4)
+# tests. shellcheck: the style tier. valgrind: the instruction counts. jq: README's script. The rest
+# is the lab: the VMM, the outer machine's init, its image, its modules, and what kernels are packed
+# with.
+PACKAGES=(binutils gcc libc6-dev tmux shellcheck valgrind jq
+    qemu-system-x86 busybox-static cpio iproute2 kmod gzip xz-utils zstd lz4)
 
-command -v dpkg-query >/dev/null || {
-    echo "setup.sh: this is not a Debian system; install what these packages hold: ${PACKAGES[*]}" >&2
-    exit 1
-}
-command -v cargo >/dev/null || {
-    echo "setup.sh: cargo is missing; install Rust 1.88 or newer with rustup, clippy and rustfmt included" >&2
-    exit 1
-}
+command -v dpkg-query >/dev/null ||
+    die "this is not a Debian system; install what these packages hold: ${PACKAGES[*]}"
+command -v cargo >/dev/null ||
+    die "cargo is missing; install Rust 1.88 or newer with rustup, clippy and rustfmt included"
 
-missing=()
-for package in "${PACKAGES[@]}"; do
-    status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
-    [[ $status == installed ]] || missing+=("$package")
-done
-
+mapfile -t missing < <(missing_packages "${PACKAGES[@]}")
 if [[ ${#missing[@]} -eq 0 ]]; then
     echo "setup.sh: everything is installed"
     exit 0
 fi
-install=(apt-get install --yes --no-install-recommends "${missing[@]}")
 if [[ -n $CHECK || $EUID -ne 0 ]]; then
-    echo "setup.sh: missing: ${missing[*]}" >&2
-    echo "setup.sh: as root, run: apt-get update && ${install[*]}" >&2
-    exit 1
+    note "missing: ${missing[*]}"
+    die "as root, run: apt-get update && apt-get install --no-install-recommends ${missing[*]}"
 fi
 echo "setup.sh: installing ${missing[*]}"
-apt-get update --quiet
-DEBIAN_FRONTEND=noninteractive "${install[@]}"
+install_packages "${missing[@]}"

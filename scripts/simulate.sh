@@ -23,16 +23,15 @@ Exit status: 0 when every schedule held, 1 when one did not, 2 for wrong usage.
 USAGE
 }
 
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
 declare -a ARGUMENTS=()
 has_seconds='' has_seed=''
 while [[ $# -gt 0 ]]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
         --runs | --seconds | --seed)
-            if [[ ! ${2-} =~ ^[0-9]+$ ]]; then
-                echo "simulate.sh: $1 needs a number; see simulate.sh --help" >&2
-                exit 2
-            fi
+            [[ ${2-} =~ ^[0-9]+$ ]] || die_usage "$1 needs a number"
             [[ $1 != --seconds ]] || has_seconds=1
             [[ $1 != --seed ]] || has_seed=1
             ARGUMENTS+=("$1" "$2")
@@ -45,7 +44,6 @@ if [[ -n $has_seconds && -z $has_seed ]]; then
     ARGUMENTS+=(--seed "$(date +%s)000000")
 fi
 
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$TOP"
 cargo build --quiet --locked --profile model --package simulation
 exec target/model/simulation "${ARGUMENTS[@]}"

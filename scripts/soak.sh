@@ -32,16 +32,7 @@ usage.
 USAGE
 }
 
-die() {
-    echo "soak.sh: $1; see soak.sh --help" >&2
-    exit 2
-}
-
-# Prints the number $2, which is given for the option $1.
-number() {
-    [[ ${2:-} =~ ^[1-9][0-9]{0,8}$ ]] || die "$1 takes a number from 1 to 999999999, not ${2:-nothing}"
-    echo "$2"
-}
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 SECONDS_MAX=
 RESTORES=
@@ -49,22 +40,21 @@ SEED=1
 VMM=
 while [[ $# -gt 0 ]]; do
     case $1 in
-        --seconds) SECONDS_MAX=$(number "$1" "${2:-}"); shift ;;
-        --restores) RESTORES=$(number "$1" "${2:-}"); shift ;;
-        --seed) SEED=$(number "$1" "${2:-}"); shift ;;
+        --seconds) need_number "$1" "${2:-}"; SECONDS_MAX=$2; shift ;;
+        --restores) need_number "$1" "${2:-}"; RESTORES=$2; shift ;;
+        --seed) need_number "$1" "${2:-}"; SEED=$2; shift ;;
         --vmm)
-            [[ ${2:-} == firecracker || ${2:-} == qemu ]] || die "--vmm takes firecracker or qemu"
+            [[ ${2:-} == firecracker || ${2:-} == qemu ]] || die_usage "--vmm takes firecracker or qemu"
             VMM=$2
             shift
             ;;
         --help) usage; exit 0 ;;
-        *) die "unknown argument $1" ;;
+        *) die_usage "unknown argument $1" ;;
     esac
     shift
 done
 [[ -n $SECONDS_MAX || -n $RESTORES ]] || SECONDS_MAX=600
 
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [[ -z $SECONDS_MAX ]] || export TEST_SOAK_SECONDS=$SECONDS_MAX
 [[ -z $RESTORES ]] || export TEST_SOAK_RESTORES=$RESTORES
 export TEST_SOAK_SEED=$SEED

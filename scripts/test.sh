@@ -14,8 +14,8 @@ Installs what is needed (setup.sh), runs the tiers named, or all, in this
 order, and prints a summary. ARGUMENTs go to the test programs, such as a part
 of a test's name; give them with one tier only.
 
-  style    cargo fmt, clippy with warnings as errors, rustdoc, shellcheck where
-           it is installed, and the tidy test
+  style    cargo fmt, clippy with warnings as errors, rustdoc, shellcheck
+           and the tidy test
   unit     unit, table and simulation tests of the crates, the protocol
            document's examples, the exploration of the handshake, a million
            simulated schedules, and every fuzz target for a second
@@ -39,16 +39,11 @@ if [[ -z ${TEST_DEFAULT_SIGNALS:-} ]]; then
     TEST_DEFAULT_SIGNALS=1 exec env --default-signal "${BASH_SOURCE[0]}" "$@"
 fi
 
-TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$TOP"
-WORK=$(mktemp --directory)
-trap 'rm --recursive --force "$WORK"' EXIT
+make_work
 
 declare -a TIERS=() ARGUMENTS=() FAILED=()
-
-note() {
-    printf '\n== %s\n' "$*"
-}
 
 # Runs a command whose output is shown and kept as the log of the tier $1.
 logged() {
@@ -58,20 +53,16 @@ logged() {
 }
 
 run_style() {
-    note "style: fmt, clippy, rustdoc, tidy"
+    headline "style: fmt, clippy, rustdoc, tidy"
     cargo fmt --all --check
     cargo clippy --quiet --locked --workspace --all-targets -- --deny warnings
     RUSTDOCFLAGS='--deny warnings' cargo doc --quiet --locked --workspace --no-deps --document-private-items
-    if command -v shellcheck >/dev/null; then
-        shellcheck --severity=warning scripts/*.sh .ci/run
-    else
-        echo "skipped: style shellcheck: it is not installed" | tee --append "$WORK/style.log"
-    fi
+    shellcheck --severity=warning scripts/*.sh .ci/run
     logged style cargo test --quiet --locked --package tests --test tidy -- "${ARGUMENTS[@]}"
 }
 
 run_unit() {
-    note "unit: machines, codecs, tables, simulation"
+    headline "unit: machines, codecs, tables, simulation"
     logged unit cargo test --locked --package shared --package agent --package host -- "${ARGUMENTS[@]}"
     # Millions of steps, so optimized; its threads share the cores as it is, so one test at a time.
     logged unit cargo test --locked --profile model --package model -- --test-threads=1 "${ARGUMENTS[@]}"
@@ -82,16 +73,8 @@ run_unit() {
     logged unit cargo test --locked --package tests --bin bench -- "${ARGUMENTS[@]}"
 }
 
-# Without valgrind the instructions are not counted, and the summary says so.
-install_valgrind() {
-    ! command -v valgrind >/dev/null && [[ $EUID -eq 0 ]] || return 0
-    apt-get update --quiet
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends valgrind
-}
-
 run_process() {
-    note "process: the two programs on Unix sockets"
-    install_valgrind
+    headline "process: the two programs on Unix sockets"
     cargo build --quiet --locked --workspace
     logged process cargo test --locked --package tests --test it --test instructions -- "${ARGUMENTS[@]}"
 }
@@ -104,7 +87,7 @@ lab_program() {
 }
 
 run_lab() {
-    note "lab: real microVMs"
+    headline "lab: real microVMs"
     cargo build --quiet --locked --workspace
     local program agent
     program=$(lab_program)
@@ -130,26 +113,7 @@ run_lab() {
     if [[ -n ${CI:-} && -z ${TEST_LAB_SET:-} && $(scripts/lab.sh --which) == emulated ]]; then
         export TEST_LAB_SET=quick
     fi
-    run_lab_program "$program"
-}
-
-# Runs the lab's test program. An outer machine that died or stood still says nothing about the
-# programs in it: the cases that had not passed by then are run in another one, and that is said.
-run_lab_program() {
-    local program=$1 attempt status name
-    local -a passed=()
-    for attempt in 1 2 3 4 5; do
-        status=0
-        logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}" "${passed[@]}" || status=$?
-        [[ $status -eq 125 && $attempt -lt 5 ]] || return "$status"
-        # With a part of a name among the arguments, these have to be parts of names as well.
-        [[ ${#ARGUMENTS[@]} -gt 0 ]] && passed=() || passed=(--exact)
-        while read -r name; do
-            passed+=(--skip "$name")
-        done < <(sed --quiet --regexp-extended 's/^test ([^ ]+) +\.\.\. ok$/\1/p' "$WORK/lab.log")
-        echo "note: the lab's outer machine ended early; the cases that had not passed are run in another" |
-            tee --append "$WORK/lab.log"
-    done
+    logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}"
 }
 
 # The image of the tests: the agent, drivers for disks and network, and a shell for commands to run.
@@ -179,7 +143,7 @@ count() {
 }
 
 summary() {
-    note "summary"
+    headline "summary"
     local tier passed failed ignored sum_passed=0 sum_failed=0 sum_ignored=0
     for tier in "${TIERS[@]}"; do
         [[ -f $WORK/$tier.log ]] || continue
@@ -204,7 +168,7 @@ while [[ $# -gt 0 ]]; do
         style | unit | process | lab) TIERS+=("$1") ;;
         --help) usage; exit 0 ;;
         --) shift; ARGUMENTS=("$@"); break ;;
-        *) echo "test.sh: unknown tier $1; see test.sh --help" >&2; exit 2 ;;
+        *) die_usage "unknown tier $1" ;;
     esac
     shift
 done
