@@ -100,7 +100,7 @@ fn main() -> ExitCode {
     if let Some(plan) = Plan::from_environment() {
         let soaks = Vmm::ALL.map(|vmm| {
             let soak = move || {
-                soak::run(vmm, plan, is_lost);
+                soak::run(vmm, plan);
                 Ok(())
             };
             Trial::test(format!("{vmm}::soak"), soak).with_ignored_flag(vmm.missing().is_some())
@@ -113,9 +113,8 @@ fn main() -> ExitCode {
             println!("skipped: lab {vmm}: {reason}");
         }
         for &(name, case) in &cases {
-            let full_name = format!("{vmm}::{name}");
-            let trial = Trial::test(full_name.clone(), move || {
-                run(&full_name, vmm, case);
+            let trial = Trial::test(format!("{vmm}::{name}"), move || {
+                run(vmm, case);
                 Ok(())
             });
             let is_left_out = (is_quick && !QUICK.contains(&name))
@@ -126,40 +125,11 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// How often a case is begun anew after a fault of the emulator.
-const REPEATS_MAX: u32 = 2;
-
-/// Runs a case. In the emulated lab it is begun anew, and that is said, when a guest's processor
-/// was shut down under it: QEMU's emulation of SVM now and then makes a guest triple-fault in the
-/// midst of plain work (with two processors about once in fifty cases, on Firecracker and QEMU
-/// alike), which no program in the guest can cause or prevent. Any other failure is one.
-fn run(name: &str, vmm: Vmm, case: fn(&Machine)) {
-    for repeats_left in (0..=REPEATS_MAX).rev() {
-        let machine = Machine::new(vmm);
-        let Err(panic) = catch_unwind(AssertUnwindSafe(|| case(&machine))) else {
-            return;
-        };
-        let text = panic.downcast_ref::<String>().map_or("", String::as_str);
-        let logs = machine.logs();
-        if repeats_left > 0 && is_lost(&format!("{text}{logs}")) {
-            println!("note: the emulator shut a processor down in {name}, which is begun anew");
-            continue;
-        }
-        eprintln!("{logs}{}", machine.look_at_processors());
+/// Runs a case. After a failure, the logs and the state of the processors say what it met.
+fn run(vmm: Vmm, case: fn(&Machine)) {
+    let machine = Machine::new(vmm);
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| case(&machine))) {
+        eprintln!("{}{}", machine.logs(), machine.look_at_processors());
         resume_unwind(panic);
     }
-}
-
-/// Whether these texts of a case tell of a fault of the emulator.
-fn is_lost(text: &str) -> bool {
-    std::env::var("LAB").as_deref() == Ok("emulated") && is_triple_fault(text)
-}
-
-/// Whether a VMM says that its guest's processor was shut down. Firecracker says it in words; QEMU,
-/// told not to reboot, ends well, and the guest's kernel has not said that it powers off.
-fn is_triple_fault(text: &str) -> bool {
-    let ended_well = text.contains("the VMM ended with exit code 0")
-        || text.contains("the VMM ended: exit code 0");
-    text.contains("Unexpected exit reason on vcpu run: Shutdown")
-        || (ended_well && !text.contains("reboot: "))
 }
