@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Measures both programs beside what people would use instead, and makes the report of it.
+# Measures both programs beside what people would use instead, and makes the report.
 #
 # Run `bench.sh --help` for usage and exit status.
 
@@ -10,9 +10,9 @@ usage() {
     cat <<'USAGE'
 Usage: scripts/bench.sh [--quick] [--out DIR] [--compare OLD.json] [GROUP]...
 
-Installs what it needs, builds release binaries, measures the groups named, or
-all, and writes DIR/benchmarks.json, DIR/benchmarks.md and plots in
-DIR/benchmarks/. Figures of groups that are not named are kept if DIR has them.
+Installs what it needs, builds release binaries, measures the given groups or all,
+and writes DIR/benchmarks.json and DIR/benchmarks.md. Figures of other groups
+that DIR already has are kept.
 
   exec          round trips of commands, against posix_spawn, socat, the QEMU
                 guest agent and ssh (dropbear)
@@ -25,14 +25,14 @@ DIR/benchmarks/. Figures of groups that are not named are kept if DIR has them.
 
   --quick             a few repetitions, to see that everything runs
   --out DIR           default: target/bench
-  --compare OLD.json  print what got slower than there beyond noise
-  --no-report         leave the page and the plots as they are
+  --compare OLD.json  print what got slower than in OLD.json beyond noise
+  --no-report         leave benchmarks.md as it is
 
-Without root only what is installed is measured; the rest is named in the report.
+Without root, bench.sh measures what is installed. The report lists what could not
+be measured.
 
 Exit status: 0 when every group was measured and nothing got slower, 1 otherwise,
-2 for wrong usage. A piece that cannot be measured is named in the report, and the
-others go on.
+2 for wrong usage.
 USAGE
 }
 
@@ -40,10 +40,9 @@ STARTED_IN=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$TOP"
 
-# What is compared with, and what counts instructions and system calls. setup.sh has what the rest
-# needs.
+# The alternatives, and what counts instructions and system calls. setup.sh installs the rest.
 PACKAGES=(socat dropbear-bin qemu-guest-agent busybox-static valgrind strace)
-# Outer machines for one VMM, should they stand still.
+# Outer machines started for one VMM at most: an emulated one can stop running.
 LAB_MACHINES_MAX=6
 ALL_GROUPS=(exec streams footprint growth instructions lab)
 
@@ -82,7 +81,7 @@ build() {
     export TEST_GUEST_AGENT TEST_HOST_TOOL BENCH_EMPTY BENCH_CRATES
 }
 
-# Prints a program and the libraries that it wants, each as SRC:DEST under the path it has here.
+# Prints a program and its libraries, each as SRC:DEST with the path on this machine as both.
 with_libraries() {
     local path
     echo "$1:$1"
@@ -111,14 +110,14 @@ make_images() {
         "${files[@]}" >/dev/null
 }
 
-# Measures in the lab; the record is written to the file $1. Its caller goes on when it fails.
+# Measures in the lab and writes the record to the file $1. The caller continues when it fails.
 measure_lab() {
     local record=$1 vmm left status
     local -a records
     mkdir "$WORK/lab"
-    # Each VMM in an outer machine of its own. An emulated one can stand still, and is then ended
-    # from outside: another one goes on with the pieces that are not measured yet. It has two
-    # processors, unlike in tests: on hardware, too, a guest does not wait for its host's programs.
+    # Each VMM has its own outer machine. An emulated one can stop running and is then killed: the
+    # next one measures the remaining pieces. It has two processors, because on hardware a guest
+    # does not wait for its host's programs either.
     for vmm in firecracker qemu; do
         for ((left = LAB_MACHINES_MAX; left > 0; left--)); do
             status=0
@@ -139,8 +138,8 @@ measure_lab() {
     "$BENCH" merge "$record" "${records[@]}"
 }
 
-# A function, so that bash has read the whole script before it runs any of it: then an edit during a
-# long run does no harm.
+# A function, so that bash reads the whole script before it runs any of it: an edit during a long
+# run then does no harm.
 main() {
     QUICK=()
     OUT=$TOP/target/bench
@@ -153,7 +152,7 @@ main() {
             --quick) QUICK=(--quick) ;;
             --out | --compare)
                 [[ $# -ge 2 ]] || die_usage "$1 needs a value"
-                # Paths are the caller's.
+                # Relative to where the script was started.
                 if [[ $1 == --out ]]; then
                     OUT=$STARTED_IN/$2
                     [[ $2 != /* ]] || OUT=$2
@@ -180,7 +179,7 @@ main() {
     install_peers
     build
     make_work
-    # Read before it may be replaced.
+    # Copied before --out may replace it.
     [[ -z $COMPARE ]] || cp "$COMPARE" "$WORK/old.json"
 
     local -a native=() records=()

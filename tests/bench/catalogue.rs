@@ -1,11 +1,13 @@
-//! What is measured: every case with its title, unit, floor and subjects. The groups fill it, the
-//! comparison and the report read it.
+//! What is measured: every case with its title, floor and series, and every subject.
 //!
 //! A case's name is `GROUP/CASE`. Its *floor* is what the machine can do without any of the
-//! programs compared; ratios are taken against it, and it tells a slower program from a slower
+//! programs compared. Ratios are taken against it, and it tells a slower program from a slower
 //! machine.
 
 use std::fmt;
+
+/// The VMMs, as cases of the lab have them behind their name.
+pub(crate) const VMMS: [&str; 2] = ["firecracker", "qemu"];
 
 /// What a measurement counts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,423 +68,118 @@ impl fmt::Display for Unit {
     }
 }
 
-/// What the places of a series are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a series varies.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Axis {
+    /// What a value counts, as it stands behind the number.
     pub(crate) label: &'static str,
-    /// Whether the places lie apart by factors.
-    pub(crate) is_log: bool,
+    /// The values that the report shows. The record has all of them.
+    pub(crate) shown: &'static [f64],
 }
+
+const fn axis(label: &'static str, shown: &'static [f64]) -> Option<Axis> {
+    Some(Axis { label, shown })
+}
+
+const CLIENTS: Option<Axis> = axis("at once", &[1.0, 10.0, 100.0]);
+const WRITES: Option<Axis> = axis("bytes a write", &[64.0, 65_536.0]);
+const SESSIONS: Option<Axis> = axis("sessions", &[0.0, 500.0]);
+const CONNECTIONS: Option<Axis> = axis("connections", &[0.0, 500.0]);
+const ARGUMENTS: Option<Axis> = axis("KiB of arguments", &[0.0, 512.0]);
+const OUTPUT: Option<Axis> = axis("MiB of output", &[1.0, 256.0]);
+const CLONES: Option<Axis> = axis("at once", &[1.0, 16.0]);
+
+const NONE: Option<&str> = None;
+const SPAWN: Option<&str> = Some("posix_spawn");
+const RAW: Option<&str> = Some("socketpair");
+const EMPTY: Option<&str> = Some("empty");
+const ECHO: Option<&str> = Some("echo");
 
 /// One comparison.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Case {
-    /// `GROUP/CASE`; a measurement may have one more part behind it, the VMM.
+    /// `GROUP/CASE`; a measurement in a virtual machine has the VMM as a third part.
     pub(crate) name: &'static str,
+    /// What the report calls it. A case without a title is in the record only.
     pub(crate) title: &'static str,
-    /// How it is measured, for the report.
-    pub(crate) text: &'static str,
     /// The subject that ratios are taken against.
     pub(crate) floor: Option<&'static str>,
-    /// What the series runs over, if it is one.
+    /// What the series varies, if it is one.
     pub(crate) axis: Option<Axis>,
 }
 
-const fn log(label: &'static str) -> Option<Axis> {
-    Some(Axis {
-        label,
-        is_log: true,
-    })
+const fn series(
+    name: &'static str,
+    title: &'static str,
+    floor: Option<&'static str>,
+    axis: Option<Axis>,
+) -> Case {
+    Case {
+        name,
+        title,
+        floor,
+        axis,
+    }
 }
 
-const fn linear(label: &'static str) -> Option<Axis> {
-    Some(Axis {
-        label,
-        is_log: false,
-    })
+const fn single(name: &'static str, title: &'static str, floor: Option<&'static str>) -> Case {
+    series(name, title, floor, None)
 }
 
-const CLIENTS: Option<Axis> = log("clients at once");
-const WRITES: Option<Axis> = log("bytes of one write");
+const fn unshown(name: &'static str, floor: Option<&'static str>) -> Case {
+    single(name, "", floor)
+}
 
 /// Every case there is, in the order of the report.
 pub(crate) const CASES: &[Case] = &[
-    Case {
-        name: "exec/round_trip",
-        title: "Exec round trip",
-        text: "From the request to the knowledge that the command has ended, over a Unix socket, \
-               the command being `/bin/true`, which is dynamically linked as most programs are. \
-               The agent is asked as host-tool asks it: a fresh connection, HELLO and EXEC in \
-               one write, read until EXITED; and once more over connections that stay open. \
-               socat runs with `-t0`, without which it waits half a second after one direction \
-               has ended; it tells no exit code. The QEMU guest agent takes one connection, \
-               shared by all clients, and is asked for the end without a pause between the \
-               questions.",
-        floor: Some("posix_spawn"),
-        axis: CLIENTS,
-    },
-    Case {
-        name: "exec/round_trip_static",
-        title: "Exec round trip of a static program",
-        text: "The same with an empty static program, which the kernel starts in a fraction of \
-               the time: what is around the command weighs more.",
-        floor: Some("posix_spawn"),
-        axis: CLIENTS,
-    },
-    Case {
-        name: "exec/process",
-        title: "Exec as a script has it",
-        text: "One whole client process for each command: `host-tool exec`, `dbclient` (ssh) \
-               with a key, and socat as a client. dropbear is started for each connection with \
-               the accepted Unix socket as its own, so that nothing is copied in between; the \
-               login shell that it starts is part of what ssh is.",
-        floor: Some("posix_spawn"),
-        axis: CLIENTS,
-    },
-    Case {
-        name: "streams/stdout",
-        title: "Standard output",
-        text: "A command writes, its client reads and counts. socat copies blocks of 64 KiB, \
-               eight times its default. The floor is the command writing into the very socket \
-               that the client reads.",
-        floor: Some("socketpair"),
-        axis: WRITES,
-    },
-    Case {
-        name: "streams/stdout_cpu_server",
-        title: "CPU time of the guest's side for standard output",
-        text: "Relay and command together; with host-tool as the client, the agent alone.",
-        floor: Some("socketpair"),
-        axis: WRITES,
-    },
-    Case {
-        name: "streams/stdout_cpu_client",
-        title: "CPU time of the client for standard output",
-        text: "The reading thread, or the host-tool process.",
-        floor: Some("socketpair"),
-        axis: WRITES,
-    },
-    Case {
-        name: "streams/stdin",
-        title: "Standard input",
-        text: "A client writes, the command reads to the end and confirms it. The agent gets one \
-               frame for each write, split at 64 KiB, as far as its credit allows.",
-        floor: Some("socketpair"),
-        axis: WRITES,
-    },
-    Case {
-        name: "streams/stdin_cpu_server",
-        title: "CPU time of the guest's side for standard input",
-        text: "Relay and command together; with host-tool as the client, the agent alone.",
-        floor: Some("socketpair"),
-        axis: WRITES,
-    },
-    Case {
-        name: "streams/stdin_cpu_client",
-        title: "CPU time of the client for standard input",
-        text: "The writing thread, or the host-tool process.",
-        floor: Some("socketpair"),
-        axis: WRITES,
-    },
-    Case {
-        name: "footprint/file",
-        title: "Size of the program",
-        text: "The file alone.",
-        floor: Some("empty"),
-        axis: None,
-    },
-    Case {
-        name: "footprint/file_with_libraries",
-        title: "Size of the program with its libraries",
-        text: "What an image has to hold for it: the file and every shared library it is linked \
-               with.",
-        floor: Some("empty"),
-        axis: None,
-    },
-    Case {
-        name: "footprint/start",
-        title: "Start",
-        text: "From the start of the process to its first accepted connection.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/start_faults",
-        title: "Page faults at start",
-        text: "Pages that the process had touched when it accepted its first connection.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/rss_idle",
-        title: "Resident memory, idle",
-        text: "All pages that are mapped and there.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/pss_idle",
-        title: "Proportional memory, idle",
-        text: "The same, pages that several processes map divided among them. On a machine that \
-               runs several programs with the same libraries this flatters them; an image with \
-               one of them has nobody to share with.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/rss_after",
-        title: "Resident memory after many commands",
-        text: "10,000 commands for the agent, ten at once; 1,000 for the others. A tenth of that \
-               in a quick run.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/pss_after",
-        title: "Proportional memory after many commands",
-        text: "",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/descriptors_idle",
-        title: "Open descriptors before many commands",
-        text: "",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/descriptors_after",
-        title: "Open descriptors after many commands",
-        text: "",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/crates",
-        title: "Crates of the agent",
-        text: "Direct and transitive, those that run at build time included; one of them is \
-               the project's own.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "footprint/wake_ups",
-        title: "Wake-ups while idle",
-        text: "Context switches in a minute in which nobody asks for anything.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "growth/sessions_exec",
-        title: "Exec beside running sessions",
-        text: "Round trip of a no-op while so many other commands run.",
-        floor: None,
-        axis: linear("running sessions"),
-    },
-    Case {
-        name: "growth/sessions_join",
-        title: "Starting one more session",
-        text: "From EXEC to STARTED.",
-        floor: None,
-        axis: linear("running sessions"),
-    },
-    Case {
-        name: "growth/sessions_rss",
-        title: "Memory by running sessions",
-        text: "Resident memory of the agent.",
-        floor: None,
-        axis: linear("running sessions"),
-    },
-    Case {
-        name: "growth/connections_exec",
-        title: "Exec beside open connections",
-        text: "Round trip of a no-op while so many other connections are open and idle.",
-        floor: None,
-        axis: linear("open connections"),
-    },
-    Case {
-        name: "growth/connections_join",
-        title: "One more connection",
-        text: "From the connect to the answer to HELLO and INFO.",
-        floor: None,
-        axis: linear("open connections"),
-    },
-    Case {
-        name: "growth/connections_rss",
-        title: "Memory by open connections",
-        text: "Resident memory of the agent.",
-        floor: None,
-        axis: linear("open connections"),
-    },
-    Case {
-        name: "growth/arguments",
-        title: "Exec by length of the arguments",
-        text: "Round trip of a no-op with so much in its argument vector.",
-        floor: Some("posix_spawn"),
-        axis: linear("KiB of arguments"),
-    },
-    Case {
-        name: "growth/output",
-        title: "Time by volume of output",
-        text: "From EXEC to EXITED of a command that writes so much, 64 KiB at a time.",
-        floor: None,
-        axis: log("MiB of output"),
-    },
-    Case {
-        name: "growth/output_rss",
-        title: "Memory by volume of output",
-        text: "Resident memory of the agent after the command's output has passed through.",
-        floor: None,
-        axis: log("MiB of output"),
-    },
-    Case {
-        name: "lab/ready",
-        title: "From the load's answer to READY",
-        text: "The agent: REBIND until REBOUND, then PROBE, with a process spawned and \
-               reaped, on a fresh connection. The floor: the same VMM, kernel and machine \
-               with a guest that does nothing but echo, and one raw connection with one \
-               byte there and back.",
-        floor: Some("echo"),
-        axis: None,
-    },
-    Case {
-        name: "lab/restore",
-        title: "The whole restore",
-        text: "From the start of the command to its end, READY included; for the echo guest \
-               from the start of the VMM to the echo.",
-        floor: Some("echo"),
-        axis: None,
-    },
-    Case {
-        name: "lab/phases",
-        title: "Phases of a restore",
-        text: "As host-tool's record has them.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "lab/steps",
-        title: "Steps of the guest within REBIND",
-        text: "As REBOUND reports them, and the process of the proof as PROBED does.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "lab/first",
-        title: "Ten commands at once, right after READY",
-        text: "From the first connection to the last exit code, by `host-tool stress`.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "lab/cpu",
-        title: "CPU time of a restore on the host",
-        text: "All threads of everything that a restore runs, until READY: host-tool, the \
-               supervisor and the VMM with its vCPU, in which the guest's own work is. For \
-               the echo guest the VMM alone.",
-        floor: Some("echo"),
-        axis: None,
-    },
-    Case {
-        name: "lab/cpu_parts",
-        title: "CPU time of a restore by process",
-        text: "",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "lab/syscalls",
-        title: "System calls of host-tool in a restore",
-        text: "As `strace -c` counts them until READY. The supervisor and the VMM are left \
-               out from the moment at which they become what they are.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "lab/memory_at_load",
-        title: "Resident memory of the VMM at load",
-        text: "As soon as the vCPUs run: `host-tool restore --no-wait` has returned, or the \
-               VMM's API has answered. The guest's first wake-up may be in it. Firecracker \
-               maps the memory file and reads of it what is touched; QEMU reads all of it \
-               first.",
-        floor: Some("echo"),
-        axis: None,
-    },
-    Case {
-        name: "lab/memory",
-        title: "Resident memory of the VMM at READY",
-        text: "The same process after the guest was named and has proven itself, or has \
-               given its echo.",
-        floor: Some("echo"),
-        axis: None,
-    },
-    Case {
-        name: "lab/memory_touched",
-        title: "Memory touched between load and READY",
-        text: "The difference of the two. A page is 4 KiB, and each is a fault that the \
-               host serves while the guest waits.",
-        floor: Some("echo"),
-        axis: None,
-    },
-    Case {
-        name: "lab/boot",
-        title: "From nothing to READY",
-        text: "`host-tool boot --wait-ready`, kernel and all.",
-        floor: Some("echo"),
-        axis: None,
-    },
-    Case {
-        name: "lab/image",
-        title: "Size of the image",
-        text: "The uncompressed initramfs with the modules for vsock: with the agent as its \
-               only program, and with the echo guest.",
-        floor: Some("echo"),
-        axis: None,
-    },
-    Case {
-        name: "lab/exec",
-        title: "Exec round trip over vsock",
-        text: "The command is the image's busybox as `true`. socat and the QEMU guest agent \
-               run in the same guest beside the agent and are asked over the same device; \
-               the latter takes one connection, which all clients share.",
-        floor: None,
-        axis: CLIENTS,
-    },
-    Case {
-        name: "lab/stdout",
-        title: "Standard output over vsock",
-        text: "A command writes 8 MiB in the guest, its client reads and counts. socat runs \
-               in the same guest.",
-        floor: None,
-        axis: None,
-    },
-    Case {
-        name: "lab/clones",
-        title: "Clones at once",
-        text: "From the start of `restore --count N --parallel N` to its end, when the last \
-               clone is READY.",
-        floor: None,
-        axis: linear("clones"),
-    },
-    Case {
-        name: "lab/clone_memory",
-        title: "Memory of a clone",
-        text: "Proportional memory of one clone's processes when all are READY: pages that \
-               the clones share, such as those of the memory file that nobody has written \
-               to, are divided among them.",
-        floor: None,
-        axis: linear("clones"),
-    },
-    Case {
-        name: "instructions/agent",
-        title: "Instructions of the agent",
-        text: "User-space instructions of the agent's process in five fixed scenarios, as \
-               callgrind counts them, which no other load on the machine changes. A test keeps \
-               them: see `tests/instructions.json`.",
-        floor: None,
-        axis: None,
-    },
+    single("lab/ready", "Load answered to READY", ECHO),
+    single("lab/restore", "The whole restore", ECHO),
+    single("lab/phases", "Phase", NONE),
+    single("lab/steps", "Step in the guest", NONE),
+    unshown("lab/first", NONE),
+    single("lab/cpu", "CPU time of a restore", ECHO),
+    single("lab/cpu_parts", "CPU time of a restore", NONE),
+    single("lab/syscalls", "System calls of a restore", NONE),
+    unshown("lab/memory_at_load", ECHO),
+    single("lab/memory", "VMM's memory at READY", ECHO),
+    unshown("lab/memory_touched", ECHO),
+    single("lab/boot", "Boot to READY", ECHO),
+    single("lab/image", "Image", ECHO),
+    series("lab/exec", "Exec over vsock", NONE, CLIENTS),
+    single("lab/stdout", "Standard output over vsock", NONE),
+    series("lab/clones", "Restore", NONE, CLONES),
+    series("lab/clone_memory", "Memory of a clone", NONE, CLONES),
+    series("exec/round_trip", "Exec", SPAWN, CLIENTS),
+    unshown("exec/round_trip_static", SPAWN),
+    series("exec/process", "Client process", SPAWN, CLIENTS),
+    series("streams/stdout", "Output", RAW, WRITES),
+    series("streams/stdout_cpu_server", "Output, CPU", RAW, WRITES),
+    unshown("streams/stdout_cpu_client", RAW),
+    series("streams/stdin", "Input", RAW, WRITES),
+    series("streams/stdin_cpu_server", "Input, CPU", RAW, WRITES),
+    unshown("streams/stdin_cpu_client", RAW),
+    single("footprint/file", "Program", EMPTY),
+    single("footprint/file_with_libraries", "With libraries", EMPTY),
+    single("footprint/start", "Start", NONE),
+    single("footprint/start_faults", "Page faults at start", NONE),
+    single("footprint/rss_idle", "Resident, idle", NONE),
+    unshown("footprint/pss_idle", NONE),
+    single("footprint/rss_after", "Resident after commands", NONE),
+    unshown("footprint/pss_after", NONE),
+    unshown("footprint/descriptors_idle", NONE),
+    unshown("footprint/descriptors_after", NONE),
+    unshown("footprint/crates", NONE),
+    single("footprint/wake_ups", "Wake-ups in a minute", NONE),
+    series("growth/sessions_exec", "Exec", NONE, SESSIONS),
+    unshown("growth/sessions_join", NONE),
+    series("growth/sessions_rss", "Resident", NONE, SESSIONS),
+    series("growth/connections_exec", "Exec", NONE, CONNECTIONS),
+    unshown("growth/connections_join", NONE),
+    series("growth/connections_rss", "Resident", NONE, CONNECTIONS),
+    series("growth/arguments", "Exec", SPAWN, ARGUMENTS),
+    series("growth/output", "Command", NONE, OUTPUT),
+    series("growth/output_rss", "Resident", NONE, OUTPUT),
+    single("instructions/agent", "Instructions", NONE),
 ];
 
 impl Case {
@@ -498,56 +195,54 @@ impl Case {
     pub(crate) fn group(&self) -> &'static str {
         self.name.split('/').next().unwrap_or_default()
     }
+
+    /// The values that the report shows of it: one without a value where it is not a series.
+    pub(crate) fn shown(&self) -> Vec<Option<f64>> {
+        self.axis.map_or_else(
+            || vec![None],
+            |axis| axis.shown.iter().copied().map(Some).collect(),
+        )
+    }
 }
 
-/// Names of those who are measured, as a person reads them.
-const LABELS: &[(&str, &str)] = &[
-    ("agent", "guest-agent"),
-    ("agent_kept", "guest-agent, kept connection"),
-    ("host_tool", "host-tool"),
-    ("supervisor", "supervisor"),
-    ("vmm", "VMM"),
-    ("posix_spawn", "posix_spawn and wait"),
-    ("socketpair", "no relay at all"),
-    ("empty", "empty static Rust program"),
-    ("echo", "bare echo guest"),
-    ("socat", "socat"),
-    ("qemu_ga", "QEMU guest agent"),
-    ("dropbear", "ssh (dropbear)"),
-    ("busybox", "busybox"),
-    ("busybox_init", "busybox init"),
-];
-
-/// Those who are not ours: floors, and what people would use instead.
-const OTHERS: &[&str] = &[
-    "posix_spawn",
-    "socketpair",
-    "empty",
-    "echo",
-    "socat",
-    "qemu_ga",
-    "dropbear",
-    "busybox",
-    "busybox_init",
+/// Subjects by name: how the report calls them, and whether they are this project's. The others are
+/// floors, and what people would use instead.
+const SUBJECTS: &[(&str, &str, bool)] = &[
+    ("agent", "guest-agent", true),
+    ("agent_kept", "guest-agent, connection kept", true),
+    ("host_tool", "host-tool", true),
+    ("supervisor", "supervisor", true),
+    ("vmm", "VMM", true),
+    ("posix_spawn", "posix_spawn and wait", false),
+    ("socketpair", "no relay", false),
+    ("empty", "empty Rust program", false),
+    ("echo", "bare echo guest", false),
+    ("socat", "socat", false),
+    ("qemu_ga", "QEMU guest agent", false),
+    ("dropbear", "ssh (dropbear)", false),
+    ("busybox", "busybox", false),
+    ("busybox_init", "busybox init", false),
 ];
 
 /// How a subject is called in the report.
 pub(crate) fn label(subject: &str) -> &str {
-    LABELS
-        .iter()
-        .find(|(name, _)| *name == subject)
-        .map_or(subject, |(_, label)| label)
+    SUBJECTS
+        .get(rank(subject))
+        .map_or(subject, |(_, label, _)| label)
 }
 
-/// Where a subject comes among others. Those without a name keep the order in which they came.
+/// Where a subject comes among others. Subjects without a label keep their order behind the rest.
 pub(crate) fn rank(subject: &str) -> usize {
-    let index = LABELS.iter().position(|(name, _)| *name == subject);
-    index.unwrap_or(LABELS.len())
+    let index = SUBJECTS.iter().position(|(name, ..)| *name == subject);
+    index.unwrap_or(SUBJECTS.len())
 }
 
-/// Whether a subject is this project's, so that its getting slower is news.
+/// Whether a subject is this project's, so that a change of its figures is news. Phases and steps
+/// are, which have no label.
 pub(crate) fn is_ours(subject: &str) -> bool {
-    !OTHERS.contains(&subject)
+    SUBJECTS
+        .get(rank(subject))
+        .is_none_or(|(.., is_ours)| *is_ours)
 }
 
 #[cfg(test)]

@@ -19,13 +19,11 @@ mod growth;
 mod lab;
 mod peers;
 mod procfs;
-mod prose;
 mod report;
 mod results;
 mod rounds;
 mod stats;
 mod streams;
-mod svg;
 mod vmm;
 mod wire;
 

@@ -99,6 +99,11 @@ impl Results {
         self.measurements.iter().find(is_it).map(|it| &it.summary)
     }
 
+    /// Whether the virtual machines of the run were emulated.
+    pub(crate) fn is_emulated(&self) -> bool {
+        self.facts.get("lab").is_some_and(|lab| lab == "emulated")
+    }
+
     /// Takes over what another run found out, which wins where both measured the same.
     pub(crate) fn merge(&mut self, other: Self) {
         self.measurements

@@ -97,6 +97,33 @@ pub(crate) fn rounded(value: f64) -> f64 {
     }
 }
 
+/// A figure with its thousands set apart.
+pub(crate) fn figure(value: f64) -> String {
+    let text = rounded(value).to_string();
+    let (whole, rest) = match text.split_once('.') {
+        Some((whole, rest)) => (whole, format!(".{rest}")),
+        None => (text.as_str(), String::new()),
+    };
+    let mut grouped = String::new();
+    for (index, digit) in whole.char_indices() {
+        let is_thousand = index > 0 && (whole.len() - index).is_multiple_of(3);
+        if is_thousand && digit.is_ascii_digit() && whole.len() > 4 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped + &rest
+}
+
+/// A ratio, empty where there is nothing to divide by.
+pub(crate) fn ratio(value: f64, floor: f64) -> String {
+    if floor > 0.0 {
+        format!("{:.2} ×", value / floor)
+    } else {
+        String::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +164,20 @@ mod tests {
         ];
         for (value, expected) in pairs {
             assert_eq!(rounded(value), expected);
+        }
+    }
+
+    #[test]
+    fn figures_are_grouped() {
+        let pairs = [
+            (0.0, "0"),
+            (1234.0, "1234"),
+            (12_345.0, "12,345"),
+            (0.5, "0.5"),
+            (1_234_567.0, "1,234,567"),
+        ];
+        for (value, text) in pairs {
+            assert_eq!(figure(value), text);
         }
     }
 }
