@@ -148,7 +148,7 @@ impl Place {
             }
             Command::Snapshot => {
                 let boot = self.arguments(Command::Boot, LONG);
-                drop(self.double.run(boot).exits(0));
+                self.double.run(boot).exits(0);
             }
         }
         let rules = std::slice::from_ref(rule);
@@ -185,7 +185,7 @@ impl Place {
             }
         }
         for name in self.double.names("state") {
-            drop(self.double.run(["rm", "--force", &name]));
+            self.double.run(["rm", "--force", &name]);
         }
         drop(std::fs::remove_dir_all(self.double.path("snapshots/out")));
     }

@@ -35,14 +35,14 @@ fn an_agent_of_another_age_is_named() {
 #[test]
 fn a_guest_that_never_answers_meets_the_deadline() {
     let guest = Guest::saying(Vec::new());
-    drop(guest.tool(PROBE).exits(2));
-    drop(guest.tool(EXEC).exits(124));
+    guest.tool(PROBE).exits(2);
+    guest.tool(EXEC).exits(124);
 }
 
 #[test]
 fn a_guest_that_always_closes_meets_the_deadline() {
     let guest = Guest::new(|_| {});
-    drop(guest.tool(PROBE).exits(2));
+    guest.tool(PROBE).exits(2);
     assert!([124, 125].contains(&guest.tool(EXEC).code()));
 }
 
@@ -59,7 +59,7 @@ fn progress_without_end_is_no_answer() {
         let _ = stream.write_all(&bytes);
         while stream.write_all(&progress).is_ok() {}
     });
-    drop(guest.tool(PROBE).exits(2));
+    guest.tool(PROBE).exits(2);
 }
 
 #[test]
@@ -113,5 +113,5 @@ fn an_end_without_exited_is_unknown_and_never_success() {
         let mut bytes = [0; 4096];
         let _ = stream.read(&mut bytes);
     });
-    drop(guest.tool(EXEC).exits(125).complains("unknown"));
+    guest.tool(EXEC).exits(125).complains("unknown");
 }

@@ -86,7 +86,7 @@ fn a_snapshot_killed_at_any_phase(machine: &Machine) {
             machine.snapshot("vm", "artifacts/a", &["--sha256"]);
         }
         let words = ["snapshots", "verify", artifact.to_str().unwrap()];
-        drop(machine.tool(words).exits(0));
+        machine.tool(words).exits(0);
         let left = fs::read_dir(&folder).unwrap().count();
         assert_eq!(left, 1, "drafts are left after {phase}");
         let file = machine.exec("vm", "cat /tmp/file");
@@ -96,7 +96,7 @@ fn a_snapshot_killed_at_any_phase(machine: &Machine) {
     // What another command finds is put right as well.
     kill_at(machine, "save", &folder.join("a"));
     let probe = ["probe", "--name", "vm", "--timeout", TIMEOUT];
-    drop(machine.tool(probe).exits(0));
+    machine.tool(probe).exits(0);
     assert_eq!(machine.exec("vm", "cat /tmp/file"), "kept\n");
     machine.end("vm");
     machine.is_clean();
@@ -109,7 +109,7 @@ fn a_stop_after_an_interrupted_snapshot(machine: &Machine) {
         let stop = ["stop", "vm", "--timeout", TIMEOUT, "--json"];
         let record = machine.tool(stop).exits(0).json();
         assert_eq!(record["how"], "powered off", "after {phase}: {record}");
-        drop(machine.tool(["rm", "vm"]).exits(0));
+        machine.tool(["rm", "vm"]).exits(0);
         machine.is_clean();
     }
 }
@@ -130,7 +130,7 @@ fn a_vmm_killed_during_its_snapshot(machine: &Machine) {
         assert!(is_known, "killed at {phase}: {status}\n{log}");
         if artifact.exists() {
             let words = ["snapshots", "verify", artifact.to_str().unwrap()];
-            drop(machine.tool(words).exits(0));
+            machine.tool(words).exits(0);
             fs::remove_dir_all(&artifact).unwrap();
         }
         let draft = |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains(".tmp-");
@@ -145,7 +145,7 @@ fn an_artifact_is_listed(machine: &Machine) {
     machine.boot("vm");
     let good = machine.snapshot("vm", "good", &["--sha256"]);
     let bad = machine.snapshot("vm", "bad", &["--stop"]);
-    drop(machine.tool(["rm", "vm"]).exits(0));
+    machine.tool(["rm", "vm"]).exits(0);
     fs::write(bad.join("vmstate"), "").unwrap();
 
     let top = machine.path("");
@@ -166,8 +166,8 @@ fn an_artifact_is_listed(machine: &Machine) {
 
     let verify =
         |dir: &Path| machine.tool(["snapshots", "verify", "--sha256", dir.to_str().unwrap()]);
-    drop(verify(&good).exits(0));
-    drop(verify(&bad).exits(3).complains("vmstate has 0 bytes"));
+    verify(&good).exits(0);
+    verify(&bad).exits(3).complains("vmstate has 0 bytes");
     let inspected = machine.tool(["snapshots", "inspect", good.to_str().unwrap()]);
     assert!(inspected.exits(0).out().contains("128M"));
     // One byte of the guest's memory, or of its devices, is another one.
@@ -176,7 +176,7 @@ fn an_artifact_is_listed(machine: &Machine) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&state, bytes).unwrap();
-    drop(verify(&good).exits(3).complains("its SHA-256 differs"));
+    verify(&good).exits(3).complains("its SHA-256 differs");
     machine.is_clean();
 }
 
@@ -187,7 +187,7 @@ fn disks_are_the_clones_own(machine: &Machine) {
     fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
     let mut boot = machine.boot_arguments("vm");
     boot.extend(["--drive".to_owned(), image.to_str().unwrap().to_owned()]);
-    drop(machine.tool(boot).exits(0));
+    machine.tool(boot).exits(0);
     machine.exec("vm", &format!("echo first | {WRITE}"));
     let artifact = machine.snapshot("vm", "artifact", &[]);
     let blocks = |path: &Path| std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).unwrap());
@@ -211,7 +211,7 @@ fn a_vm_of_another_program(machine: &Machine) {
             machine.boot("vm");
             let api_socket = machine.state_dir().join("vm/api.sock");
             let ended = snapshot_of(machine, &api_socket, Path::new("none"), "artifact", &[]);
-            drop(ended.exits(5).complains("is no Firecracker's API socket"));
+            ended.exits(5).complains("is no Firecracker's API socket");
             assert_eq!(machine.exec("vm", "echo source"), "source\n");
             machine.end("vm");
         }
@@ -240,10 +240,10 @@ fn a_vm_of_another_program(machine: &Machine) {
                 "--timeout",
                 TIMEOUT,
             ];
-            drop(machine.tool(probe).exits(0));
+            machine.tool(probe).exits(0);
             exec("echo kept > /tmp/file");
             let refused = snapshot_of(machine, &api_socket, &uds, "none", &["--stop"]);
-            drop(refused.exits(2).complains("--stop"));
+            refused.exits(2).complains("--stop");
             for name in ["one", "two"] {
                 let ended = snapshot_of(machine, &api_socket, &uds, name, &[]).exits(0);
                 assert_eq!(exec("cat /tmp/file"), "kept\n", "{ended}");
@@ -365,7 +365,7 @@ fn policies_towards_running_commands(machine: &Machine) {
     let line = "touch /tmp/counting; n=0; until test $n = 300000; do n=$((n+1)); done; echo $n";
     let counting = start(line);
     machine.exec("vm", "until test -e /tmp/counting; do :; done");
-    drop(snapshot("drain", TIMEOUT).exits(0));
+    snapshot("drain", TIMEOUT).exits(0);
     assert_eq!(counting.finish().exits(0).out(), "300000\n");
     machine.end("vm");
     machine.is_clean();

@@ -39,7 +39,7 @@ fn a_kernel_that_panics(machine: &Machine) {
     let empty = machine.path("empty.cpio");
     fs::write(&empty, archive).unwrap();
     let ended = machine.tool(machine.boot_image("vm", empty.to_str().unwrap()));
-    drop(ended.exits(8).complains("panic"));
+    ended.exits(8).complains("panic");
     machine.is_clean();
 }
 
@@ -48,7 +48,7 @@ fn an_image_without_the_agent(machine: &Machine) {
     let mut arguments = machine.boot_image("vm", &silent);
     let value = arguments.iter().position(|word| word == TIMEOUT).unwrap();
     "20s".clone_into(&mut arguments[value]);
-    drop(machine.tool(arguments).exits(124).complains("rebind"));
+    machine.tool(arguments).exits(124).complains("rebind");
     machine.is_clean();
 }
 
@@ -111,7 +111,7 @@ fn a_disk_that_is_full(machine: &Machine) {
     );
     assert_eq!(machine.exec("vm", "echo source"), "source\n", "{ended}");
     machine.end("vm");
-    drop(run(Command::new("umount").arg(&small)).exits(0));
+    run(Command::new("umount").arg(&small)).exits(0);
     machine.is_clean();
 }
 
@@ -179,12 +179,12 @@ fn a_very_long_state_directory(machine: &Machine) {
     let long = machine.path(&"long".repeat(40));
     fs::create_dir(&long).unwrap();
     let mut command = machine.restore_command(&machine.artifact(), "clone");
-    drop(run(command.env("HOST_TOOL_STATE_DIR", &long)).exits(0));
+    run(command.env("HOST_TOOL_STATE_DIR", &long)).exits(0);
     let mut exec = machine.command(["exec", "--name", "clone", "--", "sh", "-c", "echo here"]);
     assert_eq!(
         run(exec.env("HOST_TOOL_STATE_DIR", &long)).exits(0).out(),
         "here\n"
     );
     let mut stop = machine.command(["stop", "clone"]);
-    drop(run(stop.env("HOST_TOOL_STATE_DIR", &long)).exits(0));
+    run(stop.env("HOST_TOOL_STATE_DIR", &long)).exits(0);
 }

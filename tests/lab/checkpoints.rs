@@ -39,7 +39,7 @@ fn a_checkpoint_has_a_verdict_in_each_machine(machine: &Machine) {
         machine.path("none").to_str().unwrap(),
     ]);
     let nobody = nobody.exits(124);
-    let _ = nobody.complains("no program in the guest came to checkpoint other");
+    nobody.complains("no program in the guest came to checkpoint other");
     assert!(!machine.path("none").exists());
 
     machine.exec("vm", WAIT);
@@ -105,13 +105,13 @@ fn hooks_run_around_a_snapshot(machine: &Machine) {
     let failed = tests::process::run(&mut machine.restore_command(&bad, "broken"));
     let failed = failed.exits(7);
     assert_eq!(failed.json()["phase"], "hooks", "{failed}");
-    let _ = failed.complains("the hook 15-bad ended with exit code 3");
+    failed.complains("the hook 15-bad ended with exit code 3");
     let ignored = tests::process::run(
         machine
             .restore_command(&bad, "ignored")
             .arg("--ignore-hooks"),
     );
-    let _ = ignored.exits(0).complains("15-bad");
+    ignored.exits(0).complains("15-bad");
     assert!(machine.exec("ignored", "cat /seen").ends_with("20-b\n"));
     machine.end("ignored");
 
@@ -125,7 +125,7 @@ fn hooks_run_around_a_snapshot(machine: &Machine) {
         "--out",
         machine.path("refused").to_str().unwrap(),
     ]);
-    let _ = refused.exits(7).complains("30-no");
+    refused.exits(7).complains("30-no");
     assert!(!machine.path("refused").exists());
     assert_eq!(machine.exec("vm", "echo ok"), "ok\n");
     machine.end("vm");

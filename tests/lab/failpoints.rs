@@ -229,7 +229,7 @@ fn is_whole(machine: &Machine, folder: &Path, point: Point, fault: Fault) {
     let artifact = folder.join("a");
     if artifact.exists() {
         let words = ["snapshots", "verify", artifact.to_str().unwrap()];
-        drop(machine.tool(words).exits(0));
+        machine.tool(words).exits(0);
         fs::remove_dir_all(&artifact).unwrap();
     }
     // The draft of a command that was killed is there until the next one for the same target.
@@ -256,7 +256,7 @@ fn snapshot_at_each_point(machine: &Machine, fault: Fault) {
     let mut command = snapshot_command(machine, &artifact);
     run_with(command.arg("--stop"), STOP, fault);
     is_whole(machine, &folder, STOP, fault);
-    drop(run(&mut snapshot_command(machine, &artifact)).exits(0));
+    run(&mut snapshot_command(machine, &artifact)).exits(0);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "drafts are left");
     machine.end("vm");
     machine.restore(&artifact, "clone");
@@ -287,10 +287,10 @@ fn faulty_artifact(machine: &Machine, faults: &str) -> std::path::PathBuf {
     let image = std::env::var("TEST_INITRD_FAILPOINTS").unwrap();
     let mut command = machine.command(machine.boot_image("origin", &image));
     command.args(["--append", &format!("agent.failpoints={faults}")]);
-    drop(run(&mut command).exits(0));
+    run(&mut command).exits(0);
     let artifact = machine.snapshot("origin", "artifact", &["--stop"]);
     let console = fs::read_to_string(machine.state_dir().join("origin/console.log")).unwrap();
-    drop(machine.tool(["rm", "origin"]).exits(0));
+    machine.tool(["rm", "origin"]).exits(0);
     assert!(!console.contains("bad value"), "{console}");
     artifact
 }
@@ -317,10 +317,10 @@ fn a_step_fails_in_a_clone(machine: &Machine) {
     assert_eq!(ended.json()["phase"], "rebind", "{ended}");
     machine.is_clean();
     let mut kept = machine.restore_command(&artifact, "clone");
-    drop(run(kept.arg("--keep-on-failure")).exits(6));
+    run(kept.arg("--keep-on-failure")).exits(6);
     let probe = machine.tool(["probe", "--name", "clone", "--timeout", TIMEOUT]);
-    drop(probe.exits(1).complains(text));
-    drop(machine.tool(["rm", "clone", "--force"]).exits(0));
+    probe.exits(1).complains(text);
+    machine.tool(["rm", "clone", "--force"]).exits(0);
     machine.is_clean();
 }
 
@@ -337,7 +337,7 @@ fn await_supervisor(machine: &Machine) {
     for (pid, name) in machine.processes() {
         if name.starts_with("host-tool") {
             let pid = format!("--pid={pid}");
-            drop(run(Command::new("tail").args([&pid, "--follow", "/dev/null"])).exits(0));
+            run(Command::new("tail").args([&pid, "--follow", "/dev/null"])).exits(0);
         }
     }
 }
@@ -350,7 +350,7 @@ fn supervisor_says(machine: &Machine, text: &str) {
     while !fs::read_to_string(&path).unwrap_or_default().contains(text) {
         assert!(started_at.elapsed() < tests::DEADLINE, "no {text:?}");
         // As somebody would who waits for it.
-        drop(machine.tool(["ls"]));
+        machine.tool(["ls"]);
     }
 }
 
@@ -380,7 +380,7 @@ fn a_supervisor_fails_early(machine: &Machine) {
                 Fault::Kill => "the VM's supervisor".to_owned(),
             };
             if ended.code() != 8 {
-                drop(ended.complains(&text));
+                ended.complains(&text);
             }
             machine.is_clean();
         }
@@ -397,7 +397,7 @@ fn a_supervisor_fails_late(machine: &Machine) {
     for point in SUPERVISOR_LATE {
         for fault in [Fault::Fail, Fault::Kill] {
             let points = format!("{point}={}", fault.word());
-            drop(run(&mut restore_with(machine, &artifact, &points)).exits(0));
+            run(&mut restore_with(machine, &artifact, &points)).exits(0);
             supervisor_says(machine, &format!("failpoint {point} fired"));
             // A thread that fails is not missed by the others.
             let is_gone = fault == Fault::Kill || *point == "supervisor.kept";
@@ -418,22 +418,22 @@ fn a_supervisor_fails_last(machine: &Machine) {
     for point in SUPERVISOR_LAST {
         for fault in [Fault::Fail, Fault::Kill] {
             let points = format!("{point}={}", fault.word());
-            drop(run(&mut restore_with(machine, &artifact, &points)).exits(0));
-            drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
+            run(&mut restore_with(machine, &artifact, &points)).exits(0);
+            machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0);
             supervisor_says(machine, &format!("failpoint {point} fired"));
             let status = match *point {
                 "supervisor.reaped" => "dead",
                 _ => "exited",
             };
             assert_eq!(listed(machine)["status"], status, "{points}");
-            drop(machine.tool(["rm", "vm"]).exits(0));
+            machine.tool(["rm", "vm"]).exits(0);
             machine.is_clean();
         }
     }
     // The command dies, and its supervisor while it takes away what they made together.
     for fault in [Fault::Fail, Fault::Kill] {
         let points = format!("load.before=kill,{SUPERVISOR_REMOVE}={}", fault.word());
-        drop(run(&mut restore_with(machine, &artifact, &points)).exits(137));
+        run(&mut restore_with(machine, &artifact, &points)).exits(137);
         supervisor_says(machine, &format!("failpoint {SUPERVISOR_REMOVE} fired"));
         assert_eq!(listed(machine)["status"], "exited", "{points}");
     }
@@ -450,16 +450,16 @@ fn a_slow_supervisor(machine: &Machine) {
         .iter()
         .map(|point| format!("{point}=delay:300"))
         .collect();
-    drop(run(&mut restore_with(machine, &artifact, &armed.join(","))).exits(0));
+    run(&mut restore_with(machine, &artifact, &armed.join(","))).exits(0);
     assert_eq!(machine.exec("vm", "echo ready"), "ready\n");
-    drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
+    machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0);
     for point in points {
         supervisor_says(machine, &format!("failpoint {point} fired"));
     }
     assert_eq!(listed(machine)["status"], "exited");
-    drop(machine.tool(["rm", "vm"]).exits(0));
+    machine.tool(["rm", "vm"]).exits(0);
     let points = format!("load.before=kill,{SUPERVISOR_REMOVE}=delay:300");
-    drop(run(&mut restore_with(machine, &artifact, &points)).exits(137));
+    run(&mut restore_with(machine, &artifact, &points)).exits(137);
     machine.await_processes();
     machine.is_clean();
 }

@@ -102,7 +102,7 @@ fn three_clones_with_one_command(machine: &Machine) {
     // A name that is in use costs nothing: no clone is started for the others.
     machine.end("job-1");
     let again = run(&mut fleet_command(machine, &artifact, "3")).exits(2);
-    drop(again.complains("job-2"));
+    again.complains("job-2");
     let listed = machine.tool(["ls"]).exits(0).out();
     assert!(!listed.contains("job-1"), "{listed}");
     machine.end("job-2");
@@ -180,7 +180,7 @@ fn a_clone_that_fails_alone(machine: &Machine) {
         [Some("ready"), Some("failed"), Some("ready")],
         "{record}"
     );
-    drop(ended.complains("1 of 3 clones failed, the first of them is job-2"));
+    ended.complains("1 of 3 clones failed, the first of them is job-2");
     let trace: Value = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
     assert!(!events(&trace, "i").is_empty(), "a failure is in the trace");
     for name in ["job-1", "job-3"] {
@@ -286,7 +286,7 @@ fn a_vmm_that_somebody_else_started(machine: &Machine) {
 
     // A machine that is there is not replaced, and a failure leaves it to its owner.
     let again = foreign.restore(machine, &artifact);
-    drop(again.exits(5).complains("has a machine already"));
+    again.exits(5).complains("has a machine already");
     assert_eq!(run(&mut exec).exits(0).out(), "here\n");
     assert!(foreign.child.try_wait().unwrap().is_none());
     foreign.child.kill().unwrap();
@@ -340,7 +340,7 @@ fn a_clone_is_named_by_its_first_probe(machine: &Machine) {
     let ended = run(command.arg("--unix").arg(path)).exits(2);
     let changes = &ended.json()["changes"];
     assert_eq!(changes[0]["state"], "no answer", "{ended}");
-    drop(ended.complains("no answer (connection closed"));
+    ended.complains("no answer (connection closed");
     machine.is_clean();
 }
 
@@ -362,6 +362,6 @@ fn a_service_manager_is_told(machine: &Machine) {
     assert_eq!(told(), "STOPPING=1");
     assert_eq!(end_of(child, "restore").code(), 0);
     assert_eq!(machine.processes(), []);
-    drop(machine.tool(["rm", "service"]).exits(0));
+    machine.tool(["rm", "service"]).exits(0);
     machine.is_clean();
 }

@@ -104,12 +104,12 @@ fn a_supervisor_killed_during_snapshots(machine: &Machine) {
         let mut command = machine.command(words);
         command.arg("--out").arg(&artifact);
         let kill = || Victim::Supervisor.kill(machine);
-        drop(run_and_kill(&mut command, point, kill).exits(0));
+        run_and_kill(&mut command, point, kill).exits(0);
         assert_eq!(machine.exec("vm", "echo on"), "on\n", "{point}");
         let words = ["snapshots", "verify", artifact.to_str().unwrap()];
-        drop(run(&mut machine.command(words)).exits(0));
+        run(&mut machine.command(words)).exits(0);
         fs::remove_dir_all(&artifact).unwrap();
-        drop(machine.tool(["rm", "vm", "--force"]).exits(0));
+        machine.tool(["rm", "vm", "--force"]).exits(0);
         machine.is_clean();
     }
 }

@@ -37,9 +37,9 @@ fn boot_exec_stop(machine: &Machine) {
     let niceness =
         "for p in 1 self; do read -r line </proc/$p/stat; set -- $line; echo ${19}; done";
     assert_eq!(machine.exec("vm", niceness), "-10\n0\n");
-    drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
+    machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0);
     assert_eq!(machine.processes(), [], "stop leaves no process");
-    drop(machine.tool(["rm", "vm"]).exits(0));
+    machine.tool(["rm", "vm"]).exits(0);
     machine.is_clean();
 }
 
@@ -53,7 +53,7 @@ fn what_is_known_of_a_machine(machine: &Machine) {
         "{inspected}"
     );
     let taken = machine.tool(machine.boot_arguments("vm"));
-    drop(taken.exits(2).complains("vm"));
+    taken.exits(2).complains("vm");
     assert_eq!(machine.exec("vm", "echo still here"), "still here\n");
     let probe = machine
         .tool(["probe", "--name", "vm", "--json", "--timeout", TIMEOUT])
@@ -61,7 +61,7 @@ fn what_is_known_of_a_machine(machine: &Machine) {
     assert_eq!(probe.json()["generation"], record["generation"]);
     machine.end("vm");
     machine.is_clean();
-    drop(machine.tool(["probe", "--name", "vm"]).complains("vm"));
+    machine.tool(["probe", "--name", "vm"]).complains("vm");
 }
 
 fn exec_keeps_codes_and_bytes(machine: &Machine) {
@@ -76,16 +76,12 @@ fn exec_keeps_codes_and_bytes(machine: &Machine) {
             (&b"o\0\xff\r\n"[..], &b"e\n"[..])
         );
     }
-    drop(
-        machine
-            .tool(["exec", "--name", "vm", "--", "no-such-program"])
-            .exits(127),
-    );
-    drop(
-        machine
-            .tool(["exec", "--name", "vm", "--", "sh", "-c", "kill -9 $$"])
-            .exits(137),
-    );
+    machine
+        .tool(["exec", "--name", "vm", "--", "no-such-program"])
+        .exits(127);
+    machine
+        .tool(["exec", "--name", "vm", "--", "sh", "-c", "kill -9 $$"])
+        .exits(137);
     let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
     let output = machine.exec("vm", "seq 1 200000");
     assert!(
@@ -102,8 +98,8 @@ fn a_killed_vmm_is_noticed_and_cleaned_up(machine: &Machine) {
     tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
     let ended = machine.tool(["exec", "--name", "vm", "--timeout", "30s", "--", "true"]);
     assert_eq!(ended.code(), 125, "{ended}");
-    drop(machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0));
-    drop(machine.tool(["rm", "vm"]).exits(0));
+    machine.tool(["stop", "vm", "--timeout", TIMEOUT]).exits(0);
+    machine.tool(["rm", "vm"]).exits(0);
     machine.is_clean();
 }
 
@@ -124,7 +120,7 @@ fn a_health_check_in_a_machine(machine: &Machine) {
     let mut command = machine.restore_command(&machine.artifact(), "vm");
     command.args(["--health-cmd", "/init --version"]);
     command.args(["--health-interval", "100ms", "--health-timeout", "60s"]);
-    drop(tests::process::run(&mut command).exits(0));
+    tests::process::run(&mut command).exits(0);
     let health = || {
         let inspected = machine.tool(["inspect", "vm", "--json"]).exits(0).json();
         inspected["health"].clone()

@@ -135,7 +135,7 @@ fn snapshots_under_load(machine: &Machine, rounds: u32, commands: usize) {
     // Each command has a shell, and rings that fill while the guest is away.
     let words = machine.boot_image("vm", &image).into_iter();
     let words = words.map(|word| if word == "128M" { "384M".into() } else { word });
-    drop(machine.tool(words).exits(0));
+    machine.tool(words).exits(0);
     let load = Load::start(machine, commands);
     let mut torrent = exec_command(machine, "vm", TORRENT);
     torrent.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -173,7 +173,7 @@ impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
         // Where this fails the machine is gone, and the load with it.
-        drop(run(&mut exec_command(self.1, "vm", "touch /tmp/stop")));
+        run(&mut exec_command(self.1, "vm", "touch /tmp/stop"));
     }
 }
 
@@ -183,7 +183,7 @@ fn restores(machine: &Machine, artifact: &Path, round: u32) {
     machine.restore(artifact, "clone");
     let word = format!("{round}\n");
     assert_eq!(machine.exec("clone", &format!("echo {round}")), word);
-    drop(machine.tool(["rm", "clone", "--force"]).exits(0));
+    machine.tool(["rm", "clone", "--force"]).exits(0);
     fs::remove_dir_all(artifact).unwrap();
 }
 
@@ -202,7 +202,7 @@ fn restores_with_execs(machine: &Machine, rounds: u32) {
             let ended = finish(exec, Vec::new(), "exec", tests::DEADLINE * 3).exits(0);
             assert_eq!(ended.out(), format!("{number}\n"), "round {round}");
         }
-        drop(machine.tool(["rm", "clone", "--force"]).exits(0));
+        machine.tool(["rm", "clone", "--force"]).exits(0);
     }
     machine.is_clean();
 }
@@ -211,9 +211,9 @@ fn restores_with_execs(machine: &Machine, rounds: u32) {
 fn small_artifact(machine: &Machine) -> std::path::PathBuf {
     let words = machine.boot_arguments("small").into_iter();
     let words = words.map(|word| if word == "128M" { "96M".into() } else { word });
-    drop(machine.tool(words).exits(0));
+    machine.tool(words).exits(0);
     let artifact = machine.snapshot("small", "small", &["--stop"]);
-    drop(machine.tool(["rm", "small"]).exits(0));
+    machine.tool(["rm", "small"]).exits(0);
     artifact
 }
 
@@ -241,7 +241,7 @@ fn clones(machine: &Machine, count: usize) {
         assert_eq!(distinct.len(), count, "{distinct:?}");
     }
     for name in &names {
-        drop(machine.tool(["rm", name, "--force"]).exits(0));
+        machine.tool(["rm", name, "--force"]).exits(0);
     }
     machine.is_clean();
 }

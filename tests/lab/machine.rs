@@ -225,8 +225,8 @@ impl Machine {
     /// Stops a machine and forgets it.
     #[track_caller]
     pub(crate) fn end(&self, name: &str) {
-        drop(self.tool(["stop", name, "--timeout", TIMEOUT]).exits(0));
-        drop(self.tool(["rm", name]).exits(0));
+        self.tool(["stop", name, "--timeout", TIMEOUT]).exits(0);
+        self.tool(["rm", name]).exits(0);
     }
 
     /// An artifact of an idle machine, made once for all cases that only read it.
@@ -273,7 +273,7 @@ impl Machine {
     pub(crate) fn await_processes(&self) {
         for (pid, _) in self.processes() {
             let pid = format!("--pid={pid}");
-            drop(run(Command::new("tail").args([&pid, "--follow", "/dev/null"])).exits(0));
+            run(Command::new("tail").args([&pid, "--follow", "/dev/null"])).exits(0);
         }
     }
 

@@ -71,7 +71,7 @@ impl Drop for Tap {
 
 #[track_caller]
 fn ip(words: &[&str]) {
-    drop(run(Command::new("ip").args(words)).exits(0));
+    run(Command::new("ip").args(words)).exits(0);
 }
 
 /// Fails unless the guest answers at this address. Nobody listens there, which it says itself.
@@ -121,14 +121,14 @@ fn artifact(machine: &Machine, more: &[&str]) -> PathBuf {
         &format!("cat {CARRIER_CHANGES} >/tmp/carrier_changes"),
     );
     let artifact = machine.snapshot("origin", "artifact", &["--stop"]);
-    drop(machine.tool(["rm", "origin"]));
+    machine.tool(["rm", "origin"]);
     artifact
 }
 
 #[track_caller]
 fn restore(machine: &Machine, artifact: &Path, name: &str, words: &str) {
     let mut command = machine.restore_command(artifact, name);
-    drop(run(command.args(words.split_whitespace())).exits(0));
+    run(command.args(words.split_whitespace())).exits(0);
 }
 
 /// Fails if the link of a clone went up or down after it was the origin's.
@@ -174,7 +174,7 @@ fn clones_have_a_network_of_their_own(machine: &Machine) {
 
     // A tap device that another VM is on, before a VMM is started.
     let mut command = machine.restore_command(&artifact, "three");
-    drop(run(&mut command).exits(5).complains("another VM uses it"));
+    run(&mut command).exits(5).complains("another VM uses it");
     for name in ["one", "two"] {
         machine.end(name);
     }
@@ -216,7 +216,7 @@ fn a_network_that_cannot_be_is_said(machine: &Machine) {
         ),
     ] {
         let mut command = machine.restore_command(&artifact, "clone");
-        drop(run(command.args(words)).exits(exit).complains(text));
+        run(command.args(words)).exits(exit).complains(text);
         machine.is_clean();
     }
 }
@@ -236,12 +236,10 @@ fn metadata_of_a_clone(machine: &Machine) {
     if machine.vmm == Vmm::Qemu {
         let mut words = machine.boot_arguments("origin");
         words.extend(["--nic", "labtap0", "--mmds", file].map(str::to_owned));
-        drop(
-            machine
-                .tool(words)
-                .exits(2)
-                .complains("QEMU has no metadata service"),
-        );
+        machine
+            .tool(words)
+            .exits(2)
+            .complains("QEMU has no metadata service");
         return machine.is_clean();
     }
     let artifact = artifact(machine, &["--mmds", file]);
@@ -289,13 +287,13 @@ fn a_clone_sees_its_epoch(machine: &Machine) {
     let more = "--nic labtap0 --net-address 10.77.0.2/24 --net-gateway 10.77.0.1 \
                 --append agent.mmds=1 --mmds";
     words.extend(more.split_whitespace().chain([file]).map(str::to_owned));
-    drop(machine.tool(words).exits(0));
+    machine.tool(words).exits(0);
     let before = await_counters(machine, "origin", |counters| {
         counters["mmds_reads"].as_u64() >= Some(1)
     });
     assert_eq!(before["counters"]["mmds_epochs"], 0, "{before}");
     let artifact = machine.snapshot("origin", "artifact", &["--stop"]);
-    drop(machine.tool(["rm", "origin"]));
+    machine.tool(["rm", "origin"]);
 
     let mut command = machine.restore_command(&artifact, "clone");
     let record = run(command.args(["--mmds", file])).exits(0).json();

@@ -130,7 +130,7 @@ fn an_exec_runs_across_snapshots(machine: &Machine) {
     let session = sessions[0]["session"].to_string();
     machine.exec("clone", "touch /tmp/stop");
     let waited = machine.tool(["wait", "--name", "clone", &session, "--timeout", TIMEOUT]);
-    drop(waited.exits(0));
+    waited.exits(0);
     machine.end("clone");
     machine.end("vm");
     machine.is_clean();
@@ -149,7 +149,7 @@ fn an_exec_runs_across_hard_cuts(machine: &Machine) {
     follower.expect_numbers(&mut next, 30);
     machine.exec("vm", "touch /tmp/stop");
     let (ended, _) = follower.finish_numbers(next);
-    drop(ended.exits(0));
+    ended.exits(0);
     drop(proxy);
     machine.end("vm");
     machine.is_clean();
@@ -240,7 +240,7 @@ fn flood(machine: &Machine, total: u32, parallel: u32) {
     finish(stress(total, 1));
     let running = stress(parallel, parallel);
     let probe = machine.tool(["probe", "--name", "vm", "--timeout", TIMEOUT]);
-    drop(probe.exits(0));
+    probe.exits(0);
     finish(running);
     assert_eq!(fds(), before.0, "descriptors of the agent");
     let growth = resident_kib(machine).saturating_sub(before.1);
@@ -260,7 +260,7 @@ fn resident_kib(machine: &Machine) -> u64 {
 /// the connection on which the supervisor reads them.
 fn the_workloads_output_is_whole(machine: &Machine, snapshot_count: u32) {
     let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
-    drop(machine.tool(machine.boot_image("vm", &image)).exits(0));
+    machine.tool(machine.boot_image("vm", &image)).exits(0);
     let follow = || Follower::start(machine.command(["logs", "--name", "vm", "--follow"]));
     let follower = follow();
     let mut next = 0;
@@ -298,7 +298,7 @@ fn the_workloads_output_is_whole(machine: &Machine, snapshot_count: u32) {
     let mut next = first.parse::<u64>().unwrap() + 1;
     clone.expect_numbers(&mut next, 20);
     machine.end("clone");
-    drop(clone.finish_numbers(next).0.exits(0));
+    clone.finish_numbers(next).0.exits(0);
     machine.end("vm");
     machine.is_clean();
 }
@@ -311,7 +311,7 @@ pub(crate) fn kill_supervisor(machine: &Machine) {
     let (pid, _) = supervisor.expect("a supervisor");
     tests::process::signal(*pid, nix::sys::signal::Signal::SIGKILL);
     let pid = format!("--pid={pid}");
-    drop(tests::process::run(Command::new("tail").args([&pid, "--follow", "/dev/null"])).exits(0));
+    tests::process::run(Command::new("tail").args([&pid, "--follow", "/dev/null"])).exits(0);
 }
 
 fn a_terminal_in_a_machine(machine: &Machine) {

@@ -167,12 +167,12 @@ impl Soak {
     /// Boots a machine, and restores clones of it and of them.
     fn live(&mut self, machine: &Machine) {
         let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
-        drop(machine.tool(machine.boot_image("vm", &image)).exits(0));
+        machine.tool(machine.boot_image("vm", &image)).exits(0);
         let words = ["stress", "--name", "vm", "--timeout", TIMEOUT, "--total"];
         let mut warm_up = machine.command(words);
-        drop(run_tool(warm_up.args([WARM_UP_COUNT, "--", "sh", "-c", ":"])).exits(0));
+        run_tool(warm_up.args([WARM_UP_COUNT, "--", "sh", "-c", ":"])).exits(0);
         let base = machine.snapshot("vm", "base", &["--stop"]);
-        drop(machine.tool(["rm", "vm"]).exits(0));
+        machine.tool(["rm", "vm"]).exits(0);
         let mut line = Line {
             machine,
             artifact: base.clone(),
@@ -210,7 +210,7 @@ impl Soak {
             self.tally.snapshots += 1;
             line.go_on_with(later);
         }
-        drop(line.machine.tool(["rm", "clone", "--force"]).exits(0));
+        line.machine.tool(["rm", "clone", "--force"]).exits(0);
     }
 
     /// A clone that is ready runs commands, knows the time, has random bytes of its own, has lost

@@ -26,27 +26,16 @@ pub struct Agent {
 
 impl Agent {
     /// Starts an agent and waits until it answers a probe.
-    #[must_use]
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// Starts an agent with more arguments.
-    ///
-    /// # Panics
-    ///
-    /// When it does not answer.
-    #[must_use]
     pub fn start_with(arguments: &[&str]) -> Self {
         Self::start_in(arguments, &[])
     }
 
     /// Starts an agent with more arguments and variables.
-    ///
-    /// # Panics
-    ///
-    /// When it does not answer.
-    #[must_use]
     pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program("guest-agent"));
         command.envs(variables.iter().copied());
@@ -54,11 +43,6 @@ impl Agent {
     }
 
     /// Starts an agent through a program that becomes it, given the agent and its arguments.
-    ///
-    /// # Panics
-    ///
-    /// When it does not answer.
-    #[must_use]
     pub fn start_through(mut command: Command, arguments: &[&str]) -> Self {
         raise_descriptor_limit();
         let folder = TempDir::new().expect("a temporary folder");
@@ -83,31 +67,26 @@ impl Agent {
     }
 
     /// The agent's socket.
-    #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("agent.sock")
     }
 
     /// A folder that lasts as long as the agent.
-    #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// The agent's process id.
-    #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// A raw connection.
-    #[must_use]
     pub fn connect(&self) -> Client {
         Client::connect(&self.socket())
     }
 
     /// A raw connection that has said HELLO and heard the answer.
-    #[must_use]
     pub fn greet(&self) -> Client {
         let mut client = self.connect();
         client.greet();
@@ -156,11 +135,6 @@ impl Agent {
     }
 
     /// Open descriptors of the agent once no connection is open but the one that asks.
-    ///
-    /// # Panics
-    ///
-    /// When other connections stay open.
-    #[must_use]
     pub fn settled_fd_count(&self) -> u32 {
         let started = Instant::now();
         let mut client = self.greet();
@@ -181,11 +155,6 @@ impl Agent {
     }
 
     /// The same once no session runs either.
-    ///
-    /// # Panics
-    ///
-    /// When one goes on running.
-    #[must_use]
     pub fn idle_fd_count(&self) -> u32 {
         let started = Instant::now();
         let mut client = self.greet();
@@ -198,13 +167,11 @@ impl Agent {
     }
 
     /// A number from `/proc/PID/status`.
-    #[must_use]
     pub fn status(&self, name: &str) -> u64 {
         status_number(self.pid(), name)
     }
 
     /// Children of the agent that have ended and were not reaped.
-    #[must_use]
     pub fn zombie_count(&self) -> usize {
         let path = format!("/proc/{0}/task/{0}/children", self.pid());
         let children = fs::read_to_string(path).expect("the agent runs");
@@ -216,10 +183,6 @@ impl Agent {
     }
 
     /// Waits until no child that has ended is left unreaped.
-    ///
-    /// # Panics
-    ///
-    /// When one stays.
     pub fn reaps_all(&self) {
         let started = Instant::now();
         let mut client = self.greet();
@@ -232,10 +195,6 @@ impl Agent {
 
     /// Waits until the agent sleeps. Who has read an answer before knows that the turn is over that
     /// gave it: what comes now has to wake the agent by itself.
-    ///
-    /// # Panics
-    ///
-    /// When it goes on running.
     pub fn await_idle(&self) {
         let started = Instant::now();
         let path = format!("/proc/{}/status", self.pid());
@@ -255,10 +214,6 @@ impl Agent {
     }
 
     /// Waits for the agent's own end.
-    ///
-    /// # Panics
-    ///
-    /// When it does not end.
     pub fn wait(&mut self) -> std::process::ExitStatus {
         self.child.wait().expect("the agent can be waited for")
     }

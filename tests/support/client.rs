@@ -30,11 +30,6 @@ pub struct Client {
 
 impl Client {
     /// Connects to an agent's plain socket.
-    ///
-    /// # Panics
-    ///
-    /// When nobody listens there.
-    #[must_use]
     pub fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).expect("the agent listens");
         stream
@@ -51,11 +46,6 @@ impl Client {
     }
 
     /// Connects through a hybrid vsock socket, and reads its OK line.
-    ///
-    /// # Panics
-    ///
-    /// When nobody listens there, or something else comes than the line.
-    #[must_use]
     pub fn connect_hybrid(socket: &Path) -> Self {
         let mut client = Self::connect(socket);
         client.send(format!("CONNECT {PORT_DEFAULT}\n").as_bytes());
@@ -158,13 +148,11 @@ impl Client {
 }
 
 /// A generation that is this byte over and over.
-#[must_use]
 pub fn generation(byte: u8) -> Generation {
     Generation::from_bytes([byte; 16])
 }
 
 /// A REBIND as a resume would send it.
-#[must_use]
 pub fn rebind(byte: u8) -> Message {
     let now = std::time::SystemTime::UNIX_EPOCH
         .elapsed()
@@ -183,7 +171,6 @@ pub fn rebind(byte: u8) -> Message {
 }
 
 /// A PROBE for this generation.
-#[must_use]
 pub fn probe(byte: u8, depth: Depth) -> Message {
     let nonce = Nonce::from_bytes([byte; 16]);
     Message::Probe(Probe {
@@ -194,7 +181,6 @@ pub fn probe(byte: u8, depth: Depth) -> Message {
 }
 
 /// A QUIESCE with a token that is this byte over and over.
-#[must_use]
 pub fn quiesce(byte: u8, policy: Policy) -> Message {
     Message::Quiesce(Quiesce {
         token: Token::from_bytes([byte; 16]),
@@ -204,35 +190,23 @@ pub fn quiesce(byte: u8, policy: Policy) -> Message {
 }
 
 /// An EXEC whose id is this byte over and over.
-///
-/// # Panics
-///
-/// When an argument holds NUL.
-#[must_use]
 pub fn exec(byte: u8, argv: &[&str]) -> Exec {
     exec_numbered(u64::from_le_bytes([byte; 8]), argv)
 }
 
 /// An EXEC whose id holds this number, for tests that run more than 256.
-///
-/// # Panics
-///
-/// When an argument holds NUL.
-#[must_use]
 pub fn exec_numbered(number: u64, argv: &[&str]) -> Exec {
     let string = |text: &&str| ByteString::new(*text).expect("no NUL");
     Exec::new(exec_id(number), argv.iter().map(string).collect())
 }
 
 /// The id of [`exec_numbered`].
-#[must_use]
 pub fn exec_id(number: u64) -> ExecId {
     let half = number.to_le_bytes();
     ExecId::from_bytes(std::array::from_fn(|index| half[index % 8]))
 }
 
 /// An EXEC of a shell script.
-#[must_use]
 pub fn shell(byte: u8, script: &str) -> Exec {
     exec(byte, &["sh", "-c", script])
 }

@@ -18,11 +18,6 @@ pub struct Door {
 
 impl Door {
     /// Listens at `socket`, and has `take` have each connection that comes.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot listen.
-    #[must_use]
     pub fn open(socket: PathBuf, mut take: impl FnMut(UnixStream) + Send + 'static) -> Self {
         let listener = Arc::new(UnixListener::bind(&socket).expect("a free path"));
         let of_thread = Arc::clone(&listener);
@@ -38,7 +33,6 @@ impl Door {
     }
 
     /// Where clients connect.
-    #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
     }

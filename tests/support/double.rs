@@ -53,7 +53,6 @@ pub enum Kind {
 
 impl Kind {
     /// The name in manifests and on command lines.
-    #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Firecracker => "firecracker",
@@ -80,23 +79,16 @@ pub struct Double {
 
 impl Double {
     /// A place whose guests are all `agent`.
-    #[must_use]
     pub fn new(agent: &Agent) -> Self {
         Self::of_kind(Kind::Firecracker, agent)
     }
 
     /// A place with a double of another VMM.
-    #[must_use]
     pub fn of_kind(kind: Kind, agent: &Agent) -> Self {
         Self::before(kind, &agent.socket())
     }
 
     /// A place whose guests are whoever listens at this socket.
-    ///
-    /// # Panics
-    ///
-    /// When files cannot be made.
-    #[must_use]
     pub fn before(kind: Kind, guest: &Path) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let mut private = fs::DirBuilder::new();
@@ -119,22 +111,16 @@ impl Double {
     }
 
     /// What stands between the host and the agent.
-    #[must_use]
     pub const fn muxer(&self) -> &Muxer {
         &self.muxer
     }
 
     /// A path in the place.
-    #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Says how the double answers from now on, and forgets what it has done so far.
-    ///
-    /// # Panics
-    ///
-    /// When the file cannot be replaced.
     pub fn script(&self, rules: &[Rule]) {
         let rules: Vec<Value> = rules.iter().map(Rule::to_value).collect();
         let fresh = self.path("rules.new");
@@ -157,7 +143,6 @@ impl Double {
     }
 
     /// What the double was asked for, since the last [`Double::script`].
-    #[must_use]
     pub fn requests(&self) -> Vec<String> {
         self.logged("asked ")
     }
@@ -177,7 +162,6 @@ impl Double {
 
     /// The double as a program that something else than `host-tool` starts, with its API at
     /// `vmm/api.sock`.
-    #[must_use]
     pub fn vmm(&self) -> Command {
         let mut vmm = self.in_place(&self.path("bin").join(self.kind.as_str()));
         vmm.args(["--api-sock", "api.sock"])
@@ -199,11 +183,6 @@ impl Double {
     }
 
     /// An artifact that the double can load.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot be written.
-    #[must_use]
     pub fn artifact(&self) -> PathBuf {
         let folder = self.path("base.snap");
         drop(fs::remove_dir_all(&folder));
@@ -254,11 +233,6 @@ impl Double {
     }
 
     /// What is in a folder of the place.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot be read.
-    #[must_use]
     pub fn names(&self, folder: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(folder)).expect("a folder");
         let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
@@ -272,7 +246,7 @@ impl Drop for Double {
     fn drop(&mut self) {
         // What a test that failed has left is not to outlive it.
         for name in self.names("state") {
-            drop(self.run(["rm", "--force", &name]));
+            self.run(["rm", "--force", &name]);
         }
     }
 }

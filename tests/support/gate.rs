@@ -22,11 +22,6 @@ pub struct Gate {
 
 impl Gate {
     /// Makes the pipe.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot be made.
-    #[must_use]
     pub fn new(folder: &Path, name: &str) -> Self {
         let path = folder.join(name);
         nix::unistd::mkfifo(&path, Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO)
@@ -35,18 +30,12 @@ impl Gate {
     }
 
     /// Its path, for a command.
-    ///
-    /// # Panics
-    ///
-    /// When it is not UTF-8.
-    #[must_use]
     pub fn path(&self) -> &str {
         self.path.to_str().expect("a UTF-8 path")
     }
 
     /// Waits until a command has the pipe open for reading, and holds the other end.
     #[track_caller]
-    #[must_use]
     pub fn hold(&self) -> Held {
         let path = self.path.clone();
         let open = move || OpenOptions::new().write(true).open(path);
@@ -61,7 +50,6 @@ impl Gate {
 
     /// What commands write to the pipe until the last of them closes it.
     #[track_caller]
-    #[must_use]
     pub fn hear(&self) -> String {
         let path = self.path.clone();
         let read = move || {
@@ -91,10 +79,6 @@ pub struct Held(File);
 
 impl Held {
     /// Waits until every reader is gone: an event, not a time.
-    ///
-    /// # Panics
-    ///
-    /// When a reader is left at the deadline.
     #[track_caller]
     pub fn wait_gone(&self) {
         // Asked for nothing, poll still reports that the other end was closed.
@@ -105,10 +89,6 @@ impl Held {
     }
 
     /// Whether a reader is still there.
-    ///
-    /// # Panics
-    ///
-    /// When the pipe cannot be asked.
     #[must_use]
     pub fn is_read(&self) -> bool {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
@@ -117,10 +97,6 @@ impl Held {
 }
 
 /// What `blocking` gives, unless that takes longer than [`DEADLINE`].
-///
-/// # Panics
-///
-/// When it does.
 #[track_caller]
 pub fn within_deadline<T: Send + 'static>(
     what: &str,

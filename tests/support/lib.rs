@@ -2,6 +2,7 @@
 //! the protocol frame by frame, so that a test can say what no well-behaved client would.
 //!
 //! Nothing here waits for time to pass: every wait is for an event, with [`DEADLINE`] as its end.
+//! Whatever cannot be done, or does not happen before the deadline, panics: the test has failed.
 
 pub mod agent;
 pub mod client;
@@ -26,11 +27,6 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Path of a built program: `TEST_HOST_TOOL` or `TEST_GUEST_AGENT` name another, and otherwise it
 /// lies in the folder above the test's own.
-///
-/// # Panics
-///
-/// When it was not built.
-#[must_use]
 pub fn program(name: &str) -> PathBuf {
     let variable = format!("TEST_{}", name.to_uppercase().replace('-', "_"));
     if let Some(path) = std::env::var_os(&variable) {
@@ -65,11 +61,6 @@ pub fn raise_descriptor_limit() {
 }
 
 /// The top of the project.
-///
-/// # Panics
-///
-/// Never: the tests are a folder of it.
-#[must_use]
 pub fn top() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let parent = manifest.parent();
@@ -79,12 +70,7 @@ pub fn top() -> PathBuf {
 }
 
 /// The release agent as `scripts/build-agent.sh` makes it, built if need be.
-///
-/// # Panics
-///
-/// When it cannot be built.
 #[track_caller]
-#[must_use]
 pub fn release_agent() -> PathBuf {
     let mut build = Command::new(top().join("scripts/build-agent.sh"));
     let built = process::run(build.current_dir(top()));

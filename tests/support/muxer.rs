@@ -114,11 +114,6 @@ pub struct Muxer {
 
 impl Muxer {
     /// Listens at `socket`, with the agent's socket at `agent` for the guest's port.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot listen.
-    #[must_use]
     pub fn start(socket: PathBuf, agent: &Path) -> Self {
         let shared = Arc::new(Shared {
             agent: agent.to_path_buf(),
@@ -131,7 +126,6 @@ impl Muxer {
     }
 
     /// Where the host connects.
-    #[must_use]
     pub fn socket(&self) -> &Path {
         self.door.socket()
     }
@@ -155,19 +149,16 @@ impl Muxer {
     }
 
     /// How many connections have come so far.
-    #[must_use]
     pub fn count(&self) -> usize {
         self.shared.state().links.len()
     }
 
     /// How many came without a CONNECT line in one piece.
-    #[must_use]
     pub fn malformed_count(&self) -> usize {
         self.shared.state().malformed_count
     }
 
     /// How many found the agent's accept queue full.
-    #[must_use]
     pub fn refused_count(&self) -> usize {
         self.shared.state().refused_count
     }

@@ -26,27 +26,23 @@ pub struct Finished {
 
 impl Finished {
     /// The exit code, or 128 and the signal as a shell says it.
-    #[must_use]
     pub fn code(&self) -> i32 {
         let signal = self.status.signal().unwrap_or(0);
         self.status.code().unwrap_or(128 + signal)
     }
 
     /// Standard output as text.
-    #[must_use]
     pub fn out(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
     /// Standard error as text.
-    #[must_use]
     pub fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
     /// The one JSON object on standard output.
     #[track_caller]
-    #[must_use]
     pub fn json(&self) -> serde_json::Value {
         let lines: Vec<&str> = std::str::from_utf8(&self.stdout)
             .expect("UTF-8")
@@ -60,7 +56,6 @@ impl Finished {
 
     /// Fails unless the exit code is `code`; gives the process back for more.
     #[track_caller]
-    #[must_use]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code(), code, "{self}");
         self
@@ -68,7 +63,6 @@ impl Finished {
 
     /// Fails unless standard error holds `text`; gives the process back for more.
     #[track_caller]
-    #[must_use]
     pub fn complains(self, text: &str) -> Self {
         assert!(self.err().contains(text), "no {text:?} in: {self}");
         self
@@ -84,27 +78,18 @@ impl std::fmt::Display for Finished {
 }
 
 /// Runs `command` to its end, or kills it after [`DEADLINE`] and fails.
-///
-/// # Panics
-///
-/// When it cannot be started or does not end.
 #[track_caller]
 pub fn run(command: &mut Command) -> Finished {
     run_with_input(command, b"")
 }
 
 /// Runs a program that may not be there, and gives its output if it is.
-#[must_use]
 pub fn try_run(program: &str, arguments: &[&str]) -> Option<Vec<u8>> {
     let output = Command::new(program).args(arguments).output();
     output.ok().map(|output| output.stdout)
 }
 
 /// Runs `command` with `input` as its standard input.
-///
-/// # Panics
-///
-/// When it cannot be started or does not end.
 #[track_caller]
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Finished {
     let text = format!("{command:?}");
@@ -120,10 +105,6 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Finished {
 
 /// Feeds `input` to a child with pipes for its output, collects what it writes, and waits for its
 /// end.
-///
-/// # Panics
-///
-/// When it has not ended after `limit`.
 #[track_caller]
 pub fn finish(mut child: Child, input: Vec<u8>, text: &str, limit: Duration) -> Finished {
     // Whoever started the child may have closed its input already.
@@ -164,12 +145,7 @@ pub struct Running {
 
 impl Running {
     /// Starts it.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot be started.
     #[track_caller]
-    #[must_use]
     pub fn start(command: &mut Command) -> Self {
         command
             .stdin(Stdio::piped())
@@ -179,12 +155,7 @@ impl Running {
     }
 
     /// Starts it with the standard input that it was given, and pipes for its output.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot be started.
     #[track_caller]
-    #[must_use]
     pub fn start_as_it_is(command: &mut Command) -> Self {
         let text = format!("{command:?}");
         let mut child = command
@@ -202,7 +173,6 @@ impl Running {
     }
 
     /// Its process id.
-    #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("not finished").id()
     }
@@ -221,7 +191,6 @@ impl Running {
 
     /// Gives its standard input away, to be written by another thread.
     #[track_caller]
-    #[must_use]
     pub const fn take_input(&mut self) -> ChildStdin {
         self.stdin.take().expect("an open standard input")
     }
@@ -232,10 +201,6 @@ impl Running {
     }
 
     /// The next bytes of its standard output, at most `len`; none at its end.
-    ///
-    /// # Panics
-    ///
-    /// When nothing comes before the deadline.
     #[track_caller]
     pub fn read_some(&mut self, bytes: &mut [u8]) -> usize {
         let text = self.text.clone();
@@ -281,7 +246,6 @@ impl Running {
     }
 
     /// A number from its `/proc/PID/status`.
-    #[must_use]
     pub fn status(&self, name: &str) -> u64 {
         status_number(self.pid(), name)
     }
@@ -312,11 +276,6 @@ impl Drop for Running {
 }
 
 /// A number from `/proc/PID/status`.
-///
-/// # Panics
-///
-/// When the process is gone or has no such number.
-#[must_use]
 pub fn status_number(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status

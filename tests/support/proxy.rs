@@ -92,11 +92,6 @@ pub struct Proxy {
 
 impl Proxy {
     /// Listens at `socket` and connects to the agent at `agent` for each client.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot listen.
-    #[must_use]
     pub fn start(socket: PathBuf, agent: &Path) -> Self {
         let shared = Arc::new(Shared::default());
         let (of_thread, agent) = (Arc::clone(&shared), agent.to_path_buf());
@@ -105,7 +100,6 @@ impl Proxy {
     }
 
     /// Where clients connect.
-    #[must_use]
     pub fn socket(&self) -> &Path {
         self.door.socket()
     }
@@ -128,13 +122,11 @@ impl Proxy {
     }
 
     /// How many connections were cut so far.
-    #[must_use]
     pub fn cut_count(&self) -> u64 {
         self.shared.cuts.load(Ordering::SeqCst)
     }
 
     /// Bytes passed on in a direction, over all connections.
-    #[must_use]
     pub fn passed(&self, direction: Direction) -> u64 {
         match direction {
             Direction::ToGuest => self.shared.to_guest.load(Ordering::SeqCst),

@@ -31,11 +31,6 @@ impl Terminal {
     }
 
     /// A shell with these variables, whose prompt is `outer$`. Its files lie in `folder`.
-    ///
-    /// # Panics
-    ///
-    /// When tmux cannot be started.
-    #[must_use]
     pub fn start(folder: &Path, variables: &[(&str, &str)]) -> Self {
         let socket = folder.join("tmux.sock");
         let mut start = tmux(&socket);
@@ -52,10 +47,10 @@ impl Terminal {
         // More than one word, and tmux runs it without a shell, which could take the prompt away.
         start.args(["env", "PS1=outer$ ", "sh"]);
         start.envs(variables.iter().copied());
-        drop(run(&mut start).exits(0));
+        run(&mut start).exits(0);
         let mut settings = tmux(&socket);
         settings.args(["set-option", "-g", "window-size", "manual"]);
-        drop(run(&mut settings).exits(0));
+        run(&mut settings).exits(0);
         let mut control = tmux(&socket);
         control.args(["-C", "attach-session", "-t", "0"]);
         control.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -98,7 +93,6 @@ impl Terminal {
     }
 
     /// What is on the screen, line by line.
-    #[must_use]
     pub fn screen(&self) -> String {
         let mut capture = tmux(&self.socket);
         capture.args(["capture-pane", "-p", "-t", "0"]);
@@ -106,10 +100,6 @@ impl Terminal {
     }
 
     /// Waits until the screen is as `is_met` wants it, and gives it.
-    ///
-    /// # Panics
-    ///
-    /// When it is not so before the deadline.
     #[track_caller]
     pub fn waits_for(&self, what: &str, is_met: impl Fn(&str) -> bool) -> String {
         let started = Instant::now();
@@ -140,11 +130,6 @@ impl Terminal {
     }
 
     /// The process that the shell in the window runs in the foreground.
-    ///
-    /// # Panics
-    ///
-    /// When it runs none.
-    #[must_use]
     pub fn foreground(&self) -> u32 {
         let mut display = tmux(&self.socket);
         display.args(["display-message", "-p", "-t", "0", "#{pane_pid}"]);
@@ -156,7 +141,7 @@ impl Terminal {
     }
 
     fn tell(&self, words: &[&str]) {
-        drop(run(tmux(&self.socket).args(words)).exits(0));
+        run(tmux(&self.socket).args(words)).exits(0);
     }
 }
 

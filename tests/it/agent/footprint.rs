@@ -52,7 +52,7 @@ fn the_agent_says_what_it_takes() {
         let option = format!(" --{} ", setting.replace('_', "-"));
         assert!(words.contains(&option), "no{option}in {help}");
     }
-    drop(agent("--nonsense").exits(2).complains("--help"));
+    agent("--nonsense").exits(2).complains("--help");
 }
 
 /// A probe's process has nothing to do, and ends before the C library asks the processor for its
@@ -66,7 +66,7 @@ fn a_process_that_does_nothing_ends_at_its_first_instructions() {
         assert_eq!(ended.out(), "", "{arguments:?}");
     }
     for arguments in [&["--noo"][..], &["--noopx"], &["--nooq"], &["-"]] {
-        drop(agent(arguments).exits(2));
+        agent(arguments).exits(2);
     }
     // The end of execve(2), and the call that ends it.
     if cfg!(target_arch = "x86_64") {

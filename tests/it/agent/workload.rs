@@ -106,11 +106,9 @@ fn a_signal_is_a_failure_too() {
     let ending = format!("[ $n = 1 ] && exec cat {}; exit 0", gate.path());
     let agent = place.start(&place.counting(&ending), &[("restart", "on-failure")]);
     let held = gate.hold();
-    drop(
-        agent
-            .host_tool(["kill", "workload", "-s", "KILL"], [])
-            .exits(0),
-    );
+    agent
+        .host_tool(["kill", "workload", "-s", "KILL"], [])
+        .exits(0);
     held.wait_gone();
     assert_eq!(observe(&agent).stdout.bytes, b"run 1\nrun 2\n");
 }
@@ -119,7 +117,7 @@ fn a_signal_is_a_failure_too() {
 fn it_never_waits_for_a_reader() {
     let place = Place::new();
     let agent = place.start("head -c 5000000 /dev/zero; echo end", &[]);
-    drop(agent.host_tool(["wait", "workload"], []).exits(0));
+    agent.host_tool(["wait", "workload"], []).exits(0);
     let stdout = observe(&agent).stdout;
     let missing: u64 = stdout.gaps.iter().map(|gap| gap.1 - gap.0).sum();
     assert_eq!(missing + stdout.bytes.len() as u64, 5_000_004);
@@ -144,7 +142,7 @@ fn its_end_can_be_the_agents_end() {
     let gate = Gate::new(place.folder.path(), "gate");
     let script = format!("cat {}", gate.path());
     let mut agent = place.start(&script, &[("at_end", "poweroff")]);
-    drop(agent.exec(["true"]).exits(0));
+    agent.exec(["true"]).exits(0);
     gate.open();
     assert_eq!(agent.wait().code(), Some(0));
 }

@@ -227,7 +227,7 @@ fn questions_and_answers_across_a_cut_every_hundred_lines() {
         running.say(format!("{number}\n").as_bytes());
         assert_eq!(running.read_line(), format!("line {number} of {number}"));
     }
-    drop(running.finish().exits(7));
+    running.finish().exits(7);
     let cuts = place.proxy.cut_count();
     assert!(cuts >= 19, "only {cuts} cuts");
 }
@@ -285,5 +285,5 @@ fn a_guest_that_stays_away_leaves_the_outcome_unknown() {
     tool.arg(place.proxy.socket()).args(["--", "true"]);
     let ended = tests::process::run(&mut tool);
     assert!([124, 125].contains(&ended.code()), "{ended}");
-    drop(ended.complains("unknown"));
+    ended.complains("unknown");
 }

@@ -43,22 +43,18 @@ fn what_cannot_be_run_is_named() {
         .exits(127)
         .complains("no-such-program");
     assert!(missing.out().is_empty(), "{missing}");
-    drop(
-        agent
-            .exec(["/no/such/program"])
-            .exits(127)
-            .complains("/no/such/program"),
-    );
-    drop(
-        agent
-            .exec([plain.to_str().unwrap()])
-            .exits(126)
-            .complains("plain"),
-    );
-    drop(agent.exec(["/tmp"]).exits(126).complains("/tmp"));
+    agent
+        .exec(["/no/such/program"])
+        .exits(127)
+        .complains("/no/such/program");
+    agent
+        .exec([plain.to_str().unwrap()])
+        .exits(126)
+        .complains("plain");
+    agent.exec(["/tmp"]).exits(126).complains("/tmp");
     let tool = agent.host_tool(["exec", "-w", "/no/such/folder"], ["true"]);
     assert!([126, 127].contains(&tool.code()), "{tool}");
-    drop(tool.complains("/no/such/folder"));
+    tool.complains("/no/such/folder");
 }
 
 #[test]
@@ -241,7 +237,7 @@ fn too_many_arguments_are_refused_in_words() {
     let argv: Vec<String> = std::iter::repeat_n("x".to_owned(), 100_000).collect();
     let argv = ["true".to_owned()].into_iter().chain(argv);
     let ended = tests::process::run(&mut agent.host_tool_command(["exec".to_owned()], argv));
-    drop(ended.exits(125).complains("exceed"));
+    ended.exits(125).complains("exceed");
     let client = &mut agent.greet();
     let huge = exec(1, &["true", &"x".repeat(200_000)]);
     // Longer than Linux takes for one argument (128 KiB): the agent passes the refusal on.
@@ -273,5 +269,5 @@ fn an_agent_that_dies_leaves_an_unknown_outcome() {
     tests::process::signal(child.id(), Signal::SIGINT);
     tests::process::signal(child.id(), Signal::SIGTERM);
     let ended = finish(child, Vec::new(), "exec", tests::DEADLINE);
-    drop(ended.exits(125).complains("unknown"));
+    ended.exits(125).complains("unknown");
 }

@@ -186,10 +186,10 @@ fn blocked_sessions_delay_nobody() {
         ));
         assert_eq!(prober.follow(&started).stdout.bytes.len(), 300_000);
     }
-    drop(agent.exec(["true"]).exits(0));
+    agent.exec(["true"]).exits(0);
     client.signal(Signal::SIGCONT);
     client.signal(Signal::SIGKILL);
-    drop(client.finish());
+    client.finish();
 }
 
 /// Acknowledged piece by piece, a ring that was full passes on a piece each time and no more.
@@ -217,7 +217,7 @@ fn a_full_ring_goes_on_as_far_as_it_was_acknowledged() {
 #[test]
 fn a_client_can_be_killed_at_any_point() {
     let agent = Agent::start();
-    drop(agent.exec(["true"]).exits(0));
+    agent.exec(["true"]).exits(0);
     let fds = agent.idle_fd_count();
     // Before anything came, after each of many bytes, and when all but the end has been read.
     let total = 2_000_000;

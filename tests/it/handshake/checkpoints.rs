@@ -131,7 +131,7 @@ fn several_wait_and_one_of_them_dies() {
 fn the_name_is_in_a_file_and_can_be_waited_for() {
     let guest = Guest::start();
     let print = || run(&mut guest.command(&["generation"]));
-    let _ = print().exits(1).complains("no host has given");
+    print().exits(1).complains("no host has given");
     guest.name(1, Cause::Boot);
     let first = format!("{}\n", generation(1));
     assert_eq!(print().exits(0).out(), first);
@@ -160,7 +160,7 @@ fn without_an_agent_there_is_no_verdict() {
         let mut command = Command::new(program("guest-agent"));
         command.args(words).arg("--local");
         command.arg(folder.path().join("none"));
-        let _ = run(&mut command).exits(1).complains("cannot ask the agent");
+        run(&mut command).exits(1).complains("cannot ask the agent");
     }
     for words in [
         &["checkpoint", "--tag", "a b"][..],

@@ -46,7 +46,7 @@ fn session(detached: &Finished) -> String {
 fn every_command_takes_what_comes_byte_by_byte() {
     let place = Place::new();
     place.muxer.treat_all(Fate::Bytewise);
-    drop(place.run("probe", &[]).exits(0));
+    place.run("probe", &[]).exits(0);
     let script = "read x; echo out $x; echo err >&2; exit 7";
     let mut exec = place.tool("exec", &["-i", "--", "sh", "-c", script]);
     let ended = tests::process::run_with_input(&mut exec, b"in\n").exits(7);
@@ -57,8 +57,8 @@ fn every_command_takes_what_comes_byte_by_byte() {
     let detached = place.run("exec", &["-d", "--", "sh", "-c", "echo kept; exit 5"]);
     let id = session(&detached.exits(0));
     assert_eq!(place.run("attach", &[&id]).exits(5).out(), "kept\n");
-    drop(place.run("wait", &[&id]).exits(5));
-    drop(place.run("ps", &[]).exits(0));
+    place.run("wait", &[&id]).exits(5);
+    place.run("ps", &[]).exits(0);
     assert_eq!(place.muxer.malformed_count(), 0);
 }
 
@@ -105,7 +105,7 @@ fn a_request_that_arrives_after_its_repetition_runs_nothing_twice() {
     place.muxer.release(0);
     place.muxer.await_delivery(0);
     let ended = running.finish().exits(125);
-    drop(ended.complains("another client has taken the session over"));
+    ended.complains("another client has taken the session over");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "ran\n");
 }
 

@@ -205,7 +205,7 @@ fn a_new_epoch_wakes_the_listener_and_decides_nothing() {
     );
     assert_eq!(after.generation, Some(generation(7)));
     let probed = agent.host_tool(["probe", "--timeout", "60s"], []);
-    drop(probed.exits(0));
+    probed.exits(0);
     let shown = agent.host_tool(["ps", "--json"], []).exits(0).json();
     assert_eq!(shown["guest"]["counters"]["mmds_epochs"], 1, "{shown}");
     assert_eq!(agent.exec(["true"]).code(), 0);

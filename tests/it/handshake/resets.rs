@@ -62,8 +62,8 @@ impl Place {
         let record = restored.exits(0).json();
         assert_eq!(record["event"], "ready", "{record}");
         let exec = ["exec", "--name", "clone", "--timeout", "60s", "--", "true"];
-        drop(self.double.run(exec).exits(0));
-        drop(self.double.run(["rm", "--force", "clone"]).exits(0));
+        self.double.run(exec).exits(0);
+        self.double.run(["rm", "--force", "clone"]).exits(0);
         assert_eq!(self.double.muxer().malformed_count(), 0);
         record
     }

@@ -33,7 +33,7 @@ impl Rival {
     }
 
     fn remove(&self) {
-        drop(self.double.run(["rm", "--force", "clone"]).exits(0));
+        self.double.run(["rm", "--force", "clone"]).exits(0);
         self.double.is_clean();
     }
 }
@@ -154,7 +154,7 @@ fn two_probes_give_one_name_once() {
     for held in [0, 1, 2] {
         let words = ["restore", "--name", "clone", "--no-wait"];
         let artifact = rival.double.artifact();
-        drop(tests::process::run(rival.double.tool(words).arg(artifact)).exits(0));
+        tests::process::run(rival.double.tool(words).arg(artifact)).exits(0);
         let before = agent.host_tool(["probe", "--json"], []).exits(0).json();
         rival.double.muxer().plan(&vec![Fate::Held; held]);
         let count = rival.double.muxer().count();

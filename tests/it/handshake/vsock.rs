@@ -68,6 +68,6 @@ fn a_peer_that_is_not_the_host_is_closed_without_a_word() {
     let mut probe = Command::new(program("host-tool"));
     let port = port.to_string();
     probe.args(["probe", "--cid", "1", "--port", &port, "--timeout", "2s"]);
-    drop(run(&mut probe).exits(2));
+    run(&mut probe).exits(2);
     assert!(agent.status("Threads") > 0, "it runs on");
 }

@@ -61,7 +61,7 @@ fn a_part_that_fails_costs_no_other() {
         ["exec, 1 at once", "exec, 10 at once", "exec, 100 at once"]
     );
     assert!(report["stdin"]["mib_per_second"].is_number(), "{report}");
-    drop(ended.complains("3 parts failed, the first of them is exec, 1 at once"));
+    ended.complains("3 parts failed, the first of them is exec, 1 at once");
 }
 
 #[test]
@@ -86,9 +86,9 @@ fn an_artifact_that_is_none_is_named() {
     let ended = ended.exits(3).complains("restore failed: artifact failed");
     assert_eq!(ended.json()["exec"][0]["succeeded"], 1);
     assert!(!Path::new(artifact).exists());
-    drop(tool(&["--runs", "0"]).exits(2).complains("--runs"));
-    drop(tool(&["--size", "1"]).exits(2).complains("neither 0 nor"));
+    tool(&["--runs", "0"]).exits(2).complains("--runs");
+    tool(&["--size", "1"]).exits(2).complains("neither 0 nor");
     let mut command = std::process::Command::new(tests::program("host-tool"));
     let ended = tests::process::run(command.arg("bench"));
-    drop(ended.exits(2).complains("--artifact"));
+    ended.exits(2).complains("--artifact");
 }

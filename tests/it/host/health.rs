@@ -113,6 +113,6 @@ fn a_supervisor_that_was_killed_is_missed() {
     signal(patient.supervised.vmm, Signal::SIGKILL);
     patient.becomes("stopped");
     let removed = run(&mut patient.supervised.vm.host_tool(&["rm", "vm"]));
-    drop(removed.exits(0));
+    removed.exits(0);
     assert!(!patient.supervised.vm.path().exists());
 }

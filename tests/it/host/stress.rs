@@ -54,8 +54,8 @@ fn failures_are_counted_by_kind() {
         ["stress", "--total", "2", "--timeout", "200ms"],
         ["cat", "/dev/zero"],
     );
-    drop(ended.exits(124).complains("2 of 2 runs failed"));
-    drop(agent.host_tool(["stress", "--parallel", "0"], []).exits(2));
+    ended.exits(124).complains("2 of 2 runs failed");
+    agent.host_tool(["stress", "--parallel", "0"], []).exits(2);
 }
 
 /// The soft limit is 1024 nearly everywhere, and of what 500 runs need, it is a quarter.
@@ -73,9 +73,7 @@ fn limit_of_open_files_is_raised_or_named() {
     let ended = limited("-Sn 64").exits(0);
     assert!(ended.out().starts_with("200 of 200 succeeded"), "{ended}");
     let ended = limited("-n 64").exits(2);
-    drop(
-        ended
-            .complains("--parallel 100 needs")
-            .complains("ulimit -Hn"),
-    );
+    ended
+        .complains("--parallel 100 needs")
+        .complains("ulimit -Hn");
 }

@@ -56,7 +56,7 @@ impl Place {
                 ["snapshots", "inspect"] => self.double.run([words, &[path(&dir)]].concat()),
                 words => self.run(words, &dir),
             };
-            drop(ended.exits(3).complains(text));
+            ended.exits(3).complains(text);
             self.double.is_clean();
         }
         let listed = self.double.run(["snapshots", "ls", path(&dir)]).exits(0);
@@ -188,5 +188,5 @@ fn a_file_that_takes_for_ever_to_read_meets_the_deadline() {
     let ended = place
         .double
         .run(["snapshots", "verify", path(&dir), "--timeout", "100ms"]);
-    drop(ended.exits(124).complains("memory"));
+    ended.exits(124).complains("memory");
 }

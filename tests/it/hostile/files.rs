@@ -42,8 +42,8 @@ impl Place {
         let double = Double::new(&agent);
         let artifact = double.artifact();
         let words = ["restore", "--name", "clone", "--timeout", "60s"];
-        drop(tests::process::run(double.tool(words).arg(artifact)).exits(0));
-        drop(double.run(["stop", "--force", "clone"]).exits(0));
+        tests::process::run(double.tool(words).arg(artifact)).exits(0);
+        double.run(["stop", "--force", "clone"]).exits(0);
         let bait = double.path("bait");
         fs::write(&bait, "{}").unwrap();
         Self {
@@ -81,7 +81,7 @@ impl Place {
             for (words, code) in commands {
                 let ended = self.double.run(*words);
                 let ended = ended.exits(*code).complains(REMEDY);
-                drop(ended.complains(&format!("clone/{name}: it is")));
+                ended.complains(&format!("clone/{name}: it is"));
                 assert!(self.file(name).symlink_metadata().is_ok(), "no {what}");
             }
         });
@@ -113,7 +113,7 @@ fn odd_files_of_a_vm_are_named_and_not_touched() {
     place.is_named("lock", &[(&["stop", "clone"], 1), (&["rm", "clone"], 1)]);
     place.is_named("supervisor.lock", &[(&["rm", "clone"], 1)]);
     // With everything back in its place the VM can be taken away.
-    drop(place.double.run(["rm", "clone"]).exits(0));
+    place.double.run(["rm", "clone"]).exits(0);
     place.double.is_clean();
 }
 
@@ -134,7 +134,7 @@ fn odd_output_logs_are_not_read() {
     }
     let ended = place.double.run(["logs", "--name", "clone"]);
     assert!([0, 1].contains(&ended.code()), "{ended}");
-    drop(place.double.run(["rm", "clone"]).exits(0));
+    place.double.run(["rm", "clone"]).exits(0);
 }
 
 /// A link with a VM's name leads out of the state directory.
@@ -158,13 +158,13 @@ fn what_has_a_vms_name_must_be_its_directory() {
             &["rm", "--force", "other"],
             &["logs", "--name", "other"],
         ] {
-            drop(place.double.run(words).exits(2).complains(text));
+            place.double.run(words).exits(2).complains(text);
         }
         let listed = place.double.run(["ls"]).exits(0).complains(text);
         assert!(listed.out().contains("other  unreadable"), "{listed}");
         let mut restore = place.double.tool(["restore", "--name", "other"]);
         let restored = tests::process::run(restore.arg(place.double.artifact()));
-        drop(restored.exits(2).complains("the name 'other' is in use"));
+        restored.exits(2).complains("the name 'other' is in use");
         fs::remove_file(&other).unwrap();
     }
     assert!(outside.join("state.json").is_file(), "it was taken away");
@@ -185,18 +185,18 @@ fn odd_sockets_and_directories_are_named() {
         put(&bait, &odd);
         for option in ["--uds", "--unix"] {
             let ended = double.run(["probe", option, text, "--timeout", "200ms"]);
-            drop(ended.exits(2).complains(text));
+            ended.exits(2).complains(text);
         }
         let mut snapshot = double.tool(["snapshot", "--api-sock", text, "--uds", text, "--out"]);
         let ended = tests::process::run(snapshot.arg(&out).args(["--timeout", "200ms"]));
         assert!([5, 124].contains(&ended.code()), "{what}: {ended}");
-        drop(ended.complains(text));
+        ended.complains(text);
         if what != "directory" {
             let ended = double.run(["restore", text]).exits(3);
-            drop(ended.complains("there is no artifact directory"));
+            ended.complains("there is no artifact directory");
             let ended = double.run(["ls", "--state-dir", text]);
             assert_eq!(ended.code(), 1, "{what}: {ended}");
-            drop(ended.complains(text));
+            ended.complains(text);
         }
         if what != "link" {
             let options = [("--kernel", &initrd), ("--initrd", &kernel)];
@@ -211,7 +211,7 @@ fn odd_sockets_and_directories_are_named() {
                 );
                 let mut boot = double.tool(["boot", name, text, other_name]);
                 let ended = tests::process::run(boot.arg(other));
-                drop(ended.exits(3).complains(text));
+                ended.exits(3).complains(text);
             }
         }
         if fs::remove_file(&odd).is_err() {

@@ -330,6 +330,6 @@ fn a_flood_that_nobody_reads_any_more_ends_the_command() {
     let mut running = Running::start(&mut guest.command(&["exec", "--", "true"]));
     assert_eq!(running.read(3), b"xxx");
     running.close_output();
-    drop(running.finish().exits(141));
+    running.finish().exits(141);
     assert_eq!(heard.recv_timeout(tests::DEADLINE).unwrap(), 15);
 }

@@ -95,13 +95,13 @@ fn an_end_that_cannot_be_is_no_end() {
             it["core"] = false.into();
         };
         let ended = exec(vec![end(signal)], &[]).exits(125);
-        drop(ended.complains("\"signal\" must be a signal's number, 1 to 64"));
+        ended.complains("\"signal\" must be a signal's number, 1 to 64");
     }
     let usage = |it: &mut Value| {
         let most = u64::MAX;
         it["rusage"] = json!({ "user_us": most, "system_us": most, "rss_max_kib": most });
     };
-    drop(exec(vec![end(usage)], &["-v"]).exits(7));
+    exec(vec![end(usage)], &["-v"]).exits(7);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn input_is_not_believed_to_be_where_it_was_not_sent() {
         let running = Running::start(&mut guest.command(&["exec", "-i", "--", "cat"]));
         let ended = running.finish_with_open_input().exits(125);
         let text = format!("standard input received up to {received}, where {first} to {first}");
-        drop(ended.complains(&text));
+        ended.complains(&text);
     }
     // Credit that goes back is no credit lost, and endless credit is no reason to hold it all.
     let guest = Guest::asked(move |stream, _| {
@@ -200,7 +200,7 @@ fn input_is_not_believed_to_be_where_it_was_not_sent() {
     });
     let mut running = Running::start(&mut guest.command(&["exec", "-i", "--", "cat"]));
     running.say(b"abcdef");
-    drop(running.finish_with_open_input().exits(0));
+    running.finish_with_open_input().exits(0);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn texts_of_a_guest_are_short_and_steer_no_terminal() {
         bytes.extend_from_slice(b"{\"code\":\"internal\",\"text\":\"\xff\x9b2J\"}");
     });
     let guest = Guest::asked(move |stream, _| drop(stream.write_all(&bytes)));
-    drop(guest.tool(&["ps"]).exits(6).complains("not a JSON object"));
+    guest.tool(&["ps"]).exits(6).complains("not a JSON object");
 }
 
 fn session(number: u64, command: &str) -> Value {
@@ -343,5 +343,5 @@ fn a_list_of_sessions_has_an_end() {
     assert!(resident < 20 * 1024, "{resident} KiB for {ANSWERS} answers");
     go_on.send(()).unwrap();
     let ended = running.finish().exits(6);
-    drop(ended.complains("the guest lists more than 16384 sessions"));
+    ended.complains("the guest lists more than 16384 sessions");
 }

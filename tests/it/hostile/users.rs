@@ -39,7 +39,7 @@ impl Place {
         let artifact = double.artifact();
         let open = |words: &[&str]| {
             let mut tool = through_shell(&double.tool(words), "umask 000");
-            drop(run(&mut tool).exits(0));
+            run(&mut tool).exits(0);
         };
         let artifact = artifact.to_str().unwrap();
         open(&["restore", artifact, "--name", "clone", "--timeout", "60s"]);
@@ -61,7 +61,7 @@ impl Place {
     }
 
     fn end(&self) {
-        drop(self.double.run(["rm", "--force", "clone"]).exits(0));
+        self.double.run(["rm", "--force", "clone"]).exits(0);
         fs::remove_dir_all(self.double.path("snapshots/out")).unwrap();
         self.double.is_clean();
     }
@@ -115,13 +115,13 @@ fn another_user_can_neither_read_nor_connect() {
         "snapshots/out/memory",
     ] {
         let ended = as_nobody("cat", &[&path(file)]);
-        drop(ended.exits(1).complains("Permission denied"));
+        ended.exits(1).complains("Permission denied");
     }
     let uds = path("state/clone/vsock.sock");
     let probed = as_nobody(tool, &["probe", "--uds", &uds, "--timeout", "2s"]);
-    drop(probed.exits(2).complains("Permission denied"));
+    probed.exits(2).complains("Permission denied");
     let ran = as_nobody(tool, &["exec", "--uds", &uds, "--", "true"]);
-    drop(ran.exits(125).complains("Permission denied"));
+    ran.exits(125).complains("Permission denied");
     let state = path("state");
     for words in [
         &["ls"][..],
@@ -129,16 +129,14 @@ fn another_user_can_neither_read_nor_connect() {
         &["rm", "--force", "clone"],
     ] {
         let words = [words, &["--state-dir", &state]].concat();
-        drop(
-            as_nobody(tool, &words)
-                .exits(2)
-                .complains("it belongs to another user"),
-        );
+        as_nobody(tool, &words)
+            .exits(2)
+            .complains("it belongs to another user");
     }
     let shown = as_nobody(tool, &["snapshots", "inspect", &path("snapshots/out")]);
-    drop(shown.exits(3).complains("Permission denied"));
+    shown.exits(3).complains("Permission denied");
     // What nobody could see is all still there.
-    drop(place.double.run(["probe", "--name", "clone"]).exits(0));
+    place.double.run(["probe", "--name", "clone"]).exits(0);
     place.end();
 }
 
@@ -151,13 +149,11 @@ fn directories_that_others_own_or_write_to_are_not_used() {
         let dir = place.double.path(name);
         let check = |text: &str| {
             let inspected = place.double.run(["inspect", "clone"]).exits(2);
-            drop(
-                inspected
-                    .complains(text)
-                    .complains("run 'chmod 700' on it as its owner"),
-            );
+            inspected
+                .complains(text)
+                .complains("run 'chmod 700' on it as its owner");
             let ran = place.double.run(["exec", "--name", "clone", "--", "true"]);
-            drop(ran.exits(125).complains(text));
+            ran.exits(125).complains(text);
             let listed = place.double.run(["ls"]).complains(text);
             assert_eq!(listed.code(), if is_of_vm { 0 } else { 2 }, "{listed}");
         };
@@ -170,6 +166,6 @@ fn directories_that_others_own_or_write_to_are_not_used() {
         }
         fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
     }
-    drop(place.double.run(["inspect", "clone"]).exits(0));
+    place.double.run(["inspect", "clone"]).exits(0);
     place.end();
 }

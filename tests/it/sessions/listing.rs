@@ -9,7 +9,7 @@ use tests::gate::Gate;
 fn a_session_is_listed_with_all_that_is_known_of_it() {
     let agent = Agent::start();
     let gate = Gate::new(agent.folder(), "gate");
-    drop(agent.greet().ask(&rebind(1)));
+    agent.greet().ask(&rebind(1));
     let mut owner = agent.greet();
     let script = format!("printf 123; printf 12 >&2; cat {}", gate.path());
     let started = owner.start(&shell(1, &script));
@@ -78,17 +78,13 @@ fn more_sessions_than_fit_a_frame_come_in_pages() {
 fn ps_shows_what_runs_and_all_with_a() {
     let agent = Agent::start();
     let gate = Gate::new(agent.folder(), "gate");
-    drop(
-        agent
-            .host_tool(["exec", "--id", &"1".repeat(32)], ["true"])
-            .exits(0),
-    );
+    agent
+        .host_tool(["exec", "--id", &"1".repeat(32)], ["true"])
+        .exits(0);
     let argv = ["cat", gate.path()];
-    drop(
-        agent
-            .host_tool(["exec", "-d", "--id", &"2".repeat(32)], argv)
-            .exits(0),
-    );
+    agent
+        .host_tool(["exec", "-d", "--id", &"2".repeat(32)], argv)
+        .exits(0);
     let running = agent.host_tool(["ps"], []).exits(0).out();
     assert!(
         running.contains("cat ") && !running.contains("true"),
@@ -100,7 +96,7 @@ fn ps_shows_what_runs_and_all_with_a() {
     let listed = json["sessions"].as_array().map(Vec::len);
     assert_eq!(listed, Some(2), "{json}");
     gate.open();
-    drop(agent.host_tool(["wait", &"2".repeat(32)], []).exits(0));
+    agent.host_tool(["wait", &"2".repeat(32)], []).exits(0);
 }
 
 #[test]

@@ -65,7 +65,6 @@ pub struct Followed {
 }
 
 /// An ATTACH for everything that is there, under any generation.
-#[must_use]
 pub const fn attach(session: SessionRef, mode: AttachMode) -> Attach {
     Attach {
         session,
@@ -77,7 +76,6 @@ pub const fn attach(session: SessionRef, mode: AttachMode) -> Attach {
 }
 
 /// A STDIN frame, as bytes.
-#[must_use]
 pub fn stdin(offset: u64, bytes: &[u8]) -> Vec<u8> {
     let bytes = bytes.to_vec();
     Message::Stdin(Chunk { offset, bytes }).encode()

@@ -46,7 +46,6 @@ pub struct Rule {
 
 impl Rule {
     /// The proper answer to the first such request.
-    #[must_use]
     pub fn on(request: &str) -> Self {
         Self {
             on: request.to_owned(),
@@ -59,7 +58,6 @@ impl Rule {
     }
 
     /// Another answer.
-    #[must_use]
     pub fn send(self, bytes: impl AsRef<[u8]>) -> Self {
         Self {
             send: Some(bytes.as_ref().to_vec()),
@@ -68,19 +66,16 @@ impl Rule {
     }
 
     /// Something else behind the answer.
-    #[must_use]
     pub fn then(self, then: Then) -> Self {
         Self { then, ..self }
     }
 
     /// The answer to a later such request.
-    #[must_use]
     pub fn nth(self, nth: u64) -> Self {
         Self { nth, ..self }
     }
 
     /// The rule as it lies in the double's folder.
-    #[must_use]
     pub fn to_value(&self) -> Value {
         let then = Then::ALL.iter().find(|(then, _)| *then == self.then);
         json!({
@@ -94,7 +89,6 @@ impl Rule {
     }
 
     /// Reads what [`Rule::to_value`] wrote.
-    #[must_use]
     pub fn from_value(value: &Value) -> Option<Self> {
         let byte = |byte: &Value| byte.as_u64().and_then(|byte| u8::try_from(byte).ok());
         let send = value["send"].as_array();

@@ -275,10 +275,10 @@ fn read_gate(path: std::path::PathBuf) -> String {
 fn stops_itself(place: &Place<'_>) -> Finished {
     let running = ready(place, &[], "kill -STOP $$; exit 8");
     // Nobody else is delayed by it.
-    drop(place.agent.exec(["true"]).exits(0));
+    place.agent.exec(["true"]).exits(0);
     let pid = place.session().pid;
     wait_for_state(pid, 'T');
-    drop(place.about(["kill", "{id}", "-s", "CONT"]).exits(0));
+    place.about(["kill", "{id}", "-s", "CONT"]).exits(0);
     running.finish()
 }
 
@@ -360,7 +360,7 @@ fn kill_by_name(place: &Place<'_>) -> Finished {
         &[],
         &format!("exec cat {}/hold", place.folder.display()),
     );
-    drop(place.about(["kill", "{id}", "-s", "USR1"]).exits(0));
+    place.about(["kill", "{id}", "-s", "USR1"]).exits(0);
     running.finish()
 }
 
@@ -384,7 +384,7 @@ fn detached(place: &Place<'_>) -> Finished {
 
 fn waited_for(place: &Place<'_>) -> Finished {
     let script = format!("cat {}/hold; exit 7", place.folder.display());
-    drop(run(&mut place.command(&["-d"], &["sh", "-c", &script])).exits(0));
+    run(&mut place.command(&["-d"], &["sh", "-c", &script])).exits(0);
     let id = place.id.to_string();
     let waiting = place.agent.run(["wait", &id], []);
     // Lets the command go on once it has come so far.
@@ -396,8 +396,8 @@ fn waited_for(place: &Place<'_>) -> Finished {
 
 fn attached_later(place: &Place<'_>) -> Finished {
     let script = "echo out; echo err >&2; exit 3";
-    drop(run(&mut place.command(&["-d"], &["sh", "-c", script])).exits(0));
-    drop(place.about(["wait", "{id}"]).exits(3));
+    run(&mut place.command(&["-d"], &["sh", "-c", script])).exits(0);
+    place.about(["wait", "{id}"]).exits(3);
     place.about(["attach", "{id}"])
 }
 

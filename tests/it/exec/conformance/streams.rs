@@ -273,7 +273,7 @@ fn slow_reader(place: &Place<'_>) -> Finished {
     let mut running = place.start(&[], "echo; seq 2000000");
     assert_eq!(running.read_line(), "");
     for _ in 0..20 {
-        drop(place.agent.exec(["true"]).exits(0));
+        place.agent.exec(["true"]).exits(0);
     }
     let all = numbers(2_000_000);
     let (sessions, _) = place.agent.greet().sessions();
