@@ -1,275 +1,241 @@
-//! Reading typed values out of a JSON object, and the error that says which field was wrong; and
-//! the other way round.
+//! Reading typed fields of a JSON object, with errors that name the field, and writing objects.
 //!
-//! Unknown fields are ignored, so that a newer peer may say more. A field that is missing, of
-//! another type or out of range refuses the whole payload: nothing is half valid.
+//! Unknown fields are ignored, so that a newer sender may add some. A field that is missing, of
+//! another type or out of range makes the whole object invalid. Errors do not say where the object
+//! came from: the caller adds the frame or the file.
 
 mod write;
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
+pub use write::bytes_to_value;
 pub(crate) use write::{
-    Hex, ToJson, encoded_len, object, value_of, write_bytes, write_object, write_plain,
+    Bytes, Hex, ToJson, encoded_len, object, value_of, write_object, write_plain,
 };
 
-use crate::frame::FrameKind;
 use crate::id::decode_hex;
-use crate::limits::TEXT_LEN_MAX;
-use crate::text::clipped_to;
+use crate::text::clipped;
 
-/// Why a payload was refused. It ends the connection.
+/// Why an object is invalid.
 #[derive(Debug)]
-pub enum PayloadError {
-    /// The payload is no JSON object.
-    Syntax {
-        /// The frame that carried it.
-        kind: FrameKind,
-        /// What the JSON parser said.
-        source: serde_json::Error,
-    },
+pub enum JsonError {
+    /// The text is not a JSON object.
+    Syntax(serde_json::Error),
     /// A field is missing, of the wrong type, or out of range.
     Field {
-        /// The frame that carried it.
-        kind: FrameKind,
         /// The field's name.
-        field: &'static str,
-        /// What was expected there.
+        name: &'static str,
+        /// What it must be.
         expected: &'static str,
-    },
-    /// A stream payload is shorter than its offset.
-    Truncated {
-        /// The frame that carried it.
-        kind: FrameKind,
-    },
-    /// This side of the conversation never receives such a frame.
-    WrongDirection {
-        /// The frame received.
-        kind: FrameKind,
     },
 }
 
-impl fmt::Display for PayloadError {
+impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Syntax { kind, .. } => write!(f, "{kind} payload is not a JSON object"),
-            Self::Field {
-                kind,
-                field,
-                expected,
-            } => {
-                write!(f, "{kind} payload: field \"{field}\" must be {expected}")
-            }
-            Self::Truncated { kind } => write!(f, "{kind} payload is shorter than its offset"),
-            Self::WrongDirection { kind } => write!(f, "{kind} frame from the wrong side"),
+            Self::Syntax(_) => f.write_str("not a JSON object"),
+            Self::Field { name, expected } => write!(f, "field \"{name}\" must be {expected}"),
         }
     }
 }
 
-impl std::error::Error for PayloadError {
+impl std::error::Error for JsonError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Syntax { source, .. } => Some(source),
-            Self::Field { .. } | Self::Truncated { .. } | Self::WrongDirection { .. } => None,
+            Self::Syntax(source) => Some(source),
+            Self::Field { .. } => None,
         }
     }
 }
 
-/// The fields of one control payload.
-#[derive(Debug)]
-pub(crate) struct Fields {
-    kind: FrameKind,
-    map: Map<String, Value>,
-}
+/// The fields of a JSON object, read by name and type. A field that is null counts as missing.
+///
+/// Every method fails on a field that is not `expected`. Those that begin with `opt_` accept a
+/// missing field, the others do not.
+#[derive(Debug, Clone)]
+pub struct Object(Map<String, Value>);
 
-impl Fields {
-    /// Reads `payload` as the JSON object of a frame of `kind`.
-    pub(crate) fn parse(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
-        serde_json::from_slice(payload)
-            .map(|map| Self { kind, map })
-            .map_err(|source| PayloadError::Syntax { kind, source })
+impl Object {
+    /// Parses the text of one object.
+    pub fn parse(text: &[u8]) -> Result<Self, JsonError> {
+        let map = serde_json::from_slice(text).map_err(JsonError::Syntax)?;
+        Ok(Self(map))
     }
 
-    /// The object held by a field of this object.
-    pub(crate) fn object(&self, field: &'static str) -> Result<Self, PayloadError> {
-        match self.value(field) {
-            Some(Value::Object(map)) => Ok(Self {
-                kind: self.kind,
-                map: map.clone(),
-            }),
-            _ => Err(self.error(field, "an object")),
-        }
+    /// The raw value of a field.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
     }
 
-    /// The objects of a list of at most `count_max`.
-    pub(crate) fn objects(
+    /// The error that names a field.
+    #[must_use]
+    pub const fn error(&self, name: &'static str, expected: &'static str) -> JsonError {
+        JsonError::Field { name, expected }
+    }
+
+    /// A field that `read` understands.
+    pub fn get<T>(
         &self,
-        field: &'static str,
-        count_max: usize,
-    ) -> Result<Vec<Self>, PayloadError> {
-        let error = || self.error(field, "a list of objects");
-        let list = self.list(field, count_max)?;
-        let object = |value: &Value| {
-            Some(Self {
-                kind: self.kind,
-                map: value.as_object()?.clone(),
-            })
-        };
-        list.iter()
-            .map(object)
-            .collect::<Option<_>>()
-            .ok_or_else(error)
+        name: &'static str,
+        expected: &'static str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<T, JsonError> {
+        let value = self.value(name).and_then(read);
+        value.ok_or_else(|| self.error(name, expected))
     }
 
-    /// A list of at most `count_max` values.
-    pub(crate) fn list(
+    /// A field that `read` understands.
+    pub fn opt<T>(
         &self,
-        field: &'static str,
-        count_max: usize,
-    ) -> Result<&[Value], PayloadError> {
-        match self.value(field) {
-            Some(Value::Array(list)) if list.len() <= count_max => Ok(list),
-            Some(Value::Array(_)) => Err(self.error(field, "a shorter list")),
-            _ => Err(self.error(field, "a list")),
-        }
-    }
-
-    /// A required text.
-    pub(crate) fn text(&self, field: &'static str) -> Result<String, PayloadError> {
-        self.opt_text(field)?
-            .ok_or_else(|| self.error(field, "a string"))
-    }
-
-    /// A text that may be missing or null. Its sender has cut it to [`TEXT_LEN_MAX`] bytes; where
-    /// not, this does, since texts are printed and kept.
-    pub(crate) fn opt_text(&self, field: &'static str) -> Result<Option<String>, PayloadError> {
-        match self.value(field) {
+        name: &'static str,
+        expected: &'static str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, JsonError> {
+        match self.value(name) {
             None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(clipped_to(text, TEXT_LEN_MAX).to_owned())),
-            Some(_) => Err(self.error(field, "a string")),
+            Some(_) => self.get(name, expected, read).map(Some),
         }
     }
 
-    /// A required yes or no.
-    pub(crate) fn flag(&self, field: &'static str) -> Result<bool, PayloadError> {
-        let flag = self.value(field).and_then(Value::as_bool);
-        flag.ok_or_else(|| self.error(field, "true or false"))
+    /// A text.
+    pub fn text(&self, name: &'static str) -> Result<String, JsonError> {
+        self.get(name, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    /// A yes or no; no when it is missing or null.
-    pub(crate) fn opt_flag(&self, field: &'static str) -> Result<bool, PayloadError> {
-        match self.value(field) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(_) => Err(self.error(field, "true or false")),
-        }
+    /// A text.
+    pub fn opt_text(&self, name: &'static str) -> Result<Option<String>, JsonError> {
+        self.opt(name, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    /// A required number that fits `T`.
-    pub(crate) fn number<T: TryFrom<u64>>(&self, field: &'static str) -> Result<T, PayloadError> {
-        self.opt_number(field)?
-            .ok_or_else(|| self.error(field, "a whole number in range"))
+    /// A text of any sender, cut to [`TEXT_LEN_MAX`](crate::limits::TEXT_LEN_MAX) bytes.
+    pub(crate) fn clipped_text(&self, name: &'static str) -> Result<String, JsonError> {
+        self.get(name, "a string", clipped_text)
     }
 
-    /// A number that may be missing or null.
-    pub(crate) fn opt_number<T: TryFrom<u64>>(
+    /// The same.
+    pub(crate) fn opt_clipped_text(&self, name: &'static str) -> Result<Option<String>, JsonError> {
+        self.opt(name, "a string", clipped_text)
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&self, name: &'static str) -> Result<bool, JsonError> {
+        self.get(name, "true or false", Value::as_bool)
+    }
+
+    /// `true` or `false`. A missing flag is `false`.
+    pub fn opt_flag(&self, name: &'static str) -> Result<bool, JsonError> {
+        let flag = self.opt(name, "true or false", Value::as_bool)?;
+        Ok(flag.unwrap_or_default())
+    }
+
+    /// A number that fits `T`.
+    pub fn number<T: TryFrom<u64>>(&self, name: &'static str) -> Result<T, JsonError> {
+        self.get(name, "a whole number in range", unsigned)
+    }
+
+    /// A number that fits `T`.
+    pub fn opt_number<T: TryFrom<u64>>(&self, name: &'static str) -> Result<Option<T>, JsonError> {
+        self.opt(name, "a whole number in range", unsigned)
+    }
+
+    /// A signed number that fits `T`.
+    pub fn opt_signed<T: TryFrom<i64>>(&self, name: &'static str) -> Result<Option<T>, JsonError> {
+        self.opt(name, "a whole number in range", |value| {
+            T::try_from(value.as_i64()?).ok()
+        })
+    }
+
+    /// A text that `T` is parsed from, such as an id or a keyword.
+    pub fn parsed<T: FromStr>(
         &self,
-        field: &'static str,
-    ) -> Result<Option<T>, PayloadError> {
-        let Some(value) = self.value(field) else {
-            return Ok(None);
-        };
-        let number = value.as_u64().and_then(|number| T::try_from(number).ok());
-        number
-            .map(Some)
-            .ok_or_else(|| self.error(field, "a whole number in range"))
-    }
-
-    /// A signed number that may be missing or null.
-    pub(crate) fn opt_signed<T: TryFrom<i64>>(
-        &self,
-        field: &'static str,
-    ) -> Result<Option<T>, PayloadError> {
-        let Some(value) = self.value(field) else {
-            return Ok(None);
-        };
-        let number = value.as_i64().and_then(|number| T::try_from(number).ok());
-        number
-            .map(Some)
-            .ok_or_else(|| self.error(field, "a whole number in range"))
-    }
-
-    /// A required text that `T` reads, such as an opaque name or one of a few words.
-    pub(crate) fn parsed<T: std::str::FromStr>(
-        &self,
-        field: &'static str,
+        name: &'static str,
         expected: &'static str,
-    ) -> Result<T, PayloadError> {
-        self.opt_parsed(field, expected)?
-            .ok_or_else(|| self.error(field, expected))
+    ) -> Result<T, JsonError> {
+        self.get(name, expected, |value| value.as_str()?.parse().ok())
     }
 
-    /// A text that `T` reads, or nothing.
-    pub(crate) fn opt_parsed<T: std::str::FromStr>(
+    /// A text that `T` is parsed from.
+    pub fn opt_parsed<T: FromStr>(
         &self,
-        field: &'static str,
+        name: &'static str,
         expected: &'static str,
-    ) -> Result<Option<T>, PayloadError> {
-        let Some(value) = self.value(field) else {
-            return Ok(None);
-        };
-        let parsed = value.as_str().and_then(|text| text.parse().ok());
-        parsed.map(Some).ok_or_else(|| self.error(field, expected))
+    ) -> Result<Option<T>, JsonError> {
+        self.opt(name, expected, |value| value.as_str()?.parse().ok())
     }
 
-    /// Exactly `N` bytes in hexadecimal, or nothing.
+    /// Exactly `N` bytes in hexadecimal.
     pub(crate) fn opt_hex<const N: usize>(
         &self,
-        field: &'static str,
+        name: &'static str,
         expected: &'static str,
-    ) -> Result<Option<[u8; N]>, PayloadError> {
-        let Some(value) = self.value(field) else {
-            return Ok(None);
-        };
-        let mut bytes = [0; N];
-        let decoded = value
-            .as_str()
-            .and_then(|text| decode_hex(text, &mut bytes).ok());
-        decoded
-            .map(|()| Some(bytes))
-            .ok_or_else(|| self.error(field, expected))
+    ) -> Result<Option<[u8; N]>, JsonError> {
+        self.opt(name, expected, |value| {
+            let mut bytes = [0; N];
+            decode_hex(value.as_str()?, &mut bytes).ok()?;
+            Some(bytes)
+        })
     }
 
-    /// The raw value of a field; `None` when it is missing or null.
-    pub(crate) fn value(&self, field: &str) -> Option<&Value> {
-        self.map.get(field).filter(|value| !value.is_null())
+    /// An object within this one.
+    pub fn object(&self, name: &'static str) -> Result<Self, JsonError> {
+        self.get(name, "an object", child)
     }
 
-    /// The error that names `field`.
-    pub(crate) fn error(&self, field: &'static str, expected: &'static str) -> PayloadError {
-        PayloadError::Field {
-            kind: self.kind,
-            field,
-            expected,
+    /// An object within this one.
+    pub fn opt_object(&self, name: &'static str) -> Result<Option<Self>, JsonError> {
+        self.opt(name, "an object", child)
+    }
+
+    /// A list of at most `count_max` objects.
+    pub fn objects(&self, name: &'static str, count_max: usize) -> Result<Vec<Self>, JsonError> {
+        self.list(name, count_max, "a list of objects", child)
+    }
+
+    /// A list of at most `count_max` items that `read_item` understands.
+    pub fn list<T>(
+        &self,
+        name: &'static str,
+        count_max: usize,
+        expected: &'static str,
+        read_item: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<T>, JsonError> {
+        match self.value(name) {
+            Some(Value::Array(list)) if list.len() <= count_max => {
+                let items = list.iter().map(read_item).collect::<Option<_>>();
+                items.ok_or_else(|| self.error(name, expected))
+            }
+            Some(Value::Array(_)) => Err(self.error(name, "a shorter list")),
+            _ => Err(self.error(name, expected)),
         }
     }
 }
 
-/// Reads what [`write_bytes`] wrote. NUL is refused: no C string can hold it, and Linux would
-/// silently cut the argument there.
-pub(crate) fn value_to_bytes(value: &Value) -> Option<Vec<u8>> {
-    let bytes = match value {
-        Value::String(text) => text.clone().into_bytes(),
-        Value::Object(map) => {
-            let text = map.get("hex")?.as_str()?;
-            let mut bytes = vec![0; text.len() / 2];
-            decode_hex(text, &mut bytes).ok()?;
-            bytes
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => return None,
-    };
-    (!bytes.contains(&0)).then_some(bytes)
+fn child(value: &Value) -> Option<Object> {
+    value.as_object().cloned().map(Object)
+}
+
+fn unsigned<T: TryFrom<u64>>(value: &Value) -> Option<T> {
+    T::try_from(value.as_u64()?).ok()
+}
+
+fn clipped_text(value: &Value) -> Option<String> {
+    value.as_str().map(|text| clipped(text).to_owned())
+}
+
+/// The bytes that [`bytes_to_value`] was given.
+#[must_use]
+pub fn value_to_bytes(value: &Value) -> Option<Vec<u8>> {
+    if let Some(text) = value.as_str() {
+        return Some(text.as_bytes().to_vec());
+    }
+    let digits = value.get("hex")?.as_str()?;
+    let mut bytes = vec![0; digits.len() / 2];
+    decode_hex(digits, &mut bytes).ok()?;
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -278,10 +244,14 @@ mod tests {
 
     #[test]
     fn byte_strings_are_carried_without_loss() {
-        for bytes in [&b""[..], b"ls", "grüß".as_bytes(), b"\xff\xfe", b"a\x80b"] {
-            let mut text = Vec::new();
-            write_bytes(&mut text, bytes);
-            let value = serde_json::from_slice(&text).unwrap();
+        for bytes in [
+            &b""[..],
+            b"ls",
+            "grüß".as_bytes(),
+            b"\xff\x00\xfe",
+            b"a\x80b",
+        ] {
+            let value = bytes_to_value(bytes);
             assert_eq!(value_to_bytes(&value).as_deref(), Some(bytes));
         }
     }
@@ -293,24 +263,22 @@ mod tests {
             "null",
             "[]",
             r#"{"hex":"0"}"#,
-            r#"{"hex":"00"}"#,
-            r#""a\u0000b""#,
+            r#"{"hex":"+1"}"#,
+            r#"{"x":1}"#,
         ] {
-            assert_eq!(
-                value_to_bytes(&serde_json::from_str(text).unwrap()),
-                None,
-                "{text}"
-            );
+            let value = serde_json::from_str(text).unwrap();
+            assert_eq!(value_to_bytes(&value), None, "{text}");
         }
     }
 
     #[test]
     fn errors_name_the_field() {
-        let fields = Fields::parse(FrameKind::Ping, br#"{"nonce":-1}"#).unwrap();
-        let error = fields.number::<u64>("nonce").unwrap_err();
-        let text = "PING payload: field \"nonce\" must be a whole number in range";
+        let object = Object::parse(br#"{"nonce":-1,"name":null}"#).unwrap();
+        let error = object.number::<u64>("nonce").unwrap_err();
+        let text = "field \"nonce\" must be a whole number in range";
         assert_eq!(error.to_string(), text);
-        let error = Fields::parse(FrameKind::Ping, b"[]").unwrap_err();
-        assert_eq!(error.to_string(), "PING payload is not a JSON object");
+        assert!(object.text("name").is_err() && object.opt_text("name").unwrap().is_none());
+        let error = Object::parse(b"[]").unwrap_err();
+        assert_eq!(error.to_string(), "not a JSON object");
     }
 }

@@ -26,11 +26,11 @@
 pub mod exchange;
 pub mod frame;
 pub mod id;
-mod json;
+pub mod json;
 pub mod limits;
 pub mod message;
 pub mod session_client;
 mod text;
 pub mod version;
 
-pub use json::PayloadError;
+pub use message::PayloadError;

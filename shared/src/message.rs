@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod control;
+mod error;
 mod exec;
 mod exited;
 mod handshake;
@@ -21,6 +22,7 @@ pub use control::{
     Busy, Fail, FailCode, Info, Ping, Policy, PowerAction, Quiesce, Reopen, Sever, SeverReason,
     Shutdown,
 };
+pub use error::PayloadError;
 pub use exec::{ByteString, Exec, ExecLimit, Started};
 pub use exited::{ExitStatus, Exited, ResourceUsage};
 pub use handshake::{
@@ -39,7 +41,7 @@ pub use stream::{Ack, Chunk, Gap, OutputPolicy, StdinEof, Stream, TtySize, Windo
 
 use crate::frame::{Frame, FrameKind, encode_with};
 use crate::id::{Generation, Token};
-use crate::json::{Fields, PayloadError, ToJson, object};
+use crate::json::{JsonError, Object, ToJson, object};
 
 /// One frame with its payload understood.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -153,28 +155,28 @@ impl Message {
     ///
     /// As for `parse`.
     pub fn from_host(frame: Frame<'_>) -> Result<Self, PayloadError> {
-        let Frame { kind, payload } = frame;
-        let fields = || Fields::parse(kind, payload);
-        Ok(match kind {
-            FrameKind::Rebind => Self::Rebind(Rebind::read(&fields()?)?),
-            FrameKind::Probe => Self::Probe(Probe::read(&fields()?)?),
-            FrameKind::Quiesce => Self::Quiesce(Quiesce::read(&fields()?)?),
-            FrameKind::Reopen => Self::Reopen(Reopen::read(&fields()?)?),
-            FrameKind::Exec => Self::Exec(Exec::read(&fields()?)?),
-            FrameKind::Attach => Self::Attach(Attach::read(&fields()?)?),
-            FrameKind::Ack => Self::Ack(Ack::read(&fields()?)?),
-            FrameKind::Stdin => Self::Stdin(Chunk::read(kind, payload)?),
-            FrameKind::StdinEof => Self::StdinEof(StdinEof::read(&fields()?)?),
-            FrameKind::Signal => Self::Signal(Signal::read(&fields()?)?),
-            FrameKind::Resize => Self::Resize(TtySize::read(&fields()?)?),
-            FrameKind::ExitAck => Self::ExitAck(ExitAck::read(&fields()?)?),
-            FrameKind::Sessions => Self::SessionsRequest(SessionsRequest::read(&fields()?)?),
-            FrameKind::Info => fields().map(|_| Self::InfoRequest)?,
-            FrameKind::Shutdown => Self::Shutdown(Shutdown::read(&fields()?)?),
-            FrameKind::AwaitCheckpoint => Self::AwaitCheckpoint(AwaitCheckpoint::read(&fields()?)?),
-            FrameKind::Hooks => Self::Hooks(Hooks::read(&fields()?)?),
-            kind => Self::parse_common(kind, payload)?,
-        })
+        match frame.kind {
+            FrameKind::Rebind => read(frame, Rebind::read).map(Self::Rebind),
+            FrameKind::Probe => read(frame, Probe::read).map(Self::Probe),
+            FrameKind::Quiesce => read(frame, Quiesce::read).map(Self::Quiesce),
+            FrameKind::Reopen => read(frame, Reopen::read).map(Self::Reopen),
+            FrameKind::Exec => read(frame, Exec::read).map(Self::Exec),
+            FrameKind::Attach => read(frame, Attach::read).map(Self::Attach),
+            FrameKind::Ack => read(frame, Ack::read).map(Self::Ack),
+            FrameKind::Stdin => Chunk::read(frame).map(Self::Stdin),
+            FrameKind::StdinEof => read(frame, StdinEof::read).map(Self::StdinEof),
+            FrameKind::Signal => read(frame, Signal::read).map(Self::Signal),
+            FrameKind::Resize => read(frame, TtySize::read).map(Self::Resize),
+            FrameKind::ExitAck => read(frame, ExitAck::read).map(Self::ExitAck),
+            FrameKind::Sessions => read(frame, SessionsRequest::read).map(Self::SessionsRequest),
+            FrameKind::Info => read(frame, |_| Ok(Self::InfoRequest)),
+            FrameKind::Shutdown => read(frame, Shutdown::read).map(Self::Shutdown),
+            FrameKind::AwaitCheckpoint => {
+                read(frame, AwaitCheckpoint::read).map(Self::AwaitCheckpoint)
+            }
+            FrameKind::Hooks => read(frame, Hooks::read).map(Self::Hooks),
+            _ => Self::from_any(frame),
+        }
     }
 
     /// [`parse`](Self::parse) for a frame that a guest sent.
@@ -183,28 +185,26 @@ impl Message {
     ///
     /// As for `parse`.
     pub fn from_guest(frame: Frame<'_>) -> Result<Self, PayloadError> {
-        let Frame { kind, payload } = frame;
-        let fields = || Fields::parse(kind, payload);
-        Ok(match kind {
-            FrameKind::Ok => fields().map(|_| Self::Ok)?,
-            FrameKind::Progress => Self::Progress(Progress::read(&fields()?)?),
-            FrameKind::Rebound => Self::Rebound(Rebound::read(&fields()?)?),
-            FrameKind::Probed => Self::Probed(Probed::read(&fields()?)?),
-            FrameKind::Busy => Self::Busy(Busy::read(&fields()?)?),
-            FrameKind::Quiesced => Self::Quiesced(control::read_token(&fields()?)?),
-            FrameKind::Started => Self::Started(Started::read(&fields()?)?),
-            FrameKind::Stdout => Self::Stdout(Chunk::read(kind, payload)?),
-            FrameKind::Stderr => Self::Stderr(Chunk::read(kind, payload)?),
-            FrameKind::Exited => Self::Exited(Exited::read(&fields()?)?),
-            FrameKind::Attached => Self::Attached(Started::read(&fields()?)?),
-            FrameKind::Gap => Self::Gap(Gap::read(&fields()?)?),
-            FrameKind::Window => Self::Window(Window::read(&fields()?)?),
-            FrameKind::Sessions => Self::Sessions(Sessions::read(&fields()?)?),
-            FrameKind::Info => Self::Info(Info::read(&fields()?)?),
-            FrameKind::Checkpoint => Self::Checkpoint(Checkpoint::read(&fields()?)?),
-            FrameKind::Hooked => Self::Hooked(Hooked::read(&fields()?)?),
-            _ => Self::from_guest_to_local(frame)?,
-        })
+        match frame.kind {
+            FrameKind::Ok => read(frame, |_| Ok(Self::Ok)),
+            FrameKind::Progress => read(frame, Progress::read).map(Self::Progress),
+            FrameKind::Rebound => read(frame, Rebound::read).map(Self::Rebound),
+            FrameKind::Probed => read(frame, Probed::read).map(Self::Probed),
+            FrameKind::Busy => read(frame, Busy::read).map(Self::Busy),
+            FrameKind::Quiesced => read(frame, control::read_token).map(Self::Quiesced),
+            FrameKind::Started => read(frame, Started::read).map(Self::Started),
+            FrameKind::Stdout => Chunk::read(frame).map(Self::Stdout),
+            FrameKind::Stderr => Chunk::read(frame).map(Self::Stderr),
+            FrameKind::Exited => read(frame, Exited::read).map(Self::Exited),
+            FrameKind::Attached => read(frame, Started::read).map(Self::Attached),
+            FrameKind::Gap => read(frame, Gap::read).map(Self::Gap),
+            FrameKind::Window => read(frame, Window::read).map(Self::Window),
+            FrameKind::Sessions => read(frame, Sessions::read).map(Self::Sessions),
+            FrameKind::Info => read(frame, Info::read).map(Self::Info),
+            FrameKind::Checkpoint => read(frame, Checkpoint::read).map(Self::Checkpoint),
+            FrameKind::Hooked => read(frame, Hooked::read).map(Self::Hooked),
+            _ => Self::from_guest_to_local(frame),
+        }
     }
 
     /// [`parse`](Self::parse) for a frame that a program in the guest sent to its agent.
@@ -213,16 +213,14 @@ impl Message {
     ///
     /// As for `parse`.
     pub fn from_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
-        let Frame { kind, payload } = frame;
-        let fields = || Fields::parse(kind, payload);
-        match kind {
-            FrameKind::Checkpoint => Ok(Self::CheckpointRequest(CheckpointRequest::read(
-                &fields()?,
-            )?)),
-            FrameKind::Generation => Ok(Self::GenerationRequest(GenerationRequest::read(
-                &fields()?,
-            )?)),
-            kind => Self::parse_common(kind, payload),
+        match frame.kind {
+            FrameKind::Checkpoint => {
+                read(frame, CheckpointRequest::read).map(Self::CheckpointRequest)
+            }
+            FrameKind::Generation => {
+                read(frame, GenerationRequest::read).map(Self::GenerationRequest)
+            }
+            _ => Self::from_any(frame),
         }
     }
 
@@ -232,26 +230,23 @@ impl Message {
     ///
     /// As for `parse`. Frames that only hosts receive are refused.
     pub fn from_guest_to_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
-        let Frame { kind, payload } = frame;
-        let fields = || Fields::parse(kind, payload);
-        match kind {
-            FrameKind::Verdict => Ok(Self::Verdict(CheckpointVerdict::read(&fields()?)?)),
+        match frame.kind {
+            FrameKind::Verdict => read(frame, CheckpointVerdict::read).map(Self::Verdict),
             FrameKind::Generation => {
-                checkpoint::read_new_generation(&fields()?).map(Self::Generation)
+                read(frame, checkpoint::read_new_generation).map(Self::Generation)
             }
-            FrameKind::Sever => Ok(Self::Sever(Sever::read(&fields()?)?)),
-            kind => Self::parse_common(kind, payload),
+            FrameKind::Sever => read(frame, Sever::read).map(Self::Sever),
+            _ => Self::from_any(frame),
         }
     }
 
     /// Frames that every side may send.
-    fn parse_common(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
-        let fields = || Fields::parse(kind, payload);
-        match kind {
-            FrameKind::Hello => Hello::read(&fields()?).map(Self::Hello),
-            FrameKind::Fail => Fail::read(&fields()?).map(Self::Fail),
-            FrameKind::Ping => Ping::read(&fields()?).map(Self::Ping),
-            FrameKind::Pong => Ping::read(&fields()?).map(Self::Pong),
+    fn from_any(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        match frame.kind {
+            FrameKind::Hello => read(frame, Hello::read).map(Self::Hello),
+            FrameKind::Fail => read(frame, Fail::read).map(Self::Fail),
+            FrameKind::Ping => read(frame, Ping::read).map(Self::Ping),
+            FrameKind::Pong => read(frame, Ping::read).map(Self::Pong),
             kind => Err(PayloadError::WrongDirection { kind }),
         }
     }
@@ -363,6 +358,17 @@ impl Message {
             Self::Hooked(hooked) => hooked.write_json(out),
         }
     }
+}
+
+/// Reads the JSON object of a control frame.
+fn read<T>(
+    frame: Frame<'_>,
+    read: impl FnOnce(&Object) -> Result<T, JsonError>,
+) -> Result<T, PayloadError> {
+    let kind = frame.kind;
+    Object::parse(frame.payload)
+        .and_then(|object| read(&object))
+        .map_err(|source| PayloadError::Json { kind, source })
 }
 
 #[cfg(test)]

@@ -71,13 +71,22 @@ pub(crate) fn encoded_len(value: &dyn ToJson) -> usize {
     text.len()
 }
 
-/// Bytes that are usually text: a JSON string where they are UTF-8, and otherwise an object
-/// `{"hex": "…"}`, so that nothing is lost.
-pub(crate) fn write_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.write_json(out),
-        Err(_) => object!(out, { "hex": Hex(bytes) }),
+/// Bytes that are usually text: a JSON string if they are UTF-8, else an object `{"hex": "…"}`.
+pub(crate) struct Bytes<'a>(pub(crate) &'a [u8]);
+
+impl ToJson for Bytes<'_> {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        match std::str::from_utf8(self.0) {
+            Ok(text) => text.write_json(out),
+            Err(_) => object!(out, { "hex": Hex(self.0) }),
+        }
     }
+}
+
+/// The same as a value for files and records.
+#[must_use]
+pub fn bytes_to_value(bytes: &[u8]) -> Value {
+    value_of(&Bytes(bytes))
 }
 
 /// Bytes as hexadecimal digits.

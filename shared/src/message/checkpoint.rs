@@ -2,7 +2,7 @@
 
 use super::keyword::keywords;
 use crate::id::Generation;
-use crate::json::{Fields, PayloadError, ToJson, object};
+use crate::json::{JsonError, Object, ToJson, object};
 use crate::limits::TAG_LEN_MAX;
 
 keywords! {
@@ -25,9 +25,9 @@ pub struct AwaitCheckpoint {
 }
 
 impl AwaitCheckpoint {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            tag: read_tag(fields)?,
+            tag: read_tag(object)?,
         })
     }
 }
@@ -50,10 +50,10 @@ pub struct CheckpointRequest {
 }
 
 impl CheckpointRequest {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            tag: read_tag(fields)?,
-            timeout_ms: fields.opt_number("timeout_ms")?,
+            tag: read_tag(object)?,
+            timeout_ms: object.opt_number("timeout_ms")?,
         })
     }
 }
@@ -77,10 +77,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            tag: read_tag(fields)?,
-            left_ms: fields.opt_number("left_ms")?,
+            tag: read_tag(object)?,
+            left_ms: object.opt_number("left_ms")?,
         })
     }
 }
@@ -104,10 +104,10 @@ pub struct CheckpointVerdict {
 }
 
 impl CheckpointVerdict {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            verdict: fields.parsed("verdict", "\"source\", \"clone\" or \"cold\"")?,
-            generation: read_generation(fields, "generation")?,
+            verdict: object.parsed("verdict", "\"source\", \"clone\" or \"cold\"")?,
+            generation: read_generation(object, "generation")?,
         })
     }
 }
@@ -129,9 +129,9 @@ pub struct GenerationRequest {
 }
 
 impl GenerationRequest {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            from: read_generation(fields, "from")?,
+            from: read_generation(object, "from")?,
         })
     }
 }
@@ -145,8 +145,8 @@ impl ToJson for GenerationRequest {
 }
 
 /// The payload that has nothing but the guest's name.
-pub(super) fn read_new_generation(fields: &Fields) -> Result<Generation, PayloadError> {
-    fields.parsed("generation", "32 hexadecimal digits")
+pub(super) fn read_new_generation(object: &Object) -> Result<Generation, JsonError> {
+    object.parsed("generation", "32 hexadecimal digits")
 }
 
 /// As [`read_new_generation`], the other way round.
@@ -154,19 +154,16 @@ pub(super) fn write_new_generation(generation: Generation, out: &mut Vec<u8>) {
     object!(out, { "generation": generation });
 }
 
-fn read_generation(
-    fields: &Fields,
-    field: &'static str,
-) -> Result<Option<Generation>, PayloadError> {
-    fields.opt_parsed(field, "32 hexadecimal digits")
+fn read_generation(object: &Object, field: &'static str) -> Result<Option<Generation>, JsonError> {
+    object.opt_parsed(field, "32 hexadecimal digits")
 }
 
-fn read_tag(fields: &Fields) -> Result<Option<String>, PayloadError> {
-    let tag = fields.opt_text("tag")?;
+fn read_tag(object: &Object) -> Result<Option<String>, JsonError> {
+    let tag = object.opt_text("tag")?;
     if tag.as_deref().is_none_or(is_tag) {
         Ok(tag)
     } else {
-        Err(fields.error("tag", "1 to 256 printable ASCII characters without spaces"))
+        Err(object.error("tag", "1 to 256 printable ASCII characters without spaces"))
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::keyword::keywords;
 use crate::id::{Generation, Token};
-use crate::json::{Fields, PayloadError, ToJson, object, value_of};
+use crate::json::{JsonError, Object, ToJson, object, value_of};
 use crate::limits::BUSY_SESSIONS_MAX;
 use crate::text::clipped;
 
@@ -104,12 +104,12 @@ impl Fail {
         }
     }
 
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            code: fields.parsed("code", "a failure code")?,
-            phase: fields.opt_text("phase")?,
-            errno: fields.opt_signed("errno")?,
-            text: fields.text("text")?,
+            code: object.parsed("code", "a failure code")?,
+            phase: object.opt_clipped_text("phase")?,
+            errno: object.opt_signed("errno")?,
+            text: object.clipped_text("text")?,
         })
     }
 }
@@ -133,9 +133,9 @@ pub struct Ping {
 }
 
 impl Ping {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            nonce: fields.number("nonce")?,
+            nonce: object.number("nonce")?,
         })
     }
 }
@@ -160,11 +160,11 @@ pub struct Quiesce {
 }
 
 impl Quiesce {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            token: read_token(fields)?,
-            policy: fields.parsed("policy", "\"keep\", \"drain\" or \"refuse\"")?,
-            limit_ms: fields.number("limit_ms")?,
+            token: read_token(object)?,
+            policy: object.parsed("policy", "\"keep\", \"drain\" or \"refuse\"")?,
+            limit_ms: object.number("limit_ms")?,
         })
     }
 }
@@ -189,17 +189,11 @@ pub struct Busy {
 }
 
 impl Busy {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let error = || fields.error("sessions", "a list of session numbers");
-        let list = fields.list("sessions", BUSY_SESSIONS_MAX)?;
-        let sessions = list
-            .iter()
-            .map(Value::as_u64)
-            .collect::<Option<_>>()
-            .ok_or_else(error)?;
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let expected = "a list of session numbers";
         Ok(Self {
-            token: read_token(fields)?,
-            sessions,
+            token: read_token(object)?,
+            sessions: object.list("sessions", BUSY_SESSIONS_MAX, expected, Value::as_u64)?,
         })
     }
 }
@@ -222,9 +216,9 @@ pub struct Reopen {
 }
 
 impl Reopen {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            token: read_token(fields)?,
+            token: read_token(object)?,
         })
     }
 }
@@ -237,9 +231,9 @@ pub struct Sever {
 }
 
 impl Sever {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            reason: fields.parsed("reason", "a reason")?,
+            reason: object.parsed("reason", "a reason")?,
         })
     }
 }
@@ -282,30 +276,25 @@ pub struct Info {
 }
 
 impl Info {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let error = || fields.error("counters", "an object of whole numbers");
-        let counters = match fields.value("counters") {
-            None => BTreeMap::new(),
-            Some(Value::Object(map)) if map.len() <= COUNTERS_MAX => map
-                .iter()
-                .map(|(name, value)| Some((name.clone(), value.as_u64()?)))
-                .collect::<Option<_>>()
-                .ok_or_else(error)?,
-            Some(_) => return Err(error()),
-        };
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let counter = |(name, value): (&String, &Value)| Some((name.clone(), value.as_u64()?));
+        let counters = object.opt("counters", "an object of whole numbers", |value| {
+            let map = value.as_object().filter(|map| map.len() <= COUNTERS_MAX)?;
+            map.iter().map(counter).collect()
+        })?;
         Ok(Self {
-            agent_version: fields.text("agent_version")?,
-            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
-            boot_id: fields.text("boot_id")?,
-            state: fields.text("state")?,
-            kernel: fields.text("kernel")?,
-            uptime_ms: fields.number("uptime_ms")?,
-            sessions: fields.number("sessions")?,
-            connections: fields.number("connections")?,
-            fds: fields.number("fds")?,
-            rss_kib: fields.number("rss_kib")?,
-            orphans_reaped: fields.number("orphans_reaped")?,
-            counters,
+            agent_version: object.clipped_text("agent_version")?,
+            generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
+            boot_id: object.clipped_text("boot_id")?,
+            state: object.clipped_text("state")?,
+            kernel: object.clipped_text("kernel")?,
+            uptime_ms: object.number("uptime_ms")?,
+            sessions: object.number("sessions")?,
+            connections: object.number("connections")?,
+            fds: object.number("fds")?,
+            rss_kib: object.number("rss_kib")?,
+            orphans_reaped: object.number("orphans_reaped")?,
+            counters: counters.unwrap_or_default(),
         })
     }
 
@@ -345,10 +334,10 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            action: fields.parsed("action", "\"poweroff\" or \"reboot\"")?,
-            grace_ms: fields.number("grace_ms")?,
+            action: object.parsed("action", "\"poweroff\" or \"reboot\"")?,
+            grace_ms: object.number("grace_ms")?,
         })
     }
 }
@@ -363,8 +352,8 @@ impl ToJson for Shutdown {
 }
 
 /// The token of a payload that has little else.
-pub(super) fn read_token(fields: &Fields) -> Result<Token, PayloadError> {
-    fields.parsed("token", "32 hexadecimal digits")
+pub(super) fn read_token(object: &Object) -> Result<Token, JsonError> {
+    object.parsed("token", "32 hexadecimal digits")
 }
 
 /// A payload with only a token.

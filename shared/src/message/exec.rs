@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::stream::{OutputPolicy, TtySize, Window};
 use crate::frame::FrameKind;
 use crate::id::{ExecId, Generation};
-use crate::json::{Fields, PayloadError, ToJson, encoded_len, object, value_to_bytes, write_bytes};
+use crate::json::{Bytes, JsonError, Object, ToJson, encoded_len, object, value_to_bytes};
 use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX};
 
 /// Bytes without NUL that are usually text: an argument, a path.
@@ -20,6 +20,11 @@ impl ByteString {
     pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Self> {
         let bytes = bytes.into();
         (!bytes.contains(&0)).then_some(Self(bytes))
+    }
+
+    /// NUL is refused: no C string can hold it, and Linux would silently cut the argument there.
+    fn from_value(value: &Value) -> Option<Self> {
+        value_to_bytes(value).and_then(Self::new)
     }
 
     /// The bytes.
@@ -44,7 +49,7 @@ impl fmt::Display for ByteString {
 
 impl ToJson for ByteString {
     fn write_json(&self, out: &mut Vec<u8>) {
-        write_bytes(out, &self.0);
+        Bytes(&self.0).write_json(out);
     }
 }
 
@@ -132,52 +137,41 @@ impl Exec {
         (bytes > EXEC_BYTES_MAX).then_some(ExecLimit::Bytes { bytes })
     }
 
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let strings = |field, expected| -> Result<Vec<ByteString>, PayloadError> {
-            let list = fields.list(field, EXEC_STRINGS_MAX)?;
-            let string = |value: &Value| value_to_bytes(value).map(ByteString);
-            list.iter()
-                .map(string)
-                .collect::<Option<_>>()
-                .ok_or_else(|| fields.error(field, expected))
-        };
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let strings =
+            |name, expected| object.list(name, EXEC_STRINGS_MAX, expected, ByteString::from_value);
         let argv = strings("argv", "a list of strings without NUL")?;
         if argv.is_empty() {
-            return Err(fields.error("argv", "a list of at least one string"));
+            return Err(object.error("argv", "a list of at least one string"));
         }
         let env = strings("env", "a list of NAME=value strings without NUL")?;
         if !env.iter().all(|pair| is_environment_pair(pair.as_bytes())) {
-            return Err(fields.error("env", "a list of NAME=value strings without NUL"));
+            return Err(object.error("env", "a list of NAME=value strings without NUL"));
         }
-        let optional = |field, expected| -> Result<Option<ByteString>, PayloadError> {
-            let Some(value) = fields.value(field) else {
-                return Ok(None);
-            };
-            let bytes = value_to_bytes(value).filter(|bytes| !bytes.is_empty());
-            let bytes = bytes.ok_or_else(|| fields.error(field, expected))?;
-            Ok(Some(ByteString(bytes)))
+        let optional = |name, expected| {
+            let non_empty = |string: &ByteString| !string.as_bytes().is_empty();
+            object.opt(name, expected, |value| {
+                ByteString::from_value(value).filter(non_empty)
+            })
         };
-        let tty = match fields.value("tty") {
-            None => None,
-            Some(_) => Some(TtySize::read(&fields.object("tty")?)?),
-        };
+        let tty = object.opt_object("tty")?.as_ref().map(TtySize::read);
         Ok(Self {
-            id: fields.parsed("id", "32 hexadecimal digits")?,
-            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+            id: object.parsed("id", "32 hexadecimal digits")?,
+            generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
             argv,
             env,
             cwd: optional("cwd", "a path without NUL")?,
             user: optional("user", "a user without NUL")?,
-            tty,
-            stdin: fields.opt_flag("stdin")?,
-            detached: fields.opt_flag("detached")?,
-            output: fields
+            tty: tty.transpose()?,
+            stdin: object.opt_flag("stdin")?,
+            detached: object.opt_flag("detached")?,
+            output: object
                 .opt_parsed("output", "block or drop_oldest")?
                 .unwrap_or(OutputPolicy::Block),
-            timeout_ms: fields.opt_number("timeout_ms")?,
-            keep_ms: fields.opt_number("keep_ms")?,
-            stdout_from: fields.opt_number("stdout_from")?.unwrap_or(0),
-            stderr_from: fields.opt_number("stderr_from")?.unwrap_or(0),
+            timeout_ms: object.opt_number("timeout_ms")?,
+            keep_ms: object.opt_number("keep_ms")?,
+            stdout_from: object.opt_number("stdout_from")?.unwrap_or(0),
+            stderr_from: object.opt_number("stderr_from")?.unwrap_or(0),
         })
     }
 }
@@ -275,16 +269,16 @@ pub struct Started {
 }
 
 impl Started {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            session: fields.number("session")?,
-            id: fields.opt_parsed("id", "32 hexadecimal digits")?,
-            pid: fields.number("pid")?,
-            fresh: fields.flag("fresh")?,
-            tty: fields.flag("tty")?,
-            stdout_from: fields.number("stdout_from")?,
-            stderr_from: fields.number("stderr_from")?,
-            stdin: Window::read(&fields.object("stdin")?)?,
+            session: object.number("session")?,
+            id: object.opt_parsed("id", "32 hexadecimal digits")?,
+            pid: object.number("pid")?,
+            fresh: object.flag("fresh")?,
+            tty: object.flag("tty")?,
+            stdout_from: object.number("stdout_from")?,
+            stderr_from: object.number("stderr_from")?,
+            stdin: Window::read(&object.object("stdin")?)?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::json::{Fields, PayloadError, ToJson, object, value_of};
+use crate::json::{JsonError, Object, ToJson, object, value_of};
 use crate::limits::SIGNAL_NUMBER_MAX;
 
 /// How a process ended.
@@ -29,15 +29,15 @@ impl ExitStatus {
         }
     }
 
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        match (fields.opt_number("code")?, fields.opt_number("signal")?) {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        match (object.opt_number("code")?, object.opt_number("signal")?) {
             (Some(code), None) => Ok(Self::Code(code)),
             (None, Some(number)) if (1..=SIGNAL_NUMBER_MAX).contains(&number) => Ok(Self::Signal {
                 number,
-                core: fields.flag("core")?,
+                core: object.flag("core")?,
             }),
-            (None, Some(_)) => Err(fields.error("signal", "a signal's number, 1 to 64")),
-            _ => Err(fields.error("code", "given, or else \"signal\"")),
+            (None, Some(_)) => Err(object.error("signal", "a signal's number, 1 to 64")),
+            _ => Err(object.error("code", "given, or else \"signal\"")),
         }
     }
 
@@ -91,15 +91,15 @@ pub struct Exited {
 }
 
 impl Exited {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let usage = fields.object("rusage")?;
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let usage = object.object("rusage")?;
         Ok(Self {
-            session: fields.number("session")?,
-            status: ExitStatus::read(fields)?,
-            stdout_end: fields.number("stdout_end")?,
-            stderr_end: fields.number("stderr_end")?,
-            writers_alive: fields.flag("writers_alive")?,
-            timed_out: fields.flag("timed_out")?,
+            session: object.number("session")?,
+            status: ExitStatus::read(object)?,
+            stdout_end: object.number("stdout_end")?,
+            stderr_end: object.number("stderr_end")?,
+            writers_alive: object.flag("writers_alive")?,
+            timed_out: object.flag("timed_out")?,
             usage: ResourceUsage {
                 user_us: usage.number("user_us")?,
                 system_us: usage.number("system_us")?,

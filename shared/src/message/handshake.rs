@@ -3,7 +3,7 @@
 use super::keyword::keywords;
 use super::network::Network;
 use crate::id::{Generation, Nonce};
-use crate::json::{Fields, Hex, PayloadError, ToJson, object};
+use crate::json::{Hex, JsonError, Object, ToJson, object};
 use crate::limits::HOSTNAME_LEN_MAX;
 use crate::text::clipped;
 
@@ -100,26 +100,23 @@ impl Identity {
         text.len() == 32 && text.bytes().all(digit)
     }
 
-    fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let hostname = fields.opt_text("hostname")?;
+    fn read(object: &Object) -> Result<Self, JsonError> {
+        let hostname = object.opt_text("hostname")?;
         if !hostname.as_deref().is_none_or(Self::is_hostname) {
-            return Err(fields.error(
+            return Err(object.error(
                 "hostname",
                 "a host name of at most 64 letters, digits, - or .",
             ));
         }
-        let machine_id = fields.opt_text("machine_id")?;
+        let machine_id = object.opt_text("machine_id")?;
         if !machine_id.as_deref().is_none_or(Self::is_machine_id) {
-            return Err(fields.error("machine_id", "32 lower-case hexadecimal digits"));
+            return Err(object.error("machine_id", "32 lower-case hexadecimal digits"));
         }
-        let network = match fields.value("network") {
-            Some(_) => Network::read(&fields.object("network")?)?,
-            None => Network::default(),
-        };
+        let network = object.opt_object("network")?.as_ref().map(Network::read);
         Ok(Self {
             hostname,
             machine_id,
-            network,
+            network: network.transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -157,25 +154,22 @@ pub struct Rebind {
 }
 
 impl Rebind {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let cause = fields.parsed("cause", "\"boot\", \"restore\" or \"resume\"")?;
-        let entropy = fields.opt_hex("entropy", "64 hexadecimal digits")?;
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let cause = object.parsed("cause", "\"boot\", \"restore\" or \"resume\"")?;
+        let entropy = object.opt_hex("entropy", "64 hexadecimal digits")?;
         if cause == Cause::Restore && entropy.is_none() {
-            return Err(fields.error("entropy", "given for a restore"));
+            return Err(object.error("entropy", "given for a restore"));
         }
-        let identity = match fields.value("identity") {
-            Some(_) => Identity::read(&fields.object("identity")?)?,
-            None => Identity::default(),
-        };
+        let identity = object.opt_object("identity")?.as_ref().map(Identity::read);
         Ok(Self {
-            generation: fields.parsed("generation", "32 hexadecimal digits")?,
+            generation: object.parsed("generation", "32 hexadecimal digits")?,
             cause,
-            parent: fields.opt_parsed("parent", "32 hexadecimal digits")?,
-            wall_clock_ns: fields.number("wall_clock_ns")?,
+            parent: object.opt_parsed("parent", "32 hexadecimal digits")?,
+            wall_clock_ns: object.number("wall_clock_ns")?,
             entropy,
-            identity,
-            sessions: fields.parsed("sessions", "\"keep\" or \"kill\"")?,
-            attempt: fields.number("attempt")?,
+            identity: identity.transpose()?.unwrap_or_default(),
+            sessions: object.parsed("sessions", "\"keep\" or \"kill\"")?,
+            attempt: object.number("attempt")?,
         })
     }
 }
@@ -203,9 +197,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            step: fields.text("step")?,
+            step: object.clipped_text("step")?,
         })
     }
 }
@@ -259,23 +253,23 @@ pub struct Rebound {
 }
 
 impl Rebound {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let read_step = |step: &Fields| -> Result<Step, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let read_step = |step: &Object| -> Result<Step, JsonError> {
             Ok(Step {
                 name: step.parsed("name", "a step's name")?,
                 us: step.number("us")?,
                 result: step.parsed("result", "a step's result")?,
             })
         };
-        let steps = fields.objects("steps", STEPS_MAX)?;
+        let steps = object.objects("steps", STEPS_MAX)?;
         Ok(Self {
-            generation: fields.parsed("generation", "32 hexadecimal digits")?,
+            generation: object.parsed("generation", "32 hexadecimal digits")?,
             steps: steps.iter().map(read_step).collect::<Result<_, _>>()?,
-            clock_step_ns: fields.opt_signed("clock_step_ns")?.unwrap_or(0),
-            entropy_credited: fields.flag("entropy_credited")?,
-            listener_serial: fields.number("listener_serial")?,
-            connections_dropped: fields.number("connections_dropped")?,
-            sessions_dropped: fields.number("sessions_dropped")?,
+            clock_step_ns: object.opt_signed("clock_step_ns")?.unwrap_or(0),
+            entropy_credited: object.flag("entropy_credited")?,
+            listener_serial: object.number("listener_serial")?,
+            connections_dropped: object.number("connections_dropped")?,
+            sessions_dropped: object.number("sessions_dropped")?,
         })
     }
 }
@@ -306,11 +300,11 @@ pub struct Probe {
 }
 
 impl Probe {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
-            nonce: fields.parsed("nonce", "32 hexadecimal digits")?,
-            depth: fields.parsed("depth", "\"listener\" or \"exec\"")?,
+            generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
+            nonce: object.parsed("nonce", "32 hexadecimal digits")?,
+            depth: object.parsed("depth", "\"listener\" or \"exec\"")?,
         })
     }
 }
@@ -343,14 +337,14 @@ pub struct Probed {
 }
 
 impl Probed {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
-            nonce: fields.parsed("nonce", "32 hexadecimal digits")?,
-            listener_serial: fields.number("listener_serial")?,
-            accepts_since_rebind: fields.number("accepts_since_rebind")?,
-            exec_us: fields.opt_number("exec_us")?,
-            hooks: fields.opt_flag("hooks")?,
+            generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
+            nonce: object.parsed("nonce", "32 hexadecimal digits")?,
+            listener_serial: object.number("listener_serial")?,
+            accepts_since_rebind: object.number("accepts_since_rebind")?,
+            exec_us: object.opt_number("exec_us")?,
+            hooks: object.opt_flag("hooks")?,
         })
     }
 }

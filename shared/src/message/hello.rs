@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::keyword::keywords;
 use crate::id::Generation;
-use crate::json::{Fields, PayloadError, ToJson, object};
+use crate::json::{JsonError, Object, ToJson, object};
 use crate::text::clipped;
 use crate::version::{NoCommonVersion, SUPPORTED, VersionRange};
 
@@ -63,27 +63,24 @@ impl Hello {
         SUPPORTED.negotiate(self.protocol)
     }
 
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let expected = "a pair of versions, lowest first";
-        let error = || fields.error("protocol", expected);
-        let bound = |value: &Value| value.as_u64().and_then(|number| u16::try_from(number).ok());
-        let protocol = match fields.list("protocol", 2)? {
-            [min, max] => bound(min).zip(bound(max)).ok_or_else(error)?,
-            _ => return Err(error()),
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let bound = |value: &Value| u16::try_from(value.as_u64()?).ok();
+        let range = |value: &Value| match value.as_array()?.as_slice() {
+            [min, max] => Some(VersionRange {
+                min: bound(min)?,
+                max: bound(max)?,
+            }),
+            _ => None,
         };
-        let protocol = VersionRange {
-            min: protocol.0,
-            max: protocol.1,
-        };
-        if protocol.min > protocol.max {
-            return Err(error());
-        }
+        let protocol = object.get("protocol", "a pair of versions, lowest first", |value| {
+            range(value).filter(|range| range.min <= range.max)
+        });
         Ok(Self {
-            protocol,
-            role: fields.parsed("role", "\"host\", \"guest\" or \"local\"")?,
-            version: fields.text("version")?,
-            boot_id: fields.opt_text("boot_id")?,
-            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
+            protocol: protocol?,
+            role: object.parsed("role", "\"host\", \"guest\" or \"local\"")?,
+            version: object.clipped_text("version")?,
+            boot_id: object.opt_clipped_text("boot_id")?,
+            generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
         })
     }
 }

@@ -6,7 +6,7 @@ use super::control;
 use super::exited::ExitStatus;
 use super::keyword::keywords;
 use crate::id::Token;
-use crate::json::{Fields, PayloadError, ToJson, object, value_of};
+use crate::json::{JsonError, Object, ToJson, object, value_of};
 use crate::limits::{HOOK_NAME_LEN_MAX, HOOKS_MAX};
 use crate::text::clipped_to;
 
@@ -34,12 +34,12 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            token: control::read_token(fields)?,
-            stage: fields.parsed("stage", "\"snapshot\" or \"restore\"")?,
-            limit_ms: fields.number("limit_ms")?,
-            go_on: fields.opt_flag("go_on")?,
+            token: control::read_token(object)?,
+            stage: object.parsed("stage", "\"snapshot\" or \"restore\"")?,
+            limit_ms: object.number("limit_ms")?,
+            go_on: object.opt_flag("go_on")?,
         })
     }
 }
@@ -84,12 +84,12 @@ impl HookResult {
         self.status.shell_code() == 0 && !self.timed_out
     }
 
-    fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            name: fields.text("name")?,
-            status: ExitStatus::read(fields)?,
-            us: fields.number("us")?,
-            timed_out: fields.flag("timed_out")?,
+            name: object.text("name")?,
+            status: ExitStatus::read(object)?,
+            us: object.number("us")?,
+            timed_out: object.flag("timed_out")?,
         })
     }
 
@@ -115,10 +115,10 @@ impl ToJson for HookResult {
 }
 
 impl Hooked {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let hooks = fields.objects("hooks", HOOKS_MAX)?;
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let hooks = object.objects("hooks", HOOKS_MAX)?;
         Ok(Self {
-            token: control::read_token(fields)?,
+            token: control::read_token(object)?,
             hooks: hooks
                 .iter()
                 .map(HookResult::read)

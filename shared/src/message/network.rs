@@ -6,7 +6,7 @@ use core::str::FromStr;
 
 use serde_json::Value;
 
-use crate::json::{Fields, PayloadError, ToJson, object, value_of};
+use crate::json::{JsonError, Object, ToJson, object, value_of};
 use crate::limits::INTERFACE_LEN_MAX;
 
 /// Settings of one network interface. Missing parts are left as they are.
@@ -46,23 +46,23 @@ impl Network {
         families.is_none_or(|(address, gateway)| address.ip().is_ipv4() == gateway.is_ipv4())
     }
 
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let interface = fields.opt_text("interface")?;
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let interface = object.opt_text("interface")?;
         if !interface.as_deref().is_none_or(Self::is_interface) {
-            return Err(fields.error("interface", "an interface's name"));
+            return Err(object.error("interface", "an interface's name"));
         }
-        let gateway = fields.opt_parsed("gateway", "an IP address")?;
+        let gateway = object.opt_parsed("gateway", "an IP address")?;
         if !gateway.is_none_or(Self::is_gateway) {
-            return Err(fields.error("gateway", "the address of one machine"));
+            return Err(object.error("gateway", "the address of one machine"));
         }
         let network = Self {
             interface,
-            address: fields.opt_parsed("address", "an address with its prefix, as 10.0.0.2/24")?,
-            mac: fields.opt_parsed("mac", "a unicast MAC address")?,
+            address: object.opt_parsed("address", "an address with its prefix, as 10.0.0.2/24")?,
+            mac: object.opt_parsed("mac", "a unicast MAC address")?,
             gateway,
         };
         if !network.is_of_one_family() {
-            return Err(fields.error("gateway", "of the address's family"));
+            return Err(object.error("gateway", "of the address's family"));
         }
         Ok(network)
     }
@@ -189,7 +189,6 @@ impl fmt::Display for MacAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::FrameKind;
 
     #[test]
     fn addresses_are_written_as_they_are_read() {
@@ -257,10 +256,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_set_is_refused() {
-        let read = |text: &str| {
-            let fields = Fields::parse(FrameKind::Rebind, text.as_bytes()).unwrap();
-            Network::read(&fields)
-        };
+        let read = |text: &str| Network::read(&Object::parse(text.as_bytes()).unwrap());
         assert_eq!(read("{}").unwrap(), Network::default());
         let network =
             read(r#"{"interface":"eth0","address":"10.0.0.2/24","gateway":"10.0.0.1"}"#).unwrap();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::exited::Exited;
 use super::keyword::{UnknownKeyword, keywords};
 use crate::id::{ExecId, Generation};
-use crate::json::{Fields, PayloadError, ToJson, encoded_len, object, value_of};
+use crate::json::{JsonError, Object, ToJson, encoded_len, object, value_of};
 use crate::limits::{COMMAND_TEXT_LEN_MAX, SESSIONS_PER_FRAME_MAX, SIGNAL_NUMBER_MAX};
 use crate::text::clipped_to;
 
@@ -96,13 +96,13 @@ pub struct Attach {
 }
 
 impl Attach {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            session: fields.parsed("session", EXPECTED_SESSION)?,
-            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
-            mode: fields.parsed("mode", "own, observe or wait")?,
-            stdout_from: fields.opt_number("stdout_from")?,
-            stderr_from: fields.opt_number("stderr_from")?,
+            session: object.parsed("session", EXPECTED_SESSION)?,
+            generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
+            mode: object.parsed("mode", "own, observe or wait")?,
+            stdout_from: object.opt_number("stdout_from")?,
+            stderr_from: object.opt_number("stderr_from")?,
         })
     }
 }
@@ -131,13 +131,13 @@ pub struct Signal {
 }
 
 impl Signal {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let number = fields.number("signal")?;
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let number = object.number("signal")?;
         if !(1..=SIGNAL_NUMBER_MAX).contains(&number) {
-            return Err(fields.error("signal", "a signal's number, 1 to 64"));
+            return Err(object.error("signal", "a signal's number, 1 to 64"));
         }
         Ok(Self {
-            session: fields.opt_parsed("session", EXPECTED_SESSION)?,
+            session: object.opt_parsed("session", EXPECTED_SESSION)?,
             number,
         })
     }
@@ -160,9 +160,9 @@ pub struct ExitAck {
 }
 
 impl ExitAck {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            session: fields.number("session")?,
+            session: object.number("session")?,
         })
     }
 }
@@ -183,9 +183,9 @@ pub struct SessionsRequest {
 }
 
 impl SessionsRequest {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            after: fields.number("after")?,
+            after: object.number("after")?,
         })
     }
 }
@@ -208,14 +208,14 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let list = fields.objects("sessions", SESSIONS_PER_FRAME_MAX)?;
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let list = object.objects("sessions", SESSIONS_PER_FRAME_MAX)?;
         Ok(Self {
             sessions: list
                 .iter()
                 .map(SessionInfo::read)
                 .collect::<Result<_, _>>()?,
-            more: fields.flag("more")?,
+            more: object.flag("more")?,
         })
     }
 }
@@ -263,26 +263,23 @@ pub struct SessionInfo {
 }
 
 impl SessionInfo {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
-        let exited = match fields.value("exited") {
-            None => None,
-            Some(_) => Some(Exited::read(&fields.object("exited")?)?),
-        };
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+        let exited = object.opt_object("exited")?.as_ref().map(Exited::read);
         Ok(Self {
-            session: fields.number("session")?,
-            id: fields.opt_parsed("id", "32 hexadecimal digits")?,
-            state: fields.parsed("state", "starting, running or exited")?,
-            pid: fields.number("pid")?,
-            age_ms: fields.number("age_ms")?,
-            generation: fields.opt_parsed("generation", "32 hexadecimal digits")?,
-            command: clipped_to(&fields.text("command")?, COMMAND_TEXT_LEN_MAX).to_owned(),
-            tty: fields.flag("tty")?,
-            detached: fields.flag("detached")?,
-            attached: fields.number("attached")?,
-            restarts: fields.number("restarts")?,
-            stdout_end: fields.number("stdout_end")?,
-            stderr_end: fields.number("stderr_end")?,
-            exited,
+            session: object.number("session")?,
+            id: object.opt_parsed("id", "32 hexadecimal digits")?,
+            state: object.parsed("state", "starting, running or exited")?,
+            pid: object.number("pid")?,
+            age_ms: object.number("age_ms")?,
+            generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
+            command: clipped_to(&object.text("command")?, COMMAND_TEXT_LEN_MAX).to_owned(),
+            tty: object.flag("tty")?,
+            detached: object.flag("detached")?,
+            attached: object.number("attached")?,
+            restarts: object.number("restarts")?,
+            stdout_end: object.number("stdout_end")?,
+            stderr_end: object.number("stderr_end")?,
+            exited: exited.transpose()?,
         })
     }
 

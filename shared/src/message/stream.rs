@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use super::error::PayloadError;
 use super::keyword::keywords;
 use crate::frame::{Frame, FrameKind};
-use crate::json::{Fields, PayloadError, ToJson, object};
+use crate::json::{JsonError, Object, ToJson, object};
 use crate::limits::{HEADER_LEN, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
 
 keywords! {
@@ -103,8 +104,8 @@ impl Chunk {
         Ok((u64::from_le_bytes(*offset), bytes))
     }
 
-    pub(super) fn read(kind: FrameKind, payload: &[u8]) -> Result<Self, PayloadError> {
-        let (offset, bytes) = Self::parse(Frame { kind, payload })?;
+    pub(super) fn read(frame: Frame<'_>) -> Result<Self, PayloadError> {
+        let (offset, bytes) = Self::parse(frame)?;
         let bytes = bytes.to_vec();
         Ok(Self { offset, bytes })
     }
@@ -124,10 +125,10 @@ pub struct Ack {
 }
 
 impl Ack {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            stream: fields.parsed("stream", "stdout or stderr")?,
-            offset: fields.number("offset")?,
+            stream: object.parsed("stream", "stdout or stderr")?,
+            offset: object.number("offset")?,
         })
     }
 }
@@ -153,16 +154,16 @@ pub struct Gap {
 }
 
 impl Gap {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         let gap = Self {
-            stream: fields.parsed("stream", "stdout or stderr")?,
-            from: fields.number("from")?,
-            to: fields.number("to")?,
+            stream: object.parsed("stream", "stdout or stderr")?,
+            from: object.number("from")?,
+            to: object.number("to")?,
         };
         if gap.from < gap.to {
             Ok(gap)
         } else {
-            Err(fields.error("to", "more than \"from\""))
+            Err(object.error("to", "more than \"from\""))
         }
     }
 }
@@ -185,9 +186,9 @@ pub struct StdinEof {
 }
 
 impl StdinEof {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            offset: fields.number("offset")?,
+            offset: object.number("offset")?,
         })
     }
 }
@@ -212,16 +213,16 @@ pub struct Window {
 }
 
 impl Window {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         let window = Self {
-            received: fields.number("received")?,
-            limit: fields.number("limit")?,
-            is_closed: fields.flag("closed")?,
+            received: object.number("received")?,
+            limit: object.number("limit")?,
+            is_closed: object.flag("closed")?,
         };
         if window.received <= window.limit {
             Ok(window)
         } else {
-            Err(fields.error("limit", "no less than \"received\""))
+            Err(object.error("limit", "no less than \"received\""))
         }
     }
 }
@@ -246,10 +247,10 @@ pub struct TtySize {
 }
 
 impl TtySize {
-    pub(super) fn read(fields: &Fields) -> Result<Self, PayloadError> {
+    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
-            rows: fields.number("rows")?,
-            cols: fields.number("cols")?,
+            rows: object.number("rows")?,
+            cols: object.number("cols")?,
         })
     }
 }

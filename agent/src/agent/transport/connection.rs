@@ -14,6 +14,7 @@
 //! - It serves one session at a time. Frames for one that has ended may still be under way.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::time::Instant;
 
 use shared::frame::{Decoder, FrameError, FrameKind};
@@ -90,10 +91,10 @@ impl Mistake {
     pub(crate) fn to_fail(&self) -> Fail {
         let text = match self {
             Self::Frame(error) => error.to_string(),
-            Self::Payload(error @ PayloadError::Syntax { source, .. }) => {
-                format!("{error}: {source}")
-            }
-            Self::Payload(error) => error.to_string(),
+            Self::Payload(error) => match error.source() {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            },
             Self::HelloMissing => "the first frame must be HELLO".to_owned(),
             Self::HelloRepeated => "HELLO was sent twice".to_owned(),
             Self::HelloRole(expected) => format!("HELLO must have the role {expected}"),
