@@ -21,7 +21,6 @@ use shared::message::{Cause, HookStage, Identity};
 
 use crate::artifact::Manifest;
 use crate::cli::Restore;
-use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
@@ -29,11 +28,12 @@ use crate::handshake::{Naming, prove};
 use crate::hooks;
 use crate::metadata::{Metadata, require_service};
 use crate::network;
-use crate::process::ProcessId;
+use crate::os::deadline::Watch;
+use crate::os::process::ProcessId;
+use crate::os::uds;
 use crate::record::{Phase, Record};
 use crate::restore::{judge_format, machine_id, open, state_files};
 use crate::start::{check_cid, judge};
-use crate::uds;
 use crate::vmm::{GuestAddress, Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate};
 
 /// Runs the command.

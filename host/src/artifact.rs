@@ -26,8 +26,8 @@ use shared::id::Generation;
 use shared::version::SUPPORTED;
 
 use self::digest::Digest;
-use crate::files;
-use crate::json::{JsonError, Object};
+use crate::os::files;
+use crate::os::json::{JsonError, Object};
 use crate::vmdir::state::{DRIVES_MAX, lineage};
 use crate::vmm::{Drive, StateFiles};
 

@@ -16,11 +16,11 @@ use crate::environment::Environment;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
+use crate::os::random;
+use crate::os::signals::{PASSED_ON, Signals};
+use crate::os::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
 use crate::output::print;
-use crate::random;
-use crate::signals::{PASSED_ON, Signals};
 use crate::target::Target;
-use crate::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
 
 /// How long the guest may take to start the command unless the caller says.
 pub const START_TIMEOUT: Duration = Duration::from_secs(10);

@@ -21,9 +21,9 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, raise};
 use shared::exchange::Request;
 
-use crate::deadline::Watch;
 use crate::error::Failure;
 use crate::exit::Exit;
+use crate::os::deadline::Watch;
 
 /// The environment variable that arms points.
 const VARIABLE: &str = "HOST_TOOL_FAILPOINTS";

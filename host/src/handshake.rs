@@ -9,13 +9,13 @@ use shared::message::{
     StepResult,
 };
 
-use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{Answer, ask};
-use crate::random;
+use crate::os::deadline::Watch;
+use crate::os::random;
 use crate::record::{Phase, Record};
 
 /// A name for a guest, and why it gets one.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::error::Failure;
-use crate::json::{JsonError, Object, os_to_value};
+use crate::os::json::{JsonError, Object, os_to_value};
 use crate::supervisor::unix_ms;
 use crate::vmdir::{VmDir, VmDirError};
 

@@ -6,12 +6,12 @@ use serde_json::Value;
 use shared::exchange::{ExchangeError, Request};
 use shared::message::{ExitStatus, FailCode, HookResult, HookStage, Hooks, Message};
 
-use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{AskError, AskErrorReason, ask};
-use crate::random;
+use crate::os::deadline::Watch;
+use crate::os::random;
 use crate::record::{Phase, Record};
 use crate::values::printable;
 

@@ -7,13 +7,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use crate::deadline::{WaitError, Watch};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::files;
-use crate::json::JsonError;
-use crate::notify;
-use crate::process::{ProcessId, find_in};
+use crate::os::deadline::{WaitError, Watch};
+use crate::os::files;
+use crate::os::json::JsonError;
+use crate::os::notify;
+use crate::os::process::{ProcessId, find_in};
 use crate::stop::kill_process;
 use crate::supervisor::COMMAND;
 use crate::supervisor::link::{LaunchFile, Order, Report};

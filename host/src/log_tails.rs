@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use crate::files;
+use crate::os::files;
 use crate::values::printable;
 use crate::vmdir::{CONSOLE_LOG, SUPERVISOR_LOG, VmDir};
 use crate::vmm::VMM_LOG;

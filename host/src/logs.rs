@@ -20,10 +20,10 @@ use shared::message::{FailCode, Stream};
 use shared::session_client::SessionError;
 
 use crate::cli::LogsCommand;
-use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::driver::{AskError, AskErrorReason};
+use crate::os::deadline::Watch;
 use crate::output::write_stream;
 use crate::output_log::read_record;
 use crate::output_log::reader::View;

@@ -6,9 +6,9 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::cli::{Inspect, Ls};
-use crate::deadline::Watch;
 use crate::error::Failure;
 use crate::health::{Health, HealthCheck};
+use crate::os::deadline::Watch;
 use crate::output::print;
 use crate::supervisor::unix_ms;
 use crate::table::{age, columns};
@@ -170,7 +170,7 @@ pub fn inspect(command: &Inspect) -> Result<(), Failure> {
     let value = json!({
         "name": dir.name().as_str(),
         "status": status(life, state.as_ref()),
-        "dir": crate::json::os_to_value(dir.path()),
+        "dir": crate::os::json::os_to_value(dir.path()),
         "state": state.as_ref().map(State::to_value),
         "exit": dir.read_exit()?.map(ExitRecord::to_value),
         "workload_exit": dir.read_workload_end()?.map(WorkloadEnd::to_value),

@@ -13,8 +13,8 @@ use shared::message::{InterfaceAddress, MacAddress, Network};
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::json::{JsonError, Object};
-use crate::random;
+use crate::os::json::{JsonError, Object};
+use crate::os::random;
 use crate::sys::tap;
 use crate::vmm::{MachineSpec, Nic, VmmKind, VmmVersion};
 

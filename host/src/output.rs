@@ -8,9 +8,9 @@ use nix::errno::Errno;
 use nix::unistd::write;
 use shared::message::Stream;
 
-use crate::deadline::{WaitError, Watch};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::os::deadline::{WaitError, Watch};
 
 /// What a pipe that polls writable takes without blocking (`PIPE_BUF`, pipe(7)).
 const PIECE_LEN: usize = 4096;

@@ -23,8 +23,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 use self::journal::{Journal, OUTPUT_LEN_MAX, Record, Step};
-use crate::files;
-use crate::json::Object;
+use crate::os::files;
+use crate::os::json::Object;
 use crate::vmdir::{Lock, VmDir, VmDirError};
 
 /// The workload's output.

@@ -11,8 +11,6 @@ use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, HookStage, Identity};
 
 use crate::artifact;
-use crate::deadline::Watch;
-use crate::disk;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
@@ -24,6 +22,8 @@ use crate::launch::{Supervisor, end_stray};
 use crate::log_tails;
 use crate::naming;
 use crate::network::check_tap;
+use crate::os::deadline::Watch;
+use crate::os::disk;
 use crate::progress::Progress;
 use crate::record::{Phase, Record};
 use crate::start::{Enter, Plan, watch};

@@ -7,11 +7,11 @@ use shared::exchange::Request;
 use shared::message::{Info, Message, SessionInfo, SessionState, SessionsRequest};
 
 use crate::cli::PsCommand;
-use crate::deadline::Watch;
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::ask;
+use crate::os::deadline::Watch;
 use crate::output::print;
 use crate::table::{age, columns};
 use crate::target::Target;

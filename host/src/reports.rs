@@ -13,7 +13,8 @@ use crate::error::Failure;
 use crate::guest::HOST_VERSION;
 use crate::story::Lane;
 use crate::supervisor::unix_ms;
-use crate::{svg, trace};
+use crate::svg;
+use crate::trace;
 
 /// Where to write them.
 #[derive(Debug, Clone, Default)]

@@ -16,7 +16,7 @@ use crate::cli::snapshots::{
 };
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::json::os_to_value;
+use crate::os::json::os_to_value;
 use crate::output::print;
 use crate::progress::Progress;
 use crate::record::{Phase, Record};

@@ -9,12 +9,12 @@ use shared::limits::PORT_DEFAULT;
 use shared::message::{PowerAction, Shutdown};
 
 use crate::cli::{Rm, Stop};
-use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{AskErrorReason, ask, pause};
 use crate::launch::end_stray;
+use crate::os::deadline::Watch;
 use crate::record::{Phase, Record};
 use crate::snapshot::let_go_on;
 use crate::sys::pidfd;

@@ -17,12 +17,12 @@ use shared::session_client::{ABSENCE_MAX, Deadlines, Fate, Request, SessionError
 
 use self::latency::Summary;
 use crate::cli::StressCommand;
-use crate::descriptors;
 use crate::error::{Failure, FailureContext};
 use crate::exit::{Exit, Table};
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
+use crate::os::descriptors;
+use crate::os::random;
 use crate::output::print;
-use crate::random;
 use crate::target::Target;
 
 /// How long all runs may take unless the caller says.

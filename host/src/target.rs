@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use shared::exchange::ExchangeError;
 
-use crate::deadline::Watch;
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{AskError, AskErrorReason};
+use crate::os::deadline::Watch;
 use crate::snapshot::settle;
 use crate::values::VmName;
 use crate::vmdir::StateDir;

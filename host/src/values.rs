@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shared::message::Identity;
 
-use crate::random;
+use crate::os::random;
 
 /// Longest name of a VM. A name is one path component and, as the default, a host name.
 pub const NAME_LEN_MAX: usize = 63;

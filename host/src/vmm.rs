@@ -38,7 +38,7 @@ pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
 use serde_json::Value;
 use shared::message::MacAddress;
 
-use crate::deadline::Watch;
+use crate::os::deadline::Watch;
 
 /// Name of the API socket inside the VM directory, for every kind of VMM.
 pub const API_SOCKET: &str = "api.sock";

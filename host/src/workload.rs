@@ -17,11 +17,11 @@ use shared::message::{
 };
 use shared::session_client::{Deadlines, Event, Request, SessionClient, SessionError, Want};
 
-use crate::deadline::Watch;
 use crate::error::Failure;
 use crate::guest::HOST_VERSION;
 use crate::guest::connection::{Connection, ConnectionError, Endpoint};
 use crate::guest::driver::{AskError, AskErrorReason, ask, pause};
+use crate::os::deadline::Watch;
 use crate::output_log::journal::{Journal, Record};
 
 /// Bytes after which a batch is complete: a quarter of the guest's ring.

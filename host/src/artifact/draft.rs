@@ -19,7 +19,7 @@ use super::{MANIFEST, Manifest};
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
-use crate::random;
+use crate::os::random;
 
 /// Between the target's name and eight random digits.
 const TMP_MARK: &str = ".tmp-";

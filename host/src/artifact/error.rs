@@ -9,7 +9,7 @@ use shared::version::NoCommonVersion;
 use super::{FORMAT, MANIFEST};
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::json::JsonError;
+use crate::os::json::JsonError;
 
 /// Why an artifact cannot be used.
 #[derive(Debug)]

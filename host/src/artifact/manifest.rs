@@ -8,7 +8,7 @@ use shared::version::VersionRange;
 
 use super::digest::Digest;
 use super::{ArtifactError, FILES_MAX, FORMAT};
-use crate::json::{JsonError, Object, os_to_value};
+use crate::os::json::{JsonError, Object, os_to_value};
 use crate::vmdir::state::{
     generations_from_object, generations_to_value, machine_from_object, machine_to_value,
 };

@@ -12,7 +12,7 @@ use shared::message::{ByteString, Exec};
 use super::Report;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::random;
+use crate::os::random;
 use crate::stress::latency::Summary;
 use crate::stress::{Streams, open_sink, run_once};
 use crate::target::Target;

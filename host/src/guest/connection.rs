@@ -15,8 +15,8 @@ use nix::sys::socket::sockopt::SocketError;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, getsockopt, socket};
 
 use super::hybrid_vsock::{self, NotHybridVsock};
-use crate::deadline::{WaitError, Watch};
-use crate::uds;
+use crate::os::deadline::{WaitError, Watch};
+use crate::os::uds;
 use crate::vmm::GuestAddress;
 
 /// Bytes read at once: one whole frame of output.

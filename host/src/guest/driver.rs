@@ -12,9 +12,9 @@ use shared::message::{Hello, Message};
 
 use super::HOST_VERSION;
 use super::connection::{Connection, ConnectionError, Endpoint};
-use crate::deadline::{WaitError, Watch};
 use crate::failpoint::{self, Point, reach};
-use crate::random;
+use crate::os::deadline::{WaitError, Watch};
+use crate::os::random;
 use crate::vmm::GuestAddress;
 
 /// One attempt that has ended, for records.

@@ -21,9 +21,9 @@ use shared::session_client::{Deadlines, Event, Fate, Request, SessionClient, Wan
 use super::HOST_VERSION;
 use super::connection::{Connection, ConnectionError, Endpoint};
 use super::outlet::Outlet;
-use crate::deadline::Watch;
-use crate::signals::Signals;
-use crate::terminal::{Mode, Terminal};
+use crate::os::deadline::Watch;
+use crate::os::signals::Signals;
+use crate::os::terminal::{Mode, Terminal};
 
 pub use super::session_error::ClientError;
 
@@ -510,9 +510,10 @@ impl Driver<'_> {
     fn resize(&mut self) {
         let size = match &self.terminal {
             Some(terminal) => terminal.size(),
-            None => {
-                crate::terminal::size_of_any(&[self.outlets[0].as_fd(), self.outlets[1].as_fd()])
-            }
+            None => crate::os::terminal::size_of_any(&[
+                self.outlets[0].as_fd(),
+                self.outlets[1].as_fd(),
+            ]),
         };
         if let Some(size) = size.filter(|_| self.has_tty) {
             self.client.handle_resize(size);

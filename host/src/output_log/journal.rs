@@ -14,7 +14,7 @@
 use serde_json::{Value, json};
 use shared::message::{Gap, Started, Stream};
 
-use crate::json::{JsonError, Object};
+use crate::os::json::{JsonError, Object};
 
 /// Longest log file, in bytes. With the older one it is twice that.
 pub const OUTPUT_LEN_MAX: u64 = 64 * 1024 * 1024;

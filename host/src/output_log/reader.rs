@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use super::{OLDER_LOG, OUTPUT_LOG, read_record};
-use crate::files;
+use crate::os::files;
 use crate::vmdir::{VmDir, VmDirError};
 
 /// Bytes read at once.

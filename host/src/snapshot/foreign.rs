@@ -13,8 +13,8 @@ use nix::sys::socket::sockopt::PeerCredentials;
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::process::ProcessId;
-use crate::uds;
+use crate::os::process::ProcessId;
+use crate::os::uds;
 use crate::vmm::{ForeignMachine, MachineSpec};
 
 /// What keeps two snapshots of one VM apart where there is no VM directory to lock: a name in the

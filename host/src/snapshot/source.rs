@@ -27,7 +27,7 @@ use crate::guest::driver::{Answer, AskError, AskErrorReason, ask};
 use crate::handshake::{Naming, Proof, prove};
 use crate::hooks;
 use crate::log_tails;
-use crate::random;
+use crate::os::random;
 use crate::record::{Phase, Record};
 use crate::start::watch;
 use crate::vmdir::state::{Stage, lineage};

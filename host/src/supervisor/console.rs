@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::files;
+use crate::os::files;
 
 /// Longest console log, in bytes. With the older file it is twice that, plus what comes in a
 /// `LOOK_PAUSE`.
@@ -102,7 +102,7 @@ mod tests {
     use nix::unistd::mkfifo;
 
     use super::*;
-    use crate::deadline::Watch;
+    use crate::os::deadline::Watch;
     use crate::vmm::testing::TempDir;
 
     #[test]

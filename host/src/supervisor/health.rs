@@ -17,14 +17,14 @@ use shared::message::{ByteString, Exec, OutputPolicy};
 use shared::session_client::{Deadlines, Request};
 
 use super::scribe::NO_LIMIT;
-use crate::deadline::Watch;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::driver::pause;
 use crate::guest::session::{self, ClientError, Local, Outcome as Ended, Session};
 use crate::health::{Health, HealthCheck, Outcome};
-use crate::random;
+use crate::os::deadline::Watch;
+use crate::os::random;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, VmDir};
 

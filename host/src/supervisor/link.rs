@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use crate::json::{JsonError, Object, os_to_value};
-use crate::process::ProcessId;
+use crate::os::json::{JsonError, Object, os_to_value};
+use crate::os::process::ProcessId;
 use crate::vmdir::state::ExitRecord;
 use crate::vmdir::{VmDir, VmDirError};
 use crate::vmm::Launch;

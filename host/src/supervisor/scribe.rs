@@ -13,11 +13,11 @@ use shared::limits::PORT_DEFAULT;
 use shared::message::{AttachMode, Exited};
 
 use super::unix_ms;
-use crate::deadline::Watch;
 use crate::error::Failure;
 use crate::failpoint::{Point, reach};
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::pause;
+use crate::os::deadline::Watch;
 use crate::output_log::OutputLog;
 use crate::output_log::journal::Journal;
 use crate::vmdir::state::{Stage, WorkloadEnd};

@@ -41,7 +41,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::deadline::{WaitError, Watch};
+    use crate::os::deadline::{WaitError, Watch};
 
     #[test]
     fn polls_readable_when_the_process_has_ended() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::STATE_DIR_VARIABLE;
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::json::JsonError;
+use crate::os::json::JsonError;
 use crate::values::VmName;
 
 /// What is wrong with the state directory or a VM in it.

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::error::{VmDirError, file_error};
-use crate::deadline::{WaitError, Watch};
-use crate::files;
+use crate::os::deadline::{WaitError, Watch};
+use crate::os::files;
 
 /// An exclusive lock on a file, held until it is dropped or its process ends.
 #[derive(Debug)]

@@ -142,7 +142,7 @@ fn life_is_told_from_files_and_processes() {
     drop(lock);
     assert_eq!(vm.life().unwrap().0, Life::Dead);
 
-    let process = crate::process::ProcessId::of_child(std::process::id()).unwrap();
+    let process = crate::os::process::ProcessId::of_child(std::process::id()).unwrap();
     let mut state = State {
         process,
         ..state::tests::state()

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{VersionError, VmmBinary, VmmKind, VmmVersion};
-use crate::deadline::{WaitError, Watch};
+use crate::os::deadline::{WaitError, Watch};
 use crate::sys::pidfd;
 
 /// How long `--version` may take. It takes milliseconds; an emulated machine is far slower.

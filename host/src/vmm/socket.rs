@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::VmmError;
-use crate::deadline::{WaitError, Watch};
-use crate::uds;
+use crate::os::deadline::{WaitError, Watch};
+use crate::os::uds;
 
 /// Between `bind` and `listen` the socket is there and refuses. No event tells of `listen`, so
 /// the next tries come after these waits. The gap is microseconds wide: a second try is rare.

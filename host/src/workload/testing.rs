@@ -13,7 +13,7 @@ use shared::message::{
 };
 use shared::version::SUPPORTED;
 
-use crate::deadline::Watch;
+use crate::os::deadline::Watch;
 
 /// How long the host may take for anything.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use shared::message::{ExitStatus, FailCode};
 
 use super::*;
+use crate::os::process::ProcessId;
 use crate::output_log::{OUTPUT_LOG, read_record};
-use crate::process::ProcessId;
 use crate::vmdir::StateDir;
 use crate::vmdir::state::State;
 use crate::vmdir::state::tests::state;

@@ -9,8 +9,8 @@ use log::debug;
 use serde_json::Value;
 
 use super::requests::Call;
-use crate::deadline::{WaitError, Watch};
 use crate::http::{Response, encode_request, parse_response};
+use crate::os::deadline::{WaitError, Watch};
 use crate::vmm::VmmError;
 
 /// How often a long call reports in while its answer is awaited.

@@ -12,7 +12,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use serde_json::Value;
 
 use super::qmp::{Event, Message, encode_command, take_message};
-use crate::deadline::{WaitError, Watch};
+use crate::os::deadline::{WaitError, Watch};
 use crate::vmm::VmmError;
 
 /// Events kept for whoever waits for one. Nothing that is waited for comes in such numbers; the

@@ -98,7 +98,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::deadline::Watch;
+    use crate::os::deadline::Watch;
     use crate::vmm::testing::TempDir;
 
     fn far() -> Instant {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::files;
+use crate::os::files;
 
 /// Largest file that is read. The largest legitimate ones have a few kilobytes.
 const FILE_LEN_MAX: u64 = 1024 * 1024;

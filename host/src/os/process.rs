@@ -14,7 +14,7 @@ use std::path::Path;
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
-use crate::json::{JsonError, Object};
+use crate::os::json::{JsonError, Object};
 use crate::sys::pidfd;
 
 /// A process of this boot of this machine.
