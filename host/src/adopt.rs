@@ -212,7 +212,7 @@ mod tests {
     use super::*;
     use crate::cli::Command;
     use crate::cli::parse::parse;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     fn command(words: &[&str]) -> Restore {
         let words = ["restore", "base.snap"].iter().chain(words);

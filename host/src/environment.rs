@@ -118,7 +118,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     fn collect(file: &[u8], pairs: &[&str]) -> Result<Vec<String>, String> {
         let temp = TempDir::new("environment");

@@ -298,7 +298,7 @@ fn ms(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     fn options(command: Option<&str>, retries: Option<u32>) -> HealthOptions<'_> {
         HealthOptions {

@@ -216,8 +216,8 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+    use crate::testing::TempDir;
     use crate::vmdir::StateDir;
-    use crate::vmm::testing::TempDir;
 
     #[test]
     fn a_stray_is_killed_under_the_lock_of_its_directory_and_after_its_supervisor() {

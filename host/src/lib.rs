@@ -64,6 +64,8 @@ pub mod svg;
 pub mod sys;
 pub mod table;
 pub mod target;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod timeline;
 pub mod trace;
 pub mod values;

@@ -66,7 +66,7 @@ mod tests {
     use nix::unistd::mkfifo;
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     #[test]
     fn the_ends_are_short_and_harmless() {

@@ -123,7 +123,7 @@ mod tests {
     use shared::message::Cause;
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     #[test]
     fn a_name_that_was_left_is_found() {

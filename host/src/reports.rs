@@ -95,7 +95,7 @@ fn write(what: &str, path: &Path, text: &str) {
 mod tests {
     use super::*;
     use crate::exit::Exit;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     #[test]
     fn a_path_that_cannot_be_right_is_refused_at_once() {

@@ -464,8 +464,8 @@ mod tests {
 
     use super::*;
     use crate::guest::connection::Endpoint;
+    use crate::testing::TempDir;
     use crate::vmm::GuestAddress;
-    use crate::vmm::testing::TempDir;
 
     fn report(millis: &[u64], failures: &[(&str, Exit)]) -> Report {
         let mut tally = Tally {

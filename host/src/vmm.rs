@@ -370,7 +370,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     #[test]
     fn a_directory_is_freed_of_what_an_earlier_vmm_left() {

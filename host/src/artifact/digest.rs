@@ -83,7 +83,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     /// The first two examples of FIPS 180-4, and one that takes several reads (`sha256sum` of the
     /// same bytes).

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::draft::{Draft, DraftError, DraftLife, draft_life};
 use super::*;
 use crate::error::Failure;
-use crate::vmm::testing::TempDir;
+use crate::testing::TempDir;
 use crate::vmm::{MachineSpec, VmmKind};
 
 /// A manifest that names these files.

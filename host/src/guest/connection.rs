@@ -274,7 +274,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     fn far() -> Watch<'static> {
         Watch::until(Instant::now() + Duration::from_secs(30))

@@ -295,7 +295,7 @@ mod tests {
     use shared::version::SUPPORTED;
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     /// Reads HELLO and one request.
     fn read_request(peer: &mut UnixStream) -> Message {

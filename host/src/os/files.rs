@@ -78,7 +78,7 @@ mod tests {
     use nix::unistd::mkfifo;
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     #[test]
     fn only_regular_files_are_opened() {

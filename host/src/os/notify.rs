@@ -46,7 +46,7 @@ fn send(socket: &OsStr, state: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     fn received(socket: &UnixDatagram) -> String {
         let mut bytes = [0; 64];

@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
     use crate::stop::kill_process;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     #[test]
     fn the_start_time_stands_behind_any_name() {

@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
     use crate::os::deadline::Watch;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     fn far() -> Instant {
         Instant::now() + Duration::from_secs(30)

@@ -3,7 +3,7 @@
 
 use super::reader::View;
 use super::*;
-use crate::vmm::testing::TempDir;
+use crate::testing::TempDir;
 use shared::message::Stream;
 use std::time::{Duration, Instant};
 

@@ -81,7 +81,7 @@ pub(super) fn with_findable_drives(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     #[test]
     fn two_commands_do_not_take_a_snapshot_of_one_vm() {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::artifact::digest::Digest;
 use crate::artifact::tests::{digests, manifest_of, publish};
-use crate::vmm::testing::TempDir;
+use crate::testing::TempDir;
 
 fn command(dir: &Path, sha256: bool) -> SnapshotsVerify {
     SnapshotsVerify {

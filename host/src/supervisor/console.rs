@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
     use crate::os::deadline::Watch;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     #[test]
     fn a_long_console_is_cut_under_its_writer() {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::vmm::testing::TempDir;
+use crate::testing::TempDir;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_millis(20)

@@ -216,7 +216,7 @@ mod tests {
 
     use super::VmmKind::{Firecracker, Qemu};
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     fn put(dir: &Path, name: &str, script: &str, mode: u32) -> PathBuf {
         let path = dir.join(name);

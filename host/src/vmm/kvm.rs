@@ -89,7 +89,7 @@ fn cpu_problem(cpuinfo: &str) -> Option<HostProblem> {
 mod tests {
     use super::VmmKind::{Firecracker, Qemu};
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     const AMD: &str = "processor\t: 0\nflags\t\t: fpu svm nx\nbugs\t\t: none\n";
 

@@ -120,7 +120,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
-    use crate::vmm::testing::TempDir;
+    use crate::testing::TempDir;
 
     fn far() -> Watch<'static> {
         Watch::until(Instant::now() + Duration::from_secs(30))

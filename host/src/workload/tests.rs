@@ -5,8 +5,8 @@ use std::thread;
 use super::testing::Guest;
 use super::*;
 use crate::output_log::journal::Step;
+use crate::testing::TempDir;
 use crate::vmm::GuestAddress;
-use crate::vmm::testing::TempDir;
 
 /// Keeps everything in memory.
 struct Memory {

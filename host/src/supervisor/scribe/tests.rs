@@ -8,11 +8,11 @@ use shared::message::{ExitStatus, FailCode};
 use super::*;
 use crate::os::process::ProcessId;
 use crate::output_log::{OUTPUT_LOG, read_record};
+use crate::testing::TempDir;
 use crate::vmdir::StateDir;
 use crate::vmdir::state::State;
 use crate::vmdir::state::tests::state;
 use crate::vmm::VSOCK_SOCKET;
-use crate::vmm::testing::TempDir;
 use crate::workload::testing::Guest;
 
 /// A directory of a VM that was booted, and "runs".

@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::*;
-use crate::vmm::testing::{ScriptedVmm, Step, TempDir};
+use crate::testing::TempDir;
+use crate::vmm::testing::{ScriptedVmm, Step};
 
 const NO_CONTENT: &str = "HTTP/1.1 204 \r\nServer: Firecracker API\r\n\r\n";
 

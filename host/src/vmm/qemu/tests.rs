@@ -3,7 +3,8 @@
 use std::fs;
 
 use super::*;
-use crate::vmm::testing::{ScriptedVmm, Step, TempDir};
+use crate::testing::TempDir;
+use crate::vmm::testing::{ScriptedVmm, Step};
 
 const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#;
 const COMPLETED: &str = r#"{"event": "MIGRATION", "data": {"status": "completed"}}"#;
