@@ -18,8 +18,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::error::Failure;
+use crate::os::clock::unix_ms;
 use crate::os::json::{JsonError, Object, os_to_value};
-use crate::supervisor::unix_ms;
 use crate::vmdir::{VmDir, VmDirError};
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(10);

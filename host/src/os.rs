@@ -1,5 +1,6 @@
 //! This machine, with a deadline on everything: files, sockets, processes, signals, the clock.
 
+pub mod clock;
 pub mod deadline;
 pub mod descriptors;
 pub mod disk;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use crate::error::Failure;
 use crate::guest::HOST_VERSION;
+use crate::os::clock::unix_ms;
 use crate::story::Lane;
-use crate::supervisor::unix_ms;
 use crate::svg;
 use crate::trace;
 

@@ -16,11 +16,11 @@ use crate::cli::snapshots::{
 };
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::os::clock::unix_ms;
 use crate::os::json::os_to_value;
 use crate::output::print;
 use crate::progress::Progress;
 use crate::record::{Phase, Record};
-use crate::supervisor::unix_ms;
 use crate::table::{age, columns, size};
 use crate::values::{printable, without_controls};
 

@@ -1,6 +1,6 @@
 //! `host-tool stop` and `host-tool rm`: the end of a VM, and of what it leaves.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -9,15 +9,15 @@ use shared::limits::PORT_DEFAULT;
 use shared::message::{PowerAction, Shutdown};
 
 use crate::cli::{Rm, Stop};
-use crate::error::{Failure, FailureContext};
+use crate::error::Failure;
 use crate::exit::Exit;
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::{AskErrorReason, ask, pause};
 use crate::launch::end_stray;
 use crate::os::deadline::Watch;
+use crate::os::process::{has_ended, kill_process, send_signal};
 use crate::record::{Phase, Record};
 use crate::snapshot::let_go_on;
-use crate::sys::pidfd;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{Lock, RunningVm, StateDir, VmDir, VmDirError};
 
@@ -29,9 +29,6 @@ const SESSION_GRACE_MAX: Duration = Duration::from_secs(5);
 
 /// How long a VMM is given after TERM.
 const TERM_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long a VMM that is killed may take to end.
-pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a supervisor may take to write down the end of its VMM.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -102,7 +99,7 @@ pub fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> 
 
 /// Ends the VMM without asking the guest: TERM, and KILL when that is not enough.
 fn end(vm: &RunningVm) -> Result<(), Failure> {
-    send(&vm.process, Signal::SIGTERM)?;
+    send_signal(&vm.process, Signal::SIGTERM)?;
     if !has_ended(&vm.process, TERM_TIMEOUT) {
         kill_process(&vm.process)?;
     }
@@ -113,30 +110,6 @@ fn end(vm: &RunningVm) -> Result<(), Failure> {
 pub fn kill(vm: &RunningVm) -> Result<(), Failure> {
     kill_process(&vm.process)?;
     settle(&vm.dir)
-}
-
-/// Kills the VMM behind `process`, if it is still there, and waits until it is gone.
-pub fn kill_process(process: &OwnedFd) -> Result<(), Failure> {
-    send(process, Signal::SIGKILL)?;
-    if has_ended(process, KILL_TIMEOUT) {
-        return Ok(());
-    }
-    let text = "the VMM does not end when it is killed";
-    Err(Failure::new(Exit::Defect, text))
-}
-
-fn send(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
-    match pidfd::send_signal(process.as_fd(), signal as i32) {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        result => result.or_fail(Exit::Defect, || format!("cannot send {signal} to the VMM")),
-    }
-}
-
-/// Whether the process ends within this time.
-pub fn has_ended(process: &OwnedFd, timeout: Duration) -> bool {
-    Watch::until(Instant::now() + timeout)
-        .readable(process)
-        .is_ok()
 }
 
 /// Waits until the supervisor has written down how the VMM ended. Where there is none any more,

@@ -30,7 +30,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -45,6 +45,7 @@ use self::health::Nurse;
 use self::link::{LaunchFile, Order, Report};
 use self::scribe::Scribe;
 use crate::failpoint::{self, Point, reach};
+use crate::os::clock::unix_ms;
 use crate::os::files;
 use crate::os::process::ProcessId;
 use crate::sys::child::with_empty_signal_mask;
@@ -384,13 +385,4 @@ fn close_link() -> io::Result<()> {
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     Ok(())
-}
-
-/// Now, in ms since 1970 UTC.
-#[must_use]
-pub fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,16 +6,24 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
+use crate::os::deadline::Watch;
 use crate::os::json::{JsonError, Object};
 use crate::sys::pidfd;
+
+/// How long a VMM that is killed may take to end.
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process of this boot of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +132,31 @@ fn is_started_in(process: &Path, folder: &Path, words: &[u8]) -> bool {
         && line.is_ok_and(|line| line.ends_with(words))
 }
 
+/// Kills the VMM behind `process`, if it is still there, and waits until it is gone.
+pub fn kill_process(process: &OwnedFd) -> Result<(), Failure> {
+    send_signal(process, Signal::SIGKILL)?;
+    if has_ended(process, KILL_TIMEOUT) {
+        return Ok(());
+    }
+    let text = "the VMM does not end when it is killed";
+    Err(Failure::new(Exit::Defect, text))
+}
+
+/// Sends a signal to the VMM behind `process`. One that has ended needs none.
+pub fn send_signal(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
+    match pidfd::send_signal(process.as_fd(), signal as i32) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        result => result.or_fail(Exit::Defect, || format!("cannot send {signal} to the VMM")),
+    }
+}
+
+/// Whether the process ends within this time.
+pub fn has_ended(process: &OwnedFd, timeout: Duration) -> bool {
+    Watch::until(Instant::now() + timeout)
+        .readable(process)
+        .is_ok()
+}
+
 /// The 22nd field. The second one is the program's name in parentheses, which may hold anything,
 /// parentheses and blanks included.
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
@@ -138,7 +171,6 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::stop::kill_process;
     use crate::testing::TempDir;
 
     #[test]

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use shared::limits::PORT_DEFAULT;
 use shared::message::{AttachMode, Exited};
 
-use super::unix_ms;
 use crate::error::Failure;
 use crate::failpoint::{Point, reach};
 use crate::guest::connection::Endpoint;
 use crate::guest::driver::pause;
+use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
 use crate::output_log::OutputLog;
 use crate::output_log::journal::Journal;
