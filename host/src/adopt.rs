@@ -23,7 +23,7 @@ use crate::artifact::Manifest;
 use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::connection::Endpoint;
+use crate::guest::address::{Endpoint, GuestAddress};
 use crate::handshake::{Naming, prove};
 use crate::hooks;
 use crate::metadata::{Metadata, require_service};
@@ -34,7 +34,7 @@ use crate::os::uds;
 use crate::record::{Phase, Record};
 use crate::restore::{judge_format, machine_id, open, state_files};
 use crate::start::{check_cid, judge};
-use crate::vmm::{GuestAddress, Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate};
+use crate::vmm::{Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate};
 
 /// Runs the command.
 pub fn run(command: &Restore) -> Result<(), Failure> {

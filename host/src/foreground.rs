@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::connection::Endpoint;
+use crate::guest::address::Endpoint;
 use crate::launch::Supervisor;
 use crate::os::deadline::Watch;
 use crate::os::notify::{STOPPING, notify};

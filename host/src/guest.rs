@@ -5,6 +5,8 @@
 //! texts are escaped before a terminal sees them, and a wait for it always has an end. The
 //! conversations themselves are pure machines ([`shared::exchange`], [`shared::session_client`]).
 
+pub mod address;
+pub mod answer;
 pub mod connection;
 pub mod driver;
 pub mod hybrid_vsock;

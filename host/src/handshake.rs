@@ -12,8 +12,9 @@ use shared::message::{
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
-use crate::guest::connection::Endpoint;
-use crate::guest::driver::{Answer, ask};
+use crate::guest::address::Endpoint;
+use crate::guest::answer::Answer;
+use crate::guest::driver::ask;
 use crate::os::deadline::Watch;
 use crate::os::random;
 use crate::record::{Phase, Record};
@@ -151,7 +152,7 @@ fn request_probe(
 /// Notes the attempts, whichever way they ended.
 fn counted(
     phase: Phase,
-    result: Result<Answer, crate::guest::driver::AskError>,
+    result: Result<Answer, crate::guest::answer::AskError>,
     record: &mut Record,
 ) -> Result<Answer, Failure> {
     let (attempts, log) = match &result {

@@ -8,8 +8,9 @@ use shared::message::{ExitStatus, FailCode, HookResult, HookStage, Hooks, Messag
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::connection::Endpoint;
-use crate::guest::driver::{AskError, AskErrorReason, ask};
+use crate::guest::address::Endpoint;
+use crate::guest::answer::{AskError, AskErrorReason};
+use crate::guest::driver::ask;
 use crate::os::deadline::Watch;
 use crate::os::random;
 use crate::record::{Phase, Record};

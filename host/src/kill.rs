@@ -8,7 +8,8 @@ use shared::message::{FailCode, Signal};
 
 use crate::cli::KillCommand;
 use crate::error::Failure;
-use crate::guest::driver::{AskError, AskErrorReason, ask};
+use crate::guest::answer::{AskError, AskErrorReason};
+use crate::guest::driver::ask;
 use crate::output::print;
 use crate::target::Target;
 

@@ -22,7 +22,7 @@ use shared::session_client::SessionError;
 use crate::cli::LogsCommand;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::driver::{AskError, AskErrorReason};
+use crate::guest::answer::{AskError, AskErrorReason};
 use crate::os::deadline::Watch;
 use crate::output::write_stream;
 use crate::output_log::read_record;

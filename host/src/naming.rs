@@ -15,7 +15,7 @@ use shared::message::{Identity, Message};
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::driver::Answer;
+use crate::guest::answer::Answer;
 use crate::handshake::{Naming, rebind_request};
 use crate::network::network_from_object;
 use crate::os::json::{JsonError, Object};

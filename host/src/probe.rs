@@ -12,10 +12,11 @@ use shared::message::{Message, Probed};
 use crate::cli::ProbeCommand;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
-use crate::guest::driver::{Answer, AskError, AskErrorReason, ask, pause};
+use crate::guest::answer::{Answer, AskError, AskErrorReason, exit_of};
+use crate::guest::driver::{ask, pause};
 use crate::naming;
 use crate::output::print;
-use crate::target::{Target, exit_of};
+use crate::target::Target;
 use crate::vmdir::StateDir;
 
 /// How long a guest is given unless the caller says.

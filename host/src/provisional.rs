@@ -15,7 +15,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::foreground::{self, Signals};
-use crate::guest::connection::Endpoint;
+use crate::guest::address::Endpoint;
 use crate::handshake::{Naming, prove};
 use crate::hooks;
 use crate::launch::{Supervisor, end_stray};

@@ -9,7 +9,7 @@ use shared::message::{Info, Message, SessionInfo, SessionState, SessionsRequest}
 use crate::cli::PsCommand;
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::guest::connection::Endpoint;
+use crate::guest::address::Endpoint;
 use crate::guest::driver::ask;
 use crate::os::deadline::Watch;
 use crate::output::print;

@@ -9,7 +9,7 @@ use shared::message::{Identity, Network, Step};
 
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
-use crate::guest::driver::AttemptLog;
+use crate::guest::answer::AttemptLog;
 use crate::output::print;
 use crate::reports::Reports;
 use crate::story::{Lane, Span, Story};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use shared::exchange::AttemptEnd;
 use shared::message::Step;
 
-use crate::guest::driver::AttemptLog;
+use crate::guest::answer::AttemptLog;
 use crate::record::Phase;
 
 /// Whose time a slice is of.

@@ -20,8 +20,7 @@ use crate::cli::StressCommand;
 use crate::error::{Failure, FailureContext};
 use crate::exit::{Exit, Table};
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
-use crate::os::descriptors;
-use crate::os::random;
+use crate::os::{descriptors, random};
 use crate::output::print;
 use crate::target::Target;
 
@@ -463,9 +462,8 @@ mod tests {
     use shared::version::SUPPORTED;
 
     use super::*;
-    use crate::guest::connection::Endpoint;
+    use crate::guest::address::{Endpoint, GuestAddress};
     use crate::testing::TempDir;
-    use crate::vmm::GuestAddress;
 
     fn report(millis: &[u64], failures: &[(&str, Exit)]) -> Report {
         let mut tally = Tally {

@@ -4,17 +4,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use shared::exchange::ExchangeError;
-
 use crate::error::Failure;
-use crate::exit::Exit;
-use crate::guest::connection::Endpoint;
-use crate::guest::driver::{AskError, AskErrorReason};
+use crate::guest::address::{Endpoint, GuestAddress};
 use crate::os::deadline::Watch;
 use crate::snapshot::settle;
 use crate::values::VmName;
 use crate::vmdir::StateDir;
-use crate::vmm::GuestAddress;
 
 /// How long a VM whose snapshot was interrupted may take to go on, before the command's own time
 /// begins.
@@ -83,26 +78,5 @@ impl Target {
     #[must_use]
     pub fn watch(&self, deadline: Instant) -> Watch<'_> {
         Watch::with_process(deadline, self.process.as_ref().map(AsFd::as_fd))
-    }
-}
-
-/// What it means when a request to a guest is not met.
-#[must_use]
-pub const fn exit_of(error: &AskError) -> Exit {
-    match &error.reason {
-        AskErrorReason::Exchange(ExchangeError::Deadline { .. }) => Exit::Deadline,
-        AskErrorReason::Exchange(
-            ExchangeError::Refused { .. }
-            | ExchangeError::Version(_)
-            | ExchangeError::Protocol { .. },
-        ) => Exit::Guest,
-        AskErrorReason::VmmEnded => Exit::VmmEnded,
-        AskErrorReason::Connection(_) | AskErrorReason::Local(_) => Exit::Defect,
-    }
-}
-
-impl From<AskError> for Failure {
-    fn from(error: AskError) -> Self {
-        Self::new(exit_of(&error), error)
     }
 }

@@ -28,12 +28,11 @@ use std::time::{Duration, Instant};
 
 use self::error::file_error;
 use self::state::{ExitRecord, Stage, State, WorkloadEnd};
-use crate::guest::connection::Endpoint;
+use crate::guest::address::Endpoint;
 use crate::launch::end_stray;
 use crate::os::deadline::Watch;
-use crate::os::files;
 use crate::os::json::Object;
-use crate::os::random;
+use crate::os::{files, random};
 use crate::values::VmName;
 use crate::vmm::{API_SOCKET, VSOCK_SOCKET, guest_address};
 

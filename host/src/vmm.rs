@@ -38,6 +38,7 @@ pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
 use serde_json::Value;
 use shared::message::MacAddress;
 
+use crate::guest::address::GuestAddress;
 use crate::os::deadline::Watch;
 
 /// Name of the API socket inside the VM directory, for every kind of VMM.
@@ -114,26 +115,6 @@ pub struct Nic {
     pub mac: MacAddress,
     /// Firecracker's metadata service answers on it.
     pub has_mmds: bool,
-}
-
-/// How the host reaches the guest's vsock port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum GuestAddress {
-    /// Firecracker's Unix socket with its `CONNECT <port>` line.
-    HybridVsock {
-        /// Path of the Unix socket.
-        uds_path: PathBuf,
-    },
-    /// The host kernel's AF_VSOCK (vhost-vsock).
-    Vsock {
-        /// The guest's context id.
-        cid: u32,
-    },
-    /// A plain Unix socket on which an agent listens (development and tests).
-    Unix {
-        /// Path of the socket.
-        path: PathBuf,
-    },
 }
 
 /// What the VMM says of the machine.

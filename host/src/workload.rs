@@ -19,8 +19,10 @@ use shared::session_client::{Deadlines, Event, Request, SessionClient, SessionEr
 
 use crate::error::Failure;
 use crate::guest::HOST_VERSION;
-use crate::guest::connection::{Connection, ConnectionError, Endpoint};
-use crate::guest::driver::{AskError, AskErrorReason, ask, pause};
+use crate::guest::address::Endpoint;
+use crate::guest::answer::{AskError, AskErrorReason};
+use crate::guest::connection::{Connection, ConnectionError};
+use crate::guest::driver::{ask, pause};
 use crate::os::deadline::Watch;
 use crate::output_log::journal::{Journal, Record};
 

@@ -14,10 +14,10 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::SocketError;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, getsockopt, socket};
 
+use super::address::{Endpoint, GuestAddress};
 use super::hybrid_vsock::{self, NotHybridVsock};
 use crate::os::deadline::{WaitError, Watch};
 use crate::os::uds;
-use crate::vmm::GuestAddress;
 
 /// Bytes read at once: one whole frame of output.
 const READ_LEN: usize = 64 * 1024 + 8;
@@ -71,27 +71,6 @@ impl From<WaitError> for ConnectionError {
             WaitError::Deadline => Self::Deadline,
             WaitError::ProcessExited => Self::VmmEnded,
             WaitError::Io(source) => Self::Local { source },
-        }
-    }
-}
-
-/// Where the guest's agent listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// How to reach the guest.
-    pub address: GuestAddress,
-    /// The agent's vsock port. Without meaning for a plain Unix socket.
-    pub port: u32,
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.address {
-            GuestAddress::HybridVsock { uds_path } => {
-                write!(f, "{} (port {})", uds_path.display(), self.port)
-            }
-            GuestAddress::Vsock { cid } => write!(f, "vsock {cid}:{}", self.port),
-            GuestAddress::Unix { path } => write!(f, "{}", path.display()),
         }
     }
 }

@@ -1,105 +1,18 @@
 //! Moves the bytes of an [`Exchange`]: the blocking half of every unary request to a guest.
 
-use std::fmt;
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::eventfd::EventFd;
-use shared::exchange::{
-    ATTEMPTS_KEPT_MAX, Attempt, Exchange, ExchangeError, Request, SILENCE_FIRST, Want,
-};
-use shared::message::{Hello, Message};
+use shared::exchange::{ATTEMPTS_KEPT_MAX, Exchange, Request, SILENCE_FIRST, Want};
 
 use super::HOST_VERSION;
-use super::connection::{Connection, ConnectionError, Endpoint};
+use super::address::{Endpoint, GuestAddress};
+use super::answer::{Answer, AskError, AskErrorReason, AttemptLog};
+use super::connection::{Connection, ConnectionError};
 use crate::failpoint::{self, Point, reach};
 use crate::os::deadline::{WaitError, Watch};
 use crate::os::random;
-use crate::vmm::GuestAddress;
-
-/// One attempt that has ended, for records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttemptLog {
-    /// When it was made, and how it ended.
-    pub attempt: Attempt,
-    /// What ended its connection, where the system said that.
-    pub cause: Option<String>,
-}
-
-/// What came of a request that was met.
-#[derive(Debug)]
-pub struct Answer {
-    /// The completion frame.
-    pub message: Message,
-    /// The guest's HELLO.
-    pub hello: Hello,
-    /// Attempts made.
-    pub attempts: u32,
-    /// The first [`ATTEMPTS_KEPT_MAX`] of them.
-    pub log: Vec<AttemptLog>,
-    /// The connection that carried the completion frame, still open. Only QUIESCE needs it.
-    pub connection: Connection,
-}
-
-/// A request that was not met.
-#[derive(Debug)]
-pub struct AskError {
-    /// Who was asked, for people.
-    pub endpoint: Box<str>,
-    /// Attempts made.
-    pub attempts: u32,
-    /// The first [`ATTEMPTS_KEPT_MAX`] of them that have ended.
-    pub log: Box<[AttemptLog]>,
-    /// Why.
-    pub reason: AskErrorReason,
-    /// The latest connection that could not be made, or ended, which explains a deadline.
-    pub last: Option<io::Error>,
-}
-
-/// Why a request was not met.
-#[derive(Debug)]
-pub enum AskErrorReason {
-    /// The conversation failed.
-    Exchange(ExchangeError),
-    /// The VMM has ended.
-    VmmEnded,
-    /// The conversation could not be had, and another try would give the same.
-    Connection(ConnectionError),
-    /// This machine failed.
-    Local(io::Error),
-}
-
-impl fmt::Display for AskError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.reason {
-            AskErrorReason::Exchange(error) => error.fmt(f)?,
-            AskErrorReason::VmmEnded => f.write_str("the VMM ended before the guest answered")?,
-            AskErrorReason::Connection(error) => error.fmt(f)?,
-            AskErrorReason::Local(error) => error.fmt(f)?,
-        }
-        if matches!(
-            self.reason,
-            AskErrorReason::Exchange(ExchangeError::Deadline { .. })
-        ) {
-            write!(f, "; tried {}", self.endpoint)?;
-            if let Some(last) = &self.last {
-                write!(f, ": {last}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for AskError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.reason {
-            AskErrorReason::Connection(error) => std::error::Error::source(error),
-            AskErrorReason::Exchange(_) | AskErrorReason::VmmEnded | AskErrorReason::Local(_) => {
-                None
-            }
-        }
-    }
-}
 
 /// How long the first attempt may be silent over vhost-vsock. In each restore that was traced (QEMU
 /// 7.2.22, Linux 6.1) the first connection got no answer and the second one did; nothing tells the
@@ -291,7 +204,7 @@ mod tests {
 
     use shared::exchange::AttemptEnd;
     use shared::frame::Decoder;
-    use shared::message::{Depth, Fail, FailCode, Probed, Role};
+    use shared::message::{Depth, Fail, FailCode, Hello, Message, Probed, Role};
     use shared::version::SUPPORTED;
 
     use super::*;

@@ -19,7 +19,8 @@ use shared::message::{Exited, Gap, SeverReason, Started, Stream};
 use shared::session_client::{Deadlines, Event, Fate, Request, SessionClient, Want, severed_text};
 
 use super::HOST_VERSION;
-use super::connection::{Connection, ConnectionError, Endpoint};
+use super::address::Endpoint;
+use super::connection::{Connection, ConnectionError};
 use super::outlet::Outlet;
 use crate::os::deadline::Watch;
 use crate::os::signals::Signals;

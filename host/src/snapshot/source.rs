@@ -22,8 +22,10 @@ use super::sessions;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
-use crate::guest::connection::{Connection, Endpoint};
-use crate::guest::driver::{Answer, AskError, AskErrorReason, ask};
+use crate::guest::address::{Endpoint, GuestAddress};
+use crate::guest::answer::{Answer, AskError, AskErrorReason};
+use crate::guest::connection::Connection;
+use crate::guest::driver::ask;
 use crate::handshake::{Naming, Proof, prove};
 use crate::hooks;
 use crate::log_tails;
@@ -32,7 +34,7 @@ use crate::record::{Phase, Record};
 use crate::start::watch;
 use crate::vmdir::state::{Stage, lineage};
 use crate::vmdir::{Lock, RunningVm};
-use crate::vmm::{API_SOCKET, GuestAddress, MachineSpec, RunState, Vmm, VmmError, adopt, connect};
+use crate::vmm::{API_SOCKET, MachineSpec, RunState, Vmm, VmmError, adopt, connect};
 
 /// Who started the VM.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use shared::message::{AttachMode, Exited};
 
 use crate::error::Failure;
 use crate::failpoint::{Point, reach};
-use crate::guest::connection::Endpoint;
+use crate::guest::address::Endpoint;
 use crate::guest::driver::pause;
 use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;

@@ -4,9 +4,9 @@ use std::thread;
 
 use super::testing::Guest;
 use super::*;
+use crate::guest::address::GuestAddress;
 use crate::output_log::journal::Step;
 use crate::testing::TempDir;
-use crate::vmm::GuestAddress;
 
 /// Keeps everything in memory.
 struct Memory {

@@ -16,8 +16,8 @@ use shared::version::SUPPORTED;
 
 use super::*;
 use crate::exit::Exit;
+use crate::guest::address::GuestAddress;
 use crate::testing::TempDir;
-use crate::vmm::GuestAddress;
 
 /// One connection, as the guest has it.
 struct Peer {

@@ -1,0 +1,117 @@
+//! What came of a request to a guest: its answer, or why there is none and what that means for the
+//! command.
+
+use std::fmt;
+use std::io;
+
+use shared::exchange::{Attempt, ExchangeError};
+use shared::message::{Hello, Message};
+
+use super::connection::{Connection, ConnectionError};
+use crate::error::Failure;
+use crate::exit::Exit;
+
+/// One attempt that has ended, for records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptLog {
+    /// When it was made, and how it ended.
+    pub attempt: Attempt,
+    /// What ended its connection, where the system said that.
+    pub cause: Option<String>,
+}
+
+/// What came of a request that was met.
+#[derive(Debug)]
+pub struct Answer {
+    /// The completion frame.
+    pub message: Message,
+    /// The guest's HELLO.
+    pub hello: Hello,
+    /// Attempts made.
+    pub attempts: u32,
+    /// The first [`ATTEMPTS_KEPT_MAX`](shared::exchange::ATTEMPTS_KEPT_MAX) of them.
+    pub log: Vec<AttemptLog>,
+    /// The connection that carried the completion frame, still open. Only QUIESCE needs it.
+    pub connection: Connection,
+}
+
+/// A request that was not met.
+#[derive(Debug)]
+pub struct AskError {
+    /// Who was asked, for people.
+    pub endpoint: Box<str>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// The first [`ATTEMPTS_KEPT_MAX`](shared::exchange::ATTEMPTS_KEPT_MAX) of them that have ended.
+    pub log: Box<[AttemptLog]>,
+    /// Why.
+    pub reason: AskErrorReason,
+    /// The latest connection that could not be made, or ended, which explains a deadline.
+    pub last: Option<io::Error>,
+}
+
+/// Why a request was not met.
+#[derive(Debug)]
+pub enum AskErrorReason {
+    /// The conversation failed.
+    Exchange(ExchangeError),
+    /// The VMM has ended.
+    VmmEnded,
+    /// The conversation could not be had, and another try would give the same.
+    Connection(ConnectionError),
+    /// This machine failed.
+    Local(io::Error),
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            AskErrorReason::Exchange(error) => error.fmt(f)?,
+            AskErrorReason::VmmEnded => f.write_str("the VMM ended before the guest answered")?,
+            AskErrorReason::Connection(error) => error.fmt(f)?,
+            AskErrorReason::Local(error) => error.fmt(f)?,
+        }
+        if matches!(
+            self.reason,
+            AskErrorReason::Exchange(ExchangeError::Deadline { .. })
+        ) {
+            write!(f, "; tried {}", self.endpoint)?;
+            if let Some(last) = &self.last {
+                write!(f, ": {last}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for AskError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.reason {
+            AskErrorReason::Connection(error) => std::error::Error::source(error),
+            AskErrorReason::Exchange(_) | AskErrorReason::VmmEnded | AskErrorReason::Local(_) => {
+                None
+            }
+        }
+    }
+}
+
+/// What it means when a request to a guest is not met.
+#[must_use]
+pub const fn exit_of(error: &AskError) -> Exit {
+    match &error.reason {
+        AskErrorReason::Exchange(ExchangeError::Deadline { .. }) => Exit::Deadline,
+        AskErrorReason::Exchange(
+            ExchangeError::Refused { .. }
+            | ExchangeError::Version(_)
+            | ExchangeError::Protocol { .. },
+        ) => Exit::Guest,
+        AskErrorReason::VmmEnded => Exit::VmmEnded,
+        AskErrorReason::Connection(_) | AskErrorReason::Local(_) => Exit::Defect,
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        Self::new(exit_of(&error), error)
+    }
+}
