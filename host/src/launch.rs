@@ -5,18 +5,16 @@ use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Instant;
 
-use crate::error::{Failure, FailureContext};
-use crate::exit::Exit;
 use crate::os::deadline::{WaitError, Watch};
 use crate::os::json::JsonError;
-use crate::os::process::{ProcessId, find_in, kill_process};
+use crate::os::process::ProcessId;
 use crate::os::{files, notify};
 use crate::supervisor::COMMAND;
-use crate::supervisor::link::{LaunchFile, Order, Report};
+use crate::supervisor::link::{Order, Report};
+use crate::vmdir::launch_file::LaunchFile;
 use crate::vmdir::state::ExitRecord;
-use crate::vmdir::{Lock, SUPERVISOR_LOG, VmDir, VmDirError};
+use crate::vmdir::{SUPERVISOR_LOG, VmDir, VmDirError};
 use crate::vmm::Launch;
 
 /// Longest report line.
@@ -80,31 +78,6 @@ impl From<WaitError> for LaunchError {
             WaitError::ProcessExited => Self::Silent,
         }
     }
-}
-
-/// Kills a VMM that was started in this directory, if there is one that nobody knows: what a
-/// supervisor leaves that is killed before it has told anybody of its VMM.
-///
-/// `lock` is the directory's: while it is held, no other command starts a VMM there. The
-/// supervisor has been killed or is about to end, and `deadline` is for that.
-pub fn end_stray(dir: &VmDir, lock: &Lock, deadline: Instant) -> Result<(), Failure> {
-    let Ok(LaunchFile(launch)) = LaunchFile::read(dir) else {
-        // Nothing was to be started yet.
-        return Ok(());
-    };
-    // What was forked to become the VMM holds the supervisor's lock until it is the VMM.
-    let supervisor = dir.supervisor_lock(deadline)?;
-    if supervisor.is_none() || !dir.is_locked_by(lock) {
-        // One that lives ends its VMM itself, and a VM of somebody else's is none of ours.
-        return Ok(());
-    }
-    let strays = find_in(dir.path(), &launch.args);
-    let looked = || format!("cannot look for what was left in {}", dir.path().display());
-    for stray in strays.or_fail(Exit::Defect, looked)? {
-        log::warn!("killing a VMM that was left in {}", dir.path().display());
-        kill_process(&stray)?;
-    }
-    Ok(())
 }
 
 /// A supervisor whose VM depends on this command: dropped, it takes the VM away.
@@ -205,43 +178,5 @@ impl Supervisor {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::ffi::OsString;
-    use std::os::unix::process::ExitStatusExt;
-
-    use super::*;
-    use crate::testing::TempDir;
-    use crate::vmdir::StateDir;
-
-    #[test]
-    fn a_stray_is_killed_under_the_lock_of_its_directory_and_after_its_supervisor() {
-        let temp = TempDir::new("stray");
-        let state_dir = StateDir::open(Some(&temp.path().join("state"))).unwrap();
-        let (dir, lock) = state_dir.create_vm(None).unwrap();
-        let (_other, other_lock) = state_dir.create_vm(None).unwrap();
-        let launch = Launch {
-            program: "cat".into(),
-            args: ["-u", "-"].map(OsString::from).into(),
-        };
-        let mut command = Command::new(&launch.program);
-        command.args(&launch.args).current_dir(dir.path());
-        let mut stray = command.stdin(Stdio::piped()).spawn().unwrap();
-
-        let at_once = Instant::now();
-        end_stray(&dir, &lock, at_once).unwrap();
-        assert!(stray.try_wait().unwrap().is_none(), "nothing was launched");
-        LaunchFile(launch).write(&dir).unwrap();
-        end_stray(&dir, &other_lock, at_once).unwrap();
-        assert!(stray.try_wait().unwrap().is_none(), "another VM's lock");
-        let supervisor = dir.supervisor_lock(at_once).unwrap();
-        end_stray(&dir, &lock, at_once).unwrap();
-        assert!(stray.try_wait().unwrap().is_none(), "it has a supervisor");
-        drop(supervisor);
-        end_stray(&dir, &lock, at_once).unwrap();
-        assert_eq!(stray.wait().unwrap().signal(), Some(9));
     }
 }

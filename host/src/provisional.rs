@@ -18,7 +18,7 @@ use crate::foreground::{self, Signals};
 use crate::guest::address::Endpoint;
 use crate::handshake::{Naming, prove};
 use crate::hooks;
-use crate::launch::{Supervisor, end_stray};
+use crate::launch::Supervisor;
 use crate::log_tails;
 use crate::naming;
 use crate::network::check_tap;
@@ -32,6 +32,7 @@ use crate::start::{Enter, Plan, watch};
 use crate::supervisor::link::Order;
 use crate::values::VmName;
 use crate::vmdir::state::{ExitRecord, Stage, State};
+use crate::vmdir::stray::end_stray;
 use crate::vmdir::{Lock, StateDir, VmDir};
 use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, prepare_dir};
 

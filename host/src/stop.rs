@@ -14,12 +14,12 @@ use crate::exit::Exit;
 use crate::guest::address::Endpoint;
 use crate::guest::answer::AskErrorReason;
 use crate::guest::driver::{ask, pause};
-use crate::launch::end_stray;
 use crate::os::deadline::Watch;
 use crate::os::process::{has_ended, kill_process, send_signal};
 use crate::record::{Phase, Record};
 use crate::snapshot::let_go_on;
 use crate::vmdir::state::Stage;
+use crate::vmdir::stray::end_stray;
 use crate::vmdir::{Lock, RunningVm, StateDir, VmDir, VmDirError};
 
 /// How long the guest is given to power off unless the caller says.

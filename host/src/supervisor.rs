@@ -42,7 +42,7 @@ use nix::unistd::{dup2_stdin, dup2_stdout, read, setsid};
 
 use self::console::Console;
 use self::health::Nurse;
-use self::link::{LaunchFile, Order, Report};
+use self::link::{Order, Report};
 use self::scribe::Scribe;
 use crate::failpoint::{self, Point, reach};
 use crate::os::clock::unix_ms;
@@ -50,6 +50,7 @@ use crate::os::files;
 use crate::os::process::ProcessId;
 use crate::sys::child::with_empty_signal_mask;
 use crate::sys::{inherited, pidfd};
+use crate::vmdir::launch_file::LaunchFile;
 use crate::vmdir::state::ExitRecord;
 use crate::vmdir::{CONSOLE_LOG, Lock, VmDir};
 use crate::vmm::VMM_LOG;

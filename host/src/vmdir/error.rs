@@ -4,11 +4,13 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::STATE_DIR_VARIABLE;
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::os::json::JsonError;
 use crate::values::VmName;
+
+/// Environment variable that names the state directory.
+pub(super) const STATE_DIR_VARIABLE: &str = "HOST_TOOL_STATE_DIR";
 
 /// What is wrong with the state directory or a VM in it.
 #[derive(Debug)]

@@ -1,12 +1,15 @@
 //! The state directory's promises: names are whole or not there, locks end with their holders, and
 //! a directory that others could write to is not used.
 
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::state::{ExitRecord, State};
 use super::*;
 use crate::testing::TempDir;
+use crate::values::VmName;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_millis(20)
@@ -44,9 +47,9 @@ fn a_name_is_taken_until_it_is_removed() {
         .vms()
         .unwrap()
         .into_iter()
-        .map(|vm| vm.name)
+        .map(|vm| vm.name().clone())
         .collect();
-    assert_eq!(names, [name("a"), generated.name]);
+    assert_eq!(names, [name("a"), generated.name().clone()]);
 }
 
 #[test]

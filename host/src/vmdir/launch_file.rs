@@ -1,0 +1,58 @@
+//! The file that says what the supervisor is to run.
+
+use serde_json::{Value, json};
+
+use super::error::VmDirError;
+use super::vm_dir::VmDir;
+use crate::os::json::{Object, os_to_value};
+use crate::vmm::Launch;
+
+/// Most arguments of a VMM.
+const ARGS_MAX: usize = 1024;
+
+/// The file in a VM directory that says what the supervisor is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchFile(pub Launch);
+
+impl LaunchFile {
+    const NAME: &str = "launch.json";
+
+    /// Writes the file.
+    pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
+        let args: Vec<Value> = self.0.args.iter().map(os_to_value).collect();
+        let value = json!({ "program": os_to_value(&self.0.program), "args": args });
+        dir.replace(Self::NAME, &value.to_string())
+    }
+
+    /// Reads the file.
+    pub fn read(dir: &VmDir) -> Result<Self, VmDirError> {
+        let object = Object::read(&dir.file(Self::NAME))?;
+        let args = object.byte_strings("args", ARGS_MAX)?;
+        Ok(Self(Launch {
+            program: object.path("program")?,
+            args,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn a_launch_is_carried_byte_by_byte() {
+        let temp = TempDir::new("link");
+        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        let odd = OsString::from_vec(vec![b'x', 0xff]);
+        let launch = Launch {
+            program: "/bin/\u{e9}".into(),
+            args: vec![odd, "-S".into()],
+        };
+        LaunchFile(launch.clone()).write(&dir).unwrap();
+        assert_eq!(LaunchFile::read(&dir).unwrap().0, launch);
+    }
+}
