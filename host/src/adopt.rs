@@ -26,15 +26,14 @@ use crate::exit::Exit;
 use crate::guest::address::{Endpoint, GuestAddress};
 use crate::handshake::{Naming, prove};
 use crate::hooks;
-use crate::metadata::{Metadata, require_service};
-use crate::network;
 use crate::os::deadline::Watch;
 use crate::os::process::ProcessId;
 use crate::os::uds;
 use crate::record::{Phase, Record};
 use crate::restore::{judge_format, machine_id, open, state_files};
 use crate::start::{check_cid, judge};
-use crate::vmm::{Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate};
+use crate::vmm::metadata::{Metadata, require_service};
+use crate::vmm::{Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate, network};
 
 /// Runs the command.
 pub fn run(command: &Restore) -> Result<(), Failure> {

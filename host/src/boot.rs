@@ -11,15 +11,14 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::hooks;
-use crate::metadata::{Metadata, require_service};
-use crate::network;
 use crate::os::files;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, start};
 use crate::values::{DriveArgument, MachineId};
 use crate::vmdir::state::DRIVES_MAX;
-use crate::vmm::{Drive, MachineSpec, Nic, Purpose, Start};
+use crate::vmm::metadata::{Metadata, require_service};
+use crate::vmm::{Drive, MachineSpec, Nic, Purpose, Start, network};
 
 /// How long a boot may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);

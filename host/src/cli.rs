@@ -22,11 +22,11 @@ use crate::error::Failure;
 use crate::fleet::parse_count;
 use crate::health::HealthOptions;
 use crate::hooks::{self, LIMIT_DEFAULT};
-use crate::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 use crate::snapshot::checkpoint::CheckpointTag;
 use crate::target::TargetArguments;
 use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
 use crate::vmm::VmmKind;
+use crate::vmm::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 
 /// What every command takes.
 #[derive(Debug, Clone, Default)]

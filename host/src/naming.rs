@@ -17,11 +17,11 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::Answer;
 use crate::handshake::{Naming, rebind_request};
-use crate::network::network_from_object;
 use crate::os::json::{JsonError, Object};
 use crate::values::VmName;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{StateDir, VmDir, VmDirError};
+use crate::vmm::network::network_from_object;
 
 /// Name of the file in a VM directory.
 const FILE: &str = "naming.json";
@@ -134,7 +134,7 @@ mod tests {
         let identity = Identity {
             hostname: Some("clone-7".to_owned()),
             machine_id: None,
-            network: crate::network::settings(
+            network: crate::vmm::network::settings(
                 "10.0.0.2/24".parse().ok(),
                 "02:00:00:00:00:01".parse().ok(),
                 None,

@@ -21,7 +21,6 @@ use crate::hooks;
 use crate::launch::Supervisor;
 use crate::log_tails;
 use crate::naming;
-use crate::network::check_tap;
 use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
 use crate::os::disk;
@@ -34,6 +33,7 @@ use crate::values::VmName;
 use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::stray::end_stray;
 use crate::vmdir::{Lock, StateDir, VmDir};
+use crate::vmm::network::check_tap;
 use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, prepare_dir};
 
 /// How long a VMM that hung up may take to end by itself, so that how it ended can be said.

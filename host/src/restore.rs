@@ -12,13 +12,14 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::fleet;
-use crate::metadata::{Metadata, require_service};
-use crate::network;
 use crate::record::{Phase, Record};
 use crate::reports::Reports;
 use crate::start::{Plan, check_cid, choose_vmm, draw_cid, judge, start};
 use crate::values::MachineId;
-use crate::vmm::{MachineSpec, Purpose, Start, StateFiles, Vmm, VmmKind, VmmVersion, load_gate};
+use crate::vmm::metadata::{Metadata, require_service};
+use crate::vmm::{
+    MachineSpec, Purpose, Start, StateFiles, Vmm, VmmKind, VmmVersion, load_gate, network,
+};
 
 /// How long a restore may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);

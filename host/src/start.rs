@@ -15,7 +15,6 @@ use crate::foreground::Signals;
 use crate::health::HealthCheck;
 use crate::hooks;
 use crate::launch::LaunchError;
-use crate::metadata::Metadata;
 use crate::os::deadline::Watch;
 use crate::os::notify::{READY, notify};
 use crate::os::random;
@@ -23,6 +22,7 @@ use crate::provisional::Provisional;
 use crate::record::{Phase, Record};
 use crate::supervisor::link::Order;
 use crate::values::{MachineId, VmName};
+use crate::vmm::metadata::Metadata;
 use crate::vmm::{
     Gate, MachineSpec, Purpose, Start, Vmm, VmmBinary, VmmError, VmmKind, VmmVersion, find_binary,
     gate, host_problem,

@@ -343,6 +343,8 @@ fn wrap(kind: VmmKind, stream: UnixStream, process: Option<OwnedFd>) -> Box<dyn 
     }
 }
 
+pub mod metadata;
+pub mod network;
 #[cfg(test)]
 pub(crate) mod testing;
 

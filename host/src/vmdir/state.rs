@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use shared::id::Generation;
 use shared::message::{Cause, ExitStatus};
 
-use crate::network::{nic_from_object, nic_to_value};
 use crate::os::json::{JsonError, Object, os_to_value};
 use crate::os::process::ProcessId;
+use crate::vmm::network::{nic_from_object, nic_to_value};
 use crate::vmm::{Drive, MachineSpec, VmmKind};
 
 /// Most drives of one VM.

@@ -197,5 +197,6 @@ fn bytes_written(file: &Path) -> u64 {
     fs::metadata(file).map_or(0, |metadata| metadata.len().min(metadata.blocks() * 512))
 }
 
+pub mod http;
 #[cfg(test)]
 mod tests;

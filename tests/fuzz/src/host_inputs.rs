@@ -4,8 +4,8 @@ use std::path::Path;
 
 use host::artifact::Manifest;
 use host::guest::hybrid_vsock::{LINE_LEN_MAX, NotHybridVsock, parse_answer};
-use host::http::{BODY_LEN_MAX, HEAD_LEN_MAX, parse_response};
 use host::os::json::Object;
+use host::vmm::firecracker::http::{BODY_LEN_MAX, HEAD_LEN_MAX, parse_response};
 use host::vmm::qemu::qmp::{self, take_message};
 
 /// Most places at which an input is cut in two.

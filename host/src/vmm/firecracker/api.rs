@@ -9,9 +9,9 @@ use log::debug;
 use serde_json::Value;
 
 use super::requests::Call;
-use crate::http::{Response, encode_request, parse_response};
 use crate::os::deadline::{WaitError, Watch};
 use crate::vmm::VmmError;
+use crate::vmm::firecracker::http::{Response, encode_request, parse_response};
 
 /// How often a long call reports in while its answer is awaited.
 const REPORT_EVERY: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::http::Method;
+use crate::vmm::firecracker::http::Method;
 use crate::vmm::{
     API_SOCKET, MachineSpec, NIC_ID, StateFiles, VMM_LOG, VSOCK_SOCKET, VmmError, VmmKind,
     drive_link,

@@ -1,0 +1,1 @@
+//! A VM from a plan to a proven guest, to a snapshot, to its end.

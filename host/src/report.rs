@@ -1,0 +1,1 @@
+//! What a command did, for people and for scripts: its record, its time line, lists and progress.
