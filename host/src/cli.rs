@@ -20,11 +20,11 @@ pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitComma
 
 use crate::error::Failure;
 use crate::fleet::parse_count;
-use crate::health::HealthOptions;
 use crate::hooks::{self, LIMIT_DEFAULT};
 use crate::snapshot::checkpoint::CheckpointTag;
 use crate::target::TargetArguments;
 use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
+use crate::vmdir::health::HealthOptions;
 use crate::vmm::VmmKind;
 use crate::vmm::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 

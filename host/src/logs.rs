@@ -25,10 +25,10 @@ use crate::exit::Exit;
 use crate::guest::answer::{AskError, AskErrorReason};
 use crate::os::deadline::Watch;
 use crate::output::write_stream;
-use crate::output_log::read_record;
-use crate::output_log::reader::View;
 use crate::supervisor::scribe::{NO_LIMIT, write_down};
 use crate::target::TargetArguments;
+use crate::vmdir::output_log::read_record;
+use crate::vmdir::output_log::reader::View;
 use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
 use crate::workload::{End, Lengths, lengths};
 

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use crate::cli::{Inspect, Ls};
 use crate::error::Failure;
-use crate::health::{Health, HealthCheck};
 use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
 use crate::output::print;
 use crate::table::{age, columns};
+use crate::vmdir::health::{Health, HealthCheck};
 use crate::vmdir::state::{ExitRecord, State, WorkloadEnd};
 use crate::vmdir::{Life, StateDir, VmDir};
 

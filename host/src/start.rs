@@ -12,7 +12,6 @@ use crate::cli::Common;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::foreground::Signals;
-use crate::health::HealthCheck;
 use crate::hooks;
 use crate::launch::LaunchError;
 use crate::os::deadline::Watch;
@@ -22,6 +21,7 @@ use crate::provisional::Provisional;
 use crate::record::{Phase, Record};
 use crate::supervisor::link::Order;
 use crate::values::{MachineId, VmName};
+use crate::vmdir::health::HealthCheck;
 use crate::vmm::metadata::Metadata;
 use crate::vmm::{
     Gate, MachineSpec, Purpose, Start, Vmm, VmmBinary, VmmError, VmmKind, VmmVersion, find_binary,

@@ -28,12 +28,11 @@ use crate::guest::connection::Connection;
 use crate::guest::driver::ask;
 use crate::handshake::{Naming, Proof, prove};
 use crate::hooks;
-use crate::log_tails;
 use crate::os::random;
 use crate::record::{Phase, Record};
 use crate::start::watch;
 use crate::vmdir::state::{Stage, lineage};
-use crate::vmdir::{Lock, RunningVm};
+use crate::vmdir::{Lock, RunningVm, log_tails};
 use crate::vmm::{API_SOCKET, MachineSpec, RunState, Vmm, VmmError, adopt, connect};
 
 /// Who started the VM.

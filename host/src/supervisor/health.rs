@@ -22,9 +22,9 @@ use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::driver::pause;
 use crate::guest::session::{self, ClientError, Local, Outcome as Ended, Session};
-use crate::health::{Health, HealthCheck, Outcome};
 use crate::os::deadline::Watch;
 use crate::os::random;
+use crate::vmdir::health::{Health, HealthCheck, Outcome};
 use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, VmDir};
 

@@ -5,8 +5,8 @@ use std::thread;
 use super::testing::Guest;
 use super::*;
 use crate::guest::address::GuestAddress;
-use crate::output_log::journal::Step;
 use crate::testing::TempDir;
+use crate::vmdir::output_log::journal::Step;
 
 /// Keeps everything in memory.
 struct Memory {

@@ -7,9 +7,9 @@ use shared::message::{ExitStatus, FailCode};
 
 use super::*;
 use crate::os::process::ProcessId;
-use crate::output_log::{OUTPUT_LOG, read_record};
 use crate::testing::TempDir;
 use crate::vmdir::StateDir;
+use crate::vmdir::output_log::{OUTPUT_LOG, read_record};
 use crate::vmdir::state::State;
 use crate::vmdir::state::tests::state;
 use crate::vmm::VSOCK_SOCKET;
