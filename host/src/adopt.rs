@@ -29,7 +29,7 @@ use crate::hooks;
 use crate::os::deadline::Watch;
 use crate::os::process::ProcessId;
 use crate::os::uds;
-use crate::record::{Phase, Record};
+use crate::report::record::{Phase, Record};
 use crate::restore::{judge_format, machine_id, open, state_files};
 use crate::start::{check_cid, judge};
 use crate::vmm::metadata::{Metadata, require_service};

@@ -21,10 +21,10 @@ use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::HOST_VERSION;
 use crate::guest::driver::ask;
-use crate::output::print;
+use crate::report::output::print;
+use crate::report::table::columns;
 use crate::stress::latency::Summary;
 use crate::stress::{Load, check_count, common_exit, make_room, open_sink, words};
-use crate::table::columns;
 use crate::target::{Target, TargetArguments};
 use crate::values::printable;
 

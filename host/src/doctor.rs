@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::cli::Doctor;
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::output::print;
+use crate::report::output::print;
 use crate::vmdir::StateDir;
 use crate::vmm::{Gate, Purpose, VmmKind, find_binary, gate, host_problem};
 

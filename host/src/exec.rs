@@ -19,7 +19,7 @@ use crate::guest::session::{self, ClientError, Local, Outcome, Session};
 use crate::os::random;
 use crate::os::signals::{PASSED_ON, Signals};
 use crate::os::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
-use crate::output::print;
+use crate::report::output::print;
 use crate::target::Target;
 
 /// How long the guest may take to start the command unless the caller says.

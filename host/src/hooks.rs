@@ -13,7 +13,7 @@ use crate::guest::answer::{AskError, AskErrorReason};
 use crate::guest::driver::ask;
 use crate::os::deadline::Watch;
 use crate::os::random;
-use crate::record::{Phase, Record};
+use crate::report::record::{Phase, Record};
 use crate::values::printable;
 
 /// How long one hook may take unless the caller says.

@@ -10,7 +10,7 @@ use crate::cli::KillCommand;
 use crate::error::Failure;
 use crate::guest::answer::{AskError, AskErrorReason};
 use crate::guest::driver::ask;
-use crate::output::print;
+use crate::report::output::print;
 use crate::target::Target;
 
 /// How long a guest is given unless the caller says.

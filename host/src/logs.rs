@@ -24,7 +24,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::{AskError, AskErrorReason};
 use crate::os::deadline::Watch;
-use crate::output::write_stream;
+use crate::report::output::write_stream;
 use crate::supervisor::scribe::{NO_LIMIT, write_down};
 use crate::target::TargetArguments;
 use crate::vmdir::output_log::read_record;

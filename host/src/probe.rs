@@ -15,7 +15,7 @@ use crate::exit::{Exit, Table};
 use crate::guest::answer::{Answer, AskError, AskErrorReason, exit_of};
 use crate::guest::driver::{ask, pause};
 use crate::naming;
-use crate::output::print;
+use crate::report::output::print;
 use crate::target::Target;
 use crate::vmdir::StateDir;
 

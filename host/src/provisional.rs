@@ -24,15 +24,14 @@ use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
 use crate::os::disk;
 use crate::os::process::{KILL_TIMEOUT, has_ended, kill_process};
-use crate::progress::Progress;
-use crate::record::{Phase, Record};
+use crate::report::progress::Progress;
+use crate::report::record::{Phase, Record};
 use crate::start::{Enter, Plan, watch};
 use crate::supervisor::link::Order;
 use crate::values::VmName;
-use crate::vmdir::log_tails;
 use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::stray::end_stray;
-use crate::vmdir::{Lock, StateDir, VmDir};
+use crate::vmdir::{Lock, StateDir, VmDir, log_tails};
 use crate::vmm::network::check_tap;
 use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, prepare_dir};
 

@@ -12,8 +12,8 @@ use crate::exit::Exit;
 use crate::guest::address::Endpoint;
 use crate::guest::driver::ask;
 use crate::os::deadline::Watch;
-use crate::output::print;
-use crate::table::{age, columns};
+use crate::report::output::print;
+use crate::report::table::{age, columns};
 use crate::target::Target;
 use crate::values::printable;
 

@@ -1,1 +1,11 @@
 //! What a command did, for people and for scripts: its record, its time line, lists and progress.
+
+pub mod chrome;
+pub mod output;
+pub mod progress;
+pub mod record;
+pub mod reports;
+pub mod svg;
+pub mod table;
+pub mod text;
+pub mod timeline;

@@ -18,10 +18,10 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::clock::unix_ms;
 use crate::os::json::os_to_value;
-use crate::output::print;
-use crate::progress::Progress;
-use crate::record::{Phase, Record};
-use crate::table::{age, columns, size};
+use crate::report::output::print;
+use crate::report::progress::Progress;
+use crate::report::record::{Phase, Record};
+use crate::report::table::{age, columns, size};
 use crate::values::{printable, without_controls};
 
 /// How long reading all files of an artifact may take unless the caller says.

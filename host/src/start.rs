@@ -18,7 +18,7 @@ use crate::os::deadline::Watch;
 use crate::os::notify::{READY, notify};
 use crate::os::random;
 use crate::provisional::Provisional;
-use crate::record::{Phase, Record};
+use crate::report::record::{Phase, Record};
 use crate::supervisor::link::Order;
 use crate::values::{MachineId, VmName};
 use crate::vmdir::health::HealthCheck;

@@ -16,7 +16,7 @@ use crate::guest::answer::AskErrorReason;
 use crate::guest::driver::{ask, pause};
 use crate::os::deadline::Watch;
 use crate::os::process::{has_ended, kill_process, send_signal};
-use crate::record::{Phase, Record};
+use crate::report::record::{Phase, Record};
 use crate::snapshot::let_go_on;
 use crate::vmdir::state::Stage;
 use crate::vmdir::stray::end_stray;

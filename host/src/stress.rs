@@ -21,7 +21,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::{Exit, Table};
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
 use crate::os::{descriptors, random};
-use crate::output::print;
+use crate::report::output::print;
 use crate::target::Target;
 
 /// How long all runs may take unless the caller says.

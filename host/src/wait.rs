@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::exec::{START_TIMEOUT, failure, report};
 use crate::exit::Exit;
 use crate::guest::session::{self, Local, Outcome, Session};
-use crate::output::print;
+use crate::report::output::print;
 use crate::target::Target;
 
 /// Waits, and gives the exit code of the session's command.

@@ -12,7 +12,7 @@ use super::Report;
 use crate::cli::{BenchCommand, Restore};
 use crate::error::Failure;
 use crate::provisional::Provisional;
-use crate::record::{Phase, Record};
+use crate::report::record::{Phase, Record};
 use crate::restore;
 use crate::stress::latency::Summary;
 use crate::vmm::{Start, Vmm};

@@ -29,7 +29,7 @@ use crate::guest::driver::ask;
 use crate::handshake::{Naming, Proof, prove};
 use crate::hooks;
 use crate::os::random;
-use crate::record::{Phase, Record};
+use crate::report::record::{Phase, Record};
 use crate::start::watch;
 use crate::vmdir::state::{Stage, lineage};
 use crate::vmdir::{Lock, RunningVm, log_tails};

@@ -12,9 +12,8 @@ use serde_json::{Value, json};
 use crate::error::Failure;
 use crate::guest::HOST_VERSION;
 use crate::os::clock::unix_ms;
-use crate::story::Lane;
-use crate::svg;
-use crate::trace;
+use crate::report::timeline::Lane;
+use crate::report::{chrome, svg};
 
 /// Where to write them.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +45,7 @@ impl Reports {
     /// Writes what was asked for.
     pub fn write(&self, lanes: &[Lane]) {
         if let Some(path) = &self.trace {
-            let text = trace::render(lanes, self.facts()).to_string();
+            let text = chrome::render(lanes, self.facts()).to_string();
             write("trace", path, &text);
         }
         if let Some(path) = &self.timeline {

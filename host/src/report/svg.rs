@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use crate::story::{Lane, Outcome, Slice, Track};
+use crate::report::timeline::{Lane, Outcome, Slice, Track};
 
 /// Widths of the columns and heights, in pixels.
 const NAME_WIDTH: u64 = 190;
@@ -254,7 +254,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::story::tests::story;
+    use crate::report::timeline::tests::story;
 
     fn picture(is_failed: bool) -> String {
         let origin = Instant::now();

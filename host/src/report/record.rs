@@ -10,10 +10,10 @@ use shared::message::{Identity, Network, Step};
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::answer::AttemptLog;
-use crate::output::print;
-use crate::reports::Reports;
-use crate::story::{Lane, Span, Story};
-use crate::timeline::render;
+use crate::report::output::print;
+use crate::report::reports::Reports;
+use crate::report::text::render;
+use crate::report::timeline::{Lane, Span, Story};
 
 macro_rules! phases {
     ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {

@@ -1,5 +1,5 @@
 //! What happened, and when: the phases of a command, the attempts in them, and what the guest did
-//! meanwhile, as slices of one time axis that [`trace`](crate::trace) and [`svg`](crate::svg) draw.
+//! meanwhile, as slices of one time axis that [`trace`](crate::report::chrome) and [`svg`](crate::report::svg) draw.
 //!
 //! The guest's figures are durations of the guest's own clock. Where they lie on the host's clock
 //! follows from the handshake, as in NTP: request and answer are taken to have travelled equally
@@ -14,7 +14,7 @@ use shared::exchange::AttemptEnd;
 use shared::message::Step;
 
 use crate::guest::answer::AttemptLog;
-use crate::record::Phase;
+use crate::report::record::Phase;
 
 /// Whose time a slice is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::story::{Lane, Outcome, Slice, Track};
+use crate::report::timeline::{Lane, Outcome, Slice, Track};
 
 /// The trace of these machines, which share one axis.
 #[must_use]
@@ -80,7 +80,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::story::tests::story;
+    use crate::report::timeline::tests::story;
 
     fn trace(is_failed: bool) -> Value {
         let origin = Instant::now();
