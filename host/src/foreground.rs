@@ -12,10 +12,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::Endpoint;
-use crate::launch::Supervisor;
 use crate::os::deadline::Watch;
 use crate::os::notify::{STOPPING, notify};
 use crate::stop::power_off;
+use crate::supervisor::client::Supervisor;
 use crate::supervisor::link::Order;
 
 /// How long the guest is given after a signal, and the VMM after that. Service managers kill after

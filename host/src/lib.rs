@@ -35,7 +35,6 @@ pub mod guest;
 pub mod handshake;
 pub mod hooks;
 pub mod kill;
-pub mod launch;
 pub mod lifecycle;
 pub mod logs;
 pub mod ls;
@@ -60,7 +59,6 @@ pub mod values;
 pub mod vmdir;
 pub mod vmm;
 pub mod wait;
-pub mod workload;
 
 use std::ffi::OsString;
 use std::io::Write;

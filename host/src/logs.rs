@@ -25,12 +25,12 @@ use crate::exit::Exit;
 use crate::guest::answer::{AskError, AskErrorReason};
 use crate::os::deadline::Watch;
 use crate::report::output::write_stream;
+use crate::supervisor::follow::{End, Lengths, lengths};
 use crate::supervisor::scribe::{NO_LIMIT, write_down};
 use crate::target::TargetArguments;
 use crate::vmdir::output_log::read_record;
 use crate::vmdir::output_log::reader::View;
 use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
-use crate::workload::{End, Lengths, lengths};
 
 /// How long the guest may take to say how much there is, and whoever writes it down to do so,
 /// unless the caller says.

@@ -16,7 +16,9 @@
 //! - `supervisor.lock` is held from before the VMM is spawned until its end is written down.
 //! - Nothing here waits without the VMM's pidfd in the set.
 
+pub mod client;
 pub mod console;
+pub mod follow;
 pub mod health;
 pub mod link;
 pub mod scribe;

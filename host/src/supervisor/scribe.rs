@@ -18,11 +18,11 @@ use crate::guest::address::Endpoint;
 use crate::guest::driver::pause;
 use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
+use crate::supervisor::follow::{End, Follower, Sink, find_workload};
 use crate::vmdir::output_log::OutputLog;
 use crate::vmdir::output_log::journal::Journal;
 use crate::vmdir::state::{Stage, WorkloadEnd};
 use crate::vmdir::{Lock, RunningVm, VmDir, VmDirError};
-use crate::workload::{End, Follower, Sink, find_workload};
 
 /// Stands for "no limit": the VM's end is what ends the waits.
 pub const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);

@@ -7,13 +7,13 @@ use shared::message::{ExitStatus, FailCode};
 
 use super::*;
 use crate::os::process::ProcessId;
+use crate::supervisor::follow::testing::Guest;
 use crate::testing::TempDir;
 use crate::vmdir::StateDir;
 use crate::vmdir::output_log::{OUTPUT_LOG, read_record};
 use crate::vmdir::state::State;
 use crate::vmdir::state::tests::state;
 use crate::vmm::VSOCK_SOCKET;
-use crate::workload::testing::Guest;
 
 /// A directory of a VM that was booted, and "runs".
 fn vm(temp: &TempDir, stage: Stage) -> (VmDir, Lock) {
