@@ -24,14 +24,14 @@ use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::{Endpoint, GuestAddress};
-use crate::handshake::{Naming, prove};
-use crate::hooks;
+use crate::lifecycle::handshake::{Naming, prove};
+use crate::lifecycle::hooks;
+use crate::lifecycle::start::{check_cid, judge};
 use crate::os::deadline::Watch;
 use crate::os::process::ProcessId;
 use crate::os::uds;
 use crate::report::record::{Phase, Record};
 use crate::restore::{judge_format, machine_id, open, state_files};
-use crate::start::{check_cid, judge};
 use crate::vmm::metadata::{Metadata, require_service};
 use crate::vmm::{Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate, network};
 

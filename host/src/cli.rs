@@ -20,8 +20,8 @@ pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitComma
 
 use crate::error::Failure;
 use crate::fleet::parse_count;
-use crate::hooks::{self, LIMIT_DEFAULT};
-use crate::snapshot::checkpoint::CheckpointTag;
+use crate::lifecycle::hooks::{self, LIMIT_DEFAULT};
+use crate::lifecycle::snapshot::checkpoint::CheckpointTag;
 use crate::target::TargetArguments;
 use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
 use crate::vmdir::health::HealthOptions;

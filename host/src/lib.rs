@@ -30,24 +30,17 @@ pub mod exec;
 pub mod exit;
 pub mod failpoint;
 pub mod fleet;
-pub mod foreground;
 pub mod guest;
-pub mod handshake;
-pub mod hooks;
 pub mod kill;
 pub mod lifecycle;
 pub mod logs;
 pub mod ls;
-pub mod naming;
 pub mod os;
 pub mod probe;
-pub mod provisional;
 pub mod ps;
 pub mod report;
 pub mod restore;
-pub mod snapshot;
 pub mod snapshots;
-pub mod start;
 pub mod stop;
 pub mod stress;
 pub mod supervisor;
@@ -106,7 +99,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
 fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
     match invocation.command {
         Command::Boot(command) => boot::run(&command).map(|()| 0),
-        Command::Snapshot(command) => snapshot::run(&command).map(|()| 0),
+        Command::Snapshot(command) => lifecycle::snapshot::run(&command).map(|()| 0),
         Command::Snapshots(command) => snapshots::run(&command).map(|()| 0),
         Command::Restore(command) => restore::run(&command).map(|()| 0),
         Command::Probe(command) => probe::run(&command).map(|()| 0),

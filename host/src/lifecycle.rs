@@ -1,1 +1,9 @@
 //! A VM from a plan to a proven guest, to a snapshot, to its end.
+
+pub mod foreground;
+pub mod handshake;
+pub mod hooks;
+pub mod rebind;
+pub mod snapshot;
+pub mod start;
+pub mod starting;

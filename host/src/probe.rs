@@ -14,7 +14,7 @@ use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::answer::{Answer, AskError, AskErrorReason, exit_of};
 use crate::guest::driver::{ask, pause};
-use crate::naming;
+use crate::lifecycle::rebind;
 use crate::report::output::print;
 use crate::target::Target;
 use crate::vmdir::StateDir;
@@ -106,7 +106,7 @@ fn probe(
     };
     if let Some(name) = &command.name {
         let state_dir = StateDir::open(command.state_dir.as_deref())?;
-        naming::settle(&state_dir, name, deadline, &mut ask_it)?;
+        rebind::rebind_pending(&state_dir, name, deadline, &mut ask_it)?;
     }
     let answer = ask_it(Request::Probe {
         generation: None,

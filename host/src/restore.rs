@@ -12,9 +12,9 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::fleet;
+use crate::lifecycle::start::{Plan, check_cid, choose_vmm, draw_cid, judge, start};
 use crate::report::record::{Phase, Record};
 use crate::report::reports::Reports;
-use crate::start::{Plan, check_cid, choose_vmm, draw_cid, judge, start};
 use crate::values::MachineId;
 use crate::vmm::metadata::{Metadata, require_service};
 use crate::vmm::{

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::Failure;
 use crate::guest::address::{Endpoint, GuestAddress};
+use crate::lifecycle::snapshot::settle;
 use crate::os::deadline::Watch;
-use crate::snapshot::settle;
 use crate::values::VmName;
 use crate::vmdir::StateDir;
 

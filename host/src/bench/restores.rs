@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::Report;
 use crate::cli::{BenchCommand, Restore};
 use crate::error::Failure;
-use crate::provisional::Provisional;
+use crate::lifecycle::starting::Provisional;
 use crate::report::record::{Phase, Record};
 use crate::restore;
 use crate::stress::latency::Summary;

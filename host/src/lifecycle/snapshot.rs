@@ -36,13 +36,13 @@ use crate::failpoint::{Point, reach};
 use crate::guest::HOST_VERSION;
 use crate::guest::connection::Connection;
 use crate::guest::driver::ask;
-use crate::naming;
+use crate::lifecycle::rebind;
+use crate::lifecycle::start::{judge, watch};
 use crate::os::clock::unix_ms;
 use crate::os::disk;
 use crate::report::progress::Progress;
 use crate::report::record::{Phase, Record};
 use crate::report::reports::Reports;
-use crate::start::{judge, watch};
 use crate::stop::kill;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, StateDir, VmDirError};
@@ -153,7 +153,7 @@ fn find(command: &Snapshot, limits: Limits) -> Result<Source, Failure> {
             let state_dir = StateDir::open(command.state_dir.as_deref())?;
             let dir = state_dir.vm(name)?;
             // A clone that nobody has named yet would pass its siblings' identity on.
-            naming::settle(&state_dir, name, limits.all, |request| {
+            rebind::rebind_pending(&state_dir, name, limits.all, |request| {
                 let vm = dir.running()?;
                 let watch = watch(limits.all, Some(&vm.process));
                 Ok(ask(&vm.endpoint(PORT_DEFAULT), request, &watch)?)

@@ -14,18 +14,17 @@ use crate::artifact;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
-use crate::foreground::{self, Signals};
 use crate::guest::address::Endpoint;
-use crate::handshake::{Naming, prove};
-use crate::hooks;
-use crate::naming;
+use crate::lifecycle::foreground::{self, Signals};
+use crate::lifecycle::handshake::{Naming, prove};
+use crate::lifecycle::start::{Enter, Plan, watch};
+use crate::lifecycle::{hooks, rebind};
 use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
 use crate::os::disk;
 use crate::os::process::{KILL_TIMEOUT, has_ended, kill_process};
 use crate::report::progress::Progress;
 use crate::report::record::{Phase, Record};
-use crate::start::{Enter, Plan, watch};
 use crate::supervisor::client::Supervisor;
 use crate::supervisor::link::Order;
 use crate::values::VmName;
@@ -135,12 +134,12 @@ impl Provisional {
         drop(vmm);
         let mut stage = Stage::Unproven;
         if plan.no_wait || plan.keep_on_failure {
-            naming::leave(&self.dir, &naming)?;
+            rebind::write_pending(&self.dir, &naming)?;
         }
         if !plan.no_wait {
             let watch = watch(plan.deadline, self.process.as_ref());
             let proof = prove(&self.endpoint, &naming, &watch, record)?;
-            naming::forget(&self.dir)?;
+            rebind::remove_pending(&self.dir)?;
             stage = Stage::Ready;
             if let Some(state) = &mut self.state {
                 state.generation = Some(naming.generation);

@@ -16,7 +16,7 @@ use shared::message::{Identity, Message};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::Answer;
-use crate::handshake::{Naming, rebind_request};
+use crate::lifecycle::handshake::{Naming, rebind_request};
 use crate::os::json::{JsonError, Object};
 use crate::values::VmName;
 use crate::vmdir::state::Stage;
@@ -27,7 +27,7 @@ use crate::vmm::network::network_from_object;
 const FILE: &str = "naming.json";
 
 /// Leaves the name for whoever asks the guest first.
-pub fn leave(dir: &VmDir, naming: &Naming) -> Result<(), VmDirError> {
+pub fn write_pending(dir: &VmDir, naming: &Naming) -> Result<(), VmDirError> {
     let value = json!({
         "generation": naming.generation.to_string(),
         "parent": naming.parent.map(|parent| parent.to_string()),
@@ -40,7 +40,7 @@ pub fn leave(dir: &VmDir, naming: &Naming) -> Result<(), VmDirError> {
 }
 
 /// Takes it back: the guest has its name.
-pub fn forget(dir: &VmDir) -> Result<(), Failure> {
+pub fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
     let path = dir.file(FILE);
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -88,7 +88,7 @@ fn from_object(object: &Object) -> Result<Naming, JsonError> {
 
 /// Names the guest of a VM that waits for a name; `ask` carries the request. Does nothing for any
 /// other VM.
-pub fn settle(
+pub fn rebind_pending(
     state_dir: &StateDir,
     name: &VmName,
     deadline: Instant,
@@ -115,7 +115,7 @@ pub fn settle(
         vm.state.stage = Stage::Ready;
         vm.dir.write_state(&vm.state)?;
     }
-    forget(&vm.dir)
+    remove_pending(&vm.dir)
 }
 
 #[cfg(test)]
@@ -142,13 +142,13 @@ mod tests {
             .unwrap(),
         };
         let naming = Naming::new(Cause::Restore, None, identity).unwrap();
-        leave(&dir, &naming).unwrap();
+        write_pending(&dir, &naming).unwrap();
         let found = read(&dir).unwrap().unwrap();
         assert_eq!(found.generation, naming.generation);
         assert_eq!((found.cause, found.parent), (Cause::Restore, None));
         assert_eq!(found.identity, naming.identity);
-        forget(&dir).unwrap();
-        forget(&dir).unwrap();
+        remove_pending(&dir).unwrap();
+        remove_pending(&dir).unwrap();
         assert!(read(&dir).unwrap().is_none());
     }
 
@@ -171,7 +171,7 @@ mod tests {
         let temp = TempDir::new("naming");
         let state_dir = StateDir::open(Some(&temp.path().join("state"))).unwrap();
         let (dir, _lock) = state_dir.create_vm(None).unwrap();
-        let settled = settle(&state_dir, dir.name(), Instant::now(), |_| {
+        let settled = rebind_pending(&state_dir, dir.name(), Instant::now(), |_| {
             panic!("nothing is asked")
         });
         settled.unwrap();
