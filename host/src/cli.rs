@@ -18,11 +18,11 @@ pub use machines::{Doctor, Inspect, Ls, Rm, Stop};
 pub use observe::{BenchCommand, LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
+use crate::commands::restore::fleet::parse_count;
+use crate::commands::target::TargetArguments;
 use crate::error::Failure;
-use crate::fleet::parse_count;
 use crate::lifecycle::hooks::{self, LIMIT_DEFAULT};
 use crate::lifecycle::snapshot::checkpoint::CheckpointTag;
-use crate::target::TargetArguments;
 use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
 use crate::vmdir::health::HealthOptions;
 use crate::vmm::VmmKind;

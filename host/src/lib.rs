@@ -3,55 +3,43 @@
 //!
 //! A command is short-lived and blocking: it does its phases in order, each under one deadline,
 //! and ends. What outlives it is in files: a directory per VM ([`vmdir`]), an artifact directory
-//! per snapshot ([`artifact`]), and per VM one [`supervisor`] process, which is the VMM's parent
-//! and otherwise in nobody's way.
+//! per snapshot ([`artifact`]), and per VM one [`supervisor`] process, which is the VMM's parent.
+//!
+//! The modules are layers. Each names itself and those below it, which a test enforces:
 //!
 //! ```text
-//! cli ─▶ boot, restore, snapshot, probe, exec, attach, logs, stop, ls, doctor
-//!          │            │                        │
-//!          ▼            ▼                        ▼
-//!        launch       guest (shared::exchange)  vmdir, artifact, record
-//!          │            │
-//!          ▼            ▼
-//!   supervisor, vmm   uds, deadline ─▶ sys
+//! commands              one file for each command: arguments in, work done, output printed
+//! cli                   the argument types and their parser
+//! lifecycle             a VM from a plan to proven, to a snapshot, to its end
+//! supervisor            the process that stays with a VM
+//! report                what a command did, for people and scripts
+//! artifact              snapshots on disk
+//! vmdir                 a VM's directory
+//! vmm                   the VMMs, their versions and faults
+//! guest                 a guest's address, and conversations with it
+//! values, failpoint     what options hold; faults for tests
+//! os                    this machine, with a deadline on everything
+//! exit, error           why a command failed, and the number for it
+//! sys                   system calls; the only unsafe
 //! ```
 
-pub mod adopt;
 pub mod artifact;
-pub mod attach;
-pub mod bench;
-pub mod boot;
 pub mod cli;
 pub mod commands;
-pub mod doctor;
-pub mod environment;
 pub mod error;
-pub mod exec;
 pub mod exit;
 pub mod failpoint;
-pub mod fleet;
 pub mod guest;
-pub mod kill;
 pub mod lifecycle;
-pub mod logs;
-pub mod ls;
 pub mod os;
-pub mod probe;
-pub mod ps;
 pub mod report;
-pub mod restore;
-pub mod snapshots;
-pub mod stop;
-pub mod stress;
 pub mod supervisor;
 pub mod sys;
-pub mod target;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod values;
 pub mod vmdir;
 pub mod vmm;
-pub mod wait;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -98,24 +86,24 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
 /// Does what was asked for, and gives the exit code: 0, or a guest's own.
 fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
     match invocation.command {
-        Command::Boot(command) => boot::run(&command).map(|()| 0),
+        Command::Boot(command) => commands::boot::run(&command).map(|()| 0),
         Command::Snapshot(command) => lifecycle::snapshot::run(&command).map(|()| 0),
-        Command::Snapshots(command) => snapshots::run(&command).map(|()| 0),
-        Command::Restore(command) => restore::run(&command).map(|()| 0),
-        Command::Probe(command) => probe::run(&command).map(|()| 0),
-        Command::Exec(command) => exec::run(&command, invocation.argv),
-        Command::Attach(command) => attach::run(&command),
-        Command::Wait(command) => wait::run(&command),
-        Command::Kill(command) => kill::run(&command).map(|()| 0),
-        Command::Ps(command) => ps::run(&command).map(|()| 0),
-        Command::Logs(command) => logs::run(&command).map(|()| 0),
-        Command::Stress(command) => stress::run(&command, invocation.argv).map(|()| 0),
-        Command::Bench(command) => bench::run(&command, invocation.argv).map(|()| 0),
-        Command::Ls(command) => ls::list(&command).map(|()| 0),
-        Command::Inspect(command) => ls::inspect(&command).map(|()| 0),
-        Command::Stop(command) => stop::stop(&command).map(|()| 0),
-        Command::Rm(command) => stop::remove(&command).map(|()| 0),
-        Command::Doctor(command) => doctor::run(&command).map(|()| 0),
+        Command::Snapshots(command) => commands::snapshots::run(&command).map(|()| 0),
+        Command::Restore(command) => commands::restore::run(&command).map(|()| 0),
+        Command::Probe(command) => commands::probe::run(&command).map(|()| 0),
+        Command::Exec(command) => commands::exec::run(&command, invocation.argv),
+        Command::Attach(command) => commands::attach::run(&command),
+        Command::Wait(command) => commands::wait::run(&command),
+        Command::Kill(command) => commands::kill::run(&command).map(|()| 0),
+        Command::Ps(command) => commands::ps::run(&command).map(|()| 0),
+        Command::Logs(command) => commands::logs::run(&command).map(|()| 0),
+        Command::Stress(command) => commands::stress::run(&command, invocation.argv).map(|()| 0),
+        Command::Bench(command) => commands::bench::run(&command, invocation.argv).map(|()| 0),
+        Command::Ls(command) => commands::ls::list(&command).map(|()| 0),
+        Command::Inspect(command) => commands::ls::inspect(&command).map(|()| 0),
+        Command::Stop(command) => commands::stop::stop(&command).map(|()| 0),
+        Command::Rm(command) => commands::stop::remove(&command).map(|()| 0),
+        Command::Doctor(command) => commands::doctor::run(&command).map(|()| 0),
     }
 }
 

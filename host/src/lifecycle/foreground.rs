@@ -9,12 +9,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::commands::stop::power_off;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::Endpoint;
 use crate::os::deadline::Watch;
 use crate::os::notify::{STOPPING, notify};
-use crate::stop::power_off;
 use crate::supervisor::client::Supervisor;
 use crate::supervisor::link::Order;
 

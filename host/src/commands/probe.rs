@@ -10,13 +10,13 @@ use shared::exchange::{AttemptEnd, ExchangeError, Request};
 use shared::message::{Message, Probed};
 
 use crate::cli::ProbeCommand;
+use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::answer::{Answer, AskError, AskErrorReason, exit_of};
 use crate::guest::driver::{ask, pause};
 use crate::lifecycle::rebind;
 use crate::report::output::print;
-use crate::target::Target;
 use crate::vmdir::StateDir;
 
 /// How long a guest is given unless the caller says.

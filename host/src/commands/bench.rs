@@ -17,15 +17,15 @@ use shared::exchange::Request;
 use shared::message::{ByteString, Info, Message};
 
 use crate::cli::BenchCommand;
+use crate::commands::stress::latency::Summary;
+use crate::commands::stress::{Load, check_count, common_exit, make_room, open_sink, words};
+use crate::commands::target::{Target, TargetArguments};
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::HOST_VERSION;
 use crate::guest::driver::ask;
 use crate::report::output::print;
 use crate::report::table::columns;
-use crate::stress::latency::Summary;
-use crate::stress::{Load, check_count, common_exit, make_room, open_sink, words};
-use crate::target::{Target, TargetArguments};
 use crate::values::printable;
 
 /// How long all of it may take unless the caller says.

@@ -22,6 +22,7 @@ use serde_json::Value;
 use shared::message::Identity;
 
 use crate::cli::Restore;
+use crate::commands::restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::lifecycle::foreground::Signals;
@@ -30,7 +31,6 @@ use crate::lifecycle::starting::Provisional;
 use crate::os::random;
 use crate::report::output::print;
 use crate::report::record::{Phase, Record};
-use crate::restore;
 use crate::supervisor::link::Order;
 use crate::values::{MachineId, VmName};
 use crate::vmdir::{StateDir, VmDirError};

@@ -7,6 +7,7 @@ use shared::exchange::Request;
 use shared::message::{Info, Message, SessionInfo, SessionState, SessionsRequest};
 
 use crate::cli::PsCommand;
+use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::guest::address::Endpoint;
@@ -14,7 +15,6 @@ use crate::guest::driver::ask;
 use crate::os::deadline::Watch;
 use crate::report::output::print;
 use crate::report::table::{age, columns};
-use crate::target::Target;
 use crate::values::printable;
 
 /// How long a guest is given unless the caller says.

@@ -12,7 +12,8 @@ use shared::message::{ByteString, Exec, Exited, OutputPolicy, Started, TtySize};
 use shared::session_client::{Deadlines, Request};
 
 use crate::cli::ExecCommand;
-use crate::environment::Environment;
+use crate::commands::environment::Environment;
+use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
@@ -20,7 +21,6 @@ use crate::os::random;
 use crate::os::signals::{PASSED_ON, Signals};
 use crate::os::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
 use crate::report::output::print;
-use crate::target::Target;
 
 /// How long the guest may take to start the command unless the caller says.
 pub const START_TIMEOUT: Duration = Duration::from_secs(10);

@@ -20,6 +20,7 @@ use shared::message::{FailCode, Stream};
 use shared::session_client::SessionError;
 
 use crate::cli::LogsCommand;
+use crate::commands::target::TargetArguments;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::{AskError, AskErrorReason};
@@ -27,7 +28,6 @@ use crate::os::deadline::Watch;
 use crate::report::output::write_stream;
 use crate::supervisor::follow::{End, Lengths, lengths};
 use crate::supervisor::scribe::{NO_LIMIT, write_down};
-use crate::target::TargetArguments;
 use crate::vmdir::output_log::read_record;
 use crate::vmdir::output_log::reader::View;
 use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};

@@ -9,12 +9,12 @@ use shared::message::{Attach, AttachMode, Exited};
 use shared::session_client::{Deadlines, Request};
 
 use crate::cli::WaitCommand;
+use crate::commands::exec::{START_TIMEOUT, failure, report};
+use crate::commands::target::Target;
 use crate::error::Failure;
-use crate::exec::{START_TIMEOUT, failure, report};
 use crate::exit::Exit;
 use crate::guest::session::{self, Local, Outcome, Session};
 use crate::report::output::print;
-use crate::target::Target;
 
 /// Waits, and gives the exit code of the session's command.
 pub fn run(command: &WaitCommand) -> Result<u8, Failure> {

@@ -10,12 +10,12 @@ use serde_json::json;
 use shared::message::{ByteString, Exec};
 
 use super::Report;
+use crate::commands::stress::latency::Summary;
+use crate::commands::stress::{Streams, open_sink, run_once};
+use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::random;
-use crate::stress::latency::Summary;
-use crate::stress::{Streams, open_sink, run_once};
-use crate::target::Target;
 
 /// How often each stream is moved.
 const RUNS: usize = 5;

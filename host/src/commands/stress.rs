@@ -17,12 +17,12 @@ use shared::session_client::{ABSENCE_MAX, Deadlines, Fate, Request, SessionError
 
 use self::latency::Summary;
 use crate::cli::StressCommand;
+use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::{Exit, Table};
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
 use crate::os::{descriptors, random};
 use crate::report::output::print;
-use crate::target::Target;
 
 /// How long all runs may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);

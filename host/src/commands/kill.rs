@@ -7,11 +7,11 @@ use shared::exchange::{ExchangeError, Request};
 use shared::message::{FailCode, Signal};
 
 use crate::cli::KillCommand;
+use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::guest::answer::{AskError, AskErrorReason};
 use crate::guest::driver::ask;
 use crate::report::output::print;
-use crate::target::Target;
 
 /// How long a guest is given unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);

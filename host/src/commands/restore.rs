@@ -1,17 +1,18 @@
 //! `host-tool restore`: a guest from an artifact, ready and proven, or a named phase that failed.
 
+pub mod adopt;
+pub mod fleet;
+
 use std::time::{Duration, Instant};
 
 use shared::message::Cause;
 
-use crate::adopt;
 use crate::artifact::{Artifact, Manifest};
-use crate::boot::check_switches;
 use crate::cli::Restore;
+use crate::commands::boot::check_switches;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
-use crate::fleet;
 use crate::lifecycle::start::{Plan, check_cid, choose_vmm, draw_cid, judge, start};
 use crate::report::record::{Phase, Record};
 use crate::report::reports::Reports;

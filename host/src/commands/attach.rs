@@ -8,12 +8,12 @@ use shared::message::{Attach, AttachMode, SessionRef};
 use shared::session_client::{Deadlines, Request};
 
 use crate::cli::AttachCommand;
+use crate::commands::exec::{START_TIMEOUT, failure, report, take_signals};
+use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
-use crate::exec::{START_TIMEOUT, failure, report, take_signals};
 use crate::exit::Exit;
 use crate::guest::session::{self, Local, Outcome, Session};
 use crate::os::terminal::Terminal;
-use crate::target::Target;
 
 /// Attaches, and gives the exit code of the session's command.
 pub fn run(command: &AttachCommand) -> Result<u8, Failure> {

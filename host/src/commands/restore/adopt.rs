@@ -21,6 +21,7 @@ use shared::message::{Cause, HookStage, Identity};
 
 use crate::artifact::Manifest;
 use crate::cli::Restore;
+use crate::commands::restore::{judge_format, machine_id, open, state_files};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::{Endpoint, GuestAddress};
@@ -31,7 +32,6 @@ use crate::os::deadline::Watch;
 use crate::os::process::ProcessId;
 use crate::os::uds;
 use crate::report::record::{Phase, Record};
-use crate::restore::{judge_format, machine_id, open, state_files};
 use crate::vmm::metadata::{Metadata, require_service};
 use crate::vmm::{Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate, network};
 

@@ -8,11 +8,11 @@ use shared::session_client::SessionError;
 
 use super::{CATCH_UP_TIMEOUT, NO_WORKLOAD, judge, refusal, write_out};
 use crate::cli::LogsCommand;
+use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::supervisor::follow::{End, Follower, Lengths, Sink, lengths};
 use crate::supervisor::scribe::NO_LIMIT;
-use crate::target::Target;
 use crate::vmdir::output_log::journal::{Journal, Record, Step};
 
 /// Most bytes that are held back until it is known which of them are the last lines. A guest has

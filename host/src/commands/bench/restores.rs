@@ -10,11 +10,11 @@ use serde_json::{Map, Value, json};
 
 use super::Report;
 use crate::cli::{BenchCommand, Restore};
+use crate::commands::restore;
+use crate::commands::stress::latency::Summary;
 use crate::error::Failure;
 use crate::lifecycle::starting::Provisional;
 use crate::report::record::{Phase, Record};
-use crate::restore;
-use crate::stress::latency::Summary;
 use crate::vmm::{Start, Vmm};
 
 /// How the part is called.
