@@ -6,9 +6,9 @@
 //!                launch.json      what the supervisor runs
 //!                state.json       what is known about the VM, replaced by rename
 //!                exit.json        how the VMM ended; there once it has
-//!                health-check.json, health.json  see [`health`](crate::vmdir::health)
+//!                health-check.json, health.json  see [`health`]
 //!                vmm.log, console.log, supervisor.log
-//!                output.log …     the workload's output; see [`output_log`](crate::vmdir::output_log)
+//!                output.log …     the workload's output; see [`output_log`]
 //!                api.sock, vsock.sock, drive0 …  the VMM's own, by relative names
 //! ```
 //!

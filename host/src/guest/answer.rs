@@ -29,7 +29,7 @@ pub struct Answer {
     pub hello: Hello,
     /// Attempts made.
     pub attempts: u32,
-    /// The first [`ATTEMPTS_KEPT_MAX`](shared::exchange::ATTEMPTS_KEPT_MAX) of them.
+    /// The first of them, at most `ATTEMPTS_KEPT_MAX`.
     pub log: Vec<AttemptLog>,
     /// The connection that carried the completion frame, still open. Only QUIESCE needs it.
     pub connection: Connection,
@@ -42,7 +42,7 @@ pub struct AskError {
     pub endpoint: Box<str>,
     /// Attempts made.
     pub attempts: u32,
-    /// The first [`ATTEMPTS_KEPT_MAX`](shared::exchange::ATTEMPTS_KEPT_MAX) of them that have ended.
+    /// The first of them that have ended, at most `ATTEMPTS_KEPT_MAX`.
     pub log: Box<[AttemptLog]>,
     /// Why.
     pub reason: AskErrorReason,

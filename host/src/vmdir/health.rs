@@ -10,7 +10,7 @@
 //! ```
 //!
 //! When the VMM ends the VM is `stopped`, whatever it was before. The supervisor runs the command;
-//! see [`supervisor::health`](crate::supervisor::health).
+//! `supervisor/health.rs` is where.
 
 use std::ffi::OsString;
 use std::time::Duration;
