@@ -1,5 +1,5 @@
 //! What happened, and when: the phases of a command, the attempts in them, and what the guest did
-//! meanwhile, as slices of one time axis. [`chrome`](super::chrome) and [`svg`](super::svg) draw it.
+//! meanwhile, as slices of one time axis, for [`chrome`](super::chrome) and [`svg`](super::svg).
 //!
 //! The guest's figures are durations of the guest's own clock. Where they lie on the host's clock
 //! follows from the handshake, as in NTP: request and answer are taken to have travelled equally
