@@ -32,7 +32,7 @@ esac
 
 cd "$TOP"
 
-# The target library is what matters, not who installed it: rustup or a distribution.
+# rustup and distributions install a target's library to the same place.
 has_target() {
     [[ -d $(rustc --print sysroot)/lib/rustlib/$1/lib ]]
 }
@@ -41,15 +41,13 @@ machine=$(uname --machine)
 target=$machine-unknown-linux-musl
 has_target "$target" || target=$machine-unknown-linux-gnu
 
-# At a fixed address: nothing is relocated at start, so that no page of tables is written to before
+# At a fixed address: nothing is relocated at start, so the agent writes to no page of tables before
 # the first request, and the file is 57 KB smaller.
 #
-# A panic aborts, so nothing is ever unwound and nobody looks for the index of unwinding tables,
-# which is another 19 KB.
+# A panic aborts and nothing is ever unwound, so the index of unwinding tables can go: another 19 KB.
 #
-# Functions that came out the same are kept once, which is another 9 KB: nothing here compares the
-# addresses of functions. Not every linker can do it (lld and gold can, GNU ld cannot), so that it
-# is asked with an empty program.
+# Identical functions are kept once: another 9 KB. Nothing in the agent compares the addresses of
+# functions. lld and gold can do this, GNU ld cannot, so an empty program is linked to try it.
 fold=-Clink-arg=-Wl,--icf=all
 make_work
 # shellcheck disable=SC2086 # RUSTFLAGS is a list of words.

@@ -40,8 +40,8 @@ cargo tarpaulin --version >/dev/null 2>&1 ||
     DIE_STATUS=3 die "cargo-tarpaulin is missing; cargo install --locked cargo-tarpaulin"
 make_work
 
-# ptrace(2) and line tables need nothing of LLVM, which few toolchains bring along. What is traced
-# is not itself: so the tests of the shell and of system calls are left out, and a line of several
+# The ptrace engine needs no LLVM tools, which few toolchains bring along. A traced process behaves
+# differently, so the tests of the shell and of system calls are left out. A line of several
 # statements may count as unreached.
 status=0
 cargo tarpaulin --engine ptrace --locked --skip-clean --target-dir target/coverage \

@@ -69,7 +69,7 @@ prepare() {
     scripts/mkinitramfs.sh --agent "$agent" --out "$DEMO_INITRD" >/dev/null
 }
 
-# Runs where microVMs run. The image has no program but the agent, so that is what is run in it.
+# Runs where microVMs run. The agent is the only program of the image, so the commands run it.
 demo() {
     local kernel=$1 initrd=$2 name
     local work
@@ -79,7 +79,7 @@ demo() {
     export HOST_TOOL_STATE_DIR PATH
     mkdir "$HOST_TOOL_STATE_DIR"
     cd "$work"
-    # Whatever happens, no machine is left running.
+    # No VM stays behind when a step fails.
     trap 'for name in demo clone-1 clone-2 clone-3; do host-tool rm "$name" --force >/dev/null 2>&1 || true; done
           rm --recursive --force "'"$work"'"' EXIT
     show host-tool boot --name demo --vmm "$VMM" --kernel "$kernel" --initrd "$initrd" --mem 128M --timeout 2m

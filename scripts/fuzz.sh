@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Fuzzes what strangers' bytes reach, with libFuzzer and AddressSanitizer.
+# Fuzzes the parsers of untrusted bytes with libFuzzer and AddressSanitizer.
 #
 # Run `fuzz.sh --help` for usage, environment and exit status.
 
@@ -80,7 +80,7 @@ find_toolchain() {
     local toolchain=${FUZZ_TOOLCHAIN:-}
     [[ -n $toolchain ]] || toolchain=$(rustup toolchain list | cut --delimiter=' ' --fields=1 |
         sed --quiet '/^nightly/p' | tail --lines=1)
-    [[ -n $toolchain ]] || die "libFuzzer needs a nightly toolchain, and there is none;" \
+    [[ -n $toolchain ]] || die "libFuzzer needs a nightly toolchain, and rustup lists none;" \
         "rustup toolchain install nightly --profile minimal"
     echo "$toolchain"
 }

@@ -31,7 +31,7 @@ Options:
 Environment:
   LAB_CACHE   cache directory, default ${XDG_CACHE_HOME:-$HOME/.cache}/host-tool-lab
   LAB_KERNEL  a package name, such as linux-image-6.1.0-50-amd64, or the path of
-              a kernel .deb; default: whatever linux-image-amd64 depends on
+              a kernel .deb; default: the one that linux-image-amd64 depends on
 
 Exit status: 0 on success, 1 if the kernel cannot be had, 2 for wrong usage.
 USAGE
@@ -48,8 +48,8 @@ kernel_package() {
         head --lines=1
 }
 
-# Package lists may be absent (a container image) or older than the archive (the
-# file is gone). Updating them takes root and time, so it comes only second.
+# Downloads the package. The package lists may be absent (in a container image) or
+# older than the archive. Updating them takes root and time, so it comes second.
 fetch_package() {
     local wanted=$1 name
     need apt-get
@@ -81,8 +81,8 @@ read_uint() {
 
 # Makes the ELF vmlinux $2 from the bzImage $1.
 #
-# The x86 boot protocol (2.08 and later) says where the payload lies, so there
-# is no need to search for magic numbers that may occur by chance as well.
+# The x86 boot protocol (2.08 and later) says where the payload lies. A search
+# for magic numbers could find some that are there by chance.
 extract_vmlinux() {
     local image=$1 out=$2 setup_sectors offset length magic
     [[ $(dd if="$image" bs=1 skip=514 count=4 status=none) == HdrS ]] ||
@@ -102,9 +102,9 @@ extract_vmlinux() {
     esac
     need "${decompress[0]}"
 
-    # Four bytes with the uncompressed size trail the stream, except after gzip
-    # which has them itself. Decompressors complain about them after having
-    # written everything, so the result is judged by its size and type.
+    # Four bytes with the uncompressed size follow the stream (gzip's are part of
+    # it). Decompressors complain about them after they have written everything,
+    # so the checks are the result's size and type.
     local expected
     expected=$(read_uint "$image" "$((offset + length - 4))" 4)
     tail --bytes="+$((offset + 1))" "$image" 2>/dev/null | head --bytes="$length" |

@@ -94,11 +94,11 @@ relay_out=$!
 bb cat </rw/stderr >>"$control/stderr" &
 relay_err=$!
 
-# A machine whose clock has stopped writes this no more, and nothing in it can tell.
+# lab.sh watches this file: when this machine's clock stops, nothing inside can notice.
 while bb cut -d ' ' -f 1 /proc/uptime >"$control/pulse" && bb sleep 5; do :; done &
 
 echo "lab-init: ready after $(bb cut -d ' ' -f 1 /proc/uptime) s" >/dev/console
-# In a subshell, so that this shell's own word about a death by signal goes to
+# In a subshell, so that this shell's message about a death by signal goes to
 # the console instead of the command's standard error.
 (
     exec /bin/busybox setsid /bin/busybox chroot /root \
@@ -106,8 +106,8 @@ echo "lab-init: ready after $(bb cut -d ' ' -f 1 /proc/uptime) s" >/dev/console
 ) </dev/null >/rw/stdout 2>/rw/stderr
 status=$?
 
-# Whatever the command left running holds the pipes open and would keep the
-# relays waiting. Kernel threads have no command line and cannot be killed.
+# Processes that the command left running hold the pipes open, and the relays
+# would wait for them. A signal to a kernel thread has no effect.
 for dir in /proc/[0-9]*; do
     pid=${dir#/proc/}
     case $pid in

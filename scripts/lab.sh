@@ -95,7 +95,7 @@ cleanup() {
     if [[ -n $CHILD ]]; then
         # timeout(1) passes this on to COMMAND or QEMU and its children.
         kill -TERM "$CHILD" 2>/dev/null || true
-        # Somebody may have suspended it, and then it would wait with that.
+        # A suspended process takes the TERM only when it continues.
         kill -CONT "$CHILD" 2>/dev/null || true
         wait "$CHILD" 2>/dev/null || true
     fi
@@ -199,9 +199,8 @@ JOB
     echo
 }
 
-# Ends the outer machine once it stands still. QEMU 7.2's emulation of SVM can bring its processors
-# to spin without ever taking an interrupt again: no clock goes on inside then, and no time limit
-# there can end it.
+# Ends the outer machine when it stands still. Under an emulated SVM its processors can spin without
+# taking an interrupt. Then no clock runs inside, and no time limit there can end the machine.
 watch_pulse() {
     local pulse=$1 machine=$2 age
     while sleep 10 && kill -0 "$machine" 2>/dev/null; do
@@ -210,7 +209,7 @@ watch_pulse() {
         if ((age > PULSE_MAX)); then
             note "the outer machine has stood still for $age s and is ended"
             kill -TERM "$machine" 2>/dev/null
-            # Somebody may have suspended it, and then it would wait with that.
+            # A suspended process takes the TERM only when it continues.
             kill -CONT "$machine" 2>/dev/null
             return
         fi
@@ -234,17 +233,15 @@ run_emulated() {
     printf '%s' "$OUT" >"$control/out-path"
     write_job "$@" >"$control/job.sh"
 
-    # ERMS invites the kernel to copy with `rep movsb`, which TCG executes byte
-    # by byte; without it, the kernel copies eight at a time. FSRM goes with it:
-    # Linux 6.1 takes a processor that has only that for one that has both, and
-    # spins at boot on QEMU 10 (7.2 does not emulate FSRM). A q35 machine takes
-    # a fifth less of the processor to boot than the older pc. QEMU takes a
-    # doubled comma for one that belongs to a value.
+    # ERMS makes the kernel copy with `rep movsb`, which TCG executes byte by
+    # byte; without it, the kernel copies eight bytes at a time. FSRM goes with
+    # it: Linux 6.1 assumes ERMS where it sees FSRM, and spins at boot on QEMU 10
+    # (7.2 does not emulate FSRM). Booting takes a fifth less processor time on
+    # q35 than on the older pc machine. A comma in a value is doubled for QEMU.
     #
-    # One processor, because TCG gives each a thread, and two that run guests at
-    # once get in each other's way: a guest of Firecracker at work lost its
-    # processor after a few snapshots, the outer kernel once its stack, and a
-    # restore took twice the time.
+    # One processor: TCG gives each a thread, and two that run guests at once
+    # slow each other down. A restore took twice the time, and a processor of a
+    # guest was shut down now and then.
     local -a qemu=(
         "$emulator"
         -nodefaults -no-user-config -display none -no-reboot

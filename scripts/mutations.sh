@@ -96,8 +96,8 @@ tiers() {
     sed --regexp-extended 's/^(unit [a-z]+|[a-z]+).*/\1/' | sort --unique
 }
 
-# Copies what git would take, with times of its own: what an interrupted run has built from a
-# patched file is built again.
+# Copies the files that git would take. They get the time of the copy, so that cargo builds again
+# what an interrupted run has built from a patched file.
 copy_tree() {
     rm --recursive --force "$TREE"
     mkdir --parents "$TREE"
@@ -147,7 +147,7 @@ run() {
     ) >"$log" 2>&1 </dev/null
 }
 
-# What became of a test, by the log of its tier: ok, FAILED, or nothing.
+# Prints the outcome of a test from the log of its tier: ok, FAILED, or nothing.
 outcome() {
     local log=$1 test=$2
     sed --quiet --regexp-extended "s/^test $test( - should panic)? \.\.\. (ok|FAILED)$/\2/p" "$log" | head --lines=1

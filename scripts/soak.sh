@@ -11,12 +11,13 @@ usage() {
 Usage: scripts/soak.sh [--seconds N] [--restores N] [--seed N] [--vmm firecracker|qemu]
 
 Boots a microVM in the lab (lab.sh), and restores clones of it and of them.
-To each one something happens: steps of the restore fail or are killed, the
-VMM or its supervisor is killed, the VMM stands still, connections are cut,
-commands run by the dozen, the clock jumps, a clone is snapshotted at work.
-Every clone has to be ready, run commands, have its own name and random bytes
-and the right time, and have lost no line of output; nothing may be left, and
-an agent may not grow along a line of clones. Ends with one line per VMM.
+Each clone meets one fault: a step of the restore fails or is killed, the VMM
+or its supervisor is killed, the VMM is stopped, connections are cut, a dozen
+commands run at once, the clock jumps, the clone is snapshotted at work.
+Every clone has to become ready, run commands, have a generation and random
+bytes of its own and the right time, and lose no line of output. Nothing may be
+left behind, and the agent may not grow along a line of clones. Ends with one
+line for each VMM.
 
   --seconds N   begin no restore after so long, for each VMM (default 600,
                 without end if --restores is given)

@@ -27,14 +27,15 @@ Environment:
   TEST_KEEP_GOING  set: run the later tiers although an earlier one failed
   TEST_LAB_SET     quick: only the lab cases that cover each link of the path
                    once; the default where CI is set and the lab is emulated
+  TEST_LAB_SHARD   N/M: only each Mth lab case, from the Nth on
   LAB_MODE and the rest: see lab.sh; FIRECRACKER, QEMU: the VMM programs
 
 Exit status: 0 when everything passed, 1 otherwise, 2 for wrong usage.
 USAGE
 }
 
-# A shell has what it starts in the background ignore interrupts, and that is passed on to every
-# program below, although some tests send one.
+# A shell starts background commands with interrupts ignored, and their children inherit that. Some
+# tests send an interrupt.
 if [[ -z ${TEST_DEFAULT_SIGNALS:-} ]]; then
     TEST_DEFAULT_SIGNALS=1 exec env --default-signal "${BASH_SOURCE[0]}" "$@"
 fi
@@ -104,16 +105,35 @@ run_lab() {
     # The same agent with debug assertions, and so with failpoints.
     agent=$(CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_TARGET_DIR=$TOP/target/failpoints scripts/build-agent.sh)
     make_test_image "$agent" "$TEST_INITRD_FAILPOINTS"
-    # An image whose init is alive and is no agent.
+    # An image whose init is alive and is not an agent.
     printf '#!/bin/busybox sh\nwhile :; do /bin/busybox sleep 1000; done\n' >target/lab/silent-init
     chmod +x target/lab/silent-init
     scripts/mkinitramfs.sh --agent target/lab/silent-init --out "$TEST_INITRD_SILENT" \
         --file /bin/busybox:/bin/busybox >/dev/null
-    # Emulated, everything takes ten times as long, and CI has better things to do.
+    # Emulated, everything takes ten times as long.
     if [[ -n ${CI:-} && -z ${TEST_LAB_SET:-} && $(scripts/lab.sh --which) == emulated ]]; then
         export TEST_LAB_SET=quick
     fi
-    logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}"
+    run_lab_shards "$program"
+}
+
+# Runs the lab's test program, in two outer machines at once where the lab is emulated and the
+# machine has the memory: each outer machine has one processor.
+run_lab_shards() {
+    local program=$1 shard status=0
+    if [[ $(scripts/lab.sh --which) == direct || $(nproc) -lt 2 ]] ||
+        [[ $(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo) -lt 14 ]]; then
+        logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}"
+        return
+    fi
+    # The second one's output is shown when the first has ended, so that lines do not mix.
+    TEST_LAB_SHARD=2/2 scripts/lab.sh "$program" "${ARGUMENTS[@]}" >"$WORK/lab-2.log" 2>&1 &
+    shard=$!
+    TEST_LAB_SHARD=1/2 logged lab scripts/lab.sh "$program" "${ARGUMENTS[@]}" || status=$?
+    wait "$shard" || status=$?
+    tee --append "$WORK/lab.log" <"$WORK/lab-2.log"
+    rm "$WORK/lab-2.log"
+    return "$status"
 }
 
 # The image of the tests: the agent, drivers for disks and network, and a shell for commands to run.

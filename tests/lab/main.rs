@@ -105,7 +105,7 @@ fn main() -> ExitCode {
             };
             Trial::test(format!("{vmm}::soak"), soak).with_ignored_flag(vmm.missing().is_some())
         });
-        return libtest_mimic::run(&arguments, soaks.into()).exit_code();
+        return libtest_mimic::run(&arguments, share(soaks.into())).exit_code();
     }
     for vmm in Vmm::ALL {
         let missing = vmm.missing();
@@ -122,7 +122,25 @@ fn main() -> ExitCode {
             trials.push(trial.with_ignored_flag(missing.is_some() || is_left_out));
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    libtest_mimic::run(&arguments, share(trials)).exit_code()
+}
+
+/// The cases of this program's share, `TEST_LAB_SHARD=N/M`. The first share lists the ignored ones.
+fn share(trials: Vec<Trial>) -> Vec<Trial> {
+    let Ok(shard) = std::env::var("TEST_LAB_SHARD") else {
+        return trials;
+    };
+    let (number, count) = shard.split_once('/').unwrap();
+    let (number, count): (usize, usize) = (number.parse().unwrap(), count.parse().unwrap());
+    let mut runnable = 0;
+    let is_ours = |trial: &Trial| {
+        if trial.has_ignored_flag() {
+            return number == 1;
+        }
+        runnable += 1;
+        runnable % count == number % count
+    };
+    trials.into_iter().filter(is_ours).collect()
 }
 
 /// Runs a case. After a failure, the logs and the state of the processors say what it met.
