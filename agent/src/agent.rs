@@ -26,6 +26,7 @@
 mod action;
 mod ending;
 mod ids;
+mod info;
 mod invariants;
 mod rebind;
 mod sessions;
@@ -35,7 +36,6 @@ mod timers;
 mod transport;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
@@ -61,6 +61,7 @@ pub use transport::output::{Headers, Pieces};
 
 use ending::Ending;
 use ids::Serials;
+use info::Counters;
 use rebind::Naming;
 use rebind::checkpoints::Waits;
 use rebind::hooks::Hooks;
@@ -130,35 +131,6 @@ pub struct Agent {
     actions: VecDeque<Action>,
     counters: Counters,
     started_at: Instant,
-}
-
-/// What has happened since the start, for INFO.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    accepts: u64,
-    accepts_shed: u64,
-    peers_refused: u64,
-    resets: u64,
-    rearms: u64,
-    mistakes: u64,
-    execs: u64,
-    attaches: u64,
-    superseded: u64,
-    gaps: u64,
-    timeouts: u64,
-    abandoned: u64,
-    restarts: u64,
-    probes: u64,
-    rebinds: u64,
-    quiesces: u64,
-    mmds_reads: u64,
-    mmds_epochs: u64,
-    mmds_failures: u64,
-}
-
-/// They decide nothing, so two agents that differ in them alone are in the same state.
-impl Hash for Counters {
-    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 /// Why a connection's session lost it.

@@ -20,6 +20,7 @@ pub(crate) mod checkpoints;
 pub(crate) mod hooks;
 pub mod http;
 pub(crate) mod mmds;
+pub(crate) mod probe;
 pub(crate) mod quiesce;
 pub(crate) mod steps;
 

@@ -17,10 +17,10 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::time::Instant;
 
+use shared::PayloadError;
 use shared::frame::{Decoder, FrameError, FrameKind};
 use shared::id::Nonce;
-use shared::message::{AttachMode, Chunk, Fail, FailCode, Hello, Message, Role};
-use shared::{PayloadError, version};
+use shared::message::{AttachMode, Chunk, Fail, FailCode, Message, Role};
 
 use super::outbox::Outbox;
 use super::output::{Headers, Pieces};
@@ -294,14 +294,5 @@ impl Connection {
             readable: self.phase != Phase::Closing && self.outbox.takes_requests(),
             writable: self.has_pending(session),
         }
-    }
-}
-
-/// The agent's HELLO, or the refusal when there is no version in common.
-pub(crate) fn answer_hello(theirs: &Hello, ours: Hello) -> Result<Message, Fail> {
-    debug_assert_eq!(ours.protocol, version::SUPPORTED);
-    match theirs.negotiate() {
-        Ok(_) => Ok(Message::Hello(ours)),
-        Err(error) => Err(Fail::new(FailCode::Version, error.to_string())),
     }
 }

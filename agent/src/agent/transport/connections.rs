@@ -11,39 +11,19 @@
 
 use std::time::Instant;
 
-use log::{debug, warn};
+use log::debug;
 use shared::message::{Fail, FailCode, Message, Role, Sever, SeverReason};
 
-use super::connection::{Connection, Interest, Mistake};
-use super::outbox::OutboxFull;
-use super::output::{Headers, Pieces};
+use super::connection::{Connection, Mistake};
 use crate::agent::action::{Action, Ended};
 use crate::agent::ids::ConnectionId;
-use crate::agent::sessions::session::Session;
-use crate::agent::sessions::table::Table;
 use crate::agent::timers::Timer;
 use crate::agent::{
-    Agent, CONNECTIONS_MAX, Departure, HELLO_TIMEOUT, LINGER_TIMEOUT, LISTENER_BACKOFF,
-    LOCAL_CONNECTIONS_MAX, REFUSALS_MAX,
+    Agent, CONNECTIONS_MAX, Departure, HELLO_TIMEOUT, LINGER_TIMEOUT, LOCAL_CONNECTIONS_MAX,
+    REFUSALS_MAX,
 };
 
 impl Agent {
-    /// The listener was registered, newly or again, or could not be. Answers
-    /// [`Action::RearmListener`].
-    pub fn handle_rearmed(&mut self, result: Result<(), String>, now: Instant) {
-        match result {
-            Ok(()) => {
-                self.listener.handle_registered();
-                self.actions.push_back(Action::DrainAccept);
-            }
-            Err(text) => {
-                warn!("cannot register the listener: {text}");
-                self.listener.handle_failed();
-                self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
-            }
-        }
-    }
-
     /// A peer connected. Returns its name, or `None` if it is to be closed at once.
     pub fn handle_accepted(&mut self, is_permitted: bool, now: Instant) -> Option<ConnectionId> {
         let accepted_under = self.listener.handle_accepted();
@@ -93,64 +73,6 @@ impl Agent {
         self.connections.len() - self.local_count
     }
 
-    /// Connections had to be closed unseen to empty the accept queue.
-    pub fn handle_accept_shed(&mut self) {
-        self.counters.accepts_shed += 1;
-    }
-
-    /// Accepting failed for want of resources; the queue may hold more.
-    pub fn handle_accept_failed(&mut self, now: Instant) {
-        self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
-    }
-
-    /// Which readiness of a connection matters. `None`: there is no such connection.
-    pub fn interest(&self, id: ConnectionId) -> Option<Interest> {
-        let connection = self.connections.get(&id)?;
-        Some(connection.interest(session_of(&self.sessions, connection)))
-    }
-
-    /// Bytes that the connection's socket should take next. The headers are room for some of them.
-    pub fn pending<'a>(&'a self, id: ConnectionId, headers: &'a mut Headers) -> Pieces<'a> {
-        match self.connections.get(&id) {
-            Some(connection) => connection.pending(session_of(&self.sessions, connection), headers),
-            None => Pieces::new(),
-        }
-    }
-
-    /// Bytes came from a peer.
-    pub fn handle_bytes(&mut self, id: ConnectionId, bytes: &[u8], now: Instant) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.handle_bytes(bytes);
-            self.take_requests(id, now);
-        }
-    }
-
-    /// The socket took `len` of the pending bytes.
-    pub fn handle_written(&mut self, id: ConnectionId, len: usize, now: Instant) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        let session = session_of(&self.sessions, connection);
-        connection.handle_written(len, session);
-        if connection.is_closing() {
-            if connection.outbox.is_empty() {
-                self.close(id, Departure::Cut, now);
-            }
-            return;
-        }
-        self.pump_connection(id, now);
-        // Requests that waited for the peer to read its answers.
-        self.take_requests(id, now);
-    }
-
-    /// A flush is about to be performed, as far as the socket takes what is pending.
-    pub fn handle_flush(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            let session = session_of(&self.sessions, connection);
-            self.counters.gaps += connection.handle_flush(session);
-        }
-    }
-
     /// A connection ended.
     pub fn handle_closed(&mut self, id: ConnectionId, ended: Ended, now: Instant) {
         if !self.connections.contains_key(&id) {
@@ -168,55 +90,12 @@ impl Agent {
         self.close(id, departure, now);
     }
 
-    /// Something may have happened to the whole machine: has the listener looked after.
-    pub(crate) fn wake_listener(&mut self) {
-        // A rebind that has not come to its listener yet will do the same.
-        if !self.naming.will_rearm() {
-            self.rearm_listener();
-        }
-    }
-
-    /// Asks for the listener to be taken out of the poll set and put back, unless that is asked for
-    /// already.
-    pub(crate) fn rearm_listener(&mut self) {
-        self.timers.stop(Timer::Listener);
-        if self.listener.want_rearm() {
-            self.counters.rearms += 1;
-            self.actions.push_back(Action::RearmListener);
-        }
-    }
-
-    /// Adds a message to a connection's outbox. A peer that has stopped reading is closed instead.
-    pub(crate) fn send(&mut self, id: ConnectionId, message: &Message, now: Instant) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        if connection.is_closing() {
-            return;
-        }
-        match connection.outbox.push(message) {
-            Ok(()) => self.queue_flush(id),
-            Err(OutboxFull) => {
-                debug!("{id} does not read its answers; closing it");
-                self.close(id, Departure::Left, now);
-            }
-        }
-    }
-
-    pub(crate) fn send_fail(
-        &mut self,
-        id: ConnectionId,
-        code: FailCode,
-        text: impl Into<String>,
-        now: Instant,
-    ) {
-        self.send(id, &Message::Fail(Fail::new(code, text)), now);
-    }
-
-    pub(crate) fn queue_flush(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.queue_flush(id, &mut self.actions);
-        }
+    /// Ends a conversation whose connection was taken over by another one.
+    pub(crate) fn supersede(&mut self, id: ConnectionId, text: &str, now: Instant) {
+        self.counters.superseded += 1;
+        let fail = Fail::new(FailCode::Superseded, text);
+        self.send(id, &Message::Fail(fail), now);
+        self.close_after_flush(id, Departure::Cut, now);
     }
 
     /// Says why, then closes when it has been read or after a while.
@@ -283,9 +162,4 @@ impl Agent {
         self.advance_quiescing(now);
         self.advance_ending(now);
     }
-}
-
-/// The session that a connection is attached to.
-fn session_of<'a>(sessions: &'a Table, connection: &Connection) -> Option<&'a Session> {
-    sessions.get(connection.attachment.as_ref()?.session)
 }

@@ -1,31 +1,49 @@
-//! What the host asks for: one function that looks at every message, and the short answers. No I/O,
-//! no clock.
+//! A connection's way in and out: bytes to requests, each to its conversation, and answers and
+//! output back to bytes. No I/O, no clock.
 //!
-//! The longer conversations are in [`rebind`](crate::agent::rebind) and its folder, for REBIND,
-//! QUIESCE, checkpoints and hooks; in [`sessions`](crate::agent::sessions), for EXEC, ATTACH and
-//! what follows either; and in [`ending`](crate::agent::ending), for SHUTDOWN.
+//! ```text
+//! socket ─▶ handle_bytes ─▶ take_requests ─▶ handle_message ─▶ handle_exec, handle_rebind, …
+//! socket ◀─ pending, handle_written ◀─ handle_flush ◀─ Action::Flush ◀─ send
+//! ```
+//!
+//! The conversations are in [`rebind`](crate::agent::rebind) and its folder (REBIND, PROBE,
+//! QUIESCE, checkpoints, hooks), in [`sessions`](crate::agent::sessions) (EXEC, ATTACH and what follows
+//! either), in [`ending`](crate::agent::ending) (SHUTDOWN) and in [`info`](crate::agent::info).
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use log::debug;
-use shared::id::{Generation, Nonce};
-use shared::message::{Depth, Fail, FailCode, Hello, Info, Message, Probe, Probed, Progress, Role};
+use shared::id::Generation;
+use shared::message::{Fail, FailCode, Hello, Message, Role};
 use shared::version;
 
-use super::connection::{PendingProbe, Received, answer_hello};
-use crate::agent::action::{Action, Figures, Purpose, SpawnFailure};
+use super::connection::{Connection, Interest, Received};
+use super::outbox::OutboxFull;
+use super::output::{Headers, Pieces};
 use crate::agent::ids::ConnectionId;
-use crate::agent::sessions::children::Owner;
-use crate::agent::sessions::program::Command;
-use crate::agent::sessions::session::Exit;
-use crate::agent::state::{Input, Request, State};
+use crate::agent::sessions::session::Session;
+use crate::agent::sessions::table::Table;
+use crate::agent::state::Request;
 use crate::agent::timers::Timer;
 use crate::agent::{Agent, Departure};
 
 impl Agent {
+    /// Which readiness of a connection matters. `None`: there is no such connection.
+    pub fn interest(&self, id: ConnectionId) -> Option<Interest> {
+        let connection = self.connections.get(&id)?;
+        Some(connection.interest(session_of(&self.sessions, connection)))
+    }
+
+    /// Bytes came from a peer.
+    pub fn handle_bytes(&mut self, id: ConnectionId, bytes: &[u8], now: Instant) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.handle_bytes(bytes);
+            self.take_requests(id, now);
+        }
+    }
+
     /// Takes a connection's requests, as far as it may ask for more.
-    pub(crate) fn take_requests(&mut self, id: ConnectionId, now: Instant) {
+    fn take_requests(&mut self, id: ConnectionId, now: Instant) {
         while let Some(connection) = self.connections.get_mut(&id) {
             match connection.poll_message() {
                 Ok(Some(Received::Message(message))) => self.handle_message(id, message, now),
@@ -106,183 +124,10 @@ impl Agent {
             boot_id: Some(self.settings.boot_id.clone()),
             generation: self.generation,
         };
-        match answer_hello(hello, ours) {
-            Ok(answer) => self.send(id, &answer, now),
-            Err(fail) => self.refuse(id, &fail, now),
+        match hello.negotiate() {
+            Ok(_) => self.send(id, &Message::Hello(ours), now),
+            Err(error) => self.refuse(id, &Fail::new(FailCode::Version, error.to_string()), now),
         }
-    }
-
-    fn handle_info(&mut self, id: ConnectionId, now: Instant) {
-        if self.admit(id, Request::Look, now) {
-            self.actions.push_back(Action::CollectFigures(id));
-        }
-    }
-
-    /// What INFO reports was collected. Answers [`Action::CollectFigures`].
-    pub fn handle_figures(&mut self, id: ConnectionId, figures: Figures, now: Instant) {
-        let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-        let info = Info {
-            agent_version: self.settings.version.clone(),
-            generation: self.generation,
-            boot_id: self.settings.boot_id.clone(),
-            state: self.state.name().to_owned(),
-            kernel: self.settings.kernel.clone(),
-            uptime_ms: millis(now, self.started_at),
-            sessions: count(self.sessions.running_count()),
-            connections: count(self.host_count()),
-            fds: figures.fds,
-            rss_kib: figures.rss_kib,
-            orphans_reaped: self.children.orphans_reaped(),
-            counters: self.counters_by_name(),
-        };
-        self.send(id, &Message::Info(info), now);
-    }
-
-    fn counters_by_name(&self) -> BTreeMap<String, u64> {
-        let counters = self.counters;
-        [
-            ("accepts", counters.accepts),
-            ("accepts_shed", counters.accepts_shed),
-            ("peers_refused", counters.peers_refused),
-            ("resets", counters.resets),
-            ("rearms", counters.rearms),
-            ("mistakes", counters.mistakes),
-            ("execs", counters.execs),
-            ("attaches", counters.attaches),
-            ("superseded", counters.superseded),
-            ("gaps", counters.gaps),
-            ("timeouts", counters.timeouts),
-            ("abandoned", counters.abandoned),
-            ("restarts", counters.restarts),
-            ("probes", counters.probes),
-            ("rebinds", counters.rebinds),
-            ("quiesces", counters.quiesces),
-            ("mmds_reads", counters.mmds_reads),
-            ("mmds_epochs", counters.mmds_epochs),
-            ("mmds_failures", counters.mmds_failures),
-            ("listener_serial", self.listener.serial()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
-    }
-
-    fn handle_probe(&mut self, id: ConnectionId, probe: Probe, now: Instant) {
-        if !self.admit(id, Request::Probe, now) {
-            return;
-        }
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        if !self.listener.is_fresh(connection.accepted_under) {
-            let text = "this connection was accepted before the last rebind; probe on a new one";
-            return self.send_fail(id, FailCode::Stale, text, now);
-        }
-        if connection.probe.is_some() {
-            let text = "a probe of this connection is under way";
-            return self.send_fail(id, FailCode::Limit, text, now);
-        }
-        if let Some(wanted) = probe.generation
-            && !self.is_current(id, wanted, now)
-        {
-            return;
-        }
-        self.counters.probes += 1;
-        match probe.depth {
-            Depth::Listener => self.send_probed(id, probe.nonce, None, now),
-            Depth::Exec => {
-                if let Some(connection) = self.connections.get_mut(&id) {
-                    connection.probe = Some(PendingProbe {
-                        nonce: probe.nonce,
-                        started_at: now,
-                    });
-                }
-                let progress = Progress {
-                    step: Depth::Exec.as_str().to_owned(),
-                };
-                self.send(id, &Message::Progress(progress), now);
-                let command = Box::new(Command::noop());
-                self.actions.push_back(Action::Spawn {
-                    purpose: Purpose::Probe(id),
-                    command,
-                });
-            }
-        }
-    }
-
-    fn send_probed(&mut self, id: ConnectionId, nonce: Nonce, exec_us: Option<u64>, now: Instant) {
-        let probed = Probed {
-            generation: self.generation,
-            nonce,
-            listener_serial: self.listener.serial(),
-            accepts_since_rebind: self.listener.accepts_since_rebind(),
-            exec_us,
-            hooks: self.hooks.has_restore,
-        };
-        self.send(id, &Message::Probed(probed), now);
-        // A probe whose process was under way when the host asked for silence proves nothing any
-        // more.
-        if matches!(self.state, State::Running | State::Rebound(_)) {
-            self.set_state(Input::Proven);
-            self.timers.stop(Timer::Hush);
-            self.tell_generation(now);
-        }
-    }
-
-    /// A probe's process was started, or could not be.
-    pub(crate) fn handle_probe_spawned(
-        &mut self,
-        id: ConnectionId,
-        result: Result<i32, SpawnFailure>,
-        now: Instant,
-    ) {
-        match result {
-            Ok(pid) => self.children.insert(pid, Owner::Probe(id)),
-            Err(failure) => {
-                if let Some(pid) = failure.stillborn {
-                    self.children.insert(pid, Owner::Stillborn);
-                }
-                let text = format!("cannot spawn the probe's process: {}", failure.text);
-                self.fail_probe(id, Some(failure.errno), text, now);
-            }
-        }
-    }
-
-    /// A probe's process was reaped.
-    pub(crate) fn handle_probe_exit(&mut self, id: ConnectionId, exit: Exit, now: Instant) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        let Some(probe) = connection.probe.take() else {
-            return;
-        };
-        if exit.status.shell_code() == 0 {
-            let took = now.saturating_duration_since(probe.started_at);
-            let exec_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-            self.send_probed(id, probe.nonce, Some(exec_us), now);
-        } else {
-            let text = format!(
-                "the probe's process ended with status {}",
-                exit.status.shell_code()
-            );
-            self.fail_probe(id, None, text, now);
-        }
-    }
-
-    fn fail_probe(&mut self, id: ConnectionId, errno: Option<i32>, text: String, now: Instant) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.probe = None;
-        }
-        let phase = Some(Depth::Exec.as_str().to_owned());
-        self.send(
-            id,
-            &Message::Fail(Fail {
-                code: FailCode::Probe,
-                phase,
-                errno,
-                text,
-            }),
-            now,
-        );
     }
 
     /// Whether the state lets this request be looked at. If not, the peer is told.
@@ -316,16 +161,69 @@ impl Agent {
         false
     }
 
-    /// Ends a conversation whose connection was taken over by another one.
-    pub(crate) fn supersede(&mut self, id: ConnectionId, text: &str, now: Instant) {
-        self.counters.superseded += 1;
-        let fail = Fail::new(FailCode::Superseded, text);
-        self.send(id, &Message::Fail(fail), now);
-        self.close_after_flush(id, Departure::Cut, now);
+    /// Adds a message to a connection's outbox. A peer that has stopped reading is closed instead.
+    pub(crate) fn send(&mut self, id: ConnectionId, message: &Message, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        if connection.is_closing() {
+            return;
+        }
+        match connection.outbox.push(message) {
+            Ok(()) => connection.queue_flush(id, &mut self.actions),
+            Err(OutboxFull) => {
+                debug!("{id} does not read its answers; closing it");
+                self.close(id, Departure::Left, now);
+            }
+        }
+    }
+
+    pub(crate) fn send_fail(
+        &mut self,
+        id: ConnectionId,
+        code: FailCode,
+        text: impl Into<String>,
+        now: Instant,
+    ) {
+        self.send(id, &Message::Fail(Fail::new(code, text)), now);
+    }
+
+    /// A flush is about to be performed, as far as the socket takes what is pending.
+    pub fn handle_flush(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            let session = session_of(&self.sessions, connection);
+            self.counters.gaps += connection.handle_flush(session);
+        }
+    }
+
+    /// Bytes that the connection's socket should take next. The headers are room for some of them.
+    pub fn pending<'a>(&'a self, id: ConnectionId, headers: &'a mut Headers) -> Pieces<'a> {
+        match self.connections.get(&id) {
+            Some(connection) => connection.pending(session_of(&self.sessions, connection), headers),
+            None => Pieces::new(),
+        }
+    }
+
+    /// The socket took `len` of the pending bytes.
+    pub fn handle_written(&mut self, id: ConnectionId, len: usize, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let session = session_of(&self.sessions, connection);
+        connection.handle_written(len, session);
+        if connection.is_closing() {
+            if connection.outbox.is_empty() {
+                self.close(id, Departure::Cut, now);
+            }
+            return;
+        }
+        self.pump_connection(id, now);
+        // Requests that waited for the peer to read its answers.
+        self.take_requests(id, now);
     }
 }
 
-/// Whole milliseconds from `earlier` to `now`.
-fn millis(now: Instant, earlier: Instant) -> u64 {
-    u64::try_from(now.saturating_duration_since(earlier).as_millis()).unwrap_or(u64::MAX)
+/// The session that a connection is attached to.
+fn session_of<'a>(sessions: &'a Table, connection: &Connection) -> Option<&'a Session> {
+    sessions.get(connection.attachment.as_ref()?.session)
 }

@@ -21,6 +21,14 @@
 //!   which it was accepted.
 //! - However many connections a reset ends in one loop turn, one rearm is asked for.
 
+use std::time::Instant;
+
+use log::warn;
+
+use crate::agent::action::Action;
+use crate::agent::timers::Timer;
+use crate::agent::{Agent, LISTENER_BACKOFF};
+
 /// Where the listener stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
@@ -103,6 +111,52 @@ impl Listener {
     /// Whether a connection with this serial was accepted after the last rebind.
     pub(crate) fn is_fresh(&self, accepted_under: u64) -> bool {
         accepted_under >= self.serial_of_rebind
+    }
+}
+
+impl Agent {
+    /// The listener was registered, newly or again, or could not be. Answers
+    /// [`Action::RearmListener`].
+    pub fn handle_rearmed(&mut self, result: Result<(), String>, now: Instant) {
+        match result {
+            Ok(()) => {
+                self.listener.handle_registered();
+                self.actions.push_back(Action::DrainAccept);
+            }
+            Err(text) => {
+                warn!("cannot register the listener: {text}");
+                self.listener.handle_failed();
+                self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
+            }
+        }
+    }
+
+    /// Something may have happened to the whole machine: has the listener looked after.
+    pub(crate) fn wake_listener(&mut self) {
+        // A rebind that has not come to its listener yet will do the same.
+        if !self.naming.will_rearm() {
+            self.rearm_listener();
+        }
+    }
+
+    /// Asks for the listener to be taken out of the poll set and put back, unless that is asked for
+    /// already.
+    pub(crate) fn rearm_listener(&mut self) {
+        self.timers.stop(Timer::Listener);
+        if self.listener.want_rearm() {
+            self.counters.rearms += 1;
+            self.actions.push_back(Action::RearmListener);
+        }
+    }
+
+    /// Connections had to be closed unseen to empty the accept queue.
+    pub fn handle_accept_shed(&mut self) {
+        self.counters.accepts_shed += 1;
+    }
+
+    /// Accepting failed for want of resources; the queue may hold more.
+    pub fn handle_accept_failed(&mut self, now: Instant) {
+        self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
     }
 }
 
