@@ -8,14 +8,12 @@ use mio::Interest;
 use shared::message::TtySize;
 
 use super::input::Input;
-use super::program::{failure_of, program_of};
 use super::{READS_PER_TURN_MAX, Shell, Source};
-use crate::agent::{Agent, Command, Purpose, SessionId, Stream};
-use crate::sys::spawn::Started;
+use crate::agent::{Agent, SessionId, Stream};
 use crate::sys::stdio::{PIPE_LEN, StdioEnd};
 
 /// The agent's ends of a command's standard descriptors, as far as they are open.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stdio {
     pub(super) input: Option<Input>,
     stdout: Option<Output>,
@@ -39,6 +37,27 @@ struct Output {
 }
 
 impl Stdio {
+    pub(super) fn new(
+        input: Option<Input>,
+        stdout: StdioEnd,
+        stderr: Option<StdioEnd>,
+        is_terminal: bool,
+    ) -> Self {
+        let output = |end| Output {
+            end,
+            is_registered: false,
+            is_unread: true,
+            is_wide: false,
+        };
+        Self {
+            input,
+            stdout: Some(output(stdout)),
+            stderr: stderr.map(output),
+            is_terminal,
+            let_go: None,
+        }
+    }
+
     /// Whether nothing of it is open.
     pub(super) fn is_closed(&self) -> bool {
         self.input.is_none()
@@ -56,76 +75,6 @@ impl Stdio {
 }
 
 impl Shell {
-    /// Starts a program and reports its process id.
-    pub(crate) fn spawn(
-        &mut self,
-        purpose: Purpose,
-        command: &Command,
-        agent: &mut Agent,
-        now: Instant,
-    ) {
-        let result = program_of(command).and_then(|program| {
-            self.spawner
-                .spawn(&program)
-                .map_err(|error| failure_of(&error, command))
-        });
-        match (result, purpose) {
-            (Ok(started), Purpose::Session(id)) => {
-                agent.handle_spawned(purpose, Ok(started.pid), now);
-                self.has_spawned = true;
-                self.follow(id, started, command, agent, now);
-            }
-            (Ok(started), Purpose::Probe(_)) => agent.handle_spawned(purpose, Ok(started.pid), now),
-            (Err(failure), Purpose::Session(_) | Purpose::Probe(_)) => {
-                agent.handle_spawned(purpose, Err(failure), now);
-            }
-        }
-    }
-
-    /// Takes over a program's standard descriptors. One that there is none of has ended.
-    ///
-    /// The outputs are read in the next turn, before they come to the poll set: a short command has
-    /// often written and closed them by then, and they need not come there at all.
-    fn follow(
-        &mut self,
-        id: SessionId,
-        started: Started,
-        command: &Command,
-        agent: &mut Agent,
-        now: Instant,
-    ) {
-        let ends = started.stdio;
-        let mut stdio = Stdio {
-            is_terminal: command.tty.is_some(),
-            ..Stdio::default()
-        };
-        for (stream, end) in [
-            (Stream::Stdout, Some(ends.stdout)),
-            (Stream::Stderr, ends.stderr),
-        ] {
-            match end {
-                Some(_) => self.push_ready(Source::Output(id, stream)),
-                None => agent.handle_output_closed(id, stream, now),
-            }
-            *stdio.slot(stream) = end.map(|end| Output {
-                end,
-                is_registered: false,
-                is_unread: true,
-                is_wide: false,
-            });
-        }
-        // A terminal has a writing end also when nothing is to be written to it.
-        if let Some(end) = ends.stdin.filter(|_| command.has_input) {
-            stdio.input = self.register_input(id, end);
-            if stdio.input.is_none() {
-                agent.handle_input_closed(id, now);
-            }
-        }
-        if !stdio.is_closed() {
-            self.stdio.insert(id, stdio);
-        }
-    }
-
     /// Nothing is left to read of an output: an edge tells of more. What came since the read gives
     /// an edge to a registration that is new. An output that cannot be polled has ended: the
     /// program then writes into a closed pipe, and its end is reported.

@@ -5,11 +5,14 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Instant;
 
+use super::output::Stdio;
+use super::{Shell, Source};
 use crate::accounts::{self, Account, AccountError};
-use crate::agent::{Command, SpawnFailure, SpawnStage};
+use crate::agent::{Agent, Command, Purpose, SessionId, SpawnFailure, SpawnStage, Stream};
 use crate::sys::file::read_small;
-use crate::sys::spawn::{Program, SpawnError, Stage, User, c_string};
+use crate::sys::spawn::{Program, SpawnError, Stage, Started, User, c_string};
 use crate::sys::stdio::Wiring;
 
 const PASSWD_PATH: &str = "/etc/passwd";
@@ -18,8 +21,66 @@ const GROUP_PATH: &str = "/etc/group";
 /// Most bytes of each of the two: tens of thousands of users.
 const ACCOUNTS_LEN_MAX: usize = 1024 * 1024;
 
+impl Shell {
+    /// Starts a program and reports its process id.
+    pub(super) fn spawn(
+        &mut self,
+        purpose: Purpose,
+        command: &Command,
+        agent: &mut Agent,
+        now: Instant,
+    ) {
+        let result = program_of(command).and_then(|program| {
+            self.spawner
+                .spawn(&program)
+                .map_err(|error| failure_of(&error, command))
+        });
+        match (result, purpose) {
+            (Ok(started), Purpose::Session(id)) => {
+                agent.handle_spawned(purpose, Ok(started.pid), now);
+                self.has_spawned = true;
+                self.follow(id, started, command, agent, now);
+            }
+            (Ok(started), Purpose::Probe(_)) => agent.handle_spawned(purpose, Ok(started.pid), now),
+            (Err(failure), Purpose::Session(_) | Purpose::Probe(_)) => {
+                agent.handle_spawned(purpose, Err(failure), now);
+            }
+        }
+    }
+
+    /// Takes over a program's standard descriptors. One that there is none of has ended.
+    ///
+    /// The outputs are read in the next turn, before they come to the poll set: a short command has
+    /// often written and closed them by then, and they need not come there at all.
+    fn follow(
+        &mut self,
+        id: SessionId,
+        started: Started,
+        command: &Command,
+        agent: &mut Agent,
+        now: Instant,
+    ) {
+        let ends = started.stdio;
+        self.push_ready(Source::Output(id, Stream::Stdout));
+        match ends.stderr {
+            Some(_) => self.push_ready(Source::Output(id, Stream::Stderr)),
+            None => agent.handle_output_closed(id, Stream::Stderr, now),
+        }
+        // A terminal has a writing end also when nothing is to be written to it.
+        let stdin = ends.stdin.filter(|_| command.has_input);
+        let has_stdin = stdin.is_some();
+        let input = stdin.and_then(|end| self.register_input(id, end));
+        if has_stdin && input.is_none() {
+            agent.handle_input_closed(id, now);
+        }
+        let is_terminal = command.tty.is_some();
+        let stdio = Stdio::new(input, ends.stdout, ends.stderr, is_terminal);
+        self.stdio.insert(id, stdio);
+    }
+}
+
 /// The command as the kernel wants it.
-pub(super) fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
+fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
     let account = match &command.user {
         Some(user) => Some(account_of(user)?),
         None => None,
@@ -64,7 +125,7 @@ pub(super) fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
 }
 
 /// The failure with the name of what it failed on, as it was asked for.
-pub(super) fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
+fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
     let program = command.argv.first().map_or(&b""[..], Vec::as_slice);
     let user = command.user.as_deref().unwrap_or_default();
     let errno = error.source.raw_os_error().unwrap_or(0);

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The conversations are in [`rebind`](crate::agent::rebind) and its folder (REBIND, PROBE,
-//! QUIESCE, checkpoints, hooks), in [`sessions`](crate::agent::sessions) (EXEC, ATTACH and what follows
-//! either), in [`ending`](crate::agent::ending) (SHUTDOWN) and in [`info`](crate::agent::info).
+//! QUIESCE, checkpoints, hooks), in [`sessions`](crate::agent::sessions) (EXEC, ATTACH and what
+//! follows either), in [`ending`](crate::agent::ending) (SHUTDOWN) and in
+//! [`info`](crate::agent::info).
 
 use std::time::Instant;
 
