@@ -1,10 +1,12 @@
-//! The loop: sleep, look at the clock once, hand in what happened, perform what follows.
+//! The loop: sleep, read the clock once, hand in what happened, perform what follows.
 //!
-//! Only this file polls. The order within a turn is fixed: events first, then what was left unread,
-//! then the accept queue, then timers. Input comes before timers because a machine that was paused
-//! finds every deadline passed, and what its peers have said in the meantime counts for more. The
-//! accept queue is drained on every wake-up because a connection that arrived while the machine was
-//! paused gives no edge of its own.
+//! Only this file polls. The order within a turn is fixed: events first, then sources that were left
+//! unread, then the accept queue, then timers. The actions of the core are drained after each event
+//! and at the end of the turn; a source that is read in a loop drains them after each read.
+//!
+//! Input comes before timers because a machine that was paused finds every deadline passed, and what
+//! its peers said in the meantime takes precedence. The accept queue is drained on every wake-up
+//! because a connection that arrived while the machine was paused gives no edge.
 
 use std::io;
 use std::time::Duration;
@@ -12,21 +14,21 @@ use std::time::Duration;
 use mio::{Events, Poll};
 
 use crate::agent::{Agent, End};
-use crate::shell::{Shell, Source};
+use crate::shell::{Shell, Source, Turn};
 use crate::sys::{clock, console};
 
 /// Most events taken per turn; epoll reports the rest in the next.
 const EVENTS_MAX: usize = 256;
 
-/// Longest wait for an event. epoll counts milliseconds in 32 bits, and a session may have been
-/// given months.
+/// Longest wait for an event: epoll counts milliseconds in 32 bits, and the time limit of a session
+/// may be months.
 const SLEEP_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Runs until the end has been asked for. Only a failing `poll` ends it early, which is a defect of
-/// our own.
+/// Runs until the core asks for the end. Fails only if `poll` does, which would be a bug of the
+/// agent.
 pub(crate) fn run(poll: &mut Poll, shell: &mut Shell, agent: &mut Agent) -> io::Result<End> {
     let mut events = Events::with_capacity(EVENTS_MAX);
-    shell.settle(agent, clock::now());
+    shell.drain_actions(&mut Turn::begin(agent));
     loop {
         if let Some(end) = shell.end() {
             return Ok(end);
@@ -45,17 +47,17 @@ pub(crate) fn run(poll: &mut Poll, shell: &mut Shell, agent: &mut Agent) -> io::
             Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
             result => result?,
         }
-        let now = clock::now();
+        let mut turn = Turn::begin(agent);
         for event in &events {
             // An unknown token was never given out; an unknown serial was closed earlier in this
             // very batch.
             if let Some(source) = Source::of_token(event.token()) {
-                shell.handle_event(source, agent, now);
+                shell.handle_event(source, &mut turn);
             }
         }
-        shell.run_ready(agent, now);
-        shell.drain_accept(agent, now);
-        agent.handle_timeout(now);
-        shell.settle(agent, now);
+        shell.run_ready(&mut turn);
+        shell.drain_accept(&mut turn);
+        turn.agent.handle_timeout(turn.now);
+        shell.drain_actions(&mut turn);
     }
 }

@@ -85,6 +85,20 @@ pub(crate) struct Options {
     pub mmds: Option<SocketAddrV4>,
 }
 
+/// One wake-up of the loop: the core, and the instant at which the loop woke up.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    pub(crate) agent: &'a mut Agent,
+    pub(crate) now: Instant,
+}
+
+impl<'a> Turn<'a> {
+    pub(crate) fn begin(agent: &'a mut Agent) -> Self {
+        let now = clock::now();
+        Self { agent, now }
+    }
+}
+
 /// Every descriptor of the agent, and what it does with them.
 #[derive(Debug)]
 pub(crate) struct Shell {
@@ -158,82 +172,82 @@ impl Shell {
     }
 
     /// Something happened to a source.
-    pub(crate) fn handle_event(&mut self, source: Source, agent: &mut Agent, now: Instant) {
+    pub(crate) fn handle_event(&mut self, source: Source, turn: &mut Turn<'_>) {
         match source {
-            Source::Signals => self.drain_signals(agent, now),
-            Source::Listener => self.drain_accept(agent, now),
-            Source::LocalListener => self.drain_local(agent, now),
-            Source::Mmds => self.drain_mmds(agent, now),
+            Source::Signals => self.drain_signals(turn),
+            Source::Listener => self.drain_accept(turn),
+            Source::LocalListener => self.drain_local(turn),
+            Source::Mmds => self.drain_mmds(turn),
             Source::Connection(id) => {
-                self.flush(id, agent, now);
-                self.drain_connection(id, agent, now);
+                self.flush(id, turn);
+                self.drain_connection(id, turn);
             }
-            Source::Output(id, stream) => self.drain_output(id, stream, agent, now),
-            Source::Input(id) => self.drain_input(id, agent, now),
+            Source::Output(id, stream) => self.drain_output(id, stream, turn),
+            Source::Input(id) => self.drain_input(id, turn),
         }
-        self.settle(agent, now);
+        self.drain_actions(turn);
     }
 
     /// Reads on where reading stopped early, each source once, and performs the flushes that waited
     /// for this.
-    pub(crate) fn run_ready(&mut self, agent: &mut Agent, now: Instant) {
+    pub(crate) fn run_ready(&mut self, turn: &mut Turn<'_>) {
         for _ in 0..self.ready.len() {
             if let Some(source) = self.ready.pop_front() {
-                self.handle_event(source, agent, now);
+                self.handle_event(source, turn);
             }
         }
         if self.has_spawned {
             self.has_spawned = false;
         } else {
-            self.flush_rest(agent, now);
-            self.settle(agent, now);
+            self.flush_rest(turn);
+            self.drain_actions(turn);
         }
     }
 
     /// Performs the flushes that waited.
-    fn flush_rest(&mut self, agent: &mut Agent, now: Instant) {
+    fn flush_rest(&mut self, turn: &mut Turn<'_>) {
         for id in std::mem::take(&mut self.unflushed) {
-            self.flush(id, agent, now);
+            self.flush(id, turn);
         }
     }
 
     /// Performs actions until none is left.
-    pub(crate) fn settle(&mut self, agent: &mut Agent, now: Instant) {
-        while let Some(action) = agent.poll_action() {
-            self.perform(action, agent, now);
+    pub(crate) fn drain_actions(&mut self, turn: &mut Turn<'_>) {
+        while let Some(action) = turn.agent.poll_action() {
+            self.perform(action, turn);
         }
     }
 
-    fn perform(&mut self, action: Action, agent: &mut Agent, now: Instant) {
+    fn perform(&mut self, action: Action, turn: &mut Turn<'_>) {
         match action {
             // By the time that a command has been started it has often ended, so that what is said
             // of its start can go out with what is said of its end.
             Action::Flush(id) if self.has_spawned => self.unflushed.push(id),
-            Action::Flush(id) => self.flush(id, agent, now),
+            Action::Flush(id) => self.flush(id, turn),
             Action::Close(id) => self.close_connection(id),
             Action::DrainAccept => {
-                self.drain_accept(agent, now);
-                self.drain_local(agent, now);
+                self.drain_accept(turn);
+                self.drain_local(turn);
             }
             Action::RearmListener => {
                 let result = self.rearm_listener().map_err(|err| err.to_string());
-                agent.handle_rearmed(result, now);
+                turn.agent.handle_rearmed(result, turn.now);
             }
             Action::Step { run, action } => {
                 let started_at = clock::now();
                 let outcome = self.perform_step(action);
                 let took = clock::now().saturating_duration_since(started_at);
-                agent.handle_step(run, outcome, took, now);
+                turn.agent.handle_step(run, outcome, took, turn.now);
             }
             Action::Spawn { purpose, command } => {
                 // Starting one takes longer than anybody's answer should wait.
-                self.flush_rest(agent, now);
-                self.spawn(purpose, &command, agent, now);
+                self.flush_rest(turn);
+                self.spawn(purpose, &command, turn);
             }
             Action::ResumeOutput(id) => self.resume_output(id),
-            Action::CloseOutput(id) => self.close_outputs(id, agent, now),
+            Action::CloseOutput(id) => self.close_outputs(id, turn),
             Action::SignalGroup { group, number } => signal_group(group, number),
-            Action::FlushInput(id) => self.flush_input(id, agent, now),
+            Action::FlushInput(id) => self.flush_input(id, turn),
             Action::CloseInput(id) => self.close_input(id),
             Action::ResizeTty { session, size } => self.resize_terminal(session, size),
             Action::SignalEveryone(signal) => {
@@ -241,44 +255,47 @@ impl Shell {
                     debug!("cannot signal every process: {err}");
                 }
             }
-            Action::LookAtConsole => agent.handle_console(console::is_drained(), now),
-            Action::CollectFigures(id) => agent.handle_figures(id, figures(), now),
+            Action::LookAtConsole => turn.agent.handle_console(console::is_drained(), turn.now),
+            Action::CollectFigures(id) => turn.agent.handle_figures(id, figures(), turn.now),
             Action::ListHooks(stage) => {
                 let listing = hooks::list(&self.options.hooks, stage);
-                agent.handle_hooks_listed(listing, now);
+                turn.agent.handle_hooks_listed(listing, turn.now);
             }
             Action::WriteGeneration(generation) => {
                 if let Some(local) = &self.local {
                     local.write_generation(generation);
                 }
             }
-            Action::AskMmds(request) => self.ask_mmds(request, agent, now),
+            Action::AskMmds(request) => self.ask_mmds(request, turn),
             Action::CloseMmds => self.close_mmds(),
             Action::End(end) => self.end = Some(end),
         }
     }
 
-    fn drain_signals(&mut self, agent: &mut Agent, now: Instant) {
+    fn drain_signals(&mut self, turn: &mut Turn<'_>) {
         loop {
             match self.signals.read() {
-                Ok(Some(SignalNumber::SIGCHLD)) => self.reap_children(agent, now),
-                Ok(Some(SignalNumber::SIGINT)) => agent.handle_signal(Signal::Interrupt, now),
-                Ok(Some(_)) => agent.handle_signal(Signal::End, now),
+                Ok(Some(SignalNumber::SIGCHLD)) => self.reap_children(turn),
+                Ok(Some(SignalNumber::SIGINT)) => {
+                    turn.agent.handle_signal(Signal::Interrupt, turn.now)
+                }
+                Ok(Some(_)) => turn.agent.handle_signal(Signal::End, turn.now),
                 Ok(None) => return,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => return error!("cannot read signals: {err}"),
             }
-            self.settle(agent, now);
+            self.drain_actions(turn);
         }
     }
 
     /// One `SIGCHLD` may stand for many children.
-    fn reap_children(&mut self, agent: &mut Agent, now: Instant) {
+    fn reap_children(&mut self, turn: &mut Turn<'_>) {
         loop {
             match process::reap() {
                 Ok(Some(reaped)) => {
-                    agent.handle_child_exit(reaped.pid, exit_of(&reaped), now);
-                    self.settle(agent, now);
+                    turn.agent
+                        .handle_child_exit(reaped.pid, exit_of(&reaped), turn.now);
+                    self.drain_actions(turn);
                 }
                 Ok(None) => return,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}

@@ -2,14 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::time::Instant;
 
 use log::{debug, warn};
 use mio::Interest;
 use shared::limits::CID_HOST;
 
-use super::{Shell, Source};
-use crate::agent::Agent;
+use super::{Shell, Source, Turn};
 use crate::sys::socket::{Listener, Peer};
 
 /// Connections that the kernel queues for the agent. A full queue refuses, which a host meets by
@@ -22,7 +20,7 @@ const ACCEPTS_PER_TURN_MAX: usize = 256;
 impl Shell {
     /// Accepts until the queue is empty. A child in the queue may be dead already, and hides live
     /// ones behind it.
-    pub(crate) fn drain_accept(&mut self, agent: &mut Agent, now: Instant) {
+    pub(crate) fn drain_accept(&mut self, turn: &mut Turn<'_>) {
         for _ in 0..ACCEPTS_PER_TURN_MAX {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
@@ -30,9 +28,9 @@ impl Shell {
                     if !is_permitted {
                         debug!("closed a connection of {peer:?}, which is not the host");
                     }
-                    if let Some(id) = agent.handle_accepted(is_permitted, now) {
+                    if let Some(id) = turn.agent.handle_accepted(is_permitted, turn.now) {
                         let is_vsock = matches!(peer, Peer::Vsock { .. });
-                        self.insert_connection(id, stream, is_vsock, agent, now);
+                        self.insert_connection(id, stream, is_vsock, turn);
                     }
                 }
                 Err(err) => match err.raw_os_error() {
@@ -40,13 +38,13 @@ impl Shell {
                     Some(libc::EINTR | libc::ECONNABORTED) => {}
                     // Out of descriptors, the kernel says so before it looks at the queue.
                     Some(libc::EMFILE | libc::ENFILE) => match self.shed_connection() {
-                        Shed::Closed => agent.handle_accept_shed(),
+                        Shed::Closed => turn.agent.handle_accept_shed(),
                         Shed::NoneQueued => return,
-                        Shed::Failed => return agent.handle_accept_failed(now),
+                        Shed::Failed => return turn.agent.handle_accept_failed(turn.now),
                     },
                     _ => {
                         debug!("cannot accept: {err}");
-                        return agent.handle_accept_failed(now);
+                        return turn.agent.handle_accept_failed(turn.now);
                     }
                 },
             }
@@ -56,12 +54,12 @@ impl Shell {
 
     /// As [`Self::drain_accept`], for programs of this machine. Nothing of theirs is ever cut
     /// unseen, so there is no need to look without an event.
-    pub(super) fn drain_local(&mut self, agent: &mut Agent, now: Instant) {
+    pub(super) fn drain_local(&mut self, turn: &mut Turn<'_>) {
         while let Some(local) = &self.local {
             match local.listener.accept() {
                 Ok((stream, _)) => {
-                    if let Some(id) = agent.handle_local_accepted(now) {
-                        self.insert_connection(id, stream, false, agent, now);
+                    if let Some(id) = turn.agent.handle_local_accepted(turn.now) {
+                        self.insert_connection(id, stream, false, turn);
                     }
                 }
                 Err(err) => match err.raw_os_error() {
@@ -69,7 +67,7 @@ impl Shell {
                     Some(libc::EINTR | libc::ECONNABORTED) => {}
                     _ => {
                         debug!("cannot accept a program of this machine: {err}");
-                        return agent.handle_accept_failed(now);
+                        return turn.agent.handle_accept_failed(turn.now);
                     }
                 },
             }

@@ -1,13 +1,12 @@
 //! Bytes in and out of connections.
 
 use std::io;
-use std::time::Instant;
 
 use mio::Interest;
 
 use super::failpoint::Loss;
-use super::{READS_PER_TURN_MAX, Shell, Source};
-use crate::agent::{Agent, ConnectionId, Ended, Headers, Interest as Wanted};
+use super::{READS_PER_TURN_MAX, Shell, Source, Turn};
+use crate::agent::{ConnectionId, Ended, Headers, Interest as Wanted};
 use crate::sys::socket::Stream;
 
 /// A connection's socket and its place in the poll set.
@@ -31,8 +30,7 @@ impl Shell {
         id: ConnectionId,
         stream: Stream,
         is_vsock: bool,
-        agent: &mut Agent,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) {
         self.connections.insert(
             id,
@@ -44,7 +42,7 @@ impl Shell {
                 is_mute: false,
             },
         );
-        self.sync_interest(id, agent, now);
+        self.sync_interest(id, turn);
     }
 
     /// Deregisters, then closes.
@@ -58,70 +56,77 @@ impl Shell {
     }
 
     /// Reads until there is no more, or the core takes no more, or it is others' turn.
-    pub(crate) fn drain_connection(&mut self, id: ConnectionId, agent: &mut Agent, now: Instant) {
+    pub(crate) fn drain_connection(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
         for _ in 0..READS_PER_TURN_MAX {
-            let is_readable = agent.interest(id).is_some_and(|wanted| wanted.readable);
+            let is_readable = turn
+                .agent
+                .interest(id)
+                .is_some_and(|wanted| wanted.readable);
             let Some(entry) = self.connections.get_mut(&id) else {
                 return;
             };
             entry.is_unread = true;
             if !is_readable {
-                return self.sync_interest(id, agent, now);
+                return self.sync_interest(id, turn);
             }
             match entry.stream.read(&mut self.scratch) {
-                Ok(0) => agent.handle_closed(id, Ended::ByPeer, now),
-                Ok(len) => agent.handle_bytes(id, &self.scratch[..len], now),
+                Ok(0) => turn.agent.handle_closed(id, Ended::ByPeer, turn.now),
+                Ok(len) => turn.agent.handle_bytes(id, &self.scratch[..len], turn.now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                     entry.is_unread = false;
                     self.unpush_ready(Source::Connection(id));
-                    return self.sync_interest(id, agent, now);
+                    return self.sync_interest(id, turn);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => agent.handle_closed(id, ended_by(entry.is_vsock, &err), now),
+                Err(err) => turn
+                    .agent
+                    .handle_closed(id, ended_by(entry.is_vsock, &err), turn.now),
             }
-            self.settle(agent, now);
+            self.drain_actions(turn);
         }
         self.push_ready(Source::Connection(id));
     }
 
     /// Writes until there is no more, or the socket takes no more.
-    pub(crate) fn flush(&mut self, id: ConnectionId, agent: &mut Agent, now: Instant) {
-        agent.handle_flush(id);
+    pub(crate) fn flush(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
+        turn.agent.handle_flush(id);
         while let Some(entry) = self.connections.get_mut(&id) {
             let mut headers = Headers::default();
-            let pending = agent.pending(id, &mut headers);
+            let pending = turn.agent.pending(id, &mut headers);
             if pending.is_empty() {
                 break;
             }
             match self.failpoints.take_answer(pending.as_slice()) {
-                Some(Loss::Cut) => return agent.handle_closed(id, Ended::ByError, now),
+                Some(Loss::Cut) => return turn.agent.handle_closed(id, Ended::ByError, turn.now),
                 Some(Loss::Mute) => entry.is_mute = true,
                 None => {}
             }
             if entry.is_mute {
                 let len = pending.len();
-                agent.handle_written(id, len, now);
+                turn.agent.handle_written(id, len, turn.now);
                 continue;
             }
             match entry.stream.write(pending.as_slice()) {
-                Ok(len) => agent.handle_written(id, len, now),
+                Ok(len) => turn.agent.handle_written(id, len, turn.now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
-                    return agent.handle_closed(id, ended_by(entry.is_vsock, &err), now);
+                    return turn
+                        .agent
+                        .handle_closed(id, ended_by(entry.is_vsock, &err), turn.now);
                 }
             }
         }
-        self.sync_interest(id, agent, now);
+        self.sync_interest(id, turn);
     }
 
     /// Makes the registration agree with what the core wants. Registering anew reports readiness
     /// that is already there; what was left unread without a change is put on the ready list.
-    fn sync_interest(&mut self, id: ConnectionId, agent: &mut Agent, now: Instant) {
+    fn sync_interest(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
         let Some(entry) = self.connections.get_mut(&id) else {
             return;
         };
-        let Some(mut wanted) = agent.interest(id) else {
+        let Some(mut wanted) = turn.agent.interest(id) else {
             return;
         };
         // A flush that waits is no socket that is full.
@@ -137,7 +142,7 @@ impl Shell {
         entry.registered = interest;
         let is_unread = entry.is_unread && wanted.readable;
         if result.is_err() {
-            return agent.handle_closed(id, Ended::ByError, now);
+            return turn.agent.handle_closed(id, Ended::ByError, turn.now);
         }
         if is_unread {
             self.push_ready(Source::Connection(id));

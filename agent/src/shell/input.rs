@@ -6,13 +6,12 @@
 //! what it has wakes nobody.
 
 use std::io;
-use std::time::Instant;
 
 use log::debug;
 use mio::Interest;
 
-use super::{Shell, Source};
-use crate::agent::{Agent, SessionId};
+use super::{Shell, Source, Turn};
+use crate::agent::SessionId;
 use crate::sys::stdio::StdioEnd;
 
 /// Asks for nothing that a pipe or a terminal's master ever reports.
@@ -46,22 +45,22 @@ impl Shell {
     }
 
     /// Something happened to a writing end: it takes more, or nobody reads it any more.
-    pub(super) fn drain_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
-        self.flush_input(id, agent, now);
+    pub(super) fn drain_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
+        self.flush_input(id, turn);
         if self.input(id).is_some_and(|input| input.end.is_hung_up()) {
-            self.end_input(id, agent, now);
+            self.end_input(id, turn);
         }
     }
 
     /// Writes until there is no more, or the command takes no more.
-    pub(super) fn flush_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
+    pub(super) fn flush_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
         while let Some(input) = self.input_mut(id) {
-            let pending = agent.input_pending(id);
+            let pending = turn.agent.input_pending(id);
             if pending.is_empty() {
                 break;
             }
             match input.end.write(pending) {
-                Ok(len) => agent.handle_input_written(id, len, now),
+                Ok(len) => turn.agent.handle_input_written(id, len, turn.now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock && !input.is_wide => {
                     // Tried once more.
                     input.is_wide = true;
@@ -71,17 +70,17 @@ impl Shell {
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
                     debug!("{id}: its input is read no more: {err}");
-                    return self.end_input(id, agent, now);
+                    return self.end_input(id, turn);
                 }
             }
         }
-        self.sync_input(id, agent, now);
+        self.sync_input(id, turn);
     }
 
     /// Makes the registration agree with whether bytes wait. Registering anew reports room that is
     /// already there.
-    fn sync_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
-        let is_wanted = !agent.input_pending(id).is_empty();
+    fn sync_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
+        let is_wanted = !turn.agent.input_pending(id).is_empty();
         let Some(input) = self.stdio.get_mut(&id).and_then(|it| it.input.as_mut()) else {
             return;
         };
@@ -97,7 +96,7 @@ impl Shell {
         let token = Source::Input(id).token();
         if let Err(err) = self.registry.reregister(&mut input.end, token, interest) {
             debug!("{id}: cannot poll its input: {err}");
-            self.end_input(id, agent, now);
+            self.end_input(id, turn);
         }
     }
 
@@ -111,9 +110,9 @@ impl Shell {
         }
     }
 
-    pub(super) fn end_input(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
+    pub(super) fn end_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
         self.close_input(id);
-        agent.handle_input_closed(id, now);
+        turn.agent.handle_input_closed(id, turn.now);
     }
 
     fn input_mut(&mut self, id: SessionId) -> Option<&mut Input> {

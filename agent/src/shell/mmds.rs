@@ -1,14 +1,12 @@
 //! The connection to the metadata service: one for each question, never waited for.
 
 use std::io::{self, Read, Write};
-use std::time::Instant;
 
 use log::debug;
 use mio::Interest;
 use mio::net::TcpStream;
 
-use super::{Shell, Source};
-use crate::agent::Agent;
+use super::{Shell, Source, Turn};
 
 /// A question that is open.
 #[derive(Debug)]
@@ -20,7 +18,7 @@ pub(super) struct Link {
 
 impl Shell {
     /// Opens a connection, and has the question sent once it is there.
-    pub(super) fn ask_mmds(&mut self, question: String, agent: &mut Agent, now: Instant) {
+    pub(super) fn ask_mmds(&mut self, question: String, turn: &mut Turn<'_>) {
         self.close_mmds();
         let Some(address) = self.options.mmds else {
             return;
@@ -36,7 +34,7 @@ impl Shell {
                 let unsent = question.into_bytes();
                 self.mmds = Some(Link { stream, unsent });
             }
-            Err(err) => self.lose_mmds(&err, agent, now),
+            Err(err) => self.lose_mmds(&err, turn),
         }
     }
 
@@ -47,15 +45,15 @@ impl Shell {
         }
     }
 
-    fn lose_mmds(&mut self, err: &io::Error, agent: &mut Agent, now: Instant) {
+    fn lose_mmds(&mut self, err: &io::Error, turn: &mut Turn<'_>) {
         debug!("metadata service: {err}");
         self.close_mmds();
-        agent.handle_mmds_failed(now);
+        turn.agent.handle_mmds_failed(turn.now);
     }
 
     /// Writes and reads until neither goes on, or the core has heard enough. It takes a few
     /// kilobytes, so that a service without end is no reason to let others wait.
-    pub(super) fn drain_mmds(&mut self, agent: &mut Agent, now: Instant) {
+    pub(super) fn drain_mmds(&mut self, turn: &mut Turn<'_>) {
         while let Some(link) = &mut self.mmds {
             // A connection that is being made takes nothing yet, and one that could not be made
             // says why here.
@@ -67,13 +65,13 @@ impl Shell {
             match moved {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => self.lose_mmds(&err, agent, now),
+                Err(err) => self.lose_mmds(&err, turn),
                 // It was closed, before all was sent or all was answered.
-                Ok(0) => self.lose_mmds(&io::ErrorKind::UnexpectedEof.into(), agent, now),
+                Ok(0) => self.lose_mmds(&io::ErrorKind::UnexpectedEof.into(), turn),
                 Ok(len) if !link.unsent.is_empty() => drop(link.unsent.drain(..len)),
-                Ok(len) => agent.handle_mmds_bytes(&self.scratch[..len], now),
+                Ok(len) => turn.agent.handle_mmds_bytes(&self.scratch[..len], turn.now),
             }
-            self.settle(agent, now);
+            self.drain_actions(turn);
         }
     }
 }

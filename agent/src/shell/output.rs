@@ -1,15 +1,14 @@
 //! Starting programs, and bytes out of their pipes and terminals.
 
 use std::io::{self, IoSliceMut};
-use std::time::Instant;
 
 use log::{debug, warn};
 use mio::Interest;
 use shared::message::TtySize;
 
 use super::input::Input;
-use super::{READS_PER_TURN_MAX, Shell, Source};
-use crate::agent::{Agent, SessionId, Stream};
+use super::{READS_PER_TURN_MAX, Shell, Source, Turn};
+use crate::agent::{SessionId, Stream};
 use crate::sys::stdio::{PIPE_LEN, StdioEnd};
 
 /// The agent's ends of a command's standard descriptors, as far as they are open.
@@ -78,7 +77,7 @@ impl Shell {
     /// Nothing is left to read of an output: an edge tells of more. What came since the read gives
     /// an edge to a registration that is new. An output that cannot be polled has ended: the
     /// program then writes into a closed pipe, and its end is reported.
-    fn wait_for_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
+    fn wait_for_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         let source = Source::Output(id, stream);
         self.unpush_ready(source);
         let output = self
@@ -100,7 +99,7 @@ impl Shell {
             Ok(()) => output.is_registered = true,
             Err(err) => {
                 warn!("{id}: cannot poll its output: {err}");
-                self.end_output(id, stream, agent, now);
+                self.end_output(id, stream, turn);
             }
         }
     }
@@ -117,13 +116,7 @@ impl Shell {
     }
 
     /// Reads until there is no more, or the core takes no more, or it is others' turn.
-    pub(crate) fn drain_output(
-        &mut self,
-        id: SessionId,
-        stream: Stream,
-        agent: &mut Agent,
-        now: Instant,
-    ) {
+    pub(crate) fn drain_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         for _ in 0..READS_PER_TURN_MAX {
             let Some(stdio) = self.stdio.get_mut(&id) else {
                 return;
@@ -132,36 +125,37 @@ impl Shell {
                 return;
             };
             output.is_unread = true;
-            let room = agent.output_room(id, stream);
+            let room = turn.agent.output_room(id, stream);
             if room == 0 {
                 return;
             }
             // Into the ring as far as it has memory, and what is more than that by the way of ours.
-            let [front, back] = agent.output_spare(id, stream);
+            let [front, back] = turn.agent.output_spare(id, stream);
             let spare_len = front.len() + back.len();
             let scratch_len = room.saturating_sub(spare_len).min(self.scratch.len());
             let mut slices = [front, back, &mut self.scratch[..scratch_len]].map(IoSliceMut::new);
             let result = output.end.read(&mut slices);
             let len = *result.as_ref().unwrap_or(&0);
             let overflow = &self.scratch[..len.saturating_sub(spare_len)];
-            agent.handle_output_read(id, stream, len.min(spare_len), overflow);
+            turn.agent
+                .handle_output_read(id, stream, len.min(spare_len), overflow);
             if len >= PIPE_LEN && !output.is_wide {
                 output.is_wide = true;
                 output.end.widen();
             }
             match result {
-                Ok(0) => return self.end_output(id, stream, agent, now),
+                Ok(0) => return self.end_output(id, stream, turn),
                 Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    return self.wait_for_output(id, stream, agent, now);
+                    return self.wait_for_output(id, stream, turn);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
                     warn!("{id}: cannot read its output: {err}");
-                    return self.end_output(id, stream, agent, now);
+                    return self.end_output(id, stream, turn);
                 }
             }
-            self.settle(agent, now);
+            self.drain_actions(turn);
         }
         self.push_ready(Source::Output(id, stream));
     }
@@ -180,9 +174,9 @@ impl Shell {
     }
 
     /// Closes the outputs of a session that waits for them no more.
-    pub(crate) fn close_outputs(&mut self, id: SessionId, agent: &mut Agent, now: Instant) {
+    pub(crate) fn close_outputs(&mut self, id: SessionId, turn: &mut Turn<'_>) {
         for &stream in Stream::ALL {
-            self.close_output(id, stream, agent, now);
+            self.close_output(id, stream, turn);
         }
         if let Some(stdio) = self.stdio.get_mut(&id) {
             stdio.let_go = None;
@@ -190,15 +184,14 @@ impl Shell {
         }
     }
 
-    fn end_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
-        self.close_output(id, stream, agent, now);
-        agent.handle_output_closed(id, stream, now);
-        self.settle(agent, now);
+    fn end_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
+        self.close_output(id, stream, turn);
+        turn.agent.handle_output_closed(id, stream, turn.now);
     }
 
     /// Deregisters, then closes, but for a terminal. With a terminal's output its input ends too:
     /// it would be kept open for that, with nobody to read what its programs write.
-    fn close_output(&mut self, id: SessionId, stream: Stream, agent: &mut Agent, now: Instant) {
+    fn close_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         let Some(stdio) = self.stdio.get_mut(&id) else {
             return;
         };
@@ -210,7 +203,7 @@ impl Shell {
             stdio.let_go = Some(output.end).filter(|_| stdio.is_terminal);
         }
         if stdio.is_terminal && stdio.input.is_some() {
-            self.end_input(id, agent, now);
+            self.end_input(id, turn);
         }
         self.forget_closed(id);
     }

@@ -5,12 +5,11 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Instant;
 
 use super::output::Stdio;
-use super::{Shell, Source};
+use super::{Shell, Source, Turn};
 use crate::accounts::{self, Account, AccountError};
-use crate::agent::{Agent, Command, Purpose, SessionId, SpawnFailure, SpawnStage, Stream};
+use crate::agent::{Command, Purpose, SessionId, SpawnFailure, SpawnStage, Stream};
 use crate::sys::file::read_small;
 use crate::sys::spawn::{Program, SpawnError, Stage, Started, User, c_string};
 use crate::sys::stdio::Wiring;
@@ -23,13 +22,7 @@ const ACCOUNTS_LEN_MAX: usize = 1024 * 1024;
 
 impl Shell {
     /// Starts a program and reports its process id.
-    pub(super) fn spawn(
-        &mut self,
-        purpose: Purpose,
-        command: &Command,
-        agent: &mut Agent,
-        now: Instant,
-    ) {
+    pub(super) fn spawn(&mut self, purpose: Purpose, command: &Command, turn: &mut Turn<'_>) {
         let result = program_of(command).and_then(|program| {
             self.spawner
                 .spawn(&program)
@@ -37,13 +30,17 @@ impl Shell {
         });
         match (result, purpose) {
             (Ok(started), Purpose::Session(id)) => {
-                agent.handle_spawned(purpose, Ok(started.pid), now);
+                turn.agent
+                    .handle_spawned(purpose, Ok(started.pid), turn.now);
                 self.has_spawned = true;
-                self.follow(id, started, command, agent, now);
+                self.follow(id, started, command, turn);
             }
-            (Ok(started), Purpose::Probe(_)) => agent.handle_spawned(purpose, Ok(started.pid), now),
+            (Ok(started), Purpose::Probe(_)) => {
+                turn.agent
+                    .handle_spawned(purpose, Ok(started.pid), turn.now)
+            }
             (Err(failure), Purpose::Session(_) | Purpose::Probe(_)) => {
-                agent.handle_spawned(purpose, Err(failure), now);
+                turn.agent.handle_spawned(purpose, Err(failure), turn.now);
             }
         }
     }
@@ -52,26 +49,21 @@ impl Shell {
     ///
     /// The outputs are read in the next turn, before they come to the poll set: a short command has
     /// often written and closed them by then, and they need not come there at all.
-    fn follow(
-        &mut self,
-        id: SessionId,
-        started: Started,
-        command: &Command,
-        agent: &mut Agent,
-        now: Instant,
-    ) {
+    fn follow(&mut self, id: SessionId, started: Started, command: &Command, turn: &mut Turn<'_>) {
         let ends = started.stdio;
         self.push_ready(Source::Output(id, Stream::Stdout));
         match ends.stderr {
             Some(_) => self.push_ready(Source::Output(id, Stream::Stderr)),
-            None => agent.handle_output_closed(id, Stream::Stderr, now),
+            None => turn
+                .agent
+                .handle_output_closed(id, Stream::Stderr, turn.now),
         }
         // A terminal has a writing end also when nothing is to be written to it.
         let stdin = ends.stdin.filter(|_| command.has_input);
         let has_stdin = stdin.is_some();
         let input = stdin.and_then(|end| self.register_input(id, end));
         if has_stdin && input.is_none() {
-            agent.handle_input_closed(id, now);
+            turn.agent.handle_input_closed(id, turn.now);
         }
         let is_terminal = command.tty.is_some();
         let stdio = Stdio::new(input, ends.stdout, ends.stderr, is_terminal);
