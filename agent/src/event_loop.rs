@@ -1,12 +1,12 @@
 //! The loop: sleep, read the clock once, hand in what happened, perform what follows.
 //!
-//! Only this file polls. The order within a turn is fixed: events first, then sources that were left
-//! unread, then the accept queue, then timers. The actions of the core are drained after each event
+//! Only this file polls. The order within a turn is fixed: events first, then sources that were
+//! left unread, then the accept queue, then timers. The core's actions are drained after each event
 //! and at the end of the turn; a source that is read in a loop drains them after each read.
 //!
-//! Input comes before timers because a machine that was paused finds every deadline passed, and what
-//! its peers said in the meantime takes precedence. The accept queue is drained on every wake-up
-//! because a connection that arrived while the machine was paused gives no edge.
+//! Input comes before timers because a machine that was paused finds every deadline passed, and
+//! what its peers said in the meantime takes precedence. The accept queue is drained on every
+//! wake-up because a connection that arrived while the machine was paused gives no edge.
 
 use std::io;
 use std::time::Duration;
