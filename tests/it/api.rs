@@ -1,7 +1,7 @@
 //! Goal: whatever comes over a VMM's API socket, a command ends within its time limit, in the right
 //! phase, with its documented exit code and a message that names the request, and leaves no
 //! process, socket, lock or half-written artifact behind; a VM that was there goes on. Method: the
-//! built `host-tool`, a double of Firecracker that answers one request otherwise than it should,
+//! built `host-tool`, a fake Firecracker that answers one request otherwise than it should,
 //! and two tables: each [`Step`] meets each [`Fault`].
 
 mod faults;
@@ -13,7 +13,7 @@ use std::thread;
 
 use serde_json::Value;
 use tests::agent::Agent;
-use tests::double::{Double, Kind, Rule, Then};
+use tests::host::{Kind, Rule, TestHost, Then};
 use tests::process::{Finished, run};
 
 use faults::{FAULTS, Fault, QMP_FAULTS};
@@ -93,24 +93,24 @@ const QMP_STEPS: [Step; 7] = [
 ];
 
 /// A place where cases run one after the other.
-struct Place {
-    double: Double,
+struct Fixture {
+    host: TestHost,
     kind: Kind,
     _agent: Agent,
 }
 
-impl Place {
+impl Fixture {
     fn new(kind: Kind) -> Self {
         let agent = Agent::start();
         Self {
-            double: Double::of_kind(kind, &agent),
+            host: TestHost::of_kind(kind, &agent),
             kind,
             _agent: agent,
         }
     }
 
     fn arguments(&self, command: Command, timeout: &str) -> Vec<String> {
-        let path = |name: &str| self.double.path(name).display().to_string();
+        let path = |name: &str| self.host.path(name).display().to_string();
         let line = match command {
             Command::Boot => format!(
                 "boot --name vm --kernel {} --initrd {} --drive {}",
@@ -118,10 +118,10 @@ impl Place {
                 path("initrd"),
                 path("disk"),
             ),
-            Command::Restore => format!("restore --name vm {}", self.double.artifact().display()),
+            Command::Restore => format!("restore --name vm {}", self.host.artifact().display()),
             Command::Adopt => format!(
                 "restore {} --api-sock {} --uds {}",
-                self.double.artifact().display(),
+                self.host.artifact().display(),
                 path("vmm/api.sock"),
                 path("vmm/vsock.sock"),
             ),
@@ -137,24 +137,24 @@ impl Place {
 
     /// Runs a command whose step meets a rule. What has to be there before is there.
     fn meet(&self, command: Command, rule: &Rule, timeout: &str) -> (Finished, Option<Child>) {
-        self.double.script(&[]);
+        self.host.script(&[]);
         let mut vmm = None;
         match command {
             Command::Boot | Command::Restore => {}
             Command::Adopt => {
-                let mut program = self.double.vmm();
+                let mut program = self.host.vmm();
                 program.stdin(Stdio::null()).stdout(Stdio::null());
                 vmm = Some(program.spawn().unwrap());
             }
             Command::Snapshot => {
                 let boot = self.arguments(Command::Boot, LONG);
-                self.double.run(boot).exits(0);
+                self.host.run(boot).exits(0);
             }
         }
         let rules = std::slice::from_ref(rule);
-        self.double.script(rules);
+        self.host.script(rules);
         let arguments = self.arguments(command, timeout);
-        (run(&mut self.double.tool(arguments)), vmm)
+        (run(&mut self.host.tool(arguments)), vmm)
     }
 
     /// The same with the shortest time limit in which the request comes at all.
@@ -166,7 +166,7 @@ impl Place {
             // tried once when it is the resume that fails.
             let has_lost_source =
                 step.phase != "resume" && ended.out().contains(r#""source":"failed""#);
-            if timeout == &LONG || (self.double.is_met() && !has_lost_source) {
+            if timeout == &LONG || (self.host.is_met() && !has_lost_source) {
                 return (ended, vmm);
             }
             self.clean_up(vmm);
@@ -176,18 +176,18 @@ impl Place {
 
     /// Takes away what a command may leave.
     fn clean_up(&self, vmm: Option<Child>) {
-        self.double.script(&[]);
+        self.host.script(&[]);
         if let Some(mut vmm) = vmm {
             drop(vmm.kill());
             drop(vmm.wait());
             for socket in ["vmm/api.sock", "vmm/vsock.sock"] {
-                drop(std::fs::remove_file(self.double.path(socket)));
+                drop(std::fs::remove_file(self.host.path(socket)));
             }
         }
-        for name in self.double.names("state") {
-            self.double.run(["rm", "--force", &name]);
+        for name in self.host.names("state") {
+            self.host.run(["rm", "--force", &name]);
         }
-        drop(std::fs::remove_dir_all(self.double.path("snapshots/out")));
+        drop(std::fs::remove_dir_all(self.host.path("snapshots/out")));
     }
 
     /// Runs one case to its end, and says what is wrong with it, if anything is.
@@ -195,13 +195,13 @@ impl Place {
         let rule = (fault.make)(Rule::on(step.request).nth(step.nth));
         let (ended, vmm) = self.meet_in_time(step, &rule, fault.code == 124);
         assert!(
-            self.double.is_met(),
+            self.host.is_met(),
             "{step:?}: the request does not come: {ended}"
         );
         let judged = self.judge(step, fault, rule.then, &ended);
         let left = self.judge_left(step, fault, rule.then, &ended);
         self.clean_up(vmm);
-        self.double.is_clean();
+        self.host.is_clean();
         let wrong = [judged, left].into_iter().filter_map(Result::err);
         let wrong: Vec<_> = wrong.collect();
         if wrong.is_empty() {
@@ -245,12 +245,12 @@ impl Place {
         ended: &Finished,
     ) -> Result<(), String> {
         let expected = |what: &str, is_so: bool| is_so.then_some(()).ok_or_else(|| what.to_owned());
-        let artifacts = self.double.names("snapshots");
+        let artifacts = self.host.names("snapshots");
         let has_artifact = artifacts == ["out"];
         let is_source_fault = step.phase == "resume" || fault.code == 0;
         match step.command {
             // Gone without a trace; only what went well stays.
-            Command::Boot | Command::Restore if fault.code != 0 => self.double.is_clean(),
+            Command::Boot | Command::Restore if fault.code != 0 => self.host.is_clean(),
             Command::Boot | Command::Restore | Command::Adopt => {}
             Command::Snapshot if is_source_fault => expected("artifact", has_artifact)?,
             Command::Snapshot => expected("no artifact", artifacts.is_empty())?,
@@ -263,10 +263,8 @@ impl Place {
             let record: Value = serde_json::from_slice(&ended.stdout).map_err(|e| e.to_string())?;
             expected("source goes on", record["source"] == "ready")?;
         }
-        self.double.script(&[]);
-        let probed = self
-            .double
-            .run(["probe", "--name", "vm", "--timeout", LONG]);
+        self.host.script(&[]);
+        let probed = self.host.run(["probe", "--name", "vm", "--timeout", LONG]);
         expected("guest answers", probed.code() == 0)
     }
 }
@@ -284,9 +282,9 @@ fn check_all(kind: Kind, steps: &[Step], faults: &[Fault]) {
     let next = AtomicUsize::new(0);
     let wrong = Mutex::new(Vec::new());
     let work = || {
-        let place = Place::new(kind);
+        let fixture = Fixture::new(kind);
         while let Some((step, fault)) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
-            if let Err(text) = place.check(*step, fault) {
+            if let Err(text) = fixture.check(*step, fault) {
                 wrong.lock().unwrap().push(text);
             }
         }
@@ -317,21 +315,21 @@ fn each_line_meets_each_fault() {
 #[test]
 fn a_vmm_that_does_not_come_up_is_taken_away() {
     for kind in [Kind::Firecracker, Kind::Qemu] {
-        let place = Place::new(kind);
+        let fixture = Fixture::new(kind);
         for command in [Command::Boot, Command::Restore] {
             for (then, timeout, code, text) in [
                 (Then::Exit, LONG, 8, "the VMM ended with exit code 1"),
                 (
-                    Then::Hold,
+                    Then::Hang,
                     "500ms",
                     124,
                     "nothing listened there before the deadline",
                 ),
             ] {
-                let (ended, _) = place.meet(command, &Rule::on("START").then(then), timeout);
+                let (ended, _) = fixture.meet(command, &Rule::on("START").then(then), timeout);
                 let ended = ended.exits(code).complains(text);
                 assert_eq!(ended.json()["phase"], "spawn", "{ended}");
-                place.double.is_clean();
+                fixture.host.is_clean();
             }
         }
     }
@@ -340,11 +338,11 @@ fn a_vmm_that_does_not_come_up_is_taken_away() {
 /// QEMU speaks first.
 #[test]
 fn a_greeting_that_is_none_is_named() {
-    let place = Place::new(Kind::Qemu);
+    let fixture = Fixture::new(Kind::Qemu);
     for (send, then, timeout, code, text) in [
         (
             "",
-            Then::Hold,
+            Then::Hang,
             "500ms",
             124,
             "no answer to qmp_capabilities",
@@ -358,31 +356,31 @@ fn a_greeting_that_is_none_is_named() {
         ),
         (
             "hello\n",
-            Then::Hold,
+            Then::Hang,
             LONG,
             5,
             "unusable answer to qmp_capabilities",
         ),
         (
             "{\"event\": \"STOP\"}\n",
-            Then::Again,
+            Then::Repeat,
             LONG,
             5,
             "without a greeting",
         ),
     ] {
         let rule = Rule::on("GREETING").send(send).then(then);
-        let (ended, _) = place.meet(Command::Boot, &rule, timeout);
+        let (ended, _) = fixture.meet(Command::Boot, &rule, timeout);
         let ended = ended.exits(code).complains(text);
         assert_eq!(ended.json()["phase"], "start", "{ended}");
-        place.double.is_clean();
+        fixture.host.is_clean();
     }
 }
 
 /// The VMM's own words decide whether another try may help.
 #[test]
 fn a_load_that_fails_for_the_artifacts_sake_says_so() {
-    let place = Place::new(Kind::Firecracker);
+    let fixture = Fixture::new(Kind::Firecracker);
     let words = "Failed to get snapshot state from file: CRC64 validation failed";
     let body = format!(r#"{{"fault_message":"Load snapshot error: {words}"}}"#);
     let len = body.len();
@@ -391,10 +389,10 @@ fn a_load_that_fails_for_the_artifacts_sake_says_so() {
         let rule = Rule::on("PUT /snapshot/load")
             .send(&answer)
             .then(Then::Exit);
-        let (ended, vmm) = place.meet(command, &rule, LONG);
+        let (ended, vmm) = fixture.meet(command, &rule, LONG);
         let ended = ended.exits(3).complains(words);
         assert_eq!(ended.json()["phase"], "load", "{ended}");
-        place.clean_up(vmm);
-        place.double.is_clean();
+        fixture.clean_up(vmm);
+        fixture.host.is_clean();
     }
 }

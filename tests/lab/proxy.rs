@@ -15,7 +15,7 @@ use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, VsockAddr, connect, shutdown, socket,
 };
 
-use tests::door::Door;
+use tests::acceptor::Acceptor;
 
 use crate::machine::{Machine, Vmm};
 
@@ -65,7 +65,7 @@ impl Connections {
 #[derive(Debug)]
 pub(crate) struct Proxy {
     connections: Arc<Connections>,
-    door: Door,
+    acceptor: Acceptor,
 }
 
 impl Proxy {
@@ -74,12 +74,15 @@ impl Proxy {
         let connections = Arc::new(Connections::default());
         let kept = Arc::clone(&connections);
         let relay = move |client| relay(client, &upstream, &kept);
-        let door = Door::open(machine.path("proxy.sock"), relay);
-        Self { connections, door }
+        let acceptor = Acceptor::open(machine.path("proxy.sock"), relay);
+        Self {
+            connections,
+            acceptor,
+        }
     }
 
     pub(crate) fn socket(&self) -> &Path {
-        self.door.socket()
+        self.acceptor.socket()
     }
 
     /// Cuts every connection. A client that was cut before may have its output yet to read, and
@@ -91,7 +94,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.door.close();
+        self.acceptor.close();
         self.connections.cut(0);
     }
 }

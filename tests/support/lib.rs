@@ -1,14 +1,15 @@
-//! What the black-box tests share: the built programs as processes, and a raw client that speaks
-//! the protocol frame by frame, so that a test can say what no well-behaved client would.
+//! What the black-box tests share: the built programs as processes, a raw client that speaks the
+//! protocol frame by frame, and stand-ins for what lies between the programs: a vsock device
+//! ([`muxer`]), a proxy that cuts connections, and a fake VMM ([`host`]).
 //!
 //! Nothing here waits for time to pass: every wait is for an event, with [`DEADLINE`] as its end.
 //! Whatever cannot be done, or does not happen before the deadline, panics: the test has failed.
 
+pub mod acceptor;
 pub mod agent;
 pub mod client;
-pub mod door;
-pub mod double;
-pub mod gate;
+pub mod fifo;
+pub mod host;
 pub mod muxer;
 pub mod process;
 pub mod proxy;
@@ -17,16 +18,18 @@ pub mod terminal;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// How long any single event may take before the test that waits for it has failed. It is long
-/// because the lab is slow; nothing is ever as slow as this unless it is broken.
+/// How long any single event may take before the test that waits for it has failed. The emulated
+/// lab is slow, so it is long.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Path of a built program: `TEST_HOST_TOOL` or `TEST_GUEST_AGENT` name another, and otherwise it
-/// lies in the folder above the test's own.
+/// Path of a built program: the one that `TEST_HOST_TOOL` or `TEST_GUEST_AGENT` names, or else the
+/// one in the folder above the test's own.
 pub fn program(name: &str) -> PathBuf {
     let variable = format!("TEST_{}", name.to_uppercase().replace('-', "_"));
     if let Some(path) = std::env::var_os(&variable) {
@@ -45,17 +48,17 @@ pub fn program(name: &str) -> PathBuf {
 
 /// Says that something cannot be tested here, so that the summary of `scripts/test.sh` lists it.
 ///
-/// Written past the capture of the test program, which would swallow it when the test passes.
+/// Written around libtest's capture, which hides the output of a test that passes.
 pub fn skip(what: &str, why: &str) {
     let line = format!("\nskipped: process {what}: {why}\n");
     drop(std::io::stdout().write_all(line.as_bytes()));
 }
 
-/// Lets this process, and those it starts, open as many files as it may: some tests hold a
-/// thousand connections, on both sides.
+/// Raises this process' limit of open files, and that of its children, as far as is allowed: some
+/// tests hold a thousand connections on both sides.
 pub fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // Without the right to, what is there has to do.
+        // If this fails, the tests that need more say so.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
@@ -75,4 +78,19 @@ pub fn release_agent() -> PathBuf {
     let mut build = Command::new(top().join("scripts/build-agent.sh"));
     let built = process::run(build.current_dir(top()));
     PathBuf::from(built.exits(0).out().trim())
+}
+
+/// Runs `blocking` on a thread of its own, and fails unless it returns before [`DEADLINE`].
+#[track_caller]
+pub fn within_deadline<T: Send + 'static>(
+    what: &str,
+    blocking: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (sender, receiver) = mpsc::channel();
+    // At the deadline the thread is left behind: the test has failed then.
+    thread::spawn(move || drop(sender.send(blocking())));
+    match receiver.recv_timeout(DEADLINE) {
+        Ok(value) => value,
+        Err(error) => panic!("waited for {what} in vain: {error}"),
+    }
 }

@@ -18,12 +18,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use shared::limits::PORT_DEFAULT;
 
 use crate::DEADLINE;
-use crate::door::Door;
+use crate::acceptor::Acceptor;
 use crate::proxy::{Closed, Direction};
 
 /// What becomes of a connection of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum Treatment {
     /// It reaches the agent, and everything is passed on.
     Passed,
     /// The same, byte by byte.
@@ -65,9 +65,9 @@ struct Link {
 #[derive(Debug, Default)]
 struct State {
     /// For the connections that come next.
-    plan: VecDeque<Fate>,
+    plan: VecDeque<Treatment>,
     /// For those behind them.
-    lasting: Option<Fate>,
+    lasting: Option<Treatment>,
     links: Vec<Link>,
     /// Connections that the agent's kernel would not take.
     refused_count: usize,
@@ -109,7 +109,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct Muxer {
     shared: Arc<Shared>,
-    door: Door,
+    acceptor: Acceptor,
 }
 
 impl Muxer {
@@ -121,23 +121,23 @@ impl Muxer {
             changed: Condvar::new(),
         });
         let of_thread = Arc::clone(&shared);
-        let door = Door::open(socket, move |host| take(&of_thread, host));
-        Self { shared, door }
+        let acceptor = Acceptor::open(socket, move |host| take(&of_thread, host));
+        Self { shared, acceptor }
     }
 
     /// Where the host connects.
     pub fn socket(&self) -> &Path {
-        self.door.socket()
+        self.acceptor.socket()
     }
 
     /// Says what becomes of the connections that come next; those behind them fare as before.
-    pub fn plan(&self, fates: &[Fate]) {
-        self.shared.change(|state| state.plan.extend(fates));
+    pub fn plan(&self, treatments: &[Treatment]) {
+        self.shared.change(|state| state.plan.extend(treatments));
     }
 
     /// Says what becomes of all connections behind the planned ones.
-    pub fn treat_all(&self, fate: Fate) {
-        self.shared.change(|state| state.lasting = Some(fate));
+    pub fn treat_all(&self, treatment: Treatment) {
+        self.shared.change(|state| state.lasting = Some(treatment));
     }
 
     /// Forgets what was planned: everything is passed on again.
@@ -223,7 +223,7 @@ impl Muxer {
 
 impl Drop for Muxer {
     fn drop(&mut self) {
-        self.door.close();
+        self.acceptor.close();
         self.reset(Closed::Both);
         self.shared.change(|state| {
             state.links.iter_mut().for_each(|link| link.is_held = false);
@@ -243,69 +243,69 @@ impl Link {
     }
 }
 
-/// Gives a connection its number and its fate, in the order in which they come.
+/// Gives a connection its number and its treatment, in the order in which they come.
 fn take(shared: &Arc<Shared>, host: UnixStream) {
-    let (index, fate) = shared.change(|state| {
-        let fate = state.plan.pop_front().or(state.lasting);
-        let fate = fate.unwrap_or(Fate::Passed);
+    let (index, treatment) = shared.change(|state| {
+        let treatment = state.plan.pop_front().or(state.lasting);
+        let treatment = treatment.unwrap_or(Treatment::Passed);
         state.links.push(Link {
             host: copy(&host),
             guest: None,
-            is_held: fate == Fate::Held,
+            is_held: treatment == Treatment::Held,
             is_delivered: false,
             is_severed: false,
         });
-        (state.links.len() - 1, fate)
+        (state.links.len() - 1, treatment)
     });
     let shared = Arc::clone(shared);
-    thread::spawn(move || serve(&shared, index, host, fate));
+    thread::spawn(move || serve(&shared, index, host, treatment));
 }
 
-fn serve(shared: &Arc<Shared>, index: usize, mut host: UnixStream, fate: Fate) {
+fn serve(shared: &Arc<Shared>, index: usize, mut host: UnixStream, treatment: Treatment) {
     let Some(ahead) = read_line(&mut host) else {
         shared.change(|state| state.malformed_count += 1);
         return end(&host);
     };
-    match fate {
-        Fate::Refused => return end(&host),
-        Fate::Lost => return swallow(&mut host),
-        Fate::Dead => {
+    match treatment {
+        Treatment::Refused => return end(&host),
+        Treatment::Lost => return swallow(&mut host),
+        Treatment::Dead => {
             drop(host.write_all(&ok_line(index)));
             return swallow(&mut host);
         }
-        Fate::Held => {
+        Treatment::Held => {
             let state = shared.state();
             let is_held = |state: &mut State| state.links[index].is_held;
             drop(shared.changed.wait_while(state, is_held));
         }
-        Fate::Passed | Fate::Bytewise | Fate::Severed { .. } => {}
+        Treatment::Passed | Treatment::Bytewise | Treatment::Severed { .. } => {}
     }
     let Some(guest) = connect_now(&shared.agent) else {
         shared.change(|state| state.refused_count += 1);
         return end(&host);
     };
     shared.change(|state| state.links[index].guest = Some(copy(&guest)));
-    if host.write_all(&ok_line(index)).is_err() && fate != Fate::Held {
+    if host.write_all(&ok_line(index)).is_err() && treatment != Treatment::Held {
         return end(&guest);
     }
-    let way = |direction, from: &UnixStream, to: &UnixStream| Way {
+    let pump = |direction, from: &UnixStream, to: &UnixStream| Pump {
         direction,
-        fate,
+        treatment,
         shared: Arc::clone(shared),
         index,
         from: copy(from),
         to: copy(to),
         passed: 0,
     };
-    let to_host = way(Direction::ToHost, &guest, &host);
+    let to_host = pump(Direction::ToHost, &guest, &host);
     thread::spawn(move || to_host.run(Vec::new()));
-    way(Direction::ToGuest, &host, &guest).run(ahead);
+    pump(Direction::ToGuest, &host, &guest).run(ahead);
 }
 
 /// One direction of a connection.
-struct Way {
+struct Pump {
     direction: Direction,
-    fate: Fate,
+    treatment: Treatment,
     shared: Arc<Shared>,
     index: usize,
     from: UnixStream,
@@ -313,7 +313,7 @@ struct Way {
     passed: usize,
 }
 
-impl Way {
+impl Pump {
     /// Passes on `bytes`, and then what comes, until one side closes or it is severed.
     fn run(mut self, mut bytes: Vec<u8>) {
         loop {
@@ -345,8 +345,8 @@ impl Way {
 
     /// After how many bytes of this direction it ends, and for whom.
     fn cut(&self) -> Option<(usize, Closed)> {
-        match self.fate {
-            Fate::Severed {
+        match self.treatment {
+            Treatment::Severed {
                 direction,
                 after,
                 closed,
@@ -356,8 +356,8 @@ impl Way {
     }
 
     fn write(&mut self, bytes: &[u8]) -> bool {
-        let len = match self.fate {
-            Fate::Bytewise => 1,
+        let len = match self.treatment {
+            Treatment::Bytewise => 1,
             _ => bytes.len().max(1),
         };
         let mut pieces = bytes.chunks(len);

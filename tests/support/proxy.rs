@@ -12,7 +12,7 @@ use std::thread;
 use shared::frame::{Decoder, FrameKind, encode_with};
 use shared::limits::STREAM_OFFSET_LEN;
 
-use crate::door::Door;
+use crate::acceptor::Acceptor;
 
 /// In which direction bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
-    door: Door,
+    acceptor: Acceptor,
 }
 
 impl Proxy {
@@ -95,13 +95,13 @@ impl Proxy {
     pub fn start(socket: PathBuf, agent: &Path) -> Self {
         let shared = Arc::new(Shared::default());
         let (of_thread, agent) = (Arc::clone(&shared), agent.to_path_buf());
-        let door = Door::open(socket, move |client| relay(&of_thread, client, &agent));
-        Self { shared, door }
+        let acceptor = Acceptor::open(socket, move |client| relay(&of_thread, client, &agent));
+        Self { shared, acceptor }
     }
 
     /// Where clients connect.
     pub fn socket(&self) -> &Path {
-        self.door.socket()
+        self.acceptor.socket()
     }
 
     /// Cuts the next connection.
@@ -143,7 +143,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.door.close();
+        self.acceptor.close();
         self.shared.close_all();
     }
 }
@@ -167,7 +167,7 @@ fn relay(shared: &Arc<Shared>, host: UnixStream, agent: &Path) {
     drop(open);
     let is_cut = Arc::new(AtomicBool::new(false));
     for direction in [Direction::ToGuest, Direction::ToHost] {
-        let mut way = Way {
+        let mut pump = Pump {
             is_cut: Arc::clone(&is_cut),
             shared: Arc::clone(shared),
             direction,
@@ -175,12 +175,12 @@ fn relay(shared: &Arc<Shared>, host: UnixStream, agent: &Path) {
             host: copy(&host),
             guest: copy(&guest),
         };
-        thread::spawn(move || way.run());
+        thread::spawn(move || pump.run());
     }
 }
 
 /// One direction of a connection.
-struct Way {
+struct Pump {
     shared: Arc<Shared>,
     direction: Direction,
     /// Where it ends, if it is to be cut.
@@ -191,7 +191,7 @@ struct Way {
     guest: UnixStream,
 }
 
-impl Way {
+impl Pump {
     /// Passes on until one side closes or the cut is reached.
     fn run(&mut self) {
         let ended = match self.cut.map(|cut| cut.length) {

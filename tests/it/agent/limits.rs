@@ -8,7 +8,7 @@ use shared::limits::{
 use shared::message::{ByteString, Exec, ExitStatus, FailCode, Hello, Message, Ping, Stream};
 use tests::agent::Agent;
 use tests::client::{Client, exec_id, exec_numbered, shell};
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 
 /// Connections that are served at once, and sessions that run at once (`docs/agent.md`).
 const CONNECTIONS_MAX: usize = 1024;
@@ -67,8 +67,8 @@ fn connections() {
 #[test]
 fn sessions() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
-    let mut request = exec_numbered(0, &["cat", gate.path()]);
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let mut request = exec_numbered(0, &["cat", fifo.path()]);
     request.detached = true;
     for number in 1..=SESSIONS_MAX {
         request.id = exec_id(number);
@@ -79,7 +79,7 @@ fn sessions() {
     let fail = client.ask_in_vain(&Message::Exec(request.clone()));
     assert_eq!(fail.code, FailCode::Limit);
     assert!(fail.text.contains("1024"), "{fail:?}");
-    // Not by opening the gate: one that has not come to it yet would wait there for ever.
+    // Not by opening the fifo: one that has not come to it yet would wait there for ever.
     for number in 1..=SESSIONS_MAX {
         let kill = shared::message::Signal {
             session: Some(shared::message::SessionRef::Exec(exec_id(number))),
@@ -88,7 +88,7 @@ fn sessions() {
         assert_eq!(client.ask(&Message::Signal(kill)), Message::Ok);
     }
     // What was refused did not run, so it may be asked for again.
-    drop((gate, client));
+    drop((fifo, client));
     let _fds = agent.idle_fd_count();
     request.argv.truncate(1);
     let mut client = agent.greet();

@@ -10,15 +10,15 @@ use shared::message::{Attach, AttachMode, ExitStatus, SessionRef, SessionState};
 use tempfile::TempDir;
 use tests::agent::Agent;
 use tests::client::{Followed, attach};
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 use tests::process::run;
 
 /// A folder that outlives the agent whose workload uses it.
-struct Place {
+struct Fixture {
     folder: TempDir,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
         Self {
             folder: TempDir::new().unwrap(),
@@ -61,10 +61,10 @@ fn observe(agent: &Agent) -> Followed {
 
 #[test]
 fn it_starts_with_the_agent_and_is_listed() {
-    let place = Place::new();
-    let gate = Gate::new(place.folder.path(), "gate");
-    let agent = place.start(&format!("echo up; exec cat {}", gate.path()), &[]);
-    let held = gate.hold();
+    let fixture = Fixture::new();
+    let fifo = Fifo::new(fixture.folder.path(), "fifo");
+    let agent = fixture.start(&format!("echo up; exec cat {}", fifo.path()), &[]);
+    let held = fifo.hold();
     let (sessions, _) = agent.greet().sessions();
     let [session] = &sessions[..] else {
         panic!("{sessions:?}")
@@ -78,9 +78,9 @@ fn it_starts_with_the_agent_and_is_listed() {
 
 #[test]
 fn a_failure_starts_it_again_and_success_does_not() {
-    let place = Place::new();
-    let script = place.counting("[ $n = 3 ]");
-    let agent = place.start(&script, &[("restart", "on-failure")]);
+    let fixture = Fixture::new();
+    let script = fixture.counting("[ $n = 3 ]");
+    let agent = fixture.start(&script, &[("restart", "on-failure")]);
     // The session is the same one, and its offsets go on.
     let followed = observe(&agent);
     assert_eq!(followed.stdout.bytes, b"run 1\nrun 2\nrun 3\n");
@@ -91,8 +91,8 @@ fn a_failure_starts_it_again_and_success_does_not() {
 
 #[test]
 fn without_a_policy_a_failure_is_the_end() {
-    let place = Place::new();
-    let agent = place.start(&place.counting("exit 9"), &[]);
+    let fixture = Fixture::new();
+    let agent = fixture.start(&fixture.counting("exit 9"), &[]);
     let followed = observe(&agent);
     assert_eq!(followed.stdout.bytes, b"run 1\n");
     assert_eq!(followed.exited.status, ExitStatus::Code(9));
@@ -101,11 +101,11 @@ fn without_a_policy_a_failure_is_the_end() {
 
 #[test]
 fn a_signal_is_a_failure_too() {
-    let place = Place::new();
-    let gate = Gate::new(place.folder.path(), "gate");
-    let ending = format!("[ $n = 1 ] && exec cat {}; exit 0", gate.path());
-    let agent = place.start(&place.counting(&ending), &[("restart", "on-failure")]);
-    let held = gate.hold();
+    let fixture = Fixture::new();
+    let fifo = Fifo::new(fixture.folder.path(), "fifo");
+    let ending = format!("[ $n = 1 ] && exec cat {}; exit 0", fifo.path());
+    let agent = fixture.start(&fixture.counting(&ending), &[("restart", "on-failure")]);
+    let held = fifo.hold();
     agent
         .host_tool(["kill", "workload", "-s", "KILL"], [])
         .exits(0);
@@ -115,8 +115,8 @@ fn a_signal_is_a_failure_too() {
 
 #[test]
 fn it_never_waits_for_a_reader() {
-    let place = Place::new();
-    let agent = place.start("head -c 5000000 /dev/zero; echo end", &[]);
+    let fixture = Fixture::new();
+    let agent = fixture.start("head -c 5000000 /dev/zero; echo end", &[]);
     agent.host_tool(["wait", "workload"], []).exits(0);
     let stdout = observe(&agent).stdout;
     let missing: u64 = stdout.gaps.iter().map(|gap| gap.1 - gap.0).sum();
@@ -126,11 +126,11 @@ fn it_never_waits_for_a_reader() {
 
 #[test]
 fn it_gets_the_place_and_the_environment_that_are_named() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let workload = json!({
         "argv": ["sh", "-c", "echo \"$A|$PWD|$HOME\"; cat"], "env": ["A=1 2"], "cwd": "/usr",
     });
-    let path = place.config(&workload);
+    let path = fixture.config(&workload);
     let agent = Agent::start_with(&["--config", path.to_str().unwrap()]);
     // Its standard input is empty, so that `cat` ends.
     assert_eq!(observe(&agent).stdout.bytes, b"1 2|/usr|/root\n");
@@ -138,22 +138,22 @@ fn it_gets_the_place_and_the_environment_that_are_named() {
 
 #[test]
 fn its_end_can_be_the_agents_end() {
-    let place = Place::new();
-    let gate = Gate::new(place.folder.path(), "gate");
-    let script = format!("cat {}", gate.path());
-    let mut agent = place.start(&script, &[("at_end", "poweroff")]);
+    let fixture = Fixture::new();
+    let fifo = Fifo::new(fixture.folder.path(), "fifo");
+    let script = format!("cat {}", fifo.path());
+    let mut agent = fixture.start(&script, &[("at_end", "poweroff")]);
     agent.exec(["true"]).exits(0);
-    gate.open();
+    fifo.release();
     assert_eq!(agent.wait().code(), Some(0));
 }
 
 #[test]
 fn the_agent_ends_it_when_it_ends_itself() {
-    let place = Place::new();
-    let gate = Gate::new(place.folder.path(), "gate");
-    let script = format!("exec cat {}", gate.path());
-    let mut agent = place.start(&script, &[("restart", "on-failure")]);
-    let held = gate.hold();
+    let fixture = Fixture::new();
+    let fifo = Fifo::new(fixture.folder.path(), "fifo");
+    let script = format!("exec cat {}", fifo.path());
+    let mut agent = fixture.start(&script, &[("restart", "on-failure")]);
+    let held = fifo.hold();
     agent.signal(Signal::SIGTERM);
     held.wait_gone();
     assert_eq!(agent.wait().code(), Some(0));
@@ -161,15 +161,15 @@ fn the_agent_ends_it_when_it_ends_itself() {
 
 #[test]
 fn a_program_that_is_not_there_ends_as_127() {
-    let place = Place::new();
-    let path = place.config(&json!({ "argv": ["/no/such/program"] }));
+    let fixture = Fixture::new();
+    let path = fixture.config(&json!({ "argv": ["/no/such/program"] }));
     let agent = Agent::start_with(&["--config", path.to_str().unwrap()]);
     assert_eq!(observe(&agent).exited.status, ExitStatus::Code(127));
 }
 
 #[test]
 fn a_file_that_means_nothing_keeps_a_service_from_starting() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let cases = [
         json!({}),
         json!({ "argv": [] }),
@@ -178,9 +178,9 @@ fn a_file_that_means_nothing_keeps_a_service_from_starting() {
         json!({ "argv": ["true"], "at_end": 1 }),
     ];
     for workload in cases {
-        let path = place.config(&workload);
+        let path = fixture.config(&workload);
         let mut agent = std::process::Command::new(tests::program("guest-agent"));
-        let listen = format!("unix:{}", place.folder.path().join("sock").display());
+        let listen = format!("unix:{}", fixture.folder.path().join("sock").display());
         agent.args(["--listen", &listen, "--unprivileged", "--config"]);
         let ended = run(agent.arg(&path)).exits(2);
         assert!(ended.err().contains("agent.json"), "{workload}: {ended}");

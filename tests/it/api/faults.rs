@@ -1,6 +1,6 @@
 //! The ways in which a VMM's API socket answers otherwise than it should.
 
-use tests::double::{Rule, Then};
+use tests::host::{Rule, Then};
 
 /// One of them, and what a command makes of it.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub(super) const FAULTS: [Fault; 21] = [
     ),
     fault(
         "no answer",
-        |rule| rule.send("").then(Then::Hold),
+        |rule| rule.send("").then(Then::Hang),
         124,
         "before the deadline",
     ),
@@ -76,13 +76,16 @@ pub(super) const FAULTS: [Fault; 21] = [
     ),
     fault(
         "interim answers without end",
-        |rule| rule.send("HTTP/1.1 100 Continue\r\n\r\n").then(Then::Again),
+        |rule| {
+            rule.send("HTTP/1.1 100 Continue\r\n\r\n")
+                .then(Then::Repeat)
+        },
         5,
         "head exceeds",
     ),
     fault(
         "half a head",
-        |rule| rule.send("HTTP/1.1 204 \r\nServ").then(Then::Hold),
+        |rule| rule.send("HTTP/1.1 204 \r\nServ").then(Then::Hang),
         124,
         "before the deadline",
     ),
@@ -90,7 +93,7 @@ pub(super) const FAULTS: [Fault; 21] = [
         "a body that is shorter than it says",
         |rule| {
             rule.send("HTTP/1.1 200 \r\nContent-Length: 9\r\n\r\n{}")
-                .then(Then::Hold)
+                .then(Then::Hang)
         },
         124,
         "before the deadline",
@@ -119,13 +122,13 @@ pub(super) const FAULTS: [Fault; 21] = [
     fault("the proper answer in single bytes", bytewise, 0, ""),
     fault(
         "garbage",
-        |rule| rule.send([0xff; 300]).then(Then::Hold),
+        |rule| rule.send([0xff; 300]).then(Then::Hang),
         5,
         "malformed HTTP",
     ),
     fault(
         "an endless status line",
-        |rule| rule.send("HTTP/1.1 200 OK").then(Then::Again),
+        |rule| rule.send("HTTP/1.1 200 OK").then(Then::Repeat),
         5,
         "head exceeds",
     ),
@@ -133,7 +136,7 @@ pub(super) const FAULTS: [Fault; 21] = [
         "a header without end",
         |rule| {
             rule.send(format!("HTTP/1.1 200 \r\nA: {}", "b".repeat(100_000)))
-                .then(Then::Hold)
+                .then(Then::Hang)
         },
         5,
         "head exceeds",
@@ -142,7 +145,7 @@ pub(super) const FAULTS: [Fault; 21] = [
         "a body that will be far too long",
         |rule| {
             rule.send("HTTP/1.1 200 \r\nContent-Length: 99999999999\r\n\r\n")
-                .then(Then::Hold)
+                .then(Then::Hang)
         },
         5,
         "exceeds 1048576",
@@ -151,7 +154,7 @@ pub(super) const FAULTS: [Fault; 21] = [
         "a length that is none",
         |rule| {
             rule.send("HTTP/1.1 200 \r\nContent-Length: -1\r\n\r\n")
-                .then(Then::Hold)
+                .then(Then::Hang)
         },
         5,
         "content-length",
@@ -160,7 +163,7 @@ pub(super) const FAULTS: [Fault; 21] = [
         "two lengths",
         |rule| {
             let head = "HTTP/1.1 200 \r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}";
-            rule.send(head).then(Then::Hold)
+            rule.send(head).then(Then::Hang)
         },
         5,
         "content-length",
@@ -169,7 +172,7 @@ pub(super) const FAULTS: [Fault; 21] = [
         "a body in chunks",
         |rule| {
             let head = "HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-            rule.send(head).then(Then::Hold)
+            rule.send(head).then(Then::Hang)
         },
         5,
         "transfer encoding",
@@ -208,7 +211,7 @@ pub(super) const QMP_FAULTS: [Fault; 13] = [
     ),
     fault(
         "no answer",
-        |rule| rule.send("").then(Then::Hold),
+        |rule| rule.send("").then(Then::Hang),
         124,
         "before the deadline",
     ),
@@ -220,7 +223,7 @@ pub(super) const QMP_FAULTS: [Fault; 13] = [
     ),
     fault(
         "half a line",
-        |rule| rule.send(r#"{"return": {"#).then(Then::Hold),
+        |rule| rule.send(r#"{"return": {"#).then(Then::Hang),
         124,
         "before the deadline",
     ),
@@ -228,7 +231,7 @@ pub(super) const QMP_FAULTS: [Fault; 13] = [
         "answers to other commands",
         |rule| {
             rule.send("{\"return\": {}, \"id\": 77777}\n")
-                .then(Then::Hold)
+                .then(Then::Hang)
         },
         124,
         "before the deadline",
@@ -237,7 +240,7 @@ pub(super) const QMP_FAULTS: [Fault; 13] = [
         "events without end",
         |rule| {
             rule.send("{\"event\": \"RTC_CHANGE\"}\n".repeat(200))
-                .then(Then::Again)
+                .then(Then::Repeat)
         },
         124,
         "before the deadline",
@@ -257,7 +260,7 @@ pub(super) const QMP_FAULTS: [Fault; 13] = [
     fault("the proper answer in single bytes", bytewise, 0, ""),
     fault(
         "garbage",
-        |rule| rule.send("hello\n").then(Then::Hold),
+        |rule| rule.send("hello\n").then(Then::Hang),
         5,
         "not JSON",
     ),
@@ -271,14 +274,14 @@ pub(super) const QMP_FAULTS: [Fault; 13] = [
         "an object too deep to be read",
         |rule| {
             rule.send(format!("{}\n", "[".repeat(200_000)))
-                .then(Then::Hold)
+                .then(Then::Hang)
         },
         5,
         "not JSON",
     ),
     fault(
         "a line without end",
-        |rule| rule.send("xxxxxxxx").then(Then::Again),
+        |rule| rule.send("xxxxxxxx").then(Then::Repeat),
         5,
         "exceeds",
     ),

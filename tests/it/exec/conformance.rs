@@ -50,7 +50,7 @@ groups! {
     search_and_place = "Where programs are looked for and run", endings::search;
     arguments = "Arguments", request::arguments;
     environment = "Environment", request::environment;
-    place_and_inheritance = "Place and inheritance", request::place;
+    place_and_inheritance = "Fixture and inheritance", request::place;
     users = "Users", request::users;
     input_as_it_is = "Standard input", streams::input_as_it_is;
     unread_input = "Standard input that is not read to its end", streams::unread_input;

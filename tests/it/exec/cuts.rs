@@ -14,13 +14,13 @@ use tests::program;
 use tests::proxy::{Closed, Cut, Direction, Length, Proxy};
 
 /// An agent behind a proxy.
-struct Place {
+struct Fixture {
     // Dropped first: its socket lies in the agent's folder.
     proxy: Proxy,
     agent: Agent,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
         let agent = Agent::start();
         let proxy = Proxy::start(agent.folder().join("proxy.sock"), &agent.socket());
@@ -80,23 +80,23 @@ fn check(cuts: &[Cut]) {
     let (wrong, unknown) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let done = AtomicU64::new(0);
     let work = || {
-        let place = Place::new();
+        let fixture = Fixture::new();
         loop {
             let index = usize::try_from(next.fetch_add(1, Ordering::SeqCst)).unwrap();
             let Some(&cut) = cuts.get(index) else {
-                done.fetch_add(place.proxy.cut_count(), Ordering::SeqCst);
+                done.fetch_add(fixture.proxy.cut_count(), Ordering::SeqCst);
                 break;
             };
-            place.proxy.cut_next(cut);
-            let ended = place.converse();
-            place.proxy.reset();
-            match place.judge(&ended) {
+            fixture.proxy.cut_next(cut);
+            let ended = fixture.converse();
+            fixture.proxy.reset();
+            match fixture.judge(&ended) {
                 Ok(Answer::Right) => {}
                 Ok(Answer::Unknown) => unknown.lock().unwrap().push(format!("{cut:?}: {ended}")),
                 Err(why) => wrong.lock().unwrap().push(format!("{cut:?}: {why}")),
             }
         }
-        place.agent.reaps_all();
+        fixture.agent.reaps_all();
     };
     thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(work)));
@@ -127,10 +127,10 @@ fn check(cuts: &[Cut]) {
 
 /// A cut at each byte of a conversation in this direction.
 fn at_each_byte(direction: Direction, closed: Closed) -> Vec<Cut> {
-    let place = Place::new();
-    let ended = place.converse();
-    assert_eq!(place.judge(&ended), Ok(Answer::Right), "without a cut");
-    let whole = place.proxy.passed(direction);
+    let fixture = Fixture::new();
+    let ended = fixture.converse();
+    assert_eq!(fixture.judge(&ended), Ok(Answer::Right), "without a cut");
+    let whole = fixture.proxy.passed(direction);
     assert!(whole > 400, "a conversation of {whole} bytes");
     let cut = |count| Cut {
         direction,
@@ -162,17 +162,17 @@ fn a_cut_at_each_byte_that_only_the_host_sees() {
 /// its time: a few places have to do.
 #[test]
 fn a_cut_that_only_the_guest_sees() {
-    let place = |direction, count| Cut {
+    let cut_after = |direction, count| Cut {
         direction,
         length: Length::Bytes(count),
         closed: Closed::ForGuest,
     };
     check(&[
         // In the midst of EXEC, behind it, and with STARTED on its way.
-        place(Direction::ToGuest, 150),
-        place(Direction::ToGuest, 420),
-        place(Direction::ToHost, 200),
-        place(Direction::ToHost, 400),
+        cut_after(Direction::ToGuest, 150),
+        cut_after(Direction::ToGuest, 420),
+        cut_after(Direction::ToHost, 200),
+        cut_after(Direction::ToHost, 400),
     ]);
 }
 
@@ -194,16 +194,16 @@ fn check_lines(ended: &Finished, count: usize) {
 #[test]
 fn lines_printed_across_a_hundred_cuts() {
     for more in [0, 5, 20] {
-        let place = Place::new();
-        place.proxy.cut_each(Cut {
+        let fixture = Fixture::new();
+        fixture.proxy.cut_each(Cut {
             direction: Direction::ToHost,
             length: Length::Lines { count: 100, more },
             closed: Closed::Both,
         });
         let script = "i=0; while [ $i -lt 10000 ]; do i=$((i + 1)); echo line $i; done; exit 7";
-        let ended = tests::process::run(&mut place.exec(&[], script)).exits(7);
+        let ended = tests::process::run(&mut fixture.exec(&[], script)).exits(7);
         check_lines(&ended, 10_000);
-        let cuts = place.proxy.cut_count();
+        let cuts = fixture.proxy.cut_count();
         assert!(cuts >= 3, "only {cuts} cuts");
     }
 }
@@ -212,8 +212,8 @@ fn lines_printed_across_a_hundred_cuts() {
 /// The questions cross them as well.
 #[test]
 fn questions_and_answers_across_a_cut_every_hundred_lines() {
-    let place = Place::new();
-    place.proxy.cut_each(Cut {
+    let fixture = Fixture::new();
+    fixture.proxy.cut_each(Cut {
         direction: Direction::ToHost,
         length: Length::Lines {
             count: 100,
@@ -222,39 +222,39 @@ fn questions_and_answers_across_a_cut_every_hundred_lines() {
         closed: Closed::Both,
     });
     let script = "i=0; while read x; do i=$((i + 1)); echo line $i of $x; done; exit 7";
-    let mut running = Running::start(&mut place.exec(&["-i"], script));
+    let mut running = Running::start(&mut fixture.exec(&["-i"], script));
     for number in 1..=2_000 {
         running.say(format!("{number}\n").as_bytes());
         assert_eq!(running.read_line(), format!("line {number} of {number}"));
     }
     running.finish().exits(7);
-    let cuts = place.proxy.cut_count();
+    let cuts = fixture.proxy.cut_count();
     assert!(cuts >= 19, "only {cuts} cuts");
 }
 
 /// An output larger than every buffer, with cuts in the midst of it.
 #[test]
 fn a_long_output_across_cuts() {
-    let place = Place::new();
-    place.proxy.cut_each(Cut {
+    let fixture = Fixture::new();
+    fixture.proxy.cut_each(Cut {
         direction: Direction::ToHost,
         length: Length::Bytes(1_000_003),
         closed: Closed::Both,
     });
-    let ended = tests::process::run(&mut place.exec(&[], "seq -f 'line %.0f' 1000000")).exits(0);
+    let ended = tests::process::run(&mut fixture.exec(&[], "seq -f 'line %.0f' 1000000")).exits(0);
     check_lines(&ended, 1_000_000);
     assert!(
-        place.proxy.cut_count() >= 10,
+        fixture.proxy.cut_count() >= 10,
         "{} cuts",
-        place.proxy.cut_count()
+        fixture.proxy.cut_count()
     );
 }
 
 /// And an input, which the client has to keep until the guest has it.
 #[test]
 fn a_long_input_across_cuts() {
-    let place = Place::new();
-    place.proxy.cut_each(Cut {
+    let fixture = Fixture::new();
+    fixture.proxy.cut_each(Cut {
         direction: Direction::ToGuest,
         length: Length::Bytes(1_000_003),
         closed: Closed::Both,
@@ -262,27 +262,27 @@ fn a_long_input_across_cuts() {
     let input = numbered(1_000_000);
     let mut sum = Command::new("cksum");
     let expected = run_with_input(&mut sum, input.as_bytes()).exits(0).out();
-    let ended = run_with_input(&mut place.exec(&["-i"], "exec cksum"), input.as_bytes());
+    let ended = run_with_input(&mut fixture.exec(&["-i"], "exec cksum"), input.as_bytes());
     assert_eq!(ended.exits(0).out(), expected);
     assert!(
-        place.proxy.cut_count() >= 10,
+        fixture.proxy.cut_count() >= 10,
         "{} cuts",
-        place.proxy.cut_count()
+        fixture.proxy.cut_count()
     );
 }
 
 /// A guest that is gone for good is not waited for beyond the time limit, and not taken for done.
 #[test]
 fn a_guest_that_stays_away_leaves_the_outcome_unknown() {
-    let place = Place::new();
-    place.proxy.cut_each(Cut {
+    let fixture = Fixture::new();
+    fixture.proxy.cut_each(Cut {
         direction: Direction::ToHost,
         length: Length::Bytes(0),
         closed: Closed::Both,
     });
     let mut tool = Command::new(program("host-tool"));
     tool.args(["exec", "--timeout", "2s", "--unix"]);
-    tool.arg(place.proxy.socket()).args(["--", "true"]);
+    tool.arg(fixture.proxy.socket()).args(["--", "true"]);
     let ended = tests::process::run(&mut tool);
     assert!([124, 125].contains(&ended.code()), "{ended}");
     ended.complains("unknown");

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use shared::message::{Depth, Message, Ping, Probe, Stream};
 use tests::agent::Agent;
 use tests::client::{exec, exec_numbered, shell};
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 use tests::process::Running;
 
 /// Bytes of the long stream. `TEST_STREAM_LEN` sets another number.
@@ -150,7 +150,7 @@ fn both_outputs_and_the_input_at_once_do_not_lock_each_other() {
 #[test]
 fn blocked_sessions_delay_nobody() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     // The ring is full, and its owner neither reads nor acknowledges.
     let mut unread = agent.greet();
     unread.start(&exec(1, &["cat", "/dev/zero"]));
@@ -163,7 +163,7 @@ fn blocked_sessions_delay_nobody() {
     stopped.start(&shell(3, "kill -STOP $$"));
     // The child does not read, and its input is as full as it gets.
     let mut unfed = agent.greet();
-    let mut request = exec(4, &["cat", gate.path()]);
+    let mut request = exec(4, &["cat", fifo.path()]);
     request.stdin = true;
     let credit = unfed.start(&request).stdin.limit;
     unfed.feed(0, &vec![0; usize::try_from(credit).unwrap()]);
@@ -251,11 +251,11 @@ fn a_client_can_be_killed_at_any_point() {
 #[test]
 fn a_client_killed_while_it_sends_takes_its_command_along() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
-    let script = format!("head -c 500000 >/dev/null; cat {}", gate.path());
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let script = format!("head -c 500000 >/dev/null; cat {}", fifo.path());
     let mut client = agent.run(["exec", "-i", "--keep", "1ms"], ["sh", "-c", &script]);
     client.say(&vec![0; 500_000]);
-    let held = gate.hold();
+    let held = fifo.hold();
     client.signal(Signal::SIGKILL);
     held.wait_gone();
     drop(client);

@@ -12,7 +12,7 @@ use shared::version::VersionRange;
 use tests::DEADLINE;
 use tests::agent::Agent;
 use tests::client::{exec, generation, probe, quiesce, rebind};
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 
 #[test]
 fn hello_is_answered_with_a_name_only_after_a_rebind() {
@@ -279,10 +279,10 @@ fn quiesce_refuses_or_waits_for_sessions_as_its_policy_says() {
 #[test]
 fn what_a_lost_connection_has_asked_for_is_told_to_no_other() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut running = agent.greet();
-    running.start(&exec(1, &["cat", gate.path()]));
-    let held = gate.hold();
+    running.start(&exec(1, &["cat", fifo.path()]));
+    let held = fifo.hold();
     let mut control = agent.greet();
     control.say(&quiesce(1, Policy::Drain));
     let busy = control.hear();

@@ -3,20 +3,20 @@
 //! splits, holds and reorders.
 
 use tests::agent::Agent;
-use tests::muxer::{Fate, Muxer};
+use tests::muxer::{Muxer, Treatment};
 use tests::process::{Finished, Running, run};
 use tests::program;
 use tests::proxy::{Closed, Direction};
 
 use std::process::Command;
 
-struct Place {
+struct Fixture {
     // Dropped first: its socket lies in the agent's folder.
     muxer: Muxer,
     agent: Agent,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
         let agent = Agent::start();
         let muxer = Muxer::start(agent.folder().join("vsock.sock"), &agent.socket());
@@ -44,31 +44,36 @@ fn session(detached: &Finished) -> String {
 
 #[test]
 fn every_command_takes_what_comes_byte_by_byte() {
-    let place = Place::new();
-    place.muxer.treat_all(Fate::Bytewise);
-    place.run("probe", &[]).exits(0);
+    let fixture = Fixture::new();
+    fixture.muxer.treat_all(Treatment::Bytewise);
+    fixture.run("probe", &[]).exits(0);
     let script = "read x; echo out $x; echo err >&2; exit 7";
-    let mut exec = place.tool("exec", &["-i", "--", "sh", "-c", script]);
+    let mut exec = fixture.tool("exec", &["-i", "--", "sh", "-c", script]);
     let ended = tests::process::run_with_input(&mut exec, b"in\n").exits(7);
     assert_eq!(
         (ended.out(), ended.err()),
         ("out in\n".into(), "err\n".into())
     );
-    let detached = place.run("exec", &["-d", "--", "sh", "-c", "echo kept; exit 5"]);
+    let detached = fixture.run("exec", &["-d", "--", "sh", "-c", "echo kept; exit 5"]);
     let id = session(&detached.exits(0));
-    assert_eq!(place.run("attach", &[&id]).exits(5).out(), "kept\n");
-    place.run("wait", &[&id]).exits(5);
-    place.run("ps", &[]).exits(0);
-    assert_eq!(place.muxer.malformed_count(), 0);
+    assert_eq!(fixture.run("attach", &[&id]).exits(5).out(), "kept\n");
+    fixture.run("wait", &[&id]).exits(5);
+    fixture.run("ps", &[]).exits(0);
+    assert_eq!(fixture.muxer.malformed_count(), 0);
 }
 
 /// What each command asks first never arrives, or only once it has been asked again and answered.
 #[test]
 fn every_command_asks_again() {
-    let place = Place::new();
-    let detached = place.run("exec", &["-d", "--", "sh", "-c", "echo kept; exit 5"]);
+    let fixture = Fixture::new();
+    let detached = fixture.run("exec", &["-d", "--", "sh", "-c", "echo kept; exit 5"]);
     let id = session(&detached.exits(0));
-    for fate in [Fate::Refused, Fate::Lost, Fate::Dead, Fate::Held] {
+    for treatment in [
+        Treatment::Refused,
+        Treatment::Lost,
+        Treatment::Dead,
+        Treatment::Held,
+    ] {
         let commands: [(&str, &[&str], i32); 5] = [
             ("probe", &[], 0),
             ("exec", &["--", "sh", "-c", "exit 3"], 3),
@@ -77,15 +82,15 @@ fn every_command_asks_again() {
             ("ps", &[], 0),
         ];
         for (command, words, code) in commands {
-            let count = place.muxer.count();
-            place.muxer.plan(&[fate]);
-            let running = Running::start(&mut place.tool(command, words));
-            place.muxer.await_count(count + 2);
+            let count = fixture.muxer.count();
+            fixture.muxer.plan(&[treatment]);
+            let running = Running::start(&mut fixture.tool(command, words));
+            fixture.muxer.await_count(count + 2);
             let ended = running.finish();
-            assert_eq!(ended.code(), code, "{command} {fate:?}: {ended}");
-            if fate == Fate::Held {
-                place.muxer.release(count);
-                place.muxer.await_delivery(count);
+            assert_eq!(ended.code(), code, "{command} {treatment:?}: {ended}");
+            if treatment == Treatment::Held {
+                fixture.muxer.release(count);
+                fixture.muxer.await_delivery(count);
             }
         }
     }
@@ -96,14 +101,14 @@ fn every_command_asks_again() {
 /// the session now, of which the client on the other is told.
 #[test]
 fn a_request_that_arrives_after_its_repetition_runs_nothing_twice() {
-    let place = Place::new();
-    let file = place.agent.folder().join("ran");
+    let fixture = Fixture::new();
+    let file = fixture.agent.folder().join("ran");
     let script = format!("echo ran >>{}; echo started; read x", file.display());
-    place.muxer.plan(&[Fate::Held]);
-    let mut running = Running::start(&mut place.tool("exec", &["-i", "--", "sh", "-c", &script]));
+    fixture.muxer.plan(&[Treatment::Held]);
+    let mut running = Running::start(&mut fixture.tool("exec", &["-i", "--", "sh", "-c", &script]));
     assert_eq!(running.read_line(), "started");
-    place.muxer.release(0);
-    place.muxer.await_delivery(0);
+    fixture.muxer.release(0);
+    fixture.muxer.await_delivery(0);
     let ended = running.finish().exits(125);
     ended.complains("another client has taken the session over");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "ran\n");
@@ -112,16 +117,16 @@ fn a_request_that_arrives_after_its_repetition_runs_nothing_twice() {
 /// Many at once, which the guest sees in the opposite order.
 #[test]
 fn commands_that_arrive_backwards_are_each_answered_as_asked() {
-    let place = Place::new();
-    place.muxer.plan(&[Fate::Held; 8]);
+    let fixture = Fixture::new();
+    fixture.muxer.plan(&[Treatment::Held; 8]);
     let start = |number: i32| {
         let script = format!("echo {number}; exit {number}");
-        let running = Running::start(&mut place.tool("exec", &["--", "sh", "-c", &script]));
+        let running = Running::start(&mut fixture.tool("exec", &["--", "sh", "-c", &script]));
         (number, running)
     };
     let running: Vec<_> = (1..=8).map(start).collect();
-    place.muxer.await_count(8);
-    place.muxer.release_backwards();
+    fixture.muxer.await_count(8);
+    fixture.muxer.release_backwards();
     for (number, running) in running {
         let ended = running.finish().exits(number);
         assert_eq!(ended.out(), format!("{number}\n"));
@@ -131,14 +136,14 @@ fn commands_that_arrive_backwards_are_each_answered_as_asked() {
 /// All connections of a guest end at once, for both sides or for one, with output on its way.
 #[test]
 fn output_goes_on_after_a_reset() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     for closed in [Closed::Both, Closed::ForHost, Closed::ForGuest] {
-        place.muxer.plan(&[Fate::Severed {
+        fixture.muxer.plan(&[Treatment::Severed {
             direction: Direction::ToHost,
             after: 100_000,
             closed,
         }]);
-        let ended = place.run("exec", &["--", "seq", "100000"]).exits(0);
+        let ended = fixture.run("exec", &["--", "seq", "100000"]).exits(0);
         let expected: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
         assert!(
             ended.out() == expected,

@@ -146,8 +146,8 @@ fn give(reply: Reply, stream: &mut TcpStream) {
         }
         Reply::Silence => drop(stream.read(&mut [0])),
         Reply::Close => {}
-        Reply::Later(text, gate) => {
-            let _ = gate.recv();
+        Reply::Later(text, opened) => {
+            let _ = opened.recv();
             drop(stream.write_all(text.as_bytes()));
         }
     }
@@ -177,9 +177,14 @@ fn name(agent: &Agent, byte: u8) {
 
 #[test]
 fn a_new_epoch_wakes_the_listener_and_decides_nothing() {
-    let (open, gate) = mpsc::channel();
+    let (open, opened) = mpsc::channel();
     let second = answer("200 OK", &generation(2).to_string());
-    let replies = vec![ok("token"), epoch(1), epoch(1), Reply::Later(second, gate)];
+    let replies = vec![
+        ok("token"),
+        epoch(1),
+        epoch(1),
+        Reply::Later(second, opened),
+    ];
     let server = Server::start(replies, 2);
     let agent = server.watched();
     server.is_asked_for_a_token();

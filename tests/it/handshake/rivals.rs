@@ -1,5 +1,5 @@
 //! Goal: two host-tools that name one guest come to one outcome for each generation, and the one
-//! that loses is told why. Method: real processes, each with a vsock device and a double of
+//! that loses is told why. Method: real processes, each with a vsock device and a fake
 //! Firecracker of its own before the same agent, so that the order in which their requests reach
 //! the guest is the test's choice; and without such a choice, again and again.
 
@@ -7,34 +7,34 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use tests::agent::Agent;
-use tests::double::Double;
-use tests::muxer::Fate;
+use tests::host::TestHost;
+use tests::muxer::Treatment;
 use tests::process::{Finished, Running};
 
 /// One of those who name the guest.
 struct Rival {
-    double: Double,
+    host: TestHost,
 }
 
 impl Rival {
     fn new(agent: &Agent) -> Self {
         Self {
-            double: Double::new(agent),
+            host: TestHost::new(agent),
         }
     }
 
     fn restoring(&self) -> Running {
         let words = ["restore", "--name", "clone", "--json", "--timeout", "60s"];
-        Running::start(self.double.tool(words).arg(self.double.artifact()))
+        Running::start(self.host.tool(words).arg(self.host.artifact()))
     }
 
     fn probing(&self) -> Running {
-        Running::start(&mut self.double.tool(["probe", "--name", "clone", "--json"]))
+        Running::start(&mut self.host.tool(["probe", "--name", "clone", "--json"]))
     }
 
     fn remove(&self) {
-        self.double.run(["rm", "--force", "clone"]).exits(0);
-        self.double.is_clean();
+        self.host.run(["rm", "--force", "clone"]).exits(0);
+        self.host.is_clean();
     }
 }
 
@@ -66,17 +66,17 @@ fn is_told(lost: Finished) -> Value {
 fn a_probe_behind_another_name_is_stale() {
     let agent = Agent::start();
     let (first, second) = (Rival::new(&agent), Rival::new(&agent));
-    first.double.muxer().plan(&[Fate::Passed]);
-    first.double.muxer().treat_all(Fate::Held);
+    first.host.muxer().plan(&[Treatment::Passed]);
+    first.host.muxer().treat_all(Treatment::Held);
     let losing = first.restoring();
-    first.double.muxer().await_count(2);
+    first.host.muxer().await_count(2);
     let won = second.restoring().finish().exits(0).json();
-    first.double.muxer().pass_all();
-    first.double.muxer().release_backwards();
+    first.host.muxer().pass_all();
+    first.host.muxer().release_backwards();
     let lost = is_told(losing.finish());
     assert_ne!(generation(&lost), generation(&won));
     assert_eq!(name_of(&agent), generation(&won));
-    first.double.is_clean();
+    first.host.is_clean();
     second.remove();
 }
 
@@ -86,13 +86,13 @@ fn a_probe_behind_another_name_is_stale() {
 fn a_rebind_that_comes_late_is_the_latest() {
     let agent = Agent::start();
     let (first, second) = (Rival::new(&agent), Rival::new(&agent));
-    first.double.muxer().treat_all(Fate::Held);
+    first.host.muxer().treat_all(Treatment::Held);
     let late = first.restoring();
-    first.double.muxer().await_count(1);
+    first.host.muxer().await_count(1);
     let early = second.restoring().finish().exits(0).json();
     assert_eq!(name_of(&agent), generation(&early));
-    first.double.muxer().pass_all();
-    first.double.muxer().release_backwards();
+    first.host.muxer().pass_all();
+    first.host.muxer().release_backwards();
     let late = late.finish().exits(0).json();
     assert_eq!(name_of(&agent), generation(&late));
     first.remove();
@@ -105,12 +105,12 @@ fn a_rebind_that_comes_late_is_the_latest() {
 fn a_copy_that_comes_behind_another_name_changes_nothing() {
     let agent = Agent::start();
     let (first, second) = (Rival::new(&agent), Rival::new(&agent));
-    first.double.muxer().plan(&[Fate::Held]);
+    first.host.muxer().plan(&[Treatment::Held]);
     let replaced = first.restoring().finish().exits(0).json();
     let won = second.restoring().finish().exits(0).json();
     assert_ne!(generation(&replaced), generation(&won));
-    first.double.muxer().release(0);
-    first.double.muxer().await_delivery(0);
+    first.host.muxer().release(0);
+    first.host.muxer().await_delivery(0);
     assert_eq!(name_of(&agent), generation(&won));
     first.remove();
     second.remove();
@@ -133,7 +133,7 @@ fn of_two_at_once_the_guest_has_one_name() {
                 ready.push(name.clone());
                 name
             } else {
-                rival.double.is_clean();
+                rival.host.is_clean();
                 generation(&is_told(finished))
             };
             assert!(names.insert(name), "round {round}: a name of {names:?}");
@@ -153,14 +153,14 @@ fn two_probes_give_one_name_once() {
     let rival = Rival::new(&agent);
     for held in [0, 1, 2] {
         let words = ["restore", "--name", "clone", "--no-wait"];
-        let artifact = rival.double.artifact();
-        tests::process::run(rival.double.tool(words).arg(artifact)).exits(0);
+        let artifact = rival.host.artifact();
+        tests::process::run(rival.host.tool(words).arg(artifact)).exits(0);
         let before = agent.host_tool(["probe", "--json"], []).exits(0).json();
-        rival.double.muxer().plan(&vec![Fate::Held; held]);
-        let count = rival.double.muxer().count();
+        rival.host.muxer().plan(&vec![Treatment::Held; held]);
+        let count = rival.host.muxer().count();
         let probing = [rival.probing(), rival.probing()];
-        rival.double.muxer().await_count(count + 2);
-        rival.double.muxer().release_backwards();
+        rival.host.muxer().await_count(count + 2);
+        rival.host.muxer().release_backwards();
         let [one, other] = probing.map(|probing| probing.finish().exits(0).json());
         assert_eq!(generation(&one), generation(&other));
         assert_ne!(one["generation"], before["generation"]);

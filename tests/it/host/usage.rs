@@ -12,19 +12,19 @@ use tests::process::{Finished, run};
 use tests::program;
 
 /// A place where `host-tool` finds nothing but what a test puts there.
-struct Place {
+struct Fixture {
     folder: TempDir,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
-        let place = Self {
+        let fixture = Self {
             folder: TempDir::new().unwrap(),
         };
-        fs::create_dir(place.path("state")).unwrap();
-        fs::set_permissions(place.path("state"), fs::Permissions::from_mode(0o700)).unwrap();
-        fs::create_dir(place.path("bin")).unwrap();
-        place
+        fs::create_dir(fixture.path("state")).unwrap();
+        fs::set_permissions(fixture.path("state"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::create_dir(fixture.path("bin")).unwrap();
+        fixture
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -69,7 +69,7 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn usage_errors_exit_2_and_name_the_word() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let cases: [(&[&str], &str); 8] = [
         (&[], "Usage"),
         (&["frobnicate"], "frobnicate"),
@@ -81,7 +81,7 @@ fn usage_errors_exit_2_and_name_the_word() {
         (&["stop", "../x"], "../x"),
     ];
     for (arguments, word) in cases {
-        let ended = place.run(arguments);
+        let ended = fixture.run(arguments);
         let expected = if arguments.first() == Some(&"probe") {
             3
         } else {
@@ -94,13 +94,13 @@ fn usage_errors_exit_2_and_name_the_word() {
         };
         ended.exits(expected).complains(word);
     }
-    place.is_clean();
+    fixture.is_clean();
 }
 
 #[test]
 fn help_goes_to_standard_output() {
-    let place = Place::new();
-    let help = place.run(&["--help"]).exits(0);
+    let fixture = Fixture::new();
+    let help = fixture.run(&["--help"]).exits(0);
     for word in [
         "boot", "snapshot", "restore", "probe", "exec", "doctor", "124",
     ] {
@@ -109,14 +109,14 @@ fn help_goes_to_standard_output() {
     for command in [
         "boot", "snapshot", "restore", "probe", "exec", "ls", "stop", "rm", "doctor",
     ] {
-        let help = place.run(&[command, "--help"]).exits(0);
+        let help = fixture.run(&[command, "--help"]).exits(0);
         assert!(
             help.out().contains("--json") || help.out().contains("sage"),
             "{help}"
         );
     }
     assert!(
-        place
+        fixture
             .run(&["--version"])
             .exits(0)
             .out()
@@ -126,39 +126,39 @@ fn help_goes_to_standard_output() {
 
 #[test]
 fn nobody_at_the_socket_is_no_answer() {
-    let place = Place::new();
-    let path = place.path("nobody");
-    let ended = place.run(&["probe", "--unix", text(&path), "--timeout", "200ms"]);
+    let fixture = Fixture::new();
+    let path = fixture.path("nobody");
+    let ended = fixture.run(&["probe", "--unix", text(&path), "--timeout", "200ms"]);
     ended.exits(2).complains("nobody");
 }
 
 #[test]
 fn an_artifact_that_is_missing_or_damaged_is_named() {
-    let place = Place::new();
-    place.fake_vmm("firecracker", "Firecracker v1.16.1");
-    let missing = place.path("missing");
-    place
+    let fixture = Fixture::new();
+    fixture.fake_vmm("firecracker", "Firecracker v1.16.1");
+    let missing = fixture.path("missing");
+    fixture
         .run(&["restore", text(&missing)])
         .exits(3)
         .complains("missing");
-    let artifact = place.path("artifact");
+    let artifact = fixture.path("artifact");
     fs::create_dir(&artifact).unwrap();
-    place
+    fixture
         .run(&["restore", text(&artifact)])
         .exits(3)
         .complains("manifest.json");
     fs::write(artifact.join("manifest.json"), b"{").unwrap();
-    place
+    fixture
         .run(&["restore", text(&artifact)])
         .exits(3)
         .complains("manifest.json");
     let newer = json!({ "format": 999 }).to_string();
     fs::write(artifact.join("manifest.json"), newer).unwrap();
-    place
+    fixture
         .run(&["restore", text(&artifact)])
         .exits(3)
         .complains("999");
-    place.is_clean();
+    fixture.is_clean();
 }
 
 /// What `host-tool snapshot` writes for a machine without drives.
@@ -178,7 +178,7 @@ fn manifest(kind: &str, version: &str) -> serde_json::Value {
     })
 }
 
-impl Place {
+impl Fixture {
     /// An artifact whose files are all there.
     fn artifact(&self, manifest: &serde_json::Value) -> PathBuf {
         let folder = self.path("artifact");
@@ -193,7 +193,7 @@ impl Place {
 
 #[test]
 fn a_vmm_that_would_do_harm_is_refused_before_anything_is_started() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let cases = [
         ("Firecracker v1.16.0", 4, "1.16.0"),
         ("Firecracker v1.9.1", 4, "1.9.1"),
@@ -201,42 +201,42 @@ fn a_vmm_that_would_do_harm_is_refused_before_anything_is_started() {
         ("something else", 4, "ersion"),
     ];
     for (version, code, word) in cases {
-        place.fake_vmm("firecracker", version);
-        let artifact = place.artifact(&manifest("firecracker", "1.16.1"));
-        place
+        fixture.fake_vmm("firecracker", version);
+        let artifact = fixture.artifact(&manifest("firecracker", "1.16.1"));
+        fixture
             .run(&["restore", text(&artifact)])
             .exits(code)
             .complains(word);
-        place.is_clean();
+        fixture.is_clean();
     }
 }
 
 #[test]
 fn a_vmm_that_is_not_there_is_named_with_its_remedy() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     for kind in ["firecracker", "qemu"] {
-        let artifact = place.artifact(&manifest(kind, "1.16.1"));
-        let ended = place.run(&["restore", text(&artifact)]).complains(kind);
+        let artifact = fixture.artifact(&manifest(kind, "1.16.1"));
+        let ended = fixture.run(&["restore", text(&artifact)]).complains(kind);
         assert!([4, 5].contains(&ended.code()), "{ended}");
-        place.is_clean();
+        fixture.is_clean();
     }
 }
 
 #[test]
 fn a_vmm_that_dies_at_once_is_reported_and_leaves_nothing() {
-    let place = Place::new();
-    place.fake_vmm("firecracker", "Firecracker v1.16.1");
-    let artifact = place.artifact(&manifest("firecracker", "1.16.1"));
-    let ended = place.run(&["restore", text(&artifact), "--json"]);
+    let fixture = Fixture::new();
+    fixture.fake_vmm("firecracker", "Firecracker v1.16.1");
+    let artifact = fixture.artifact(&manifest("firecracker", "1.16.1"));
+    let ended = fixture.run(&["restore", text(&artifact), "--json"]);
     assert!([5, 8].contains(&ended.code()), "{ended}");
     assert_eq!(ended.json()["event"], "failed", "{ended}");
-    place.is_clean();
+    fixture.is_clean();
 }
 
 #[test]
 fn a_hostile_manifest_reaches_nothing_outside_its_artifact() {
-    let place = Place::new();
-    place.fake_vmm("firecracker", "Firecracker v1.16.1");
+    let fixture = Fixture::new();
+    fixture.fake_vmm("firecracker", "Firecracker v1.16.1");
     let good = manifest("firecracker", "1.16.1");
     type Change = fn(&mut serde_json::Value);
     let changes: [(Change, &str); 6] = [
@@ -253,26 +253,26 @@ fn a_hostile_manifest_reaches_nothing_outside_its_artifact() {
     for (change, word) in changes {
         let mut manifest = good.clone();
         change(&mut manifest);
-        let artifact = place.artifact(&manifest);
-        place
+        let artifact = fixture.artifact(&manifest);
+        fixture
             .run(&["restore", text(&artifact)])
             .exits(3)
             .complains(word);
-        place.is_clean();
+        fixture.is_clean();
     }
-    let artifact = place.artifact(&good);
+    let artifact = fixture.artifact(&good);
     fs::remove_file(artifact.join("memory")).unwrap();
     std::os::unix::fs::symlink("/dev/zero", artifact.join("memory")).unwrap();
-    place
+    fixture
         .run(&["restore", text(&artifact)])
         .exits(3)
         .complains("memory");
-    place.is_clean();
+    fixture.is_clean();
 }
 
 #[test]
 fn names_that_are_no_names_are_refused() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     for name in [
         "",
         ".",
@@ -283,21 +283,21 @@ fn names_that_are_no_names_are_refused() {
         "\u{1b}[2J",
         &"a".repeat(80),
     ] {
-        let ended = place.run(&["inspect", name]).exits(2);
+        let ended = fixture.run(&["inspect", name]).exits(2);
         ended.complains("cannot name a VM");
     }
-    place.run(&["inspect", "-x"]).exits(2).complains("-x");
-    place
+    fixture.run(&["inspect", "-x"]).exits(2).complains("-x");
+    fixture
         .run(&["inspect", "nobody"])
         .exits(2)
         .complains("nobody");
-    place.is_clean();
+    fixture.is_clean();
 }
 
 #[test]
 fn doctor_names_a_remedy_for_what_is_missing() {
-    let place = Place::new();
-    let ended = place.run(&["doctor"]);
+    let fixture = Fixture::new();
+    let ended = fixture.run(&["doctor"]);
     assert_eq!(ended.code(), 1, "no VMM is on PATH: {ended}");
     let text = ended.out() + &ended.err();
     assert!(
@@ -305,7 +305,7 @@ fn doctor_names_a_remedy_for_what_is_missing() {
         "{text}"
     );
     assert_eq!(
-        place
+        fixture
             .run(&["doctor", "--json"])
             .exits(1)
             .out()

@@ -1,6 +1,6 @@
 //! Goal: an artifact that somebody prepared is refused by every command that reads one, with its
 //! fault named, at once, in little memory, and without a look at anything outside. Method: a good
-//! artifact, changed in one place, and a double of Firecracker that would load it.
+//! artifact, changed in one place, and a fake Firecracker that would load it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use tests::agent::Agent;
-use tests::double::Double;
+use tests::host::TestHost;
 use tests::process::{Finished, run};
 
 use super::floods::limited;
@@ -19,23 +19,23 @@ use super::floods::limited;
 const MANIFEST: &str = "manifest.json";
 
 /// A good artifact and who reads it.
-struct Place {
-    double: Double,
+struct Fixture {
+    host: TestHost,
     _agent: Agent,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
         let agent = Agent::start();
         Self {
-            double: Double::new(&agent),
+            host: TestHost::new(&agent),
             _agent: agent,
         }
     }
 
     /// `host-tool WORDS… ARTIFACT`, with a limit to its memory.
     fn run(&self, words: &[&str], dir: &Path) -> Finished {
-        let mut tool = self.double.tool(words);
+        let mut tool = self.host.tool(words);
         tool.arg(dir).args(["--timeout", "60s"]);
         run(&mut limited(&tool))
     }
@@ -43,7 +43,7 @@ impl Place {
     /// Has each command read the artifact as `change` leaves it.
     #[track_caller]
     fn is_refused(&self, change: impl FnOnce(&Path), text: &str) {
-        let dir = self.double.artifact();
+        let dir = self.host.artifact();
         change(&dir);
         let commands: [&[&str]; 3] = [
             &["restore", "--name", "clone"],
@@ -53,13 +53,13 @@ impl Place {
         for words in commands {
             // What has no time limit reads no more than the manifest.
             let ended = match words {
-                ["snapshots", "inspect"] => self.double.run([words, &[path(&dir)]].concat()),
+                ["snapshots", "inspect"] => self.host.run([words, &[path(&dir)]].concat()),
                 words => self.run(words, &dir),
             };
             ended.exits(3).complains(text);
-            self.double.is_clean();
+            self.host.is_clean();
         }
-        let listed = self.double.run(["snapshots", "ls", path(&dir)]).exits(0);
+        let listed = self.host.run(["snapshots", "ls", path(&dir)]).exits(0);
         assert!(listed.out().contains("damaged"), "{listed}");
         assert!(listed.out().contains(text), "{text} is not in {listed}");
     }
@@ -83,7 +83,7 @@ fn path(path: &Path) -> &str {
 
 #[test]
 fn names_and_sizes_that_lie_are_refused() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let long = "a".repeat(5000);
     for (name, shown) in [
         ("../vmstate", "'../vmstate', which it must not"),
@@ -95,10 +95,10 @@ fn names_and_sizes_that_lie_are_refused() {
         ("\u{9b}2J", "\\u{9b}2J', which it must not"),
         (&long, "aaa', which it must not"),
     ] {
-        place.is_refused_with(|it| it["files"][0]["name"] = name.into(), shown);
+        fixture.is_refused_with(|it| it["files"][0]["name"] = name.into(), shown);
     }
     let lie = "instead of 18446744073709551615";
-    place.is_refused_with(|it| it["files"][1]["len"] = u64::MAX.into(), lie);
+    fixture.is_refused_with(|it| it["files"][1]["len"] = u64::MAX.into(), lie);
     // As long as a file can be, and nothing in it.
     let sparse = |dir: &Path| {
         File::create(dir.join("memory"))
@@ -106,12 +106,12 @@ fn names_and_sizes_that_lie_are_refused() {
             .set_len(1 << 42)
             .unwrap()
     };
-    place.is_refused(sparse, "memory has 4398046511104 bytes instead of 6");
+    fixture.is_refused(sparse, "memory has 4398046511104 bytes instead of 6");
 }
 
 #[test]
 fn manifests_beyond_reason_are_refused() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let write = |text: String| move |dir: &Path| fs::write(dir.join(MANIFEST), text).unwrap();
     let huge = |dir: &Path| {
         File::create(dir.join(MANIFEST))
@@ -119,15 +119,15 @@ fn manifests_beyond_reason_are_refused() {
             .set_len(1 << 30)
             .unwrap()
     };
-    place.is_refused(huge, "far too long for a manifest");
-    place.is_refused(write("[".repeat(1_000_000)), "not a JSON object");
-    place.is_refused(
+    fixture.is_refused(huge, "far too long for a manifest");
+    fixture.is_refused(write("[".repeat(1_000_000)), "not a JSON object");
+    fixture.is_refused(
         write(format!("{{\"a\":{}", "{\"a\":".repeat(100_000))),
         "recursion limit",
     );
-    place.is_refused(write("\u{0}".repeat(1000)), "not a JSON object");
+    fixture.is_refused(write("\u{0}".repeat(1000)), "not a JSON object");
     // Of a field that is there twice the last one counts, for every reader.
-    place.is_refused(
+    fixture.is_refused(
         |dir| {
             let text = fs::read_to_string(dir.join(MANIFEST)).unwrap();
             let twice = text.replacen('{', "{\"format\":1,", 1);
@@ -136,16 +136,16 @@ fn manifests_beyond_reason_are_refused() {
         },
         "format 999",
     );
-    place.is_refused_with(|it| it["vmm"]["kind"] = "xen".into(), "firecracker or qemu");
-    place.is_refused_with(|it| it["agent"]["protocol_min"] = 9.into(), "protocol");
-    place.is_refused_with(|it| it["machine"]["drives"] = json!([{}]), "path");
+    fixture.is_refused_with(|it| it["vmm"]["kind"] = "xen".into(), "firecracker or qemu");
+    fixture.is_refused_with(|it| it["agent"]["protocol_min"] = 9.into(), "protocol");
+    fixture.is_refused_with(|it| it["machine"]["drives"] = json!([{}]), "path");
     let drive = json!([{ "path": "/dev/zero", "read_only": true }]);
-    place.is_refused_with(|it| it["machine"]["drives"] = drive, "not a regular file");
+    fixture.is_refused_with(|it| it["machine"]["drives"] = drive, "not a regular file");
 }
 
 #[test]
 fn what_is_no_plain_file_is_not_touched() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     type Put = fn(&Path);
     let mut puts: Vec<Put> = vec![
         // Nobody ever writes to it: whoever opens it to read waits for ever.
@@ -166,7 +166,7 @@ fn what_is_no_plain_file_is_not_touched() {
                 fs::remove_file(dir.join(name)).unwrap();
                 put(&dir.join(name));
             };
-            place.is_refused(replace, &format!("{name} is not a regular file"));
+            fixture.is_refused(replace, &format!("{name} is not a regular file"));
         }
     }
 }
@@ -174,8 +174,8 @@ fn what_is_no_plain_file_is_not_touched() {
 /// A file of terabytes that has its recorded length, and a digest, takes longer than there is time.
 #[test]
 fn a_file_that_takes_for_ever_to_read_meets_the_deadline() {
-    let place = Place::new();
-    let dir = place.double.artifact();
+    let fixture = Fixture::new();
+    let dir = fixture.host.artifact();
     File::create(dir.join("memory"))
         .unwrap()
         .set_len(1 << 42)
@@ -185,8 +185,8 @@ fn a_file_that_takes_for_ever_to_read_meets_the_deadline() {
     value["files"][1]["len"] = json!(1_u64 << 42);
     value["files"][1]["sha256"] = "0".repeat(64).into();
     fs::write(dir.join(MANIFEST), value.to_string()).unwrap();
-    let ended = place
-        .double
+    let ended = fixture
+        .host
         .run(["snapshots", "verify", path(&dir), "--timeout", "100ms"]);
     ended.exits(124).complains("memory");
 }

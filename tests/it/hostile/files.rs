@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tests::agent::Agent;
-use tests::double::Double;
+use tests::host::TestHost;
 
 /// What is not a file, and how it is made. The first path is where a link leads.
 type Put = fn(&Path, &Path);
@@ -29,37 +29,37 @@ const ODD: [(&str, Put); 5] = [
 const REMEDY: &str = "not a regular file, and nothing else may be there; take it away";
 
 /// A place with a VM that has ended.
-struct Place {
-    double: Double,
+struct Fixture {
+    host: TestHost,
     /// Somebody's file, which is not to change.
     bait: PathBuf,
     _agent: Agent,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
         let agent = Agent::start();
-        let double = Double::new(&agent);
-        let artifact = double.artifact();
+        let host = TestHost::new(&agent);
+        let artifact = host.artifact();
         let words = ["restore", "--name", "clone", "--timeout", "60s"];
-        tests::process::run(double.tool(words).arg(artifact)).exits(0);
-        double.run(["stop", "--force", "clone"]).exits(0);
-        let bait = double.path("bait");
+        tests::process::run(host.tool(words).arg(artifact)).exits(0);
+        host.run(["stop", "--force", "clone"]).exits(0);
+        let bait = host.path("bait");
         fs::write(&bait, "{}").unwrap();
         Self {
-            double,
+            host,
             bait,
             _agent: agent,
         }
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.double.path("state/clone").join(name)
+        self.host.path("state/clone").join(name)
     }
 
     /// Puts something odd in a file's place while `check` looks, and the file back.
     fn replaced(&self, name: &str, check: impl Fn(&str)) {
-        let (file, kept) = (self.file(name), self.double.path("kept"));
+        let (file, kept) = (self.file(name), self.host.path("kept"));
         let was_there = fs::rename(&file, &kept).is_ok();
         for (what, put) in ODD {
             put(&self.bait, &file);
@@ -79,7 +79,7 @@ impl Place {
     fn is_named(&self, name: &str, commands: &[(&[&str], i32)]) {
         self.replaced(name, |what| {
             for (words, code) in commands {
-                let ended = self.double.run(*words);
+                let ended = self.host.run(*words);
                 let ended = ended.exits(*code).complains(REMEDY);
                 ended.complains(&format!("clone/{name}: it is"));
                 assert!(self.file(name).symlink_metadata().is_ok(), "no {what}");
@@ -90,11 +90,11 @@ impl Place {
 
 #[test]
 fn odd_files_of_a_vm_are_named_and_not_touched() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let inspect: &[&str] = &["inspect", "clone"];
     let logs: &[&str] = &["logs", "--name", "clone"];
     let ls: &[&str] = &["ls"];
-    place.is_named(
+    fixture.is_named(
         "state.json",
         &[
             (ls, 0),
@@ -106,44 +106,44 @@ fn odd_files_of_a_vm_are_named_and_not_touched() {
             (&["exec", "--name", "clone", "--", "true"], 125),
         ],
     );
-    place.is_named("exit.json", &[(ls, 0), (inspect, 1)]);
-    place.is_named("workload.json", &[(inspect, 1)]);
-    place.is_named("health.json", &[(ls, 0), (inspect, 0)]);
-    place.is_named("output.json", &[(logs, 1)]);
-    place.is_named("lock", &[(&["stop", "clone"], 1), (&["rm", "clone"], 1)]);
-    place.is_named("supervisor.lock", &[(&["rm", "clone"], 1)]);
+    fixture.is_named("exit.json", &[(ls, 0), (inspect, 1)]);
+    fixture.is_named("workload.json", &[(inspect, 1)]);
+    fixture.is_named("health.json", &[(ls, 0), (inspect, 0)]);
+    fixture.is_named("output.json", &[(logs, 1)]);
+    fixture.is_named("lock", &[(&["stop", "clone"], 1), (&["rm", "clone"], 1)]);
+    fixture.is_named("supervisor.lock", &[(&["rm", "clone"], 1)]);
     // With everything back in its place the VM can be taken away.
-    place.double.run(["rm", "clone"]).exits(0);
-    place.double.is_clean();
+    fixture.host.run(["rm", "clone"]).exits(0);
+    fixture.host.is_clean();
 }
 
 #[test]
 fn odd_output_logs_are_not_read() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     let record = r#"{"older_start":0,"start":0,"len":2,"line_open":false,"stdout":2,"stderr":0}"#;
-    fs::write(place.file("output.json"), record).unwrap();
+    fs::write(fixture.file("output.json"), record).unwrap();
     for name in ["output.log", "output.log.1"] {
-        place.is_named(name, &[(&["logs", "--name", "clone"], 1)]);
+        fixture.is_named(name, &[(&["logs", "--name", "clone"], 1)]);
     }
     // Lengths that cannot be are no reason to print anything, or to wait.
     let record = r#"{"older_start":18446744073709551615,"start":18446744073709551615,
         "len":18446744073709551615,"line_open":false,"stdout":0,"stderr":0}"#;
-    fs::write(place.file("output.json"), record).unwrap();
+    fs::write(fixture.file("output.json"), record).unwrap();
     for name in ["output.log", "output.log.1"] {
-        fs::write(place.file(name), "x\n").unwrap();
+        fs::write(fixture.file(name), "x\n").unwrap();
     }
-    let ended = place.double.run(["logs", "--name", "clone"]);
+    let ended = fixture.host.run(["logs", "--name", "clone"]);
     assert!([0, 1].contains(&ended.code()), "{ended}");
-    place.double.run(["rm", "clone"]).exits(0);
+    fixture.host.run(["rm", "clone"]).exits(0);
 }
 
 /// A link with a VM's name leads out of the state directory.
 #[test]
 fn what_has_a_vms_name_must_be_its_directory() {
-    let place = Place::new();
-    let other = place.double.path("state/other");
-    let outside = place.double.path("outside");
-    fs::rename(place.double.path("state/clone"), &outside).unwrap();
+    let fixture = Fixture::new();
+    let other = fixture.host.path("state/other");
+    let outside = fixture.host.path("outside");
+    fs::rename(fixture.host.path("state/clone"), &outside).unwrap();
     let puts: [&dyn Fn(); 3] = [
         &|| symlink(&outside, &other).unwrap(),
         &|| fs::write(&other, "").unwrap(),
@@ -158,43 +158,43 @@ fn what_has_a_vms_name_must_be_its_directory() {
             &["rm", "--force", "other"],
             &["logs", "--name", "other"],
         ] {
-            place.double.run(words).exits(2).complains(text);
+            fixture.host.run(words).exits(2).complains(text);
         }
-        let listed = place.double.run(["ls"]).exits(0).complains(text);
+        let listed = fixture.host.run(["ls"]).exits(0).complains(text);
         assert!(listed.out().contains("other  unreadable"), "{listed}");
-        let mut restore = place.double.tool(["restore", "--name", "other"]);
-        let restored = tests::process::run(restore.arg(place.double.artifact()));
+        let mut restore = fixture.host.tool(["restore", "--name", "other"]);
+        let restored = tests::process::run(restore.arg(fixture.host.artifact()));
         restored.exits(2).complains("the name 'other' is in use");
         fs::remove_file(&other).unwrap();
     }
     assert!(outside.join("state.json").is_file(), "it was taken away");
-    place.double.is_clean();
+    fixture.host.is_clean();
 }
 
 #[test]
 fn odd_sockets_and_directories_are_named() {
     let agent = Agent::start();
-    let double = Double::new(&agent);
-    let bait = double.path("bait");
+    let host = TestHost::new(&agent);
+    let bait = host.path("bait");
     fs::write(&bait, "x").unwrap();
-    let odd = double.path("odd");
-    let out = double.path("snapshots/out");
+    let odd = host.path("odd");
+    let out = host.path("snapshots/out");
     let text = odd.to_str().unwrap();
-    let (kernel, initrd) = (double.path("kernel"), double.path("initrd"));
+    let (kernel, initrd) = (host.path("kernel"), host.path("initrd"));
     for (what, put) in ODD {
         put(&bait, &odd);
         for option in ["--uds", "--unix"] {
-            let ended = double.run(["probe", option, text, "--timeout", "200ms"]);
+            let ended = host.run(["probe", option, text, "--timeout", "200ms"]);
             ended.exits(2).complains(text);
         }
-        let mut snapshot = double.tool(["snapshot", "--api-sock", text, "--uds", text, "--out"]);
+        let mut snapshot = host.tool(["snapshot", "--api-sock", text, "--uds", text, "--out"]);
         let ended = tests::process::run(snapshot.arg(&out).args(["--timeout", "200ms"]));
         assert!([5, 124].contains(&ended.code()), "{what}: {ended}");
         ended.complains(text);
         if what != "directory" {
-            let ended = double.run(["restore", text]).exits(3);
+            let ended = host.run(["restore", text]).exits(3);
             ended.complains("there is no artifact directory");
-            let ended = double.run(["ls", "--state-dir", text]);
+            let ended = host.run(["ls", "--state-dir", text]);
             assert_eq!(ended.code(), 1, "{what}: {ended}");
             ended.complains(text);
         }
@@ -209,7 +209,7 @@ fn odd_sockets_and_directories_are_named() {
                         "--kernel"
                     },
                 );
-                let mut boot = double.tool(["boot", name, text, other_name]);
+                let mut boot = host.tool(["boot", name, text, other_name]);
                 let ended = tests::process::run(boot.arg(other));
                 ended.exits(3).complains(text);
             }
@@ -217,7 +217,7 @@ fn odd_sockets_and_directories_are_named() {
         if fs::remove_file(&odd).is_err() {
             fs::remove_dir(&odd).unwrap();
         }
-        double.is_clean();
+        host.is_clean();
     }
     assert_eq!(fs::read(&bait).unwrap(), b"x");
 }

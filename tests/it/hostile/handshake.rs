@@ -1,5 +1,5 @@
 //! Goal: what a guest says of its rebind and its probe makes it ready or not, and nothing else.
-//! Method: a double of Firecracker in front of a guest that answers REBIND and PROBE with what
+//! Method: a fake Firecracker in front of a guest that answers REBIND and PROBE with what
 //! cannot be.
 
 use std::fs;
@@ -12,15 +12,15 @@ use shared::frame::FrameKind;
 use shared::message::{Message, Probe, Probed};
 use shared::version::SUPPORTED;
 use tempfile::TempDir;
-use tests::double::{Double, Kind};
+use tests::host::{Kind, TestHost};
 use tests::process::Finished;
 
 use super::floods::is_harmless;
 use super::guest::{Ear, drain, hello, raw, say};
 
-/// A guest behind a double of Firecracker, which answers REBIND and PROBE as it is told to.
+/// A guest behind a fake Firecracker, which answers REBIND and PROBE as it is told to.
 struct Liar {
-    double: Double,
+    host: TestHost,
     _folder: TempDir,
 }
 
@@ -39,15 +39,15 @@ impl Liar {
             }
         });
         Self {
-            double: Double::before(Kind::Firecracker, &socket),
+            host: TestHost::before(Kind::Firecracker, &socket),
             _folder: folder,
         }
     }
 
     fn restore(&self, words: &[&str]) -> Finished {
-        let mut command = self.double.tool(["restore", "--name", "clone", "--json"]);
+        let mut command = self.host.tool(["restore", "--name", "clone", "--json"]);
         command.args(["--timeout", "60s"]).args(words);
-        tests::process::run(command.arg(self.double.artifact()))
+        tests::process::run(command.arg(self.host.artifact()))
     }
 }
 
@@ -130,7 +130,7 @@ fn a_rebound_that_cannot_be_is_no_readiness() {
         let ended = liar.restore(&[]).exits(6).complains(text);
         assert_eq!(ended.json()["phase"], "rebind", "{ended}");
         is_harmless(&ended);
-        liar.double.is_clean();
+        liar.host.is_clean();
     }
 }
 
@@ -163,7 +163,7 @@ fn a_probed_that_cannot_be_is_no_readiness() {
         let ended = liar.restore(&[]).exits(6);
         let ended = ended.complains("PROBED of another request");
         assert_eq!(ended.json()["phase"], "probe", "{ended}");
-        liar.double.is_clean();
+        liar.host.is_clean();
     }
 }
 
@@ -184,7 +184,7 @@ fn figures_beyond_reason_are_passed_on_as_they_are() {
         listener_serial: u64::MAX,
         ..honest(probe)
     });
-    let paths = ["trace.json", "timeline.svg"].map(|name| liar.double.path(name));
+    let paths = ["trace.json", "timeline.svg"].map(|name| liar.host.path(name));
     let [trace, timeline] = paths.each_ref().map(|path| path.to_str().unwrap());
     let ended = liar.restore(&["--trace", trace, "--timeline", timeline]);
     let ended = ended.exits(0);
@@ -192,6 +192,6 @@ fn figures_beyond_reason_are_passed_on_as_they_are() {
     assert_eq!(ended.json()["guest"]["exec_us"], u64::MAX, "{ended}");
     serde_json::from_slice::<Value>(&fs::read(trace).unwrap()).unwrap();
     assert!(fs::read_to_string(timeline).unwrap().ends_with("</svg>\n"));
-    liar.double.run(["rm", "--force", "clone"]).exits(0);
-    liar.double.is_clean();
+    liar.host.run(["rm", "--force", "clone"]).exits(0);
+    liar.host.is_clean();
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tests::agent::Agent;
-use tests::double::Double;
+use tests::host::TestHost;
 use tests::process::{Finished, run};
 use tests::{program, skip};
 
@@ -18,12 +18,12 @@ use super::floods::through_shell;
 const NOBODY: u32 = 65_534;
 
 /// A place in which only its own permissions protect a thing, with a VM that runs and an artifact.
-struct Place {
-    double: Double,
+struct Fixture {
+    host: TestHost,
     _agent: Agent,
 }
 
-impl Place {
+impl Fixture {
     /// `None`, said as skipped, where processes of another user cannot be had.
     fn new(test: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
@@ -31,19 +31,19 @@ impl Place {
             return None;
         }
         let agent = Agent::start();
-        let double = Double::new(&agent);
+        let host = TestHost::new(&agent);
         for folder in ["", "snapshots"] {
             let public = Permissions::from_mode(0o755);
-            fs::set_permissions(double.path(folder), public).unwrap();
+            fs::set_permissions(host.path(folder), public).unwrap();
         }
-        let artifact = double.artifact();
+        let artifact = host.artifact();
         let open = |words: &[&str]| {
-            let mut tool = through_shell(&double.tool(words), "umask 000");
+            let mut tool = through_shell(&host.tool(words), "umask 000");
             run(&mut tool).exits(0);
         };
         let artifact = artifact.to_str().unwrap();
         open(&["restore", artifact, "--name", "clone", "--timeout", "60s"]);
-        let out = double.path("snapshots/out");
+        let out = host.path("snapshots/out");
         let out = out.to_str().unwrap();
         open(&[
             "snapshot",
@@ -55,15 +55,15 @@ impl Place {
             "60s",
         ]);
         Some(Self {
-            double,
+            host,
             _agent: agent,
         })
     }
 
     fn end(&self) {
-        self.double.run(["rm", "--force", "clone"]).exits(0);
-        fs::remove_dir_all(self.double.path("snapshots/out")).unwrap();
-        self.double.is_clean();
+        self.host.run(["rm", "--force", "clone"]).exits(0);
+        fs::remove_dir_all(self.host.path("snapshots/out")).unwrap();
+        self.host.is_clean();
     }
 }
 
@@ -86,25 +86,25 @@ fn is_private(path: &Path) -> usize {
 
 #[test]
 fn everything_is_private_under_any_umask() {
-    let Some(place) = Place::new("everything_is_private_under_any_umask") else {
+    let Some(fixture) = Fixture::new("everything_is_private_under_any_umask") else {
         return;
     };
-    let found = is_private(&place.double.path("state/clone"));
+    let found = is_private(&fixture.host.path("state/clone"));
     assert!(found > 6, "{found} files of a VM that runs");
-    let found = is_private(&place.double.path("snapshots/out"));
+    let found = is_private(&fixture.host.path("snapshots/out"));
     assert_eq!(found, 4, "an artifact and its files");
-    place.end();
+    fixture.end();
 }
 
 #[test]
 fn another_user_can_neither_read_nor_connect() {
-    let Some(place) = Place::new("another_user_can_neither_read_nor_connect") else {
+    let Some(fixture) = Fixture::new("another_user_can_neither_read_nor_connect") else {
         return;
     };
     // Where the program is, another user may not get to.
-    let tool = place.double.path("host-tool");
+    let tool = fixture.host.path("host-tool");
     fs::copy(program("host-tool"), &tool).unwrap();
-    let path = |name: &str| place.double.path(name).to_str().unwrap().to_owned();
+    let path = |name: &str| fixture.host.path(name).to_str().unwrap().to_owned();
     let as_nobody = |program: &str, words: &[&str]| -> Finished {
         run(Command::new(program).args(words).uid(NOBODY).gid(NOBODY))
     };
@@ -136,25 +136,25 @@ fn another_user_can_neither_read_nor_connect() {
     let shown = as_nobody(tool, &["snapshots", "inspect", &path("snapshots/out")]);
     shown.exits(3).complains("Permission denied");
     // What nobody could see is all still there.
-    place.double.run(["probe", "--name", "clone"]).exits(0);
-    place.end();
+    fixture.host.run(["probe", "--name", "clone"]).exits(0);
+    fixture.end();
 }
 
 #[test]
 fn directories_that_others_own_or_write_to_are_not_used() {
-    let Some(place) = Place::new("directories_that_others_own_or_write_to_are_not_used") else {
+    let Some(fixture) = Fixture::new("directories_that_others_own_or_write_to_are_not_used") else {
         return;
     };
     for (name, is_of_vm) in [("state", false), ("state/clone", true)] {
-        let dir = place.double.path(name);
+        let dir = fixture.host.path(name);
         let check = |text: &str| {
-            let inspected = place.double.run(["inspect", "clone"]).exits(2);
+            let inspected = fixture.host.run(["inspect", "clone"]).exits(2);
             inspected
                 .complains(text)
                 .complains("run 'chmod 700' on it as its owner");
-            let ran = place.double.run(["exec", "--name", "clone", "--", "true"]);
+            let ran = fixture.host.run(["exec", "--name", "clone", "--", "true"]);
             ran.exits(125).complains(text);
-            let listed = place.double.run(["ls"]).complains(text);
+            let listed = fixture.host.run(["ls"]).complains(text);
             assert_eq!(listed.code(), if is_of_vm { 0 } else { 2 }, "{listed}");
         };
         chown(&dir, Some(NOBODY), None).unwrap();
@@ -166,6 +166,6 @@ fn directories_that_others_own_or_write_to_are_not_used() {
         }
         fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
     }
-    place.double.run(["inspect", "clone"]).exits(0);
-    place.end();
+    fixture.host.run(["inspect", "clone"]).exits(0);
+    fixture.end();
 }

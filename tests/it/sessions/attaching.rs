@@ -5,18 +5,18 @@ use shared::message::{
 };
 use tests::agent::Agent;
 use tests::client::{attach, exec_id, rebind, shell};
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 
 use super::{by_number, hears_fail, is_cut};
 
 #[test]
 fn an_observer_gets_a_copy_and_a_waiter_the_end() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
     let started = owner.start(&shell(
         1,
-        &format!("echo one; cat {}; echo two", gate.path()),
+        &format!("echo one; cat {}; echo two", fifo.path()),
     ));
     let mut observer = agent.greet();
     let observed = observer.attach(by_number(&started, AttachMode::Observe));
@@ -26,7 +26,7 @@ fn an_observer_gets_a_copy_and_a_waiter_the_end() {
         (observed.session, observed.pid, observed.fresh),
         (started.session, started.pid, false)
     );
-    gate.open();
+    fifo.release();
     let (owned, observed) = (owner.observe(&started), observer.observe(&observed));
     assert_eq!(owned.stdout.bytes, b"one\ntwo\n");
     assert_eq!(owned, observed);
@@ -40,17 +40,17 @@ fn an_observer_gets_a_copy_and_a_waiter_the_end() {
 #[test]
 fn a_later_owner_supersedes_an_earlier_one_and_loses_nothing() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut first = agent.greet();
     let started = first.start(&shell(
         1,
-        &format!("echo one; cat {}; echo two", gate.path()),
+        &format!("echo one; cat {}; echo two", fifo.path()),
     ));
     assert_eq!(first.hear_stdout(4), b"one\n");
     let mut second = agent.greet();
     let attached = second.attach(by_number(&started, AttachMode::Own));
     is_cut(&mut first, FailCode::Superseded);
-    gate.open();
+    fifo.release();
     assert_eq!(second.follow(&attached).stdout.bytes, b"one\ntwo\n");
 }
 
@@ -58,23 +58,23 @@ fn a_later_owner_supersedes_an_earlier_one_and_loses_nothing() {
 #[test]
 fn of_two_owners_the_one_that_was_accepted_later_wins() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut older = agent.greet();
     let mut newer = agent.greet();
-    let started = newer.start(&shell(1, &format!("cat {}; echo end", gate.path())));
+    let started = newer.start(&shell(1, &format!("cat {}; echo end", fifo.path())));
     older.say(&Message::Attach(by_number(&started, AttachMode::Own)));
     is_cut(&mut older, FailCode::Superseded);
-    gate.open();
+    fifo.release();
     assert_eq!(newer.follow(&started).stdout.bytes, b"end\n");
 }
 
 #[test]
 fn an_exec_of_the_same_id_goes_on_from_its_offsets() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let script = format!(
         "printf 12345; printf abc >&2; cat {}; printf 678",
-        gate.path()
+        fifo.path()
     );
     let mut request = shell(1, &script);
     request.keep_ms = Some(60_000);
@@ -93,7 +93,7 @@ fn an_exec_of_the_same_id_goes_on_from_its_offsets() {
     let started = second.start(&request);
     assert!(!started.fresh);
     assert_eq!((started.stdout_from, started.stderr_from), (2, 3));
-    gate.open();
+    fifo.release();
     let followed = second.follow(&started);
     assert_eq!(followed.stdout.bytes, b"345678");
     assert_eq!(followed.stderr.bytes, b"");
@@ -106,11 +106,11 @@ fn an_exec_of_the_same_id_goes_on_from_its_offsets() {
 #[test]
 fn an_offset_past_the_end_is_taken_for_the_end() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
     let started = owner.start(&shell(
         1,
-        &format!("echo one; cat {}; echo two", gate.path()),
+        &format!("echo one; cat {}; echo two", fifo.path()),
     ));
     assert_eq!(owner.hear_stdout(4), b"one\n");
     let mut observer = agent.greet();
@@ -120,18 +120,18 @@ fn an_offset_past_the_end_is_taken_for_the_end() {
     };
     let attached = observer.attach(request);
     assert_eq!(attached.stdout_from, 4);
-    gate.open();
+    fifo.release();
     assert_eq!(observer.observe(&attached).stdout.bytes, b"two\n");
 }
 
 #[test]
 fn what_was_acknowledged_is_gone_and_the_gap_says_so() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
     let started = owner.start(&shell(
         1,
-        &format!("echo one; cat {}; echo two", gate.path()),
+        &format!("echo one; cat {}; echo two", fifo.path()),
     ));
     assert_eq!(owner.hear_stdout(4), b"one\n");
     owner.ack(Stream::Stdout, 4);
@@ -143,7 +143,7 @@ fn what_was_acknowledged_is_gone_and_the_gap_says_so() {
         ..by_number(&started, AttachMode::Observe)
     };
     let attached = observer.attach(request);
-    gate.open();
+    fifo.release();
     let observed = observer.observe(&attached).stdout;
     let got: u64 = observed.gaps.iter().map(|gap| gap.1 - gap.0).sum();
     assert_eq!(got + observed.bytes.len() as u64, 8, "{observed:?}");
@@ -154,13 +154,13 @@ fn what_was_acknowledged_is_gone_and_the_gap_says_so() {
 #[test]
 fn an_observer_that_does_not_read_holds_nobody_up() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    let script = format!("cat {} && head -c 10000000 /dev/zero", gate.path());
+    let script = format!("cat {} && head -c 10000000 /dev/zero", fifo.path());
     let started = owner.start(&shell(1, &script));
     let mut observer = agent.greet();
     let attached = observer.attach(by_number(&started, AttachMode::Observe));
-    gate.open();
+    fifo.release();
     assert_eq!(owner.follow(&started).stdout.bytes.len(), 10_000_000);
     // Once it reads, each byte has come or is named as missing.
     let observed = observer.observe(&attached).stdout;
@@ -196,9 +196,9 @@ fn without_a_reader_drop_oldest_goes_on_and_names_what_is_missing() {
 #[test]
 fn an_ack_of_what_was_not_sent_is_a_mistake() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    owner.start(&shell(1, &format!("echo one; cat {}", gate.path())));
+    owner.start(&shell(1, &format!("echo one; cat {}", fifo.path())));
     assert_eq!(owner.hear_stdout(4), b"one\n");
     owner.ack(Stream::Stdout, 5);
     is_cut(&mut owner, FailCode::Protocol);
@@ -219,10 +219,10 @@ fn a_connection_serves_one_session_after_another() {
 #[test]
 fn a_second_command_on_a_busy_connection_does_not_run() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let file = agent.folder().join("ran");
     let mut client = agent.greet();
-    client.start(&shell(1, &format!("cat {}", gate.path())));
+    client.start(&shell(1, &format!("cat {}", fifo.path())));
     client.say(&Message::Exec(shell(
         2,
         &format!("touch {}", file.display()),
@@ -256,10 +256,10 @@ fn there_is_no_attaching_to_what_is_not_there() {
 #[test]
 fn an_attach_under_another_name_is_stale() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     assert!(matches!(agent.greet().ask(&rebind(1)), Message::Rebound(_)));
     let mut owner = agent.greet();
-    let started = owner.start(&shell(1, &format!("cat {}", gate.path())));
+    let started = owner.start(&shell(1, &format!("cat {}", fifo.path())));
     let request = Attach {
         generation: Some(tests::client::generation(2)),
         ..by_number(&started, AttachMode::Observe)

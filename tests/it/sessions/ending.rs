@@ -10,7 +10,7 @@ use shared::message::{
 use tests::DEADLINE;
 use tests::agent::Agent;
 use tests::client::{attach, quiesce, rebind, shell};
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 
 use super::by_number;
 
@@ -32,11 +32,11 @@ const fn killed_by(signal: Signal) -> ExitStatus {
 #[test]
 fn without_keep_a_command_whose_owner_is_gone_is_told_to_end() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    let request = shell(1, &format!("exec cat {}", gate.path()));
+    let request = shell(1, &format!("exec cat {}", fifo.path()));
     owner.start(&request);
-    let held = gate.hold();
+    let held = fifo.hold();
     drop(owner);
     held.wait_gone();
     let exited = end_of(&agent, request.id);
@@ -47,14 +47,14 @@ fn without_keep_a_command_whose_owner_is_gone_is_told_to_end() {
 #[test]
 fn what_does_not_heed_term_is_killed_with_its_whole_group() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
     let request = shell(
         1,
-        &format!("trap '' TERM; cat {0} & cat {0} | cat", gate.path()),
+        &format!("trap '' TERM; cat {0} & cat {0} | cat", fifo.path()),
     );
     owner.start(&request);
-    let held = gate.hold();
+    let held = fifo.hold();
     drop(owner);
     held.wait_gone();
     assert_eq!(
@@ -66,12 +66,12 @@ fn what_does_not_heed_term_is_killed_with_its_whole_group() {
 #[test]
 fn a_kept_command_waits_for_an_owner_and_then_ends() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
-    let mut request = shell(1, &format!("exec cat {}", gate.path()));
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let mut request = shell(1, &format!("exec cat {}", fifo.path()));
     request.keep_ms = Some(300);
     let mut owner = agent.greet();
     owner.start(&request);
-    let held = gate.hold();
+    let held = fifo.hold();
     drop(owner);
     // The time that it was given is over when its end is there: an event.
     held.wait_gone();
@@ -84,14 +84,14 @@ fn a_kept_command_waits_for_an_owner_and_then_ends() {
 #[test]
 fn an_owner_that_comes_back_in_time_ends_the_countdown() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
-    let other = Gate::new(agent.folder(), "other");
-    let mut request = shell(1, &format!("cat {}; exit 7", gate.path()));
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let other = Fifo::new(agent.folder(), "other");
+    let mut request = shell(1, &format!("cat {}; exit 7", fifo.path()));
     // Far more than a greeting takes, and what the other command below is given too.
     request.keep_ms = Some(2_000);
     let mut owner = agent.greet();
     owner.start(&request);
-    let held = gate.hold();
+    let held = fifo.hold();
     drop(owner);
     let mut again = agent.greet();
     let started = again.start(&request);
@@ -109,12 +109,12 @@ fn an_owner_that_comes_back_in_time_ends_the_countdown() {
 #[test]
 fn a_detached_command_needs_nobody() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
-    let mut request = shell(1, &format!("cat {}; echo done; exit 7", gate.path()));
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let mut request = shell(1, &format!("cat {}; echo done; exit 7", fifo.path()));
     request.detached = true;
     let mut starter = agent.greet();
     starter.start(&request);
-    let held = gate.hold();
+    let held = fifo.hold();
     drop(starter);
     // A turn of the loop after which the connection is known to be gone.
     let _fds = agent.settled_fd_count();
@@ -131,9 +131,9 @@ fn a_detached_command_needs_nobody() {
 #[test]
 fn a_group_whose_leader_was_reaped_is_not_signalled() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    let script = format!("(head -c 1000000 /dev/zero; echo alive >{}) &", gate.path());
+    let script = format!("(head -c 1000000 /dev/zero; echo alive >{}) &", fifo.path());
     let started = owner.start(&shell(1, &script));
     let mut other = agent.greet();
     let began = Instant::now();
@@ -149,7 +149,7 @@ fn a_group_whose_leader_was_reaped_is_not_signalled() {
     assert_eq!(other.ask(&Message::Signal(signal)), Message::Ok);
     let followed = owner.follow(&started);
     assert_eq!(followed.exited.status, ExitStatus::Code(0));
-    assert_eq!(gate.hear(), "alive\n");
+    assert_eq!(fifo.read(), "alive\n");
 }
 
 /// The leader is gone, standard output is closed, and what standard error still has lies in its
@@ -157,11 +157,11 @@ fn a_group_whose_leader_was_reaped_is_not_signalled() {
 #[test]
 fn the_end_comes_after_the_last_byte_of_each_output() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
     let script = "head -c 300000 /dev/zero >&2; exec 2>&-; echo written";
-    let started = owner.start(&shell(1, &format!("({script} >{}) >&- &", gate.path())));
-    assert_eq!(gate.hear(), "written\n");
+    let started = owner.start(&shell(1, &format!("({script} >{}) >&- &", fifo.path())));
+    assert_eq!(fifo.read(), "written\n");
     let followed = owner.follow(&started);
     assert_eq!(followed.stderr.bytes.len(), 300_000);
     assert!(!followed.exited.writers_alive, "{:?}", followed.exited);
@@ -170,12 +170,12 @@ fn the_end_comes_after_the_last_byte_of_each_output() {
 #[test]
 fn a_time_limit_ends_the_group_and_says_so() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
-    let mut request = shell(1, &format!("cat {0} & cat {0}", gate.path()));
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let mut request = shell(1, &format!("cat {0} & cat {0}", fifo.path()));
     request.timeout_ms = Some(300);
     let mut owner = agent.greet();
     owner.start(&request);
-    gate.hold().wait_gone();
+    fifo.hold().wait_gone();
     let exited = owner.hear_exited();
     assert!(exited.timed_out);
     assert_eq!(exited.status, killed_by(Signal::SIGTERM));
@@ -184,8 +184,8 @@ fn a_time_limit_ends_the_group_and_says_so() {
 #[test]
 fn a_time_limit_holds_without_any_client() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
-    let mut request = shell(1, &format!("exec cat {}", gate.path()));
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let mut request = shell(1, &format!("exec cat {}", fifo.path()));
     (request.timeout_ms, request.detached) = (Some(300), true);
     agent.greet().start(&request);
     let exited = end_of(&agent, request.id);
@@ -214,12 +214,12 @@ fn a_command_in_time_did_not_time_out() {
 #[test]
 fn a_session_outlives_the_cut_of_a_snapshot_and_the_new_name() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     assert!(matches!(agent.greet().ask(&rebind(1)), Message::Rebound(_)));
     let mut owner = agent.greet();
     let mut request = shell(
         1,
-        &format!("echo one; cat {}; echo two; exit 5", gate.path()),
+        &format!("echo one; cat {}; echo two; exit 5", fifo.path()),
     );
     owner.start(&request);
     assert_eq!(owner.hear_stdout(4), b"one\n");
@@ -234,7 +234,7 @@ fn a_session_outlives_the_cut_of_a_snapshot_and_the_new_name() {
     let mut again = agent.greet();
     let started = again.start(&request);
     assert!(!started.fresh);
-    gate.open();
+    fifo.release();
     let followed = again.follow(&started);
     assert_eq!(followed.stdout.bytes, b"two\n");
     assert_eq!(followed.exited.status, ExitStatus::Code(5));
@@ -243,10 +243,10 @@ fn a_session_outlives_the_cut_of_a_snapshot_and_the_new_name() {
 #[test]
 fn a_rebind_can_do_away_with_the_sessions_it_inherits() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    let started = owner.start(&shell(1, &format!("exec cat {}", gate.path())));
-    let held = gate.hold();
+    let started = owner.start(&shell(1, &format!("exec cat {}", fifo.path())));
+    let held = fifo.hold();
     let Message::Rebind(request) = rebind(1) else {
         unreachable!()
     };
@@ -270,11 +270,11 @@ fn a_rebind_can_do_away_with_the_sessions_it_inherits() {
 #[test]
 fn an_agent_that_ends_takes_its_sessions_along() {
     let mut agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
-    let mut request = shell(1, &format!("exec cat {}", gate.path()));
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let mut request = shell(1, &format!("exec cat {}", fifo.path()));
     request.detached = true;
     agent.greet().start(&request);
-    let held = gate.hold();
+    let held = fifo.hold();
     agent.signal(Signal::SIGTERM);
     held.wait_gone();
     assert_eq!(agent.wait().code(), Some(0));

@@ -5,7 +5,7 @@ use shared::message::{
 };
 use tests::agent::Agent;
 use tests::client::{Client, exec, exec_id, exec_numbered, shell};
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 
 use super::{by_number, is_cut};
 
@@ -82,11 +82,11 @@ fn credit_is_given_as_the_command_reads() {
 #[test]
 fn a_command_that_does_not_read_gets_no_more_than_its_credit() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut client = agent.greet();
-    let script = format!("cat {}; wc -c", gate.path());
+    let script = format!("cat {}; wc -c", fifo.path());
     let started = client.start(&with_input(1, &["sh", "-c", &script]));
-    let _held = gate.hold();
+    let _held = fifo.hold();
     let limit = started.stdin.limit;
     client.feed(0, &vec![0; usize::try_from(limit).unwrap()]);
     // What the pipe took besides is new credit; after that, one byte more is a mistake.
@@ -148,11 +148,11 @@ fn a_hole_and_too_much_and_a_stranger_are_mistakes() {
 #[test]
 fn input_that_nobody_reads_any_more_is_closed_and_ignored() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut client = agent.greet();
-    let script = format!("exec <&-; cat {}", gate.path());
+    let script = format!("exec <&-; cat {}", fifo.path());
     let started = client.start(&with_input(1, &["sh", "-c", &script]));
-    let held = gate.hold();
+    let held = fifo.hold();
     // Writing finds out that nobody reads.
     client.feed(0, b"x");
     let window = hear_window(&mut client);
@@ -167,7 +167,7 @@ fn input_that_nobody_reads_any_more_is_closed_and_ignored() {
 #[test]
 fn a_full_input_that_nobody_reads_any_more_is_closed() {
     let agent = Agent::start();
-    let [full, end] = ["full", "end"].map(|name| Gate::new(agent.folder(), name));
+    let [full, end] = ["full", "end"].map(|name| Fifo::new(agent.folder(), name));
     let mut client = agent.greet();
     let script = format!("cat {}; exec <&-; cat {}", full.path(), end.path());
     let started = client.start(&with_input(1, &["sh", "-c", &script]));
@@ -185,7 +185,7 @@ fn a_full_input_that_nobody_reads_any_more_is_closed() {
     }
     drop(held);
     while !hear_window(&mut client).is_closed {}
-    end.open();
+    end.release();
     assert_eq!(client.follow(&started).exited.status, ExitStatus::Code(0));
 }
 
@@ -227,11 +227,11 @@ fn on_terminal(client: &mut Client, byte: u8, script: &str) -> Started {
 #[test]
 fn a_terminal_has_the_size_that_it_is_given() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut client = agent.greet();
     let script = format!(
         "trap 'stty size; exit 5' WINCH; stty size; cat {} & wait",
-        gate.path()
+        fifo.path()
     );
     on_terminal(&mut client, 1, &script);
     assert_eq!(client.hear_stdout(8), b"30 100\r\n");
@@ -276,12 +276,12 @@ fn a_command_that_ends_by_itself_is_not_hung_up() {
 #[test]
 fn keys_of_a_terminal_are_signals() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     for (byte, key, number) in [(1, 3, 2), (2, 28, 3)] {
         let mut client = agent.greet();
-        let script = format!("ulimit -c 0; exec cat {}", gate.path());
+        let script = format!("ulimit -c 0; exec cat {}", fifo.path());
         on_terminal(&mut client, byte, &script);
-        let _held = gate.hold();
+        let _held = fifo.hold();
         client.feed(0, &[key]);
         let expected = ExitStatus::Signal {
             number,
@@ -314,11 +314,11 @@ fn a_terminal_stays_while_its_session_is_kept() {
 #[test]
 fn a_signal_reaches_the_whole_process_group() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut client = agent.greet();
-    let script = format!("cat {0} & cat {0} | cat", gate.path());
+    let script = format!("cat {0} & cat {0} | cat", fifo.path());
     client.start(&shell(1, &script));
-    let held = gate.hold();
+    let held = fifo.hold();
     let signal = Signal {
         session: None,
         number: 15,
@@ -335,9 +335,9 @@ fn a_signal_reaches_the_whole_process_group() {
 #[test]
 fn a_signal_can_name_any_session_and_none_that_is_not_there() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    let started = owner.start(&shell(1, &format!("exec cat {}", gate.path())));
+    let started = owner.start(&shell(1, &format!("exec cat {}", fifo.path())));
     let mut other = agent.greet();
     let signal = |session, number| Message::Signal(Signal { session, number });
     let number = Some(SessionRef::Number(started.session));

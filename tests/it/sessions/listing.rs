@@ -3,17 +3,17 @@
 use shared::message::{ExitStatus, SessionState};
 use tests::agent::Agent;
 use tests::client::{exec_numbered, generation, rebind, shell};
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 
 #[test]
 fn a_session_is_listed_with_all_that_is_known_of_it() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     agent.greet().ask(&rebind(1));
     let mut owner = agent.greet();
-    let script = format!("printf 123; printf 12 >&2; cat {}", gate.path());
+    let script = format!("printf 123; printf 12 >&2; cat {}", fifo.path());
     let started = owner.start(&shell(1, &script));
-    let _held = gate.hold();
+    let _held = fifo.hold();
     let (sessions, pages) = agent.greet().sessions();
     let [session] = &sessions[..] else {
         panic!("{sessions:?}")
@@ -77,11 +77,11 @@ fn more_sessions_than_fit_a_frame_come_in_pages() {
 #[test]
 fn ps_shows_what_runs_and_all_with_a() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     agent
         .host_tool(["exec", "--id", &"1".repeat(32)], ["true"])
         .exits(0);
-    let argv = ["cat", gate.path()];
+    let argv = ["cat", fifo.path()];
     agent
         .host_tool(["exec", "-d", "--id", &"2".repeat(32)], argv)
         .exits(0);
@@ -95,16 +95,16 @@ fn ps_shows_what_runs_and_all_with_a() {
     let json = agent.host_tool(["ps", "-a", "--json"], []).exits(0).json();
     let listed = json["sessions"].as_array().map(Vec::len);
     assert_eq!(listed, Some(2), "{json}");
-    gate.open();
+    fifo.release();
     agent.host_tool(["wait", &"2".repeat(32)], []).exits(0);
 }
 
 #[test]
 fn attach_observe_gets_a_copy_while_the_owner_goes_on() {
     let agent = Agent::start();
-    let gate = Gate::new(agent.folder(), "gate");
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let id = "3".repeat(32);
-    let script = format!("echo one; cat {}; echo two; exit 4", gate.path());
+    let script = format!("echo one; cat {}; echo two; exit 4", fifo.path());
     let mut owner = agent.run(["exec", "--id", &id], ["sh", "-c", &script]);
     assert_eq!(owner.read_line(), "one");
     let observer = agent.run(["attach", &id, "--observe", "--from", "0"], []);
@@ -113,7 +113,7 @@ fn attach_observe_gets_a_copy_while_the_owner_goes_on() {
     while asking.sessions().0[0].attached < 2 {
         assert!(started.elapsed() < tests::DEADLINE, "nobody attaches");
     }
-    gate.open();
+    fifo.release();
     assert_eq!(owner.finish().exits(4).out(), "two\n");
     let observed = observer.finish().exits(4);
     // What the owner had before is gone, which is said.

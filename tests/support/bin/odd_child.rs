@@ -1,5 +1,5 @@
-//! Processes that behave as few do and that no shell can be made into. Each word on the command
-//! line is one such behaviour; `conformance` says what has to become of it.
+//! A child with an odd behaviour that no shell script has. The first argument names it: it fills a
+//! pipe to the brim, or leaves its process group. The cases of `exec::conformance` use it.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -29,17 +29,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes the pipe on standard output as large as it gets, fills it to the brim with one write, and
-/// ends: all of it is still in the pipe then, unless somebody was very fast.
+/// Makes the pipe on standard output as large as possible, fills it with one write, and ends, so
+/// that its whole output is still in the pipe when it has ended.
 fn fill_pipe() -> io::Result<()> {
     let len = i32::try_from(PIPE_LEN_MAX).map_err(io::Error::other)?;
     fcntl(io::stdout(), FcntlArg::F_SETPIPE_SZ(len))?;
     io::stdout().write_all(&vec![b'x'; PIPE_LEN_MAX])
 }
 
-/// Leaves the process group that it leads for another one, and becomes ARGV there.
+/// Leaves the process group that it leads for another one, and executes ARGV there.
 fn regroup(mut argv: impl Iterator<Item = OsString>) -> io::Result<()> {
-    // A group lasts as long as any member: its first leader is gone once it has been joined.
+    // A group lasts as long as any member, so its first leader may end once it has been joined.
     let mut leader = Command::new("cat");
     leader.process_group(0).stdin(Stdio::piped());
     let mut leader = leader.stdout(Stdio::null()).spawn()?;

@@ -11,7 +11,7 @@ use shared::id::ExecId;
 use shared::message::{AttachMode, Exited, SessionInfo, SessionRef};
 use tests::agent::Agent;
 use tests::client::attach;
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 use tests::process::{Finished, Running, run};
 use tests::program;
 
@@ -44,7 +44,7 @@ pub(super) enum How {
     /// `host-tool exec OPTIONS -- ARGV`.
     Plain,
     /// By a function, because one command is not all there is to it.
-    Special(fn(&Place<'_>) -> Finished),
+    Special(fn(&Fixture<'_>) -> Finished),
 }
 
 /// What must be on an output.
@@ -70,10 +70,10 @@ impl fmt::Debug for Want {
 }
 
 impl Want {
-    fn is_met_by(&self, bytes: &[u8], place: &Place<'_>) -> bool {
+    fn is_met_by(&self, bytes: &[u8], fixture: &Fixture<'_>) -> bool {
         let text = String::from_utf8_lossy(bytes);
         match self {
-            Self::Exactly(wanted) => place.fill(wanted) == bytes,
+            Self::Exactly(wanted) => fixture.fill(wanted) == bytes,
             Self::Holds(words) => words.iter().all(|word| text.contains(word)),
         }
     }
@@ -105,7 +105,7 @@ pub(super) struct Case {
     argv: Vec<Vec<u8>>,
     input: Input,
     /// Named pipes in `{dir}`, opened when the case is over.
-    gates: Vec<&'static str>,
+    fifos: Vec<&'static str>,
     needs: Needs,
     code: i32,
     stdout: Want,
@@ -125,7 +125,7 @@ pub(super) fn case(name: &'static str) -> Case {
         options: Vec::new(),
         argv: Vec::new(),
         input: Input::Null,
-        gates: Vec::new(),
+        fifos: Vec::new(),
         needs: Needs::Nothing,
         code: 0,
         stdout: Want::Exactly(Vec::new()),
@@ -161,7 +161,7 @@ impl Case {
     }
 
     /// A function in place of a command, and what it does, for the document.
-    pub(super) fn special(mut self, typed: &'static str, f: fn(&Place<'_>) -> Finished) -> Self {
+    pub(super) fn special(mut self, typed: &'static str, f: fn(&Fixture<'_>) -> Finished) -> Self {
         self.how = How::Special(f);
         self.typed = Some(typed);
         self
@@ -184,8 +184,8 @@ impl Case {
     }
 
     /// A named pipe `{dir}/NAME`.
-    pub(super) fn gate(mut self, name: &'static str) -> Self {
-        self.gates.push(name);
+    pub(super) fn fifo(mut self, name: &'static str) -> Self {
+        self.fifos.push(name);
         self
     }
 
@@ -266,29 +266,29 @@ impl Case {
 
     /// Runs it on an agent, as the case with this number, and says what is wrong.
     pub(super) fn check(&self, agent: &Agent, number: u8) -> Result<(), String> {
-        let place = Place::new(agent, number);
-        let gates: Vec<_> = self
-            .gates
+        let fixture = Fixture::new(agent, number);
+        let fifos: Vec<_> = self
+            .fifos
             .iter()
-            .map(|name| Gate::new(&place.folder, name))
+            .map(|name| Fifo::new(&fixture.folder, name))
             .collect();
         let ended = match self.how {
-            How::Plain => self.run_plain(&place),
-            How::Special(run) => run(&place),
+            How::Plain => self.run_plain(&fixture),
+            How::Special(run) => run(&fixture),
         };
-        drop(gates);
+        drop(fifos);
         let mut wrong = Vec::new();
         if ended.code() != self.code {
             wrong.push(format!("exit code {}, not {}", ended.code(), self.code));
         }
-        if !self.stdout.is_met_by(&ended.stdout, &place) {
+        if !self.stdout.is_met_by(&ended.stdout, &fixture) {
             wrong.push(format!("standard output is not {:?}", self.stdout));
         }
-        if !self.stderr.is_met_by(&ended.stderr, &place) {
+        if !self.stderr.is_met_by(&ended.stderr, &fixture) {
             wrong.push(format!("standard error is not {:?}", self.stderr));
         }
         if let Some((words, holds)) = self.ended {
-            let exited = place.exited();
+            let exited = fixture.exited();
             if !holds(&exited) {
                 wrong.push(format!("not {words}: {exited:?}"));
             }
@@ -299,8 +299,8 @@ impl Case {
         }
     }
 
-    fn run_plain(&self, place: &Place<'_>) -> Finished {
-        let mut command = place.command(&self.options, &self.argv);
+    fn run_plain(&self, fixture: &Fixture<'_>) -> Finished {
+        let mut command = fixture.command(&self.options, &self.argv);
         match &self.input {
             Input::Null => run_with(command.stdin(Stdio::null())),
             Input::Closed => run_with(&mut without_input(&command)),
@@ -314,7 +314,7 @@ impl Case {
                 ended
             }
             Input::File(bytes) => {
-                let path = place.folder.join("input");
+                let path = fixture.folder.join("input");
                 std::fs::write(&path, bytes).unwrap();
                 run_with(command.stdin(File::open(&path).unwrap()))
             }
@@ -361,7 +361,7 @@ fn without_input(command: &Command) -> Command {
 
 /// Where one case is run.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct Fixture<'a> {
     /// The agent of its group.
     pub agent: &'a Agent,
     /// A folder of its own.
@@ -370,7 +370,7 @@ pub(super) struct Place<'a> {
     pub id: ExecId,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Fixture<'a> {
     fn new(agent: &'a Agent, number: u8) -> Self {
         let folder = agent.folder().join(format!("case-{number}"));
         std::fs::create_dir(&folder).unwrap();

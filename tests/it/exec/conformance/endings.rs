@@ -2,7 +2,7 @@
 
 use tests::process::Finished;
 
-use super::case::{Case, NONE, Place, case};
+use super::case::{Case, Fixture, NONE, case};
 
 /// Whether a signal's default is to end a process (`signal(7)`). 32 and 33 are the C library's own:
 /// who starts an agent with `posix_spawn` may leave it with these ignored, and a shell with them.
@@ -189,89 +189,89 @@ pub(super) fn search() -> Vec<Case> {
     ]
 }
 
-fn each_code(place: &Place<'_>) -> Finished {
+fn each_code(fixture: &Fixture<'_>) -> Finished {
     let mut last = None;
     for code in 0..=255 {
         let script = format!("exit {code}");
-        last = Some(place.agent.exec(["sh", "-c", &script]).exits(code));
+        last = Some(fixture.agent.exec(["sh", "-c", &script]).exits(code));
     }
     last.unwrap()
 }
 
-fn each_signal(place: &Place<'_>) -> Finished {
+fn each_signal(fixture: &Fixture<'_>) -> Finished {
     let mut last = None;
     for number in (1..=64).filter(|&number| is_deadly(number)) {
         let script = format!("kill -{number} $$");
-        let ended = place.agent.exec(["sh", "-c", &script]);
+        let ended = fixture.agent.exec(["sh", "-c", &script]);
         last = Some(ended.exits(128 + number));
     }
     last.unwrap()
 }
 
 /// Whether a core is dumped depends on the machine; what a process of our own gets is the measure.
-fn core_dump(place: &Place<'_>) -> Finished {
+fn core_dump(fixture: &Fixture<'_>) -> Finished {
     use shared::message::ExitStatus;
     use std::os::unix::process::ExitStatusExt;
     let script = "ulimit -c unlimited; kill -ABRT $$";
     let mut here = std::process::Command::new("sh");
-    here.args(["-c", script]).current_dir(&place.folder);
+    here.args(["-c", script]).current_dir(&fixture.folder);
     let core = tests::process::run(&mut here).status.core_dumped();
     let words = ["-w", "{dir}"];
-    let ended = tests::process::run(&mut place.command(&words, &["sh", "-c", script]));
+    let ended = tests::process::run(&mut fixture.command(&words, &["sh", "-c", script]));
     assert_eq!(
-        place.exited().status,
+        fixture.exited().status,
         ExitStatus::Signal { number: 6, core }
     );
     ended
 }
 
-fn same_id(place: &Place<'_>) -> Finished {
+fn same_id(fixture: &Fixture<'_>) -> Finished {
     let argv = ["sh", "-c", "echo ran >> {dir}/file; exit 4"];
     let none: [&str; 0] = [];
-    let run = |argv: &[&str; 3]| tests::process::run(&mut place.command(&none[..], argv));
+    let run = |argv: &[&str; 3]| tests::process::run(&mut fixture.command(&none[..], argv));
     let first = run(&argv).exits(4);
     assert!(first.stderr.is_empty(), "{first}");
     let second = run(&argv);
-    let file = std::fs::read_to_string(place.folder.join("file")).unwrap();
+    let file = std::fs::read_to_string(fixture.folder.join("file")).unwrap();
     assert_eq!(file, "ran\n");
     second
 }
 
-fn no_command(place: &Place<'_>) -> Finished {
-    place.agent.host_tool(["exec"], [])
+fn no_command(fixture: &Fixture<'_>) -> Finished {
+    fixture.agent.host_tool(["exec"], [])
 }
 
 /// Runs an executable file with this text.
-fn script(place: &Place<'_>, name: &str, text: &str) -> Finished {
+fn script(fixture: &Fixture<'_>, name: &str, text: &str) -> Finished {
     use std::os::unix::fs::PermissionsExt;
-    let path = place.folder.join(name);
+    let path = fixture.folder.join(name);
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     let none: [&str; 0] = [];
-    tests::process::run(&mut place.command(&none, &[path.to_str().unwrap()]))
+    tests::process::run(&mut fixture.command(&none, &[path.to_str().unwrap()]))
 }
 
-fn bad_interpreter(place: &Place<'_>) -> Finished {
-    script(place, "bad-script", "#!/no/such/interpreter\n")
+fn bad_interpreter(fixture: &Fixture<'_>) -> Finished {
+    script(fixture, "bad-script", "#!/no/such/interpreter\n")
 }
 
-fn no_interpreter(place: &Place<'_>) -> Finished {
-    script(place, "plain-script", "echo ran\n")
+fn no_interpreter(fixture: &Fixture<'_>) -> Finished {
+    script(fixture, "plain-script", "echo ran\n")
 }
 
-fn empty_program(place: &Place<'_>) -> Finished {
-    script(place, "empty-file", "")
+fn empty_program(fixture: &Fixture<'_>) -> Finished {
+    script(fixture, "empty-file", "")
 }
 
-fn later_in_path(place: &Place<'_>) -> Finished {
+fn later_in_path(fixture: &Fixture<'_>) -> Finished {
     use std::os::unix::fs::PermissionsExt;
     for (folder, mode) in [("1", 0o644), ("2", 0o755)] {
-        let folder = place.folder.join(folder);
+        let folder = fixture.folder.join(folder);
         std::fs::create_dir(&folder).unwrap();
         let path = folder.join("tool");
         std::fs::write(&path, "#!/bin/sh\necho ran\n").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
     let words = ["-e", "PATH={dir}/1:{dir}/2:/bin:/usr/bin"];
-    tests::process::run(&mut place.command(&words, &["tool"]))
+    tests::process::run(&mut fixture.command(&words, &["tool"]))
 }

@@ -4,22 +4,22 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use shared::message::ExitStatus;
-use tests::gate::Gate;
+use tests::fifo::Fifo;
 use tests::process::{Finished, Running, run};
 
-use super::case::{Case, NONE, Place, case};
+use super::case::{Case, Fixture, NONE, case};
 
 pub(super) fn processes() -> Vec<Case> {
     vec![
         case("a background process that holds the output")
-            .gate("hold")
+            .fifo("hold")
             .sh("cat {dir}/hold & echo started; exit 5")
             .prints("started\n")
             .exits(5)
             .ends("writers alive", |it| it.writers_alive)
             .podman("same; that somebody still writes is not told"),
         case("a background process that does not")
-            .gate("hold")
+            .fifo("hold")
             .sh("cat {dir}/hold >/dev/null 2>&1 & exit 5")
             .exits(5)
             .ends("no writers", |it| !it.writers_alive),
@@ -27,15 +27,15 @@ pub(super) fn processes() -> Vec<Case> {
             .special("-- sh -c '(echo late) & echo now'", late_writer)
             .podman("differs: what comes after the end is lost"),
         case("a daemon: two forks, a session of its own, no streams of ours")
-            .gate("hold")
-            .gate("alive")
+            .fifo("hold")
+            .fifo("alive")
             .special(
                 "-- sh -c '(setsid cat FIFO >/dev/null 2>&1 </dev/null &)'",
                 daemon,
             )
             .exits(6),
         case("two forks that keep the output")
-            .gate("hold")
+            .fifo("hold")
             .sh("(setsid cat {dir}/hold &); exit 6")
             .exits(6)
             .ends("writers alive", |it| it.writers_alive)
@@ -70,7 +70,7 @@ pub(super) fn processes() -> Vec<Case> {
 pub(super) fn time_limits() -> Vec<Case> {
     vec![
         case("a time limit")
-            .gate("hold")
+            .fifo("hold")
             .with("--timeout 300ms")
             .sh("cat {dir}/hold")
             .exits(124)
@@ -85,7 +85,7 @@ pub(super) fn time_limits() -> Vec<Case> {
             })
             .podman(NONE),
         case("a time limit, taken with grace")
-            .gate("hold")
+            .fifo("hold")
             .with("--timeout 300ms")
             .sh("trap 'echo bye; exit 3' TERM; cat {dir}/hold & wait")
             .exits(124)
@@ -96,7 +96,7 @@ pub(super) fn time_limits() -> Vec<Case> {
             })
             .podman(NONE),
         case("a time limit that TERM does not enforce")
-            .gate("hold")
+            .fifo("hold")
             .with("--timeout 300ms")
             .sh("trap '' TERM; cat {dir}/hold")
             .exits(124)
@@ -111,7 +111,7 @@ pub(super) fn time_limits() -> Vec<Case> {
             })
             .podman(NONE),
         case("a time limit ends the whole process group")
-            .gate("hold")
+            .fifo("hold")
             .special(
                 "--timeout 1s -- sh -c 'cat FIFO & cat FIFO | cat'",
                 limit_for_all,
@@ -120,7 +120,7 @@ pub(super) fn time_limits() -> Vec<Case> {
             .complains(&["limit"])
             .podman(NONE),
         case("a time limit for a leader that left its process group")
-            .gate("hold")
+            .fifo("hold")
             .with("--timeout 300ms")
             .run(&["{odd}", "regroup", "cat", "{dir}/hold"])
             .exits(124)
@@ -155,16 +155,16 @@ pub(super) fn signals() -> Vec<Case> {
             .podman("differs: not passed on; podman is ended and the command runs on"),
         case("a signal to the client ends a command that does not expect it")
             .special("-- cat FIFO, then kill -TERM", plain_term)
-            .gate("hold")
+            .fifo("hold")
             .exits(143)
             .podman("differs: not passed on; podman is ended and the command runs on"),
         case("a client that is killed takes its command along, after the time it was given")
             .special("--keep 1ms -- cat FIFO, then kill -KILL", killed_client)
-            .gate("hold")
+            .fifo("hold")
             .exits(137)
             .podman("differs: the command runs on"),
         case("kill sends any signal to a session")
-            .gate("hold")
+            .fifo("hold")
             .special("-- cat FIFO, and kill ID -s USR1", kill_by_name)
             .exits(138)
             .podman(NONE),
@@ -179,11 +179,11 @@ pub(super) fn signals() -> Vec<Case> {
 pub(super) fn detached_commands() -> Vec<Case> {
     vec![
         case("-d prints the id and does not wait")
-            .gate("hold")
+            .fifo("hold")
             .special("-d -- cat FIFO", detached)
             .podman("same, with an id of its own"),
         case("the end of a detached command is there for whoever waits")
-            .gate("hold")
+            .fifo("hold")
             .special("-d -- sh -c 'cat FIFO; exit 7', and wait ID", waited_for)
             .exits(7)
             .podman(NONE),
@@ -231,7 +231,7 @@ pub(super) fn terminals() -> Vec<Case> {
             .podman("was not tried"),
         case("-i -t apart is the same").special("-i -t -- tty -s", apart),
         case("a terminal whose command ends with a background process in it")
-            .gate("hold")
+            .fifo("hold")
             .with("-t")
             .sh("trap '' HUP; cat {dir}/hold & echo now; exit 4")
             .prints("now\r\n")
@@ -240,26 +240,26 @@ pub(super) fn terminals() -> Vec<Case> {
 }
 
 /// Started with a time limit that only a defect reaches, and a shell that says when it is ready.
-fn ready(place: &Place<'_>, options: &[&str], script: &str) -> Running {
-    let mut running = place.start(options, &format!("echo ready; {script}"));
+fn ready(fixture: &Fixture<'_>, options: &[&str], script: &str) -> Running {
+    let mut running = fixture.start(options, &format!("echo ready; {script}"));
     assert_eq!(running.read_line(), "ready");
     running
 }
 
-fn late_writer(place: &Place<'_>) -> Finished {
-    let mut running = place.start(&[], "(echo late) & echo now");
+fn late_writer(fixture: &Fixture<'_>) -> Finished {
+    let mut running = fixture.start(&[], "(echo late) & echo now");
     let mut lines = [running.read_line(), running.read_line()];
     lines.sort();
     assert_eq!(lines, ["late", "now"]);
     running.finish()
 }
 
-fn daemon(place: &Place<'_>) -> Finished {
-    let (hold, alive) = (place.folder.join("hold"), place.folder.join("alive"));
+fn daemon(fixture: &Fixture<'_>) -> Finished {
+    let (hold, alive) = (fixture.folder.join("hold"), fixture.folder.join("alive"));
     let body = format!("echo $$ >{}; exec cat {}", alive.display(), hold.display());
     let script = format!("(setsid sh -c '{body}' >/dev/null 2>&1 </dev/null &); exit 6");
-    let ended = place.start(&[], &script).finish();
-    assert!(!place.exited().writers_alive, "it holds nothing of ours");
+    let ended = fixture.start(&[], &script).finish();
+    assert!(!fixture.exited().writers_alive, "it holds nothing of ours");
     // It says so itself: by then the session has ended.
     let pid = read_gate(alive);
     let group = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap();
@@ -269,16 +269,16 @@ fn daemon(place: &Place<'_>) -> Finished {
 
 fn read_gate(path: std::path::PathBuf) -> String {
     let read = move || std::fs::read_to_string(path);
-    tests::gate::within_deadline("the daemon", read).unwrap()
+    tests::within_deadline("the daemon", read).unwrap()
 }
 
-fn stops_itself(place: &Place<'_>) -> Finished {
-    let running = ready(place, &[], "kill -STOP $$; exit 8");
+fn stops_itself(fixture: &Fixture<'_>) -> Finished {
+    let running = ready(fixture, &[], "kill -STOP $$; exit 8");
     // Nobody else is delayed by it.
-    place.agent.exec(["true"]).exits(0);
-    let pid = place.session().pid;
+    fixture.agent.exec(["true"]).exits(0);
+    let pid = fixture.session().pid;
     wait_for_state(pid, 'T');
-    place.about(["kill", "{id}", "-s", "CONT"]).exits(0);
+    fixture.about(["kill", "{id}", "-s", "CONT"]).exits(0);
     running.finish()
 }
 
@@ -296,116 +296,117 @@ fn wait_for_state(pid: u32, state: char) {
     }
 }
 
-fn limit_for_all(place: &Place<'_>) -> Finished {
-    let gate = Gate::new(&place.folder, "all");
-    let script = format!("cat {0} & cat {0} | cat", gate.path());
-    let running = Running::start(&mut place.command(&["--timeout", "1s"], &["sh", "-c", &script]));
-    let held = gate.hold();
+fn limit_for_all(fixture: &Fixture<'_>) -> Finished {
+    let fifo = Fifo::new(&fixture.folder, "all");
+    let script = format!("cat {0} & cat {0} | cat", fifo.path());
+    let running =
+        Running::start(&mut fixture.command(&["--timeout", "1s"], &["sh", "-c", &script]));
+    let held = fifo.hold();
     let ended = running.finish();
     held.wait_gone();
     ended
 }
 
 /// A signal to the client while its command waits for it in a shell.
-fn passes(place: &Place<'_>, signal: Signal) -> Finished {
-    let hold = Gate::new(&place.folder, "wait");
+fn passes(fixture: &Fixture<'_>, signal: Signal) -> Finished {
+    let hold = Fifo::new(&fixture.folder, "wait");
     let name = signal.as_str().trim_start_matches("SIG");
     // The signal interrupts `wait`; a foreground process would be ended by it as well.
     let script = format!(
         "trap 'echo got; exit 9' {name}; echo ready; cat {} & wait",
         hold.path()
     );
-    let mut running = place.start(&[], &script);
+    let mut running = fixture.start(&[], &script);
     assert_eq!(running.read_line(), "ready");
     running.signal(signal);
     assert_eq!(running.read_line(), "got");
     running.finish()
 }
 
-fn passes_term(place: &Place<'_>) -> Finished {
-    passes(place, Signal::SIGTERM)
+fn passes_term(fixture: &Fixture<'_>) -> Finished {
+    passes(fixture, Signal::SIGTERM)
 }
 
-fn passes_int(place: &Place<'_>) -> Finished {
-    passes(place, Signal::SIGINT)
+fn passes_int(fixture: &Fixture<'_>) -> Finished {
+    passes(fixture, Signal::SIGINT)
 }
 
-fn passes_hup(place: &Place<'_>) -> Finished {
-    passes(place, Signal::SIGHUP)
+fn passes_hup(fixture: &Fixture<'_>) -> Finished {
+    passes(fixture, Signal::SIGHUP)
 }
 
-fn plain_term(place: &Place<'_>) -> Finished {
+fn plain_term(fixture: &Fixture<'_>) -> Finished {
     let running = ready(
-        place,
+        fixture,
         &[],
-        &format!("exec cat {}/hold", place.folder.display()),
+        &format!("exec cat {}/hold", fixture.folder.display()),
     );
     running.signal(Signal::SIGTERM);
     running.finish()
 }
 
-fn killed_client(place: &Place<'_>) -> Finished {
-    let gate = Gate::new(&place.folder, "killed");
-    let script = format!("cat {}", gate.path());
-    let running = ready(place, &["--keep", "1ms"], &script);
-    let held = gate.hold();
+fn killed_client(fixture: &Fixture<'_>) -> Finished {
+    let fifo = Fifo::new(&fixture.folder, "killed");
+    let script = format!("cat {}", fifo.path());
+    let running = ready(fixture, &["--keep", "1ms"], &script);
+    let held = fifo.hold();
     running.signal(Signal::SIGKILL);
     held.wait_gone();
     running.finish()
 }
 
-fn kill_by_name(place: &Place<'_>) -> Finished {
+fn kill_by_name(fixture: &Fixture<'_>) -> Finished {
     let running = ready(
-        place,
+        fixture,
         &[],
-        &format!("exec cat {}/hold", place.folder.display()),
+        &format!("exec cat {}/hold", fixture.folder.display()),
     );
-    place.about(["kill", "{id}", "-s", "USR1"]).exits(0);
+    fixture.about(["kill", "{id}", "-s", "USR1"]).exits(0);
     running.finish()
 }
 
-fn kill_nobody(place: &Place<'_>) -> Finished {
-    place.about(["kill", "4711"])
+fn kill_nobody(fixture: &Fixture<'_>) -> Finished {
+    fixture.about(["kill", "4711"])
 }
 
-fn detached(place: &Place<'_>) -> Finished {
+fn detached(fixture: &Fixture<'_>) -> Finished {
     let argv = [
         "cat".to_owned(),
-        place.folder.join("hold").display().to_string(),
+        fixture.folder.join("hold").display().to_string(),
     ];
-    let mut ended = run(&mut place.command(&["-d".to_owned()], &argv));
-    assert_eq!(ended.out(), format!("{}\n", place.id));
-    let session = place.session();
+    let mut ended = run(&mut fixture.command(&["-d".to_owned()], &argv));
+    assert_eq!(ended.out(), format!("{}\n", fixture.id));
+    let session = fixture.session();
     assert_eq!(session.state.as_str(), "running");
     assert!(session.detached, "{session:?}");
     ended.stdout.clear();
     ended
 }
 
-fn waited_for(place: &Place<'_>) -> Finished {
-    let script = format!("cat {}/hold; exit 7", place.folder.display());
-    run(&mut place.command(&["-d"], &["sh", "-c", &script])).exits(0);
-    let id = place.id.to_string();
-    let waiting = place.agent.run(["wait", &id], []);
+fn waited_for(fixture: &Fixture<'_>) -> Finished {
+    let script = format!("cat {}/hold; exit 7", fixture.folder.display());
+    run(&mut fixture.command(&["-d"], &["sh", "-c", &script])).exits(0);
+    let id = fixture.id.to_string();
+    let waiting = fixture.agent.run(["wait", &id], []);
     // Lets the command go on once it has come so far.
-    let path = place.folder.join("hold");
+    let path = fixture.folder.join("hold");
     let open = move || std::fs::OpenOptions::new().write(true).open(path);
-    drop(tests::gate::within_deadline("cat", open).unwrap());
+    drop(tests::within_deadline("cat", open).unwrap());
     waiting.finish()
 }
 
-fn attached_later(place: &Place<'_>) -> Finished {
+fn attached_later(fixture: &Fixture<'_>) -> Finished {
     let script = "echo out; echo err >&2; exit 3";
-    run(&mut place.command(&["-d"], &["sh", "-c", script])).exits(0);
-    place.about(["wait", "{id}"]).exits(3);
-    place.about(["attach", "{id}"])
+    run(&mut fixture.command(&["-d"], &["sh", "-c", script])).exits(0);
+    fixture.about(["wait", "{id}"]).exits(3);
+    fixture.about(["attach", "{id}"])
 }
 
 /// Types at the terminal of a command that has said that it is ready.
-fn typed(place: &Place<'_>, options: &[&str], script: &str, keys: &[u8]) -> Finished {
+fn typed(fixture: &Fixture<'_>, options: &[&str], script: &str, keys: &[u8]) -> Finished {
     let pair = nix::pty::openpty(None, None).unwrap();
     let script = format!("ulimit -c 0; echo ready; {script}");
-    let mut command = place.command(options, &["sh", "-c", &script]);
+    let mut command = fixture.command(options, &["sh", "-c", &script]);
     let command = command.stdin(pair.slave.try_clone().unwrap());
     let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running = Running::start_as_it_is(command);
@@ -414,20 +415,20 @@ fn typed(place: &Place<'_>, options: &[&str], script: &str, keys: &[u8]) -> Fini
     running.finish()
 }
 
-fn typed_line(place: &Place<'_>) -> Finished {
-    typed(place, &["-it"], "exec cat", b"a line\n\x04")
+fn typed_line(fixture: &Fixture<'_>) -> Finished {
+    typed(fixture, &["-it"], "exec cat", b"a line\n\x04")
 }
 
-fn control_c(place: &Place<'_>) -> Finished {
-    typed(place, &["-it"], "exec cat", b"\x03")
+fn control_c(fixture: &Fixture<'_>) -> Finished {
+    typed(fixture, &["-it"], "exec cat", b"\x03")
 }
 
-fn control_backslash(place: &Place<'_>) -> Finished {
-    typed(place, &["-it"], "exec cat", b"\x1c")
+fn control_backslash(fixture: &Fixture<'_>) -> Finished {
+    typed(fixture, &["-it"], "exec cat", b"\x1c")
 }
 
-fn apart(place: &Place<'_>) -> Finished {
-    let mut ended = typed(place, &["-i", "-t"], "tty -s", b"");
+fn apart(fixture: &Fixture<'_>) -> Finished {
+    let mut ended = typed(fixture, &["-i", "-t"], "tty -s", b"");
     ended.stdout.clear();
     ended
 }

@@ -6,7 +6,7 @@ use tests::agent::Agent;
 use tests::process::{Finished, run};
 use tests::program;
 
-use super::case::{Case, Needs, Place, case};
+use super::case::{Case, Fixture, Needs, case};
 
 /// Every byte that can be in an argument.
 fn all_bytes() -> Vec<u8> {
@@ -215,52 +215,52 @@ pub(super) fn users() -> Vec<Case> {
     ]
 }
 
-fn private_folder(place: &Place<'_>) -> Finished {
+fn private_folder(fixture: &Fixture<'_>) -> Finished {
     use std::os::unix::fs::PermissionsExt;
-    let folder = place.folder.join("private");
+    let folder = fixture.folder.join("private");
     std::fs::create_dir(&folder).unwrap();
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
-    run(&mut place.command(&["-u", "nobody", "-w", folder.to_str().unwrap()], &["true"]))
+    run(&mut fixture.command(&["-u", "nobody", "-w", folder.to_str().unwrap()], &["true"]))
 }
 
-fn many(place: &Place<'_>, argv: &[&str], word: &str, count: usize) -> Finished {
+fn many(fixture: &Fixture<'_>, argv: &[&str], word: &str, count: usize) -> Finished {
     let none: [&str; 0] = [];
     let words = std::iter::repeat_n(word, count);
     let argv: Vec<_> = argv.iter().copied().chain(words).collect();
-    run(&mut place.command(&none[..], &argv))
+    run(&mut fixture.command(&none[..], &argv))
 }
 
-fn sixty_thousand(place: &Place<'_>) -> Finished {
-    many(place, &["sh", "-c", "echo $#", "sh"], "x", 60_000)
+fn sixty_thousand(fixture: &Fixture<'_>) -> Finished {
+    many(fixture, &["sh", "-c", "echo $#", "sh"], "x", 60_000)
 }
 
-fn hundred_thousand(place: &Place<'_>) -> Finished {
-    many(place, &["true"], "x", 100_000)
+fn hundred_thousand(fixture: &Fixture<'_>) -> Finished {
+    many(fixture, &["true"], "x", 100_000)
 }
 
 /// Linux takes 32 pages for one string, its end included (`MAX_ARG_STRLEN`, `execve(2)`).
-fn longest_argument(place: &Place<'_>) -> Finished {
+fn longest_argument(fixture: &Fixture<'_>) -> Finished {
     let word = "x".repeat(128 * 1024 - 1);
-    many(place, &["sh", "-c", "echo ${#1}", "sh"], &word, 1)
+    many(fixture, &["sh", "-c", "echo ${#1}", "sh"], &word, 1)
 }
 
 /// Too long for an argument of `host-tool` itself, but not for a line of a file.
-fn too_long_variable(place: &Place<'_>) -> Finished {
-    let path = place.folder.join("variables");
+fn too_long_variable(fixture: &Fixture<'_>) -> Finished {
+    let path = fixture.folder.join("variables");
     std::fs::write(&path, format!("A={}\n", "x".repeat(128 * 1024))).unwrap();
     let options = ["--env-file", path.to_str().unwrap()];
-    run(&mut place.command(&options, &["true"]))
+    run(&mut fixture.command(&options, &["true"]))
 }
 
-fn default_environment(place: &Place<'_>) -> Finished {
+fn default_environment(fixture: &Fixture<'_>) -> Finished {
     let none: [&str; 0] = [];
-    let ended = run(place.command(&none, &["env"]).env("SECRET", "1"));
+    let ended = run(fixture.command(&none, &["env"]).env("SECRET", "1"));
     assert_eq!(ended.out().lines().count(), 3, "{ended}");
     ended
 }
 
-fn named_variable(place: &Place<'_>) -> Finished {
-    run(place
+fn named_variable(fixture: &Fixture<'_>) -> Finished {
+    run(fixture
         .command(&["-e", "A"], &["sh", "-c", "echo $A"])
         .env("A", "1"))
 }
@@ -270,30 +270,30 @@ fn file_bytes() -> Vec<u8> {
     (1..=255).filter(|byte| !b"\n\r".contains(byte)).collect()
 }
 
-fn bytes_in_file(place: &Place<'_>) -> Finished {
-    let path = place.folder.join("variables");
+fn bytes_in_file(fixture: &Fixture<'_>) -> Finished {
+    let path = fixture.folder.join("variables");
     std::fs::write(&path, [b"A=", &file_bytes()[..], b"\n"].concat()).unwrap();
     let options = ["--env-file", path.to_str().unwrap()];
-    run(&mut place.command(&options, &["sh", "-c", "printf %s \"$A\""]))
+    run(&mut fixture.command(&options, &["sh", "-c", "printf %s \"$A\""]))
 }
 
 /// Runs a script with `--env-file` and more options.
-fn with_file(place: &Place<'_>, options: &[&str], script: &str) -> Finished {
-    let path = place.folder.join("variables");
+fn with_file(fixture: &Fixture<'_>, options: &[&str], script: &str) -> Finished {
+    let path = fixture.folder.join("variables");
     std::fs::write(&path, "# a comment\n\nA=1\nB=2 3\n").unwrap();
     let file = ["--env-file", path.to_str().unwrap()];
-    run(&mut place.command(&[options, &file].concat(), &["sh", "-c", script]))
+    run(&mut fixture.command(&[options, &file].concat(), &["sh", "-c", script]))
 }
 
-fn env_file(place: &Place<'_>) -> Finished {
-    with_file(place, &[], "echo \"$A|$B\"")
+fn env_file(fixture: &Fixture<'_>) -> Finished {
+    with_file(fixture, &[], "echo \"$A|$B\"")
 }
 
-fn env_file_and_option(place: &Place<'_>) -> Finished {
-    with_file(place, &["-e", "A=2"], "echo \"$A\"")
+fn env_file_and_option(fixture: &Fixture<'_>) -> Finished {
+    with_file(fixture, &["-e", "A=2"], "echo \"$A\"")
 }
 
-fn descriptor_limit(_: &Place<'_>) -> Finished {
+fn descriptor_limit(_: &Fixture<'_>) -> Finished {
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -Sn 512; exec \"$@\"", "sh"]);
     shell.arg(program("guest-agent"));
@@ -301,8 +301,8 @@ fn descriptor_limit(_: &Place<'_>) -> Finished {
 }
 
 /// An agent whose image has users of the test's own making.
-fn agent_with_users(place: &Place<'_>) -> Agent {
-    let write = |name: &str, text: &str| std::fs::write(place.folder.join(name), text).unwrap();
+fn agent_with_users(fixture: &Fixture<'_>) -> Agent {
+    let write = |name: &str, text: &str| std::fs::write(fixture.folder.join(name), text).unwrap();
     write(
         "passwd",
         "root:x:0:0::/root:/bin/sh\ntester:x:4321:4322::/somewhere:/bin/sh\n",
@@ -315,18 +315,18 @@ fn agent_with_users(place: &Place<'_>) -> Agent {
                   mount --bind \"$1/group\" /etc/group && shift && exec \"$@\"";
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "sh", "-c", script, "sh"]);
-    unshare.arg(&place.folder).arg(program("guest-agent"));
+    unshare.arg(&fixture.folder).arg(program("guest-agent"));
     Agent::start_through(unshare, &[])
 }
 
-fn users_groups(place: &Place<'_>) -> Finished {
+fn users_groups(fixture: &Fixture<'_>) -> Finished {
     let script = "id -u; id -g; id -G; echo $HOME";
-    let agent = agent_with_users(place);
+    let agent = agent_with_users(fixture);
     agent.host_tool(["exec", "-u", "tester"], ["sh", "-c", script])
 }
 
-fn user_and_group(place: &Place<'_>) -> Finished {
-    let agent = agent_with_users(place);
+fn user_and_group(fixture: &Fixture<'_>) -> Finished {
+    let agent = agent_with_users(fixture);
     let script = "id -u; id -g; id -G";
     agent.host_tool(["exec", "-u", "tester:second"], ["sh", "-c", script])
 }

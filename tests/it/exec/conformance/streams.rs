@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use tests::process::{Finished, Running};
 
-use super::case::{Case, Input, NONE, Place, case};
+use super::case::{Case, Fixture, Input, NONE, case};
 
 /// Every byte there is, four times over.
 fn all_bytes() -> Vec<u8> {
@@ -159,7 +159,7 @@ pub(super) fn output_and_its_readers() -> Vec<Case> {
             .exits(7)
             .errs("err\n"),
         case("both closed early, and the command works on")
-            .gate("go")
+            .fifo("go")
             .special(
                 "-- sh -c 'exec >&- 2>&-; read x <FIFO; exit 7'",
                 closes_both,
@@ -197,17 +197,17 @@ pub(super) fn output_and_its_readers() -> Vec<Case> {
 }
 
 /// Two lines on one pipe, the first and second of which a shell reads around an exec.
-fn leaves_input(place: &Place<'_>) -> Finished {
+fn leaves_input(fixture: &Fixture<'_>) -> Finished {
     let none: [&str; 0] = [];
-    let exec = place.command(&none[..], &["true"]);
+    let exec = fixture.command(&none[..], &["true"]);
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", "read a; \"$@\"; read b; echo $a $b", "sh"]);
     shell.arg(exec.get_program()).args(exec.get_args());
     tests::process::run_with_input(&mut shell, b"first\nsecond\n")
 }
 
-fn dialogue(place: &Place<'_>) -> Finished {
-    let mut running = place.start(&["-i"], "while read x; do echo got $x; done");
+fn dialogue(fixture: &Fixture<'_>) -> Finished {
+    let mut running = fixture.start(&["-i"], "while read x; do echo got $x; done");
     for number in 0..100 {
         running.say(format!("{number}\n").as_bytes());
         assert_eq!(running.read_line(), format!("got {number}"));
@@ -215,8 +215,8 @@ fn dialogue(place: &Place<'_>) -> Finished {
     running.finish()
 }
 
-fn byte_by_byte(place: &Place<'_>) -> Finished {
-    let mut running = place.start(&["-i"], "while read x; do printf $x; done");
+fn byte_by_byte(fixture: &Fixture<'_>) -> Finished {
+    let mut running = fixture.start(&["-i"], "while read x; do printf $x; done");
     for byte in *b"abc" {
         running.say(&[byte, b'\n']);
         assert_eq!(running.read(1), [byte]);
@@ -224,36 +224,36 @@ fn byte_by_byte(place: &Place<'_>) -> Finished {
     running.finish()
 }
 
-fn closes_both(place: &Place<'_>) -> Finished {
-    let gate = place.folder.join("go");
-    let script = format!("exec >&- 2>&-; read x <{}; exit 7", gate.display());
-    let running = place.start(&[], &script);
+fn closes_both(fixture: &Fixture<'_>) -> Finished {
+    let fifo = fixture.folder.join("go");
+    let script = format!("exec >&- 2>&-; read x <{}; exit 7", fifo.display());
+    let running = fixture.start(&[], &script);
     // Waits until the shell reads, which it does after both were closed.
-    let path = gate.clone();
+    let path = fifo.clone();
     let open = move || std::fs::OpenOptions::new().write(true).open(path);
-    let held = tests::gate::within_deadline("the shell", open).unwrap();
+    let held = tests::within_deadline("the shell", open).unwrap();
     // It is not taken for ended: it has a process still.
-    assert_eq!(place.agent.greet().info().sessions, 1);
+    assert_eq!(fixture.agent.greet().info().sessions, 1);
     drop(held);
     running.finish()
 }
 
-fn reader_leaves(place: &Place<'_>) -> Finished {
+fn reader_leaves(fixture: &Fixture<'_>) -> Finished {
     let none: [&str; 0] = [];
-    let mut running = Running::start(&mut place.command(&none[..], &["yes"]));
+    let mut running = Running::start(&mut fixture.command(&none[..], &["yes"]));
     assert_eq!(running.read(2), b"y\n");
     running.close_output();
     running.finish()
 }
 
-fn full_disk(place: &Place<'_>) -> Finished {
+fn full_disk(fixture: &Fixture<'_>) -> Finished {
     let none: [&str; 0] = [];
     let full = std::fs::OpenOptions::new()
         .write(true)
         .open("/dev/full")
         .unwrap();
-    let mut command = place.command(&none[..], &["echo", "hi"]);
-    let stderr = place.folder.join("stderr");
+    let mut command = fixture.command(&none[..], &["echo", "hi"]);
+    let stderr = fixture.folder.join("stderr");
     command.stdin(Stdio::null()).stdout(full);
     command.stderr(std::fs::File::create(&stderr).unwrap());
     let status = command.status().unwrap();
@@ -269,15 +269,18 @@ fn numbers(count: u32) -> String {
     (1..=count).map(|number| format!("{number}\n")).collect()
 }
 
-fn slow_reader(place: &Place<'_>) -> Finished {
-    let mut running = place.start(&[], "echo; seq 2000000");
+fn slow_reader(fixture: &Fixture<'_>) -> Finished {
+    let mut running = fixture.start(&[], "echo; seq 2000000");
     assert_eq!(running.read_line(), "");
     for _ in 0..20 {
-        place.agent.exec(["true"]).exits(0);
+        fixture.agent.exec(["true"]).exits(0);
     }
     let all = numbers(2_000_000);
-    let (sessions, _) = place.agent.greet().sessions();
-    let session = sessions.iter().find(|it| it.id == Some(place.id)).unwrap();
+    let (sessions, _) = fixture.agent.greet().sessions();
+    let session = sessions
+        .iter()
+        .find(|it| it.id == Some(fixture.id))
+        .unwrap();
     assert!(
         session.stdout_end < all.len() as u64,
         "it did not wait: {session:?}"
@@ -290,12 +293,15 @@ fn slow_reader(place: &Place<'_>) -> Finished {
     }
 }
 
-fn gap_is_told(place: &Place<'_>) -> Finished {
+fn gap_is_told(fixture: &Fixture<'_>) -> Finished {
     let options = ["--output", "drop-oldest"];
-    let mut running = place.start(&options, "echo; seq 2000000");
+    let mut running = fixture.start(&options, "echo; seq 2000000");
     assert_eq!(running.read_line(), "");
     // The command ends although nobody reads its output.
-    assert_eq!(place.exited().status, shared::message::ExitStatus::Code(0));
+    assert_eq!(
+        fixture.exited().status,
+        shared::message::ExitStatus::Code(0)
+    );
     let ended = running.finish();
     let (all, got) = (numbers(2_000_000), ended.out());
     assert!(got.len() < all.len(), "nothing was dropped");

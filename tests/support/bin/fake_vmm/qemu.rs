@@ -1,4 +1,4 @@
-//! QEMU's machine protocol: JSON objects, one a line, and events in between.
+//! QEMU's machine protocol (QMP): one JSON object per line, with events in between.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -7,14 +7,14 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use super::answers::{Machine, Script, answer};
-use tests::double::{Rule, Then};
+use tests::host::{Rule, Then};
 
 const GREETING: &str = r#"{"QMP":{"version":{"qemu":{"micro":0,"minor":2,"major":7}}}}"#;
 
 pub(crate) fn serve(stream: UnixStream, script: &Script, machine: &Mutex<Machine>) {
     let mut reader = BufReader::new(stream);
     let rule = script.rule("GREETING");
-    let rule = rule.unwrap_or_else(|| Rule::on("").then(Then::GoOn));
+    let rule = rule.unwrap_or_else(|| Rule::on("").then(Then::Continue));
     let mut is_open = answer(
         &mut reader,
         script,
@@ -32,7 +32,7 @@ pub(crate) fn serve(stream: UnixStream, script: &Script, machine: &Mutex<Machine
             true => carry_out(name, &command, script, machine),
             false => (Vec::new(), ""),
         };
-        let rule = rule.unwrap_or_else(|| Rule::on("").then(Then::GoOn));
+        let rule = rule.unwrap_or_else(|| Rule::on("").then(Then::Continue));
         is_open = answer(&mut reader, script, &rule, &proper)
             && reader.get_mut().write_all(events.as_bytes()).is_ok();
     }

@@ -1,4 +1,4 @@
-//! Firecracker's API: one HTTP request, one response, on a connection that is kept.
+//! Firecracker's API: HTTP requests and responses over a connection that stays open.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,20 +8,20 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use super::answers::{Machine, Script, answer};
-use tests::double::{Rule, Then};
+use tests::host::{Rule, Then};
 
 pub(crate) fn serve(stream: UnixStream, script: &Script, machine: &Mutex<Machine>) {
     let mut reader = BufReader::new(stream);
     while let Some((line, body)) = take_request(&mut reader) {
         let request = format!("{line} {body}");
         let rule = script.rule(&request);
-        // What is not carried out is not answered properly either.
+        // A request whose answer the rule replaces is not carried out.
         let is_proper = rule.as_ref().is_none_or(|rule| rule.send.is_none());
         let proper = match is_proper {
             true => carry_out(&line, &body, script, machine),
             false => Vec::new(),
         };
-        let rule = rule.unwrap_or_else(|| Rule::on("").then(Then::GoOn));
+        let rule = rule.unwrap_or_else(|| Rule::on("").then(Then::Continue));
         if !answer(&mut reader, script, &rule, &proper) {
             return;
         }
@@ -55,7 +55,7 @@ fn carry_out(line: &str, body: &str, script: &Script, machine: &Mutex<Machine>) 
     let body: Value = serde_json::from_str(body).unwrap_or_default();
     match line {
         "GET /version" => ok(&json!({ "firecracker_version": "1.16.1" })),
-        "GET /" => ok(&json!({ "id": "double", "state": word(*machine), "vmm_version": "1.16.1" })),
+        "GET /" => ok(&json!({ "id": "fake", "state": word(*machine), "vmm_version": "1.16.1" })),
         "GET /vm/config" => ok(&json!({
             "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
             "vsock": { "guest_cid": 3, "uds_path": "vsock.sock" },

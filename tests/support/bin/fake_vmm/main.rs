@@ -1,12 +1,9 @@
-//! A double of Firecracker, or of QEMU where its name says so: serves the API socket that its
-//! command line names, answers as the real one does but for what the rules in its folder say, and
-//! has a socket in that folder for its guest. See `tests::double`.
+//! A fake Firecracker, or QEMU when it is started by that name: it serves the API socket that its
+//! command line names, answers as the real one does except where the rules in its folder say
+//! otherwise, and has its guest's vsock socket in that folder. See `tests::host`.
 
-#[path = "double_vmm/answers.rs"]
 mod answers;
-#[path = "double_vmm/firecracker.rs"]
 mod firecracker;
-#[path = "double_vmm/qemu.rs"]
 mod qemu;
 
 use std::env;
@@ -29,7 +26,7 @@ fn main() -> ExitCode {
     }
     let (end, ended) = mpsc::channel();
     let script = Arc::new(Script::open(end));
-    // A VMM that never gets as far as its API socket has a rule of its own.
+    // Rules for a VMM that fails before its API socket is there.
     let socket = script.begin().then(|| api_socket(&arguments));
     if let Some(socket) = socket {
         let listener = UnixListener::bind(socket).expect("a free path");

@@ -1,51 +1,51 @@
-//! What a double of a VMM does otherwise than the real one, as data that goes into its folder.
+//! What a fake VMM does otherwise than the real one, as data in its folder.
 
 use serde_json::{Value, json};
 
 /// What follows the bytes of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// The next request.
-    GoOn,
-    /// Nothing, until the client has gone.
-    Hold,
+    /// The next request is read.
+    Continue,
+    /// Nothing until the client closes the connection.
+    Hang,
     /// The end of the connection.
     Close,
     /// The end of the process, with status 1.
     Exit,
-    /// The same bytes again, until the client has gone.
-    Again,
+    /// The same bytes again, until the client closes the connection.
+    Repeat,
 }
 
 impl Then {
     const ALL: [(Self, &str); 5] = [
-        (Self::GoOn, "go on"),
-        (Self::Hold, "hold"),
+        (Self::Continue, "continue"),
+        (Self::Hang, "hang"),
         (Self::Close, "close"),
         (Self::Exit, "exit"),
-        (Self::Again, "again"),
+        (Self::Repeat, "repeat"),
     ];
 }
 
 /// How one request is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Beginning of the request line and body, with a blank between: `PATCH /vm {"state":"Paused`.
+    /// How the request begins, its line and body joined by a blank: `PATCH /vm {"state":"Paused`.
     pub on: String,
-    /// Which of the requests that begin so, from 1.
+    /// Which of these requests, counted from 1.
     pub nth: u64,
-    /// What is sent. `None` is the proper answer, once the request has been carried out.
+    /// What is sent. `None` carries the request out and sends the proper answer.
     pub send: Option<Vec<u8>>,
-    /// Whether each byte goes out by itself.
+    /// Whether each byte is written by itself.
     pub is_bytewise: bool,
-    /// Whether the answer waits until the client has given up on it, or asks for something else.
+    /// Whether the answer waits until the client has closed the connection or sent another request.
     pub is_late: bool,
-    /// What comes then.
+    /// What follows the answer.
     pub then: Then,
 }
 
 impl Rule {
-    /// The proper answer to the first such request.
+    /// The proper answer to the first request that begins so.
     pub fn on(request: &str) -> Self {
         Self {
             on: request.to_owned(),
@@ -53,7 +53,7 @@ impl Rule {
             send: None,
             is_bytewise: false,
             is_late: false,
-            then: Then::GoOn,
+            then: Then::Continue,
         }
     }
 
@@ -65,17 +65,17 @@ impl Rule {
         }
     }
 
-    /// Something else behind the answer.
+    /// Something other than the next request after the answer.
     pub fn then(self, then: Then) -> Self {
         Self { then, ..self }
     }
 
-    /// The answer to a later such request.
+    /// The rule for a later one of these requests.
     pub fn nth(self, nth: u64) -> Self {
         Self { nth, ..self }
     }
 
-    /// The rule as it lies in the double's folder.
+    /// The rule as JSON.
     pub fn to_value(&self) -> Value {
         let then = Then::ALL.iter().find(|(then, _)| *then == self.then);
         json!({

@@ -1,4 +1,4 @@
-//! A Unix socket at which a test takes connections until it is done.
+//! A Unix socket whose connections a test handles until it is done.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,14 +10,14 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 /// A listening socket with a thread that accepts, until it is dropped.
 #[derive(Debug)]
-pub struct Door {
+pub struct Acceptor {
     socket: PathBuf,
     listener: Arc<UnixListener>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Door {
-    /// Listens at `socket`, and has `take` have each connection that comes.
+impl Acceptor {
+    /// Listens at `socket`, and gives each connection to `take`.
     pub fn open(socket: PathBuf, mut take: impl FnMut(UnixStream) + Send + 'static) -> Self {
         let listener = Arc::new(UnixListener::bind(&socket).expect("a free path"));
         let of_thread = Arc::clone(&listener);
@@ -37,12 +37,12 @@ impl Door {
         &self.socket
     }
 
-    /// Accepts no more, and takes the socket's file away.
+    /// Stops accepting, and removes the socket's file.
     pub fn close(&mut self) {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // Linux fails an accept that waits on a socket which is shut down.
+        // On Linux, shutting a listening socket down fails an accept that waits on it.
         if shutdown(self.listener.as_raw_fd(), Shutdown::Both).is_ok() {
             drop(thread.join());
         }
@@ -50,7 +50,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for Acceptor {
     fn drop(&mut self) {
         self.close();
     }

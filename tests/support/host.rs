@@ -1,10 +1,9 @@
-//! A place where `host-tool` finds a double of a VMM, `double-vmm`, instead of a real one: it
-//! serves the API, answers as the real one does or as it is told to, and has an agent on a Unix
-//! socket for its guest, behind a [`Muxer`].
+//! A host without virtual machines: a folder in which `host-tool` finds the program `fake-vmm`
+//! instead of Firecracker or QEMU. That program serves the VMM's API, answers as the real one does
+//! or as the test says, and its guest is an agent on a Unix socket, behind a [`Muxer`].
 //!
-//! The double lives in one folder with the test: what it is to do lies there (`rules.json`), what
-//! it was asked and what it did is written there (`log`), and its guest's vsock socket is there
-//! (`guest.sock`).
+//! Test and fake VMM share the folder: `rules.json` says what to answer, `log` lists what was asked
+//! and done, and `guest.sock` is the guest's vsock socket.
 
 mod rule;
 
@@ -24,25 +23,25 @@ use crate::program;
 
 pub use rule::{Rule, Then};
 
-/// Variable with the double's folder.
-pub const FOLDER_VARIABLE: &str = "DOUBLE_VMM";
+/// Environment variable with the folder.
+pub const FOLDER_VARIABLE: &str = "FAKE_VMM";
 
 /// File with the [`Rule`]s.
 pub const RULES: &str = "rules.json";
 
-/// File with what was asked for, a request to a line, and what was done.
+/// File with the requests that came, one to a line, and what was done.
 pub const LOG: &str = "log";
 
 /// The guest's vsock socket.
 pub const GUEST_SOCKET: &str = "guest.sock";
 
-/// What stands in the log in front of the number of the double's process.
+/// In the log, in front of the id of a fake VMM's process.
 pub const PID_MARK: &str = "process ";
 
-/// What stands in the log in front of the request that a rule was for.
+/// In the log, in front of a request that a rule matched.
 pub const MET_MARK: &str = "met ";
 
-/// Which VMM is meant.
+/// Which VMM the fake one plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Firecracker 1.16.1.
@@ -68,27 +67,27 @@ impl Kind {
     }
 }
 
-/// The place.
+/// The folder and what runs in it.
 #[derive(Debug)]
-pub struct Double {
-    // Dropped first: its socket lies in the folder.
+pub struct TestHost {
+    // Dropped before the folder, in which its socket lies.
     muxer: Muxer,
     folder: TempDir,
     kind: Kind,
 }
 
-impl Double {
-    /// A place whose guests are all `agent`.
+impl TestHost {
+    /// A host with Firecracker, whose guests are all `agent`.
     pub fn new(agent: &Agent) -> Self {
         Self::of_kind(Kind::Firecracker, agent)
     }
 
-    /// A place with a double of another VMM.
+    /// The same with either VMM.
     pub fn of_kind(kind: Kind, agent: &Agent) -> Self {
         Self::before(kind, &agent.socket())
     }
 
-    /// A place whose guests are whoever listens at this socket.
+    /// The same with the guest that listens at this socket.
     pub fn before(kind: Kind, guest: &Path) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let mut private = fs::DirBuilder::new();
@@ -96,9 +95,9 @@ impl Double {
         for name in ["state", "bin", "vmm", "snapshots"] {
             private.create(folder.path().join(name)).expect("a folder");
         }
-        // QEMU is known by its name.
+        // The fake VMM plays QEMU when it is started by that name.
         let named = folder.path().join("bin").join(kind.as_str());
-        symlink(program("double-vmm"), named).expect("a link");
+        symlink(program("fake-vmm"), named).expect("a link");
         for name in ["kernel", "initrd", "disk"] {
             fs::write(folder.path().join(name), b"\x7fELF").expect("a file");
         }
@@ -110,17 +109,17 @@ impl Double {
         }
     }
 
-    /// What stands between the host and the agent.
+    /// The vsock device between host and agent.
     pub const fn muxer(&self) -> &Muxer {
         &self.muxer
     }
 
-    /// A path in the place.
+    /// A path in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Says how the double answers from now on, and forgets what it has done so far.
+    /// Sets how the fake VMM answers from now on, and clears the log.
     pub fn script(&self, rules: &[Rule]) {
         let rules: Vec<Value> = rules.iter().map(Rule::to_value).collect();
         let fresh = self.path("rules.new");
@@ -129,27 +128,27 @@ impl Double {
         fs::rename(fresh, self.path(RULES)).expect("a file to replace");
     }
 
-    /// The lines of the log behind this mark.
+    /// The lines of the log that begin with this mark, without it.
     fn logged(&self, mark: &str) -> Vec<String> {
         let log = fs::read_to_string(self.path(LOG)).unwrap_or_default();
         let lines = log.lines().filter_map(|line| line.strip_prefix(mark));
         lines.map(str::to_owned).collect()
     }
 
-    /// Whether a rule's request has come.
+    /// Whether a request has come that a rule matches.
     #[must_use]
     pub fn is_met(&self) -> bool {
         !self.logged(MET_MARK).is_empty()
     }
 
-    /// What the double was asked for, since the last [`Double::script`].
+    /// The requests since the last [`TestHost::script`].
     pub fn requests(&self) -> Vec<String> {
         self.logged("asked ")
     }
 
-    /// `host-tool WORDS…` in this place.
+    /// `host-tool WORDS…` on this host.
     pub fn tool<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        let mut tool = self.in_place(&program("host-tool"));
+        let mut tool = self.command(&program("host-tool"));
         tool.args(words);
         tool
     }
@@ -160,16 +159,15 @@ impl Double {
         run(&mut self.tool(words))
     }
 
-    /// The double as a program that something else than `host-tool` starts, with its API at
-    /// `vmm/api.sock`.
+    /// The fake VMM as a program that the test starts itself, with its API at `vmm/api.sock`.
     pub fn vmm(&self) -> Command {
-        let mut vmm = self.in_place(&self.path("bin").join(self.kind.as_str()));
+        let mut vmm = self.command(&self.path("bin").join(self.kind.as_str()));
         vmm.args(["--api-sock", "api.sock"])
             .current_dir(self.path("vmm"));
         vmm
     }
 
-    fn in_place(&self, program: &Path) -> Command {
+    fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         let vmm = self.path("bin").join(self.kind.as_str());
         command
@@ -182,7 +180,7 @@ impl Double {
         command
     }
 
-    /// An artifact that the double can load.
+    /// An artifact that the fake VMM can load.
     pub fn artifact(&self) -> PathBuf {
         let folder = self.path("base.snap");
         drop(fs::remove_dir_all(&folder));
@@ -213,7 +211,7 @@ impl Double {
         folder
     }
 
-    /// Fails when a double still runs, or when a VM or a half-written artifact is left.
+    /// Fails when a fake VMM still runs, or when a VM or a half-written artifact is left.
     #[track_caller]
     pub fn is_clean(&self) {
         self.has_ended();
@@ -223,7 +221,7 @@ impl Double {
         }
     }
 
-    /// Fails when a double still runs.
+    /// Fails when a fake VMM still runs.
     #[track_caller]
     pub fn has_ended(&self) {
         for pid in self.logged(PID_MARK) {
@@ -232,7 +230,7 @@ impl Double {
         }
     }
 
-    /// What is in a folder of the place.
+    /// The names in a folder.
     pub fn names(&self, folder: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(folder)).expect("a folder");
         let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
@@ -242,9 +240,9 @@ impl Double {
     }
 }
 
-impl Drop for Double {
+impl Drop for TestHost {
     fn drop(&mut self) {
-        // What a test that failed has left is not to outlive it.
+        // What a failed test has left must not outlive it.
         for name in self.names("state") {
             self.run(["rm", "--force", &name]);
         }

@@ -1,4 +1,4 @@
-//! What both doubles have in common: the rules, the log, and the ways in which an answer goes out.
+//! What both VMMs have in common: the rules, the log, and how an answer is sent.
 
 use std::collections::HashMap;
 use std::env;
@@ -12,7 +12,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
-use tests::double::{FOLDER_VARIABLE, GUEST_SOCKET, LOG, MET_MARK, PID_MARK, RULES, Rule, Then};
+use tests::host::{FOLDER_VARIABLE, GUEST_SOCKET, LOG, MET_MARK, PID_MARK, RULES, Rule, Then};
 
 /// The machine, as both VMMs see it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -23,20 +23,20 @@ pub(crate) enum Machine {
     Paused,
 }
 
-/// What to do otherwise than a real VMM.
+/// What to do otherwise than a real VMM, and the log.
 #[derive(Debug)]
 pub(crate) struct Script {
     folder: PathBuf,
-    /// How often the beginnings of requests have come, by the rules that name them.
+    /// How many requests each rule has matched.
     counts: Mutex<HashMap<String, u64>>,
     end: Sender<u8>,
 }
 
 impl Script {
-    /// The script in the folder that the environment names. A number through `end` ends the
-    /// process.
+    /// The script in the folder that the environment names. A number sent through `end` is the
+    /// process' exit code.
     pub(crate) fn open(end: Sender<u8>) -> Self {
-        let folder = env::var_os(FOLDER_VARIABLE).expect("the double's folder");
+        let folder = env::var_os(FOLDER_VARIABLE).expect("the folder with the rules");
         let script = Self {
             folder: folder.into(),
             counts: Mutex::default(),
@@ -46,8 +46,8 @@ impl Script {
         script
     }
 
-    /// Whether the API socket is to be opened at all: a rule for `START` may end the process
-    /// before, or let it do nothing.
+    /// Whether to open the API socket: a rule for `START` may end the process first, or have it do
+    /// nothing.
     pub(crate) fn begin(&self) -> bool {
         match self.rule("START") {
             None => true,
@@ -62,17 +62,16 @@ impl Script {
 
     /// Ends the process.
     pub(crate) fn end(&self, code: u8) {
-        // The main thread waits for nothing else.
         let _ = self.end.send(code);
     }
 
-    /// The guest can be reached from now on.
+    /// Makes the guest reachable.
     pub(crate) fn show_guest(&self) {
-        // A second start or load of one process finds it there.
+        // It exists already when one process is started or loaded twice.
         let _ = symlink(self.folder.join(GUEST_SOCKET), "vsock.sock");
     }
 
-    /// The rule for a request, which is written down.
+    /// Logs a request, and gives the rule for it.
     pub(crate) fn rule(&self, request: &str) -> Option<Rule> {
         self.log(&format!("asked {request}"));
         let text = fs::read_to_string(self.folder.join(RULES)).unwrap_or_default();
@@ -83,7 +82,7 @@ impl Script {
             if !request.starts_with(&rule.on) {
                 continue;
             }
-            // The same beginning in a later script is counted anew.
+            // The same beginning in a later script has a count of its own.
             let count = counts.entry(format!("{text}{}", rule.on)).or_default();
             *count += 1;
             if *count == rule.nth {
@@ -97,13 +96,13 @@ impl Script {
     fn log(&self, line: &str) {
         let path = self.folder.join(LOG);
         let file = OpenOptions::new().append(true).create(true).open(path);
-        // One write a line: several threads, and several doubles, share the file.
+        // One write per line: several threads and processes share the file.
         let written = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
         written.expect("a log");
     }
 }
 
-/// Sends what the rule says, or `proper`. `false` when the connection is of no more use.
+/// Sends what the rule says, or `proper`. `false` when the connection is finished.
 pub(crate) fn answer(
     reader: &mut BufReader<UnixStream>,
     script: &Script,
@@ -111,23 +110,23 @@ pub(crate) fn answer(
     proper: &[u8],
 ) -> bool {
     if rule.is_late {
-        // The next question stays unread.
+        // The next request stays unread.
         let _ = reader.fill_buf();
     }
     let bytes = rule.send.as_deref().unwrap_or(proper);
     let mut sent = send(reader.get_mut(), bytes, rule.is_bytewise);
     match rule.then {
-        Then::GoOn => return sent,
-        Then::Hold => drop(io::copy(reader, &mut io::sink())),
+        Then::Continue => return sent,
+        Then::Hang => drop(io::copy(reader, &mut io::sink())),
         Then::Close => drop(reader.get_ref().shutdown(Shutdown::Both)),
         Then::Exit => {
             script.end(1);
-            // The connection ends with the process, as a real one's does, and not before.
+            // The connection ends with the process, as with a real VMM, and not before.
             loop {
                 std::thread::park();
             }
         }
-        Then::Again => {
+        Then::Repeat => {
             while sent {
                 sent = send(reader.get_mut(), bytes, rule.is_bytewise);
             }
