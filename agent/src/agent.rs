@@ -62,12 +62,12 @@ pub use transport::output::{Headers, Pieces};
 use ending::Ending;
 use ids::Serials;
 use info::Counters;
-use rebind::Naming;
-use rebind::checkpoints::Waits;
+use rebind::Rebinds;
+use rebind::checkpoints::Checkpoints;
 use rebind::hooks::Hooks;
 use rebind::mmds::Mmds;
 use rebind::quiesce::Quiescing;
-use sessions::buffers::Spares;
+use sessions::buffers::BufferPool;
 use sessions::children::Children;
 use sessions::table::Table;
 use sessions::workload::Workload;
@@ -115,14 +115,14 @@ pub struct Agent {
     connections: BTreeMap<ConnectionId, Connection>,
     /// How many of them are of programs in the guest.
     local_count: usize,
-    waits: Waits,
+    checkpoints: Checkpoints,
     hooks: Hooks,
     sessions: Table,
     workload: Option<Workload>,
     mmds: Mmds,
-    spares: Spares,
+    buffers: BufferPool,
     children: Children,
-    naming: Naming,
+    rebinds: Rebinds,
     quiescing: Option<Quiescing>,
     /// The token of the last quiescence that was taken back, so that a repeated REOPEN is answered.
     token_reopened: Option<Token>,
@@ -135,13 +135,13 @@ pub struct Agent {
 
 /// Why a connection's session lost it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Departure {
+pub(crate) enum DetachReason {
     /// The client left: nobody waits for the command.
-    Left,
+    ClientLeft,
     /// We or a transport reset cut it, which says nothing about the client.
     Cut,
     /// It has got all there was.
-    Served,
+    Done,
 }
 
 impl Agent {
@@ -155,14 +155,14 @@ impl Agent {
             listener: Listener::new(),
             connections: BTreeMap::new(),
             local_count: 0,
-            waits: Waits::default(),
+            checkpoints: Checkpoints::default(),
             hooks: Hooks::default(),
             sessions: Table::default(),
             workload: None,
             mmds: Mmds::default(),
-            spares: Spares::default(),
+            buffers: BufferPool::default(),
             children: Children::default(),
-            naming: Naming::default(),
+            rebinds: Rebinds::default(),
             quiescing: None,
             token_reopened: None,
             ending: None,
@@ -207,7 +207,7 @@ impl Agent {
                 .quiescing
                 .as_ref()
                 .is_some_and(Quiescing::is_draining_console),
-            State::Rebound(_) => self.timers.is_set(Timer::Hush),
+            State::Rebound(_) => self.timers.is_set(Timer::LogHold),
             State::Running | State::Failed(_) | State::Ending => false,
         }
     }
@@ -220,25 +220,25 @@ impl Agent {
                     let text = format!("no HELLO within {} s", HELLO_TIMEOUT.as_secs());
                     self.refuse(id, &Fail::new(FailCode::Protocol, text), now);
                 }
-                Timer::Linger(id) => self.close(id, Departure::Cut, now),
+                Timer::Linger(id) => self.close(id, DetachReason::Cut, now),
                 Timer::Grace(id) => self.end_grace(id, now),
                 Timer::Abandon(id) => self.abandon_session(id, now),
                 Timer::Timeout(id) => self.time_out_session(id, now),
                 Timer::Kill(id) => self.signal_session(id, EndSignal::Kill.number()),
-                Timer::Workload => self.follow_up_workload(now),
-                Timer::Mmds => self.follow_mmds(now),
+                Timer::Workload => self.handle_workload_timer(now),
+                Timer::Mmds => self.handle_mmds_timer(now),
                 Timer::Listener => self.rearm_listener(),
-                Timer::Busy => self.report_busy(now),
-                Timer::Drain => self.give_up_draining(now),
+                Timer::BusyReport => self.report_busy(now),
+                Timer::Drain => self.abort_draining(now),
                 Timer::ConsolePoll => self.actions.push_back(Action::LookAtConsole),
-                Timer::ConsoleLimit => self.give_up_console(now),
-                Timer::Silence => self.note_silence(now),
+                Timer::ConsoleLimit => self.abort_console_wait(now),
+                Timer::HostSilence => self.note_host_silence(now),
                 // The lines that were held back for it are released at the end of this turn.
-                Timer::Hush => self.tell_generation(now),
-                Timer::Checkpoint(id) => self.give_up_checkpoint(id, now),
-                Timer::Progress => self.report_progress(now),
+                Timer::LogHold => self.announce_generation(now),
+                Timer::Checkpoint(id) => self.expire_checkpoint(id, now),
+                Timer::ProgressReport => self.report_progress(now),
                 Timer::Shutdown => self.end_sessions(now),
-                Timer::Farewell => self.end_farewell(),
+                Timer::FinalFlush => self.end_final_flush(),
             }
         }
     }

@@ -4,7 +4,7 @@
 //! ```text
 //!            no session is left,           no connection is left,
 //!            or the grace is over          or the last wait is over
-//! Sessions ──────────────────────▶ Farewell ─────────────────────▶ Over
+//! Sessions ──────────────────────▶ FinalFlush ───────────────────▶ Over
 //! ```
 //!
 //! Invariants:
@@ -24,14 +24,14 @@ use super::timers::Timer;
 use super::{Agent, LIMIT_MAX};
 
 /// How long the last frames may take to be read.
-pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Sessions have been told to end.
     Sessions,
     /// Only connections are left, with frames to be read.
-    Farewell,
+    FinalFlush,
     /// The end has been asked for.
     Over,
 }
@@ -67,20 +67,20 @@ impl Agent {
 
     pub(super) fn begin_ending(&mut self, end: End, grace: Duration, now: Instant) {
         if self.ending.is_some() {
-            return self.sever_everybody(now);
+            return self.sever_all(now);
         }
         info!("ending: {end:?} after at most {} ms", grace.as_millis());
         self.set_state(Input::End);
         self.abandon_quiescing();
-        self.give_up_workload(now);
-        self.timers.stop(Timer::Hush);
-        drop(self.naming.abandon());
+        self.cancel_workload_restart(now);
+        self.timers.stop(Timer::LogHold);
+        drop(self.rebinds.abandon());
         self.ending = Some(Ending {
             end,
             phase: Phase::Sessions,
         });
         self.timers.set(Timer::Shutdown, now + grace.min(LIMIT_MAX));
-        self.sever_everybody(now);
+        self.sever_all(now);
         let sessions: Vec<_> = self.sessions.running().map(Session::id).collect();
         for id in sessions {
             self.terminate_session(id, now);
@@ -94,7 +94,7 @@ impl Agent {
         self.advance_ending(now);
     }
 
-    fn sever_everybody(&mut self, now: Instant) {
+    fn sever_all(&mut self, now: Instant) {
         let ids: Vec<_> = self.connections.keys().copied().collect();
         for id in ids {
             self.sever(id, SeverReason::Shutdown, now);
@@ -108,15 +108,15 @@ impl Agent {
         };
         match phase {
             Phase::Sessions if self.sessions.running_count() == 0 => self.end_sessions(now),
-            Phase::Farewell if self.connections.is_empty() => {
-                self.timers.stop(Timer::Farewell);
+            Phase::FinalFlush if self.connections.is_empty() => {
+                self.timers.stop(Timer::FinalFlush);
                 self.ending = Some(Ending {
                     end,
                     phase: Phase::Over,
                 });
                 self.actions.push_back(Action::End(end));
             }
-            Phase::Sessions | Phase::Farewell | Phase::Over => {}
+            Phase::Sessions | Phase::FinalFlush | Phase::Over => {}
         }
     }
 
@@ -125,19 +125,19 @@ impl Agent {
         let Some(ending) = &mut self.ending else {
             return;
         };
-        ending.phase = Phase::Farewell;
+        ending.phase = Phase::FinalFlush;
         self.timers.stop(Timer::Shutdown);
         self.kill_sessions(now);
         if self.settings.is_init {
             self.actions
                 .push_back(Action::SignalEveryone(EndSignal::Kill));
         }
-        self.timers.set(Timer::Farewell, now + FAREWELL_TIMEOUT);
+        self.timers.set(Timer::FinalFlush, now + FLUSH_TIMEOUT);
         self.advance_ending(now);
     }
 
     /// The last frames have had their time.
-    pub(super) fn end_farewell(&mut self) {
+    pub(super) fn end_final_flush(&mut self) {
         let Some(ending) = &mut self.ending else {
             return;
         };

@@ -43,7 +43,7 @@ impl Hash for Counters {
 
 impl Agent {
     pub(super) fn handle_info(&mut self, id: ConnectionId, now: Instant) {
-        if self.admit(id, Request::Look, now) {
+        if self.admit(id, Request::Inspect, now) {
             self.actions.push_back(Action::CollectFigures(id));
         }
     }

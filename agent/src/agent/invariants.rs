@@ -66,8 +66,8 @@ impl Agent {
             let is_owner = attachment.mode == AttachMode::Own;
             assert_eq!(session.owner == Some(*id), is_owner, "{id}");
         }
-        assert!(has_attached || self.spares.count() == 0, "memory is kept");
-        for id in self.waits.everybody() {
+        assert!(has_attached || self.buffers.count() == 0, "memory is kept");
+        for id in self.checkpoints.waiters() {
             assert!(self.connections.contains_key(&id), "{id} waits no more");
         }
     }

@@ -37,19 +37,19 @@ use super::action::Action;
 use super::ids::ConnectionId;
 use super::state::{Input, Request};
 use super::timers::Timer;
-use super::{Agent, Departure, LISTENER_BACKOFF};
+use super::{Agent, DetachReason, LISTENER_BACKOFF};
 use steps::{Next, Rebinding, StepOutcome};
 
 /// How long log lines wait for the probe that usually follows a rebind at once.
-pub(super) const HUSH_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const LOG_HOLD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Names that are remembered so that a late copy of their REBIND changes nothing. A copy is late by
 /// the length of an attempt of a host that has died since, so by one or two names.
-pub(super) const NAMES_KEPT_MAX: usize = 16;
+pub(super) const GENERATIONS_KEPT_MAX: usize = 16;
 
 /// The rebind under way and the result of the last one.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Naming {
+pub(super) struct Rebinds {
     /// Counts rebinds, so that a late outcome finds its own or none.
     run: u64,
     current: Option<Rebinding>,
@@ -58,7 +58,7 @@ pub(super) struct Naming {
     names: VecDeque<Generation>,
 }
 
-impl Naming {
+impl Rebinds {
     /// Whether a rebind is under way that has not come to its listener yet.
     pub(super) fn will_rearm(&self) -> bool {
         let step = self.current.as_ref().and_then(Rebinding::step);
@@ -73,20 +73,20 @@ impl Naming {
     }
 
     /// A connection has ended; nobody there waits for a result.
-    pub(super) fn leave(&mut self, id: ConnectionId) {
+    pub(super) fn remove_waiter(&mut self, id: ConnectionId) {
         if let Some(current) = &mut self.current {
-            current.leave(id);
+            current.remove_waiter(id);
         }
     }
 
     /// Whether this name was acted on before.
-    fn has_had(&self, generation: Generation) -> bool {
+    fn has_seen(&self, generation: Generation) -> bool {
         self.names.contains(&generation)
     }
 
     /// Keeps a name that is about to be acted on.
-    fn keep_name(&mut self, generation: Generation) {
-        if self.names.len() == NAMES_KEPT_MAX {
+    fn remember(&mut self, generation: Generation) {
+        if self.names.len() == GENERATIONS_KEPT_MAX {
             self.names.pop_front();
         }
         self.names.push_back(generation);
@@ -112,7 +112,7 @@ impl Agent {
         if !self.admit(id, Request::Rebind, now) {
             return;
         }
-        if let Some(current) = &mut self.naming.current
+        if let Some(current) = &mut self.rebinds.current
             && current.generation() == request.generation
         {
             if !current.join(id) {
@@ -121,10 +121,10 @@ impl Agent {
             }
             return;
         }
-        if let Some(answer) = self.naming.result_of(request.generation) {
+        if let Some(answer) = self.rebinds.result_of(request.generation) {
             return self.send(id, &answer, now);
         }
-        if self.naming.has_had(request.generation) {
+        if self.rebinds.has_seen(request.generation) {
             let text = format!("generation {} was superseded", request.generation);
             return self.send_fail(id, FailCode::Superseded, text, now);
         }
@@ -137,14 +137,14 @@ impl Agent {
         // Recorded before anything else, so that whatever happens next happens to the new name.
         self.set_state(Input::Rebind(generation));
         self.generation = None;
-        self.naming.run += 1;
-        self.naming.keep_name(generation);
-        self.naming.result = None;
+        self.rebinds.run += 1;
+        self.rebinds.remember(generation);
+        self.rebinds.result = None;
         self.abandon_quiescing();
         self.abandon_hooks(now);
-        self.rest_mmds(now);
+        self.pause_mmds(now);
         self.timers.pause(now);
-        self.timers.stop(Timer::Hush);
+        self.timers.stop(Timer::LogHold);
         self.tell_superseded(generation, id, now);
         let sessions_dropped = match request.sessions {
             InheritedSessions::Keep => 0,
@@ -153,7 +153,7 @@ impl Agent {
                 self.kill_sessions(now)
             }
         };
-        self.release_session(id, Departure::Cut, now);
+        self.release_session(id, DetachReason::Cut, now);
         let old: Vec<_> = self
             .connections
             .iter()
@@ -161,16 +161,16 @@ impl Agent {
             .map(|(other, _)| *other)
             .collect();
         for other in &old {
-            self.announce_cut(*other, now);
+            self.announce_rebind(*other, now);
         }
-        self.naming.current = Some(Rebinding::new(request, id, old, sessions_dropped));
+        self.rebinds.current = Some(Rebinding::new(request, id, old, sessions_dropped));
         self.advance_rebind(now);
     }
 
     /// Whoever waits for the rebind that this one replaces gets its answer before its connection is
     /// closed.
     fn tell_superseded(&mut self, by: Generation, asker: ConnectionId, now: Instant) {
-        let Some(loser) = self.naming.abandon() else {
+        let Some(loser) = self.rebinds.abandon() else {
             return;
         };
         for waiting in loser.waiting().to_vec() {
@@ -183,7 +183,7 @@ impl Agent {
 
     /// Tells a client that is still there why its connection ends. One flush, no waiting: most are
     /// dead already.
-    fn announce_cut(&mut self, id: ConnectionId, now: Instant) {
+    fn announce_rebind(&mut self, id: ConnectionId, now: Instant) {
         let Some(connection) = self.connections.get(&id) else {
             return;
         };
@@ -197,10 +197,10 @@ impl Agent {
 
     /// A step was performed. Answers [`Action::Step`].
     pub fn handle_step(&mut self, run: u64, outcome: StepOutcome, took: Duration, now: Instant) {
-        if run != self.naming.run {
+        if run != self.rebinds.run {
             return;
         }
-        let Some(current) = &mut self.naming.current else {
+        let Some(current) = &mut self.rebinds.current else {
             return;
         };
         let step = current.step();
@@ -211,7 +211,7 @@ impl Agent {
         let old_connections = current.take_old_connections(step);
         let failed = current.handle_outcome(outcome, took);
         for old in old_connections {
-            self.forget(old, Departure::Cut, now);
+            self.forget(old, DetachReason::Cut, now);
         }
         if is_done && step == Some(StepName::Listener) {
             self.listener.handle_rebound();
@@ -229,12 +229,12 @@ impl Agent {
 
     fn advance_rebind(&mut self, now: Instant) {
         let listener_serial = self.listener.serial();
-        let Some(current) = &mut self.naming.current else {
+        let Some(current) = &mut self.rebinds.current else {
             return;
         };
         match current.poll_next(listener_serial) {
             Next::Act(action) => {
-                let run = self.naming.run;
+                let run = self.rebinds.run;
                 self.actions.push_back(Action::Step { run, action });
             }
             Next::Done(rebound) => self.end_rebind(Ok(rebound), now),
@@ -244,7 +244,7 @@ impl Agent {
 
     /// Keeps the result and answers everybody who waits for it.
     fn end_rebind(&mut self, result: Result<Rebound, Fail>, now: Instant) {
-        let Some(ended) = self.naming.current.take() else {
+        let Some(ended) = self.rebinds.current.take() else {
             return;
         };
         let generation = ended.generation();
@@ -255,13 +255,13 @@ impl Agent {
         });
         self.generation = result.is_ok().then_some(generation);
         if result.is_ok() {
-            self.waits.handle_rebound(ended.cause());
-            self.timers.set(Timer::Hush, now + HUSH_TIMEOUT);
+            self.checkpoints.handle_rebound(ended.cause());
+            self.timers.set(Timer::LogHold, now + LOG_HOLD_TIMEOUT);
             self.timers.resume(now);
-            self.follow_name_with_mmds(now);
+            self.start_mmds(now);
         }
-        self.naming.result = Some((generation, result));
-        if let Some(answer) = self.naming.result_of(generation) {
+        self.rebinds.result = Some((generation, result));
+        if let Some(answer) = self.rebinds.result_of(generation) {
             for waiting in ended.waiting() {
                 self.send(*waiting, &answer, now);
             }

@@ -74,7 +74,7 @@ pub struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
     /// INFO or SESSIONS: changes nothing.
-    Look,
+    Inspect,
     /// PROBE.
     Probe,
     /// EXEC, ATTACH, AWAIT_CHECKPOINT, HOOKS.
@@ -165,7 +165,7 @@ impl State {
         match (self, request) {
             (
                 Self::Running | Self::Rebound(_),
-                R::Look
+                R::Inspect
                 | R::Probe
                 | R::Exec
                 | R::Signal
@@ -177,11 +177,11 @@ impl State {
             | (Self::Quiescing, R::Signal)
             | (
                 Self::Quiescing | Self::Quiesced,
-                R::Look | R::Quiesce | R::Reopen | R::Rebind | R::Shutdown,
+                R::Inspect | R::Quiesce | R::Reopen | R::Rebind | R::Shutdown,
             )
-            | (Self::Rebinding(_), R::Look | R::Rebind | R::Shutdown)
+            | (Self::Rebinding(_), R::Inspect | R::Rebind | R::Shutdown)
             | (Self::Failed(_), R::Rebind)
-            | (Self::Ending, R::Look | R::Shutdown) => Ok(()),
+            | (Self::Ending, R::Inspect | R::Shutdown) => Ok(()),
             (Self::Quiescing | Self::Quiesced, R::Probe | R::Exec)
             | (Self::Quiesced, R::Signal)
             | (
@@ -191,7 +191,7 @@ impl State {
             | (Self::Ending, R::Rebind) => Err(FailCode::Refusing),
             (
                 Self::Failed(_),
-                R::Look | R::Probe | R::Exec | R::Signal | R::Quiesce | R::Reopen | R::Shutdown,
+                R::Inspect | R::Probe | R::Exec | R::Signal | R::Quiesce | R::Reopen | R::Shutdown,
             ) => Err(FailCode::Rebind),
         }
     }
@@ -269,7 +269,7 @@ mod tests {
     fn admissions() {
         use {Request as R, State as S};
         let all = [
-            R::Look,
+            R::Inspect,
             R::Probe,
             R::Exec,
             R::Signal,
@@ -284,7 +284,7 @@ mod tests {
             (
                 S::Quiescing,
                 &[
-                    R::Look,
+                    R::Inspect,
                     R::Signal,
                     R::Quiesce,
                     R::Reopen,
@@ -295,16 +295,16 @@ mod tests {
             ),
             (
                 S::Quiesced,
-                &[R::Look, R::Quiesce, R::Reopen, R::Rebind, R::Shutdown],
+                &[R::Inspect, R::Quiesce, R::Reopen, R::Rebind, R::Shutdown],
                 FailCode::Refusing,
             ),
             (
                 S::Rebinding(G),
-                &[R::Look, R::Rebind, R::Shutdown],
+                &[R::Inspect, R::Rebind, R::Shutdown],
                 FailCode::Refusing,
             ),
             (S::Failed(G), &[R::Rebind], FailCode::Rebind),
-            (S::Ending, &[R::Look, R::Shutdown], FailCode::Refusing),
+            (S::Ending, &[R::Inspect, R::Shutdown], FailCode::Refusing),
         ];
         for (state, requests, otherwise) in admitted {
             for request in all {

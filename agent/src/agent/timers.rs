@@ -37,7 +37,7 @@ pub(super) enum Timer {
     /// Accepting failed for want of descriptors or memory, or the listener could not be registered.
     Listener,
     /// Time for another BUSY.
-    Busy,
+    BusyReport,
     /// Draining sessions for QUIESCE has taken as long as the host allows.
     Drain,
     /// Time to look again whether the console is out.
@@ -45,17 +45,17 @@ pub(super) enum Timer {
     /// The console has not drained.
     ConsoleLimit,
     /// One more part of the wait for a host frame since QUIESCED is over.
-    Silence,
+    HostSilence,
     /// The probe that usually follows a rebind has not come.
-    Hush,
+    LogHold,
     /// A program has waited for a snapshot as long as it will.
     Checkpoint(ConnectionId),
     /// Time for another PROGRESS to whoever waits.
-    Progress,
+    ProgressReport,
     /// Sessions have had their time to end before the machine does.
     Shutdown,
     /// Connections have had their time to take the last frames before the machine ends.
-    Farewell,
+    FinalFlush,
 }
 
 impl Timer {
@@ -72,15 +72,15 @@ impl Timer {
             | Self::Grace(_)
             | Self::Kill(_)
             | Self::Listener
-            | Self::Busy
+            | Self::BusyReport
             | Self::Drain
             | Self::ConsolePoll
             | Self::ConsoleLimit
-            | Self::Silence
-            | Self::Hush
-            | Self::Progress
+            | Self::HostSilence
+            | Self::LogHold
+            | Self::ProgressReport
             | Self::Shutdown
-            | Self::Farewell => false,
+            | Self::FinalFlush => false,
         }
     }
 }
@@ -181,17 +181,17 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut timers = Timers::default();
         assert_eq!(timers.next_timeout(), None);
-        timers.set(Timer::Busy, at(20));
+        timers.set(Timer::BusyReport, at(20));
         timers.set(Timer::Drain, at(10));
-        timers.set(Timer::Silence, at(30));
+        timers.set(Timer::HostSilence, at(30));
         assert_eq!(timers.next_timeout(), Some(at(10)));
         assert_eq!(timers.expire(at(9)), None);
         assert_eq!(timers.expire(at(10)), Some(Timer::Drain));
-        timers.stop(Timer::Busy);
+        timers.stop(Timer::BusyReport);
         assert_eq!(timers.expire(at(29)), None);
-        timers.set(Timer::Silence, at(40));
+        timers.set(Timer::HostSilence, at(40));
         assert_eq!(timers.expire(at(39)), None);
-        assert_eq!(timers.expire(at(40)), Some(Timer::Silence));
+        assert_eq!(timers.expire(at(40)), Some(Timer::HostSilence));
         assert_eq!(timers.next_timeout(), None);
     }
 
@@ -203,7 +203,7 @@ mod tests {
         let (abandon, timeout) = (Timer::Abandon(session), Timer::Timeout(session));
         let mut timers = Timers::default();
         timers.set_after(abandon, Duration::from_millis(100), at(0));
-        timers.set_after(Timer::Busy, Duration::from_millis(50), at(0));
+        timers.set_after(Timer::BusyReport, Duration::from_millis(50), at(0));
         timers.pause(at(30));
         timers.set_after(timeout, Duration::from_millis(10), at(40));
         timers.set_after(Timer::Workload, Duration::from_millis(10), at(40));
@@ -216,7 +216,7 @@ mod tests {
         );
         // Hours later.
         let hour = 3_600_000;
-        assert_eq!(timers.expire(at(hour)), Some(Timer::Busy));
+        assert_eq!(timers.expire(at(hour)), Some(Timer::BusyReport));
         assert_eq!(timers.expire(at(hour)), None);
         timers.resume(at(hour));
         assert_eq!(timers.expire(at(hour + 10)), Some(timeout));

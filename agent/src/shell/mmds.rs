@@ -34,7 +34,7 @@ impl Shell {
                 let unsent = question.into_bytes();
                 self.mmds = Some(Link { stream, unsent });
             }
-            Err(err) => self.lose_mmds(&err, turn),
+            Err(err) => self.fail_mmds(&err, turn),
         }
     }
 
@@ -45,7 +45,7 @@ impl Shell {
         }
     }
 
-    fn lose_mmds(&mut self, err: &io::Error, turn: &mut Turn<'_>) {
+    fn fail_mmds(&mut self, err: &io::Error, turn: &mut Turn<'_>) {
         debug!("metadata service: {err}");
         self.close_mmds();
         turn.agent.handle_mmds_failed(turn.now);
@@ -65,9 +65,9 @@ impl Shell {
             match moved {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => self.lose_mmds(&err, turn),
+                Err(err) => self.fail_mmds(&err, turn),
                 // It was closed, before all was sent or all was answered.
-                Ok(0) => self.lose_mmds(&io::ErrorKind::UnexpectedEof.into(), turn),
+                Ok(0) => self.fail_mmds(&io::ErrorKind::UnexpectedEof.into(), turn),
                 Ok(len) if !link.unsent.is_empty() => drop(link.unsent.drain(..len)),
                 Ok(len) => turn.agent.handle_mmds_bytes(&self.scratch[..len], turn.now),
             }

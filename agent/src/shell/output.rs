@@ -21,7 +21,7 @@ pub(super) struct Stdio {
     is_terminal: bool,
     /// A terminal that no program has open any more, until the session has ended: closing it hangs
     /// up the command (SIGHUP), which closes its descriptors before it has quite exited.
-    let_go: Option<StdioEnd>,
+    kept_terminal: Option<StdioEnd>,
 }
 
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Stdio {
             stdout: Some(output(stdout)),
             stderr: stderr.map(output),
             is_terminal,
-            let_go: None,
+            kept_terminal: None,
         }
     }
 
@@ -62,7 +62,7 @@ impl Stdio {
         self.input.is_none()
             && self.stdout.is_none()
             && self.stderr.is_none()
-            && self.let_go.is_none()
+            && self.kept_terminal.is_none()
     }
 
     fn slot(&mut self, stream: Stream) -> &mut Option<Output> {
@@ -179,7 +179,7 @@ impl Shell {
             self.close_output(id, stream, turn);
         }
         if let Some(stdio) = self.stdio.get_mut(&id) {
-            stdio.let_go = None;
+            stdio.kept_terminal = None;
             self.forget_closed(id);
         }
     }
@@ -200,7 +200,7 @@ impl Shell {
             if output.is_registered {
                 let _ = self.registry.deregister(&mut output.end);
             }
-            stdio.let_go = Some(output.end).filter(|_| stdio.is_terminal);
+            stdio.kept_terminal = Some(output.end).filter(|_| stdio.is_terminal);
         }
         if stdio.is_terminal && stdio.input.is_some() {
             self.end_input(id, turn);

@@ -41,45 +41,48 @@ const STEP: &str = "checkpoint";
 
 /// Everybody who waits.
 #[derive(Clone, Debug, Default, Hash)]
-pub(crate) struct Waits {
+pub(crate) struct Checkpoints {
     /// Programs at a checkpoint, the one that came first in front.
-    checkpoints: Vec<(ConnectionId, Option<String>)>,
+    programs: Vec<(ConnectionId, Option<String>)>,
     /// Programs that wait for another name than this one.
-    generations: Vec<(ConnectionId, Option<Generation>)>,
+    generation_waiters: Vec<(ConnectionId, Option<Generation>)>,
     /// Hosts that wait for a checkpoint with this tag, or with any.
     hosts: Vec<(ConnectionId, Option<String>)>,
     /// Why the guest got its name, if that has not been told yet.
-    untold: Option<Cause>,
+    unannounced: Option<Cause>,
     /// The name that was told last.
-    told: Option<Generation>,
+    announced: Option<Generation>,
 }
 
-impl Waits {
+impl Checkpoints {
     /// A connection has ended.
-    pub(crate) fn leave(&mut self, id: ConnectionId) {
-        self.checkpoints.retain(|(other, _)| *other != id);
-        self.generations.retain(|(other, _)| *other != id);
+    pub(crate) fn remove_waiter(&mut self, id: ConnectionId) {
+        self.programs.retain(|(other, _)| *other != id);
+        self.generation_waiters.retain(|(other, _)| *other != id);
         self.hosts.retain(|(other, _)| *other != id);
     }
 
     /// The guest has a new name, for this reason.
     pub(crate) fn handle_rebound(&mut self, cause: Cause) {
         // A clone that is named anew before anybody was told stays a clone.
-        if self.untold != Some(Cause::Restore) {
-            self.untold = Some(cause);
+        if self.unannounced != Some(Cause::Restore) {
+            self.unannounced = Some(cause);
         }
     }
 
     /// Everybody who waits.
-    pub(crate) fn everybody(&self) -> Vec<ConnectionId> {
-        let tagged = self.checkpoints.iter().chain(&self.hosts);
-        let named = self.generations.iter().map(|(id, _)| *id);
+    pub(crate) fn waiters(&self) -> Vec<ConnectionId> {
+        let tagged = self.programs.iter().chain(&self.hosts);
+        let named = self.generation_waiters.iter().map(|(id, _)| *id);
         tagged.map(|(id, _)| *id).chain(named).collect()
     }
 
     fn is_waiting(&self, id: ConnectionId) -> bool {
-        self.checkpoints.iter().any(|(other, _)| *other == id)
-            || self.generations.iter().any(|(other, _)| *other == id)
+        self.programs.iter().any(|(other, _)| *other == id)
+            || self
+                .generation_waiters
+                .iter()
+                .any(|(other, _)| *other == id)
     }
 
     /// The hosts that wait for a checkpoint with this tag. They wait no more.
@@ -100,24 +103,24 @@ impl Agent {
         request: CheckpointRequest,
         now: Instant,
     ) {
-        if self.refuses_wait(id, now) {
+        if self.refuse_if_waiting(id, now) {
             return;
         }
         if let Some(timeout_ms) = request.timeout_ms {
             let timeout = Duration::from_millis(timeout_ms).min(crate::agent::LIMIT_MAX);
             self.timers.set_after(Timer::Checkpoint(id), timeout, now);
         }
-        let hosts = self.waits.take_hosts(request.tag.as_deref());
-        self.waits.checkpoints.push((id, request.tag));
+        let hosts = self.checkpoints.take_hosts(request.tag.as_deref());
+        self.checkpoints.programs.push((id, request.tag));
         for host in hosts {
-            self.tell_of_checkpoint(host, id, now);
+            self.report_checkpoint(host, id, now);
         }
         self.end_reporting();
     }
 
     /// Whether a connection waits for something already. If so it is told.
-    fn refuses_wait(&mut self, id: ConnectionId, now: Instant) -> bool {
-        let is_waiting = self.waits.is_waiting(id);
+    fn refuse_if_waiting(&mut self, id: ConnectionId, now: Instant) -> bool {
+        let is_waiting = self.checkpoints.is_waiting(id);
         if is_waiting {
             let text = "this connection waits for something already";
             self.send_fail(id, FailCode::Limit, text, now);
@@ -135,22 +138,22 @@ impl Agent {
             return;
         }
         let wanted = |tag: &Option<String>| request.tag.is_none() || request.tag == *tag;
-        let mut checkpoints = self.waits.checkpoints.iter();
+        let mut checkpoints = self.checkpoints.programs.iter();
         if let Some(&(waiting, _)) = checkpoints.find(|(_, tag)| wanted(tag)) {
-            return self.tell_of_checkpoint(id, waiting, now);
+            return self.report_checkpoint(id, waiting, now);
         }
-        self.waits.hosts.retain(|(other, _)| *other != id);
-        if self.waits.hosts.len() >= HOSTS_MAX {
+        self.checkpoints.hosts.retain(|(other, _)| *other != id);
+        if self.checkpoints.hosts.len() >= HOSTS_MAX {
             let text = format!("{HOSTS_MAX} hosts wait for a checkpoint already");
             return self.send_fail(id, FailCode::Limit, text, now);
         }
-        self.waits.hosts.push((id, request.tag));
+        self.checkpoints.hosts.push((id, request.tag));
         self.send_progress(id, STEP, now);
         self.keep_reporting(now);
     }
 
-    fn tell_of_checkpoint(&mut self, host: ConnectionId, waiting: ConnectionId, now: Instant) {
-        let mut checkpoints = self.waits.checkpoints.iter();
+    fn report_checkpoint(&mut self, host: ConnectionId, waiting: ConnectionId, now: Instant) {
+        let mut checkpoints = self.checkpoints.programs.iter();
         let Some((_, tag)) = checkpoints.find(|(id, _)| *id == waiting) else {
             return;
         };
@@ -163,14 +166,14 @@ impl Agent {
     }
 
     /// Nobody took a snapshot in the time that a program gave.
-    pub(crate) fn give_up_checkpoint(&mut self, id: ConnectionId, now: Instant) {
+    pub(crate) fn expire_checkpoint(&mut self, id: ConnectionId, now: Instant) {
         self.end_checkpoint(id, Verdict::Cold, now);
     }
 
     fn end_checkpoint(&mut self, id: ConnectionId, verdict: Verdict, now: Instant) {
         self.timers.stop(Timer::Checkpoint(id));
-        self.waits.checkpoints.retain(|(other, _)| *other != id);
-        let generation = self.waits.told;
+        self.checkpoints.programs.retain(|(other, _)| *other != id);
+        let generation = self.checkpoints.announced;
         let verdict = CheckpointVerdict {
             verdict,
             generation,
@@ -184,28 +187,34 @@ impl Agent {
         request: GenerationRequest,
         now: Instant,
     ) {
-        if self.refuses_wait(id, now) {
+        if self.refuse_if_waiting(id, now) {
             return;
         }
-        match self.waits.told {
+        match self.checkpoints.announced {
             Some(told) if request.from.is_some_and(|from| from != told) => {
                 self.send(id, &Message::Generation(told), now);
             }
-            told => self.waits.generations.push((id, request.from.or(told))),
+            told => self
+                .checkpoints
+                .generation_waiters
+                .push((id, request.from.or(told))),
         }
     }
 
     /// Tells the guest's new name to everybody in it, unless that has been done.
-    pub(crate) fn tell_generation(&mut self, now: Instant) {
-        let (Some(generation), Some(cause)) = (self.generation, self.waits.untold.take()) else {
+    pub(crate) fn announce_generation(&mut self, now: Instant) {
+        let (Some(generation), Some(cause)) =
+            (self.generation, self.checkpoints.unannounced.take())
+        else {
             return;
         };
-        self.waits.told = Some(generation);
+        self.checkpoints.announced = Some(generation);
         self.actions.push_back(Action::WriteGeneration(generation));
-        let (waiting, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waits.generations)
-            .into_iter()
-            .partition(|(_, from)| *from != Some(generation));
-        self.waits.generations = others;
+        let (waiting, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.checkpoints.generation_waiters)
+                .into_iter()
+                .partition(|(_, from)| *from != Some(generation));
+        self.checkpoints.generation_waiters = others;
         for (id, _) in waiting {
             self.send(id, &Message::Generation(generation), now);
         }
@@ -215,7 +224,7 @@ impl Agent {
             // Nobody took a snapshot of a machine that was booted.
             Cause::Boot => return,
         };
-        let checkpoints = self.waits.checkpoints.iter().map(|(id, _)| *id);
+        let checkpoints = self.checkpoints.programs.iter().map(|(id, _)| *id);
         for id in checkpoints.collect::<Vec<_>>() {
             self.end_checkpoint(id, verdict, now);
         }
@@ -223,21 +232,22 @@ impl Agent {
 
     /// Sees to it that whoever waits hears of it every now and then.
     pub(crate) fn keep_reporting(&mut self, now: Instant) {
-        if !self.timers.is_set(Timer::Progress) {
-            self.timers.set(Timer::Progress, now + PROGRESS_INTERVAL);
+        if !self.timers.is_set(Timer::ProgressReport) {
+            self.timers
+                .set(Timer::ProgressReport, now + PROGRESS_INTERVAL);
         }
     }
 
     /// Ends that when nobody waits any more.
     pub(crate) fn end_reporting(&mut self) {
-        if self.waits.hosts.is_empty() && !self.hooks.is_awaited() {
-            self.timers.stop(Timer::Progress);
+        if self.checkpoints.hosts.is_empty() && !self.hooks.is_awaited() {
+            self.timers.stop(Timer::ProgressReport);
         }
     }
 
     /// Gives a sign of life to everybody who waits.
     pub(crate) fn report_progress(&mut self, now: Instant) {
-        let hosts = self.waits.hosts.iter().map(|(id, _)| *id);
+        let hosts = self.checkpoints.hosts.iter().map(|(id, _)| *id);
         let hosts: Vec<_> = hosts.collect();
         for id in &hosts {
             self.send_progress(*id, STEP, now);

@@ -27,7 +27,7 @@ use crate::agent::Agent;
 use crate::agent::action::Action;
 use crate::agent::ids::{ConnectionId, SessionId};
 use crate::agent::sessions::program::Command;
-use crate::agent::sessions::session::{Session, Terms, command_text};
+use crate::agent::sessions::session::{Session, Spec, command_text};
 use crate::agent::sessions::workload::status_of_never_ran;
 use crate::agent::state::Request;
 
@@ -76,7 +76,7 @@ impl Hooks {
     }
 
     /// A connection has ended. The hooks go on: the next attempt finds what came of them.
-    pub(crate) fn leave(&mut self, id: ConnectionId) {
+    pub(crate) fn remove_waiter(&mut self, id: ConnectionId) {
         if let Some(run) = &mut self.run {
             run.waiting.retain(|other| *other != id);
         }
@@ -196,7 +196,7 @@ impl Agent {
             return;
         };
         let session = self.serials.next_session();
-        let terms = Terms {
+        let spec = Spec {
             exec: Some(exec_id(&run.request, run.results.len())),
             command: command_text([path.as_slice()].into_iter()),
             generation,
@@ -214,7 +214,7 @@ impl Agent {
             started_at: now,
         });
         let command = Command::of_hook(path, run.request.stage, generation);
-        self.sessions.insert(Session::new(session, terms, now));
+        self.sessions.insert(Session::new(session, spec, now));
         self.spawn_session(session, command);
         self.report_hook(now);
     }

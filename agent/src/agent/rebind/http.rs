@@ -26,14 +26,14 @@ pub struct Answer<'a> {
 
 /// Bytes that are no answer, however many more there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoAnswer {
+pub enum InvalidAnswer {
     /// There are more than [`ANSWER_LEN_MAX`], or that many are announced.
     TooLong,
     /// It is not HTTP as we take it.
     Malformed,
 }
 
-impl NoAnswer {
+impl InvalidAnswer {
     /// For people.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -48,32 +48,32 @@ impl NoAnswer {
 /// # Errors
 ///
 /// When no further bytes can make an answer of these.
-pub fn parse(bytes: &[u8]) -> Result<Option<Answer<'_>>, NoAnswer> {
+pub fn parse(bytes: &[u8]) -> Result<Option<Answer<'_>>, InvalidAnswer> {
     if bytes.len() > ANSWER_LEN_MAX {
-        return Err(NoAnswer::TooLong);
+        return Err(InvalidAnswer::TooLong);
     }
     let mut lines = Lines(bytes);
     let Some(first) = lines.next() else {
         let mut pairs = bytes.iter().zip(b"HTTP/1.");
         let is_begun = pairs.all(|(is, wanted)| is == wanted);
-        return is_begun.then_some(None).ok_or(NoAnswer::Malformed);
+        return is_begun.then_some(None).ok_or(InvalidAnswer::Malformed);
     };
-    let status = parse_status(first).ok_or(NoAnswer::Malformed)?;
+    let status = parse_status(first).ok_or(InvalidAnswer::Malformed)?;
     let mut body_len = None;
     loop {
         match lines.next() {
             None => return Ok(None),
             Some(b"\r") => break,
-            Some(line) => parse_header(line, &mut body_len).ok_or(NoAnswer::Malformed)?,
+            Some(line) => parse_header(line, &mut body_len).ok_or(InvalidAnswer::Malformed)?,
         }
     }
     let Lines(body) = lines;
     let (body_len, head_len) = (body_len.unwrap_or(0), bytes.len() - body.len());
     if body_len > ANSWER_LEN_MAX - head_len {
-        return Err(NoAnswer::TooLong);
+        return Err(InvalidAnswer::TooLong);
     }
     if body.len() > body_len {
-        return Err(NoAnswer::Malformed);
+        return Err(InvalidAnswer::Malformed);
     }
     Ok((body.len() == body_len).then_some(Answer { status, body }))
 }
@@ -154,7 +154,7 @@ fn parse_digits(text: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, body: &str) -> Result<Option<Answer<'_>>, NoAnswer> {
+    fn answer(status: u16, body: &str) -> Result<Option<Answer<'_>>, InvalidAnswer> {
         let body = body.as_bytes();
         Ok(Some(Answer { status, body }))
     }
@@ -215,11 +215,19 @@ mod tests {
             "h",
         ];
         for text in malformed {
-            assert_eq!(parse(text.as_bytes()), Err(NoAnswer::Malformed), "{text:?}");
+            assert_eq!(
+                parse(text.as_bytes()),
+                Err(InvalidAnswer::Malformed),
+                "{text:?}"
+            );
         }
         for len in ["4097", "99999"] {
             let text = format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n");
-            assert_eq!(parse(text.as_bytes()), Err(NoAnswer::TooLong), "{text:?}");
+            assert_eq!(
+                parse(text.as_bytes()),
+                Err(InvalidAnswer::TooLong),
+                "{text:?}"
+            );
         }
     }
 
@@ -232,11 +240,14 @@ mod tests {
         let read = parse(whole.as_bytes()).unwrap().unwrap();
         assert_eq!(read.body.len(), room);
         let longer = head.replace("4055", "4056");
-        assert_eq!(parse(longer.as_bytes()), Err(NoAnswer::TooLong));
+        assert_eq!(parse(longer.as_bytes()), Err(InvalidAnswer::TooLong));
         let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(ANSWER_LEN_MAX));
         let endless = endless.as_bytes();
         assert_eq!(parse(&endless[..ANSWER_LEN_MAX]), Ok(None));
-        assert_eq!(parse(&endless[..=ANSWER_LEN_MAX]), Err(NoAnswer::TooLong));
+        assert_eq!(
+            parse(&endless[..=ANSWER_LEN_MAX]),
+            Err(InvalidAnswer::TooLong)
+        );
     }
 
     /// Whatever is left out, doubled or put in the place of another byte: it is an answer, a part

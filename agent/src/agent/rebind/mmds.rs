@@ -89,7 +89,7 @@ enum Input<'a> {
     /// Something says that a look is due soon.
     Wake,
     /// The guest is about to be silent.
-    Rest,
+    Pause,
     /// The service has answered.
     Answer(Answer<'a>),
     /// The connection failed, or what came is no answer.
@@ -100,7 +100,7 @@ enum Input<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Next {
     /// Nothing.
-    Stay,
+    Nothing,
     /// Send this on a new connection.
     Ask(String),
     /// Close what is open, and look again after a while.
@@ -140,8 +140,8 @@ impl Mmds {
         let (state, next) = match (self.state, input) {
             (State::Off, _)
             | (State::Waiting { .. }, Input::Answer(_) | Input::Failure)
-            | (State::Waiting { is_woken: true }, Input::Wake) => return Next::Stay,
-            (_, Input::Rest) => wait(Outcome::None),
+            | (State::Waiting { is_woken: true }, Input::Wake) => return Next::Nothing,
+            (_, Input::Pause) => wait(Outcome::None),
             (State::Waiting { .. }, Input::Timer) => self.ask(false),
             (
                 State::Waiting { is_woken: false } | State::AskingToken | State::Fetching { .. },
@@ -161,7 +161,7 @@ impl Mmds {
                 None => wait(Outcome::Failed),
             },
             (State::Fetching { is_token_new }, Input::Answer(answer)) => {
-                self.judge(answer, is_token_new)
+                self.check_epoch(answer, is_token_new)
             }
         };
         self.state = state;
@@ -181,7 +181,7 @@ impl Mmds {
         }
     }
 
-    fn judge(&mut self, answer: Answer<'_>, is_token_new: bool) -> (State, Next) {
+    fn check_epoch(&mut self, answer: Answer<'_>, is_token_new: bool) -> (State, Next) {
         if answer.status == UNAUTHORIZED {
             self.token = None;
             return match is_token_new {
@@ -226,7 +226,7 @@ fn epoch_of(answer: Answer<'_>) -> Option<Generation> {
 impl Agent {
     /// The guest has a name, and the network that comes with it. If the watch is wanted, it begins
     /// with the first one.
-    pub(crate) fn follow_name_with_mmds(&mut self, now: Instant) {
+    pub(crate) fn start_mmds(&mut self, now: Instant) {
         if self.settings.watches_mmds && self.mmds.state == State::Off {
             self.mmds.state = State::Waiting { is_woken: false };
         }
@@ -239,12 +239,12 @@ impl Agent {
     }
 
     /// Nothing is to be open from now on until the time of sessions goes on.
-    pub(crate) fn rest_mmds(&mut self, now: Instant) {
-        self.drive_mmds(Input::Rest, now);
+    pub(crate) fn pause_mmds(&mut self, now: Instant) {
+        self.drive_mmds(Input::Pause, now);
     }
 
     /// It is time to look, or to give up.
-    pub(crate) fn follow_mmds(&mut self, now: Instant) {
+    pub(crate) fn handle_mmds_timer(&mut self, now: Instant) {
         self.drive_mmds(Input::Timer, now);
     }
 
@@ -276,7 +276,7 @@ impl Agent {
 
     fn drive_mmds(&mut self, input: Input<'_>, now: Instant) {
         match self.mmds.handle(input) {
-            Next::Stay => {}
+            Next::Nothing => {}
             Next::Ask(request) => {
                 self.actions.push_back(Action::AskMmds(request));
                 self.timers.set_after(Timer::Mmds, TIMEOUT, now);

@@ -73,8 +73,8 @@ impl Agent {
         // more.
         if matches!(self.state, State::Running | State::Rebound(_)) {
             self.set_state(Input::Proven);
-            self.timers.stop(Timer::Hush);
-            self.tell_generation(now);
+            self.timers.stop(Timer::LogHold);
+            self.announce_generation(now);
         }
     }
 

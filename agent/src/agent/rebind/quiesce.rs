@@ -35,7 +35,7 @@ use crate::agent::ids::ConnectionId;
 use crate::agent::state::{Input, Request, State};
 use crate::agent::timers::Timer;
 use crate::agent::transport::connection::Connection;
-use crate::agent::{Agent, Departure, LIMIT_MAX};
+use crate::agent::{Agent, DetachReason, LIMIT_MAX};
 
 /// How long the guest stays silent without a frame from the host, one part of it.
 pub(crate) const SILENCE_INTERVAL: Duration = Duration::from_secs(15);
@@ -74,7 +74,7 @@ pub(crate) struct Quiescing {
     control: ConnectionId,
     phase: Phase,
     /// Parts of the silence that have passed without a word from the host.
-    silences: u32,
+    silent_intervals: u32,
 }
 
 impl Quiescing {
@@ -106,7 +106,7 @@ impl Agent {
         if self.hooks.is_running() {
             return self.send_fail(id, FailCode::Refusing, "hooks are running", now);
         }
-        let count = self.sessions.asked_for().count();
+        let count = self.sessions.requested().count();
         let phase = match request.policy {
             Policy::Refuse if count > 0 => {
                 let text = format!("{count} sessions are running");
@@ -117,16 +117,16 @@ impl Agent {
         };
         self.counters.quiesces += 1;
         // Whatever the last name meant, it means it before the next snapshot.
-        self.tell_generation(now);
+        self.announce_generation(now);
         self.set_state(Input::Quiesce);
-        self.rest_mmds(now);
+        self.pause_mmds(now);
         self.timers.pause(now);
-        self.timers.stop(Timer::Hush);
+        self.timers.stop(Timer::LogHold);
         self.quiescing = Some(Quiescing {
             token: request.token,
             control: id,
             phase,
-            silences: 0,
+            silent_intervals: 0,
         });
         if phase == Phase::Draining && count > 0 {
             let limit = Duration::from_millis(request.limit_ms).min(LIMIT_MAX);
@@ -156,14 +156,14 @@ impl Agent {
             return;
         };
         match phase {
-            Phase::Draining if self.sessions.asked_for().next().is_none() => {
+            Phase::Draining if self.sessions.requested().next().is_none() => {
                 self.timers.stop(Timer::Drain);
-                self.timers.stop(Timer::Busy);
+                self.timers.stop(Timer::BusyReport);
                 self.set_phase(Phase::Closing);
                 self.advance_quiescing(now);
             }
             Phase::Closing => {
-                self.release_session(control, Departure::Cut, now);
+                self.release_session(control, DetachReason::Cut, now);
                 let is_open = |other: &Connection| !other.is_closing() && !other.is_local();
                 let others = self.connections.iter().filter(|(id, _)| **id != control);
                 let open: Vec<_> = others
@@ -207,7 +207,7 @@ impl Agent {
             self.set_phase(Phase::Silent);
             self.set_state(Input::Silent);
             self.send(control, &Message::Quiesced(token), now);
-            self.timers.set(Timer::Silence, now + SILENCE_INTERVAL);
+            self.timers.set(Timer::HostSilence, now + SILENCE_INTERVAL);
         } else {
             self.timers
                 .set(Timer::ConsolePoll, now + CONSOLE_POLL_INTERVAL);
@@ -219,8 +219,8 @@ impl Agent {
         if self.state == State::Quiesced
             && let Some(quiescing) = &mut self.quiescing
         {
-            quiescing.silences = 0;
-            self.timers.set(Timer::Silence, now + SILENCE_INTERVAL);
+            quiescing.silent_intervals = 0;
+            self.timers.set(Timer::HostSilence, now + SILENCE_INTERVAL);
         }
     }
 
@@ -229,36 +229,36 @@ impl Agent {
         let Some(Quiescing { token, control, .. }) = self.quiescing else {
             return;
         };
-        self.timers.set(Timer::Busy, now + BUSY_INTERVAL);
+        self.timers.set(Timer::BusyReport, now + BUSY_INTERVAL);
         // A host that does not read its answers gets no more of them.
         let reads = self
             .connections
             .get(&control)
             .is_some_and(|host| host.outbox.takes_requests());
         if reads {
-            let sessions = self.sessions.asked_for().take(BUSY_SESSIONS_MAX);
+            let sessions = self.sessions.requested().take(BUSY_SESSIONS_MAX);
             let sessions = sessions.map(|session| session.id().number()).collect();
             self.send(control, &Message::Busy(Busy { token, sessions }), now);
         }
     }
 
     /// Draining took as long as the host allows.
-    pub(crate) fn give_up_draining(&mut self, now: Instant) {
-        let count = self.sessions.asked_for().count();
+    pub(crate) fn abort_draining(&mut self, now: Instant) {
+        let count = self.sessions.requested().count();
         let text = format!("{count} sessions are still running");
-        self.give_up_quiescing("drain", text, now);
+        self.abort_quiescing("drain", text, now);
     }
 
     /// The console did not drain.
-    pub(crate) fn give_up_console(&mut self, now: Instant) {
+    pub(crate) fn abort_console_wait(&mut self, now: Instant) {
         let text = format!(
             "the console did not drain within {} s",
             CONSOLE_TIMEOUT.as_secs()
         );
-        self.give_up_quiescing("console", text, now);
+        self.abort_quiescing("console", text, now);
     }
 
-    fn give_up_quiescing(&mut self, phase: &str, text: String, now: Instant) {
+    fn abort_quiescing(&mut self, phase: &str, text: String, now: Instant) {
         let Some(control) = self.quiescing.as_ref().map(|quiescing| quiescing.control) else {
             return;
         };
@@ -276,13 +276,13 @@ impl Agent {
 
     /// Part of the silence is over. After the last one the host is taken for gone, and the work
     /// need not go with it.
-    pub(crate) fn note_silence(&mut self, now: Instant) {
+    pub(crate) fn note_host_silence(&mut self, now: Instant) {
         let Some(quiescing) = &mut self.quiescing else {
             return;
         };
-        quiescing.silences += 1;
-        if quiescing.silences < SILENCE_INTERVALS {
-            self.timers.set(Timer::Silence, now + SILENCE_INTERVAL);
+        quiescing.silent_intervals += 1;
+        if quiescing.silent_intervals < SILENCE_INTERVALS {
+            self.timers.set(Timer::HostSilence, now + SILENCE_INTERVAL);
         } else {
             self.reopen(now);
             info!("no word from the host since QUIESCED; open again");
@@ -300,11 +300,11 @@ impl Agent {
     pub(crate) fn abandon_quiescing(&mut self) {
         self.quiescing = None;
         for timer in [
-            Timer::Busy,
+            Timer::BusyReport,
             Timer::Drain,
             Timer::ConsolePoll,
             Timer::ConsoleLimit,
-            Timer::Silence,
+            Timer::HostSilence,
         ] {
             self.timers.stop(timer);
         }

@@ -157,7 +157,7 @@ impl Rebinding {
     }
 
     /// A waiting connection has ended. The rebind goes on: the next attempt finds its result.
-    pub(crate) fn leave(&mut self, connection: ConnectionId) {
+    pub(crate) fn remove_waiter(&mut self, connection: ConnectionId) {
         self.waiting.retain(|waiting| *waiting != connection);
     }
 

@@ -28,7 +28,7 @@ use crate::agent::state::Request;
 use crate::agent::timers::Timer;
 use crate::agent::transport::outbox::Outbox;
 use crate::agent::transport::output::Cursors;
-use crate::agent::{Agent, Departure};
+use crate::agent::{Agent, DetachReason};
 
 /// The answer that a connection is to get for attaching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,13 +105,13 @@ impl Attachment {
         self.cursors.advance(left, session);
         // Only to its owner does a session that waits for its reader keep what it was not told of.
         if self.mode != AttachMode::Own || session.drops_oldest() {
-            self.let_go(session, outbox);
+            self.save_partial_frame(session, outbox);
         }
     }
 
     /// The session's rings need not keep what was not sent: the rest of a frame of which a part was
     /// sent goes into the outbox.
-    pub(crate) fn let_go(&mut self, session: &Session, outbox: &mut Outbox) {
+    pub(crate) fn save_partial_frame(&mut self, session: &Session, outbox: &mut Outbox) {
         if self.cursors.is_mid_frame() {
             self.cursors
                 .take_rest(session, |pieces| outbox.take_over(pieces));
@@ -182,7 +182,7 @@ impl Agent {
         let mut attachment = Attachment::new(session, mode, from);
         attachment.owed = Some(answer);
         connection.attachment = Some(attachment);
-        self.spares.enter();
+        self.buffers.add_user();
         // The workload may be waiting for a restart, which takes a while.
         if session.state() != State::Starting || session.is_workload() {
             self.give_answer(id, now);
@@ -208,20 +208,20 @@ impl Agent {
             self.supersede(id, "a later connection has attached to this session", now);
             return false;
         }
-        self.let_go(session_id);
+        self.save_partial_frames(session_id);
         let Some(session) = self.sessions.get_mut(session_id) else {
             return false;
         };
         session.owner = Some(id);
         for &stream in Stream::ALL {
-            session.release(stream, from[stream.index()].unwrap_or(0), &mut self.spares);
+            session.release(stream, from[stream.index()].unwrap_or(0), &mut self.buffers);
         }
         self.timers.stop(Timer::Abandon(session_id));
         if let Some(previous) = previous {
             session.remove_attached(previous);
             if let Some(connection) = self.connections.get_mut(&previous) {
                 connection.attachment = None;
-                self.spares.leave();
+                self.buffers.remove_user();
             }
             self.supersede(previous, "another connection attached to this session", now);
         }
@@ -288,24 +288,24 @@ impl Agent {
         let exited = connection.attachment.and_then(|it| it.exited(session));
         if let Some(exited) = exited {
             self.send(id, &Message::Exited(exited), now);
-            self.release_session(id, Departure::Served, now);
+            self.release_session(id, DetachReason::Done, now);
         }
     }
 
     /// A session's rings need not keep what nobody has acknowledged.
-    pub(crate) fn let_go(&mut self, id: SessionId) {
+    pub(crate) fn save_partial_frames(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
         for attached in session.attached() {
             if let Some(connection) = self.connections.get_mut(attached) {
-                connection.let_go(session);
+                connection.save_partial_frame(session);
             }
         }
     }
 
     /// Takes a connection's session from it.
-    pub(crate) fn release_session(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+    pub(crate) fn release_session(&mut self, id: ConnectionId, reason: DetachReason, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -313,11 +313,11 @@ impl Agent {
             return;
         };
         if let Some(session) = self.sessions.get(attachment.session) {
-            connection.let_go(session);
+            connection.save_partial_frame(session);
         }
         connection.attachment = None;
         connection.served = Some((attachment.session, attachment.mode));
-        self.spares.leave();
+        self.buffers.remove_user();
         let Some(session) = self.sessions.get_mut(attachment.session) else {
             return;
         };
@@ -325,7 +325,7 @@ impl Agent {
         if session.exited().is_some() {
             self.sessions.trim();
         } else if was_owner {
-            self.handle_owner_left(attachment.session, departure, now);
+            self.handle_owner_left(attachment.session, reason, now);
         }
     }
 }
@@ -333,9 +333,9 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::sessions::buffers::Spares;
+    use crate::agent::sessions::buffers::BufferPool;
     use crate::agent::sessions::ring::RING_LEN_MAX;
-    use crate::agent::sessions::session::Terms;
+    use crate::agent::sessions::session::Spec;
     use crate::agent::transport::connection::Connection;
     use crate::agent::transport::output::Headers;
     use shared::frame::Decoder;
@@ -348,7 +348,7 @@ mod tests {
     }
 
     fn session_with(output: OutputPolicy) -> Session {
-        let terms = Terms {
+        let spec = Spec {
             exec: Some(ExecId::from_bytes([7; 16])),
             command: String::new(),
             generation: None,
@@ -359,7 +359,7 @@ mod tests {
             keep: Duration::ZERO,
             timeout: None,
         };
-        let mut session = Session::new(SessionId::from_number(1), terms, Instant::now());
+        let mut session = Session::new(SessionId::from_number(1), spec, Instant::now());
         session.handle_spawned(42);
         session
     }
@@ -415,8 +415,8 @@ mod tests {
     #[test]
     fn cursors_begin_where_they_may() {
         let mut session = session();
-        session.handle_output(Stream::Stdout, &[0; 10], &mut Spares::default());
-        session.release(Stream::Stdout, 4, &mut Spares::default());
+        session.handle_output(Stream::Stdout, &[0; 10], &mut BufferPool::default());
+        session.release(Stream::Stdout, 4, &mut BufferPool::default());
         for (from, cursor) in [
             (None, 4),
             (Some(2), 2),
@@ -433,7 +433,7 @@ mod tests {
     fn each_stream_has_its_turn() {
         let mut session = session();
         for (stream, len) in [(Stream::Stdout, RING_LEN_MAX), (Stream::Stderr, 70_000)] {
-            session.handle_output(stream, &vec![0; len], &mut Spares::default());
+            session.handle_output(stream, &vec![0; len], &mut BufferPool::default());
         }
         let mut connection = connection(&session, AttachMode::Own);
         let mut bytes = Vec::new();
@@ -466,17 +466,17 @@ mod tests {
             for lets_go in [false, true] {
                 for split in 1..Chunk::HEADER_LEN + 9 {
                     let mut session = session_with(OutputPolicy::Block);
-                    session.handle_output(Stream::Stdout, b"123456789", &mut Spares::default());
+                    session.handle_output(Stream::Stdout, b"123456789", &mut BufferPool::default());
                     let mut connection = connection(&session, mode);
                     let mut bytes = write(&mut connection, &session, split);
                     let pong = Message::Pong(Ping { nonce: 1 });
                     connection.outbox.push(&pong).expect("room");
-                    session.handle_output(Stream::Stderr, b"error", &mut Spares::default());
+                    session.handle_output(Stream::Stderr, b"error", &mut BufferPool::default());
                     if lets_go {
-                        connection.let_go(&session);
+                        connection.save_partial_frame(&session);
                     }
                     if lets_go || mode == AttachMode::Observe {
-                        session.release(Stream::Stdout, 9, &mut Spares::default());
+                        session.release(Stream::Stdout, 9, &mut BufferPool::default());
                     }
                     while connection.has_pending(Some(&session)) {
                         bytes.extend(write(&mut connection, &session, 3));
@@ -492,14 +492,14 @@ mod tests {
         let mut session = session();
         let mut connection = connection(&session, AttachMode::Observe);
         let output = vec![0; RING_LEN_MAX + 5];
-        session.handle_output(Stream::Stdout, &output, &mut Spares::default());
+        session.handle_output(Stream::Stdout, &output, &mut BufferPool::default());
         let taken = read(&write(&mut connection, &session, usize::MAX));
         assert_eq!(taken[0], ("gap", Stream::Stdout, 0, 5));
         assert_eq!(taken[1].2, 5);
         // What gives way while a frame is under way is announced behind that frame.
-        session.handle_output(Stream::Stdout, b"more", &mut Spares::default());
+        session.handle_output(Stream::Stdout, b"more", &mut BufferPool::default());
         let mut bytes = write(&mut connection, &session, Chunk::HEADER_LEN + 1);
-        session.handle_output(Stream::Stdout, &output, &mut Spares::default());
+        session.handle_output(Stream::Stdout, &output, &mut BufferPool::default());
         for _ in 0..2 {
             // The rest of the frame and the GAP, before the next frame has begun; then that.
             bytes.extend(write(&mut connection, &session, 3));
@@ -507,7 +507,7 @@ mod tests {
                 let len = connection.outbox.pending().len();
                 bytes.extend(write(&mut connection, &session, len));
             }
-            session.handle_output(Stream::Stdout, b"12345", &mut Spares::default());
+            session.handle_output(Stream::Stdout, b"12345", &mut BufferPool::default());
         }
         while connection.has_pending(Some(&session)) {
             bytes.extend(write(&mut connection, &session, usize::MAX));
@@ -524,7 +524,7 @@ mod tests {
         let gaps = taken.iter().filter(|it| it.0 == "gap");
         assert_eq!(gaps.count(), 2, "{taken:?}");
         // All of it is gone at the end.
-        session.handle_output(Stream::Stdout, b"last", &mut Spares::default());
+        session.handle_output(Stream::Stdout, b"last", &mut BufferPool::default());
         session.clear_output();
         let taken = read(&write(&mut connection, &session, usize::MAX));
         assert_eq!(taken, [("gap", Stream::Stdout, end, end + 4)]);
@@ -533,7 +533,7 @@ mod tests {
     #[test]
     fn who_waits_gets_no_output() {
         let mut session = session();
-        session.handle_output(Stream::Stdout, b"output", &mut Spares::default());
+        session.handle_output(Stream::Stdout, b"output", &mut BufferPool::default());
         let connection = connection(&session, AttachMode::Wait);
         assert!(!connection.has_pending(Some(&session)));
         assert!(pending(&connection, &session).is_empty());

@@ -19,12 +19,12 @@ use shared::message::{AttachMode, ByteString, Exec, Exited, Fail, FailCode, Mess
 use super::attachments::Answer;
 use super::children::Owner;
 use super::program::Command;
-use super::session::{Exit, Session, State, Terms, command_text};
+use super::session::{Exit, Session, Spec, State, command_text};
 use crate::agent::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
 use crate::agent::ids::{ConnectionId, SessionId};
 use crate::agent::state::Request;
 use crate::agent::timers::Timer;
-use crate::agent::{Agent, Departure, SESSIONS_MAX};
+use crate::agent::{Agent, DetachReason, SESSIONS_MAX};
 
 /// How long a reaped command's output may stay open in other hands before its end is reported.
 pub(crate) const GRACE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -70,7 +70,7 @@ impl Agent {
             return self.send_fail(id, FailCode::Limit, limit.to_string(), now);
         }
         let session = self.serials.next_session();
-        let terms = Terms {
+        let spec = Spec {
             exec: Some(exec.id),
             command: command_text(exec.argv.iter().map(ByteString::as_bytes)),
             generation: self.generation,
@@ -82,7 +82,7 @@ impl Agent {
             timeout: exec.timeout_ms.map(Duration::from_millis),
         };
         self.counters.execs += 1;
-        self.sessions.insert(Session::new(session, terms, now));
+        self.sessions.insert(Session::new(session, spec, now));
         self.spawn_session(session, Command::of(exec));
         let answer = Answer::Started { fresh: true };
         self.attach(id, session, mode_of(exec), [Some(0); 2], answer, now);
@@ -119,14 +119,14 @@ impl Agent {
         };
         session.handle_spawned(pid);
         debug!("{id}: process {pid}");
-        if let Some(timeout) = session.terms().timeout {
+        if let Some(timeout) = session.spec().timeout {
             self.timers.set_after(Timer::Timeout(id), timeout, now);
         }
         for attached in session.attached().to_vec() {
             self.give_answer(attached, now);
         }
         self.advance_input(id, now);
-        if self.sessions.get(id).is_some_and(|it| it.is_told_to_end) {
+        if self.sessions.get(id).is_some_and(|it| it.is_terminating) {
             // That was while it was being started.
             self.terminate_session(id, now);
         }
@@ -148,7 +148,7 @@ impl Agent {
         self.sessions.remove(id);
         self.stop_session_timers(id);
         for attached in attached {
-            self.release_session(attached, Departure::Served, now);
+            self.release_session(attached, DetachReason::Done, now);
             self.send(attached, &Message::Fail(fail.clone()), now);
         }
         self.handle_hook_never_ran(id, &fail, now);
@@ -167,7 +167,7 @@ impl Agent {
     /// [`handle_output_read`](Self::handle_output_read) must follow.
     pub fn output_spare(&mut self, id: SessionId, stream: Stream) -> [&mut [u8]; 2] {
         match self.sessions.get_mut(id) {
-            Some(session) => session.output_spare(stream, &mut self.spares),
+            Some(session) => session.output_spare(stream, &mut self.buffers),
             None => [&mut [], &mut []],
         }
     }
@@ -184,9 +184,9 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        session.advance_output(stream, spare_len, &mut self.spares);
+        session.advance_output(stream, spare_len, &mut self.buffers);
         if !bytes.is_empty() {
-            session.handle_output(stream, bytes, &mut self.spares);
+            session.handle_output(stream, bytes, &mut self.buffers);
         }
         if spare_len + bytes.len() > 0 {
             self.pump_session(id);
@@ -229,7 +229,7 @@ impl Agent {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
-        if session.is_told_to_end {
+        if session.is_terminating {
             // The leader is gone; others of its group may have ignored the first signal. Later its
             // number may be another group's.
             self.signal_session(id, EndSignal::Kill.number());
@@ -266,7 +266,7 @@ impl Agent {
             return;
         };
         let is_workload = session.is_workload();
-        if session.terms().tty.is_some() {
+        if session.spec().tty.is_some() {
             // Its terminal was kept open for it, see there.
             self.actions.push_back(Action::CloseOutput(id));
         }

@@ -16,7 +16,7 @@
 
 use shared::message::Window;
 
-use super::buffers::Spares;
+use super::buffers::BufferPool;
 use super::ring::{RING_LEN_MAX, Ring};
 
 /// Most bytes that wait for a command to read them.
@@ -28,7 +28,7 @@ const END_OF_FILE: &[u8; 2] = b"\x04\x04";
 
 /// What a client must not send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum InputMistake {
+pub(crate) enum InputError {
     /// Bytes before these are missing, or the end is not where they are.
     Hole,
     /// More bytes than there is credit for.
@@ -79,39 +79,39 @@ impl Input {
         &mut self,
         offset: u64,
         bytes: &[u8],
-        spares: &mut Spares,
-    ) -> Result<(), InputMistake> {
+        buffers: &mut BufferPool,
+    ) -> Result<(), InputError> {
         if !self.is_open {
             return Ok(());
         }
         let received = self.ring.end();
         let end = offset.saturating_add(bytes.len() as u64);
         if offset > received {
-            return Err(InputMistake::Hole);
+            return Err(InputError::Hole);
         }
         if end <= received {
             return Ok(());
         }
         if self.is_ended {
-            return Err(InputMistake::BehindEnd);
+            return Err(InputError::BehindEnd);
         }
         if end > self.limit() {
-            return Err(InputMistake::OverLimit);
+            return Err(InputError::OverLimit);
         }
         // The difference is below the length of `bytes`.
         let known = usize::try_from(received - offset).unwrap_or(bytes.len());
-        self.ring.append(&bytes[known..], spares);
+        self.ring.append(&bytes[known..], buffers);
         self.last = bytes.last().copied();
         Ok(())
     }
 
     /// There is no more behind `offset`.
-    pub(crate) fn handle_end(&mut self, offset: u64) -> Result<(), InputMistake> {
+    pub(crate) fn handle_end(&mut self, offset: u64) -> Result<(), InputError> {
         if !self.is_open {
             return Ok(());
         }
         if offset != self.ring.end() {
-            return Err(InputMistake::Hole);
+            return Err(InputError::Hole);
         }
         if !self.is_ended {
             self.is_ended = true;
@@ -134,12 +134,12 @@ impl Input {
     }
 
     /// The command's end of it took `len` of the pending bytes.
-    pub(crate) fn handle_written(&mut self, len: usize, spares: &mut Spares) {
+    pub(crate) fn handle_written(&mut self, len: usize, buffers: &mut BufferPool) {
         debug_assert!(len <= self.pending().len());
         if self.ring.is_empty() {
             self.ends_left = self.ends_left.saturating_sub(len);
         } else {
-            self.ring.release(self.ring.start() + len as u64, spares);
+            self.ring.release(self.ring.start() + len as u64, buffers);
         }
         if self.pending().is_empty() {
             self.is_flushing = false;
@@ -218,29 +218,29 @@ mod tests {
         input
     }
 
-    fn take(input: &mut Input, offset: u64, bytes: &[u8]) -> Result<(), InputMistake> {
-        input.handle_bytes(offset, bytes, &mut Spares::default())
+    fn take(input: &mut Input, offset: u64, bytes: &[u8]) -> Result<(), InputError> {
+        input.handle_bytes(offset, bytes, &mut BufferPool::default())
     }
 
     fn write(input: &mut Input, mut len: usize) {
         while len > 0 {
             let piece = input.pending().len().min(len);
-            input.handle_written(piece, &mut Spares::default());
+            input.handle_written(piece, &mut BufferPool::default());
             len -= piece;
         }
     }
 
     #[test]
     fn bytes_are_taken_once_in_order_and_within_the_limit() {
-        let cases: [(u64, usize, Result<(), InputMistake>, u64); 8] = [
+        let cases: [(u64, usize, Result<(), InputError>, u64); 8] = [
             (10, 0, Ok(()), 10),
             (10, 1, Ok(()), 11),
-            (11, 1, Err(InputMistake::Hole), 10),
+            (11, 1, Err(InputError::Hole), 10),
             (0, 10, Ok(()), 10),
             (4, 10, Ok(()), 14),
             (10, INPUT_LEN_MAX - 10, Ok(()), MAX),
-            (10, INPUT_LEN_MAX - 9, Err(InputMistake::OverLimit), 10),
-            (u64::MAX, 1, Err(InputMistake::Hole), 10),
+            (10, INPUT_LEN_MAX - 9, Err(InputError::OverLimit), 10),
+            (u64::MAX, 1, Err(InputError::Hole), 10),
         ];
         for (offset, len, expected, received) in cases {
             let mut input = open();
@@ -255,12 +255,12 @@ mod tests {
     fn the_end_is_behind_the_last_byte() {
         let mut input = open();
         take(&mut input, 0, b"abc").expect("taken");
-        assert_eq!(input.handle_end(2), Err(InputMistake::Hole));
-        assert_eq!(input.handle_end(4), Err(InputMistake::Hole));
+        assert_eq!(input.handle_end(2), Err(InputError::Hole));
+        assert_eq!(input.handle_end(4), Err(InputError::Hole));
         assert_eq!(input.handle_end(3), Ok(()));
         assert_eq!(input.handle_end(3), Ok(()), "said again");
         assert_eq!(take(&mut input, 1, b"bc"), Ok(()), "sent again");
-        assert_eq!(take(&mut input, 3, b"d"), Err(InputMistake::BehindEnd));
+        assert_eq!(take(&mut input, 3, b"d"), Err(InputError::BehindEnd));
         assert!(!input.poll_end(), "bytes are waiting");
         write(&mut input, 3);
         assert!(input.poll_end() && !input.poll_end());
@@ -332,7 +332,7 @@ mod tests {
         assert!(!input.poll_flush(), "there is nothing");
         take(&mut input, 0, b"ab").expect("taken");
         assert!(input.poll_flush() && !input.poll_flush());
-        input.handle_written(1, &mut Spares::default());
+        input.handle_written(1, &mut BufferPool::default());
         take(&mut input, 2, b"c").expect("taken");
         assert!(!input.poll_flush(), "it goes on by itself");
         write(&mut input, 2);

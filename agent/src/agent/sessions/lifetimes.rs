@@ -28,7 +28,7 @@ use super::session::Session;
 use crate::agent::action::{Action, EndSignal};
 use crate::agent::ids::SessionId;
 use crate::agent::timers::Timer;
-use crate::agent::{Agent, Departure};
+use crate::agent::{Agent, DetachReason};
 
 /// How long a command that was told to end may take.
 pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,22 +38,22 @@ pub(crate) const CUT_KEEP_MIN: Duration = Duration::from_secs(60);
 
 impl Agent {
     /// A running session has lost its owner.
-    pub(crate) fn handle_owner_left(&mut self, id: SessionId, departure: Departure, now: Instant) {
+    pub(crate) fn handle_owner_left(&mut self, id: SessionId, reason: DetachReason, now: Instant) {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
-        let terms = session.terms();
-        if session.is_told_to_end {
+        let spec = session.spec();
+        if session.is_terminating {
             // Nobody waits for its output any more, and so it does not wait either.
             return self.resume_output(id, now);
         }
-        if terms.is_detached {
+        if spec.is_detached {
             return;
         }
-        let keep = match departure {
-            Departure::Left => terms.keep,
-            Departure::Cut => terms.keep.max(CUT_KEEP_MIN),
-            Departure::Served => return,
+        let keep = match reason {
+            DetachReason::ClientLeft => spec.keep,
+            DetachReason::Cut => spec.keep.max(CUT_KEEP_MIN),
+            DetachReason::Done => return,
         };
         if keep.is_zero() {
             self.terminate_session(id, now);
@@ -73,7 +73,7 @@ impl Agent {
     pub(crate) fn time_out_session(&mut self, id: SessionId, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id)
             && session.group().is_some()
-            && !session.is_told_to_end
+            && !session.is_terminating
         {
             session.is_timed_out = true;
             self.counters.timeouts += 1;
@@ -84,7 +84,7 @@ impl Agent {
     /// Tells a command to end; makes it end if it does not.
     pub(crate) fn terminate_session(&mut self, id: SessionId, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
-            session.is_told_to_end = true;
+            session.is_terminating = true;
             self.timers.stop(Timer::Abandon(id));
             self.timers.stop(Timer::Timeout(id));
             self.timers.set(Timer::Kill(id), now + KILL_TIMEOUT);
@@ -104,7 +104,7 @@ impl Agent {
             self.timers.stop(Timer::Abandon(*id));
             self.timers.stop(Timer::Timeout(*id));
             if let Some(session) = self.sessions.get_mut(*id) {
-                session.is_told_to_end = true;
+                session.is_terminating = true;
             }
             self.resume_output(*id, now);
         }

@@ -22,7 +22,7 @@ impl Agent {
         request: SessionsRequest,
         now: Instant,
     ) {
-        if !self.admit(id, Request::Look, now) {
+        if !self.admit(id, Request::Inspect, now) {
             return;
         }
         let mut answer = Sessions {

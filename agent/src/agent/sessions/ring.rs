@@ -10,13 +10,13 @@
 //! - `start` and `end` never go back, and `end - start` is the number of bytes held.
 //! - Never holds more than [`RING_LEN_MAX`] bytes.
 //! - An empty ring holds no allocation, so that quiet sessions cost nothing. While output flows it
-//!   gets its memory from [`Spares`] and gives it back there.
+//!   gets its memory from [`BufferPool`] and gives it back there.
 //! - Bytes stay where they are until they are released or give way, or the ring grows: whoever
 //!   sends them needs no copy of them.
 
 use std::hash::{Hash, Hasher};
 
-use super::buffers::Spares;
+use super::buffers::BufferPool;
 
 /// Most bytes that are kept of one stream.
 pub const RING_LEN_MAX: usize = 256 * 1024;
@@ -69,9 +69,9 @@ impl Ring {
 
     /// Memory for the next bytes, in two pieces where the ring wraps; as much as there is without
     /// growing, which may be none. [`Self::advance`] must follow, also when nothing came.
-    pub(crate) fn spare(&mut self, spares: &mut Spares) -> [&mut [u8]; 2] {
+    pub(crate) fn spare(&mut self, buffers: &mut BufferPool) -> [&mut [u8]; 2] {
         if self.memory.is_empty() && self.is_flowing {
-            self.memory = spares.take(0).unwrap_or_default();
+            self.memory = buffers.take(0).unwrap_or_default();
         }
         let end = self.head + self.len;
         if end < self.memory.len() {
@@ -84,35 +84,35 @@ impl Ring {
     }
 
     /// The first `len` bytes of the spare memory were filled, and are the stream's next ones.
-    pub(crate) fn advance(&mut self, len: usize, spares: &mut Spares) {
+    pub(crate) fn advance(&mut self, len: usize, buffers: &mut BufferPool) {
         debug_assert!(len <= self.memory.len() - self.len);
         if len > 0 {
             self.is_flowing = len > CAPACITY_FIRST;
         }
         self.len += len;
-        self.give_back_if_empty(spares);
+        self.give_back_if_empty(buffers);
     }
 
     /// Adds as many of the bytes as there is room for, and returns how many.
-    pub(crate) fn append(&mut self, bytes: &[u8], spares: &mut Spares) -> usize {
+    pub(crate) fn append(&mut self, bytes: &[u8], buffers: &mut BufferPool) -> usize {
         let bytes = &bytes[..bytes.len().min(self.room())];
-        self.reserve(bytes.len(), spares);
-        let [front, back] = self.spare(spares);
+        self.reserve(bytes.len(), buffers);
+        let [front, back] = self.spare(buffers);
         let (to_front, to_back) = bytes.split_at(bytes.len().min(front.len()));
         front[..to_front.len()].copy_from_slice(to_front);
         back[..to_back.len()].copy_from_slice(to_back);
-        self.advance(bytes.len(), spares);
+        self.advance(bytes.len(), buffers);
         bytes.len()
     }
 
     /// Adds all of the bytes; the oldest ones give way.
-    pub(crate) fn append_over_oldest(&mut self, bytes: &[u8], spares: &mut Spares) {
+    pub(crate) fn append_over_oldest(&mut self, bytes: &[u8], buffers: &mut BufferPool) {
         let kept = &bytes[bytes.len().saturating_sub(RING_LEN_MAX)..];
         let lost = bytes.len() - kept.len();
         let excess = kept.len().saturating_sub(self.room());
         self.drop_front(excess);
         self.start += lost as u64;
-        self.append(kept, spares);
+        self.append(kept, buffers);
     }
 
     /// At most `len_max` bytes from `offset` on, which must be within what is held. They come in
@@ -135,11 +135,11 @@ impl Ring {
     }
 
     /// Forgets every byte before `offset`, as far as there are any.
-    pub(crate) fn release(&mut self, offset: u64, spares: &mut Spares) {
+    pub(crate) fn release(&mut self, offset: u64, buffers: &mut BufferPool) {
         let len = offset.min(self.end()).saturating_sub(self.start);
         // What is held fits memory, so a part of it does.
         self.drop_front(usize::try_from(len).unwrap_or(usize::MAX));
-        self.give_back_if_empty(spares);
+        self.give_back_if_empty(buffers);
     }
 
     /// Forgets everything.
@@ -159,13 +159,13 @@ impl Ring {
     }
 
     /// Grows into a spare buffer, or else to the next power of two.
-    fn reserve(&mut self, len: usize, spares: &mut Spares) {
+    fn reserve(&mut self, len: usize, buffers: &mut BufferPool) {
         let wanted = self.len + len;
         if wanted <= self.memory.len() {
             return;
         }
         let spare = match wanted > CAPACITY_FIRST {
-            true => spares.take(wanted),
+            true => buffers.take(wanted),
             false => None,
         };
         let capacity = wanted.next_power_of_two().max(CAPACITY_FIRST);
@@ -174,13 +174,13 @@ impl Ring {
         memory[..front.len()].copy_from_slice(front);
         memory[front.len()..self.len].copy_from_slice(back);
         self.head = 0;
-        give_back(std::mem::replace(&mut self.memory, memory), spares);
+        give_back(std::mem::replace(&mut self.memory, memory), buffers);
     }
 
-    fn give_back_if_empty(&mut self, spares: &mut Spares) {
+    fn give_back_if_empty(&mut self, buffers: &mut BufferPool) {
         if self.len == 0 {
             self.head = 0;
-            give_back(std::mem::take(&mut self.memory), spares);
+            give_back(std::mem::take(&mut self.memory), buffers);
         }
     }
 }
@@ -197,9 +197,9 @@ impl Hash for Ring {
 }
 
 /// What is large enough may be of use to others.
-fn give_back(memory: Vec<u8>, spares: &mut Spares) {
+fn give_back(memory: Vec<u8>, buffers: &mut BufferPool) {
     if memory.len() > CAPACITY_FIRST {
-        spares.give(memory);
+        buffers.give(memory);
     }
 }
 
@@ -209,7 +209,10 @@ mod tests {
 
     fn filled(len: usize) -> Ring {
         let mut ring = Ring::default();
-        assert_eq!(ring.append(&vec![b'.'; len], &mut Spares::default()), len);
+        assert_eq!(
+            ring.append(&vec![b'.'; len], &mut BufferPool::default()),
+            len
+        );
         ring
     }
 
@@ -230,7 +233,7 @@ mod tests {
         ] {
             let mut ring = filled(held);
             assert_eq!(
-                ring.append(&vec![b'x'; added], &mut Spares::default()),
+                ring.append(&vec![b'x'; added], &mut BufferPool::default()),
                 taken,
                 "{held} and {added}"
             );
@@ -250,7 +253,7 @@ mod tests {
             (7, 3 * RING_LEN_MAX, 7 + 2 * RING_LEN_MAX as u64),
         ] {
             let mut ring = filled(held);
-            ring.append_over_oldest(&vec![b'x'; added], &mut Spares::default());
+            ring.append_over_oldest(&vec![b'x'; added], &mut BufferPool::default());
             let end = (held + added) as u64;
             assert_eq!(
                 (ring.start(), ring.end()),
@@ -264,64 +267,64 @@ mod tests {
 
     #[test]
     fn bytes_are_found_by_their_offset_wherever_the_ring_wraps() {
-        let (mut ring, mut spares) = (Ring::default(), Spares::default());
-        spares.enter();
-        spares.give(vec![0; RING_LEN_MAX]);
+        let (mut ring, mut buffers) = (Ring::default(), BufferPool::default());
+        buffers.add_user();
+        buffers.give(vec![0; RING_LEN_MAX]);
         let byte = |offset: u64| u8::try_from(offset % 251).expect("below 251");
         for round in 0..40u64 {
             let from = ring.end();
             let piece: Vec<u8> = (from..from + 50_000).map(byte).collect();
-            ring.append_over_oldest(&piece, &mut spares);
+            ring.append_over_oldest(&piece, &mut buffers);
             for offset in [ring.start(), ring.start() + 1, from, ring.end() - 1] {
                 let expected: Vec<u8> = (offset..ring.end()).take(60_000).map(byte).collect();
                 assert_eq!(text(&ring, offset, 60_000), expected, "round {round}");
             }
             assert_eq!(text(&ring, ring.end(), 5), b"");
-            ring.release(ring.start() + 7_777, &mut spares);
+            ring.release(ring.start() + 7_777, &mut buffers);
         }
     }
 
     /// As the shell fills it: in place as far as its memory goes, and the rest behind that.
     #[test]
     fn bytes_can_be_read_right_into_it() {
-        let (mut ring, mut spares) = (Ring::default(), Spares::default());
-        spares.enter();
+        let (mut ring, mut buffers) = (Ring::default(), BufferPool::default());
+        buffers.add_user();
         let byte = |offset: u64| u8::try_from(offset % 251).expect("below 251");
         for round in 0..40u64 {
             let from = ring.end();
             let piece: Vec<u8> = (from..from + 50_000).map(byte).collect();
             let mut rest = &piece[..piece.len().min(ring.room())];
             let taken = rest.len();
-            for slice in ring.spare(&mut spares) {
+            for slice in ring.spare(&mut buffers) {
                 let (now, later) = rest.split_at(rest.len().min(slice.len()));
                 slice[..now.len()].copy_from_slice(now);
                 rest = later;
             }
-            ring.advance(taken - rest.len(), &mut spares);
-            assert_eq!(ring.append(rest, &mut spares), rest.len());
+            ring.advance(taken - rest.len(), &mut buffers);
+            assert_eq!(ring.append(rest, &mut buffers), rest.len());
             for offset in [ring.start(), from, ring.end()] {
                 let expected: Vec<u8> = (offset..ring.end()).map(byte).collect();
                 assert_eq!(text(&ring, offset, RING_LEN_MAX), expected, "{round}");
             }
-            ring.release(ring.start() + 47_777, &mut spares);
+            ring.release(ring.start() + 47_777, &mut buffers);
         }
         assert_eq!(ring.memory.len(), RING_LEN_MAX);
         // Nothing comes: what it took for that is given back.
-        ring.release(ring.end(), &mut spares);
-        let count = spares.count();
-        assert!(!ring.spare(&mut spares)[0].is_empty(), "it was flowing");
-        ring.advance(0, &mut spares);
-        assert_eq!((ring.memory.len(), spares.count()), (0, count));
-        ring.append(b"little", &mut spares);
-        ring.release(ring.end(), &mut spares);
-        assert!(ring.spare(&mut spares)[0].is_empty(), "it flows no more");
+        ring.release(ring.end(), &mut buffers);
+        let count = buffers.count();
+        assert!(!ring.spare(&mut buffers)[0].is_empty(), "it was flowing");
+        ring.advance(0, &mut buffers);
+        assert_eq!((ring.memory.len(), buffers.count()), (0, count));
+        ring.append(b"little", &mut buffers);
+        ring.release(ring.end(), &mut buffers);
+        assert!(ring.spare(&mut buffers)[0].is_empty(), "it flows no more");
     }
 
     #[test]
     fn release_moves_the_start_forward_only() {
         let mut ring = filled(10);
         for (offset, start) in [(0, 0), (4, 4), (2, 4), (10, 10), (99, 10)] {
-            ring.release(offset, &mut Spares::default());
+            ring.release(offset, &mut BufferPool::default());
             assert_eq!((ring.start(), ring.end()), (start, 10), "{offset}");
         }
     }
@@ -332,22 +335,22 @@ mod tests {
         assert!(ring.memory.len() <= RING_LEN_MAX);
         ring.clear();
         assert_eq!((ring.memory.len(), ring.end()), (0, RING_LEN_MAX as u64));
-        ring.append(b"on", &mut Spares::default());
+        ring.append(b"on", &mut BufferPool::default());
         assert_eq!(ring.end(), RING_LEN_MAX as u64 + 2);
     }
 
     /// While a stream flows, one buffer goes back and forth.
     #[test]
     fn what_one_ring_gives_back_the_next_one_grows_into() {
-        let mut spares = Spares::default();
-        spares.enter();
+        let mut buffers = BufferPool::default();
+        buffers.add_user();
         let mut first = filled(RING_LEN_MAX);
-        first.release(first.end(), &mut spares);
+        first.release(first.end(), &mut buffers);
         let mut second = filled(100);
-        second.append(&vec![b'x'; CAPACITY_FIRST], &mut spares);
+        second.append(&vec![b'x'; CAPACITY_FIRST], &mut buffers);
         assert!(second.memory.len() >= RING_LEN_MAX);
         assert_eq!(second.len(), 100 + CAPACITY_FIRST);
         assert_eq!(text(&second, 99, 2), b".x");
-        assert!(spares.take(0).is_none(), "small ones are not kept");
+        assert!(buffers.take(0).is_none(), "small ones are not kept");
     }
 }

@@ -29,7 +29,7 @@ use shared::message::{
     TtySize,
 };
 
-use super::buffers::Spares;
+use super::buffers::BufferPool;
 use super::input::Input;
 use super::ring::{RING_LEN_MAX, Ring};
 use crate::agent::ids::{ConnectionId, SessionId};
@@ -92,7 +92,7 @@ fn transition(state: State, event: Event) -> Option<State> {
 
 /// What a session was asked to be. Never changes.
 #[derive(Clone, Debug, Hash)]
-pub(crate) struct Terms {
+pub(crate) struct Spec {
     /// The request that asked for it; `None`: the image did, it is the workload.
     pub(crate) exec: Option<ExecId>,
     /// Its arguments, for people.
@@ -128,7 +128,7 @@ struct Output {
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Session {
     id: SessionId,
-    terms: Terms,
+    spec: Spec,
     state: State,
     /// Process id, which is also that of its process group; zero while there is none.
     pid: i32,
@@ -140,7 +140,7 @@ pub(crate) struct Session {
     attached: Vec<ConnectionId>,
     writers_alive: bool,
     /// Whether the process group has been told to end.
-    pub(crate) is_told_to_end: bool,
+    pub(crate) is_terminating: bool,
     /// Whether its time limit is why.
     pub(crate) is_timed_out: bool,
     /// Times that its process was asked for again.
@@ -150,17 +150,17 @@ pub(crate) struct Session {
 
 impl Session {
     /// A session whose process has been asked for.
-    pub(crate) fn new(id: SessionId, terms: Terms, now: Instant) -> Self {
+    pub(crate) fn new(id: SessionId, spec: Spec, now: Instant) -> Self {
         let output = |is_open| Output {
             ring: Ring::default(),
             is_open,
             is_stalled: false,
         };
-        let has_stderr = terms.tty.is_none();
+        let has_stderr = spec.tty.is_none();
         Self {
             id,
-            input: Input::new(terms.has_input, terms.tty.is_some()),
-            terms,
+            input: Input::new(spec.has_input, spec.tty.is_some()),
+            spec,
             state: State::Starting,
             pid: 0,
             // Of a terminal all output is standard output.
@@ -168,7 +168,7 @@ impl Session {
             owner: None,
             attached: Vec::new(),
             writers_alive: false,
-            is_told_to_end: false,
+            is_terminating: false,
             is_timed_out: false,
             restarts: 0,
             started_at: now,
@@ -200,7 +200,7 @@ impl Session {
     pub(crate) fn handle_restart(&mut self) {
         if self.handle(Event::Restart) {
             self.outputs.iter_mut().for_each(|it| it.is_open = true);
-            self.is_told_to_end = false;
+            self.is_terminating = false;
             self.writers_alive = false;
         }
     }
@@ -250,29 +250,33 @@ impl Session {
     /// Whether the oldest output gives way. It does for a command that was told to end and that
     /// nobody reads: waiting for a reader must not keep it from ending.
     pub(crate) fn drops_oldest(&self) -> bool {
-        let is_left_alone = self.is_told_to_end && self.owner.is_none();
-        is_left_alone || self.terms.output == OutputPolicy::DropOldest
+        let is_left_alone = self.is_terminating && self.owner.is_none();
+        is_left_alone || self.spec.output == OutputPolicy::DropOldest
     }
 
     /// Output was read.
-    pub(crate) fn handle_output(&mut self, stream: Stream, bytes: &[u8], spares: &mut Spares) {
+    pub(crate) fn handle_output(&mut self, stream: Stream, bytes: &[u8], buffers: &mut BufferPool) {
         let drops_oldest = self.drops_oldest();
         let ring = &mut self.outputs[stream.index()].ring;
         if drops_oldest {
-            return ring.append_over_oldest(bytes, spares);
+            return ring.append_over_oldest(bytes, buffers);
         }
-        let taken = ring.append(bytes, spares);
+        let taken = ring.append(bytes, buffers);
         debug_assert_eq!(taken, bytes.len(), "more output than there was room for");
     }
 
     /// Memory for output to be read into; see [`Ring::spare`].
-    pub(crate) fn output_spare(&mut self, stream: Stream, spares: &mut Spares) -> [&mut [u8]; 2] {
-        self.outputs[stream.index()].ring.spare(spares)
+    pub(crate) fn output_spare(
+        &mut self,
+        stream: Stream,
+        buffers: &mut BufferPool,
+    ) -> [&mut [u8]; 2] {
+        self.outputs[stream.index()].ring.spare(buffers)
     }
 
     /// As much output was read into that memory.
-    pub(crate) fn advance_output(&mut self, stream: Stream, len: usize, spares: &mut Spares) {
-        self.outputs[stream.index()].ring.advance(len, spares);
+    pub(crate) fn advance_output(&mut self, stream: Stream, len: usize, buffers: &mut BufferPool) {
+        self.outputs[stream.index()].ring.advance(len, buffers);
     }
 
     /// A pipe has reported its end.
@@ -292,8 +296,8 @@ impl Session {
     }
 
     /// Forgets the bytes of a stream before `offset`.
-    pub(crate) fn release(&mut self, stream: Stream, offset: u64, spares: &mut Spares) {
-        self.outputs[stream.index()].ring.release(offset, spares);
+    pub(crate) fn release(&mut self, stream: Stream, offset: u64, buffers: &mut BufferPool) {
+        self.outputs[stream.index()].ring.release(offset, buffers);
     }
 
     /// Forgets all output.
@@ -359,10 +363,10 @@ impl Session {
     pub(crate) fn started(&mut self, is_owner: bool, fresh: bool, from: [u64; 2]) -> Started {
         Started {
             session: self.id.number(),
-            id: self.terms.exec,
+            id: self.spec.exec,
             pid: self.pid_on_wire(),
             fresh,
-            tty: self.terms.tty.is_some(),
+            tty: self.spec.tty.is_some(),
             stdout_from: from[Stream::Stdout.index()],
             stderr_from: from[Stream::Stderr.index()],
             stdin: match is_owner {
@@ -377,7 +381,7 @@ impl Session {
         let age = now.saturating_duration_since(self.started_at);
         SessionInfo {
             session: self.id.number(),
-            id: self.terms.exec,
+            id: self.spec.exec,
             state: match self.state {
                 State::Starting => SessionState::Starting,
                 State::Running | State::Reaped(_) => SessionState::Running,
@@ -385,10 +389,10 @@ impl Session {
             },
             pid: self.pid_on_wire(),
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            generation: self.terms.generation,
-            command: self.terms.command.clone(),
-            tty: self.terms.tty.is_some(),
-            detached: self.terms.is_detached,
+            generation: self.spec.generation,
+            command: self.spec.command.clone(),
+            tty: self.spec.tty.is_some(),
+            detached: self.spec.is_detached,
             attached: u32::try_from(self.attached.len()).unwrap_or(u32::MAX),
             restarts: self.restarts,
             stdout_end: self.ring(Stream::Stdout).end(),
@@ -407,13 +411,13 @@ impl Session {
     }
 
     /// What it was asked to be.
-    pub(crate) fn terms(&self) -> &Terms {
-        &self.terms
+    pub(crate) fn spec(&self) -> &Spec {
+        &self.spec
     }
 
     /// Whether the image asked for it.
     pub(crate) fn is_workload(&self) -> bool {
-        self.terms.exec.is_none()
+        self.spec.exec.is_none()
     }
 
     /// Where it stands.

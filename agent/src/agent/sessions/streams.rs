@@ -14,30 +14,30 @@ use std::time::Instant;
 use shared::message::{Ack, AttachMode, ExitAck, Message, StdinEof, TtySize};
 
 use super::attachments::Attachment;
-use super::buffers::Spares;
-use super::input::{Input, InputMistake};
+use super::buffers::BufferPool;
+use super::input::{Input, InputError};
 use super::session::State;
 use crate::agent::Agent;
 use crate::agent::action::Action;
 use crate::agent::ids::{ConnectionId, SessionId};
-use crate::agent::transport::connection::{Connection, Mistake};
+use crate::agent::transport::connection::{Connection, ProtocolError};
 
 impl Agent {
     pub(crate) fn handle_ack(&mut self, id: ConnectionId, ack: Ack, now: Instant) {
         let attachment = match self.attachment_of(id) {
             Ok(Some(attachment)) => attachment,
             Ok(None) => return,
-            Err(mistake) => return self.refuse_mistake(id, &mistake, now),
+            Err(error) => return self.refuse_protocol_error(id, &error, now),
         };
         match attachment.mode {
             AttachMode::Wait => {}
             AttachMode::Own | AttachMode::Observe if ack.offset > attachment.cursor(ack.stream) => {
-                self.refuse_mistake(id, &Mistake::AckBeyondSent, now);
+                self.refuse_protocol_error(id, &ProtocolError::AckBeyondSent, now);
             }
             AttachMode::Observe => {}
             AttachMode::Own => {
                 if let Some(session) = self.sessions.get_mut(attachment.session) {
-                    session.release(ack.stream, ack.offset, &mut self.spares);
+                    session.release(ack.stream, ack.offset, &mut self.buffers);
                     self.resume_output(attachment.session, now);
                 }
             }
@@ -46,8 +46,8 @@ impl Agent {
 
     /// STDIN came, whose `len` bytes of data are the connection's still.
     pub(crate) fn handle_stdin(&mut self, id: ConnectionId, offset: u64, len: usize, now: Instant) {
-        self.take_input(id, now, |connection, input, spares| {
-            input.handle_bytes(offset, connection.input(len), spares)
+        self.take_input(id, now, |connection, input, buffers| {
+            input.handle_bytes(offset, connection.input(len), buffers)
         });
     }
 
@@ -60,24 +60,25 @@ impl Agent {
         &mut self,
         id: ConnectionId,
         now: Instant,
-        take: impl FnOnce(&Connection, &mut Input, &mut Spares) -> Result<(), InputMistake>,
+        take: impl FnOnce(&Connection, &mut Input, &mut BufferPool) -> Result<(), InputError>,
     ) {
         let attachment = match self.attachment_of(id) {
             Ok(Some(attachment)) => attachment,
             Ok(None) => return,
-            Err(mistake) => return self.refuse_mistake(id, &mistake, now),
+            Err(error) => return self.refuse_protocol_error(id, &error, now),
         };
         let session = self.sessions.get_mut(attachment.session);
         let taken = match (attachment.mode, session.zip(self.connections.get(&id))) {
             (AttachMode::Own, Some((session, connection))) => {
-                take(connection, &mut session.input, &mut self.spares).map_err(Mistake::Input)
+                take(connection, &mut session.input, &mut self.buffers)
+                    .map_err(ProtocolError::Input)
             }
             (AttachMode::Own, None) => Ok(()),
-            (AttachMode::Observe | AttachMode::Wait, _) => Err(Mistake::NotOwner),
+            (AttachMode::Observe | AttachMode::Wait, _) => Err(ProtocolError::NotOwner),
         };
         match taken {
             Ok(()) => self.advance_input(attachment.session, now),
-            Err(mistake) => self.refuse_mistake(id, &mistake, now),
+            Err(error) => self.refuse_protocol_error(id, &error, now),
         }
     }
 
@@ -88,7 +89,7 @@ impl Agent {
         };
         let session = attachment.session;
         let has_tty = self.sessions.get(session).is_some_and(|it| {
-            it.terms().tty.is_some() && matches!(it.state(), State::Starting | State::Running)
+            it.spec().tty.is_some() && matches!(it.state(), State::Starting | State::Running)
         });
         if has_tty && attachment.mode == AttachMode::Own {
             self.actions.push_back(Action::ResizeTty { session, size });
@@ -110,21 +111,21 @@ impl Agent {
         if is_bystander || session.is_none_or(|it| it.exited().is_none()) {
             return;
         }
-        self.let_go(session_id);
+        self.save_partial_frames(session_id);
         if let Some(session) = self.sessions.get_mut(session_id) {
             session.clear_output();
         }
     }
 
     /// A connection's part in a session; none if it had one that has ended.
-    fn attachment_of(&self, id: ConnectionId) -> Result<Option<Attachment>, Mistake> {
+    fn attachment_of(&self, id: ConnectionId) -> Result<Option<Attachment>, ProtocolError> {
         let Some(connection) = self.connections.get(&id) else {
             return Ok(None);
         };
         match (connection.attachment, connection.served) {
             (Some(attachment), _) => Ok(Some(attachment)),
             (None, Some(_)) => Ok(None),
-            (None, None) => Err(Mistake::NotAttached),
+            (None, None) => Err(ProtocolError::NotAttached),
         }
     }
 
@@ -138,7 +139,7 @@ impl Agent {
     /// The session's standard input took `len` of the pending bytes.
     pub fn handle_input_written(&mut self, id: SessionId, len: usize, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
-            session.input.handle_written(len, &mut self.spares);
+            session.input.handle_written(len, &mut self.buffers);
             self.advance_input(id, now);
         }
     }
@@ -156,7 +157,7 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        if session.input.close() && session.terms().tty.is_none() {
+        if session.input.close() && session.spec().tty.is_none() {
             self.actions.push_back(Action::CloseInput(id));
         }
         self.advance_input(id, now);

@@ -43,7 +43,7 @@ impl Table {
     /// A session was asked for.
     pub(crate) fn insert(&mut self, session: Session) {
         let id = session.id();
-        match session.terms().exec {
+        match session.spec().exec {
             Some(exec) => {
                 self.by_exec.insert(exec, id);
             }
@@ -109,7 +109,7 @@ impl Table {
 
     fn forget(&mut self, id: SessionId) -> Option<Session> {
         let session = self.by_id.remove(&id)?;
-        if let Some(exec) = session.terms().exec {
+        if let Some(exec) = session.spec().exec {
             self.by_exec.remove(&exec);
         }
         Some(session)
@@ -161,7 +161,7 @@ impl Table {
 
     /// Sessions that have not ended and that a host asked for. The workload is none of them: it
     /// runs as long as the machine does, and whoever waits for work to be done waits for these.
-    pub(crate) fn asked_for(&self) -> impl Iterator<Item = &Session> {
+    pub(crate) fn requested(&self) -> impl Iterator<Item = &Session> {
         self.running().filter(|session| !session.is_workload())
     }
 
@@ -175,9 +175,9 @@ impl Table {
 mod tests {
     use super::*;
     use crate::agent::ConnectionId;
-    use crate::agent::sessions::buffers::Spares;
+    use crate::agent::sessions::buffers::BufferPool;
     use crate::agent::sessions::ring::RING_LEN_MAX;
-    use crate::agent::sessions::session::{Exit, Terms};
+    use crate::agent::sessions::session::{Exit, Spec};
     use shared::message::{ExitStatus, OutputPolicy, ResourceUsage, Stream};
     use std::time::{Duration, Instant};
 
@@ -188,7 +188,7 @@ mod tests {
     }
 
     fn insert(table: &mut Table, number: u64) {
-        let terms = Terms {
+        let spec = Spec {
             exec: (number > 0).then(|| exec(number)),
             command: String::new(),
             generation: None,
@@ -200,7 +200,7 @@ mod tests {
             timeout: None,
         };
         let id = SessionId::from_number(number);
-        table.insert(Session::new(id, terms, Instant::now()));
+        table.insert(Session::new(id, spec, Instant::now()));
         table.get_mut(id).expect("inserted").handle_spawned(1);
     }
 
@@ -208,7 +208,7 @@ mod tests {
     fn end(table: &mut Table, number: u64, len: usize, owner: Option<ConnectionId>) {
         let id = SessionId::from_number(number);
         let session = table.get_mut(id).expect("a session");
-        session.handle_output(Stream::Stdout, &vec![0; len], &mut Spares::default());
+        session.handle_output(Stream::Stdout, &vec![0; len], &mut BufferPool::default());
         let usage = ResourceUsage::default();
         session.handle_exit(Exit {
             status: ExitStatus::Code(0),
@@ -292,7 +292,7 @@ mod tests {
     fn the_workload_is_kept_and_is_nobodys_request() {
         let mut table = Table::default();
         insert(&mut table, 0);
-        assert_eq!((table.running_count(), table.asked_for().count()), (1, 0));
+        assert_eq!((table.running_count(), table.requested().count()), (1, 0));
         end(&mut table, 0, 5, None);
         for number in 1..=RESULTS_MAX as u64 + 1 {
             insert(&mut table, number);

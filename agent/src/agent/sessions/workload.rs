@@ -24,7 +24,7 @@ use log::{info, warn};
 use shared::message::{ExitStatus, Exited, Fail, FailCode, OutputPolicy, ResourceUsage};
 
 use super::program::Command;
-use super::session::{Exit, Session, Terms, command_text};
+use super::session::{Exit, Session, Spec, command_text};
 use crate::agent::Agent;
 use crate::agent::action::End;
 use crate::agent::ids::SessionId;
@@ -55,9 +55,9 @@ enum Phase {
     /// It will be started again, and ended like this before.
     Pausing(Exited),
     /// It has ended for good, which has not been acted on.
-    Over,
+    Ended,
     /// It has ended for good.
-    Settled,
+    Done,
 }
 
 /// The workload.
@@ -90,7 +90,7 @@ impl Agent {
             return;
         };
         let session = self.serials.next_session();
-        let terms = Terms {
+        let spec = Spec {
             exec: None,
             command: command_text(settings.argv.iter().map(Vec::as_slice)),
             generation: self.generation,
@@ -101,7 +101,7 @@ impl Agent {
             keep: Duration::ZERO,
             timeout: None,
         };
-        self.sessions.insert(Session::new(session, terms, now));
+        self.sessions.insert(Session::new(session, spec, now));
         self.spawn_session(session, Command::of_workload(&settings));
         self.workload = Some(Workload {
             settings,
@@ -145,7 +145,7 @@ impl Agent {
         };
         if !is_again {
             info!("workload: ended with status {status}");
-            workload.phase = Phase::Over;
+            workload.phase = Phase::Ended;
             self.timers.set_after(Timer::Workload, Duration::ZERO, now);
             return self.end_session(id, exited, now);
         }
@@ -165,11 +165,11 @@ impl Agent {
 
     /// Acts on its end. The timer that brings this about stands still while the guest is between
     /// two names.
-    pub(crate) fn follow_up_workload(&mut self, now: Instant) {
+    pub(crate) fn handle_workload_timer(&mut self, now: Instant) {
         match self.workload.as_ref().map(|workload| workload.phase) {
             Some(Phase::Pausing(_)) => self.restart_workload(now),
-            Some(Phase::Over) => self.settle_workload(now),
-            Some(Phase::Running | Phase::Settled) | None => {}
+            Some(Phase::Ended) => self.act_on_workload_end(now),
+            Some(Phase::Running | Phase::Done) | None => {}
         }
     }
 
@@ -189,11 +189,11 @@ impl Agent {
         self.spawn_session(id, command);
     }
 
-    fn settle_workload(&mut self, now: Instant) {
+    fn act_on_workload_end(&mut self, now: Instant) {
         let Some(workload) = &mut self.workload else {
             return;
         };
-        workload.phase = Phase::Settled;
+        workload.phase = Phase::Done;
         let ends = match workload.settings.at_end {
             WorkloadEnd::Keep => false,
             WorkloadEnd::PowerOff => !workload.is_dropped,
@@ -211,13 +211,13 @@ impl Agent {
     }
 
     /// The machine ends, so it is not started again.
-    pub(crate) fn give_up_workload(&mut self, now: Instant) {
+    pub(crate) fn cancel_workload_restart(&mut self, now: Instant) {
         self.timers.stop(Timer::Workload);
         let Some(workload) = &mut self.workload else {
             return;
         };
         if let Phase::Pausing(exited) = workload.phase {
-            workload.phase = Phase::Settled;
+            workload.phase = Phase::Done;
             let id = workload.session;
             if let Some(session) = self.sessions.get_mut(id) {
                 session.handle_never_ran(Exit {

@@ -1,7 +1,7 @@
 //! Checkpoints and new names: who waits, and what ends each wait.
 
 use super::*;
-use crate::agent::rebind::HUSH_TIMEOUT;
+use crate::agent::rebind::LOG_HOLD_TIMEOUT;
 use crate::agent::rebind::checkpoints::{HOSTS_MAX, PROGRESS_INTERVAL};
 use shared::message::{
     AwaitCheckpoint, Checkpoint, CheckpointRequest, CheckpointVerdict, GenerationRequest, Ping,
@@ -85,7 +85,7 @@ fn without_a_probe_the_verdict_comes_a_little_later() {
     let waiting = world.connect_local();
     world.ask(waiting, &checkpoint(None, None));
     cut(&mut world, H, Cause::Restore);
-    world.pass(HUSH_TIMEOUT);
+    world.pass(LOG_HOLD_TIMEOUT);
     let expected = verdict(Verdict::Clone, Some(H));
     assert_eq!(world.receive(waiting), [expected]);
 }

@@ -1,7 +1,7 @@
 //! HELLO, REBIND and PROBE.
 
 use super::*;
-use crate::agent::rebind::NAMES_KEPT_MAX;
+use crate::agent::rebind::GENERATIONS_KEPT_MAX;
 use shared::message::{Rebound, StepResult};
 use shared::version::VersionRange;
 
@@ -187,7 +187,7 @@ fn a_name_that_was_replaced_does_not_come_back() {
     assert_eq!(world.agent.generation(), Some(H));
     assert!(!world.is_closed(id));
     // As many names as are remembered, and the first one is forgotten.
-    for number in 0..NAMES_KEPT_MAX {
+    for number in 0..GENERATIONS_KEPT_MAX {
         let number = u8::try_from(number).expect("a small number");
         let name = Generation::from_bytes([100 + number; 16]);
         rebound(&world.ask(id, &rebind(name, Cause::Resume)));

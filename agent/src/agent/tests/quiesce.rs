@@ -1,7 +1,7 @@
 //! QUIESCE and REOPEN.
 
 use super::*;
-use crate::agent::rebind::HUSH_TIMEOUT;
+use crate::agent::rebind::LOG_HOLD_TIMEOUT;
 use crate::agent::rebind::quiesce::{
     BUSY_INTERVAL, CONSOLE_TIMEOUT, SILENCE_INTERVAL, SILENCE_INTERVALS,
 };
@@ -41,7 +41,7 @@ fn keep_severs_everybody_else_and_the_guest_is_silent() {
         [Message::Rebound(_)]
     ));
     assert!(world.agent.is_silent(), "the probe has not come yet");
-    world.pass(HUSH_TIMEOUT);
+    world.pass(LOG_HOLD_TIMEOUT);
     assert!(!world.agent.is_silent());
     assert!(matches!(
         world.ask(late, &exec(1))[..],

@@ -1,7 +1,7 @@
 //! SHUTDOWN and signals.
 
 use super::*;
-use crate::agent::ending::FAREWELL_TIMEOUT;
+use crate::agent::ending::FLUSH_TIMEOUT;
 use shared::message::{PowerAction, Sever, SeverReason, Shutdown};
 
 const SEVERED: Message = Message::Sever(Sever {
@@ -71,7 +71,7 @@ fn a_peer_that_does_not_read_delays_the_end_only_so_long() {
     let id = world.connect();
     world.send(id, &shutdown(PowerAction::PowerOff));
     assert_eq!(end_of(&world), None);
-    world.pass(FAREWELL_TIMEOUT);
+    world.pass(FLUSH_TIMEOUT);
     assert_eq!(end_of(&world), Some(End::PowerOff));
 }
 

@@ -27,7 +27,7 @@ use super::output::{Headers, Pieces};
 use crate::agent::action::Action;
 use crate::agent::ids::{ConnectionId, SessionId};
 use crate::agent::sessions::attachments::Attachment;
-use crate::agent::sessions::input::InputMistake;
+use crate::agent::sessions::input::InputError;
 use crate::agent::sessions::session::Session;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +65,7 @@ pub(crate) enum Received {
 
 /// A peer's mistake. It ends the connection.
 #[derive(Debug)]
-pub(crate) enum Mistake {
+pub(crate) enum ProtocolError {
     /// The bytes are no frame.
     Frame(FrameError),
     /// The frame's payload is not what its kind calls for.
@@ -83,10 +83,10 @@ pub(crate) enum Mistake {
     /// An ACK names bytes that were never sent.
     AckBeyondSent,
     /// Standard input is not what the session can take.
-    Input(InputMistake),
+    Input(InputError),
 }
 
-impl Mistake {
+impl ProtocolError {
     /// What the peer is told.
     pub(crate) fn to_fail(&self) -> Fail {
         let text = match self {
@@ -101,9 +101,9 @@ impl Mistake {
             Self::NotAttached => "this connection has no session".to_owned(),
             Self::NotOwner => "standard input comes from the owner only".to_owned(),
             Self::AckBeyondSent => "ACK of bytes that were not sent".to_owned(),
-            Self::Input(InputMistake::Hole) => "standard input with bytes missing".to_owned(),
-            Self::Input(InputMistake::OverLimit) => "standard input over its limit".to_owned(),
-            Self::Input(InputMistake::BehindEnd) => "standard input behind its end".to_owned(),
+            Self::Input(InputError::Hole) => "standard input with bytes missing".to_owned(),
+            Self::Input(InputError::OverLimit) => "standard input over its limit".to_owned(),
+            Self::Input(InputError::BehindEnd) => "standard input behind its end".to_owned(),
         };
         Fail::new(FailCode::Protocol, text)
     }
@@ -170,16 +170,16 @@ impl Connection {
     }
 
     /// What the peer has sent next, if it may be taken now.
-    pub(crate) fn poll_message(&mut self) -> Result<Option<Received>, Mistake> {
+    pub(crate) fn poll_message(&mut self) -> Result<Option<Received>, ProtocolError> {
         if self.phase == Phase::Closing || !self.outbox.takes_requests() {
             return Ok(None);
         }
         let is_awaiting_hello = self.is_awaiting_hello();
-        let Some(frame) = self.decoder.poll_frame().map_err(Mistake::Frame)? else {
+        let Some(frame) = self.decoder.poll_frame().map_err(ProtocolError::Frame)? else {
             return Ok(None);
         };
         if frame.kind == FrameKind::Stdin && self.role == Role::Host && !is_awaiting_hello {
-            let (offset, data) = Chunk::parse(frame).map_err(Mistake::Payload)?;
+            let (offset, data) = Chunk::parse(frame).map_err(ProtocolError::Payload)?;
             let len = data.len();
             return Ok(Some(Received::Input { offset, len }));
         }
@@ -187,12 +187,12 @@ impl Connection {
             Role::Local => Message::from_local(frame),
             Role::Host | Role::Guest => Message::from_host(frame),
         };
-        let message = message.map_err(Mistake::Payload)?;
+        let message = message.map_err(ProtocolError::Payload)?;
         match (&message, is_awaiting_hello) {
             (Message::Hello(hello), true) if hello.role == self.role => self.phase = Phase::Open,
-            (Message::Hello(_), true) => return Err(Mistake::HelloRole(self.role)),
-            (Message::Hello(_), false) => return Err(Mistake::HelloRepeated),
-            (_, true) => return Err(Mistake::HelloMissing),
+            (Message::Hello(_), true) => return Err(ProtocolError::HelloRole(self.role)),
+            (Message::Hello(_), false) => return Err(ProtocolError::HelloRepeated),
+            (_, true) => return Err(ProtocolError::HelloMissing),
             (_, false) => {}
         }
         Ok(Some(Received::Message(message)))
@@ -260,9 +260,9 @@ impl Connection {
     }
 
     /// Its session need not keep what was not sent; see there.
-    pub(crate) fn let_go(&mut self, session: &Session) {
+    pub(crate) fn save_partial_frame(&mut self, session: &Session) {
         if let Some(attachment) = &mut self.attachment {
-            attachment.let_go(session, &mut self.outbox);
+            attachment.save_partial_frame(session, &mut self.outbox);
         }
     }
 

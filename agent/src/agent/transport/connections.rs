@@ -14,12 +14,12 @@ use std::time::Instant;
 use log::debug;
 use shared::message::{Fail, FailCode, Message, Role, Sever, SeverReason};
 
-use super::connection::{Connection, Mistake};
+use super::connection::{Connection, ProtocolError};
 use crate::agent::action::{Action, Ended};
 use crate::agent::ids::ConnectionId;
 use crate::agent::timers::Timer;
 use crate::agent::{
-    Agent, CONNECTIONS_MAX, Departure, HELLO_TIMEOUT, LINGER_TIMEOUT, LOCAL_CONNECTIONS_MAX,
+    Agent, CONNECTIONS_MAX, DetachReason, HELLO_TIMEOUT, LINGER_TIMEOUT, LOCAL_CONNECTIONS_MAX,
     REFUSALS_MAX,
 };
 
@@ -78,16 +78,16 @@ impl Agent {
         if !self.connections.contains_key(&id) {
             return;
         }
-        let departure = match ended {
-            Ended::ByPeer | Ended::ByError => Departure::Left,
+        let reason = match ended {
+            Ended::ByPeer | Ended::ByError => DetachReason::ClientLeft,
             Ended::ByReset => {
                 self.counters.resets += 1;
                 self.wake_listener();
                 self.wake_mmds(now);
-                Departure::Cut
+                DetachReason::Cut
             }
         };
-        self.close(id, departure, now);
+        self.close(id, reason, now);
     }
 
     /// Ends a conversation whose connection was taken over by another one.
@@ -95,33 +95,38 @@ impl Agent {
         self.counters.superseded += 1;
         let fail = Fail::new(FailCode::Superseded, text);
         self.send(id, &Message::Fail(fail), now);
-        self.close_after_flush(id, Departure::Cut, now);
+        self.close_after_flush(id, DetachReason::Cut, now);
     }
 
     /// Says why, then closes when it has been read or after a while.
     pub(crate) fn refuse(&mut self, id: ConnectionId, fail: &Fail, now: Instant) {
         debug!("{id} refused: {}", fail.text);
         self.send(id, &Message::Fail(fail.clone()), now);
-        self.close_after_flush(id, Departure::Left, now);
+        self.close_after_flush(id, DetachReason::ClientLeft, now);
     }
 
     /// Says that the connection is cut on purpose, then closes when it has been read or after a
     /// while.
     pub(crate) fn sever(&mut self, id: ConnectionId, reason: SeverReason, now: Instant) {
         self.send(id, &Message::Sever(Sever { reason }), now);
-        self.close_after_flush(id, Departure::Cut, now);
+        self.close_after_flush(id, DetachReason::Cut, now);
     }
 
     /// A peer's mistake ends its connection.
-    pub(crate) fn refuse_mistake(&mut self, id: ConnectionId, mistake: &Mistake, now: Instant) {
+    pub(crate) fn refuse_protocol_error(
+        &mut self,
+        id: ConnectionId,
+        error: &ProtocolError,
+        now: Instant,
+    ) {
         self.counters.mistakes += 1;
-        self.refuse(id, &mistake.to_fail(), now);
+        self.refuse(id, &error.to_fail(), now);
     }
 
     pub(crate) fn close_after_flush(
         &mut self,
         id: ConnectionId,
-        departure: Departure,
+        reason: DetachReason,
         now: Instant,
     ) {
         let Some(connection) = self.connections.get_mut(&id) else {
@@ -133,31 +138,31 @@ impl Agent {
         connection.close_after_flush();
         self.timers.stop(Timer::Hello(id));
         self.timers.set(Timer::Linger(id), now + LINGER_TIMEOUT);
-        self.release_session(id, departure, now);
+        self.release_session(id, reason, now);
     }
 
     /// Forgets a connection and has its socket closed.
-    pub(crate) fn close(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+    pub(crate) fn close(&mut self, id: ConnectionId, reason: DetachReason, now: Instant) {
         if self.connections.contains_key(&id) {
             self.actions.push_back(Action::Close(id));
-            self.forget(id, departure, now);
+            self.forget(id, reason, now);
         }
     }
 
     /// Forgets a connection whose socket is closed, or about to be.
-    pub(crate) fn forget(&mut self, id: ConnectionId, departure: Departure, now: Instant) {
+    pub(crate) fn forget(&mut self, id: ConnectionId, reason: DetachReason, now: Instant) {
         if !self.connections.contains_key(&id) {
             return;
         }
-        self.release_session(id, departure, now);
+        self.release_session(id, reason, now);
         let forgotten = self.connections.remove(&id);
         self.local_count -= usize::from(forgotten.is_some_and(|it| it.is_local()));
         for timer in [Timer::Hello(id), Timer::Linger(id), Timer::Checkpoint(id)] {
             self.timers.stop(timer);
         }
-        self.naming.leave(id);
-        self.waits.leave(id);
-        self.hooks.leave(id);
+        self.rebinds.remove_waiter(id);
+        self.checkpoints.remove_waiter(id);
+        self.hooks.remove_waiter(id);
         self.end_reporting();
         self.advance_quiescing(now);
         self.advance_ending(now);

@@ -26,7 +26,7 @@ use crate::agent::sessions::session::Session;
 use crate::agent::sessions::table::Table;
 use crate::agent::state::Request;
 use crate::agent::timers::Timer;
-use crate::agent::{Agent, Departure};
+use crate::agent::{Agent, DetachReason};
 
 impl Agent {
     /// Which readiness of a connection matters. `None`: there is no such connection.
@@ -53,7 +53,7 @@ impl Agent {
                     self.handle_stdin(id, offset, len, now);
                 }
                 Ok(None) => return,
-                Err(mistake) => return self.refuse_mistake(id, &mistake, now),
+                Err(error) => return self.refuse_protocol_error(id, &error, now),
             }
         }
     }
@@ -136,7 +136,7 @@ impl Agent {
         let Err(code) = self.state.admits(request) else {
             return true;
         };
-        let fail = match (code, self.naming.failure()) {
+        let fail = match (code, self.rebinds.failure()) {
             (FailCode::Rebind, Some(fail)) => fail.clone(),
             _ => Fail::new(code, format!("the guest is {}", self.state.name())),
         };
@@ -174,7 +174,7 @@ impl Agent {
             Ok(()) => connection.queue_flush(id, &mut self.actions),
             Err(OutboxFull) => {
                 debug!("{id} does not read its answers; closing it");
-                self.close(id, Departure::Left, now);
+                self.close(id, DetachReason::ClientLeft, now);
             }
         }
     }
@@ -214,7 +214,7 @@ impl Agent {
         connection.handle_written(len, session);
         if connection.is_closing() {
             if connection.outbox.is_empty() {
-                self.close(id, Departure::Cut, now);
+                self.close(id, DetachReason::Cut, now);
             }
             return;
         }

@@ -134,7 +134,7 @@ impl Agent {
     /// Something may have happened to the whole machine: has the listener looked after.
     pub(crate) fn wake_listener(&mut self) {
         // A rebind that has not come to its listener yet will do the same.
-        if !self.naming.will_rearm() {
+        if !self.rebinds.will_rearm() {
             self.rearm_listener();
         }
     }

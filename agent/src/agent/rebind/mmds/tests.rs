@@ -46,7 +46,7 @@ fn check(rows: &[Row<'_>]) {
         let mut mmds = watch(*state, *token);
         assert_eq!(mmds.handle(*input), *next, "{state:?} {input:?}");
         assert_eq!(mmds.state, *after, "{state:?} {input:?}");
-        let is_kept = *next == Next::Stay;
+        let is_kept = *next == Next::Nothing;
         assert_eq!(!mmds.received.is_empty(), is_kept, "{state:?} {input:?}");
     }
 }
@@ -76,17 +76,23 @@ fn while_nothing_is_open() {
         ),
         (WAITING, t, Input::Timer, OLD, epoch_request("t")),
         (WAITING, None, Input::Wake, WOKEN, soon()),
-        (WAITING, None, Input::Rest, WAITING, later()),
-        (WAITING, None, answer(200, "t"), WAITING, Next::Stay),
-        (WAITING, None, Input::Failure, WAITING, Next::Stay),
+        (WAITING, None, Input::Pause, WAITING, later()),
+        (WAITING, None, answer(200, "t"), WAITING, Next::Nothing),
+        (WAITING, None, Input::Failure, WAITING, Next::Nothing),
         (WOKEN, t, Input::Timer, OLD, epoch_request("t")),
-        (WOKEN, None, Input::Wake, WOKEN, Next::Stay),
-        (WOKEN, None, Input::Rest, WAITING, later()),
-        (State::Off, None, Input::Timer, State::Off, Next::Stay),
-        (State::Off, None, Input::Wake, State::Off, Next::Stay),
-        (State::Off, None, Input::Rest, State::Off, Next::Stay),
-        (State::Off, None, Input::Failure, State::Off, Next::Stay),
-        (State::Off, None, answer(200, "t"), State::Off, Next::Stay),
+        (WOKEN, None, Input::Wake, WOKEN, Next::Nothing),
+        (WOKEN, None, Input::Pause, WAITING, later()),
+        (State::Off, None, Input::Timer, State::Off, Next::Nothing),
+        (State::Off, None, Input::Wake, State::Off, Next::Nothing),
+        (State::Off, None, Input::Pause, State::Off, Next::Nothing),
+        (State::Off, None, Input::Failure, State::Off, Next::Nothing),
+        (
+            State::Off,
+            None,
+            answer(200, "t"),
+            State::Off,
+            Next::Nothing,
+        ),
     ]);
 }
 
@@ -105,7 +111,7 @@ fn while_a_token_is_asked_for() {
         (state, None, Input::Timer, WAITING, failed()),
         (state, None, Input::Failure, WAITING, failed()),
         (state, None, Input::Wake, WOKEN, soon()),
-        (state, None, Input::Rest, WAITING, later()),
+        (state, None, Input::Pause, WAITING, later()),
     ]);
 }
 
@@ -131,7 +137,7 @@ fn while_the_epoch_is_asked_for() {
         (OLD, t, Input::Timer, WAITING, failed()),
         (OLD, t, Input::Failure, WAITING, failed()),
         (OLD, t, Input::Wake, WOKEN, soon()),
-        (NEW, t, Input::Rest, WAITING, later()),
+        (NEW, t, Input::Pause, WAITING, later()),
     ]);
 }
 

@@ -22,7 +22,7 @@ const EXITED: Exited = Exited {
 };
 
 fn starting(output: OutputPolicy) -> Session {
-    let terms = Terms {
+    let spec = Spec {
         exec: Some(ExecId::from_bytes([7; 16])),
         command: "true".to_owned(),
         generation: None,
@@ -33,7 +33,7 @@ fn starting(output: OutputPolicy) -> Session {
         keep: Duration::ZERO,
         timeout: None,
     };
-    Session::new(SessionId::from_number(9), terms, Instant::now())
+    Session::new(SessionId::from_number(9), spec, Instant::now())
 }
 
 fn running() -> Session {
@@ -117,10 +117,10 @@ fn completion_needs_the_exit_and_both_ends() {
 #[test]
 fn offsets_count_every_byte_of_each_stream() {
     let mut session = running();
-    session.handle_output(Stream::Stdout, b"abcde", &mut Spares::default());
-    session.handle_output(Stream::Stderr, b"xy", &mut Spares::default());
-    session.handle_output(Stream::Stdout, b"f", &mut Spares::default());
-    session.release(Stream::Stdout, 4, &mut Spares::default());
+    session.handle_output(Stream::Stdout, b"abcde", &mut BufferPool::default());
+    session.handle_output(Stream::Stderr, b"xy", &mut BufferPool::default());
+    session.handle_output(Stream::Stdout, b"f", &mut BufferPool::default());
+    session.release(Stream::Stdout, 4, &mut BufferPool::default());
     assert_eq!(session.kept_len(), 4);
     session.handle_exit(EXIT);
     assert_eq!(session.group(), None, "the number may be another's");
@@ -146,18 +146,18 @@ fn a_full_ring_stops_the_reading_until_a_quarter_is_free() {
     session.handle_output(
         Stream::Stderr,
         &vec![0; RING_LEN_MAX - 1],
-        &mut Spares::default(),
+        &mut BufferPool::default(),
     );
     assert_eq!(session.poll_room(Stream::Stderr), 1);
     assert!(!session.poll_resume(), "nothing has stopped");
-    session.handle_output(Stream::Stderr, &[0], &mut Spares::default());
+    session.handle_output(Stream::Stderr, &[0], &mut BufferPool::default());
     assert_eq!(session.poll_room(Stream::Stderr), 0);
     let other = session.poll_room(Stream::Stdout);
     assert_eq!(other, RING_LEN_MAX, "the other stream goes on");
     let enough = RESUME_ROOM as u64;
-    session.release(Stream::Stderr, enough - 1, &mut Spares::default());
+    session.release(Stream::Stderr, enough - 1, &mut BufferPool::default());
     assert!(!session.poll_resume());
-    session.release(Stream::Stderr, enough, &mut Spares::default());
+    session.release(Stream::Stderr, enough, &mut BufferPool::default());
     assert!(session.poll_resume() && !session.poll_resume());
 }
 
@@ -165,7 +165,7 @@ fn a_full_ring_stops_the_reading_until_a_quarter_is_free() {
 #[test]
 fn who_waits_for_a_reader() {
     use OutputPolicy::{Block, DropOldest};
-    for (output, is_told_to_end, has_owner, waits) in [
+    for (output, is_terminating, has_owner, waits) in [
         (Block, false, false, true),
         (Block, false, true, true),
         (Block, true, true, true),
@@ -178,14 +178,14 @@ fn who_waits_for_a_reader() {
         session.handle_output(
             Stream::Stdout,
             &vec![0; RING_LEN_MAX],
-            &mut Spares::default(),
+            &mut BufferPool::default(),
         );
-        session.is_told_to_end = is_told_to_end;
+        session.is_terminating = is_terminating;
         session.owner = has_owner.then_some(ConnectionId::from_number(1));
-        let row = (output, is_told_to_end, has_owner);
+        let row = (output, is_terminating, has_owner);
         assert_eq!(session.poll_room(Stream::Stdout) == 0, waits, "{row:?}");
         if !waits {
-            session.handle_output(Stream::Stdout, b"new", &mut Spares::default());
+            session.handle_output(Stream::Stdout, b"new", &mut BufferPool::default());
             assert_eq!(session.ring(Stream::Stdout).start(), 3, "{row:?}");
         }
     }
