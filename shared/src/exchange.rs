@@ -1,5 +1,5 @@
 //! The host's side of a request with one completion frame: attempts, deadlines, and which frame
-//! comes next. No I/O, no clock.
+//! must come next. No I/O, no clock.
 //!
 //! ```text
 //!             poll           answer to the request
@@ -10,115 +10,64 @@
 //!    └─────────────────────────────────────────────────┘
 //! ```
 //!
-//! A driver asks [`Exchange::poll`] what is wanted, does it, and reports what came of it. REBIND,
-//! PROBE and QUIESCE may be resent as often as needed, because the guest answers every copy and
-//! acts on one, so an attempt that hears nothing is simply made again on a fresh connection.
+//! The driver asks [`Exchange::poll`] what to do, does it, and reports the result. REBIND, PROBE
+//! and QUIESCE may be sent any number of times: the guest answers every copy and acts on one. So an
+//! attempt without an answer is repeated on a fresh connection.
 //!
 //! Invariants:
-//! - At most one connection is open; [`Want::Connect`], [`Want::Pause`] and a failed
-//!   [`Want::Finished`] mean that the driver has dropped the earlier one.
-//! - Nothing is wanted beyond the overall deadline, and reaching it is a failure, never success.
-//! - Only the completion frame that names this very request completes it.
+//! - At most one connection is open. On [`Want::Connect`], [`Want::Pause`] and a failed
+//!   [`Want::Finished`] the driver drops the earlier one.
+//! - No want reaches beyond the overall deadline. Reaching it is a failure, never a success.
+//! - Only the completion frame of this very request completes it.
 
 mod attempt;
 mod error;
+mod request;
 
 use std::time::{Duration, Instant};
 
-pub use error::ExchangeError;
-
-use crate::frame::{Decoder, FrameKind};
-use crate::id::{Generation, Nonce};
-use crate::message::{
-    AwaitCheckpoint, Depth, Fail, FailCode, Hello, Hooks, Message, Policy, Probe, Quiesce, Rebind,
-    Reopen, Role, SessionsRequest, Shutdown, Signal,
-};
-
 pub use attempt::{ATTEMPTS_KEPT_MAX, Attempt, AttemptEnd};
+pub use error::ExchangeError;
+pub use request::Request;
 
 use attempt::Attempts;
 
-/// How long the first attempt may be silent. A healthy guest answers in single milliseconds; what
-/// this answers is a connection that the transport lost without saying so.
+use crate::frame::Decoder;
+use crate::id::Nonce;
+use crate::message::{Fail, FailCode, Hello, Message, Role};
+
+/// How long the first attempt waits for an answer. A healthy guest answers within a few ms; an
+/// attempt times out when the transport has lost the connection without reporting it.
 pub const SILENCE_FIRST: Duration = Duration::from_millis(100);
 
-/// How long an attempt may be silent at most. Each silent attempt doubles the next one up to here.
+/// How long an attempt waits at most. Each timeout doubles the wait of the next attempt up to this.
 pub const SILENCE_MAX: Duration = Duration::from_secs(1);
 
-/// The same after PROGRESS or BUSY, which a guest sends once a second, and a slow one later.
+/// How long an attempt waits after PROGRESS or BUSY, which a guest sends once a second and a slow
+/// guest later.
 pub const SIGN_SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// Longest pause after a connection that was closed at once. The first such close is answered
-/// without any pause; only a guest that keeps closing (its listener is not there yet) is asked
-/// less and less often, so that a booting guest is not slowed down by its own host.
+/// Longest pause after a connection that the guest closed at once. The first such close has no
+/// pause. A guest that keeps closing has no listener yet: asking it less often does not slow its
+/// boot down.
 pub const PAUSE_MAX: Duration = Duration::from_millis(64);
-
-/// A request that is answered by one completion frame.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Request {
-    /// Become usable under a name. The wall clock and attempt are filled in for each attempt.
-    Rebind(Rebind),
-    /// Prove that commands can run. Each attempt has a nonce of its own.
-    Probe {
-        /// The name the guest must have; `None` takes any.
-        generation: Option<Generation>,
-        /// How far to go.
-        depth: Depth,
-    },
-    /// Be silent for a snapshot.
-    Quiesce(Quiesce),
-    /// No snapshot after all.
-    Reopen(Reopen),
-    /// Report figures.
-    Info,
-    /// List sessions.
-    Sessions(SessionsRequest),
-    /// Send a signal to a session. An attempt whose answer was lost is made again, so that the
-    /// signal may arrive twice.
-    Signal(Signal),
-    /// End the guest.
-    Shutdown(Shutdown),
-    /// Wait for a program at a checkpoint.
-    AwaitCheckpoint(AwaitCheckpoint),
-    /// Run hooks.
-    Hooks(Hooks),
-}
-
-impl Request {
-    /// The frame that carries the request, which names it in messages.
-    #[must_use]
-    pub const fn kind(&self) -> FrameKind {
-        match self {
-            Self::Rebind(_) => FrameKind::Rebind,
-            Self::Probe { .. } => FrameKind::Probe,
-            Self::Quiesce(_) => FrameKind::Quiesce,
-            Self::Reopen(_) => FrameKind::Reopen,
-            Self::Info => FrameKind::Info,
-            Self::Sessions(_) => FrameKind::Sessions,
-            Self::Signal(_) => FrameKind::Signal,
-            Self::Shutdown(_) => FrameKind::Shutdown,
-            Self::AwaitCheckpoint(_) => FrameKind::AwaitCheckpoint,
-            Self::Hooks(_) => FrameKind::Hooks,
-        }
-    }
-}
 
 /// What the driver should do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Want {
     /// Open a fresh connection and write [`Exchange::flight`] to it in one write.
     Connect {
-        /// Give the attempt up when it has not been answered by then.
+        /// End of the attempt, unless it was answered.
         until: Instant,
     },
-    /// Wait for bytes on the open connection.
+    /// Read from the open connection.
     Read {
-        /// Call [`Exchange::handle_timeout`] when none have come by then.
+        /// When to call [`Exchange::handle_timeout`] if no bytes have come.
         until: Instant,
     },
-    /// Wait, without a connection.
+    /// Wait without a connection.
     Pause {
-        /// Poll again then.
+        /// When to poll again.
         until: Instant,
     },
     /// Nothing more; see [`Exchange::into_result`].
@@ -141,7 +90,7 @@ enum State {
     Finished(Box<Result<Message, ExchangeError>>),
 }
 
-/// One request on its way. See the module's text for the contract.
+/// One request from its first attempt to its result. The module documents the contract.
 #[derive(Debug, Clone, Hash)]
 pub struct Exchange {
     request: Request,
@@ -150,7 +99,7 @@ pub struct Exchange {
     state: State,
     decoder: Decoder,
     hello: Option<Hello>,
-    /// Whether this attempt's HELLO has come.
+    /// Whether HELLO was received in this attempt.
     is_greeted: bool,
     silence: Duration,
     pause: Duration,
@@ -160,7 +109,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// A request that starts now and must be answered by `deadline`.
+    /// Starts a request now. It must be answered by `deadline`.
     #[must_use]
     pub fn new(request: Request, host_version: &str, now: Instant, deadline: Instant) -> Self {
         Self {
@@ -179,8 +128,8 @@ impl Exchange {
         }
     }
 
-    /// Has the first attempt be silent for another time than [`SILENCE_FIRST`], where connections
-    /// are known to get lost, or to be slow.
+    /// Lets the first attempt wait for `silence` instead of [`SILENCE_FIRST`], for transports that
+    /// are known to be slow or to lose connections.
     #[must_use]
     pub fn with_first_silence(mut self, silence: Duration) -> Self {
         self.silence = silence.min(SILENCE_MAX);
@@ -226,7 +175,7 @@ impl Exchange {
 
     /// HELLO and the request, for one write on the connection that was just opened.
     ///
-    /// `wall_clock_ns` is the host's clock, ns since 1970 UTC, read just before the write, and
+    /// `wall_clock_ns` is the host's clock in ns since 1970 UTC, read just before the write.
     /// `nonce` was drawn for this attempt.
     pub fn flight(&mut self, wall_clock_ns: u64, nonce: Nonce) -> Vec<u8> {
         if let State::Open {
@@ -238,35 +187,14 @@ impl Exchange {
             *wanted = true;
             *current = Some(nonce);
         }
-        let request = match &self.request {
-            Request::Rebind(rebind) => {
-                let attempt = self.attempt_count;
-                Message::Rebind(Rebind {
-                    wall_clock_ns,
-                    attempt,
-                    ..rebind.clone()
-                })
-            }
-            Request::Probe { generation, depth } => Message::Probe(Probe {
-                generation: *generation,
-                nonce,
-                depth: *depth,
-            }),
-            Request::Quiesce(quiesce) => Message::Quiesce(*quiesce),
-            Request::Reopen(reopen) => Message::Reopen(*reopen),
-            Request::Info => Message::InfoRequest,
-            Request::Sessions(request) => Message::SessionsRequest(*request),
-            Request::Signal(signal) => Message::Signal(*signal),
-            Request::Shutdown(shutdown) => Message::Shutdown(*shutdown),
-            Request::AwaitCheckpoint(request) => Message::AwaitCheckpoint(request.clone()),
-            Request::Hooks(hooks) => Message::Hooks(*hooks),
-        };
+        let attempt = self.attempt_count;
+        let request = self.request.to_message(attempt, wall_clock_ns, nonce);
         let mut bytes = Message::Hello(Hello::host(&self.host_version)).encode();
         request.encode_into(&mut bytes);
         bytes
     }
 
-    /// Bytes came on the open connection.
+    /// Bytes were read from the open connection.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
         if !matches!(self.state, State::Open { .. }) {
             return;
@@ -281,14 +209,14 @@ impl Exchange {
             };
             match message {
                 Ok(message) => self.handle_message(message, now),
-                Err(text) => self.fail(self.protocol_error(text), now),
+                Err(text) => self.fail_protocol(text, now),
             }
         }
         self.decoder = decoder;
     }
 
-    /// The connection could not be made, or it ended in whatever way. Never a verdict: the same
-    /// request goes out again on a fresh one.
+    /// The connection could not be made, or it ended for any reason. That decides nothing: the same
+    /// request is sent again on a fresh one.
     pub fn handle_closed(&mut self, now: Instant) {
         if matches!(self.state, State::Open { .. }) {
             self.end_attempt(AttemptEnd::Closed, now);
@@ -296,7 +224,7 @@ impl Exchange {
         }
     }
 
-    /// The instant of the last [`Want`] has come. Early or repeated calls do nothing.
+    /// The time of the last [`Want`] was reached. Early or repeated calls do nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let State::Open { until, .. } = self.state
             && now >= until
@@ -309,26 +237,26 @@ impl Exchange {
         }
     }
 
-    /// The latest HELLO of the guest.
+    /// The guest's latest HELLO.
     #[must_use]
     pub const fn hello(&self) -> Option<&Hello> {
         self.hello.as_ref()
     }
 
-    /// The first [`ATTEMPTS_KEPT_MAX`] attempts that have ended.
+    /// The first [`ATTEMPTS_KEPT_MAX`] attempts that ended.
     #[must_use]
     pub fn attempts(&self) -> &[Attempt] {
         self.attempts.as_slice()
     }
 
-    /// Attempts begun.
+    /// Number of attempts begun, the open one included.
     #[must_use]
     pub const fn attempt_count(&self) -> u32 {
         self.attempt_count
     }
 
-    /// The completion frame, or why there is none. An exchange that is not finished counts as one
-    /// whose deadline has passed.
+    /// The completion frame, or why there is none. An unfinished exchange counts as one whose
+    /// deadline has passed.
     ///
     /// # Errors
     ///
@@ -345,16 +273,13 @@ impl Exchange {
         match message {
             Message::Hello(hello) => self.handle_hello(hello, now),
             Message::Fail(fail) => self.handle_fail(fail, now),
-            // The guest is about to cut this connection; the close that follows is what counts. It
-            // may come before HELLO, to one of two attempts that a slow guest sees at once.
+            // The guest is about to cut this connection. The close that follows decides. SEVER may
+            // come before HELLO, when a slow guest sees two attempts at once.
             Message::Sever(_) => {}
             message if !self.is_greeted => {
-                self.fail(
-                    self.protocol_error(format!("{} before HELLO", message.kind())),
-                    now,
-                );
+                self.fail_protocol(format!("{} before HELLO", message.kind()), now);
             }
-            // Both are signs of life and nothing else: the attempt may last as long again.
+            // Both are only signs of life: the attempt may wait as long again.
             Message::Progress(_) | Message::Busy(_) => {
                 if let State::Open { until, .. } = &mut self.state {
                     *until = (now + SIGN_SILENCE_MAX).min(self.deadline);
@@ -365,14 +290,14 @@ impl Exchange {
                     self.end_attempt(AttemptEnd::Answered, now);
                     self.finish(Ok(message));
                 }
-                Err(text) => self.fail(self.protocol_error(text), now),
+                Err(text) => self.fail_protocol(text, now),
             },
         }
     }
 
     fn handle_hello(&mut self, hello: Hello, now: Instant) {
         if self.is_greeted || hello.role != Role::Guest {
-            self.fail(self.protocol_error("unexpected HELLO".to_owned()), now);
+            self.fail_protocol("unexpected HELLO".to_owned(), now);
             return;
         }
         let negotiated = hello.negotiate();
@@ -385,7 +310,7 @@ impl Exchange {
 
     fn handle_fail(&mut self, fail: Fail, now: Instant) {
         match fail.code {
-            FailCode::Refusing | FailCode::Limit if !self.is_refusal_final(fail.code) => {
+            FailCode::Refusing | FailCode::Limit if !self.request.is_final(fail.code) => {
                 self.end_attempt(AttemptEnd::Refused(fail.code), now);
                 self.retry_after_pause(now);
             }
@@ -413,61 +338,12 @@ impl Exchange {
         }
     }
 
-    /// Whether "not now" is the answer that was asked for: a snapshot that is to be refused while
-    /// anything runs, or a quiescence to be taken back that is not there.
-    const fn is_refusal_final(&self, code: FailCode) -> bool {
-        match &self.request {
-            Request::Quiesce(quiesce) => {
-                matches!((quiesce.policy, code), (Policy::Refuse, FailCode::Refusing))
-            }
-            Request::Reopen(_) => matches!(code, FailCode::Refusing),
-            Request::Rebind(_)
-            | Request::Probe { .. }
-            | Request::Info
-            | Request::Sessions(_)
-            | Request::Signal(_)
-            | Request::Shutdown(_)
-            | Request::AwaitCheckpoint(_)
-            | Request::Hooks(_) => false,
-        }
-    }
-
-    /// Whether `message` completes this very request, and if not, how it differs.
     fn check_answer(&self, message: &Message) -> Result<(), String> {
         let nonce = match &self.state {
             State::Open { nonce, .. } => *nonce,
             State::Idle { .. } | State::Finished(_) => None,
         };
-        let same = match (&self.request, message) {
-            (Request::Rebind(rebind), Message::Rebound(rebound)) => {
-                rebind.generation == rebound.generation
-            }
-            (Request::Probe { generation, depth }, Message::Probed(probed)) => {
-                nonce == Some(probed.nonce)
-                    && (generation.is_none() || *generation == probed.generation)
-                    && (*depth == Depth::Exec) == probed.exec_us.is_some()
-                    && probed.accepts_since_rebind > 0
-            }
-            (Request::Quiesce(quiesce), Message::Quiesced(token)) => quiesce.token == *token,
-            (Request::Reopen(_) | Request::Signal(_) | Request::Shutdown(_), Message::Ok) => true,
-            (Request::Info, Message::Info(_)) => true,
-            (Request::AwaitCheckpoint(request), Message::Checkpoint(checkpoint)) => {
-                request.tag.is_none() || request.tag == checkpoint.tag
-            }
-            (Request::Hooks(hooks), Message::Hooked(hooked)) => hooks.token == hooked.token,
-            (Request::Sessions(request), Message::Sessions(sessions)) => {
-                let numbers = sessions.sessions.iter().map(|session| session.session);
-                std::iter::once(request.after)
-                    .chain(numbers)
-                    .is_sorted_by(|a, b| a < b)
-            }
-            _ => return Err(format!("unexpected {}", message.kind())),
-        };
-        if same {
-            Ok(())
-        } else {
-            Err(format!("{} of another request", message.kind()))
-        }
+        self.request.check_answer(message, nonce)
     }
 
     fn retry_after_pause(&mut self, now: Instant) {
@@ -482,11 +358,16 @@ impl Exchange {
         self.finish(Err(error));
     }
 
+    fn fail_protocol(&mut self, text: String, now: Instant) {
+        let request = self.request.kind();
+        self.fail(ExchangeError::Protocol { request, text }, now);
+    }
+
     fn finish(&mut self, result: Result<Message, ExchangeError>) {
         self.state = State::Finished(Box::new(result));
     }
 
-    /// Records the end of the open attempt, if there is one.
+    /// Records the end of the open attempt, if any.
     fn end_attempt(&mut self, end: AttemptEnd, now: Instant) {
         let State::Open { started_at, .. } = self.state else {
             return;
@@ -509,13 +390,6 @@ impl Exchange {
             request: self.request.kind(),
             attempts: self.attempt_count,
             last: self.last_end,
-        }
-    }
-
-    fn protocol_error(&self, text: String) -> ExchangeError {
-        ExchangeError::Protocol {
-            request: self.request.kind(),
-            text,
         }
     }
 }

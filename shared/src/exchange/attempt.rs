@@ -1,4 +1,4 @@
-//! The record of attempts, for reports. No I/O, no clock.
+//! The attempts of an exchange as reports list them. No I/O, no clock.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -6,21 +6,21 @@ use std::time::Instant;
 
 use crate::message::FailCode;
 
-/// Attempts whose record is kept. Later ones are only counted.
+/// Number of attempts that are recorded. Later ones are only counted.
 pub const ATTEMPTS_KEPT_MAX: usize = 64;
 
 /// How one attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttemptEnd {
-    /// With the completion frame.
+    /// The completion frame came.
     Answered,
     /// The connection could not be made, or ended.
     Closed,
-    /// Nothing came in time.
+    /// No answer came in time.
     Silent,
-    /// The guest said no for now.
+    /// The guest refused for now.
     Refused(FailCode),
-    /// The guest said no for good, or broke the protocol.
+    /// The guest refused for good, or broke the protocol.
     Failed,
 }
 
@@ -36,19 +36,19 @@ impl fmt::Display for AttemptEnd {
     }
 }
 
-/// One attempt, as it went.
+/// One attempt that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
-    /// When it was wanted.
+    /// When the connection was wanted.
     pub started_at: Instant,
-    /// When it ended.
+    /// When the attempt ended.
     pub ended_at: Instant,
     /// How it ended.
     pub end: AttemptEnd,
 }
 
-/// The record of attempts. It decides nothing, so two exchanges that differ in it alone are in the
-/// same state.
+/// The recorded attempts. They decide nothing, so exchanges that differ only in them are in the
+/// same state and have the same hash.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Attempts(Vec<Attempt>);
 
@@ -57,14 +57,13 @@ impl Hash for Attempts {
 }
 
 impl Attempts {
-    /// Keeps it if there is room.
+    /// Records an attempt, if there is room.
     pub(super) fn push(&mut self, attempt: Attempt) {
         if self.0.len() < ATTEMPTS_KEPT_MAX {
             self.0.push(attempt);
         }
     }
 
-    /// Those that were kept.
     pub(super) const fn as_slice(&self) -> &[Attempt] {
         self.0.as_slice()
     }

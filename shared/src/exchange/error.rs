@@ -1,8 +1,8 @@
-//! Why an exchange failed, in words for people.
+//! Why an exchange failed.
 
 use std::fmt;
 
-use super::AttemptEnd;
+use super::attempt::AttemptEnd;
 use crate::frame::FrameKind;
 use crate::message::Fail;
 use crate::version::NoCommonVersion;
@@ -12,27 +12,27 @@ use crate::version::NoCommonVersion;
 pub enum ExchangeError {
     /// The caller's deadline passed.
     Deadline {
-        /// The request.
+        /// The frame that carried the request.
         request: FrameKind,
-        /// Attempts made.
+        /// Number of attempts made.
         attempts: u32,
-        /// How the last finished one ended.
+        /// How the last finished attempt ended.
         last: Option<AttemptEnd>,
     },
-    /// The guest said no.
+    /// The guest refused the request.
     Refused {
-        /// The request.
+        /// The frame that carried the request.
         request: FrameKind,
-        /// What it said.
+        /// What the guest answered.
         fail: Fail,
     },
-    /// The guest speaks no version that this host speaks.
+    /// The guest and this host share no protocol version.
     Version(NoCommonVersion),
     /// The guest broke the protocol.
     Protocol {
-        /// The request.
+        /// The frame that carried the request.
         request: FrameKind,
-        /// How.
+        /// What was wrong.
         text: String,
     },
 }

@@ -1,17 +1,18 @@
-//! The exchange against a scripted guest and a clock that the test moves.
+//! Goal: the exchange retries and ends as documented. Method: a scripted guest, and a clock that
+//! the test moves.
 
 use super::*;
-use crate::frame::Frame;
-use crate::id::Token;
+use crate::frame::{Frame, FrameKind};
+use crate::id::{Generation, Token};
 use crate::message::{
-    Busy, Cause, Identity, InheritedSessions, PowerAction, Probed, Progress, Rebound, SessionRef,
-    Sessions,
+    Busy, Cause, Depth, Identity, InheritedSessions, Policy, PowerAction, Probed, Progress,
+    Quiesce, Rebind, Rebound, Reopen, SessionRef, Sessions, SessionsRequest, Shutdown, Signal,
 };
 use crate::version::{SUPPORTED, VersionRange};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// An exchange, its clock, and what a guest would say.
+/// An exchange and its clock.
 struct Script {
     exchange: Exchange,
     start: Instant,
@@ -29,7 +30,7 @@ impl Script {
         }
     }
 
-    /// Takes the connection that must be wanted now, and gives what is written to it.
+    /// Opens the connection that must be wanted now. Returns what the driver writes to it.
     #[track_caller]
     fn connect(&mut self, nonce: u8) -> Vec<Message> {
         let want = self.exchange.poll(self.now);
@@ -45,7 +46,7 @@ impl Script {
         self.exchange.handle_bytes(&bytes, self.now);
     }
 
-    /// Lets time pass until the exchange wants something else.
+    /// Moves the clock until the exchange wants something else.
     fn wait(&mut self) -> Duration {
         let until = match self.exchange.poll(self.now) {
             Want::Connect { until } | Want::Read { until } | Want::Pause { until } => until,
@@ -222,7 +223,7 @@ fn a_transport_that_loses_connections_is_asked_again_sooner() {
     assert_eq!(waits, [25, 50, 100, 200, 400, 800, 1000]);
 }
 
-/// Sessions drain for as long as they like, on one connection.
+/// BUSY extends the attempt, so one connection is enough however long sessions drain.
 #[test]
 fn a_guest_that_says_busy_now_and_then_is_not_asked_again() {
     let token = Token::from_bytes([1; 16]);
@@ -258,7 +259,7 @@ fn progress_extends_the_attempt_but_never_the_deadline() {
             Want::Read { until } => until,
             want => panic!("{want:?}"),
         };
-        // Just before the attempt would end, the guest shows a sign of life.
+        // The guest shows a sign of life just before the attempt would end.
         script.now = (until - Duration::from_millis(1)).max(script.now);
         script.say(&[Message::Progress(Progress {
             step: "clock".to_owned(),
@@ -305,7 +306,7 @@ fn an_early_timeout_changes_nothing() {
 }
 
 #[test]
-fn a_probe_must_be_answered_with_its_own_nonce_and_name() {
+fn a_probe_must_be_answered_with_its_own_nonce_and_generation() {
     let cases = [
         (probed(1), true),
         (probed(2), false),
@@ -398,7 +399,7 @@ fn a_refusal_that_was_asked_for_is_final() {
 }
 
 #[test]
-fn a_peer_without_a_common_version_is_named() {
+fn the_error_says_which_versions_a_peer_without_a_common_one_speaks() {
     let mut script = Script::new(rebind());
     script.connect(7);
     script.say(&[hello_with(VersionRange { min: 8, max: 9 })]);
@@ -476,7 +477,7 @@ fn each_request_has_its_completion_frame() {
     }
 }
 
-/// Also before HELLO, which is how a slow guest cuts one of two attempts that it sees at once.
+/// SEVER may come before HELLO: a slow guest cuts one of two attempts that it sees at once.
 #[test]
 fn a_connection_cut_on_purpose_is_retried() {
     let sever = Message::Sever(crate::message::Sever {

@@ -1,18 +1,18 @@
-//! Why a session's client has no end to report, and how much is known about the command then.
+//! Why a session's client cannot report how its command ended, and what it knows about the command.
 
 use std::fmt;
 
 use crate::message::{Exited, Fail, FailCode, SeverReason};
 use crate::version::NoCommonVersion;
 
-/// How much is known about a command whose end is not.
+/// What is known about a command whose end is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// The request never left: the command did not run.
+    /// The request was never sent, so the command did not run.
     NotRun,
-    /// The request left and was not answered.
+    /// The request was sent and not answered.
     Unknown,
-    /// The command was started, and may still run.
+    /// The command was started, and may be running still.
     Started,
 }
 
@@ -26,49 +26,49 @@ impl fmt::Display for Fate {
     }
 }
 
-/// Why there is no end to report.
+/// Why the end is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionError {
     /// The guest refused the request for good.
     Refused {
-        /// What it said.
+        /// What the guest answered.
         fail: Fail,
-        /// What is known of the command, which an earlier copy of an EXEC may have started, or
-        /// which runs; `None` where an ATTACH has told us nothing.
+        /// What is known about the command, which an earlier copy of the EXEC may have started.
+        /// `None` for an ATTACH that was never answered.
         fate: Option<Fate>,
     },
-    /// Nothing is known of the session, since the guest has not answered an ATTACH in time.
+    /// The guest did not answer an ATTACH in time, so nothing is known about the session.
     Unanswered,
     /// Another client has taken the session over.
     Superseded,
-    /// After a cut, the guest knew the session no more.
+    /// After a cut, the guest no longer had the session.
     Forgotten,
-    /// The guest ends.
+    /// The guest shuts down.
     ShutDown(Fate),
-    /// The guest could not be reached for as long as the caller waits for it.
+    /// The guest was unreachable for longer than the caller accepts.
     Absent(Fate),
     /// The caller's deadline passed.
     Deadline(Fate),
-    /// The caller's deadline passed when the command had ended, and its output was not handed on.
+    /// The caller's deadline passed after the command's end, before all its output was passed on.
     Undelivered(Box<Exited>),
-    /// The guest speaks no version that this host speaks.
+    /// The guest and this host share no protocol version.
     Version(NoCommonVersion),
     /// The guest broke the protocol.
     Protocol {
-        /// How.
+        /// What was wrong.
         text: String,
-        /// What is known of the command.
+        /// What is known about the command.
         fate: Fate,
     },
 }
 
 impl SessionError {
-    /// The error that a FAIL means, which neither a new attempt nor waiting would change.
+    /// The error of a final refusal: another attempt would not change the guest's answer.
     pub(super) fn of_refusal(fail: Fail, fate: Option<Fate>, was_attached: bool) -> Self {
         match fail.code {
             FailCode::NoSession if was_attached => Self::Forgotten,
             FailCode::Superseded if was_attached => Self::Superseded,
-            // The answer is about the command itself, whichever copy of the request had it.
+            // This answer is about the command itself, whichever copy of the request it answers.
             FailCode::NotFound | FailCode::NotRunnable => Self::Refused { fail, fate: None },
             FailCode::NoSession
             | FailCode::Superseded
@@ -102,7 +102,11 @@ impl fmt::Display for SessionError {
             Self::Superseded => f.write_str(
                 "another client has taken the session over; this one no longer gets its output",
             ),
-            Self::Forgotten => write!(f, "the guest knows the session no more; {}", Fate::Started),
+            Self::Forgotten => write!(
+                f,
+                "the guest no longer knows the session; {}",
+                Fate::Started
+            ),
             Self::ShutDown(fate) => {
                 write!(f, "{}; {fate}", severed_text(SeverReason::Shutdown))
             }
@@ -128,12 +132,12 @@ impl fmt::Display for SessionError {
 
 impl std::error::Error for SessionError {}
 
-/// Why a connection was cut, as a sentence.
+/// A sentence for the user about why the guest cut a connection.
 #[must_use]
 pub const fn severed_text(reason: SeverReason) -> &'static str {
     match reason {
         SeverReason::Quiesce => "the guest cut the connection for a snapshot of it",
-        SeverReason::Rebind => "the guest cut the connection because it got a new name",
+        SeverReason::Rebind => "the guest cut the connection because it got a new generation",
         SeverReason::Shutdown => "the guest cut the connection because it shuts down",
     }
 }

@@ -1,15 +1,15 @@
-//! Standard input on its way to the guest: kept until the guest has it, sent as far as its credit
-//! goes.
+//! Standard input for the guest: kept until the guest has it, sent as far as the guest's credit
+//! allows.
 //!
 //! ```text
 //!  offsets    received        sent           end          limit
 //!  ───────────────┼─────────────┼─────────────┼─────────────┼───▶
-//!   the guest's   │ on its way  │ to be sent  │ room        │
+//!   the guest's   │ in transit  │ to be sent  │ room        │
 //! ```
 //!
 //! Invariants:
 //! - `received <= sent <= end <= limit`, and never more than [`INPUT_LEN_MAX`] bytes are held.
-//! - On a fresh connection, sending goes on from the `received` that the guest names there.
+//! - On a fresh connection, sending continues at the `received` that the guest announces there.
 
 use std::collections::VecDeque;
 
@@ -17,26 +17,25 @@ use crate::frame::FrameKind;
 use crate::limits::STREAM_DATA_LEN_MAX;
 use crate::message::{Chunk, Message, StdinEof, Window};
 
-/// Most bytes of standard input that are held for a guest that does not have them yet: what the
-/// guest itself has room for.
+/// Most bytes of standard input that are held for the guest, as many as the guest itself holds.
 pub const INPUT_LEN_MAX: usize = 256 * 1024;
 
-/// See the module's text.
+/// The module documents it.
 #[derive(Debug, Default)]
 pub(super) struct Input {
     /// Whether this client sends any.
     is_wanted: bool,
-    /// Offset of the first byte held: the guest has all before it.
+    /// Offset of the first byte held; the guest has everything before it.
     received: u64,
-    /// Bytes from `received` on.
+    /// The bytes from `received` on.
     held: VecDeque<u8>,
-    /// How many of them went out on this connection.
+    /// Number of held bytes that were sent on this connection.
     sent_len: usize,
     limit: u64,
     has_ended: bool,
     is_end_sent: bool,
     is_closed: bool,
-    /// Whether a guest has named a `received` yet.
+    /// Whether the guest has announced its `received` yet.
     is_placed: bool,
 }
 
@@ -53,7 +52,7 @@ impl Input {
         self.received.saturating_add(len_u64(self.held.len()))
     }
 
-    /// Bytes that may be taken now.
+    /// Number of bytes that may be passed in now.
     pub(super) fn room(&self) -> usize {
         if !self.is_wanted || self.is_closed || self.has_ended {
             return 0;
@@ -63,7 +62,7 @@ impl Input {
         credit.min(INPUT_LEN_MAX.saturating_sub(self.held.len()))
     }
 
-    /// Takes bytes, at most [`room`](Self::room).
+    /// Holds bytes, at most [`room`](Self::room).
     pub(super) fn push(&mut self, bytes: &[u8]) {
         debug_assert!(
             bytes.len() <= self.room(),
@@ -78,13 +77,13 @@ impl Input {
         self.has_ended = true;
     }
 
-    /// The credit that a fresh connection begins with, or what was wrong with it.
+    /// Accepts the credit of a fresh connection, or says what is wrong with it.
     pub(super) fn restart(&mut self, window: &Window) -> Result<(), String> {
         if !self.is_placed {
             self.is_placed = true;
             self.received = window.received;
         }
-        // Of what went out on earlier connections, the guest may have any part.
+        // The guest may have received any part of what earlier connections sent.
         self.sent_len = self.held.len();
         self.is_end_sent = false;
         self.handle_window(window)?;
@@ -92,7 +91,7 @@ impl Input {
         Ok(())
     }
 
-    /// News of the guest's credit, or what was wrong with it.
+    /// Accepts an update of the credit, or says what is wrong with it.
     pub(super) fn handle_window(&mut self, window: &Window) -> Result<(), String> {
         if window.is_closed {
             self.is_closed = true;
@@ -118,7 +117,7 @@ impl Input {
         Ok(())
     }
 
-    /// Appends the next frame, of which there may be none.
+    /// Appends the next frame, if any.
     pub(super) fn write_frame(&mut self, out: &mut Vec<u8>) {
         if self.is_closed || !self.is_wanted {
             return;

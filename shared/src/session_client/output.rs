@@ -1,23 +1,22 @@
-//! One output of a session on its way to whoever reads it: what has come, what has been handed on,
-//! and what the guest has been told of that.
+//! One output stream of a session: what was received, passed on, and acknowledged.
 
 use crate::message::{Exited, Gap, Stream};
 
-/// Bytes handed on after which the guest is told: a quarter of its ring, so that it never waits
-/// for the news while there is room.
+/// Number of bytes passed on that are acknowledged at once: a quarter of the guest's ring, so that
+/// the ring does not fill while the client keeps up.
 pub const ACK_LEN: u64 = 64 * 1024;
 
-/// One stream. All offsets count bytes from the stream's first one.
+/// One output stream. All offsets count bytes from the stream's first one.
 #[derive(Debug)]
 pub(super) struct Output {
     stream: Stream,
-    /// Offset of the next byte that may come; `None` until the guest has named one.
+    /// Offset of the next expected byte; `None` until the guest has announced one.
     next: Option<u64>,
-    /// Bytes that have come and were not handed on.
+    /// Number of bytes received and not passed on.
     backlog: u64,
-    /// Whether a GAP lies within the backlog, so that the offset of its first byte is not known.
+    /// Whether the backlog contains a GAP, so that the offset of its first byte is unknown.
     has_gap_ahead: bool,
-    /// What the guest was told.
+    /// The offset acknowledged last.
     acked: u64,
 }
 
@@ -32,7 +31,7 @@ impl Output {
         }
     }
 
-    /// The offset to ask for on the next connection: everything before it is here.
+    /// The offset to request on the next connection: everything before it was received.
     pub(super) const fn from(&self) -> Option<u64> {
         self.next
     }
@@ -41,22 +40,22 @@ impl Output {
         self.backlog
     }
 
-    /// Where the guest begins on a fresh connection, or what is wrong with that. A beginning
-    /// behind the one asked for is left to the GAP that must follow.
+    /// Sets the offset at which the guest begins on a fresh connection, or says what is wrong with
+    /// it. A higher offset than requested must be followed by a GAP.
     pub(super) fn restart(&mut self, from: u64, is_first: bool) -> Result<(), String> {
         match self.next {
             Some(next) if from >= next => {}
-            // Whoever asked for more than there is gets what comes.
+            // A client that requested an offset beyond the end gets the next byte there is.
             Some(_) if is_first => self.next = Some(from),
             Some(next) => return Err(self.hole(from, next)),
             None => self.next = Some(from),
         }
-        // What was asked for acknowledges what comes before it.
+        // The requested offset acknowledges everything before it.
         self.acked = self.next.unwrap_or(from);
         Ok(())
     }
 
-    /// A chunk of `len` bytes, or what is wrong with it.
+    /// Accepts a chunk of `len` bytes, or says what is wrong with it.
     pub(super) fn advance(&mut self, offset: u64, len: u64) -> Result<(), String> {
         let next = self.next.unwrap_or(0);
         let end = offset.checked_add(len).filter(|_| offset == next);
@@ -65,7 +64,7 @@ impl Output {
         Ok(())
     }
 
-    /// Bytes that are gone, or what is wrong with that.
+    /// Accepts a GAP, or says what is wrong with it.
     pub(super) fn skip(&mut self, gap: Gap) -> Result<(), String> {
         let next = self.next.unwrap_or(0);
         if gap.from != next || gap.to <= gap.from {
@@ -79,7 +78,7 @@ impl Output {
         Ok(())
     }
 
-    /// The end of the stream, or what is wrong with it.
+    /// Checks where EXITED ends the stream.
     pub(super) fn check_end(&self, exited: &Exited) -> Result<(), String> {
         let end = match self.stream {
             Stream::Stdout => exited.stdout_end,
@@ -96,15 +95,14 @@ impl Output {
         }
     }
 
-    /// `len` bytes of the backlog were handed on.
+    /// `len` bytes of the backlog were passed on.
     pub(super) fn consume(&mut self, len: u64) {
-        debug_assert!(len <= self.backlog, "more handed on than has come");
+        debug_assert!(len <= self.backlog, "more passed on than received");
         self.backlog = self.backlog.saturating_sub(len);
         self.has_gap_ahead &= self.backlog > 0;
     }
 
-    /// The offset to acknowledge, once at least `len_min` bytes more were handed on than the guest
-    /// knows of. It is taken for told then.
+    /// The offset to acknowledge, if at least `len_min` bytes were passed on since the last one.
     pub(super) fn take_ack(&mut self, len_min: u64) -> Option<u64> {
         if self.has_gap_ahead {
             return None;

@@ -1,22 +1,22 @@
-//! What a session's client is asked for, and for how long.
+//! What a session's client requests, and how long it tries.
 
 use std::time::{Duration, Instant};
 
 use crate::message::{Attach, AttachMode, Exec};
 
-/// What is asked of the guest.
+/// What the client requests of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// Run a command.
     Exec {
-        /// The command. Its offsets are filled in for each attempt.
+        /// The command. Each attempt fills in its offsets.
         exec: Box<Exec>,
-        /// Whether the caller chose the id, so that the command may have been started long ago.
+        /// Whether the user chose the id, so that an earlier client may have started the command.
         may_be_known: bool,
     },
-    /// Attach to a session that is there.
+    /// Attach to an existing session.
     Attach {
-        /// To which, and how. Its offsets are filled in for all attempts but the first.
+        /// The session and the mode. Each attempt but the first fills in its offsets.
         attach: Attach,
         /// Whether standard input will be sent.
         stdin: bool,
@@ -24,7 +24,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether this client acknowledges what it was given.
+    /// Whether this client acknowledges output.
     pub(super) fn is_owner(&self) -> bool {
         match self {
             Self::Exec { exec, .. } => !exec.detached,
@@ -40,13 +40,14 @@ impl Request {
     }
 }
 
-/// When the client gives up. `None` means that there is no limit.
+/// When the client gives up; `None` is never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// The guest must have answered the request for the first time by then.
+    /// When the guest must have answered the request for the first time.
     pub start: Option<Instant>,
-    /// How long the guest may be gone after a cut. A guest that refuses for now is there.
+    /// How long the guest may be unreachable after a cut. A guest that refuses for now is
+    /// reachable.
     pub absence_max: Option<Duration>,
-    /// The end must have come, and all output been handed on, by then.
+    /// When the command must have ended and all its output been passed on.
     pub end: Option<Instant>,
 }

@@ -1,24 +1,29 @@
-//! A session's client against a scripted guest and a clock that the test moves; against a guest
-//! that really keeps a session, see [`cuts`].
+//! Goal: a session's client retries, resumes and ends as documented. Method: a scripted guest, and
+//! a clock that the test moves. In [`cuts`] the guest keeps a real session.
 
 mod cuts;
 mod guest;
 
 use guest::{END, attached, exited, hello, started};
 
+use super::sending::{ANSWERS_LEN_MAX, SEND_AHEAD_LEN};
+use super::timing::LEAVE_MAX;
 use super::*;
 use crate::id::ExecId;
-use crate::message::{ByteString, Chunk, ExitStatus, Window};
+use crate::message::{
+    Ack, Attach, ByteString, Chunk, Exec, ExitAck, ExitStatus, FailCode, Gap, Message, Ping, Role,
+    SessionRef, SeverReason, Signal, Window,
+};
 use crate::version::{SUPPORTED, VersionRange};
 
 const START: Duration = Duration::from_secs(10);
 const ABSENCE: Duration = Duration::from_secs(60);
 
-/// A client, its clock, and what a guest would say.
+/// A client and its clock.
 struct Script {
     client: SessionClient,
     now: Instant,
-    /// What the client handed out, in words.
+    /// The client's events as texts.
     events: Vec<String>,
 }
 
@@ -41,7 +46,7 @@ impl Script {
         }
     }
 
-    /// Takes the connection that must be wanted now, and gives the request written to it.
+    /// Opens the connection that must be wanted now. Returns the request written to it.
     #[track_caller]
     fn connect(&mut self) -> Message {
         let want = self.client.poll(self.now);
@@ -77,7 +82,7 @@ impl Script {
         }
     }
 
-    /// Lets time pass until the client wants something else.
+    /// Moves the clock until the client wants something else.
     fn wait(&mut self) -> Duration {
         let until = match self.client.poll(self.now) {
             Want::Connect { until } | Want::Talk { until } | Want::Pause { until } => until,
@@ -175,7 +180,7 @@ fn sever(reason: SeverReason) -> Message {
     Message::Sever(crate::message::Sever { reason })
 }
 
-/// A script of a command that runs.
+/// A client whose command runs.
 fn running() -> Script {
     let mut script = Script::new(exec());
     script.connect();
@@ -202,7 +207,7 @@ fn the_end_follows_the_last_byte_that_was_handed_on() {
 }
 
 #[test]
-fn a_guest_that_does_not_take_the_thanks_is_not_waited_for() {
+fn an_exit_ack_that_cannot_be_written_is_not_waited_for() {
     let mut script = running();
     script.say(&[exited(0, 0)]);
     assert_eq!(script.wait(), LEAVE_MAX);
@@ -258,7 +263,7 @@ fn a_request_that_never_left_is_known_not_to_have_run() {
 }
 
 #[test]
-fn after_a_cut_it_goes_on_where_it_was() {
+fn after_a_cut_the_session_continues_where_it_was() {
     let mut script = running();
     script.say(&[stdout(0, b"ab"), sever(SeverReason::Quiesce)]);
     script.cut();
@@ -320,7 +325,7 @@ fn a_guest_that_stays_away_leaves_an_unknown_outcome() {
 }
 
 #[test]
-fn a_guest_that_cuts_every_connection_is_not_there() {
+fn a_guest_that_cuts_every_connection_counts_as_absent() {
     for said in [
         &[hello(), attached(0)][..],
         &[hello(), attached(0), stdout(0, b"")],
@@ -347,7 +352,7 @@ fn a_guest_that_cuts_every_connection_is_not_there() {
 }
 
 #[test]
-fn a_chunk_without_data_is_no_output() {
+fn an_empty_chunk_is_not_output() {
     let mut script = running();
     script.say(&[
         stdout(0, b""),
@@ -359,7 +364,7 @@ fn a_chunk_without_data_is_no_output() {
 }
 
 #[test]
-fn refusals_for_now_are_asked_again_and_those_for_good_are_not() {
+fn temporary_refusals_are_retried_and_final_ones_are_not() {
     for code in [FailCode::Refusing, FailCode::Limit] {
         let mut script = Script::new(exec());
         script.connect();
@@ -388,9 +393,9 @@ fn refusals_for_now_are_asked_again_and_those_for_good_are_not() {
     }
 }
 
-/// The refusal is about this copy of the request; an earlier one may have been taken.
+/// A refusal is about one copy of the request; the guest may have accepted an earlier one.
 #[test]
-fn a_refusal_does_not_speak_for_earlier_attempts() {
+fn a_refusal_says_nothing_about_earlier_attempts() {
     let mut script = Script::new(exec());
     script.connect();
     script.cut();
@@ -400,7 +405,7 @@ fn a_refusal_does_not_speak_for_earlier_attempts() {
 }
 
 #[test]
-fn a_session_that_runs_is_lost_in_different_ways() {
+fn each_way_to_lose_a_running_session_has_its_error() {
     let unknown = Fate::Started;
     for (code, text) in [
         (
@@ -410,7 +415,7 @@ fn a_session_that_runs_is_lost_in_different_ways() {
         ),
         (
             FailCode::NoSession,
-            format!("the guest knows the session no more; {unknown}"),
+            format!("the guest no longer knows the session; {unknown}"),
         ),
         (
             FailCode::Internal,
@@ -467,7 +472,7 @@ fn a_ping_is_answered() {
 }
 
 #[test]
-fn a_reader_that_stopped_stops_reading_and_is_no_silence_of_the_guest() {
+fn a_full_backlog_stops_reading_and_does_not_count_as_silence_of_the_guest() {
     let mut script = running();
     let chunk = vec![b'x'; 65_528];
     let mut offset = 0;
@@ -572,7 +577,7 @@ fn signals_and_sizes_reach_the_session_across_a_cut() {
 }
 
 #[test]
-fn gaps_are_announced_and_holes_are_not_believed() {
+fn gaps_are_reported_and_holes_are_refused() {
     let mut script = running();
     script.say(&[gap(0, 100), stdout(100, b"x"), exited(101, 0)]);
     assert_eq!(
@@ -610,7 +615,7 @@ fn gaps_are_announced_and_holes_are_not_believed() {
 }
 
 #[test]
-fn attaching_begins_where_the_session_is_and_goes_on_by_id() {
+fn attaching_begins_at_the_first_kept_byte_and_continues_by_id() {
     let mut script = Script::new(attach(AttachMode::Own));
     let Message::Attach(first) = script.connect() else {
         panic!("ATTACH")
@@ -676,9 +681,9 @@ fn waiting_takes_the_end_and_nothing_else() {
     ));
 }
 
-/// Answers wait for a guest that does not read, up to a limit; one that reads has more of them.
+/// Answers wait for a guest that does not read, up to a limit; a guest that reads gets all of them.
 #[test]
-fn a_guest_that_asks_and_does_not_read_is_answered_so_often() {
+fn answers_to_a_guest_that_does_not_read_have_a_limit() {
     let ping = Message::Ping(Ping { nonce: u64::MAX });
     let answer_len = Message::Pong(Ping { nonce: u64::MAX }).encode().len();
     let answers_max = ANSWERS_LEN_MAX.div_ceil(answer_len);
@@ -694,7 +699,7 @@ fn a_guest_that_asks_and_does_not_read_is_answered_so_often() {
         assert_eq!(held_len, answers_max * answer_len, "each is answered");
         script.say(&vec![ping.clone(); 1000]);
         assert_eq!(script.client.poll_output().len(), held_len, "and no more");
-        // Nor is there an acknowledgement, of which a later one says as much.
+        // No acknowledgement is queued either; a later one would repeat it.
         if is_attached {
             script.say(&[
                 stdout(0, &[b'x'; 1000]),
@@ -741,7 +746,7 @@ fn the_deadline_says_what_is_known() {
 }
 
 #[test]
-fn a_newer_guest_is_named() {
+fn the_error_says_which_versions_a_newer_guest_speaks() {
     let mut script = Script::new(exec());
     script.connect();
     let Message::Hello(mut newer) = hello() else {

@@ -1,12 +1,40 @@
-//! When a session's client tries again, and when it gives up.
+//! When a session's client retries, pings and gives up.
 
-use super::{
-    ANSWERS_LEN_MAX, Ack, Exited, Fate, Instant, Message, Request, SessionClient, SessionError,
-    Signal, State, Stream,
-};
+use std::time::{Duration, Instant};
+
+use super::error::{Fate, SessionError};
+use super::request::Request;
+use super::{SessionClient, State};
+use crate::message::{Exited, Message, Ping};
+
+/// How long the first attempt waits for HELLO. A guest that answered with HELLO has the request
+/// too, since both are sent in one write.
+pub const SILENCE_FIRST: Duration = Duration::from_secs(1);
+
+/// How long an attempt waits for HELLO at most. Each timeout doubles the wait of the next attempt
+/// up to this.
+pub const SILENCE_MAX: Duration = Duration::from_secs(4);
+
+/// Longest pause between two attempts that fail at once. The first retry has none.
+pub const PAUSE_MAX: Duration = Duration::from_millis(64);
+
+/// How long a guest may be quiet before the client sends a PING, and how long the answer may take.
+/// After that the connection counts as dead, even if the transport reports nothing.
+pub const QUIET_MAX: Duration = Duration::from_secs(10);
+
+/// How long the client waits by default for a guest to be reachable again after a cut. A guest that
+/// was cut for a snapshot waits as long for its host.
+pub const ABSENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Age from which the end of a connection counts as a new cut, and not as a repetition of the last
+/// one. A younger connection counts as well if it has brought anything.
+pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
+/// How long writing EXIT_ACK may take. The guest can do without it.
+pub(super) const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 impl SessionClient {
-    /// When the client gives up as things stand, and with what error.
+    /// When the client gives up in its present state, and with which error.
     fn limit(&self) -> Option<(Instant, SessionError)> {
         let end = |error| self.deadlines.end.map(|end| (end, error));
         let earlier = match &self.state {
@@ -35,7 +63,7 @@ impl SessionClient {
         }
     }
 
-    /// A guest that says "not now" until the deadline has given a reason.
+    /// The error at the deadline: the guest's latest refusal, if it only refused.
     fn refused_or_late(&self) -> SessionError {
         match &self.refusal {
             Some(fail) if self.started.is_none() => SessionError::Refused {
@@ -48,7 +76,7 @@ impl SessionClient {
         }
     }
 
-    /// What is known of the command: nothing as long as an ATTACH was not answered.
+    /// What is known about the command: nothing until an ATTACH is answered.
     pub(super) fn known_fate(&self) -> Option<Fate> {
         match &self.request {
             Request::Attach { .. } if self.started.is_none() => None,
@@ -56,7 +84,7 @@ impl SessionClient {
         }
     }
 
-    /// `at`, or when the client gives up if that is earlier.
+    /// The earlier of `at` and the time when the client gives up.
     pub(super) fn limited(&self, at: Instant) -> Instant {
         self.limit().map_or(at, |(limit, _)| limit.min(at))
     }
@@ -69,7 +97,7 @@ impl SessionClient {
         }
     }
 
-    /// The attempt failed: another one, after a pause that grows.
+    /// The attempt failed: makes another one after a pause, which doubles each time.
     pub(super) fn retry(&mut self, now: Instant) {
         self.refusal = None;
         if self.is_shutting_down {
@@ -78,38 +106,24 @@ impl SessionClient {
             return;
         }
         let at = now + self.pause;
-        self.grow_pause();
+        self.pause = (self.pause * 2).clamp(Duration::from_millis(1), PAUSE_MAX);
         self.set_state(State::Idle { at });
     }
 
-    /// Output that has come and was not handed on, of both streams.
+    /// Bytes of output of both streams that the driver has not passed on.
     pub(super) fn backlog(&self) -> u64 {
         let [stdout, stderr] = &self.outputs;
         stdout.backlog().saturating_add(stderr.backlog())
     }
 
-    /// Tells the guest what was handed on, of streams of which that is `len_min` bytes or more.
-    pub(super) fn send_acks(&mut self, len_min: u64) {
-        let has_room = self.unwritten_len() < ANSWERS_LEN_MAX;
-        if !self.is_attached() || !self.request.is_owner() || !has_room {
-            return;
-        }
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            if let Some(offset) = self.outputs[stream.index()].take_ack(len_min) {
-                Message::Ack(Ack { stream, offset }).encode_into(&mut self.out);
-            }
-        }
-    }
-
-    pub(super) fn send_signals(&mut self) {
-        if !self.is_attached() {
-            return;
-        }
-        for &number in self.signals.iter().skip(self.signals_sent) {
-            let session = None;
-            Message::Signal(Signal { session, number }).encode_into(&mut self.out);
-        }
-        self.signals_sent = self.signals.len();
+    /// Asks for a sign of life. The connection is quiet, so this also acknowledges all output that
+    /// was passed on and empties the guest's rings.
+    pub(super) fn ping(&mut self, now: Instant) {
+        self.ping_count += 1;
+        self.pinged_at = Some(now);
+        let nonce = self.ping_count;
+        Message::Ping(Ping { nonce }).encode_into(&mut self.out);
+        self.send_acks(1);
     }
 
     pub(super) fn finish(&mut self, result: Result<Exited, SessionError>) {

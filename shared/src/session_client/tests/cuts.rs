@@ -1,5 +1,6 @@
-//! The whole conversation cut at every byte, in either direction, aloud and silently. The command
-//! is started at most once, and what the client says is right or says that it does not know.
+//! Goal: a command is started at most once, and the client reports its true end or that it is
+//! unknown. Method: the conversation is cut at every byte of each direction, with and without
+//! notice.
 
 use super::guest::{END, GREETING, Guest};
 use super::*;
@@ -12,21 +13,21 @@ enum Way {
     ToHost,
 }
 
-/// How a connection goes down.
+/// How a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
-    /// Both ends see it.
+    /// Both ends see the close.
     Closed,
-    /// Nothing passes any more, and nobody is told.
+    /// Bytes are lost from now on, and neither end is told.
     Silent,
-    /// It is closed, and the guest is a new one that knows nothing.
+    /// It is closed, and a new guest without the session takes the old one's place.
     Rebooted,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     way: Way,
-    /// Bytes of this connection that still pass.
+    /// Number of bytes of this connection that still pass.
     after: usize,
     manner: Manner,
 }
@@ -35,13 +36,13 @@ struct World {
     client: SessionClient,
     guest: Guest,
     now: Instant,
-    /// What becomes of the connections, in order. Those behind the last one stay.
+    /// The ends of the connections, in order. Later connections are not cut.
     cuts: VecDeque<Cut>,
     passed: [usize; 2],
     is_down: bool,
     input: &'static [u8],
     output: [Vec<u8>; 2],
-    /// Starts that the client knew of, in guests that are no more.
+    /// Number of starts that the client saw, in guests that were replaced.
     start_count_before: u32,
 }
 
@@ -93,7 +94,7 @@ impl World {
         self.client.handle_connected(self.now);
     }
 
-    /// Moves what there is to be moved, and says whether there was anything.
+    /// Moves all pending bytes. Returns whether there were any.
     fn talk(&mut self) -> bool {
         let bytes = self.client.poll_output().to_vec();
         self.client.handle_written(bytes.len());
@@ -119,7 +120,7 @@ impl World {
         !(bytes.is_empty() && answer.is_empty() && room == 0)
     }
 
-    /// The end of a connection that is down, once nothing moves any more.
+    /// Ends a connection that is down, once no bytes move any more.
     fn go_down(&mut self) {
         self.is_down = false;
         let Some(cut) = self.cuts.pop_front() else {
@@ -177,7 +178,7 @@ impl World {
     }
 }
 
-/// Bytes of each direction when nothing is cut.
+/// Number of bytes of each direction without a cut.
 fn whole() -> [usize; 2] {
     let (result, world) = World::new(&[]).run();
     assert_eq!(result.unwrap().status, ExitStatus::Code(END));
@@ -200,8 +201,8 @@ fn check(cuts: &[Cut]) {
             let is_excused = cuts.iter().any(|cut| cut.manner == Manner::Rebooted);
             assert!(is_excused, "{cuts:?}: {error}");
             assert!(error.to_string().contains("unknown"), "{cuts:?}: {error}");
-            // Before the client has heard of a start, a guest that lost it looks like one that
-            // never had it; afterwards nothing is started again.
+            // Until the client has seen STARTED, it cannot tell a guest that lost the command from
+            // one that never had it. Afterwards it never starts the command again.
             let has_heard = world.output.iter().any(|bytes| !bytes.is_empty());
             assert!(starts == 1 || !has_heard, "{cuts:?}: {starts} starts");
         }

@@ -1,5 +1,5 @@
-//! A guest that keeps one command's session as the agent does, for tests: known by its id, started
-//! once, its output kept until it is acknowledged, its input taken once.
+//! A guest for tests that keeps one command's session as the agent does: it knows the command by id
+//! and starts it once, keeps output until it is acknowledged, and accepts each byte of input once.
 
 use std::collections::VecDeque;
 
@@ -15,7 +15,7 @@ use crate::version::SUPPORTED;
 /// The exit code of the command.
 pub(super) const END: u8 = 7;
 
-/// What the command says on standard error when it starts.
+/// What the command writes to standard error when it starts.
 pub(super) const GREETING: &[u8] = b"ready\n";
 
 pub(super) fn hello() -> Message {
@@ -68,12 +68,12 @@ pub(super) fn exited(stdout_end: u64, stderr_end: u64) -> Message {
     })
 }
 
-/// One output: everything from `start` on is kept.
+/// One output stream. Everything from `start` on is kept.
 #[derive(Debug, Default)]
 struct Ring {
     start: u64,
     bytes: VecDeque<u8>,
-    /// The next byte for the connection that is there.
+    /// Offset of the next byte for the open connection.
     cursor: u64,
 }
 
@@ -91,7 +91,8 @@ impl Ring {
     }
 }
 
-/// `cat` with a greeting on standard error, which exits with [`END`] at the end of its input.
+/// A guest whose command is `cat` with a greeting on standard error. It exits with [`END`] at the
+/// end of its input.
 #[derive(Debug, Default)]
 pub(super) struct Guest {
     pub(super) start_count: u32,
@@ -105,11 +106,11 @@ pub(super) struct Guest {
     out: Vec<u8>,
 }
 
-/// Input that it takes at once: little, so that credit matters.
+/// Credit for standard input, small so that the client has to wait for it.
 const CREDIT: u64 = 10;
 
 impl Guest {
-    /// A fresh connection. The earlier one is forgotten, and what was on its way is lost.
+    /// Accepts a fresh connection. The earlier one is dropped, and bytes in transit are lost.
     pub(super) fn connect(&mut self) {
         self.decoder = Decoder::new();
         self.is_attached = false;
@@ -126,7 +127,7 @@ impl Guest {
         self.decoder = decoder;
     }
 
-    /// What it sends now.
+    /// Takes what the guest sends now.
     pub(super) fn take_output(&mut self) -> Vec<u8> {
         if self.is_attached {
             for stream in [Stream::Stdout, Stream::Stderr] {
@@ -154,7 +155,7 @@ impl Guest {
         }
     }
 
-    /// Attaches the connection from these offsets on, which acknowledge what is before them.
+    /// Attaches the connection at these offsets, which acknowledge everything before them.
     fn attach(&mut self, from: [u64; 2]) -> Started {
         for (ring, from) in self.rings.iter_mut().zip(from) {
             ring.acknowledge(from);

@@ -1,12 +1,40 @@
-//! What the guest's frames mean for a session's client.
+//! How a session's client handles the guest's frames.
 
-use super::{
-    ANSWERS_LEN_MAX, Duration, Event, Fail, FailCode, Fate, Frame, Hello, Instant, LEAVE_MAX,
-    Message, Ping, Request, Role, SILENCE_FIRST, STREAM_OFFSET_LEN, SessionClient, SessionError,
-    SeverReason, Started, State, Stream,
+use std::time::Instant;
+
+use super::error::{Fate, SessionError};
+use super::request::Request;
+use super::sending::ANSWERS_LEN_MAX;
+use super::timing::{LEAVE_MAX, SILENCE_FIRST};
+use super::{SessionClient, State};
+use crate::frame::Frame;
+use crate::message::{
+    Chunk, ExitAck, Exited, Fail, FailCode, Gap, Hello, Message, Role, SeverReason, Started, Stream,
 };
 
-/// A frame, taken apart as far as that does not copy output.
+/// What the guest sent, for the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The command runs, or the client is attached, for the first time.
+    Started(Started),
+    /// The client is attached again after a cut.
+    Resumed(Started),
+    /// Output of the command.
+    Output {
+        /// Which of its streams.
+        stream: Stream,
+        /// The stream's next bytes.
+        bytes: &'a [u8],
+    },
+    /// Output that the guest no longer has.
+    Gap(Gap),
+    /// The guest is about to cut this connection. The driver need not react.
+    Severed(SeverReason),
+    /// The session ended, and all its output has come.
+    Exited(Exited),
+}
+
+/// A received frame. Output is not copied.
 enum Taken {
     Chunk {
         stream: Stream,
@@ -61,8 +89,8 @@ impl SessionClient {
         now: Instant,
     ) -> Result<Option<Event<'static>>, String> {
         match (&self.state, message) {
-            // A guest without a common version may not be able to say HELLO in ours, and a
-            // connection that was not even read yet is cut like any other.
+            // FAIL and SEVER may come before HELLO: a guest without a common version may be unable
+            // to send HELLO in ours, and it cuts connections that it has not read yet like others.
             (_, Message::Fail(fail)) => self.handle_fail(fail, now),
             (_, Message::Sever(sever)) => {
                 self.is_shutting_down |= sever.reason == SeverReason::Shutdown;
@@ -134,8 +162,8 @@ impl SessionClient {
         }
         let len = u64::try_from(len).map_err(|error| error.to_string())?;
         self.outputs[stream.index()].advance(offset, len)?;
-        // A chunk without data says nothing, so a guest that has no more to say than that between
-        // its cuts is not there.
+        // An empty chunk is not progress: a guest that sends nothing else between its cuts counts
+        // as absent.
         if len > 0 {
             self.note_progress();
         }
@@ -178,7 +206,7 @@ impl SessionClient {
         Ok(Some(Event::Started(started)))
     }
 
-    /// Goes on with both directions where the guest stands.
+    /// Continues both directions at the guest's offsets.
     fn resume(&mut self, started: &Started, is_first: bool, now: Instant) -> Result<(), String> {
         if self.request.wants_output() {
             self.outputs[0].restart(started.stdout_from, is_first)?;
@@ -202,7 +230,7 @@ impl SessionClient {
     }
 
     fn handle_fail(&mut self, fail: Fail, now: Instant) {
-        // This copy of the request did nothing.
+        // The guest did not act on this copy of the request.
         self.fate = self.fate_before;
         if matches!(fail.code, FailCode::Refusing | FailCode::Limit) {
             log::debug!(
@@ -221,14 +249,12 @@ impl SessionClient {
         self.finish(Err(error));
     }
 
-    /// Whether the request that is out is an EXEC, and not an ATTACH; see
-    /// [`flight`](SessionClient::flight).
+    /// Whether [`flight`](SessionClient::flight) is an EXEC, not an ATTACH.
     const fn asks_for_a_start(&self) -> bool {
         matches!(self.request, Request::Exec { .. }) && self.started.is_none()
     }
 
-    /// Ends the client well once EXITED has come, all output is handed on, and the guest has been
-    /// told so.
+    /// Finishes the client once EXITED came, all output was passed on, and EXIT_ACK was written.
     pub(super) fn leave_if_done(&mut self, now: Instant) {
         let backlog = self.backlog();
         let State::Leaving {
@@ -247,7 +273,7 @@ impl SessionClient {
             *until = Some(now + LEAVE_MAX);
             if self.request.is_owner() {
                 let session = exited.session;
-                Message::ExitAck(super::ExitAck { session }).encode_into(&mut self.out);
+                Message::ExitAck(ExitAck { session }).encode_into(&mut self.out);
             }
         }
         let is_late = until.is_some_and(|until| now >= until);
@@ -255,35 +281,17 @@ impl SessionClient {
             self.finish(Ok(exited));
         }
     }
-
-    /// Asks for a sign of life. Nothing else being on the way, it is also the time to tell the
-    /// guest of everything that was handed on, so that its rings are empty.
-    pub(super) fn ping(&mut self, now: Instant) {
-        self.ping_count += 1;
-        self.pinged_at = Some(now);
-        let nonce = self.ping_count;
-        Message::Ping(Ping { nonce }).encode_into(&mut self.out);
-        self.send_acks(1);
-    }
-
-    /// Doubles the pause before the attempt after the next one.
-    pub(super) fn grow_pause(&mut self) {
-        self.pause = (self.pause * 2).clamp(Duration::from_millis(1), super::PAUSE_MAX);
-    }
 }
 
 fn take(frame: Frame<'_>) -> Result<Taken, String> {
     for stream in [Stream::Stdout, Stream::Stderr] {
         if frame.kind == stream.frame_kind() {
-            let kind = frame.kind;
-            let (offset, bytes) = frame
-                .payload
-                .split_first_chunk::<STREAM_OFFSET_LEN>()
-                .ok_or_else(|| format!("{kind} payload is shorter than its offset"))?;
+            let (offset, bytes) = Chunk::parse(frame).map_err(|error| error.to_string())?;
+            let len = bytes.len();
             return Ok(Taken::Chunk {
                 stream,
-                offset: u64::from_le_bytes(*offset),
-                len: bytes.len(),
+                offset,
+                len,
             });
         }
     }
