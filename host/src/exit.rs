@@ -13,7 +13,7 @@ pub enum Exit {
     /// All of it was done and proven.
     Success,
     /// A defect of this program or a fault of this machine that has no code of its own.
-    Defect,
+    Internal,
     /// The command line asks for something that cannot be.
     Usage,
     /// The snapshot or the image is missing, damaged, or made for something newer.
@@ -83,7 +83,7 @@ impl Table {
 const fn general_code(exit: Exit) -> u8 {
     match exit {
         Exit::Success => 0,
-        Exit::Defect => 1,
+        Exit::Internal => 1,
         Exit::Usage => 2,
         Exit::Artifact => 3,
         Exit::Version => 4,
@@ -102,7 +102,7 @@ const fn probe_code(exit: Exit) -> u8 {
         Exit::Guest | Exit::Hooks | Exit::NotRunnable | Exit::NotFound => 1,
         Exit::Usage => 3,
         Exit::OutputClosed => 141,
-        Exit::Defect
+        Exit::Internal
         | Exit::Artifact
         | Exit::Version
         | Exit::Start
@@ -118,7 +118,7 @@ const fn exec_code(exit: Exit) -> u8 {
         Exit::NotRunnable => 126,
         Exit::NotFound => 127,
         Exit::OutputClosed => 141,
-        Exit::Defect
+        Exit::Internal
         | Exit::Usage
         | Exit::Artifact
         | Exit::Version
@@ -179,7 +179,7 @@ mod tests {
 
     const ALL: [Exit; 13] = [
         Exit::Success,
-        Exit::Defect,
+        Exit::Internal,
         Exit::Usage,
         Exit::Artifact,
         Exit::Version,

@@ -77,15 +77,15 @@ points! {
     /// The clone runs and has no name.
     LoadAfter = "load.after", Start;
     /// The VM's lock is not held yet.
-    LockBefore = "lock.before", Defect;
+    LockBefore = "lock.before", Internal;
     /// The VM's lock is held.
-    LockAfter = "lock.after", Defect;
+    LockAfter = "lock.after", Internal;
     /// What an interrupted snapshot left is about to be put right.
     ConvergeBefore = "converge.before", Start;
     /// The guest knows of nothing.
     QuiesceBefore = "quiesce.before", Guest;
     /// QUIESCE was written, its answer not read.
-    QuiesceSent = "quiesce.sent", Defect;
+    QuiesceSent = "quiesce.sent", Internal;
     /// The guest is silent, and its vCPUs run.
     PauseBefore = "pause.before", Start;
     /// The vCPUs stand still.
@@ -101,25 +101,25 @@ points! {
     /// No REBIND was written.
     RebindBefore = "rebind.before", Guest;
     /// A REBIND was written, its answer not read.
-    RebindSent = "rebind.sent", Defect;
+    RebindSent = "rebind.sent", Internal;
     /// REBOUND was read.
     RebindAfter = "rebind.after", Guest;
     /// The guest has its name, and no PROBE was written.
     ProbeBefore = "probe.before", Guest;
     /// A PROBE was written, its answer not read.
-    ProbeSent = "probe.sent", Defect;
+    ProbeSent = "probe.sent", Internal;
     /// PROBED was read.
     ProbeAfter = "probe.after", Guest;
     /// The VM is ready, and `state.json` does not say so.
-    PublishState = "publish.state", Defect;
+    PublishState = "publish.state", Internal;
     /// `state.json` says that the VM is ready, and it still ends with this command.
-    PublishRelease = "publish.release", Defect;
+    PublishRelease = "publish.release", Internal;
     /// The draft has no manifest.
     PublishBefore = "publish.before", Artifact;
     /// The draft is complete and has not its name.
     PublishRename = "publish.rename", Artifact;
     /// There is an artifact, and its source runs that is to end.
-    StopBefore = "stop.before", Defect;
+    StopBefore = "stop.before", Internal;
     /// A supervisor is in the VM directory, and holds nothing. This point and those below are its
     /// own.
     SupervisorStarted = "supervisor.started", Start;
@@ -130,17 +130,17 @@ points! {
     /// The command knows which process the VMM is.
     SupervisorReported = "supervisor.reported", Start;
     /// The VM is in use, and the supervisor's threads are not started.
-    SupervisorKept = "supervisor.kept", Defect;
+    SupervisorKept = "supervisor.kept", Internal;
     /// The thread that writes the workload's output down has not connected to the guest.
-    SupervisorScribe = "supervisor.scribe", Defect;
+    SupervisorScribe = "supervisor.scribe", Internal;
     /// The thread of the health check has not looked at the guest.
-    SupervisorHealth = "supervisor.health", Defect;
+    SupervisorHealth = "supervisor.health", Internal;
     /// The VMM was reaped, and how it ended is not written down.
-    SupervisorReaped = "supervisor.reaped", Defect;
+    SupervisorReaped = "supervisor.reaped", Internal;
     /// How the VMM ended is written down.
-    SupervisorRecorded = "supervisor.recorded", Defect;
+    SupervisorRecorded = "supervisor.recorded", Internal;
     /// The VM's command has died, and with it the VMM; the directory is still there.
-    SupervisorRemove = "supervisor.remove", Defect;
+    SupervisorRemove = "supervisor.remove", Internal;
 }
 
 /// What a point does.

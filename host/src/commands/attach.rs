@@ -28,7 +28,7 @@ pub fn run(command: &AttachCommand) -> Result<u8, Failure> {
     let stdin = io::stdin();
     let mut terminal = match forwards_input {
         true => Terminal::of(stdin.as_fd())
-            .or_fail(Exit::Defect, || "cannot use the terminal".to_owned())?,
+            .or_fail(Exit::Internal, || "cannot use the terminal".to_owned())?,
         false => None,
     };
     let target = Target::find(command.into(), command.state_dir.as_deref())?;

@@ -154,7 +154,7 @@ impl Report {
         let answer = ask(&target.endpoint, Request::Info, &target.watch(deadline))?;
         let Message::Info(info) = answer.message else {
             let text = "the exchange ended with another frame than INFO";
-            return Err(Failure::new(Exit::Defect, text));
+            return Err(Failure::new(Exit::Internal, text));
         };
         let Info {
             agent_version,

@@ -98,7 +98,7 @@ pub fn run(command: &Doctor) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(
-        Exit::Defect,
+        Exit::Internal,
         "no VMM can run here; see what is missing above",
     ))
 }

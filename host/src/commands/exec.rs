@@ -83,7 +83,7 @@ pub fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals, Failur
         wanted.extend([Signal::SIGTSTP, Signal::SIGCONT]);
     }
     let taken = Signals::take(&wanted);
-    taken.or_fail(Exit::Defect, || "cannot take signals".to_owned())
+    taken.or_fail(Exit::Internal, || "cannot take signals".to_owned())
 }
 
 /// What the client's error means, with who was asked where that is not the point.
@@ -149,7 +149,7 @@ fn terminal(command: &ExecCommand) -> Result<Option<Terminal>, Failure> {
         return Ok(None);
     }
     let terminal = Terminal::of(io::stdin().as_fd());
-    let terminal = terminal.or_fail(Exit::Defect, || "cannot use the terminal".to_owned())?;
+    let terminal = terminal.or_fail(Exit::Internal, || "cannot use the terminal".to_owned())?;
     if terminal.is_none() {
         return Err(Failure::usage(
             "the input device is not a TTY: with -t and -i standard input must be a terminal; \
@@ -176,7 +176,7 @@ fn request(
         ));
     }
     let argv = argv.into_iter().map(|word| string(word.into_vec()));
-    let drawn = random::exec_id().or_fail(Exit::Defect, || "cannot name the request".to_owned());
+    let drawn = random::exec_id().or_fail(Exit::Internal, || "cannot name the request".to_owned());
     let mut environment = Environment::collect(&command.env_file, &command.env)?;
     if command.tty {
         environment.pass_on("TERM");

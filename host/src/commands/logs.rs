@@ -133,7 +133,7 @@ impl Printer {
             Ok(inotify)
         });
         Ok(Self {
-            inotify: inotify.or_fail(Exit::Defect, || {
+            inotify: inotify.or_fail(Exit::Internal, || {
                 format!("cannot watch {}", dir.path().display())
             })?,
             dir,
@@ -177,7 +177,7 @@ impl Printer {
     fn begin(&mut self, tail: Option<u64>) -> Result<(), Failure> {
         let view = View::open(&self.dir)?;
         let place = match tail {
-            Some(count) => view.tail(count).or_fail(Exit::Defect, cannot_read)?,
+            Some(count) => view.tail(count).or_fail(Exit::Internal, cannot_read)?,
             None => view.start(),
         };
         self.place = place;
@@ -190,7 +190,7 @@ impl Printer {
         let mut buffer = vec![0; BLOCK_LEN];
         loop {
             let read = view.read(self.place, &mut buffer);
-            let (place, len) = read.or_fail(Exit::Defect, cannot_read)?;
+            let (place, len) = read.or_fail(Exit::Internal, cannot_read)?;
             if place > self.place {
                 let count = place - self.place;
                 log::warn!("{count} bytes were dropped from the log before they could be printed");
@@ -236,7 +236,7 @@ impl Printer {
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         match ppoll(&mut fds, left.map(TimeSpec::from), None) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Failure::new(Exit::Defect, errno)),
+            Err(errno) => return Err(Failure::new(Exit::Internal, errno)),
         }
         let [has_ended, has_changed, is_unread] = fds.map(|fd| fd.any().unwrap_or(true));
         if is_unread {
@@ -269,14 +269,14 @@ struct StandIn {
 impl StandIn {
     fn start(dir: &VmDir) -> Result<Self, Failure> {
         let (ended, alive) =
-            io::pipe().or_fail(Exit::Defect, || "cannot make a pipe".to_owned())?;
+            io::pipe().or_fail(Exit::Internal, || "cannot make a pipe".to_owned())?;
         let dir = dir.clone();
         let thread = thread::Builder::new().spawn(move || {
             let result = write_down(&dir);
             drop(alive);
             result
         });
-        let thread = thread.or_fail(Exit::Defect, || "cannot start a thread".to_owned())?;
+        let thread = thread.or_fail(Exit::Internal, || "cannot start a thread".to_owned())?;
         Ok(Self { thread, ended })
     }
 
@@ -287,7 +287,7 @@ impl StandIn {
             Ok(Ok(None)) => Ok(()),
             Ok(Err(failure)) => Err(failure),
             Err(_) => Err(Failure::new(
-                Exit::Defect,
+                Exit::Internal,
                 "a thread of this program failed",
             )),
         }
@@ -316,7 +316,7 @@ fn judge(end: End) -> Result<(), Failure> {
             };
             Err(Failure::new(exit, error))
         }
-        End::Unreachable(error) => Err(Failure::new(Exit::Defect, error)),
+        End::Unreachable(error) => Err(Failure::new(Exit::Internal, error)),
     }
 }
 
@@ -341,7 +341,7 @@ fn write_out(bytes: &[u8], deadline: Option<Instant>) -> Result<(), Failure> {
     let exit = match &written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Exit::Deadline,
-        _ => Exit::Defect,
+        _ => Exit::Internal,
     };
     written.or_fail(exit, || "cannot write to standard output".to_owned())
 }

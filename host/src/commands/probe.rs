@@ -115,7 +115,7 @@ fn probe(
     match answer.message {
         Message::Probed(probed) => Ok((probed, answer)),
         _ => Err(Failure::new(
-            Exit::Defect,
+            Exit::Internal,
             "the exchange ended with another frame than PROBED",
         )),
     }

@@ -45,7 +45,7 @@ fn info(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Info, Failure> {
         Message::Info(info) => Ok(info),
         _ => {
             let text = "the exchange ended with another frame than INFO";
-            Err(Failure::new(Exit::Defect, text))
+            Err(Failure::new(Exit::Internal, text))
         }
     }
 }
@@ -62,7 +62,7 @@ fn all(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Vec<SessionInfo>, Failu
         )?;
         let Message::Sessions(page) = answer.message else {
             let text = "the exchange ended with another frame than SESSIONS";
-            return Err(Failure::new(Exit::Defect, text));
+            return Err(Failure::new(Exit::Internal, text));
         };
         let is_last = !page.more || page.sessions.is_empty();
         sessions.extend(page.sessions);

@@ -119,7 +119,7 @@ fn settle(dir: &VmDir) -> Result<(), Failure> {
     let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
     if dir.supervisor_lock(deadline)?.is_none() {
         let text = "the VM's supervisor does not end; see supervisor.log in its directory";
-        return Err(Failure::new(Exit::Defect, text));
+        return Err(Failure::new(Exit::Internal, text));
     }
     dir.remove_sockets();
     Ok(())

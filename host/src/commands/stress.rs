@@ -101,7 +101,7 @@ pub fn make_room(parallel: u32, what: &str) -> Result<(), Failure> {
 /// What takes all output and keeps none.
 pub fn open_sink() -> Result<File, Failure> {
     let opened = OpenOptions::new().write(true).open("/dev/null");
-    opened.or_fail(Exit::Defect, || "cannot open /dev/null".to_owned())
+    opened.or_fail(Exit::Internal, || "cannot open /dev/null".to_owned())
 }
 
 /// Checks a number that the user gave for `option`: 1 to `count_max`.
@@ -234,7 +234,7 @@ pub fn run_once(
         Outcome::Exited(exited) => Failed::of_end(&exited).map_or(Ok(exited), Err),
         Outcome::Started(_) => Err(Failed {
             kind: "this machine".to_owned(),
-            exit: Exit::Defect,
+            exit: Exit::Internal,
             text: "the session was left before its end".to_owned(),
         }),
     }
@@ -327,7 +327,7 @@ impl Tally {
         let mut tally = Self::default();
         tally.fail(Failed {
             kind: "this machine".to_owned(),
-            exit: Exit::Defect,
+            exit: Exit::Internal,
             text: text.to_owned(),
         });
         tally

@@ -58,7 +58,7 @@ pub fn run(command: &WaitCommand) -> Result<u8, Failure> {
             code
         }
         Outcome::Started(_) => Err(Failure::new(
-            Exit::Defect,
+            Exit::Internal,
             "the wait ended before its session",
         )),
     }

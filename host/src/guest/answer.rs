@@ -106,7 +106,7 @@ pub const fn exit_of(error: &AskError) -> Exit {
             | ExchangeError::Protocol { .. },
         ) => Exit::Guest,
         AskErrorReason::VmmEnded => Exit::VmmEnded,
-        AskErrorReason::Connection(_) | AskErrorReason::Local(_) => Exit::Defect,
+        AskErrorReason::Connection(_) | AskErrorReason::Local(_) => Exit::Internal,
     }
 }
 

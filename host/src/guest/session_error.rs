@@ -50,7 +50,7 @@ impl ClientError {
             Self::VmmEnded(_) => Exit::VmmEnded,
             Self::Interrupted(_) => Exit::Guest,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
-            Self::Connection(..) | Self::Output(_) | Self::Local(_) => Exit::Defect,
+            Self::Connection(..) | Self::Output(_) | Self::Local(_) => Exit::Internal,
         }
     }
 }

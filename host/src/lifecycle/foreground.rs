@@ -36,7 +36,7 @@ impl Signals {
         let taken = block_signals();
         taken
             .map(Self)
-            .or_fail(Exit::Defect, || "cannot take signals".to_owned())
+            .or_fail(Exit::Internal, || "cannot take signals".to_owned())
     }
 }
 
@@ -47,7 +47,7 @@ pub fn stay(
     endpoint: &Endpoint,
     process: &OwnedFd,
 ) -> Result<(), Failure> {
-    let local = |error: io::Error| Failure::new(Exit::Defect, error);
+    let local = |error: io::Error| Failure::new(Exit::Internal, error);
     let has_ended = await_end(&signals.0, process).map_err(local)?;
     notify(STOPPING);
     if !has_ended {
@@ -56,7 +56,7 @@ pub fn stay(
         if let Err(failure) = power_off(endpoint, &watch) {
             log::warn!("the guest does not power off by itself: {failure}");
             let ordered = supervisor.order(Order::End);
-            ordered.or_fail(Exit::Defect, || "the VM's supervisor is gone".to_owned())?;
+            ordered.or_fail(Exit::Internal, || "the VM's supervisor is gone".to_owned())?;
         }
         supervisor.await_ended(&Watch::until(Instant::now() + KILL_TIMEOUT))?;
         return supervisor.join().map_err(local);

@@ -40,7 +40,7 @@ impl Naming {
         identity: Identity,
     ) -> Result<Self, Failure> {
         let generation =
-            random::generation().or_fail(Exit::Defect, || "cannot draw a name".to_owned())?;
+            random::generation().or_fail(Exit::Internal, || "cannot draw a name".to_owned())?;
         Ok(Self {
             generation,
             parent,
@@ -92,7 +92,7 @@ pub fn prove(
 /// The request that names a guest, with fresh entropy.
 pub fn rebind_request(naming: &Naming) -> Result<Request, Failure> {
     let entropy =
-        random::bytes::<32>().or_fail(Exit::Defect, || "cannot draw entropy".to_owned())?;
+        random::bytes::<32>().or_fail(Exit::Internal, || "cannot draw entropy".to_owned())?;
     Ok(Request::Rebind(Rebind {
         generation: naming.generation,
         cause: naming.cause,
@@ -167,7 +167,7 @@ fn counted(
 /// The exchange only ends well with the frame that completes its request.
 fn unexpected(message: &Message) -> Failure {
     Failure::new(
-        Exit::Defect,
+        Exit::Internal,
         format!("the exchange ended with {}", message.kind()),
     )
 }

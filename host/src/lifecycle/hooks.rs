@@ -46,7 +46,7 @@ pub fn run(
     record: &mut Record,
 ) -> Result<(), Failure> {
     record.begin(Phase::Hooks);
-    let token = random::token().or_fail(Exit::Defect, || "cannot draw a token".to_owned())?;
+    let token = random::token().or_fail(Exit::Internal, || "cannot draw a token".to_owned())?;
     let request = Request::Hooks(Hooks {
         token,
         stage,
@@ -65,7 +65,7 @@ pub fn run(
             Message::Hooked(hooked) => hooked.hooks,
             other => {
                 let text = format!("the exchange ended with {}", other.kind());
-                return Err(Failure::new(Exit::Defect, text));
+                return Err(Failure::new(Exit::Internal, text));
             }
         },
         Err(error) if is_unknown(&error) => {

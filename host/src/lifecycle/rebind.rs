@@ -44,7 +44,9 @@ pub fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
     let path = dir.file(FILE);
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.or_fail(Exit::Defect, || format!("cannot remove {}", path.display())),
+        removed => removed.or_fail(Exit::Internal, || {
+            format!("cannot remove {}", path.display())
+        }),
     }
 }
 
@@ -108,7 +110,7 @@ pub fn rebind_pending(
         let answer = ask(rebind_request(&naming)?)?;
         if !matches!(answer.message, Message::Rebound(_)) {
             let text = format!("the exchange ended with {}", answer.message.kind());
-            return Err(Failure::new(Exit::Defect, text));
+            return Err(Failure::new(Exit::Internal, text));
         }
         vm.state.generation = Some(naming.generation);
         vm.state.agent_version = Some(answer.hello.version);

@@ -234,7 +234,7 @@ fn hold_signals() -> Result<(), Failure> {
         mask.add(signal);
     }
     mask.thread_block()
-        .or_fail(Exit::Defect, || "cannot hold signals back".to_owned())
+        .or_fail(Exit::Internal, || "cannot hold signals back".to_owned())
 }
 
 /// A snapshot under way.

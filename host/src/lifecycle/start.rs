@@ -118,7 +118,7 @@ pub fn judge(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Result<(), Fail
 /// A context id that is most likely free on this host: there are two thousand million of them.
 /// Those below 1024 are left to people.
 pub fn draw_cid() -> Result<u32, Failure> {
-    let drawn = random::bytes::<4>().or_fail(Exit::Defect, || "cannot draw a CID".to_owned())?;
+    let drawn = random::bytes::<4>().or_fail(Exit::Internal, || "cannot draw a CID".to_owned())?;
     let cid = u32::from_be_bytes(drawn) & 0x7fff_ffff;
     Ok(cid.max(1024))
 }

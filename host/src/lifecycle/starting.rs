@@ -105,7 +105,10 @@ impl Provisional {
             (Some(supervisor), Some(process)) => {
                 foreground::stay(signals, supervisor, &self.endpoint, &process)
             }
-            _ => Err(Failure::new(Exit::Defect, "a VM came up without a process")),
+            _ => Err(Failure::new(
+                Exit::Internal,
+                "a VM came up without a process",
+            )),
         }
     }
 
@@ -213,7 +216,7 @@ impl Provisional {
         self.state = Some(state);
         let for_calls = pidfd.try_clone();
         self.process = Some(pidfd);
-        let for_calls = for_calls.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())?;
+        let for_calls = for_calls.or_fail(Exit::Internal, || "cannot copy a pidfd".to_owned())?;
         reach(Point::SpawnWritten)?;
         let socket = self.dir.file(API_SOCKET);
         let vmm = crate::vmm::await_and_connect(
@@ -254,7 +257,7 @@ impl Provisional {
         let machine_id = plan.machine_id.choose();
         Ok(Identity {
             hostname,
-            machine_id: machine_id.or_fail(Exit::Defect, || "cannot draw an id".to_owned())?,
+            machine_id: machine_id.or_fail(Exit::Internal, || "cannot draw an id".to_owned())?,
             network: plan.network.clone(),
         })
     }
@@ -277,12 +280,12 @@ impl Provisional {
                     Some(process) if at_once.readable(process).is_ok() => {
                         Failure::new(Exit::VmmEnded, "the VMM ended")
                     }
-                    _ => Failure::new(Exit::Defect, error)
+                    _ => Failure::new(Exit::Internal, error)
                         .context("the VM's supervisor is gone".to_owned()),
                 }
             }),
             None => Err(Failure::new(
-                Exit::Defect,
+                Exit::Internal,
                 "a VM came up without a supervisor",
             )),
         }

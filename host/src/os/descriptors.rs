@@ -16,7 +16,7 @@ const BASE: u64 = 64;
 /// With `what` needs them when the hard limit is lower.
 pub fn make_room(count: u64, what: &str) -> Result<(), Failure> {
     let needed = count.saturating_add(BASE);
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).or_fail(Exit::Defect, || {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).or_fail(Exit::Internal, || {
         "cannot read the limit of open files".to_owned()
     })?;
     if soft >= needed {
@@ -29,6 +29,7 @@ pub fn make_room(count: u64, what: &str) -> Result<(), Failure> {
         );
         return Err(Failure::usage(text));
     }
-    setrlimit(Resource::RLIMIT_NOFILE, needed, hard)
-        .or_fail(Exit::Defect, || format!("cannot allow {needed} open files"))
+    setrlimit(Resource::RLIMIT_NOFILE, needed, hard).or_fail(Exit::Internal, || {
+        format!("cannot allow {needed} open files")
+    })
 }

@@ -139,14 +139,16 @@ pub fn kill_process(process: &OwnedFd) -> Result<(), Failure> {
         return Ok(());
     }
     let text = "the VMM does not end when it is killed";
-    Err(Failure::new(Exit::Defect, text))
+    Err(Failure::new(Exit::Internal, text))
 }
 
 /// Sends a signal to the VMM behind `process`. One that has ended needs none.
 pub fn send_signal(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
     match pidfd::send_signal(process.as_fd(), signal as i32) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        result => result.or_fail(Exit::Defect, || format!("cannot send {signal} to the VMM")),
+        result => result.or_fail(Exit::Internal, || {
+            format!("cannot send {signal} to the VMM")
+        }),
     }
 }
 

@@ -84,7 +84,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
     let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
     let exit = match &written {
         Err(error) if is_closed(error) => Exit::OutputClosed,
-        _ => Exit::Defect,
+        _ => Exit::Internal,
     };
     written.or_fail(exit, || "cannot write to standard output".to_owned())
 }

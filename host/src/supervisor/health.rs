@@ -97,7 +97,7 @@ impl Ward {
             vm: dir.running()?,
             check,
             health: Health::new(),
-            null: null.or_fail(Exit::Defect, || "cannot open /dev/null".to_owned())?,
+            null: null.or_fail(Exit::Internal, || "cannot open /dev/null".to_owned())?,
         })
     }
 
@@ -155,7 +155,7 @@ impl Ward {
     /// Runs the command; `None` when the VMM has ended.
     fn ask(&self) -> Result<Option<Outcome>, Failure> {
         let id = random::exec_id();
-        let id = id.or_fail(Exit::Defect, || "cannot name a request".to_owned())?;
+        let id = id.or_fail(Exit::Internal, || "cannot name a request".to_owned())?;
         let words = self
             .check
             .argv

@@ -109,7 +109,7 @@ impl Writer {
 
     fn run(mut self) -> Result<End, Failure> {
         let process = self.vm.process.try_clone();
-        let process = process.map_err(|error| Failure::new(crate::exit::Exit::Defect, error))?;
+        let process = process.map_err(|error| Failure::new(crate::exit::Exit::Internal, error))?;
         let watch = Watch::with_process(Instant::now() + NO_LIMIT, Some(process.as_fd()));
         let endpoint = self.endpoint.clone();
         loop {

@@ -160,7 +160,7 @@ impl From<VmDirError> for Failure {
             | VmDirError::NoSuchVm { .. } => Exit::Usage,
             VmDirError::NotRunning { .. } => Exit::VmmEnded,
             VmDirError::Busy { .. } => Exit::Deadline,
-            VmDirError::File { .. } | VmDirError::Json(_) => Exit::Defect,
+            VmDirError::File { .. } | VmDirError::Json(_) => Exit::Internal,
         };
         Self::new(exit, error)
     }

@@ -71,7 +71,7 @@ pub fn end_stray(dir: &VmDir, lock: &Lock, deadline: Instant) -> Result<(), Fail
     }
     let strays = find_in(dir.path(), &launch.args);
     let looked = || format!("cannot look for what was left in {}", dir.path().display());
-    for stray in strays.or_fail(Exit::Defect, looked)? {
+    for stray in strays.or_fail(Exit::Internal, looked)? {
         log::warn!("killing a VMM that was left in {}", dir.path().display());
         kill_process(&stray)?;
     }

@@ -128,7 +128,7 @@ pub fn nic(argument: &NicArgument, has_mmds: bool) -> Result<Nic, Failure> {
         Some(mac) => mac,
         None => {
             let drawn = random::bytes();
-            let drawn = drawn.or_fail(Exit::Defect, || "cannot draw a MAC address".to_owned())?;
+            let drawn = drawn.or_fail(Exit::Internal, || "cannot draw a MAC address".to_owned())?;
             MacAddress::from_random(drawn)
         }
     };

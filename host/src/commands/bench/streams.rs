@@ -100,7 +100,7 @@ impl Flow<'_> {
         let zeros = memory_file("zeros")?;
         zeros
             .set_len(self.len)
-            .or_fail(Exit::Defect, || "cannot make standard input".to_owned())?;
+            .or_fail(Exit::Internal, || "cannot make standard input".to_owned())?;
         let mut answer = memory_file("count")?;
         let sink = open_sink()?;
         let streams = Streams {
@@ -127,7 +127,7 @@ impl Flow<'_> {
     ) -> Result<shared::message::Exited, Failure> {
         let words = words.iter().filter_map(|word| ByteString::new(*word));
         let id = random::exec_id();
-        let id = id.or_fail(Exit::Defect, || "cannot name the request".to_owned())?;
+        let id = id.or_fail(Exit::Internal, || "cannot name the request".to_owned())?;
         let exec = Exec::new(id, words.collect());
         run_once(self.target, exec, streams, self.deadline)
             .map_err(|failed| Failure::new(failed.exit, failed.text))
@@ -146,6 +146,6 @@ impl Flow<'_> {
 /// A file that only this process has.
 fn memory_file(name: &str) -> Result<File, Failure> {
     let made = memfd_create(name, MFdFlags::MFD_CLOEXEC);
-    let made = made.or_fail(Exit::Defect, || "cannot make a file in memory".to_owned())?;
+    let made = made.or_fail(Exit::Internal, || "cannot make a file in memory".to_owned())?;
     Ok(made.into())
 }

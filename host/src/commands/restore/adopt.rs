@@ -67,7 +67,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     let identity = Identity {
         // The VM has no name here that could serve as one.
         hostname: command.hostname.clone(),
-        machine_id: drawn.or_fail(Exit::Defect, || "cannot draw an id".to_owned())?,
+        machine_id: drawn.or_fail(Exit::Internal, || "cannot draw an id".to_owned())?,
         network,
     };
     record.set_identity(&identity);
@@ -163,7 +163,7 @@ fn reach(
         None
     });
     let for_calls = process.as_ref().map(OwnedFd::try_clone).transpose();
-    let for_calls = for_calls.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())?;
+    let for_calls = for_calls.or_fail(Exit::Internal, || "cannot copy a pidfd".to_owned())?;
     Ok((connect(kind, socket, for_calls, deadline)?, process))
 }
 

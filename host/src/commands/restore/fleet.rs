@@ -163,7 +163,7 @@ fn seats(
         Some(name) => name.clone(),
         None => {
             let drawn = random::bytes();
-            VmName::generated(drawn.or_fail(Exit::Defect, || "cannot draw a name".to_owned())?)
+            VmName::generated(drawn.or_fail(Exit::Internal, || "cannot draw a name".to_owned())?)
         }
     };
     let seat = |number: usize| -> Result<Seat, Failure> {
@@ -263,7 +263,8 @@ fn in_parallel<W: Send, T: Send>(
             .map(thread::ScopedJoinHandle::join)
             .collect()
     });
-    let ends = joined.map_err(|_| Failure::new(Exit::Defect, "a thread of this program failed"))?;
+    let ends =
+        joined.map_err(|_| Failure::new(Exit::Internal, "a thread of this program failed"))?;
     let mut ends: Vec<_> = ends.into_iter().flatten().collect();
     ends.sort_by_key(|(number, _)| *number);
     Ok(ends.into_iter().map(|(_, end)| end).collect())
@@ -400,6 +401,6 @@ mod tests {
         let failed = in_parallel(2, [(0, 1), (1, 2)].into_iter(), |item: i32| {
             assert_ne!(item, 2, "meant to fail");
         });
-        assert_eq!(failed.unwrap_err().exit(), Exit::Defect);
+        assert_eq!(failed.unwrap_err().exit(), Exit::Internal);
     }
 }

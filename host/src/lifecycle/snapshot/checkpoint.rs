@@ -46,7 +46,7 @@ pub(super) fn wait(
             }
             other => {
                 let text = format!("the exchange ended with {}", other.kind());
-                Err(Failure::new(Exit::Defect, text))
+                Err(Failure::new(Exit::Internal, text))
             }
         },
         Err(error) => {

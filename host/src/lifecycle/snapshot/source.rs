@@ -194,7 +194,7 @@ impl Source {
         policy: Policy,
         record: &mut Record,
     ) -> Result<(Hello, Connection), Failure> {
-        let token = random::token().or_fail(Exit::Defect, || "cannot draw a token".to_owned())?;
+        let token = random::token().or_fail(Exit::Internal, || "cannot draw a token".to_owned())?;
         let limit = self.limits.work.saturating_duration_since(Instant::now());
         let request = Request::Quiesce(Quiesce {
             token,
@@ -210,7 +210,7 @@ impl Source {
                     Message::Quiesced(_) => Ok((answer.hello, answer.connection)),
                     other => {
                         let text = format!("the exchange ended with {}", other.kind());
-                        Err(Failure::new(Exit::Defect, text))
+                        Err(Failure::new(Exit::Internal, text))
                     }
                 }
             }
@@ -396,5 +396,5 @@ pub(super) fn let_go_on(vmm: &mut dyn Vmm, deadline: Instant) -> Result<(), Fail
 
 fn copy(process: &OwnedFd) -> Result<OwnedFd, Failure> {
     let copy = process.try_clone();
-    copy.or_fail(Exit::Defect, || "cannot copy a pidfd".to_owned())
+    copy.or_fail(Exit::Internal, || "cannot copy a pidfd".to_owned())
 }
