@@ -1,20 +1,19 @@
-//! Two runs beside each other: what got slower, beyond what repeating a run would show. No I/O.
+//! Compares two runs: what got slower by more than repeated runs differ. No I/O.
 //!
-//! A figure is worse when both its median and its best are, each by more than 5 % and by more than
-//! three times the spread of either run. Where the case has a floor, the earlier figures are first
-//! scaled by what happened to the floor: a machine that got slower is not a program that did.
+//! A figure is worse when both its median and its best are worse, each by more than 5 % and by more
+//! than three times the spread of either run. Where the case has a floor, the earlier figures are
+//! first scaled by the change of the floor: a slower machine is not a slower program.
 
 use crate::catalogue::{Case, is_ours};
 use crate::results::{Measurement, Results};
 use crate::stats::{Summary, rounded};
 
-/// Least share by which a figure has to be worse.
+/// Least share by which a figure is worse.
 const SHARE_MIN: f64 = 0.05;
 
-/// How many times the spread.
+/// Least multiple of the spread by which a figure is worse.
 const SPREADS_MIN: f64 = 3.0;
 
-/// What became of one figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     Worse,
@@ -22,7 +21,7 @@ enum Change {
     Within,
 }
 
-/// The comparison as text, a line each.
+/// The comparison as text, one line for each figure.
 #[derive(Debug, Default)]
 pub(crate) struct Comparison {
     pub(crate) worse: Vec<String>,
@@ -48,9 +47,9 @@ pub(crate) fn compare(old: &Results, new: &Results) -> Comparison {
             }
         };
         let spread = SPREADS_MIN * before.mad.max(after.summary.mad);
-        let judge = |before: f64, now: f64| judge(before, now, spread, is_more_better);
-        let p50 = judge(before.p50 * drift_p50, after.summary.p50);
-        let best = judge(best(before) * drift_best, best(&after.summary));
+        let change = |before: f64, now: f64| change(before, now, spread, is_more_better);
+        let p50 = change(before.p50 * drift_p50, after.summary.p50);
+        let best = change(best(before) * drift_best, best(&after.summary));
         let line = || line(before, after, drift_p50);
         match (p50, best) {
             (Change::Worse, Change::Worse) => comparison.worse.push(line()),
@@ -61,7 +60,7 @@ pub(crate) fn compare(old: &Results, new: &Results) -> Comparison {
     comparison
 }
 
-fn judge(expected: f64, now: f64, spread: f64, is_more_better: bool) -> Change {
+fn change(expected: f64, now: f64, spread: f64, is_more_better: bool) -> Change {
     let tolerance = (expected * SHARE_MIN).max(spread);
     let excess = if is_more_better {
         expected - now
@@ -77,7 +76,7 @@ fn judge(expected: f64, now: f64, spread: f64, is_more_better: bool) -> Change {
     }
 }
 
-/// By what factors the floor of this case has changed, its median and its best.
+/// The factors by which median and best of the case's floor have changed.
 fn drift(old: &Results, new: &Results, after: &Measurement) -> (f64, f64) {
     let floor = Case::of(&after.case).and_then(|case| case.floor);
     let both = floor.and_then(|floor| {
@@ -151,7 +150,7 @@ mod tests {
         check(&old, &run(&[100.0, 120.0, 121.0], &[50.0]), 0, 0);
         // Within the spread.
         check(&old, &run(&[108.0, 118.0, 138.0], &[50.0]), 0, 0);
-        // Nobody else's figures count.
+        // The figures of others do not count.
         check(&old, &run(&[100.0, 101.0, 102.0], &[90.0]), 0, 1);
     }
 

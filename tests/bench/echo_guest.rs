@@ -1,6 +1,6 @@
-//! The least that a guest can be: `/init` that loads the image's modules, listens on the agent's
-//! vsock port and gives back what it gets, one connection after the other. What a restore of it
-//! takes is the floor for a restore of the agent.
+//! The smallest useful guest: an `/init` that loads the image's modules, listens on the agent's
+//! vsock port and echoes, one connection after the other. Its restore is the floor for a restore of
+//! the agent.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -31,7 +31,7 @@ fn main() -> std::io::Result<()> {
             continue;
         };
         let mut bytes = [0; 64];
-        // However a peer ends, the next one is served.
+        // An error of one peer must not keep the next one from being served.
         while let Ok(len @ 1..) = recv(peer, &mut bytes, MsgFlags::empty()) {
             if send(peer, &bytes[..len], MsgFlags::MSG_NOSIGNAL).is_err() {
                 break;

@@ -1,4 +1,4 @@
-//! Exec: from the request to the knowledge of the command's end.
+//! Exec: from the request until the client knows that the command has ended.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use crate::rounds::{Subject, interleave};
 use crate::wire::{Endpoint, Wire, exec_of};
 use crate::{Options, stats};
 
-/// The program that does nothing. Dynamically linked, as most programs are.
+/// The program that does nothing. It is dynamically linked, as most programs are.
 pub(crate) const NOOP: &str = "/bin/true";
 
 /// How many clients ask at once.
@@ -35,7 +35,7 @@ pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Fa
     for parallel in PARALLEL {
         noop.round_trips(options, results, parallel);
     }
-    // The same with a program that takes the kernel little, where bench.sh has built one.
+    // The same with an empty static program, which the kernel starts faster, if bench.sh built one.
     if let Ok(program) = std::env::var("BENCH_EMPTY") {
         let noop = Noop {
             case: "exec/round_trip_static",
@@ -54,7 +54,7 @@ pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Fa
     Ok(())
 }
 
-/// One case of round trips: a program that does nothing, and who runs it.
+/// One case of round trips: a program that does nothing, and the servers that run it.
 #[derive(Clone, Copy)]
 struct Noop<'a> {
     case: &'static str,
@@ -67,9 +67,8 @@ struct Noop<'a> {
 impl Noop<'_> {
     /// One request by a client that is a thread of this process.
     fn round_trips(self, options: &Options, results: &mut Results, parallel: usize) {
-        // Rounds stay short, so that what disturbs one subject disturbs the others too. Where many
-        // run at once, the first of each client does not count for much: until it is asked for,
-        // the work of the others delays its client, which is no time of its own.
+        // Rounds are short, so that a disturbance meets all subjects. With many clients, each call
+        // but a client's first waits for the calls of the others, so the first must weigh little.
         let each = if parallel == 100 { 10 } else { 20 };
         let agent = self.agent.endpoint();
         let program = self.program;
@@ -110,7 +109,7 @@ impl Noop<'_> {
     }
 }
 
-/// One whole client process a request, as a script would have it.
+/// One whole client process for each request, as in a script.
 fn processes(
     options: &Options,
     results: &mut Results,
@@ -167,7 +166,8 @@ fn processes(
     );
 }
 
-/// `parallel` threads that begin together, each with `each` calls; gives how long every call took.
+/// Starts `parallel` threads together, each of which makes `each` calls. Returns the time of every
+/// call in microseconds.
 pub(crate) fn at_once(
     parallel: usize,
     each: usize,
@@ -198,8 +198,7 @@ pub(crate) fn timed(call: impl FnOnce() -> Result<(), Failure>) -> Result<f64, F
     Ok(started_at.elapsed().as_secs_f64() * 1e6)
 }
 
-/// The floor: what the kernel asks for a process. The standard library uses `posix_spawn` where
-/// nothing forbids it, as here.
+/// The floor: a process without an agent. The standard library uses `posix_spawn` here.
 fn spawn_and_wait(program: &str) -> Result<(), Failure> {
     succeed(&mut Command::new(program))
 }
@@ -239,7 +238,7 @@ fn kept_connection(
 ) -> Result<Vec<f64>, Failure> {
     let start = Barrier::new(parallel);
     let work = || -> Result<Vec<f64>, Failure> {
-        // Whoever fails here has to come to the barrier all the same, or nobody passes it.
+        // A thread that failed must reach the barrier too, or the others never pass it.
         let wire = Wire::open(endpoint, &[]).and_then(|mut wire| {
             is_good(&wire.exec(exec_of([program]))?)?;
             Ok(wire)
@@ -260,7 +259,7 @@ fn kept_connection(
     })
 }
 
-/// Connects and reads to the end, which is all that socat says of a command.
+/// Connects and reads to the end: socat reports no more of a command than that.
 pub(crate) fn read_to_end(endpoint: &Endpoint) -> Result<(), Failure> {
     let mut stream = endpoint.open(b"")?;
     let mut bytes = [0; 4096];

@@ -9,7 +9,7 @@ use crate::peers::sbin;
 use crate::results::Results;
 use crate::{Failure, Options};
 
-/// Programs whose first line of output that has a digit in it says which version they are.
+/// Programs and how to ask for their version: it is in the first line of output with a digit.
 const VERSIONS: &[(&str, &[&str])] = &[
     ("socat", &["socat", "-V"]),
     ("dropbear", &["dropbear", "-V"]),
@@ -21,14 +21,14 @@ const VERSIONS: &[(&str, &[&str])] = &[
     ("valgrind", &["valgrind", "--version"]),
 ];
 
-/// The kernel that this runs on, under a name of its own.
+/// Notes the running kernel under `name`.
 pub(crate) fn note_kernel(name: &str, results: &mut Results) {
     let argv = ["uname", "--kernel-release", "--machine"];
     let kernel = first_line(&argv, |_| true).unwrap_or_else(|| "unknown".to_owned());
     results.facts.insert(name.to_owned(), kernel);
 }
 
-/// Everything else. The lab is another machine, whose records are put beside those of this one.
+/// Notes the facts of this machine. The lab is another machine with its own facts.
 pub(crate) fn note(options: &Options, results: &mut Results) -> Result<(), Failure> {
     note_kernel("kernel", results);
     let mut set = |name: &str, value: String| {
@@ -49,7 +49,6 @@ pub(crate) fn note(options: &Options, results: &mut Results) -> Result<(), Failu
         first_field("/proc/meminfo", "MemTotal").unwrap_or_else(unknown),
     );
     for (name, argv) in [
-        ("kernel", &["uname", "--kernel-release", "--machine"][..]),
         ("date", &["date", "--utc", "+%Y-%m-%d %H:%M UTC"][..]),
         ("commit", &["git", "describe", "--always", "--dirty"]),
     ] {
@@ -60,8 +59,8 @@ pub(crate) fn note(options: &Options, results: &mut Results) -> Result<(), Failu
     let kind = if is_virtual { "virtual" } else { "bare metal" };
     set("this machine", kind.to_owned());
     let load = fs::read_to_string("/proc/loadavg")?;
-    let words: Vec<&str> = load.split_whitespace().take(3).collect();
-    set("load before the run", words.join(" "));
+    let averages: Vec<&str> = load.split_whitespace().take(3).collect();
+    set("load before the run", averages.join(" "));
     note_programs(results);
     Ok(())
 }
@@ -85,11 +84,11 @@ pub(crate) fn note_programs(results: &mut Results) {
     }
 }
 
-/// The first line of what a program prints that is one of those wanted.
+/// The first line that a program prints and that `is_wanted`.
 fn first_line(argv: &[&str], is_wanted: fn(&str) -> bool) -> Option<String> {
     let (program, arguments) = argv.split_first()?;
     let output = Command::new(sbin(program)).args(arguments).output().ok()?;
-    // Some print it among their errors.
+    // Some programs print their version to standard error.
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
     let line = text

@@ -1,5 +1,4 @@
-//! Footprint: what the agent and its alternatives cost while they do nothing, and what stays of
-//! having done much.
+//! Footprint: what the agent and its alternatives cost while idle, and after many commands.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -18,7 +17,7 @@ use crate::results::Results;
 use crate::wire::{Endpoint, Wire};
 use crate::{Failure, Options, procfs};
 
-/// Servers started for each figure of a start.
+/// How often each server is started.
 const STARTS: usize = 20;
 
 pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Failure> {
@@ -41,7 +40,7 @@ fn sizes(results: &mut Results) -> Result<(), Failure> {
         ("socat", PathBuf::from("/usr/bin/socat")),
         ("busybox", PathBuf::from("/bin/busybox")),
     ];
-    // An empty program built as the agent is: what Rust and libc cost before anything is done.
+    // An empty program, built like the agent: what Rust and libc alone cost.
     if let Some(path) = std::env::var_os("BENCH_EMPTY") {
         files.push(("empty", path.into()));
     }
@@ -66,7 +65,7 @@ fn sizes(results: &mut Results) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The shared libraries and the dynamic linker that a program wants.
+/// The shared libraries and the dynamic linker of a program.
 fn libraries(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let output = Command::new("ldd").arg(path).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -177,8 +176,7 @@ fn at_rest(options: &Options, results: &mut Results) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The agent's own count, once it has noticed the end of every other connection: each answer is a
-/// turn of its loop.
+/// The agent's own count of open descriptors, asked for until it has closed all other connections.
 fn descriptors(endpoint: &Endpoint) -> Result<f64, Failure> {
     let mut wire = Wire::open(endpoint, &[])?;
     let started_at = Instant::now();
@@ -192,8 +190,8 @@ fn descriptors(endpoint: &Endpoint) -> Result<f64, Failure> {
     Err("connections stay open".into())
 }
 
-/// Lets time pass in which nothing is done: the time of an idle agent, or until another look at
-/// something that has no event.
+/// Waits without doing anything: while an agent has to be idle, or between two polls of something
+/// without an event.
 pub(crate) fn pass(limit: Duration) -> Result<(), Failure> {
     let (reader, _writer) = nix::unistd::pipe()?;
     let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];

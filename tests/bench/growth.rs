@@ -15,10 +15,10 @@ use crate::stats::count;
 use crate::wire::{Wire, exec_of};
 use crate::{Failure, Options, procfs};
 
-/// How many of something there are at once.
+/// How many sessions or connections exist at once.
 const COUNTS: [usize; 7] = [0, 1, 10, 50, 100, 200, 500];
 
-/// KiB of arguments, below the protocol's own limit.
+/// KiB of arguments, below the protocol's limit.
 const ARGUMENTS_KIB: [usize; 7] = [0, 1, 4, 16, 64, 256, 512];
 
 /// Longest single argument: the kernel's limit is 128 KiB.
@@ -48,7 +48,7 @@ pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Fa
     output(options, results)
 }
 
-/// Time of a no-op exec, and the agent's memory, beside more and more of something.
+/// Time of a no-op exec, and the agent's memory, beside a growing number of what `add_one` makes.
 fn crowd(
     results: &mut Results,
     samples: usize,
@@ -84,24 +84,24 @@ fn arguments(options: &Options, results: &mut Results) -> Result<(), Failure> {
     let endpoint = agent.endpoint();
     let rounds = if options.is_quick { 10 } else { 100 };
     for kib in ARGUMENTS_KIB {
-        let mut words = vec![NOOP.to_owned()];
+        let mut argv = vec![NOOP.to_owned()];
         let mut left = kib * 1024;
         while left > 0 {
             let len = left.min(ARGUMENT_LEN);
-            words.push("x".repeat(len));
+            argv.push("x".repeat(len));
             left -= len;
         }
         let subjects = vec![
             Subject::new("posix_spawn", || {
                 Ok(vec![timed(|| {
                     let mut command = Command::new(NOOP);
-                    command.args(&words[1..]).stdin(Stdio::null());
+                    command.args(&argv[1..]).stdin(Stdio::null());
                     command.status()?;
                     Ok(())
                 })?])
             }),
             Subject::new("agent", || {
-                let exec = exec_of(&words);
+                let exec = exec_of(&argv);
                 Ok(vec![timed(|| Wire::run(&endpoint, exec).map(drop))?])
             }),
         ];
@@ -116,11 +116,11 @@ fn arguments(options: &Options, results: &mut Results) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Time that a command's output takes, and the agent's memory after it, whatever its volume.
+/// Time that a command's output takes, and the agent's memory after it.
 fn output(options: &Options, results: &mut Results) -> Result<(), Failure> {
     let agent = peers::agent()?;
     let path = std::env::current_exe()?;
-    let path = path.to_str().ok_or("a path that is no text")?;
+    let path = path.to_str().ok_or("a path that is not UTF-8")?;
     for mib in OUTPUT_MIB {
         if options.is_quick && mib > 64 {
             continue;

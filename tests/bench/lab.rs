@@ -1,9 +1,9 @@
-//! What takes a virtual machine: boot, restore, exec over vsock, clones. Run in `scripts/lab.sh`.
+//! What needs a virtual machine: boot, restore, exec over vsock, clones. Runs in `scripts/lab.sh`.
 //!
-//! Beside the agent's image there is one with the echo guest, saved and loaded by the same VMM with
-//! the same kernel and memory: the floor. What the image holds besides is in `bench.sh`.
+//! The floor is an image with the echo guest, saved and loaded by the same VMM with the same kernel
+//! and memory. `bench.sh` makes the images.
 //!
-//! Each piece is measured by itself; see [`ledger`].
+//! Each piece is measured separately; see [`ledger`].
 
 mod guest;
 mod ledger;
@@ -28,13 +28,13 @@ use crate::vmm::{Image, Kind, MEMORY_MIB, Machine};
 use crate::wire::Endpoint;
 use crate::{Failure, Options};
 
-/// How long a command may take that starts virtual machines.
+/// Limit of a host-tool command that starts virtual machines.
 const TIMEOUT: &str = "120s";
 
-/// The machine that is asked and saved.
+/// The VM that runs commands and is saved.
 const ORIGIN: &str = "origin";
 
-/// Measures with the VMM named, or with all.
+/// Measures with the VMM `only`, or with all.
 pub(crate) fn measure(
     options: &Options,
     only: Option<&str>,
@@ -68,7 +68,7 @@ pub(crate) fn measure(
     ledger.results.write(out)
 }
 
-/// What an image weighs: the agent as the only program, and the floor.
+/// Sizes of the image with the agent as its only program, and of the floor.
 fn images(results: &mut Results) -> Result<(), Failure> {
     for (subject, variable) in [
         ("agent", "TEST_BENCH_ALONE_INITRD"),
@@ -87,7 +87,7 @@ fn given(name: &str) -> Result<PathBuf, Failure> {
     Ok(value.into())
 }
 
-/// host-tool with a state directory of its own.
+/// host-tool with its own state directory.
 struct Tool {
     kind: Kind,
     folder: TempDir,
@@ -105,14 +105,14 @@ impl Tool {
         Ok(Self { kind, folder })
     }
 
-    fn command(&self, word: &str) -> Command {
+    fn command(&self, name: &str) -> Command {
         let mut command = Command::new(program("host-tool"));
-        command.arg(word);
+        command.arg(name);
         command.env("HOST_TOOL_STATE_DIR", self.folder.path());
         command
     }
 
-    /// Ends every machine that there is, whoever has left it.
+    /// Ends every VM in the state directory.
     fn clear(&self) {
         for entry in fs::read_dir(self.folder.path()).into_iter().flatten() {
             let Ok(entry) = entry else { continue };
@@ -151,8 +151,7 @@ impl Tool {
         self.restores(options, &artifact, saved.as_ref(), ledger)
     }
 
-    /// A piece about this VMM. Machines that one has left behind are ended, so that the next one
-    /// begins as it did.
+    /// Measures a piece about this VMM. VMs that a failed piece left are ended.
     fn piece(
         &self,
         ledger: &mut Ledger<'_>,
@@ -210,13 +209,13 @@ impl Tool {
         command
     }
 
-    /// What is written down of a machine.
+    /// The `state.json` of a VM.
     fn state(&self, name: &str) -> Result<Value, Failure> {
         let path = self.folder.path().join(name).join("state.json");
         Ok(serde_json::from_str(&fs::read_to_string(path)?)?)
     }
 
-    /// Where the agent of a machine listens.
+    /// Where the agent of a VM listens.
     fn endpoint(&self, name: &str) -> Result<Endpoint, Failure> {
         Ok(match self.kind {
             Kind::Firecracker => {

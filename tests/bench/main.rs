@@ -1,12 +1,12 @@
 //! `bench`: measures the two programs beside what people would use instead, compares runs, and
 //! makes the report. `scripts/bench.sh` builds what it needs and calls it.
 //!
-//! Every figure is of one run in which those that are compared took turns; see [`rounds`]. What a
-//! run found out is one file, and plots and report are made from that file alone.
+//! Within a run the subjects that are compared take turns; see [`rounds`]. The record of a run is
+//! one file, and the report is made from that file alone.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "its output is what a person reads"
+    reason = "a program that people read the output of"
 )]
 
 mod budgets;
@@ -34,7 +34,7 @@ use std::process::ExitCode;
 use catalogue::Unit;
 use results::Results;
 
-/// Why a measurement cannot be made. A person reads it.
+/// Why a measurement failed, as text.
 type Failure = Box<dyn Error + Send + Sync>;
 
 const USAGE: &str = "usage: bench measure OUT.json [--quick] GROUP...
@@ -43,7 +43,6 @@ const USAGE: &str = "usage: bench measure OUT.json [--quick] GROUP...
        bench compare OLD.json NEW.json
 groups: exec streams footprint growth instructions lab lab-firecracker lab-qemu";
 
-/// How thoroughly is measured.
 #[derive(Debug, Clone, Copy)]
 struct Options {
     /// A few repetitions only, to see that everything runs.
@@ -51,24 +50,24 @@ struct Options {
 }
 
 impl Options {
-    /// How often something is repeated that is repeated `full` times otherwise.
+    /// How often to repeat something that a full run repeats `full` times.
     fn count(self, full: usize) -> usize {
         if self.is_quick { full.min(2) } else { full }
     }
 
-    /// How the record names it.
+    /// The name in the record.
     const fn run(self) -> &'static str {
         if self.is_quick { QUICK } else { "full" }
     }
 }
 
-/// Name of a run whose figures are too few to quote.
+/// A run with too few repetitions to quote its figures.
 const QUICK: &str = "quick";
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match run(&words) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("bench: {failure}");
@@ -77,8 +76,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(words: &[&str]) -> Result<ExitCode, Failure> {
-    match words {
+fn run(arguments: &[&str]) -> Result<ExitCode, Failure> {
+    match arguments {
         ["measure", out, rest @ ..] => measure(Path::new(out), rest)?,
         ["merge", out, ins @ ..] => merge(Path::new(out), ins)?,
         ["report", path, folder] => {
@@ -96,12 +95,12 @@ fn run(words: &[&str]) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(out: &Path, words: &[&str]) -> Result<(), Failure> {
+fn measure(out: &Path, arguments: &[&str]) -> Result<(), Failure> {
     let options = Options {
-        is_quick: words.contains(&"--quick"),
+        is_quick: arguments.contains(&"--quick"),
     };
     let mut results = Results::default();
-    let groups = || words.iter().filter(|word| !word.starts_with("--"));
+    let groups = || arguments.iter().filter(|it| !it.starts_with("--"));
     if groups().any(|group| !group.starts_with("lab")) {
         facts::note(&options, &mut results)?;
     }
@@ -109,7 +108,7 @@ fn measure(out: &Path, words: &[&str]) -> Result<(), Failure> {
     for &group in groups() {
         eprintln!("== {group}");
         let measured = measure_group(group, &options, &mut results, out);
-        // One that fails costs no other.
+        // The other groups still run.
         if let Err(failure) = measured {
             results.skip(group, failure);
             failed.push(group);
@@ -142,7 +141,7 @@ fn measure_group(
     }
 }
 
-/// Puts the records of several runs together; a later one wins where two measured the same.
+/// Merges the records of several runs. A later record replaces what it measured again.
 fn merge(out: &Path, ins: &[&str]) -> Result<(), Failure> {
     let mut all = Results::default();
     for path in ins {
@@ -151,7 +150,7 @@ fn merge(out: &Path, ins: &[&str]) -> Result<(), Failure> {
     all.write(out)
 }
 
-/// Prints what changed; exit 1 when something got slower.
+/// Prints what changed. The exit code is 1 when something got slower.
 fn compare(old: &Path, new: &Path) -> Result<ExitCode, Failure> {
     let comparison = compare::compare(&Results::read(old)?, &Results::read(new)?);
     for line in &comparison.better {
@@ -165,12 +164,12 @@ fn compare(old: &Path, new: &Path) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(worse > 0)))
 }
 
-/// Takes over what the test of the same name keeps.
+/// Copies the counts that the test `instructions` keeps.
 fn instructions(results: &mut Results) -> Result<(), Failure> {
     let path = tests::top().join("tests/instructions.json");
     let kept: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
     for (scenario, count) in kept["instructions"].as_object().into_iter().flatten() {
-        let count = count.as_f64().ok_or("a count that is no number")?;
+        let count = count.as_f64().ok_or("a count is not a number")?;
         let unit = Unit::Instructions;
         results.add("instructions/agent", scenario, None, unit, &[count]);
     }

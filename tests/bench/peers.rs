@@ -1,7 +1,7 @@
 //! The agent, and what people would use instead of it, as servers on Unix sockets.
 //!
-//! Each listens on the same kind of socket and runs the same program. What is special about one is
-//! said where it is started, because a comparison is worth what its other side was given.
+//! Each listens on the same kind of socket and runs the same program. The functions that start them
+//! explain their options, because a comparison has to give each alternative its best ones.
 
 use std::cell::Cell;
 use std::fs::{self, Permissions};
@@ -29,11 +29,11 @@ use crate::wire::Endpoint;
 /// How long a server may take until it listens.
 const START_MAX: Duration = Duration::from_secs(20);
 
-/// A server in a process group of its own, ended when dropped.
+/// A server in its own process group, ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
-    /// The process that is meant where it is a child of that one.
+    /// The server itself, if it is a child of `child`.
     inner: Option<u32>,
     folder: TempDir,
     /// From the start of the process to its first accepted connection, µs.
@@ -41,7 +41,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts what `command` says about the socket it is given, and waits until it listens there.
+    /// Starts the command that `command` makes for a socket, and waits until it listens there.
     pub(crate) fn start(command: impl FnOnce(&Path) -> Command) -> Result<Self, Failure> {
         let folder = TempDir::new()?;
         let socket = folder.path().join("socket");
@@ -98,14 +98,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Ok(group) = i32::try_from(self.child.id()) {
-            // Whoever has gone already is no failure.
+            // The group may have ended already.
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
         drop(self.child.wait());
     }
 }
 
-/// The agent as its users start it, but that it leaves this machine's clock and names alone.
+/// The agent, with `--unprivileged` so that it does not touch this machine's clock and names.
 pub(crate) fn agent() -> Result<Server, Failure> {
     agent_from(&program("guest-agent"))
 }
@@ -119,21 +119,20 @@ fn agent_from(path: &Path) -> Result<Server, Failure> {
     })
 }
 
-/// socat, which forks for each connection and runs `words` with the socket as its input and
-/// output.
+/// socat, which forks for each connection and runs `argv` with the socket as its input and output.
 ///
-/// `-t0`: once one direction has ended, socat waits half a second for the other by default. A
-/// client that reads to the end does not see that wait, and a crowd of clients would see its
-/// leftovers. `-b`: the largest block that helps it; by default it copies 8 KiB at a time.
-pub(crate) fn socat(words: &[&str]) -> Result<Server, Failure> {
-    Server::start(|socket| socat_command(socket, ",fork", &format!("EXEC:{}", words.join(" "))))
+/// `-t0`: once one direction has ended, socat waits half a second for the other by default. One
+/// client that reads to the end does not see that wait, but many see the processes that wait.
+/// `-b`: the largest block that helps it; by default it copies 8 KiB at a time.
+pub(crate) fn socat(argv: &[&str]) -> Result<Server, Failure> {
+    Server::start(|socket| socat_command(socket, ",fork", &format!("EXEC:{}", argv.join(" "))))
 }
 
-/// socat for one connection, so that it ends with it and its CPU time becomes known.
+/// socat for one connection, which ends with it, so that its CPU time becomes known.
 ///
-/// `-t30`: a command that has not read all of its input when the client ends it is waited for.
-pub(crate) fn socat_once(words: &[&str]) -> Result<OnceServer, Failure> {
-    let address = format!("EXEC:{}", words.join(" "));
+/// `-t30`: it waits for a command that has not read all input when the client closes its side.
+pub(crate) fn socat_once(argv: &[&str]) -> Result<OnceServer, Failure> {
+    let address = format!("EXEC:{}", argv.join(" "));
     OnceServer::start(|socket| {
         let mut socat = Command::new("socat");
         socat.args(["-t30", "-b65536"]);
@@ -156,7 +155,7 @@ fn socat_command(socket: &Path, options: &str, address: &str) -> Command {
 pub(crate) struct OnceServer {
     child: Child,
     _folder: TempDir,
-    /// The one connection, and when it was asked for.
+    /// The one connection, and when the client connected.
     pub(crate) stream: UnixStream,
     pub(crate) opened_at: Instant,
 }
@@ -199,8 +198,8 @@ impl OnceServer {
     }
 }
 
-/// The QEMU guest agent. It takes one connection at a time, and a command's end is not told but
-/// has to be asked for: here without a pause between the questions, which is its best case.
+/// The QEMU guest agent. It takes one connection at a time, and clients poll for a command's end:
+/// here without a pause, which is its best case.
 #[derive(Debug)]
 pub(crate) struct GuestAgentOfQemu {
     pub(crate) server: Option<Server>,
@@ -223,7 +222,7 @@ impl GuestAgentOfQemu {
         Ok(agent)
     }
 
-    /// Connects to one that listens.
+    /// Connects to an agent that already listens.
     pub(crate) fn connect(endpoint: &Endpoint) -> Result<Self, Failure> {
         Ok(Self {
             server: None,
@@ -259,11 +258,11 @@ impl GuestAgentOfQemu {
     }
 }
 
-/// dropbear, started for each connection with the accepted socket itself as its own (`-i`, and
-/// socat's `nofork`), so that nothing is copied in between.
+/// dropbear, started for each connection with the accepted socket as its own (`-i`, and socat's
+/// `nofork`), so that no process copies in between.
 ///
-/// The user's key is accepted by a home directory that only dropbear's mount namespace shows, so
-/// that nothing of this machine's is touched.
+/// The client's key is in a home directory that exists only in dropbear's mount namespace, so that
+/// no file of this machine is touched.
 #[derive(Debug)]
 pub(crate) struct Dropbear {
     server: Server,
@@ -273,7 +272,7 @@ pub(crate) struct Dropbear {
 impl Dropbear {
     pub(crate) fn start() -> Result<Self, Failure> {
         if !nix::unistd::geteuid().is_root() {
-            return Err("dropbear needs root to log somebody in".into());
+            return Err("dropbear needs root for a login".into());
         }
         let keys = TempDir::new()?;
         let key = |name: &str| keys.path().join(name);
@@ -304,10 +303,10 @@ impl Dropbear {
         Ok(Self { server, keys })
     }
 
-    /// The client, with a connection of its own that it takes over as it is.
+    /// The client, which inherits a connected descriptor.
     ///
-    /// Gives the command and the descriptor, which has to be open until the command was started.
-    pub(crate) fn client(&self, words: &str) -> Result<(Command, UnixStream), Failure> {
+    /// Returns the command and the descriptor, which must stay open until the command has started.
+    pub(crate) fn client(&self, command: &str) -> Result<(Command, UnixStream), Failure> {
         let stream = UnixStream::connect(self.server.socket())?;
         fcntl(stream.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
         let mut client = Command::new("dbclient");
@@ -315,12 +314,12 @@ impl Dropbear {
         client.arg(self.keys.path().join("client"));
         let fd = std::os::fd::AsRawFd::as_raw_fd(&stream);
         client.arg("-J").arg(format!("&{fd}"));
-        client.args(["root@localhost", words]);
+        client.args(["root@localhost", command]);
         Ok((client, stream))
     }
 }
 
-/// Makes a key and gives its public half as a line of `authorized_keys`.
+/// Makes a key and returns its public half as a line of `authorized_keys`.
 fn make_key(path: &Path) -> Result<String, Failure> {
     let output = Command::new("dropbearkey")
         .args(["-t", "ed25519", "-f"])
@@ -331,7 +330,7 @@ fn make_key(path: &Path) -> Result<String, Failure> {
     Ok(format!("{}\n", line.ok_or("dropbearkey made no key")?))
 }
 
-/// Where Debian keeps servers, which is not on everybody's path.
+/// The path in `/usr/sbin`, which may not be on `PATH`, or the name itself.
 pub(crate) fn sbin(name: &str) -> PathBuf {
     let path = Path::new("/usr/sbin").join(name);
     if path.exists() { path } else { name.into() }
@@ -343,8 +342,8 @@ fn prefixed(prefix: &str, path: &Path) -> std::ffi::OsString {
     text
 }
 
-/// dropbear as a daemon of its own, to see what it costs while nobody asks for anything. It knows
-/// no Unix sockets, so it listens on a loopback port; `start_us` is until that accepts.
+/// dropbear as a daemon, to measure it while idle. It does not support Unix sockets, so it listens
+/// on a loopback port; `start_us` is the time until that accepts.
 pub(crate) fn dropbear_daemon() -> Result<Server, Failure> {
     let folder = TempDir::new()?;
     let key = folder.path().join("host");
@@ -361,8 +360,8 @@ pub(crate) fn dropbear_daemon() -> Result<Server, Failure> {
     })
 }
 
-/// busybox as init, which has to be process 1: of a process namespace of its own, in a root of its
-/// own with a table that has nothing for it to do. It serves nobody.
+/// busybox as init. It has to be process 1, so it gets its own PID namespace and root, with an
+/// inittab that starts nothing.
 pub(crate) fn busybox_init() -> Result<Server, Failure> {
     let folder = TempDir::new()?;
     let root = folder.path().join("root");
@@ -370,7 +369,7 @@ pub(crate) fn busybox_init() -> Result<Server, Failure> {
     fs::create_dir_all(root.join("dev"))?;
     fs::copy("/bin/busybox", root.join("init"))?;
     fs::write(root.join("etc/inittab"), "::ctrlaltdel:/init true\n")?;
-    // Without it init does not even start.
+    // Without /dev/null, init does not start.
     let null = fs::metadata("/dev/null")?.rdev();
     let all = Mode::from_bits_truncate(0o666);
     mknod(&root.join("dev/null"), SFlag::S_IFCHR, all, null)
@@ -387,7 +386,7 @@ pub(crate) fn busybox_init() -> Result<Server, Failure> {
     Ok(server)
 }
 
-/// The child of a process, once it has become init.
+/// The child of `outer`, once it has executed init.
 fn init_below(outer: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
     let child = children.split_whitespace().next()?;

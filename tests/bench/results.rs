@@ -1,4 +1,4 @@
-//! The record of one run: `benchmarks.json`, from which everything else is made.
+//! The record of a run, `benchmarks.json`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,26 +11,25 @@ use crate::catalogue::Unit;
 use crate::rounds::Outcome;
 use crate::stats::{Summary, rounded};
 
-/// Version of the file's form.
+/// Version of the file format.
 const FORMAT: u64 = 1;
 
-/// One subject of one case, at one place of its series if it is one.
+/// The figures of one subject of one case, at one value if the case is a series.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Measurement {
-    /// `GROUP/CASE`.
+    /// `GROUP/CASE`, or `GROUP/CASE/VMM`.
     pub(crate) case: String,
-    /// Who was measured.
     pub(crate) subject: String,
-    /// Where in a series: how many in parallel, how many bytes.
+    /// The value of a series: how many clients, how many bytes.
     pub(crate) x: Option<f64>,
     pub(crate) unit: Unit,
     pub(crate) summary: Summary,
 }
 
-/// Everything that one run found out.
+/// Everything that a run measured.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Results {
-    /// Facts on the machine, the programs and the run, for the report.
+    /// About the machine, the programs and the run, for the report.
     pub(crate) facts: BTreeMap<String, String>,
     pub(crate) measurements: Vec<Measurement>,
     /// What was not measured, and why.
@@ -38,7 +37,7 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// Adds the figures of samples; none at all are no measurement.
+    /// Adds the figures of samples, if there are any.
     pub(crate) fn add(
         &mut self,
         case: &str,
@@ -65,7 +64,7 @@ impl Results {
         });
     }
 
-    /// Adds what came of a case's subjects.
+    /// Adds the outcomes of a case's subjects.
     pub(crate) fn add_all(
         &mut self,
         case: &str,
@@ -73,15 +72,29 @@ impl Results {
         unit: Unit,
         outcomes: Vec<Outcome>,
     ) {
-        for (subject, outcome) in outcomes {
-            match outcome {
-                Ok(samples) => self.add(case, subject, x, unit, &samples),
-                Err(failure) => self.skip(&format!("{case}/{subject}"), failure),
+        for outcome in outcomes {
+            if let Some((subject, samples)) = self.measured(case, outcome) {
+                self.add(case, subject, x, unit, &samples);
             }
         }
     }
 
-    /// Notes what cannot be measured here, and why.
+    /// The samples of an outcome. A failure is noted.
+    pub(crate) fn measured<T>(
+        &mut self,
+        case: &str,
+        (subject, outcome): Outcome<T>,
+    ) -> Option<(&'static str, Vec<T>)> {
+        match outcome {
+            Ok(samples) => Some((subject, samples)),
+            Err(failure) => {
+                self.skip(&format!("{case}/{subject}"), failure);
+                None
+            }
+        }
+    }
+
+    /// Notes what was not measured, and why.
     pub(crate) fn skip(&mut self, what: &str, why: impl ToString) {
         let why = why.to_string();
         eprintln!("skipped: {what}: {why}");
@@ -93,7 +106,6 @@ impl Results {
         self.measurements.iter().filter(move |it| it.case == case)
     }
 
-    /// One subject's figures.
     pub(crate) fn find(&self, case: &str, subject: &str, x: Option<f64>) -> Option<&Summary> {
         let is_it = |it: &&Measurement| it.case == case && it.subject == subject && it.x == x;
         self.measurements.iter().find(is_it).map(|it| &it.summary)
@@ -104,11 +116,11 @@ impl Results {
         self.facts.get("lab").is_some_and(|lab| lab == "emulated")
     }
 
-    /// Takes over what another run found out, which wins where both measured the same.
+    /// Adds another run, which replaces what both measured.
     pub(crate) fn merge(&mut self, other: Self) {
         self.measurements
             .retain(|mine| other.find(&mine.case, &mine.subject, mine.x).is_none());
-        // What a group could not measure then is of no interest where it has been measured again.
+        // A group that was measured again has noted again what it could not measure.
         let is_measured = |what: &str| {
             let group = what.split('/').next();
             let mut groups = other
@@ -164,7 +176,7 @@ impl Results {
         let measurements = list
             .into_iter()
             .flatten()
-            .map(|entry| measurement(entry).ok_or_else(|| format!("no measurement: {entry}")))
+            .map(|entry| measurement(entry).ok_or_else(|| format!("not a measurement: {entry}")))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             facts: texts("facts"),
@@ -177,11 +189,11 @@ impl Results {
         let text = fs::read_to_string(path)
             .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         let value = serde_json::from_str(&text)
-            .map_err(|error| format!("{} is no JSON: {error}", path.display()))?;
+            .map_err(|error| format!("{} is not JSON: {error}", path.display()))?;
         Self::from_value(&value)
     }
 
-    /// One measurement to a line, so that a difference between two runs can be read.
+    /// Writes one measurement to a line, so that a diff of two records can be read.
     pub(crate) fn write(&self, path: &Path) -> Result<(), Failure> {
         let value = self.to_value();
         let pretty = |name: &str| serde_json::to_string_pretty(&value[name]);
@@ -224,7 +236,7 @@ mod tests {
         let us = Unit::Microseconds;
         results.add("exec/round_trip", "agent", Some(10.0), us, &[1.0, 2.0]);
         results.add("footprint/size", "agent", None, Unit::Kibibytes, &[3.0]);
-        results.add("footprint/size", "nobody", None, Unit::Kibibytes, &[]);
+        results.add("footprint/size", "socat", None, Unit::Kibibytes, &[]);
         results
     }
 

@@ -1,9 +1,9 @@
-//! Pairs interleaved in one run: A B C, B C A, C A B, … so that what disturbs the machine
-//! disturbs all of them alike, and no one always comes after the same other.
+//! Subjects that take turns within a run: A B C, B C A, C A B, … A disturbance of the machine then
+//! meets all of them.
 
 use crate::Failure;
 
-/// Somebody who is measured: called once a round, gives that round's samples.
+/// What is measured: a function that is called once a round and returns the samples of the round.
 pub(crate) struct Subject<'a, T = f64> {
     name: &'static str,
     run: Box<dyn FnMut() -> Result<Vec<T>, Failure> + 'a>,
@@ -23,11 +23,11 @@ impl<'a, T> Subject<'a, T> {
     }
 }
 
-/// What came of a subject: its samples, or why there are none.
+/// A subject and its samples, or why there are none.
 pub(crate) type Outcome<T = f64> = (&'static str, Result<Vec<T>, Failure>);
 
-/// Runs every subject once a round and gives all samples but those of the first round, which warms
-/// up caches. A subject that fails is left out from then on.
+/// Runs every subject once a round and returns the samples of all rounds but the first, which warms
+/// up caches. A subject that failed is not called again.
 pub(crate) fn interleave<T>(count: usize, mut subjects: Vec<Subject<'_, T>>) -> Vec<Outcome<T>> {
     let mut failed = Vec::new();
     for round in 0..=count {
@@ -61,7 +61,7 @@ mod tests {
     use std::cell::RefCell;
 
     #[test]
-    fn everybody_is_measured_in_every_round_and_a_failure_costs_nobody_else() {
+    fn every_subject_is_measured_in_every_round_and_a_failure_affects_no_other() {
         let calls = RefCell::new(String::new());
         let subject = |name: &'static str, limit: usize| {
             let calls = &calls;

@@ -2,22 +2,22 @@
 
 use serde_json::{Value, json};
 
-/// What is kept of a set of samples.
+/// The figures that are kept of a set of samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Summary {
-    /// How many samples there were.
+    /// Number of samples.
     pub(crate) n: usize,
     pub(crate) min: f64,
     pub(crate) p50: f64,
     pub(crate) p90: f64,
     pub(crate) p99: f64,
     pub(crate) max: f64,
-    /// Median of the distances from the median: how far apart repetitions lie, whatever the tails.
+    /// Median of the distances from the median: the spread without the tails.
     pub(crate) mad: f64,
 }
 
 impl Summary {
-    /// The figures of `samples`, of which there is at least one.
+    /// `None` without samples.
     pub(crate) fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -64,10 +64,9 @@ impl Summary {
     }
 }
 
-/// The value below which this share of a sorted, non-empty list lies, by the nearest rank.
+/// The percentile of a sorted list that is not empty, by the nearest rank.
 fn at(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * count(sorted.len())).ceil();
-    // The rank is between 0 and the length, which a list in memory never makes inexact.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -77,18 +76,17 @@ fn at(sorted: &[f64], share: f64) -> f64 {
     sorted[index.min(sorted.len() - 1)]
 }
 
-/// A count as a number to calculate with.
 pub(crate) fn count(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// Four significant digits: what no repetition of a measurement would confirm is left out.
+/// Rounds to four significant digits. Repeated measurements differ in the others.
 pub(crate) fn rounded(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return 0.0;
     }
     let digits = 3.0 - value.abs().log10().floor();
-    // A factor above 1 stays exact as a divisor; its inverse would add digits of its own.
+    // A factor above 1 is exact as a divisor. Its inverse is not, and would add digits.
     if digits >= 0.0 {
         let factor = 10_f64.powf(digits);
         (value * factor).round() / factor

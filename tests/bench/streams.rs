@@ -2,16 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use nix::sys::resource::UsageWho;
 use tests::program;
 
 use crate::catalogue::Unit;
-use crate::peers::{self, OnceServer, Server};
+use crate::peers::{self, Server};
 use crate::results::Results;
 use crate::rounds::{Outcome, Subject, interleave};
 use crate::stats::count;
@@ -21,16 +21,16 @@ use crate::{Failure, Options, procfs};
 /// Bytes of one write of the command, or of one write or frame of the client.
 const PIECES: [usize; 6] = [64, 1024, 4096, 16 * 1024, 64 * 1024, 1024 * 1024];
 
-/// Most writes of one run: small ones take long to become much.
+/// Most writes of one run, which limits the time that small ones take.
 const WRITES_MAX: usize = 128 * 1024;
 
-/// Bytes moved at once by the commands and clients of this file.
+/// Block size of the commands and clients of this file.
 const BLOCK_LEN: usize = 64 * 1024;
 
 /// One run.
 struct Flow {
     mebibytes_per_second: f64,
-    /// CPU time on the guest's side: whoever serves, and the command. ms for one GiB.
+    /// CPU time of the server and the command, ms for one GiB.
     server_ms: f64,
     /// CPU time of the client, ms for one GiB.
     client_ms: f64,
@@ -57,40 +57,33 @@ pub(crate) fn measure(options: &Options, results: &mut Results) -> Result<(), Fa
             piece,
         };
         let x = count(piece);
-        add(
-            results,
-            "stdout",
-            x,
-            interleave(rounds, run.stdout_subjects()),
+        let stdout = run.subjects(
+            "produce",
+            |run, stream| run.take(stream),
+            Run::stdout_agent,
+            Run::stdout_host_tool,
         );
-        add(
-            results,
-            "stdin",
-            x,
-            interleave(rounds, run.stdin_subjects()),
+        add(results, "stdout", x, interleave(rounds, stdout));
+        let stdin = run.subjects(
+            "consume",
+            Run::give_all,
+            Run::stdin_agent,
+            Run::stdin_host_tool,
         );
+        add(results, "stdin", x, interleave(rounds, stdin));
     }
     Ok(())
 }
 
 fn add(results: &mut Results, stream: &str, x: f64, outcomes: Vec<Outcome<Flow>>) {
-    for (subject, outcome) in outcomes {
-        let flows = match outcome {
-            Ok(flows) => flows,
-            Err(failure) => {
-                results.skip(&format!("streams/{stream}/{subject}"), failure);
-                continue;
-            }
+    for outcome in outcomes {
+        let Some((subject, flows)) = results.measured(&format!("streams/{stream}"), outcome) else {
+            continue;
         };
         let mut add = |case: &str, unit, figure: fn(&Flow) -> f64| {
             let samples: Vec<f64> = flows.iter().map(figure).collect();
-            results.add(
-                &format!("streams/{stream}{case}"),
-                subject,
-                Some(x),
-                unit,
-                &samples,
-            );
+            let case = format!("streams/{stream}{case}");
+            results.add(&case, subject, Some(x), unit, &samples);
         };
         add("", Unit::MebibytesPerSecond, |flow| {
             flow.mebibytes_per_second
@@ -110,28 +103,27 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn stdout_subjects(self) -> Vec<Subject<'a, Flow>> {
+    /// All subjects of a stream: the raw ones run the command `verb` and move its bytes by
+    /// `transfer`.
+    fn subjects(
+        self,
+        verb: &'static str,
+        transfer: fn(Self, UnixStream) -> Result<(), Failure>,
+        agent: fn(Self) -> Result<Vec<Flow>, Failure>,
+        host_tool: fn(Self) -> Result<Vec<Flow>, Failure>,
+    ) -> Vec<Subject<'a, Flow>> {
         vec![
-            Subject::new("socketpair", move || self.stdout_raw()),
-            Subject::new("agent", move || self.stdout_agent()),
-            Subject::new("socat", move || self.stdout_socat()),
-            Subject::new("host_tool", move || self.stdout_host_tool()),
+            Subject::new("socketpair", move || self.over_socketpair(verb, transfer)),
+            Subject::new("agent", move || agent(self)),
+            Subject::new("socat", move || self.over_socat(verb, transfer)),
+            Subject::new("host_tool", move || host_tool(self)),
         ]
     }
 
-    fn stdin_subjects(self) -> Vec<Subject<'a, Flow>> {
-        vec![
-            Subject::new("socketpair", move || self.stdin_raw()),
-            Subject::new("agent", move || self.stdin_agent()),
-            Subject::new("socat", move || self.stdin_socat()),
-            Subject::new("host_tool", move || self.stdin_host_tool()),
-        ]
-    }
-
-    /// The command that writes, or the one that reads.
-    fn words(self, verb: &str) -> Result<Vec<String>, Failure> {
+    /// The argument vector of the command that writes, or of the one that reads.
+    fn argv(self, verb: &str) -> Result<Vec<String>, Failure> {
         let path = std::env::current_exe()?;
-        let path = path.to_str().ok_or("a path that is no text")?.to_owned();
+        let path = path.to_str().ok_or("a path that is not UTF-8")?.to_owned();
         Ok(vec![
             path,
             verb.to_owned(),
@@ -150,41 +142,45 @@ impl<'a> Run<'a> {
         }]
     }
 
-    /// The floor: the command writes into the socket that the client reads.
-    fn stdout_raw(self) -> Result<Vec<Flow>, Failure> {
+    /// The floor: the command has the client's socket as its input and output.
+    fn over_socketpair(
+        self,
+        verb: &str,
+        transfer: fn(Self, UnixStream) -> Result<(), Failure>,
+    ) -> Result<Vec<Flow>, Failure> {
         let before = Cpu::now()?;
         let started_at = Instant::now();
         let (ours, theirs) = UnixStream::pair()?;
-        let words = self.words("produce")?;
-        let mut child = Command::new(&words[0])
-            .args(&words[1..])
-            .stdin(Stdio::null())
-            .stdout(std::os::fd::OwnedFd::from(theirs))
+        let argv = self.argv(verb)?;
+        let mut child = Command::new(&argv[0])
+            .args(&argv[1..])
+            .stdin(OwnedFd::from(theirs.try_clone()?))
+            .stdout(OwnedFd::from(theirs))
             .spawn()?;
-        let result = self.take(ours);
+        let result = transfer(self, ours);
         let took = started_at.elapsed();
         child.wait()?;
         result?;
         self.flow_since(took, &before)
     }
 
-    fn stdout_socat(self) -> Result<Vec<Flow>, Failure> {
+    fn over_socat(
+        self,
+        verb: &str,
+        transfer: fn(Self, UnixStream) -> Result<(), Failure>,
+    ) -> Result<Vec<Flow>, Failure> {
         let before = Cpu::now()?;
-        let words = self.words("produce")?;
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let socat = peers::socat_once(&words)?;
-        self.take(socat.stream.try_clone()?)?;
-        self.finish_socat(socat, &before)
-    }
-
-    fn finish_socat(self, socat: OnceServer, before: &Cpu) -> Result<Vec<Flow>, Failure> {
+        let argv = self.argv(verb)?;
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let socat = peers::socat_once(&argv)?;
+        transfer(self, socat.stream.try_clone()?)?;
         let took = socat.opened_at.elapsed();
         socat.wait()?;
-        self.flow_since(took, before)
+        self.flow_since(took, &before)
     }
 
     fn stdout_agent(self) -> Result<Vec<Flow>, Failure> {
-        let exec = exec_of(self.words("produce")?);
+        let exec = exec_of(self.argv("produce")?);
         self.over_agent(|| {
             let ran = Wire::run(&self.agent.endpoint(), exec)?;
             let len = u64::try_from(self.len)?;
@@ -196,7 +192,7 @@ impl<'a> Run<'a> {
     }
 
     fn stdin_agent(self) -> Result<Vec<Flow>, Failure> {
-        let mut exec = exec_of(self.words("consume")?);
+        let mut exec = exec_of(self.argv("consume")?);
         exec.stdin = true;
         let request = shared::message::Message::Exec(exec).encode();
         self.over_agent(|| {
@@ -237,7 +233,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// The client's CPU time is host-tool's; the server's is the agent's without the command's.
+    /// The client's CPU time is that of host-tool. The server's is that of the agent alone.
     fn over_host_tool(
         self,
         verb: &str,
@@ -256,7 +252,7 @@ impl<'a> Run<'a> {
             .arg("--unix")
             .arg(self.agent.socket())
             .arg("--")
-            .args(self.words(verb)?)
+            .args(self.argv(verb)?)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -278,40 +274,7 @@ impl<'a> Run<'a> {
         Ok(self.flow(took, agent_ms, client_ms))
     }
 
-    /// The floor of the other direction.
-    fn stdin_raw(self) -> Result<Vec<Flow>, Failure> {
-        let before = Cpu::now()?;
-        let started_at = Instant::now();
-        let (mut ours, theirs) = UnixStream::pair()?;
-        let words = self.words("consume")?;
-        let mut child = Command::new(&words[0])
-            .args(&words[1..])
-            .stdin(std::os::fd::OwnedFd::from(theirs.try_clone()?))
-            .stdout(std::os::fd::OwnedFd::from(theirs))
-            .spawn()?;
-        let result = self.give(&mut ours).and_then(|()| {
-            ours.shutdown(Shutdown::Write)?;
-            confirmed(&mut ours)
-        });
-        let took = started_at.elapsed();
-        child.wait()?;
-        result?;
-        self.flow_since(took, &before)
-    }
-
-    fn stdin_socat(self) -> Result<Vec<Flow>, Failure> {
-        let before = Cpu::now()?;
-        let words = self.words("consume")?;
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let socat = peers::socat_once(&words)?;
-        let mut stream = socat.stream.try_clone()?;
-        self.give(&mut stream)?;
-        stream.shutdown(Shutdown::Write)?;
-        confirmed(&mut stream)?;
-        self.finish_socat(socat, &before)
-    }
-
-    /// Reads to the end and counts.
+    /// Reads to the end and compares the length.
     fn take(self, mut stream: impl Read) -> Result<(), Failure> {
         let mut bytes = vec![0; BLOCK_LEN];
         let mut left = self.len;
@@ -328,7 +291,13 @@ impl<'a> Run<'a> {
         produce_into(stream, self.len, self.piece)
     }
 
-    /// With the CPU time of all children that have ended since, and of this thread.
+    fn give_all(self, mut stream: UnixStream) -> Result<(), Failure> {
+        self.give(&mut stream)?;
+        stream.shutdown(Shutdown::Write)?;
+        confirmed(&mut stream)
+    }
+
+    /// A flow with the CPU time of this thread since `before`, and of the children that have ended.
     fn flow_since(self, took: Duration, before: &Cpu) -> Result<Vec<Flow>, Failure> {
         let now = Cpu::now()?;
         let server_ms = now.children_ms - before.children_ms;
@@ -344,21 +313,16 @@ struct Cpu {
 
 impl Cpu {
     fn now() -> Result<Self, Failure> {
-        let of = |who| -> Result<f64, Failure> {
-            let usage = getrusage(who)?;
-            let us = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-            Ok(f64::from(u32::try_from(us / 10)?) / 100.0)
-        };
         Ok(Self {
-            thread_ms: of(UsageWho::RUSAGE_THREAD)?,
-            children_ms: of(UsageWho::RUSAGE_CHILDREN)?,
+            thread_ms: procfs::cpu_used_ms(UsageWho::RUSAGE_THREAD)?,
+            children_ms: procfs::cpu_used_ms(UsageWho::RUSAGE_CHILDREN)?,
         })
     }
 }
 
 /// `bench produce LEN PIECE`: writes zeros, so much at a time.
 pub(crate) fn produce(len: usize, piece: usize) -> Result<(), Failure> {
-    // Not through `stdout()`, which would gather what is to be written piece by piece.
+    // Not through `stdout()`, whose buffer would merge the pieces.
     let mut stdout = std::fs::File::from(nix::unistd::dup(std::io::stdout())?);
     produce_into(&mut stdout, len, piece)
 }
@@ -374,7 +338,7 @@ fn produce_into(out: &mut impl Write, len: usize, piece: usize) -> Result<(), Fa
     Ok(())
 }
 
-/// `bench consume LEN`: reads to the end, and says so with one byte.
+/// `bench consume LEN`: reads to the end, and confirms it with one byte.
 pub(crate) fn consume(len: usize) -> Result<(), Failure> {
     let mut bytes = vec![0; BLOCK_LEN];
     let mut total = 0;

@@ -1,5 +1,4 @@
-//! VMMs without host-tool: just enough of each API to boot the echo guest, save it, and load it
-//! again. What this does not do is what host-tool adds.
+//! VMMs without host-tool: just enough of each API to boot the echo guest, save it and load it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,16 +17,15 @@ use crate::Failure;
 use crate::footprint::pass;
 use crate::wire::Endpoint;
 
-/// How long a guest may take to answer. The emulated lab boots one in seconds.
+/// How long a guest may take to answer. In the emulated lab a boot takes seconds.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 
-/// Between two looks at something that has no event of its own.
+/// Pause between two polls of something that has no event.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// Memory of the guests, as of those that host-tool boots here.
+/// Memory of all guests, those of host-tool included.
 pub(crate) const MEMORY_MIB: u32 = 128;
 
-/// Which VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Firecracker,
@@ -52,14 +50,14 @@ impl Kind {
         std::env::var_os(variable).map_or_else(|| name.into(), PathBuf::from)
     }
 
-    /// Whether there is one.
+    /// Whether it is installed.
     pub(crate) fn is_here(self) -> bool {
         let found = Command::new(self.program()).arg("--version").output();
         found.is_ok_and(|output| output.status.success())
     }
 }
 
-/// A VMM process in a folder of its own, killed when dropped.
+/// A VMM process in its own folder, killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Machine {
     kind: Kind,
@@ -68,13 +66,12 @@ pub(crate) struct Machine {
     cid: u32,
 }
 
-/// A saved machine.
+/// The files of a saved machine.
 #[derive(Debug)]
 pub(crate) struct Saved {
     folder: TempDir,
 }
 
-/// What a boot starts from.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) kernel: PathBuf,
@@ -116,7 +113,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Pauses the machine, writes it down, and ends it.
+    /// Pauses the machine, saves it, and ends it.
     pub(crate) fn save(self) -> Result<Saved, Failure> {
         let folder = TempDir::new()?;
         let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
@@ -135,7 +132,8 @@ impl Machine {
                 api.execute("stop", json!({}))?;
                 let uri = format!("exec:cat >{}", path("vmstate"));
                 api.execute("migrate", json!({ "uri": uri }))?;
-                let status = api.settle("query-migrate", &["setup", "active", "device"])?;
+                let transient = ["setup", "active", "device"];
+                let status = api.await_stable_state("query-migrate", &transient)?;
                 if status != "completed" {
                     return Err(format!("QEMU saved nothing: {status}").into());
                 }
@@ -144,7 +142,7 @@ impl Machine {
         Ok(Saved { folder })
     }
 
-    /// Loads a saved machine and lets it run; returns when the VMM has said so.
+    /// Loads a saved machine and resumes it. Returns when the VMM has answered.
     pub(crate) fn load(kind: Kind, saved: &Saved) -> Result<Self, Failure> {
         let path = |name: &str| saved.folder.path().join(name);
         match kind {
@@ -160,12 +158,12 @@ impl Machine {
             }
             Kind::Qemu => {
                 let state = File::open(path("vmstate"))?;
-                // QEMU finds it under its number.
+                // QEMU inherits it under its number.
                 fcntl(state.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
                 let incoming = format!("fd:{}", state.as_raw_fd());
                 let machine = Self::spawn(kind, &["-incoming".to_owned(), incoming])?;
                 let mut api = machine.api()?;
-                api.settle("query-status", &["inmigrate"])?;
+                api.await_stable_state("query-status", &["inmigrate"])?;
                 api.execute("cont", json!({}))?;
                 Ok(machine)
             }
@@ -174,7 +172,7 @@ impl Machine {
 
     fn spawn(kind: Kind, arguments: &[String]) -> Result<Self, Failure> {
         let folder = TempDir::new()?;
-        // Two guests of one host must not have the same; nobody else here counts this high.
+        // A CID is unique on a host. Other guests of the lab have small ones.
         let cid = 0x4000_0000 | std::process::id();
         let mut command = Command::new(kind.program());
         match kind {
@@ -240,7 +238,7 @@ impl Machine {
         }
     }
 
-    /// One raw connection with one byte there and back, tried until it succeeds.
+    /// One raw connection with one byte there and back, repeated until it succeeds.
     pub(crate) fn echo(&self) -> Result<(), Failure> {
         let started_at = Instant::now();
         loop {
@@ -252,7 +250,6 @@ impl Machine {
         }
     }
 
-    /// The VMM's process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -330,8 +327,8 @@ impl Api {
         }
     }
 
-    /// Asks until the status is none of `transient`, and gives it.
-    fn settle(&mut self, command: &str, transient: &[&str]) -> Result<String, Failure> {
+    /// Polls until the status is not one of `transient`, and returns it.
+    fn await_stable_state(&mut self, command: &str, transient: &[&str]) -> Result<String, Failure> {
         loop {
             let answer = self.execute(command, json!({}))?;
             let status = answer["status"].as_str().unwrap_or("setup").to_owned();

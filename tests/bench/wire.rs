@@ -1,5 +1,5 @@
-//! A lean client of the agent: says what host-tool says, in the same order, and counts output
-//! instead of keeping it, so that what is measured is the agent and not its client.
+//! A small client of the agent. It sends what host-tool sends, in the same order, and counts output
+//! in place of keeping it, so that the agent is measured and not its client.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -25,13 +25,13 @@ use crate::Failure;
 /// How long a peer may be silent before the measurement has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// Unacknowledged bytes after which an ACK is sent, as the protocol wants it: half a ring.
+/// Unacknowledged bytes after which the protocol requires an ACK: half a ring.
 const ACK_LEN: u64 = 128 * 1024;
 
-/// Bytes read at once by a client that gets much.
+/// Read buffer once the first one was full.
 const READ_LEN: usize = 2 * (PAYLOAD_LEN_MAX + HEADER_LEN);
 
-/// The same at first. The clients of the other services have as much.
+/// First read buffer, as large as those of the clients of the alternatives.
 const FIRST_READ_LEN: usize = 4096;
 
 /// Where a service listens.
@@ -39,7 +39,7 @@ const FIRST_READ_LEN: usize = 4096;
 pub(crate) enum Endpoint {
     /// A plain Unix socket.
     Unix(PathBuf),
-    /// A port behind a Unix socket that wants a CONNECT line first.
+    /// A port behind a Unix socket that expects a CONNECT line first.
     Hybrid(PathBuf, u32),
     /// A port of a guest.
     Vsock(u32, u32),
@@ -55,7 +55,7 @@ impl Endpoint {
         }
     }
 
-    /// Connects and writes `flight`, in one write with the CONNECT line where there is one.
+    /// Connects and writes `flight`, in one write with the CONNECT line if there is one.
     pub(crate) fn open(&self, flight: &[u8]) -> io::Result<File> {
         let (mut stream, line) = match self {
             Self::Unix(path) => (unix(path)?, String::new()),
@@ -97,7 +97,7 @@ fn limited(fd: OwnedFd) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Reads the VMM's answer byte by byte, since what stands behind it is the guest's.
+/// Reads the VMM's answer byte by byte, because the bytes behind it are the guest's.
 fn skip_line(stream: &mut File) -> io::Result<()> {
     let mut byte = [0];
     loop {
@@ -110,11 +110,11 @@ fn skip_line(stream: &mut File) -> io::Result<()> {
     }
 }
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) exited: Exited,
-    /// Bytes of standard output that came.
+    /// Bytes of standard output received.
     pub(crate) stdout_len: u64,
 }
 
@@ -134,14 +134,14 @@ pub(crate) struct Wire {
     end: usize,
 }
 
-/// What a frame means to a client that only counts.
+/// A frame, for a client that only counts output.
 enum Heard {
     Output(Stream, u64),
     Control(Box<Message>),
 }
 
 impl Wire {
-    /// Connects with HELLO and a request in one flight.
+    /// Connects, and sends HELLO and a request in one write.
     pub(crate) fn open(endpoint: &Endpoint, request: &[u8]) -> Result<Self, Failure> {
         let mut flight = Message::Hello(Hello::host("bench")).encode();
         flight.extend_from_slice(request);
@@ -154,25 +154,25 @@ impl Wire {
         })
     }
 
-    /// A connection of its own for one command, to its end.
+    /// Runs one command to its end on a new connection.
     pub(crate) fn run(endpoint: &Endpoint, exec: Exec) -> Result<Ran, Failure> {
         let mut wire = Self::open(endpoint, &Message::Exec(exec).encode())?;
         wire.finish(None)
     }
 
-    /// A command over this connection, to its end.
+    /// Runs one command to its end on this connection.
     pub(crate) fn exec(&mut self, exec: Exec) -> Result<Ran, Failure> {
         self.stream.write_all(&Message::Exec(exec).encode())?;
         self.finish(None)
     }
 
-    /// Sends a request and gives the answer.
+    /// Sends a request and returns the answer.
     pub(crate) fn ask(&mut self, request: &Message) -> Result<Message, Failure> {
         self.stream.write_all(&request.encode())?;
         self.answer()
     }
 
-    /// The next message that is an answer.
+    /// Reads up to the next message that is an answer.
     pub(crate) fn answer(&mut self) -> Result<Message, Failure> {
         loop {
             match self.hear()? {
@@ -186,8 +186,7 @@ impl Wire {
         }
     }
 
-    /// Follows a command that was asked for to its end, feeding `input` bytes to it if there are
-    /// any, in pieces of the given length.
+    /// Follows a requested command to its end, and feeds `input` to it if there is any.
     pub(crate) fn finish(&mut self, mut input: Option<Input>) -> Result<Ran, Failure> {
         let mut consumed = [0_u64; 2];
         let mut acknowledged = [0_u64; 2];
@@ -235,7 +234,7 @@ impl Wire {
         self.stream.write_all(&message.encode())
     }
 
-    /// The next frame. Output is counted where it lies.
+    /// Reads the next frame. Output is counted without a copy.
     fn hear(&mut self) -> Result<Heard, Failure> {
         loop {
             let bytes = &self.buffer[self.start..self.end];
@@ -261,7 +260,7 @@ impl Wire {
     }
 }
 
-/// The frame at the front of `bytes` and its length, if it is there whole.
+/// The frame at the front of `bytes` and its length, if it is complete.
 fn parse(bytes: &[u8]) -> Result<Option<(usize, Heard)>, Failure> {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
         return Ok(None);
@@ -287,7 +286,7 @@ fn parse(bytes: &[u8]) -> Result<Option<(usize, Heard)>, Failure> {
     Ok(Some((HEADER_LEN + len, heard)))
 }
 
-/// Standard input for a command: zeros, as credit comes.
+/// Standard input for a command: zeros, as far as the credit allows.
 #[derive(Debug)]
 pub(crate) struct Input {
     len: u64,
@@ -311,7 +310,7 @@ impl Input {
         }
     }
 
-    /// Sends what the guest takes.
+    /// Sends as much as `limit` allows.
     fn feed(&mut self, stream: &mut File, limit: u64) -> Result<(), Failure> {
         let limit = limit.min(self.len);
         while self.sent < limit {
@@ -335,7 +334,7 @@ impl Input {
     }
 }
 
-/// An EXEC of `argv` under a name that was never used before.
+/// An EXEC of `argv` with a new id.
 pub(crate) fn exec_of<S: AsRef<str>>(argv: impl IntoIterator<Item = S>) -> Exec {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -343,10 +342,10 @@ pub(crate) fn exec_of<S: AsRef<str>>(argv: impl IntoIterator<Item = S>) -> Exec 
         .elapsed()
         .unwrap_or_default()
         .as_nanos();
-    let name = started ^ (u128::from(count) << 80);
+    let id = started ^ (u128::from(count) << 80);
     let string = |text: S| ByteString::new(text.as_ref()).unwrap_or_default();
     Exec::new(
-        ExecId::from_bytes(name.to_le_bytes()),
+        ExecId::from_bytes(id.to_le_bytes()),
         argv.into_iter().map(string).collect(),
     )
 }

@@ -1,5 +1,5 @@
-//! What is asked of a guest that runs: commands and a stream over vsock, of the agent and of the
-//! others, which run in the same guest as commands that a client holds.
+//! Commands and a stream over vsock in a running guest, by the agent and by the alternatives, which
+//! run in the same guest as commands of the agent.
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::stats::count;
 use crate::wire::{Wire, exec_of};
 use crate::{Failure, Options};
 
-/// Where the others listen in the guest.
+/// Ports of the alternatives in the guest.
 const SOCAT_PORT: u32 = 7000;
 const QEMU_GA_PORT: u32 = 7001;
 const SOCAT_STREAM_PORT: u32 = 7002;
@@ -33,11 +33,11 @@ const STREAM_LEN: usize = 8 << 20;
 /// How long a server in the guest may take until it listens.
 const START_MAX: Duration = Duration::from_secs(60);
 
-/// Between two looks at whether it does.
+/// Pause between two attempts to connect to it.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 impl Tool {
-    /// What is measured in the machine [`ORIGIN`], which outlives a piece that fails.
+    /// Measures in the VM [`ORIGIN`]. A piece that fails does not end it.
     pub(super) fn guest(&self, options: &Options, ledger: &mut Ledger<'_>) -> Result<(), Failure> {
         ledger.measure(&self.case("exec"), |results| self.execs(options, results))?;
         ledger.measure(&self.case("stdout"), |results| {
@@ -51,11 +51,11 @@ impl Tool {
         let (socat, qemu_ga) = (agent.with_port(SOCAT_PORT), agent.with_port(QEMU_GA_PORT));
         let listen = format!("VSOCK-LISTEN:{SOCAT_PORT},fork,backlog=256");
         let exec = format!("EXEC:{TRUE}");
-        let words = ["socat", "-t0", "-b65536", &listen, &exec];
-        let held_socat = self.hold(&words, || read_to_end(&socat));
+        let argv = ["socat", "-t0", "-b65536", &listen, &exec];
+        let held_socat = self.hold(&argv, || read_to_end(&socat));
         let path = format!("4294967295:{QEMU_GA_PORT}");
-        let words = ["qemu-ga", "-m", "vsock-listen", "-p", &path, "-t", "/run"];
-        let held_qemu_ga = self.hold(&words, || {
+        let argv = ["qemu-ga", "-m", "vsock-listen", "-p", &path, "-t", "/run"];
+        let held_qemu_ga = self.hold(&argv, || {
             let client = GuestAgentOfQemu::connect(&qemu_ga)?;
             client.exec(TRUE)
         });
@@ -92,9 +92,9 @@ impl Tool {
         let agent = self.endpoint(ORIGIN)?;
         let socat = agent.with_port(SOCAT_STREAM_PORT);
         let len = STREAM_LEN.to_string();
-        let words = ["head", "-c", &len, "/dev/zero"];
+        let argv = ["head", "-c", &len, "/dev/zero"];
         let listen = format!("VSOCK-LISTEN:{SOCAT_STREAM_PORT},fork,backlog=256");
-        let exec = format!("EXEC:{}", words.join(" "));
+        let exec = format!("EXEC:{}", argv.join(" "));
         let held = self.hold(&["socat", "-t0", "-b65536", &listen, &exec], || {
             read_to_end(&socat)
         });
@@ -107,7 +107,7 @@ impl Tool {
                     .then_some(())
                     .ok_or_else(|| "output is missing".into())
             };
-            Ok(rate(timed(|| ran(exec_of(words)))?))
+            Ok(rate(timed(|| ran(exec_of(argv)))?))
         })];
         match &held {
             Ok(_) => subjects.push(Subject::new("socat", || {
@@ -121,14 +121,14 @@ impl Tool {
         Ok(())
     }
 
-    /// Runs a server in the guest until this is dropped, once `is_there` has succeeded.
+    /// Starts a server in the guest and waits until `is_there` succeeds. It ends with the result.
     fn hold(
         &self,
-        words: &[&str],
+        argv: &[&str],
         is_there: impl Fn() -> Result<(), Failure>,
     ) -> Result<Held, Failure> {
         let mut command = self.command("exec");
-        command.args(["--name", ORIGIN, "--"]).args(words);
+        command.args(["--name", ORIGIN, "--"]).args(argv);
         let null = Stdio::null;
         let child = command
             .stdin(null())
@@ -141,10 +141,10 @@ impl Tool {
             match is_there() {
                 Ok(()) => return Ok(held),
                 Err(failure) if held.0.try_wait()?.is_some() => {
-                    return Err(format!("{} ended: {failure}", words[0]).into());
+                    return Err(format!("{} ended: {failure}", argv[0]).into());
                 }
                 Err(failure) if started_at.elapsed() > START_MAX => {
-                    return Err(format!("{} does not listen: {failure}", words[0]).into());
+                    return Err(format!("{} does not listen: {failure}", argv[0]).into());
                 }
                 Err(_) => pass(LOOK_EVERY)?,
             }
@@ -152,7 +152,7 @@ impl Tool {
     }
 }
 
-/// A client that holds a command, killed when dropped.
+/// A client of a running command, killed when dropped.
 struct Held(Child);
 
 impl Drop for Held {

@@ -1,9 +1,9 @@
-//! Pieces of a run, each by itself: one that fails is named and costs no other, and what was
-//! measured is on disk before the next one begins.
+//! The pieces of a run: each is measured separately and on disk before the next one begins. A piece
+//! that fails is noted, and the others still run.
 //!
-//! The emulated lab can stand still altogether, and then its machine is ended from outside. So a
-//! run that finds the record and the ledger of an earlier one goes on behind them; a piece in which
-//! that happened three times is given up.
+//! The emulated lab can stop running, and `lab.sh` then kills its machine. So a run that finds the
+//! record and the ledger of an earlier one continues after them. A piece in which the machine was
+//! killed three times is skipped.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -13,22 +13,23 @@ use std::time::Instant;
 use crate::Failure;
 use crate::results::Results;
 
-/// How often a piece is begun.
+/// How often a piece may be begun.
 const BEGINS_MAX: usize = 3;
 
-/// What was begun and what has ended, with what came of it.
+/// Which pieces were begun and have ended, and the results.
 #[derive(Debug)]
 pub(super) struct Ledger<'a> {
     pub(super) results: &'a mut Results,
-    /// Where the record is kept.
+    /// File of the record.
     out: PathBuf,
-    /// Where it is kept what was begun and ended.
+    /// File of the lines.
     path: PathBuf,
+    /// `begin NAME` and `end NAME`.
     lines: Vec<String>,
 }
 
 impl<'a> Ledger<'a> {
-    /// Opens the ledger beside the record `out`, and takes over what both have.
+    /// Opens the ledger beside the record `out`, and reads both.
     pub(super) fn open(results: &'a mut Results, out: &Path) -> Result<Self, Failure> {
         if out.exists() {
             results.merge(Results::read(out)?);
@@ -43,7 +44,7 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// Measures a piece, unless an earlier run has. Says whether nothing failed.
+    /// Measures a piece, unless an earlier run has. Returns whether nothing failed.
     pub(super) fn measure(
         &mut self,
         name: &str,
@@ -54,7 +55,7 @@ impl<'a> Ledger<'a> {
         }
         if self.count("begin", name) >= BEGINS_MAX {
             self.results
-                .skip(name, "the lab stood still in it, three times");
+                .skip(name, "the lab stopped running in it, three times");
             self.note("end", name)?;
             return Ok(true);
         }
@@ -64,7 +65,7 @@ impl<'a> Ledger<'a> {
         Ok(is_measured)
     }
 
-    /// Makes what pieces need, each time.
+    /// Runs `piece` without an entry in the ledger, and notes a failure as skipped.
     pub(super) fn make<T>(
         &mut self,
         name: &str,
@@ -111,7 +112,7 @@ mod tests {
         };
         assert!(ledger.measure("one", one).unwrap());
         assert!(!ledger.measure("two", |_| Err("no".into())).unwrap());
-        // The machine is ended in the midst of a piece, as often as it is begun.
+        // The machine is killed in the middle of a piece each time.
         for _ in 0..BEGINS_MAX {
             ledger.note("begin", "three").unwrap();
         }
@@ -124,6 +125,6 @@ mod tests {
         }
         assert!(results.find("lab/boot", "agent", None).is_some());
         assert_eq!(results.skipped["two"], "no");
-        assert!(results.skipped["three"].contains("stood still"));
+        assert!(results.skipped["three"].contains("stopped running"));
     }
 }

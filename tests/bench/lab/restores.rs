@@ -1,5 +1,5 @@
-//! Restores: what they take until READY and where it goes, beside the floor; what the VMM has in
-//! memory before and after; and many clones at once.
+//! Restores: their time until READY by phase, beside the floor; the VMM's memory before and after;
+//! and many clones at once.
 
 use std::fs;
 use std::path::Path;
@@ -8,8 +8,7 @@ use std::time::Instant;
 
 use ::tests::process::{Finished, finish, run};
 use ::tests::program;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use nix::sys::resource::UsageWho;
 use serde_json::Value;
 
 use super::ledger::Ledger;
@@ -24,7 +23,7 @@ use crate::{Failure, Options, procfs};
 /// How many clones are restored at once, and how often.
 const CLONES: [(usize, usize); 3] = [(1, 5), (4, 3), (16, 2)];
 
-/// How many commands are run at once in a clone that is just ready.
+/// How many commands run at once in a clone right after READY.
 const FIRST_COUNT: &str = "10";
 
 /// The phases of a restore, in order.
@@ -75,13 +74,9 @@ impl Tool {
         if let Some(saved) = saved {
             subjects.push(Subject::new("echo", || Ok(vec![self.echo(saved)?])));
         }
-        for (subject, outcome) in interleave(options.count(20), subjects) {
-            let all = match outcome {
-                Ok(all) => all,
-                Err(failure) => {
-                    results.skip(&format!("{}/{subject}", self.case("ready")), failure);
-                    continue;
-                }
+        for outcome in interleave(options.count(20), subjects) {
+            let Some((subject, all)) = results.measured(&self.case("ready"), outcome) else {
+                continue;
             };
             let mut add = |case: &str, figure: fn(&Restored) -> f64| {
                 let samples: Vec<f64> = all.iter().map(figure).collect();
@@ -96,14 +91,14 @@ impl Tool {
         Ok(())
     }
 
-    /// A clone that is ready, and ten commands at once in it.
+    /// Restores a clone and runs ten commands at once in it.
     fn restore(&self, artifact: &Path) -> Result<Restored, Failure> {
         let started_at = Instant::now();
-        let tool_before = children_ms()?;
+        let tool_before = procfs::cpu_used_ms(UsageWho::RUSAGE_CHILDREN)?;
         let mut command = self.restore_command(artifact, CLONE);
         let record = ended_well(run(command.arg("--wait-ready")))?.json();
         let restore_ms = ms_since(started_at);
-        let tool_ms = children_ms()? - tool_before;
+        let tool_ms = procfs::cpu_used_ms(UsageWho::RUSAGE_CHILDREN)? - tool_before;
         let state = self.state(CLONE)?;
         let cpu = vec![
             ("host_tool", tool_ms),
@@ -140,7 +135,7 @@ impl Tool {
         })
     }
 
-    /// Where the time of a restore goes, by host-tool's record, and its CPU time by process.
+    /// The time of a restore by phase and by step, and its CPU time by process.
     fn parts(&self, all: &[Restored], results: &mut Results) {
         let Some(first) = all.first().filter(|it| it.record.is_object()) else {
             return;
@@ -173,7 +168,7 @@ impl Tool {
         add("first", "agent", Unit::Milliseconds, &samples);
     }
 
-    /// Resident memory of the VMM when the vCPUs have begun to run, and when the guest is ready.
+    /// Resident memory of the VMM when the vCPUs run, and when the guest is ready.
     fn memory(
         &self,
         options: &Options,
@@ -201,13 +196,9 @@ impl Tool {
                 Ok(vec![(loaded, ready)])
             }));
         }
-        for (subject, outcome) in interleave(options.count(5), subjects) {
-            let all = match outcome {
-                Ok(all) => all,
-                Err(failure) => {
-                    results.skip(&format!("{}/{subject}", self.case("memory")), failure);
-                    continue;
-                }
+        for outcome in interleave(options.count(5), subjects) {
+            let Some((subject, all)) = results.measured(&self.case("memory"), outcome) else {
+                continue;
             };
             let mut add = |case: &str, figure: fn(&(f64, f64)) -> f64| {
                 let samples: Vec<f64> = all.iter().map(figure).collect();
@@ -221,8 +212,8 @@ impl Tool {
         Ok(())
     }
 
-    /// System calls of `host-tool restore` itself, by strace: what it starts is let go when it
-    /// becomes another program, and is measured by its CPU time.
+    /// System calls of `host-tool restore` itself, by strace, which detaches from its children when
+    /// they execute a program.
     fn system_calls(
         &self,
         options: &Options,
@@ -251,7 +242,7 @@ impl Tool {
         Ok(())
     }
 
-    /// From the start of the command to the last READY, and what each clone has in memory then.
+    /// Time from the start of the command to the last READY, and the memory of each clone then.
     fn clones(
         &self,
         artifact: &Path,
@@ -291,7 +282,7 @@ impl Tool {
     }
 }
 
-/// Runs a command that may take as long as its own limit allows.
+/// Runs a command whose own limit is longer than that of [`run`].
 fn finish_slowly(command: &mut Command) -> Result<Finished, Failure> {
     let piped = Stdio::piped;
     command.stdin(piped()).stdout(piped()).stderr(piped());
@@ -315,24 +306,17 @@ fn phase_ms(record: &Value, name: &str) -> f64 {
     record["phases_us"][name].as_f64().unwrap_or(0.0) / 1e3
 }
 
-/// The id of a process that a machine's state names.
+/// The pid of `name` in a VM's state.
 fn pid(state: &Value, name: &str) -> Result<u32, Failure> {
     let pid = state[name]["pid"].as_u64();
     let pid = pid.ok_or_else(|| format!("no {name} in the state"))?;
     Ok(u32::try_from(pid)?)
 }
 
-/// CPU time of all children that have ended, ms.
-fn children_ms() -> Result<f64, Failure> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let us = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Ok(f64::from(u32::try_from(us / 10)?) / 100.0)
-}
-
-/// The calls of all kinds in the table that `strace -c` prints.
+/// The number of all calls in the table that `strace -c` prints.
 fn total_calls(table: &str) -> Option<f64> {
     let line = table.lines().rev().find(|line| line.ends_with(" total"))?;
-    // Share, seconds, µs a call, calls, and the errors if there were any.
+    // Columns: share, seconds, µs for each call, calls, errors if there are any.
     line.split_whitespace().nth(3)?.parse().ok()
 }
 
