@@ -27,7 +27,7 @@ use shared::version::SUPPORTED;
 
 use self::digest::Digest;
 use crate::os::files;
-use crate::os::json::{JsonError, Object};
+use crate::os::json::JsonFileError;
 use crate::vmdir::state::{DRIVES_MAX, lineage};
 use crate::vmm::{Drive, StateFiles};
 
@@ -70,9 +70,8 @@ impl Artifact {
             }
             Ok(_) | Err(_) => return Err(ArtifactError::NotThere { path: dir }),
         }
-        let object = read_manifest(&dir)?;
         let artifact = Self {
-            manifest: Manifest::from_object(&object)?,
+            manifest: read_manifest(&dir)?,
             dir,
         };
         artifact.check()?;
@@ -208,8 +207,7 @@ impl Artifact {
 /// `parent`, first. An artifact that cannot be read is for others to complain about.
 #[must_use]
 pub fn ancestors(artifact: Option<&Path>, parent: Option<Generation>) -> Vec<Generation> {
-    let object = artifact.and_then(|dir| read_manifest(dir).ok());
-    let manifest = object.and_then(|object| Manifest::from_object(&object).ok());
+    let manifest = artifact.and_then(|dir| read_manifest(dir).ok());
     let before = manifest.map(|manifest| manifest.ancestors);
     lineage(parent, &before.unwrap_or_default())
 }
@@ -236,7 +234,7 @@ pub fn digest_of(
     })
 }
 
-fn read_manifest(dir: &Path) -> Result<Object, ArtifactError> {
+fn read_manifest(dir: &Path) -> Result<Manifest, ArtifactError> {
     let path = dir.join(MANIFEST);
     let (file, len) = match open_regular(&path) {
         Err(ArtifactError::Missing { .. }) => {
@@ -253,8 +251,8 @@ fn read_manifest(dir: &Path) -> Result<Object, ArtifactError> {
         file.take(MANIFEST_LEN_MAX).read_to_end(&mut bytes)
     };
     match read {
-        Ok(_) => Ok(Object::parse(&path, &bytes)?),
-        Err(source) => Err(JsonError::Read { path, source }.into()),
+        Ok(_) => Manifest::parse(&path, &bytes),
+        Err(source) => Err(JsonFileError::Read { path, source }.into()),
     }
 }
 

@@ -156,25 +156,27 @@ impl Message {
     /// As for `parse`.
     pub fn from_host(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
-            FrameKind::Rebind => read(frame, Rebind::read).map(Self::Rebind),
-            FrameKind::Probe => read(frame, Probe::read).map(Self::Probe),
-            FrameKind::Quiesce => read(frame, Quiesce::read).map(Self::Quiesce),
-            FrameKind::Reopen => read(frame, Reopen::read).map(Self::Reopen),
-            FrameKind::Exec => read(frame, Exec::read).map(Self::Exec),
-            FrameKind::Attach => read(frame, Attach::read).map(Self::Attach),
-            FrameKind::Ack => read(frame, Ack::read).map(Self::Ack),
+            FrameKind::Rebind => read(frame, Rebind::from_object).map(Self::Rebind),
+            FrameKind::Probe => read(frame, Probe::from_object).map(Self::Probe),
+            FrameKind::Quiesce => read(frame, Quiesce::from_object).map(Self::Quiesce),
+            FrameKind::Reopen => read(frame, Reopen::from_object).map(Self::Reopen),
+            FrameKind::Exec => read(frame, Exec::from_object).map(Self::Exec),
+            FrameKind::Attach => read(frame, Attach::from_object).map(Self::Attach),
+            FrameKind::Ack => read(frame, Ack::from_object).map(Self::Ack),
             FrameKind::Stdin => Chunk::read(frame).map(Self::Stdin),
-            FrameKind::StdinEof => read(frame, StdinEof::read).map(Self::StdinEof),
-            FrameKind::Signal => read(frame, Signal::read).map(Self::Signal),
-            FrameKind::Resize => read(frame, TtySize::read).map(Self::Resize),
-            FrameKind::ExitAck => read(frame, ExitAck::read).map(Self::ExitAck),
-            FrameKind::Sessions => read(frame, SessionsRequest::read).map(Self::SessionsRequest),
-            FrameKind::Info => read(frame, |_| Ok(Self::InfoRequest)),
-            FrameKind::Shutdown => read(frame, Shutdown::read).map(Self::Shutdown),
-            FrameKind::AwaitCheckpoint => {
-                read(frame, AwaitCheckpoint::read).map(Self::AwaitCheckpoint)
+            FrameKind::StdinEof => read(frame, StdinEof::from_object).map(Self::StdinEof),
+            FrameKind::Signal => read(frame, Signal::from_object).map(Self::Signal),
+            FrameKind::Resize => read(frame, TtySize::from_object).map(Self::Resize),
+            FrameKind::ExitAck => read(frame, ExitAck::from_object).map(Self::ExitAck),
+            FrameKind::Sessions => {
+                read(frame, SessionsRequest::from_object).map(Self::SessionsRequest)
             }
-            FrameKind::Hooks => read(frame, Hooks::read).map(Self::Hooks),
+            FrameKind::Info => read(frame, |_| Ok(Self::InfoRequest)),
+            FrameKind::Shutdown => read(frame, Shutdown::from_object).map(Self::Shutdown),
+            FrameKind::AwaitCheckpoint => {
+                read(frame, AwaitCheckpoint::from_object).map(Self::AwaitCheckpoint)
+            }
+            FrameKind::Hooks => read(frame, Hooks::from_object).map(Self::Hooks),
             _ => Self::from_any(frame),
         }
     }
@@ -187,22 +189,22 @@ impl Message {
     pub fn from_guest(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
             FrameKind::Ok => read(frame, |_| Ok(Self::Ok)),
-            FrameKind::Progress => read(frame, Progress::read).map(Self::Progress),
-            FrameKind::Rebound => read(frame, Rebound::read).map(Self::Rebound),
-            FrameKind::Probed => read(frame, Probed::read).map(Self::Probed),
-            FrameKind::Busy => read(frame, Busy::read).map(Self::Busy),
+            FrameKind::Progress => read(frame, Progress::from_object).map(Self::Progress),
+            FrameKind::Rebound => read(frame, Rebound::from_object).map(Self::Rebound),
+            FrameKind::Probed => read(frame, Probed::from_object).map(Self::Probed),
+            FrameKind::Busy => read(frame, Busy::from_object).map(Self::Busy),
             FrameKind::Quiesced => read(frame, control::read_token).map(Self::Quiesced),
-            FrameKind::Started => read(frame, Started::read).map(Self::Started),
+            FrameKind::Started => read(frame, Started::from_object).map(Self::Started),
             FrameKind::Stdout => Chunk::read(frame).map(Self::Stdout),
             FrameKind::Stderr => Chunk::read(frame).map(Self::Stderr),
-            FrameKind::Exited => read(frame, Exited::read).map(Self::Exited),
-            FrameKind::Attached => read(frame, Started::read).map(Self::Attached),
-            FrameKind::Gap => read(frame, Gap::read).map(Self::Gap),
-            FrameKind::Window => read(frame, Window::read).map(Self::Window),
-            FrameKind::Sessions => read(frame, Sessions::read).map(Self::Sessions),
-            FrameKind::Info => read(frame, Info::read).map(Self::Info),
-            FrameKind::Checkpoint => read(frame, Checkpoint::read).map(Self::Checkpoint),
-            FrameKind::Hooked => read(frame, Hooked::read).map(Self::Hooked),
+            FrameKind::Exited => read(frame, Exited::from_object).map(Self::Exited),
+            FrameKind::Attached => read(frame, Started::from_object).map(Self::Attached),
+            FrameKind::Gap => read(frame, Gap::from_object).map(Self::Gap),
+            FrameKind::Window => read(frame, Window::from_object).map(Self::Window),
+            FrameKind::Sessions => read(frame, Sessions::from_object).map(Self::Sessions),
+            FrameKind::Info => read(frame, Info::from_object).map(Self::Info),
+            FrameKind::Checkpoint => read(frame, Checkpoint::from_object).map(Self::Checkpoint),
+            FrameKind::Hooked => read(frame, Hooked::from_object).map(Self::Hooked),
             _ => Self::from_guest_to_local(frame),
         }
     }
@@ -215,10 +217,10 @@ impl Message {
     pub fn from_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
             FrameKind::Checkpoint => {
-                read(frame, CheckpointRequest::read).map(Self::CheckpointRequest)
+                read(frame, CheckpointRequest::from_object).map(Self::CheckpointRequest)
             }
             FrameKind::Generation => {
-                read(frame, GenerationRequest::read).map(Self::GenerationRequest)
+                read(frame, GenerationRequest::from_object).map(Self::GenerationRequest)
             }
             _ => Self::from_any(frame),
         }
@@ -231,11 +233,11 @@ impl Message {
     /// As for `parse`. Frames that only hosts receive are refused.
     pub fn from_guest_to_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
-            FrameKind::Verdict => read(frame, CheckpointVerdict::read).map(Self::Verdict),
+            FrameKind::Verdict => read(frame, CheckpointVerdict::from_object).map(Self::Verdict),
             FrameKind::Generation => {
                 read(frame, checkpoint::read_new_generation).map(Self::Generation)
             }
-            FrameKind::Sever => read(frame, Sever::read).map(Self::Sever),
+            FrameKind::Sever => read(frame, Sever::from_object).map(Self::Sever),
             _ => Self::from_any(frame),
         }
     }
@@ -243,10 +245,10 @@ impl Message {
     /// Frames that every side may send.
     fn from_any(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
-            FrameKind::Hello => read(frame, Hello::read).map(Self::Hello),
-            FrameKind::Fail => read(frame, Fail::read).map(Self::Fail),
-            FrameKind::Ping => read(frame, Ping::read).map(Self::Ping),
-            FrameKind::Pong => read(frame, Ping::read).map(Self::Pong),
+            FrameKind::Hello => read(frame, Hello::from_object).map(Self::Hello),
+            FrameKind::Fail => read(frame, Fail::from_object).map(Self::Fail),
+            FrameKind::Ping => read(frame, Ping::from_object).map(Self::Ping),
+            FrameKind::Pong => read(frame, Ping::from_object).map(Self::Pong),
             kind => Err(PayloadError::WrongDirection { kind }),
         }
     }

@@ -9,7 +9,7 @@ use shared::version::NoCommonVersion;
 use super::{FORMAT, MANIFEST};
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::os::json::JsonError;
+use crate::os::json::JsonFileError;
 
 /// Why an artifact cannot be used.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub enum ArtifactError {
         path: PathBuf,
     },
     /// The manifest was not understood.
-    Manifest(JsonError),
+    Manifest(JsonFileError),
     /// The manifest has a format that this version does not know.
     Format {
         /// The format.
@@ -91,8 +91,8 @@ pub enum ArtifactError {
     },
 }
 
-impl From<JsonError> for ArtifactError {
-    fn from(error: JsonError) -> Self {
+impl From<JsonFileError> for ArtifactError {
+    fn from(error: JsonFileError) -> Self {
         Self::Manifest(error)
     }
 }

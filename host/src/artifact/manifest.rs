@@ -1,14 +1,15 @@
 //! The manifest: what an artifact says of itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use shared::id::Generation;
+use shared::json::{JsonError, Object};
 use shared::version::VersionRange;
 
 use super::digest::Digest;
 use super::{ArtifactError, FILES_MAX, FORMAT};
-use crate::os::json::{JsonError, Object, os_to_value};
+use crate::os::json::{JsonFileError, os_to_value, value_to_path};
 use crate::vmdir::state::{
     generations_from_object, generations_to_value, machine_from_object, machine_to_value,
 };
@@ -94,12 +95,18 @@ impl Manifest {
         })
     }
 
-    /// Reads what [`to_value`](Self::to_value) wrote, or somebody who wishes us ill.
-    pub fn from_object(object: &Object) -> Result<Self, ArtifactError> {
-        let format: u32 = object.number("format")?;
-        if format != FORMAT {
-            return Err(ArtifactError::Format { found: format });
+    /// Parses the content of the file `path`. It may come from an attacker.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self, ArtifactError> {
+        let at_path = JsonFileError::content(path);
+        let object = Object::parse(text).map_err(&at_path)?;
+        let found: u32 = object.number("format").map_err(&at_path)?;
+        if found != FORMAT {
+            return Err(ArtifactError::Format { found });
         }
+        Ok(Self::from_object(&object).map_err(&at_path)?)
+    }
+
+    fn from_object(object: &Object) -> Result<Self, JsonError> {
         let vmm = object.object("vmm")?;
         let agent = object.object("agent")?;
         let files = object.objects("files", FILES_MAX)?;
@@ -114,10 +121,7 @@ impl Manifest {
             generation: object.parsed("generation", "32 hexadecimal digits")?,
             ancestors: generations_from_object(object, "ancestors")?,
             machine: machine_from_object(&object.object("machine")?)?,
-            vsock_path: match object.value("vsock_path") {
-                Some(_) => Some(object.path("vsock_path")?),
-                None => None,
-            },
+            vsock_path: object.opt("vsock_path", "a path", value_to_path)?,
             files: files
                 .iter()
                 .map(FileEntry::from_object)

@@ -276,7 +276,7 @@ fn numbers_and_nesting_beyond_reason_are_refused() {
         .collect();
     refused(
         |_, value| value["files"] = files.into(),
-        "DIR/manifest.json: field \"files\" must be a list that is not too long",
+        "DIR/manifest.json: field \"files\" must be a shorter list",
     );
 
     let temp = TempDir::new("artifact");

@@ -11,17 +11,17 @@ use std::time::Instant;
 
 use serde_json::json;
 use shared::exchange::Request;
+use shared::json::{JsonError, Object};
 use shared::message::{Identity, Message};
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::Answer;
 use crate::lifecycle::handshake::{Naming, rebind_request};
-use crate::os::json::{JsonError, Object};
+use crate::os::json;
 use crate::values::VmName;
 use crate::vmdir::state::Stage;
 use crate::vmdir::{StateDir, VmDir, VmDirError};
-use crate::vmm::network::network_from_object;
 
 /// Name of the file in a VM directory.
 const FILE: &str = "naming.json";
@@ -52,39 +52,15 @@ pub fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
 
 /// The name that was left, if there is one.
 fn read(dir: &VmDir) -> Result<Option<Naming>, VmDirError> {
-    let object = match Object::read(&dir.file(FILE)) {
-        Ok(object) => object,
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Some(from_object(&object)?))
+    Ok(json::read_if_exists(&dir.file(FILE), from_object)?)
 }
 
 fn from_object(object: &Object) -> Result<Naming, JsonError> {
-    let identity = Identity {
-        hostname: object.opt_text("hostname")?,
-        machine_id: object.opt_text("machine_id")?,
-        network: network_from_object(object, "network")?,
-    };
-    if !identity
-        .hostname
-        .as_deref()
-        .is_none_or(Identity::is_hostname)
-    {
-        return Err(object.error("hostname", "a host name"));
-    }
-    if !identity
-        .machine_id
-        .as_deref()
-        .is_none_or(Identity::is_machine_id)
-    {
-        return Err(object.error("machine_id", "32 lower-case hexadecimal digits"));
-    }
     Ok(Naming {
         generation: object.parsed("generation", "32 hexadecimal digits")?,
         parent: object.opt_parsed("parent", "32 hexadecimal digits")?,
         cause: object.parsed("cause", "boot, restore or resume")?,
-        identity,
+        identity: Identity::from_object(object)?,
     })
 }
 
@@ -156,13 +132,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_sent_is_refused() {
-        let parse = |text: &str| Object::parse("f".as_ref(), text.as_bytes()).unwrap();
+        let parse = |text: &str| Object::parse(text.as_bytes()).unwrap();
         let good = r#""generation":"00112233445566778899aabbccddeeff","cause":"boot""#;
         from_object(&parse(&format!("{{{good}}}"))).unwrap();
         for bad in [
             r#"{"cause":"boot"}"#.to_owned(),
             format!(r#"{{{good},"hostname":"a b"}}"#),
             format!(r#"{{{good},"machine_id":"x"}}"#),
+            format!(r#"{{{good},"network":{{"mac":"x"}}}}"#),
         ] {
             assert!(from_object(&parse(&bad)).is_err(), "{bad}");
         }

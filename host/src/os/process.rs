@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
+use shared::json::{JsonError, Object};
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::deadline::Watch;
-use crate::os::json::{JsonError, Object};
 use crate::sys::pidfd;
 
 /// How long a VMM that is killed may take to end.
@@ -235,9 +235,9 @@ mod tests {
             start_time: 4711,
         };
         let bytes = ours.to_value().to_string();
-        let object = Object::parse("f".as_ref(), bytes.as_bytes()).unwrap();
+        let object = Object::parse(bytes.as_bytes()).unwrap();
         assert_eq!(ProcessId::from_object(&object).unwrap(), ours);
-        let object = Object::parse("f".as_ref(), br#"{"pid":0,"start_time":1}"#).unwrap();
+        let object = Object::parse(br#"{"pid":0,"start_time":1}"#).unwrap();
         assert!(ProcessId::from_object(&object).is_err());
     }
 }

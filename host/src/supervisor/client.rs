@@ -1,5 +1,6 @@
 //! A command's hold on the supervisor that it starts; see [`supervisor`](crate::supervisor).
 
+use shared::json::JsonError;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -7,7 +8,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::os::deadline::{WaitError, Watch};
-use crate::os::json::JsonError;
 use crate::os::process::ProcessId;
 use crate::os::{files, notify};
 use crate::supervisor::COMMAND;
@@ -45,7 +45,7 @@ impl fmt::Display for LaunchError {
         match self {
             Self::Dir(error) => error.fmt(f),
             Self::Io(_) => f.write_str("cannot start or hear the VM's supervisor"),
-            Self::Report(error) => error.fmt(f),
+            Self::Report(error) => write!(f, "the supervisor's report is invalid: {error}"),
             Self::Silent => f.write_str("the VM's supervisor ended without a word"),
             Self::Failed { text } => f.write_str(text),
             Self::Deadline => f.write_str("the VM's supervisor did not report in time"),

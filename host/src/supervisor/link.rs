@@ -2,8 +2,8 @@
 //! one way, and reports of one line each the other.
 
 use serde_json::{Value, json};
+use shared::json::{JsonError, Object};
 
-use crate::os::json::{JsonError, Object};
 use crate::os::process::ProcessId;
 use crate::vmdir::state::ExitRecord;
 
@@ -75,7 +75,7 @@ impl Report {
 
     /// Reads a line.
     pub fn parse(line: &[u8]) -> Result<Self, JsonError> {
-        let object = Object::parse("the supervisor's report".as_ref(), line)?;
+        let object = Object::parse(line)?;
         if let Some(spawned) = object.opt_object("spawned")? {
             return Ok(Self::Spawned {
                 process: ProcessId::from_object(&spawned)?,

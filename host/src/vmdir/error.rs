@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::os::json::JsonError;
+use crate::os::json::JsonFileError;
 use crate::values::VmName;
 
 /// Environment variable that names the state directory.
@@ -63,7 +63,7 @@ pub enum VmDirError {
         source: io::Error,
     },
     /// A file was not understood.
-    Json(JsonError),
+    Json(JsonFileError),
 }
 
 impl VmDirError {
@@ -144,8 +144,8 @@ impl std::error::Error for VmDirError {
     }
 }
 
-impl From<JsonError> for VmDirError {
-    fn from(error: JsonError) -> Self {
+impl From<JsonFileError> for VmDirError {
+    fn from(error: JsonFileError) -> Self {
         Self::Json(error)
     }
 }

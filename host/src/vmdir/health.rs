@@ -16,10 +16,11 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use shared::json::{JsonError, Object};
 
 use crate::error::Failure;
 use crate::os::clock::unix_ms;
-use crate::os::json::{JsonError, Object, os_to_value};
+use crate::os::json::{self, os_to_value, value_to_os};
 use crate::vmdir::{VmDir, VmDirError};
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(10);
@@ -102,9 +103,10 @@ impl HealthCheck {
 
     /// What was written down, if a check is wanted.
     pub fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
-        Ok(read(dir, CHECK_FILE)?
-            .map(|object| Self::from_object(&object))
-            .transpose()?)
+        Ok(json::read_if_exists(
+            &dir.file(CHECK_FILE),
+            Self::from_object,
+        )?)
     }
 
     /// For the file and for `inspect`.
@@ -122,7 +124,7 @@ impl HealthCheck {
     fn from_object(object: &Object) -> Result<Self, JsonError> {
         let time = |field: &'static str| object.number(field).map(Duration::from_millis);
         Ok(Self {
-            argv: object.byte_strings("argv", WORDS_MAX)?,
+            argv: object.list("argv", WORDS_MAX, "a list of arguments", value_to_os)?,
             interval: time("interval_ms")?,
             timeout: time("timeout_ms")?,
             retries: object.number("retries")?,
@@ -245,9 +247,10 @@ impl Health {
 
     /// What was written down, if a check is wanted.
     pub fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
-        Ok(read(dir, HEALTH_FILE)?
-            .map(|object| Self::from_object(&object))
-            .transpose()?)
+        Ok(json::read_if_exists(
+            &dir.file(HEALTH_FILE),
+            Self::from_object,
+        )?)
     }
 
     /// For the file and for `inspect`.
@@ -280,14 +283,6 @@ impl Health {
 impl Default for Health {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-fn read(dir: &VmDir, name: &str) -> Result<Option<Object>, VmDirError> {
-    match Object::read(&dir.file(name)) {
-        Ok(object) => Ok(Some(object)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 

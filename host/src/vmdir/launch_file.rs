@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::error::VmDirError;
 use super::vm_dir::VmDir;
-use crate::os::json::{Object, os_to_value};
+use crate::os::json::{self, os_to_value, value_to_os, value_to_path};
 use crate::vmm::Launch;
 
 /// Most arguments of a VMM.
@@ -26,12 +26,13 @@ impl LaunchFile {
 
     /// Reads the file.
     pub fn read(dir: &VmDir) -> Result<Self, VmDirError> {
-        let object = Object::read(&dir.file(Self::NAME))?;
-        let args = object.byte_strings("args", ARGS_MAX)?;
-        Ok(Self(Launch {
-            program: object.path("program")?,
-            args,
-        }))
+        let launch = json::read(&dir.file(Self::NAME), |object| {
+            Ok(Launch {
+                program: object.get("program", "a path", value_to_path)?,
+                args: object.list("args", ARGS_MAX, "a list of arguments", value_to_os)?,
+            })
+        })?;
+        Ok(Self(launch))
     }
 }
 

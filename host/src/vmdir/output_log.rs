@@ -24,7 +24,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use self::journal::{Journal, OUTPUT_LEN_MAX, Record, Step};
 use crate::os::files;
-use crate::os::json::Object;
+use crate::os::json;
 use crate::vmdir::{Lock, VmDir, VmDirError};
 
 /// The workload's output.
@@ -95,11 +95,8 @@ impl OutputLog {
 
 /// The record; `None` when nothing was logged yet.
 pub fn read_record(dir: &VmDir) -> Result<Option<Record>, VmDirError> {
-    match Object::read(&dir.file(OUTPUT_RECORD)) {
-        Ok(object) => Ok(Some(Record::from_object(&object)?)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let path = dir.file(OUTPUT_RECORD);
+    Ok(json::read_if_exists(&path, Record::from_object)?)
 }
 
 /// Performs steps.

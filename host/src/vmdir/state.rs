@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use shared::id::Generation;
+use shared::json::{JsonError, Object};
 use shared::message::{Cause, ExitStatus};
 
-use crate::os::json::{JsonError, Object, os_to_value};
+use crate::os::json::{os_to_value, value_to_path};
 use crate::os::process::ProcessId;
 use crate::vmm::network::{nic_from_object, nic_to_value};
 use crate::vmm::{Drive, MachineSpec, VmmKind};
@@ -117,10 +118,6 @@ impl State {
     pub fn from_object(object: &Object) -> Result<Self, JsonError> {
         let digits = "32 hexadecimal digits";
         let vmm = object.object("vmm")?;
-        let artifact = match object.value("artifact") {
-            Some(_) => Some(object.path("artifact")?),
-            None => None,
-        };
         Ok(Self {
             stage: object.parsed("stage", "a known stage")?,
             vmm_kind: vmm.parsed("kind", "firecracker or qemu")?,
@@ -132,7 +129,7 @@ impl State {
             parent: object.opt_parsed("parent", digits)?,
             ancestors: generations_from_object(object, "ancestors")?,
             cause: object.parsed("cause", "boot, restore or resume")?,
-            artifact,
+            artifact: object.opt("artifact", "a path", value_to_path)?,
             agent_version: object.opt_text("agent_version")?,
             created_ms: object.number("created_ms")?,
         })
@@ -161,11 +158,10 @@ pub fn generations_from_object(
     if object.value(field).is_none() {
         return Ok(Vec::new());
     }
-    let texts = object.byte_strings(field, ANCESTORS_MAX)?;
-    let names = texts.iter().map(|text| text.to_str()?.parse().ok());
-    names
-        .collect::<Option<_>>()
-        .ok_or_else(|| object.error(field, "a list of 32 hexadecimal digits each"))
+    let expected = "a list of 32 hexadecimal digits each";
+    object.list(field, ANCESTORS_MAX, expected, |value| {
+        value.as_str()?.parse().ok()
+    })
 }
 
 /// The machine, for files.
@@ -189,14 +185,14 @@ pub fn machine_to_value(machine: &MachineSpec) -> Value {
 pub fn machine_from_object(object: &Object) -> Result<MachineSpec, JsonError> {
     let drive = |drive: &Object| -> Result<Drive, JsonError> {
         Ok(Drive {
-            path: drive.path("path")?,
+            path: drive.get("path", "a path", value_to_path)?,
             read_only: drive.flag("read_only")?,
         })
     };
     let drives = object.objects("drives", DRIVES_MAX)?;
     Ok(MachineSpec {
-        kernel: object.path("kernel")?,
-        initrd: object.path("initrd")?,
+        kernel: object.get("kernel", "a path", value_to_path)?,
+        initrd: object.get("initrd", "a path", value_to_path)?,
         memory_mib: object.number("memory_mib")?,
         vcpu_count: object.number("vcpu_count")?,
         drives: drives.iter().map(drive).collect::<Result<_, _>>()?,
@@ -280,16 +276,8 @@ impl WorkloadEnd {
 
     /// Reads what [`to_value`](Self::to_value) wrote.
     pub fn from_object(object: &Object) -> Result<Self, JsonError> {
-        let status = match (object.opt_number("code")?, object.opt_number("signal")?) {
-            (Some(code), None) => ExitStatus::Code(code),
-            (None, Some(number)) => ExitStatus::Signal {
-                number,
-                core: object.flag("core")?,
-            },
-            _ => return Err(object.error("code", "given, or else \"signal\"")),
-        };
         Ok(Self {
-            status,
+            status: ExitStatus::from_object(object)?,
             restarts: object.opt_number("restarts")?,
             ended_ms: object.number("ended_ms")?,
         })
@@ -298,8 +286,6 @@ impl WorkloadEnd {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::vmm::Nic;
 
@@ -346,7 +332,7 @@ pub(crate) mod tests {
     #[test]
     fn a_state_survives_its_file() {
         let text = state().to_value().to_string();
-        let object = Object::parse(Path::new("state.json"), text.as_bytes()).unwrap();
+        let object = Object::parse(text.as_bytes()).unwrap();
         assert_eq!(State::from_object(&object).unwrap(), state());
     }
 
@@ -359,7 +345,7 @@ pub(crate) mod tests {
             let mut broken = map.clone();
             broken[field] = json!([[]]);
             let text = Value::from(broken).to_string();
-            let object = Object::parse(Path::new("state.json"), text.as_bytes()).unwrap();
+            let object = Object::parse(text.as_bytes()).unwrap();
             State::from_object(&object).expect_err(field);
         }
     }
@@ -377,7 +363,7 @@ pub(crate) mod tests {
 
         let read = |value: Value| {
             let text = json!({ "a": value }).to_string();
-            let object = Object::parse(Path::new("f"), text.as_bytes()).unwrap();
+            let object = Object::parse(text.as_bytes()).unwrap();
             generations_from_object(&object, "a")
         };
         assert_eq!(read(generations_to_value(&names)).unwrap(), names);
@@ -396,7 +382,7 @@ pub(crate) mod tests {
                 ended_ms: 1,
             };
             let bytes = exit.to_value().to_string();
-            let object = Object::parse(Path::new("exit.json"), bytes.as_bytes()).unwrap();
+            let object = Object::parse(bytes.as_bytes()).unwrap();
             assert_eq!(ExitRecord::from_object(&object).unwrap(), exit);
             assert_eq!(
                 (exit.to_string().as_str(), exit.is_clean()),
@@ -418,7 +404,7 @@ pub(crate) mod tests {
                 ended_ms: 1,
             };
             let bytes = end.to_value().to_string();
-            let object = Object::parse(Path::new("workload.json"), bytes.as_bytes()).unwrap();
+            let object = Object::parse(bytes.as_bytes()).unwrap();
             assert_eq!(WorkloadEnd::from_object(&object).unwrap(), end);
         }
     }

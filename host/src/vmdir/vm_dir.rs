@@ -14,7 +14,7 @@ use super::{LOCK, TRASH_PREFIX};
 use crate::guest::address::Endpoint;
 use crate::os::deadline::Watch;
 use crate::os::files;
-use crate::os::json::Object;
+use crate::os::json;
 use crate::values::VmName;
 use crate::vmm::{API_SOCKET, VSOCK_SOCKET, guest_address};
 
@@ -157,7 +157,7 @@ impl VmDir {
 
     /// What is known about the VM.
     pub fn read_state(&self) -> Result<State, VmDirError> {
-        Ok(State::from_object(&Object::read(&self.file(STATE))?)?)
+        Ok(json::read(&self.file(STATE), State::from_object)?)
     }
 
     /// Replaces what is known about the VM. Only for holders of the lock.
@@ -167,11 +167,8 @@ impl VmDir {
 
     /// How the VMM ended, once it has.
     pub fn read_exit(&self) -> Result<Option<ExitRecord>, VmDirError> {
-        match Object::read(&self.file(EXIT)) {
-            Ok(object) => Ok(Some(ExitRecord::from_object(&object)?)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let path = self.file(EXIT);
+        Ok(json::read_if_exists(&path, ExitRecord::from_object)?)
     }
 
     /// Writes down how the VMM ended. Only for the supervisor.
@@ -181,11 +178,8 @@ impl VmDir {
 
     /// How the workload ended, once it has and somebody who wrote its output down has seen it.
     pub fn read_workload_end(&self) -> Result<Option<WorkloadEnd>, VmDirError> {
-        match Object::read(&self.file(WORKLOAD)) {
-            Ok(object) => Ok(Some(WorkloadEnd::from_object(&object)?)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let path = self.file(WORKLOAD);
+        Ok(json::read_if_exists(&path, WorkloadEnd::from_object)?)
     }
 
     /// Writes down how the workload ended. Only for who holds the output's lock.

@@ -9,11 +9,11 @@ use std::path::Path;
 use std::str::FromStr;
 
 use serde_json::{Value, json};
+use shared::json::{JsonError, Object};
 use shared::message::{InterfaceAddress, MacAddress, Network};
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::os::json::{JsonError, Object};
 use crate::os::random;
 use crate::sys::tap;
 use crate::vmm::{MachineSpec, Nic, VmmKind, VmmVersion};
@@ -227,23 +227,6 @@ pub fn nic_from_object(object: &Object, field: &'static str) -> Result<Option<Ni
     Ok(Some(Nic { tap, mac, has_mmds }))
 }
 
-/// Reads what [`Network::to_value`] wrote; nothing to set where nothing was written.
-pub fn network_from_object(object: &Object, field: &'static str) -> Result<Network, JsonError> {
-    let Some(object) = object.opt_object(field)? else {
-        return Ok(Network::default());
-    };
-    let interface = object.opt_text("interface")?;
-    if !interface.as_deref().is_none_or(Network::is_interface) {
-        return Err(object.error("interface", "an interface's name"));
-    }
-    Ok(Network {
-        interface,
-        address: object.opt_parsed("address", "an address with its prefix")?,
-        mac: object.opt_parsed("mac", "a MAC address")?,
-        gateway: object.opt_parsed("gateway", "an IP address")?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,15 +301,14 @@ mod tests {
             parse_gateway("fd00::1").ok(),
         );
         let network = network.unwrap();
-        let text = json!({ "network": network.to_value() }).to_string();
-        let object = Object::parse(Path::new("f"), text.as_bytes()).unwrap();
-        assert_eq!(network_from_object(&object, "network").unwrap(), network);
+        let text = network.to_value().to_string();
+        let object = Object::parse(text.as_bytes()).unwrap();
+        assert_eq!(Network::from_object(&object).unwrap(), network);
         assert_eq!(
-            network_from_object(&object, "x").unwrap(),
+            Network::from_object(&Object::parse(b"{}").unwrap()).unwrap(),
             Network::default()
         );
-        let bad = json!({ "network": { "mac": "x" } }).to_string();
-        let object = Object::parse(Path::new("f"), bad.as_bytes()).unwrap();
-        assert!(network_from_object(&object, "network").is_err());
+        let bad = Object::parse(br#"{"mac":"x"}"#).unwrap();
+        assert!(Network::from_object(&bad).is_err());
     }
 }

@@ -25,7 +25,7 @@ pub struct AwaitCheckpoint {
 }
 
 impl AwaitCheckpoint {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             tag: read_tag(object)?,
         })
@@ -50,7 +50,7 @@ pub struct CheckpointRequest {
 }
 
 impl CheckpointRequest {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             tag: read_tag(object)?,
             timeout_ms: object.opt_number("timeout_ms")?,
@@ -77,7 +77,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             tag: read_tag(object)?,
             left_ms: object.opt_number("left_ms")?,
@@ -104,7 +104,7 @@ pub struct CheckpointVerdict {
 }
 
 impl CheckpointVerdict {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             verdict: object.parsed("verdict", "\"source\", \"clone\" or \"cold\"")?,
             generation: read_generation(object, "generation")?,
@@ -129,7 +129,7 @@ pub struct GenerationRequest {
 }
 
 impl GenerationRequest {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             from: read_generation(object, "from")?,
         })

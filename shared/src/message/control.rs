@@ -104,7 +104,7 @@ impl Fail {
         }
     }
 
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             code: object.parsed("code", "a failure code")?,
             phase: object.opt_clipped_text("phase")?,
@@ -133,7 +133,7 @@ pub struct Ping {
 }
 
 impl Ping {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             nonce: object.number("nonce")?,
         })
@@ -160,7 +160,7 @@ pub struct Quiesce {
 }
 
 impl Quiesce {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             token: read_token(object)?,
             policy: object.parsed("policy", "\"keep\", \"drain\" or \"refuse\"")?,
@@ -189,7 +189,7 @@ pub struct Busy {
 }
 
 impl Busy {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let expected = "a list of session numbers";
         Ok(Self {
             token: read_token(object)?,
@@ -216,7 +216,7 @@ pub struct Reopen {
 }
 
 impl Reopen {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             token: read_token(object)?,
         })
@@ -231,7 +231,7 @@ pub struct Sever {
 }
 
 impl Sever {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             reason: object.parsed("reason", "a reason")?,
         })
@@ -276,7 +276,7 @@ pub struct Info {
 }
 
 impl Info {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let counter = |(name, value): (&String, &Value)| Some((name.clone(), value.as_u64()?));
         let counters = object.opt("counters", "an object of whole numbers", |value| {
             let map = value.as_object().filter(|map| map.len() <= COUNTERS_MAX)?;
@@ -334,7 +334,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             action: object.parsed("action", "\"poweroff\" or \"reboot\"")?,
             grace_ms: object.number("grace_ms")?,

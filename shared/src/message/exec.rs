@@ -137,7 +137,7 @@ impl Exec {
         (bytes > EXEC_BYTES_MAX).then_some(ExecLimit::Bytes { bytes })
     }
 
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let strings =
             |name, expected| object.list(name, EXEC_STRINGS_MAX, expected, ByteString::from_value);
         let argv = strings("argv", "a list of strings without NUL")?;
@@ -154,7 +154,7 @@ impl Exec {
                 ByteString::from_value(value).filter(non_empty)
             })
         };
-        let tty = object.opt_object("tty")?.as_ref().map(TtySize::read);
+        let tty = object.opt_object("tty")?.as_ref().map(TtySize::from_object);
         Ok(Self {
             id: object.parsed("id", "32 hexadecimal digits")?,
             generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
@@ -269,7 +269,7 @@ pub struct Started {
 }
 
 impl Started {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             session: object.number("session")?,
             id: object.opt_parsed("id", "32 hexadecimal digits")?,
@@ -278,7 +278,7 @@ impl Started {
             tty: object.flag("tty")?,
             stdout_from: object.number("stdout_from")?,
             stderr_from: object.number("stderr_from")?,
-            stdin: Window::read(&object.object("stdin")?)?,
+            stdin: Window::from_object(&object.object("stdin")?)?,
         })
     }
 }

@@ -29,7 +29,8 @@ impl ExitStatus {
         }
     }
 
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    /// Reads the members `code`, `signal` and `core`.
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
         match (object.opt_number("code")?, object.opt_number("signal")?) {
             (Some(code), None) => Ok(Self::Code(code)),
             (None, Some(number)) if (1..=SIGNAL_NUMBER_MAX).contains(&number) => Ok(Self::Signal {
@@ -91,11 +92,11 @@ pub struct Exited {
 }
 
 impl Exited {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let usage = object.object("rusage")?;
         Ok(Self {
             session: object.number("session")?,
-            status: ExitStatus::read(object)?,
+            status: ExitStatus::from_object(object)?,
             stdout_end: object.number("stdout_end")?,
             stderr_end: object.number("stderr_end")?,
             writers_alive: object.flag("writers_alive")?,

@@ -100,7 +100,8 @@ impl Identity {
         text.len() == 32 && text.bytes().all(digit)
     }
 
-    fn read(object: &Object) -> Result<Self, JsonError> {
+    /// Reads the members `hostname`, `machine_id` and `network`.
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
         let hostname = object.opt_text("hostname")?;
         if !hostname.as_deref().is_none_or(Self::is_hostname) {
             return Err(object.error(
@@ -112,7 +113,10 @@ impl Identity {
         if !machine_id.as_deref().is_none_or(Self::is_machine_id) {
             return Err(object.error("machine_id", "32 lower-case hexadecimal digits"));
         }
-        let network = object.opt_object("network")?.as_ref().map(Network::read);
+        let network = object
+            .opt_object("network")?
+            .as_ref()
+            .map(Network::from_object);
         Ok(Self {
             hostname,
             machine_id,
@@ -154,13 +158,16 @@ pub struct Rebind {
 }
 
 impl Rebind {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let cause = object.parsed("cause", "\"boot\", \"restore\" or \"resume\"")?;
         let entropy = object.opt_hex("entropy", "64 hexadecimal digits")?;
         if cause == Cause::Restore && entropy.is_none() {
             return Err(object.error("entropy", "given for a restore"));
         }
-        let identity = object.opt_object("identity")?.as_ref().map(Identity::read);
+        let identity = object
+            .opt_object("identity")?
+            .as_ref()
+            .map(Identity::from_object);
         Ok(Self {
             generation: object.parsed("generation", "32 hexadecimal digits")?,
             cause,
@@ -197,7 +204,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             step: object.clipped_text("step")?,
         })
@@ -253,7 +260,7 @@ pub struct Rebound {
 }
 
 impl Rebound {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let read_step = |step: &Object| -> Result<Step, JsonError> {
             Ok(Step {
                 name: step.parsed("name", "a step's name")?,
@@ -300,7 +307,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
             nonce: object.parsed("nonce", "32 hexadecimal digits")?,
@@ -337,7 +344,7 @@ pub struct Probed {
 }
 
 impl Probed {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
             nonce: object.parsed("nonce", "32 hexadecimal digits")?,

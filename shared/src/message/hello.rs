@@ -63,7 +63,7 @@ impl Hello {
         SUPPORTED.negotiate(self.protocol)
     }
 
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let bound = |value: &Value| u16::try_from(value.as_u64()?).ok();
         let range = |value: &Value| match value.as_array()?.as_slice() {
             [min, max] => Some(VersionRange {

@@ -34,7 +34,7 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             token: control::read_token(object)?,
             stage: object.parsed("stage", "\"snapshot\" or \"restore\"")?,
@@ -84,10 +84,10 @@ impl HookResult {
         self.status.shell_code() == 0 && !self.timed_out
     }
 
-    fn read(object: &Object) -> Result<Self, JsonError> {
+    fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             name: object.text("name")?,
-            status: ExitStatus::read(object)?,
+            status: ExitStatus::from_object(object)?,
             us: object.number("us")?,
             timed_out: object.flag("timed_out")?,
         })
@@ -115,13 +115,13 @@ impl ToJson for HookResult {
 }
 
 impl Hooked {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let hooks = object.objects("hooks", HOOKS_MAX)?;
         Ok(Self {
             token: control::read_token(object)?,
             hooks: hooks
                 .iter()
-                .map(HookResult::read)
+                .map(HookResult::from_object)
                 .collect::<Result<_, _>>()?,
         })
     }

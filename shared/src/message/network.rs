@@ -46,7 +46,8 @@ impl Network {
         families.is_none_or(|(address, gateway)| address.ip().is_ipv4() == gateway.is_ipv4())
     }
 
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    /// Reads what [`to_value`](Self::to_value) wrote.
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
         let interface = object.opt_text("interface")?;
         if !interface.as_deref().is_none_or(Self::is_interface) {
             return Err(object.error("interface", "an interface's name"));
@@ -256,7 +257,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_set_is_refused() {
-        let read = |text: &str| Network::read(&Object::parse(text.as_bytes()).unwrap());
+        let read = |text: &str| Network::from_object(&Object::parse(text.as_bytes()).unwrap());
         assert_eq!(read("{}").unwrap(), Network::default());
         let network =
             read(r#"{"interface":"eth0","address":"10.0.0.2/24","gateway":"10.0.0.1"}"#).unwrap();

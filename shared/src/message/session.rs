@@ -96,7 +96,7 @@ pub struct Attach {
 }
 
 impl Attach {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             session: object.parsed("session", EXPECTED_SESSION)?,
             generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
@@ -131,7 +131,7 @@ pub struct Signal {
 }
 
 impl Signal {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let number = object.number("signal")?;
         if !(1..=SIGNAL_NUMBER_MAX).contains(&number) {
             return Err(object.error("signal", "a signal's number, 1 to 64"));
@@ -160,7 +160,7 @@ pub struct ExitAck {
 }
 
 impl ExitAck {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             session: object.number("session")?,
         })
@@ -183,7 +183,7 @@ pub struct SessionsRequest {
 }
 
 impl SessionsRequest {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             after: object.number("after")?,
         })
@@ -208,12 +208,12 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let list = object.objects("sessions", SESSIONS_PER_FRAME_MAX)?;
         Ok(Self {
             sessions: list
                 .iter()
-                .map(SessionInfo::read)
+                .map(SessionInfo::from_object)
                 .collect::<Result<_, _>>()?,
             more: object.flag("more")?,
         })
@@ -263,8 +263,11 @@ pub struct SessionInfo {
 }
 
 impl SessionInfo {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
-        let exited = object.opt_object("exited")?.as_ref().map(Exited::read);
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
+        let exited = object
+            .opt_object("exited")?
+            .as_ref()
+            .map(Exited::from_object);
         Ok(Self {
             session: object.number("session")?,
             id: object.opt_parsed("id", "32 hexadecimal digits")?,

@@ -125,7 +125,7 @@ pub struct Ack {
 }
 
 impl Ack {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             stream: object.parsed("stream", "stdout or stderr")?,
             offset: object.number("offset")?,
@@ -154,7 +154,7 @@ pub struct Gap {
 }
 
 impl Gap {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let gap = Self {
             stream: object.parsed("stream", "stdout or stderr")?,
             from: object.number("from")?,
@@ -186,7 +186,7 @@ pub struct StdinEof {
 }
 
 impl StdinEof {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             offset: object.number("offset")?,
         })
@@ -213,7 +213,7 @@ pub struct Window {
 }
 
 impl Window {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let window = Self {
             received: object.number("received")?,
             limit: object.number("limit")?,
@@ -247,7 +247,7 @@ pub struct TtySize {
 }
 
 impl TtySize {
-    pub(super) fn read(object: &Object) -> Result<Self, JsonError> {
+    pub(super) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             rows: object.number("rows")?,
             cols: object.number("cols")?,

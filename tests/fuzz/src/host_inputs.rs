@@ -4,7 +4,6 @@ use std::path::Path;
 
 use host::artifact::Manifest;
 use host::guest::hybrid_vsock::{LINE_LEN_MAX, NotHybridVsock, parse_answer};
-use host::os::json::Object;
 use host::vmm::firecracker::http::{BODY_LEN_MAX, HEAD_LEN_MAX, parse_response};
 use host::vmm::qemu::qmp::{self, take_message};
 
@@ -109,10 +108,7 @@ pub fn hybrid_vsock(data: &[u8]) {
 
 /// Manifests of artifacts: one that is understood is written so that it is read as the same.
 pub fn manifest(data: &[u8]) {
-    let read = |bytes: &[u8]| {
-        let object = Object::parse(Path::new("manifest.json"), bytes).ok()?;
-        Manifest::from_object(&object).ok()
-    };
+    let read = |bytes: &[u8]| Manifest::parse(Path::new("manifest.json"), bytes).ok();
     let Some(manifest) = read(data) else {
         return;
     };

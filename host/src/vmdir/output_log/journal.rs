@@ -12,9 +12,8 @@
 //!   so.
 
 use serde_json::{Value, json};
+use shared::json::{JsonError, Object};
 use shared::message::{Gap, Started, Stream};
-
-use crate::os::json::{JsonError, Object};
 
 /// Longest log file, in bytes. With the older one it is twice that.
 pub const OUTPUT_LEN_MAX: u64 = 64 * 1024 * 1024;
@@ -261,8 +260,6 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use shared::message::Window;
 
     use super::*;
@@ -386,11 +383,11 @@ mod tests {
             },
         ] {
             let text = record.to_value().to_string();
-            let object = Object::parse(Path::new("output.json"), text.as_bytes()).unwrap();
+            let object = Object::parse(text.as_bytes()).unwrap();
             assert_eq!(Record::from_object(&object).unwrap(), record);
         }
         let text = br#"{"older_start":3,"start":2,"len":0,"line_open":false}"#;
-        let object = Object::parse(Path::new("output.json"), text).unwrap();
+        let object = Object::parse(text).unwrap();
         Record::from_object(&object).unwrap_err();
     }
 }
