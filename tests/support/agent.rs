@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::process::{Finished, Running, run, signal, status_number};
 use crate::{program, raise_descriptor_limit};
 
-/// A running agent, ended when dropped. Its log is shown when the test fails.
+/// A running agent. It is killed when dropped, and its log is printed when the test has failed.
 #[derive(Debug)]
 pub struct Agent {
     folder: TempDir,
@@ -42,7 +42,8 @@ impl Agent {
         Self::start_through(command, arguments)
     }
 
-    /// Starts an agent through a program that becomes it, given the agent and its arguments.
+    /// Starts an agent through a program that executes it: its last arguments are the agent and the
+    /// agent's arguments.
     pub fn start_through(mut command: Command, arguments: &[&str]) -> Self {
         raise_descriptor_limit();
         let folder = TempDir::new().expect("a temporary folder");
@@ -60,13 +61,12 @@ impl Agent {
             .spawn()
             .expect("the agent starts");
         let agent = Self { folder, child };
-        // The probe itself waits for the socket, attempt by attempt.
+        // The probe itself retries until the socket is there.
         let probe = agent.host_tool(["probe", "--timeout", "30s"], []);
         assert_eq!(probe.code(), 0, "the agent does not answer: {probe}");
         agent
     }
 
-    /// The agent's socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("agent.sock")
     }
@@ -76,12 +76,10 @@ impl Agent {
         self.folder.path()
     }
 
-    /// The agent's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// A raw connection.
     pub fn connect(&self) -> Client {
         Client::connect(&self.socket())
     }
@@ -93,7 +91,7 @@ impl Agent {
         client
     }
 
-    /// `host-tool COMMAND… --unix SOCKET [-- ARGV…]`, to its end.
+    /// Runs `host-tool COMMAND… --unix SOCKET [-- ARGV…]` to its end.
     #[track_caller]
     pub fn host_tool<const N: usize, const M: usize>(
         &self,
@@ -103,7 +101,7 @@ impl Agent {
         run(&mut self.host_tool_command(command, argv))
     }
 
-    /// The same, for tests that start it themselves.
+    /// The same command, for tests that start it themselves.
     pub fn host_tool_command<A: AsRef<OsStr>>(
         &self,
         command: impl IntoIterator<Item = A>,
@@ -118,7 +116,7 @@ impl Agent {
         tool
     }
 
-    /// The same, started.
+    /// The same command, started.
     #[track_caller]
     pub fn run<A: AsRef<OsStr>>(
         &self,
@@ -128,19 +126,19 @@ impl Agent {
         Running::start(&mut self.host_tool_command(command, argv))
     }
 
-    /// `host-tool exec -- ARGV…`
+    /// Runs `host-tool exec -- ARGV…` to its end.
     #[track_caller]
     pub fn exec<const N: usize>(&self, argv: [&str; N]) -> Finished {
         self.host_tool(["exec", "--timeout", "60s"], argv)
     }
 
-    /// Open descriptors of the agent once no connection is open but the one that asks.
+    /// Open descriptors of the agent while no other connection than the asking one is open.
     pub fn settled_fd_count(&self) -> u32 {
         let started = Instant::now();
         let mut client = self.greet();
         loop {
-            // Each answer is a turn of the agent's loop, in which it hears of connections that
-            // have ended.
+            // With each answer the agent's loop completes a turn, in which it notices closed
+            // connections.
             let Message::Info(info) = client.ask(&Message::InfoRequest) else {
                 panic!("no INFO");
             };
@@ -154,7 +152,7 @@ impl Agent {
         }
     }
 
-    /// The same once no session runs either.
+    /// The same, when no session runs either.
     pub fn idle_fd_count(&self) -> u32 {
         let started = Instant::now();
         let mut client = self.greet();
@@ -182,19 +180,19 @@ impl Agent {
         children.split_whitespace().filter(is_zombie).count()
     }
 
-    /// Waits until no child that has ended is left unreaped.
+    /// Waits until all ended children are reaped.
     pub fn reaps_all(&self) {
         let started = Instant::now();
         let mut client = self.greet();
         while self.zombie_count() > 0 {
-            // Each answer is a turn of the agent's loop, in which it reaps what there is.
+            // With each answer the agent's loop completes a turn, in which it reaps ended children.
             client.info();
             assert!(started.elapsed() < DEADLINE, "a zombie is left");
         }
     }
 
-    /// Waits until the agent sleeps. Who has read an answer before knows that the turn is over that
-    /// gave it: what comes now has to wake the agent by itself.
+    /// Waits until the agent sleeps. After an answer was read, this means that the turn of that
+    /// answer is over, and that the next input has to wake the agent.
     pub fn await_idle(&self) {
         let started = Instant::now();
         let path = format!("/proc/{}/status", self.pid());
@@ -208,12 +206,10 @@ impl Agent {
         }
     }
 
-    /// Sends the agent a signal.
     pub fn signal(&self, which: Signal) {
         signal(self.pid(), which);
     }
 
-    /// Waits for the agent's own end.
     pub fn wait(&mut self) -> std::process::ExitStatus {
         self.child.wait().expect("the agent can be waited for")
     }

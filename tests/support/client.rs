@@ -1,4 +1,4 @@
-//! A raw protocol client: says exactly the frames it is told to.
+//! A raw protocol client that sends exactly the frames that a test gives it.
 
 mod session;
 
@@ -19,12 +19,11 @@ pub use session::{Followed, Received, attach, stdin};
 
 use crate::DEADLINE;
 
-/// One connection.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
     decoder: Decoder,
-    /// Standard output that came with what [`Client::hear_stdout`] was asked for.
+    /// Standard output that came behind the bytes that [`Client::hear_stdout`] returned.
     ahead: Vec<u8>,
 }
 
@@ -67,7 +66,6 @@ impl Client {
         assert!(matches!(answer, Message::Hello(_)), "{answer:?}");
     }
 
-    /// Sends one message.
     #[track_caller]
     pub fn say(&mut self, message: &Message) {
         self.send(&message.encode());
@@ -84,7 +82,6 @@ impl Client {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// The next message.
     #[track_caller]
     pub fn hear(&mut self) -> Message {
         self.hear_or_end().expect("the agent closed the connection")
@@ -108,7 +105,7 @@ impl Client {
         }
     }
 
-    /// Sends one message and hears the answer, signs of life skipped.
+    /// Sends one message and gives the answer; PROGRESS and BUSY are skipped.
     #[track_caller]
     pub fn ask(&mut self, message: &Message) -> Message {
         self.say(message);
@@ -120,7 +117,7 @@ impl Client {
         }
     }
 
-    /// Hears a FAIL with this code and then the end of the connection.
+    /// Expects a FAIL with this code, and then the end of the connection.
     #[track_caller]
     pub fn is_refused(&mut self, code: FailCode) -> Fail {
         let answer = loop {
@@ -141,18 +138,18 @@ impl Client {
         fail
     }
 
-    /// Closes the sending side, which no real transport of ours can do by itself.
+    /// Closes the connection in both directions.
     pub fn shut_down(&self) {
         drop(self.stream.shutdown(Shutdown::Both));
     }
 }
 
-/// A generation that is this byte over and over.
+/// A generation of 16 times this byte.
 pub fn generation(byte: u8) -> Generation {
     Generation::from_bytes([byte; 16])
 }
 
-/// A REBIND as a resume would send it.
+/// A REBIND as after a resume.
 pub fn rebind(byte: u8) -> Message {
     let now = std::time::SystemTime::UNIX_EPOCH
         .elapsed()
@@ -180,7 +177,7 @@ pub fn probe(byte: u8, depth: Depth) -> Message {
     })
 }
 
-/// A QUIESCE with a token that is this byte over and over.
+/// A QUIESCE with a token of 16 times this byte.
 pub fn quiesce(byte: u8, policy: Policy) -> Message {
     Message::Quiesce(Quiesce {
         token: Token::from_bytes([byte; 16]),
@@ -189,7 +186,7 @@ pub fn quiesce(byte: u8, policy: Policy) -> Message {
     })
 }
 
-/// An EXEC whose id is this byte over and over.
+/// An EXEC with an id of 16 times this byte.
 pub fn exec(byte: u8, argv: &[&str]) -> Exec {
     exec_numbered(u64::from_le_bytes([byte; 8]), argv)
 }

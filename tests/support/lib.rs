@@ -4,6 +4,7 @@
 //!
 //! Nothing here waits for time to pass: every wait is for an event, with [`DEADLINE`] as its end.
 //! Whatever cannot be done, or does not happen before the deadline, panics: the test has failed.
+#![expect(missing_docs, reason = "names say what most of these functions do")]
 
 pub mod acceptor;
 pub mod agent;

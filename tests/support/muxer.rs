@@ -1,9 +1,9 @@
 //! Plays Firecracker's vsock device between `host-tool` and an agent on a Unix socket: the CONNECT
-//! line, the OK line, and every way in which a connection comes to grief around a snapshot.
+//! line, the OK line, and every way in which connections break around a snapshot.
 //!
-//! A real VMM does each of these now and then; this one does it when it is told to. What it keeps
-//! from Firecracker: the CONNECT line has to come in one piece, an end of file without a line means
-//! that the guest did not take the connection, and there is no half-close.
+//! A real VMM does each of these sometimes; this one does it on demand. It shares with Firecracker
+//! that the CONNECT line has to come in one piece, that an end of file without an OK line means
+//! that the guest did not accept the connection, and that there is no half-close.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -21,57 +21,55 @@ use crate::DEADLINE;
 use crate::acceptor::Acceptor;
 use crate::proxy::{Closed, Direction};
 
-/// What becomes of a connection of the host.
+/// What the device does with a connection of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Treatment {
-    /// It reaches the agent, and everything is passed on.
+    /// Connects it to the agent and passes everything on.
     Passed,
     /// The same, byte by byte.
     Bytewise,
-    /// The guest's kernel resets it: it ends without a line.
+    /// Closes it without an OK line, as when the guest's kernel resets it.
     Refused,
-    /// Nothing of it ever arrives, and nobody says so: a lost edge.
+    /// Reads it and never connects it: a lost edge.
     Lost,
-    /// It is held back until [`Muxer::release`]. What the host had sent with its line arrives then,
-    /// also when the host has given up on it.
+    /// Keeps it waiting until [`Muxer::release`]. Then everything that the host has sent arrives,
+    /// even when the host has closed the connection meanwhile.
     Held,
-    /// The guest's kernel has it in an accept queue from which nobody takes it: there is an OK
-    /// line, and nothing behind it.
+    /// Answers OK and nothing more, as for a connection in an accept queue from which it is never
+    /// accepted.
     Dead,
-    /// It ends once so many bytes have passed in one direction, the host's not counting its line.
+    /// Passes it on and closes it after this many bytes in one direction. The CONNECT line does not
+    /// count.
     Severed {
-        /// The bytes that are counted.
         direction: Direction,
-        /// How many pass.
         after: usize,
-        /// Who finds out.
         closed: Closed,
     },
 }
 
-/// One connection of the host.
+/// A connection of the host.
 #[derive(Debug)]
 struct Link {
     host: UnixStream,
-    /// The agent's end, once there is one.
+    /// The agent's end, once it is connected.
     guest: Option<UnixStream>,
     is_held: bool,
-    /// What the host sent with its line is in the agent's socket.
+    /// What the host sent with the CONNECT line was written to the agent's socket.
     is_delivered: bool,
-    /// Ended for one side only: the other is not to find out from what that one does next.
+    /// Closed on purpose, perhaps on one side only: the pumps close nothing more.
     is_severed: bool,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// For the connections that come next.
+    /// For the connections that come next, in this order.
     plan: VecDeque<Treatment>,
-    /// For those behind them.
+    /// For all later ones.
     lasting: Option<Treatment>,
     links: Vec<Link>,
-    /// Connections that the agent's kernel would not take.
+    /// Connections that found the agent's accept queue full.
     refused_count: usize,
-    /// Connections whose CONNECT line was none, or came in pieces.
+    /// Connections whose first bytes were not exactly a CONNECT line and what follows it.
     malformed_count: usize,
 }
 
@@ -87,7 +85,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, and wakes whoever waits for a change.
+    /// Changes the state, and wakes all threads that wait for a change.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.state());
         self.changed.notify_all();
@@ -105,7 +103,6 @@ impl Shared {
     }
 }
 
-/// A vsock device that runs until it is dropped.
 #[derive(Debug)]
 pub struct Muxer {
     shared: Arc<Shared>,
@@ -113,7 +110,8 @@ pub struct Muxer {
 }
 
 impl Muxer {
-    /// Listens at `socket`, with the agent's socket at `agent` for the guest's port.
+    /// Listens at `socket`, with the agent's socket `agent` as the guest's port. It runs until it
+    /// is dropped.
     pub fn start(socket: PathBuf, agent: &Path) -> Self {
         let shared = Arc::new(Shared {
             agent: agent.to_path_buf(),
@@ -130,17 +128,17 @@ impl Muxer {
         self.acceptor.socket()
     }
 
-    /// Says what becomes of the connections that come next; those behind them fare as before.
+    /// Sets what to do with the connections that come next, one by one.
     pub fn plan(&self, treatments: &[Treatment]) {
         self.shared.change(|state| state.plan.extend(treatments));
     }
 
-    /// Says what becomes of all connections behind the planned ones.
+    /// Sets what to do with all connections after the planned ones.
     pub fn treat_all(&self, treatment: Treatment) {
         self.shared.change(|state| state.lasting = Some(treatment));
     }
 
-    /// Forgets what was planned: everything is passed on again.
+    /// Passes on all connections from now on.
     pub fn pass_all(&self) {
         self.shared.change(|state| {
             state.plan.clear();
@@ -148,7 +146,7 @@ impl Muxer {
         });
     }
 
-    /// How many connections have come so far.
+    /// How many connections have come.
     pub fn count(&self) -> usize {
         self.shared.state().links.len()
     }
@@ -163,7 +161,6 @@ impl Muxer {
         self.shared.state().refused_count
     }
 
-    /// Waits until so many connections have come.
     #[track_caller]
     pub fn await_count(&self, count: usize) {
         let is_there = |state: &State| state.links.len() >= count;
@@ -171,7 +168,8 @@ impl Muxer {
             .await_state(&format!("connection {count}"), is_there);
     }
 
-    /// Waits until the agent's kernel has connection `index`, whether or not the agent runs.
+    /// Waits until connection `index` is in the agent's accept queue; a stopped agent need not
+    /// accept it.
     #[track_caller]
     pub fn await_arrival(&self, index: usize) {
         let has_guest =
@@ -180,27 +178,27 @@ impl Muxer {
             .await_state("an arrival in the guest", has_guest);
     }
 
-    /// Waits until the agent has what the host sent with the CONNECT line of connection `index`.
+    /// Waits until what the host sent with the CONNECT line of connection `index` is with the
+    /// agent.
     #[track_caller]
     pub fn await_delivery(&self, index: usize) {
         let is_delivered = |state: &State| state.links.get(index).is_some_and(|it| it.is_delivered);
         self.shared.await_state("a delivery", is_delivered);
     }
 
-    /// Waits until so many connections found the agent's accept queue full.
     #[track_caller]
     pub fn await_refused(&self, count: usize) {
         let is_there = |state: &State| state.refused_count >= count;
         self.shared.await_state("a full accept queue", is_there);
     }
 
-    /// Lets a connection go on that is held back.
+    /// Lets a held connection through.
     pub fn release(&self, index: usize) {
         self.shared
             .change(|state| state.links[index].is_held = false);
     }
 
-    /// Lets all go on that are held back, the latest first.
+    /// Lets all held connections through, the latest first.
     #[track_caller]
     pub fn release_backwards(&self) {
         for index in (0..self.count()).rev() {
@@ -211,7 +209,7 @@ impl Muxer {
         }
     }
 
-    /// A transport reset: ends every connection that is open, for those who are to find out.
+    /// A transport reset: closes all connections, for one side or both.
     pub fn reset(&self, closed: Closed) {
         self.shared.change(|state| {
             for link in &mut state.links {
@@ -243,7 +241,7 @@ impl Link {
     }
 }
 
-/// Gives a connection its number and its treatment, in the order in which they come.
+/// Gives a connection its number and its treatment, in the order of arrival.
 fn take(shared: &Arc<Shared>, host: UnixStream) {
     let (index, treatment) = shared.change(|state| {
         let treatment = state.plan.pop_front().or(state.lasting);
@@ -314,7 +312,7 @@ struct Pump {
 }
 
 impl Pump {
-    /// Passes on `bytes`, and then what comes, until one side closes or it is severed.
+    /// Passes on `bytes`, and then what is read, until one side closes or the cut is reached.
     fn run(mut self, mut bytes: Vec<u8>) {
         loop {
             if let Some((after, closed)) = self.cut()
@@ -343,7 +341,7 @@ impl Pump {
         }
     }
 
-    /// After how many bytes of this direction it ends, and for whom.
+    /// After how many bytes of this direction to close, and for which side.
     fn cut(&self) -> Option<(usize, Closed)> {
         match self.treatment {
             Treatment::Severed {
@@ -365,7 +363,7 @@ impl Pump {
     }
 }
 
-/// Reads what comes first, which is to hold the CONNECT line, and gives what is behind it.
+/// Reads the CONNECT line, and gives what came behind it.
 fn read_line(host: &mut UnixStream) -> Option<Vec<u8>> {
     let mut bytes = vec![0; 16 * 1024];
     let len = host.read(&mut bytes).ok()?;
@@ -377,7 +375,7 @@ fn ok_line(index: usize) -> Vec<u8> {
     format!("OK {}\n", (1 << 30) + index).into_bytes()
 }
 
-/// Connects as the guest's kernel takes a connection: at once, or not at all.
+/// Connects without waiting, as a guest's kernel accepts a connection: a full queue refuses it.
 fn connect_now(agent: &Path) -> Option<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
@@ -387,7 +385,7 @@ fn connect_now(agent: &Path) -> Option<UnixStream> {
     Some(stream)
 }
 
-/// Reads until the other side goes, and passes nothing on.
+/// Reads and discards until the end of file.
 fn swallow(from: &mut UnixStream) {
     while matches!(from.read(&mut [0; 4096]), Ok(len) if len > 0) {}
 }

@@ -1,4 +1,4 @@
-//! Child processes with a deadline and their output kept.
+//! Child processes, with a deadline and their output.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -13,35 +13,29 @@ use nix::sys::signal::Signal;
 
 use crate::DEADLINE;
 
-/// A finished process.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// How it ended.
     pub status: ExitStatus,
-    /// Everything it wrote to standard output.
     pub stdout: Vec<u8>,
-    /// Everything it wrote to standard error.
     pub stderr: Vec<u8>,
 }
 
 impl Finished {
-    /// The exit code, or 128 and the signal as a shell says it.
+    /// The exit code, or 128 plus the signal, as a shell reports it.
     pub fn code(&self) -> i32 {
         let signal = self.status.signal().unwrap_or(0);
         self.status.code().unwrap_or(128 + signal)
     }
 
-    /// Standard output as text.
     pub fn out(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Standard error as text.
     pub fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// The one JSON object on standard output.
+    /// Standard output as one JSON object on one line.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         let lines: Vec<&str> = std::str::from_utf8(&self.stdout)
@@ -54,14 +48,14 @@ impl Finished {
         serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {self}"))
     }
 
-    /// Fails unless the exit code is `code`; gives the process back for more.
+    /// Fails unless the exit code is `code`.
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code(), code, "{self}");
         self
     }
 
-    /// Fails unless standard error holds `text`; gives the process back for more.
+    /// Fails unless standard error contains `text`.
     #[track_caller]
     pub fn complains(self, text: &str) -> Self {
         assert!(self.err().contains(text), "no {text:?} in: {self}");
@@ -77,19 +71,18 @@ impl std::fmt::Display for Finished {
     }
 }
 
-/// Runs `command` to its end, or kills it after [`DEADLINE`] and fails.
+/// Runs `command` to its end; at the deadline, kills it and fails.
 #[track_caller]
 pub fn run(command: &mut Command) -> Finished {
     run_with_input(command, b"")
 }
 
-/// Runs a program that may not be there, and gives its output if it is.
+/// Runs a program that may be missing; gives its output if it is there.
 pub fn try_run(program: &str, arguments: &[&str]) -> Option<Vec<u8>> {
     let output = Command::new(program).args(arguments).output();
     output.ok().map(|output| output.stdout)
 }
 
-/// Runs `command` with `input` as its standard input.
 #[track_caller]
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Finished {
     let text = format!("{command:?}");
@@ -103,16 +96,15 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Finished {
     finish(child, input.to_vec(), &text, DEADLINE * 3)
 }
 
-/// Feeds `input` to a child with pipes for its output, collects what it writes, and waits for its
-/// end.
+/// Writes `input` to a child, collects its output, and waits for its end, at most for `limit`.
 #[track_caller]
 pub fn finish(mut child: Child, input: Vec<u8>, text: &str, limit: Duration) -> Finished {
-    // Whoever started the child may have closed its input already.
+    // The caller may have closed the child's input already.
     let stdin = child.stdin.take();
-    // A child that does not read its input is no failure of the test.
+    // A child may end without reading its input.
     let feed = move || stdin.map(|mut stdin| stdin.write_all(&input));
     let feeder = thread::spawn(feed);
-    // And its output too.
+    // Standard output need not be a pipe.
     let stdout = child.stdout.take().map(collect);
     let stderr = collect(child.stderr.take().expect("a piped stderr"));
     let pid = child.id();
@@ -133,18 +125,17 @@ pub fn finish(mut child: Child, input: Vec<u8>, text: &str, limit: Duration) -> 
     }
 }
 
-/// A process that runs beside the test, with a pipe for each stream. Killed when dropped.
+/// A process that runs beside the test, with a pipe for each stream. It is killed when dropped.
 #[derive(Debug)]
 pub struct Running {
-    /// Taken by [`Running::finish`].
+    /// `None` after [`Running::finish`].
     child: Option<Child>,
-    /// None once its end was reached for.
+    /// `None` once it was closed.
     stdin: Option<ChildStdin>,
     text: String,
 }
 
 impl Running {
-    /// Starts it.
     #[track_caller]
     pub fn start(command: &mut Command) -> Self {
         command
@@ -154,7 +145,7 @@ impl Running {
         Self::start_as_it_is(command)
     }
 
-    /// Starts it with the standard input that it was given, and pipes for its output.
+    /// Starts it with pipes for its output, and the standard input that `command` has.
     #[track_caller]
     pub fn start_as_it_is(command: &mut Command) -> Self {
         let text = format!("{command:?}");
@@ -172,35 +163,32 @@ impl Running {
         self.child.as_mut().expect("not finished")
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("not finished").id()
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, which: Signal) {
         signal(self.pid(), which);
     }
 
-    /// Writes to its standard input.
     #[track_caller]
     pub fn say(&mut self, bytes: &[u8]) {
         let stdin = self.stdin.as_mut().expect("an open standard input");
         stdin.write_all(bytes).expect("it reads its input");
     }
 
-    /// Gives its standard input away, to be written by another thread.
+    /// Gives the pipe of its standard input away, for another thread to write to.
     #[track_caller]
     pub const fn take_input(&mut self) -> ChildStdin {
         self.stdin.take().expect("an open standard input")
     }
 
-    /// Ends its standard input.
+    /// Closes its standard input.
     pub fn end_input(&mut self) {
         self.stdin = None;
     }
 
-    /// The next bytes of its standard output, at most `len`; none at its end.
+    /// At least one and at most `len` bytes of its standard output; none at its end.
     #[track_caller]
     pub fn read_some(&mut self, bytes: &mut [u8]) -> usize {
         let text = self.text.clone();
@@ -212,7 +200,7 @@ impl Running {
         stdout.read(bytes).expect("readable")
     }
 
-    /// The next `len` bytes of its standard output, or what comes before its end.
+    /// The next `len` bytes of its standard output, fewer at its end.
     #[track_caller]
     pub fn read(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
@@ -227,7 +215,7 @@ impl Running {
         bytes
     }
 
-    /// The next line of its standard output, without its end.
+    /// The next line of its standard output, without the newline.
     #[track_caller]
     pub fn read_line(&mut self) -> String {
         let mut line = Vec::new();
@@ -240,7 +228,7 @@ impl Running {
         }
     }
 
-    /// Goes away as the reader of its standard output.
+    /// Closes the reading end of its standard output.
     pub fn close_output(&mut self) {
         self.child().stdout = None;
     }
@@ -250,7 +238,7 @@ impl Running {
         status_number(self.pid(), name)
     }
 
-    /// Ends its standard input and waits for its end; what was read before is not repeated.
+    /// Closes its standard input and waits for its end. Gives the output that was not read before.
     #[track_caller]
     pub fn finish(mut self) -> Finished {
         let child = self.child.take().expect("not finished");
@@ -258,7 +246,7 @@ impl Running {
         finish(child, Vec::new(), &self.text, DEADLINE * 3)
     }
 
-    /// Waits for its end while its standard input stays open.
+    /// The same, with its standard input left open.
     #[track_caller]
     pub fn finish_with_open_input(mut self) -> Finished {
         let child = self.child.take().expect("not finished");
@@ -291,7 +279,7 @@ pub fn status_number(pid: u32, name: &str) -> u64 {
 /// Sends a signal to a process that may have ended.
 pub fn signal(pid: u32, signal: Signal) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
-    // ESRCH is no failure: that the process is gone is what most callers want.
+    // ESRCH: the process is gone, as most callers want it to be.
     let _ = nix::sys::signal::kill(pid, signal);
 }
 

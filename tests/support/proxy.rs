@@ -1,5 +1,5 @@
-//! Stands between a client and an agent on Unix sockets, passes everything on, and closes the
-//! connection exactly where it is told to.
+//! A proxy between a client and an agent on Unix sockets, which closes a connection after an exact
+//! number of bytes or lines.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -14,7 +14,7 @@ use shared::limits::STREAM_OFFSET_LEN;
 
 use crate::acceptor::Acceptor;
 
-/// In which direction bytes go.
+/// The direction of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the agent.
@@ -23,49 +23,43 @@ pub enum Direction {
     ToHost,
 }
 
-/// How far a connection goes.
+/// How much passes before the cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
-    /// This many bytes in the direction of the cut.
+    /// This many bytes.
     Bytes(u64),
-    /// Whole frames until the standard output in them has this many lines, and then some bytes of
+    /// Whole frames until the standard output in them has `count` lines, and then `more` bytes of
     /// the next frame.
     Lines {
-        /// Ends of lines.
         count: usize,
-        /// Bytes of the frame that is cut in two; 0 cuts between frames.
+        /// 0 cuts between frames.
         more: usize,
     },
 }
 
-/// Who finds the connection closed. The other finds it silent.
+/// Which end is closed. The other end sees neither data nor an end of file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
-    /// Both.
     Both,
-    /// The client only, as when the host's end breaks; the agent's stays open.
+    /// The client's, as when the host's end breaks.
     ForHost,
-    /// The agent only; the client's end stays open.
+    /// The agent's.
     ForGuest,
 }
 
-/// A cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// The bytes that are counted.
+    /// The direction whose bytes are counted.
     pub direction: Direction,
-    /// After how many.
     pub length: Length,
-    /// Who finds out.
     pub closed: Closed,
 }
 
-/// What the proxy's threads share.
 #[derive(Debug, Default)]
 struct Shared {
-    /// For connections that are still to come.
+    /// For the connections that come next.
     cut: Mutex<Option<Cut>>,
-    /// Whether the cut is for each of them, not for the next one only.
+    /// Whether it is for each of them, or for the next one only.
     is_lasting: AtomicBool,
     cuts: AtomicU64,
     to_guest: AtomicU64,
@@ -83,7 +77,6 @@ impl Shared {
     }
 }
 
-/// A proxy that runs until it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -91,7 +84,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens at `socket` and connects to the agent at `agent` for each client.
+    /// Listens at `socket` and connects to the agent at `agent` for each client. It runs until it
+    /// is dropped.
     pub fn start(socket: PathBuf, agent: &Path) -> Self {
         let shared = Arc::new(Shared::default());
         let (of_thread, agent) = (Arc::clone(&shared), agent.to_path_buf());
@@ -104,13 +98,11 @@ impl Proxy {
         self.acceptor.socket()
     }
 
-    /// Cuts the next connection.
     pub fn cut_next(&self, cut: Cut) {
         self.shared.is_lasting.store(false, Ordering::SeqCst);
         self.plan(Some(cut));
     }
 
-    /// Cuts each connection from now on.
     pub fn cut_each(&self, cut: Cut) {
         self.shared.is_lasting.store(true, Ordering::SeqCst);
         self.plan(Some(cut));
@@ -121,12 +113,11 @@ impl Proxy {
         *planned.unwrap_or_else(PoisonError::into_inner) = cut;
     }
 
-    /// How many connections were cut so far.
     pub fn cut_count(&self) -> u64 {
         self.shared.cuts.load(Ordering::SeqCst)
     }
 
-    /// Bytes passed on in a direction, over all connections.
+    /// Bytes passed on in a direction, on all connections.
     pub fn passed(&self, direction: Direction) -> u64 {
         match direction {
             Direction::ToGuest => self.shared.to_guest.load(Ordering::SeqCst),
@@ -134,7 +125,7 @@ impl Proxy {
         }
     }
 
-    /// Closes what is open, and forgets a cut that did not come to pass.
+    /// Closes all connections, and forgets a cut that was not reached.
     pub fn reset(&self) {
         self.plan(None);
         self.shared.close_all();
@@ -150,7 +141,7 @@ impl Drop for Proxy {
 
 /// Starts the two threads of a connection.
 fn relay(shared: &Arc<Shared>, host: UnixStream, agent: &Path) {
-    // Without an agent there is nothing to pass on: the client finds its connection closed.
+    // Without an agent the client's connection is closed.
     let Ok(guest) = UnixStream::connect(agent) else {
         return;
     };
@@ -183,16 +174,16 @@ fn relay(shared: &Arc<Shared>, host: UnixStream, agent: &Path) {
 struct Pump {
     shared: Arc<Shared>,
     direction: Direction,
-    /// Where it ends, if it is to be cut.
+    /// Set if this direction is to be cut.
     cut: Option<Cut>,
-    /// Set by the direction that was cut, so that the other one leaves both ends as they are.
+    /// Set when one direction was cut: the other one then closes nothing.
     is_cut: Arc<AtomicBool>,
     host: UnixStream,
     guest: UnixStream,
 }
 
 impl Pump {
-    /// Passes on until one side closes or the cut is reached.
+    /// Passes bytes on until one side closes or the cut is reached.
     fn run(&mut self) {
         let ended = match self.cut.map(|cut| cut.length) {
             None => self.pass(u64::MAX),
@@ -208,7 +199,7 @@ impl Pump {
             _ if self.is_cut.load(Ordering::SeqCst) => {}
             _ => self.close(Closed::Both),
         }
-        // Whoever was not told goes on talking into the void.
+        // The end that stays open may send more, which is discarded.
         while self.read(&mut [0; 4096]) > 0 {}
     }
 
@@ -285,11 +276,11 @@ impl Pump {
     }
 }
 
-/// Why a direction came to its end.
+/// Why a direction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// By itself.
+    /// One side closed.
     Closed,
-    /// At the cut.
+    /// The cut was reached.
     Reached,
 }

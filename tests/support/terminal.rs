@@ -1,4 +1,4 @@
-//! A real terminal: tmux, whose screen is read when it has changed.
+//! A real terminal: tmux, whose screen is read after each change.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,17 +10,17 @@ use std::time::Instant;
 use crate::DEADLINE;
 use crate::process::run;
 
-/// One window of 80 columns and 24 rows with a shell in it. Ended when dropped.
+/// A window of 80 columns and 24 rows with a shell in it. It is closed when dropped.
 #[derive(Debug)]
 pub struct Terminal {
     socket: PathBuf,
-    /// Tells of each piece of output, so that nothing has to be waited for in vain.
+    /// tmux in control mode, which reports each piece of output.
     control: Child,
     events: mpsc::Receiver<String>,
 }
 
 impl Terminal {
-    /// Whether there is a tmux.
+    /// Whether tmux is installed.
     #[must_use]
     pub fn is_available() -> bool {
         let version = Command::new("tmux")
@@ -30,7 +30,7 @@ impl Terminal {
         version.is_ok_and(|status| status.success())
     }
 
-    /// A shell with these variables, whose prompt is `outer$`. Its files lie in `folder`.
+    /// Starts a shell with these variables and the prompt `outer$`; its files lie in `folder`.
     pub fn start(folder: &Path, variables: &[(&str, &str)]) -> Self {
         let socket = folder.join("tmux.sock");
         let mut start = tmux(&socket);
@@ -44,7 +44,7 @@ impl Terminal {
             "-y",
             "24",
         ]);
-        // More than one word, and tmux runs it without a shell, which could take the prompt away.
+        // tmux runs a command of several arguments without a shell, which could replace the prompt.
         start.args(["env", "PS1=outer$ ", "sh"]);
         start.envs(variables.iter().copied());
         run(&mut start).exits(0);
@@ -70,36 +70,34 @@ impl Terminal {
         terminal
     }
 
-    /// Types a text.
     pub fn types(&self, text: &str) {
         self.tell(&["send-keys", "-t", "0", "-l", "--", text]);
     }
 
-    /// Presses a key by its name in tmux: `Enter`, `C-c`.
+    /// Presses a key, by its name in tmux: `Enter`, `C-c`.
     pub fn presses(&self, key: &str) {
         self.tell(&["send-keys", "-t", "0", key]);
     }
 
-    /// Types a line.
+    /// Types a line and Enter.
     pub fn enters(&self, line: &str) {
         self.types(line);
         self.presses("Enter");
     }
 
-    /// Gives the window another size.
     pub fn resizes(&self, cols: u16, rows: u16) {
         let (cols, rows) = (cols.to_string(), rows.to_string());
         self.tell(&["resize-window", "-t", "0", "-x", &cols, "-y", &rows]);
     }
 
-    /// What is on the screen, line by line.
+    /// The lines on the screen.
     pub fn screen(&self) -> String {
         let mut capture = tmux(&self.socket);
         capture.args(["capture-pane", "-p", "-t", "0"]);
         run(&mut capture).exits(0).out()
     }
 
-    /// Waits until the screen is as `is_met` wants it, and gives it.
+    /// Waits until `is_met` holds of the screen, and gives the screen.
     #[track_caller]
     pub fn waits_for(&self, what: &str, is_met: impl Fn(&str) -> bool) -> String {
         let started = Instant::now();
@@ -109,19 +107,19 @@ impl Terminal {
                 return screen;
             }
             let left = DEADLINE.saturating_sub(started.elapsed());
-            // An event that came since the screen was read is here already.
+            // Events that came after the screen was read are queued.
             let event = self.events.recv_timeout(left);
             assert!(event.is_ok(), "the screen never shows {what}:\n{screen}");
         }
     }
 
-    /// Waits until a text is on the screen.
+    /// Waits until the screen shows a text.
     #[track_caller]
     pub fn shows(&self, text: &str) -> String {
         self.waits_for(text, |screen| screen.contains(text))
     }
 
-    /// Waits until the last line on the screen begins with a prompt and holds nothing else.
+    /// Waits until the last line of the screen is this prompt and nothing else.
     #[track_caller]
     pub fn prompts(&self, prompt: &str) -> String {
         self.waits_for(prompt, |screen| {
@@ -129,7 +127,7 @@ impl Terminal {
         })
     }
 
-    /// The process that the shell in the window runs in the foreground.
+    /// The foreground process of the shell in the window.
     pub fn foreground(&self) -> u32 {
         let mut display = tmux(&self.socket);
         display.args(["display-message", "-p", "-t", "0", "#{pane_pid}"]);

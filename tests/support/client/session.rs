@@ -1,5 +1,5 @@
 //! What a test does with a session over a raw connection: start it, attach to it, feed it, and
-//! follow its output to its end, acknowledging or not.
+//! follow its output to its end, with or without acknowledgements.
 
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{
@@ -9,21 +9,21 @@ use shared::message::{
 
 use super::Client;
 
-/// An owner acknowledges at the latest when half a ring is not; this is well before that.
+/// An owner must acknowledge before half of a ring is unacknowledged; this is well before that.
 const ACK_AFTER: u64 = 64 * 1024;
 
-/// What came of one stream.
+/// What came over one stream.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Received {
-    /// Offset of the first byte that was to come.
+    /// Offset of the first byte that was asked for.
     pub from: u64,
-    /// Bytes that came, gaps left out.
+    /// The bytes that came, without gaps.
     pub bytes: Vec<u8>,
-    /// Where bytes were missing, from and to.
+    /// The gaps, as offsets from and to.
     pub gaps: Vec<(u64, u64)>,
     /// Offset of the next byte.
     next: u64,
-    /// Offset that was acknowledged.
+    /// The highest offset that was acknowledged.
     acked: u64,
 }
 
@@ -56,15 +56,12 @@ impl Received {
 /// A session that was followed to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Followed {
-    /// Standard output.
     pub stdout: Received,
-    /// Standard error.
     pub stderr: Received,
-    /// The end.
     pub exited: Exited,
 }
 
-/// An ATTACH for everything that is there, under any generation.
+/// An ATTACH for all output that is kept, under any generation.
 pub const fn attach(session: SessionRef, mode: AttachMode) -> Attach {
     Attach {
         session,
@@ -75,14 +72,13 @@ pub const fn attach(session: SessionRef, mode: AttachMode) -> Attach {
     }
 }
 
-/// A STDIN frame, as bytes.
 pub fn stdin(offset: u64, bytes: &[u8]) -> Vec<u8> {
     let bytes = bytes.to_vec();
     Message::Stdin(Chunk { offset, bytes }).encode()
 }
 
 impl Client {
-    /// Sends EXEC and hears STARTED.
+    /// Sends EXEC and expects STARTED.
     #[track_caller]
     pub fn start(&mut self, exec: &Exec) -> Started {
         match self.ask(&Message::Exec(exec.clone())) {
@@ -91,7 +87,7 @@ impl Client {
         }
     }
 
-    /// Sends ATTACH and hears ATTACHED.
+    /// Sends ATTACH and expects ATTACHED.
     #[track_caller]
     pub fn attach(&mut self, attach: Attach) -> Started {
         match self.ask(&Message::Attach(attach)) {
@@ -100,7 +96,7 @@ impl Client {
         }
     }
 
-    /// Sends a request and hears FAIL.
+    /// Sends a request and expects FAIL.
     #[track_caller]
     pub fn ask_in_vain(&mut self, message: &Message) -> Fail {
         match self.ask(message) {
@@ -115,14 +111,13 @@ impl Client {
         self.say(&Message::Ack(Ack { stream, offset }));
     }
 
-    /// Acknowledges the end.
     #[track_caller]
     pub fn ack_exit(&mut self, exited: &Exited) {
         let session = exited.session;
         self.say(&Message::ExitAck(ExitAck { session }));
     }
 
-    /// Sends standard input from `offset` on, whatever the credit.
+    /// Sends standard input from `offset` on, without regard to credit.
     #[track_caller]
     pub fn feed(&mut self, offset: u64, bytes: &[u8]) {
         let mut offset = offset;
@@ -138,7 +133,7 @@ impl Client {
         self.say(&Message::StdinEof(StdinEof { offset }));
     }
 
-    /// Output and end of a session whose owner this connection is; acknowledges both.
+    /// Gives output and end of a session whose owner this connection is; acknowledges both.
     #[track_caller]
     pub fn follow(&mut self, started: &Started) -> Followed {
         let followed = self.receive(started, true);
@@ -146,14 +141,14 @@ impl Client {
         followed
     }
 
-    /// The same without a single acknowledgement.
+    /// The same without acknowledgements.
     #[track_caller]
     pub fn observe(&mut self, started: &Started) -> Followed {
         self.receive(started, false)
     }
 
-    /// Output and end of a session that this connection has started. Acknowledges output, and
-    /// leaves the end to the caller.
+    /// Gives output and end of a session that this connection has started. Acknowledges the output
+    /// only.
     #[track_caller]
     pub fn collect(&mut self) -> (Vec<u8>, Vec<u8>, Exited) {
         let start = [Received::from(0), Received::from(0)];
@@ -211,8 +206,8 @@ impl Client {
         }
     }
 
-    /// The next `len` bytes of standard output. Acknowledges nothing; what came with them is kept
-    /// for the next call.
+    /// The next `len` bytes of standard output, not acknowledged. Bytes that come with them are
+    /// kept for the next call.
     #[track_caller]
     pub fn hear_stdout(&mut self, len: usize) -> Vec<u8> {
         while self.ahead.len() < len {
@@ -226,7 +221,7 @@ impl Client {
         std::mem::replace(&mut self.ahead, rest)
     }
 
-    /// The end; what comes before it is skipped.
+    /// Waits for the end; everything before it is skipped.
     #[track_caller]
     pub fn hear_exited(&mut self) -> Exited {
         loop {
@@ -238,7 +233,6 @@ impl Client {
         }
     }
 
-    /// The agent's own figures.
     #[track_caller]
     pub fn info(&mut self) -> Info {
         match self.ask(&Message::InfoRequest) {
@@ -247,7 +241,7 @@ impl Client {
         }
     }
 
-    /// All sessions, page by page, and how many pages there were.
+    /// All sessions, and how many pages they came in.
     #[track_caller]
     pub fn sessions(&mut self) -> (Vec<SessionInfo>, usize) {
         let (mut all, mut pages) = (Vec::new(), 0);
