@@ -16,7 +16,7 @@ use tests::agent::Agent;
 use tests::host::{Kind, Rule, TestHost, Then};
 use tests::process::{Finished, run};
 
-use faults::{FAULTS, Fault, QMP_FAULTS};
+use faults::{COMMON_FAULTS, FAULTS, Fault, QMP_FAULTS};
 
 /// Time limits that are tried in turn until one is long enough for the request to have come. A
 /// machine may be slow.
@@ -198,11 +198,11 @@ impl Fixture {
             self.host.is_met(),
             "{step:?}: the request does not come: {ended}"
         );
-        let judged = self.judge(step, fault, rule.then, &ended);
-        let left = self.judge_left(step, fault, rule.then, &ended);
+        let answer = self.check_answer(step, fault, rule.then, &ended);
+        let left = self.check_left(step, fault, rule.then, &ended);
         self.clean_up(vmm);
         self.host.is_clean();
-        let wrong = [judged, left].into_iter().filter_map(Result::err);
+        let wrong = [answer, left].into_iter().filter_map(Result::err);
         let wrong: Vec<_> = wrong.collect();
         if wrong.is_empty() {
             return Ok(());
@@ -215,7 +215,13 @@ impl Fixture {
     }
 
     /// Exit code, phase and message.
-    fn judge(&self, step: Step, fault: &Fault, then: Then, ended: &Finished) -> Result<(), String> {
+    fn check_answer(
+        &self,
+        step: Step,
+        fault: &Fault,
+        then: Then,
+        ended: &Finished,
+    ) -> Result<(), String> {
         let expected = |what: &str, is_so: bool| is_so.then_some(()).ok_or_else(|| what.to_owned());
         if fault.code == 0 {
             return expected("exit code", ended.code() == 0);
@@ -237,7 +243,7 @@ impl Fixture {
     }
 
     /// What is there afterwards.
-    fn judge_left(
+    fn check_left(
         &self,
         step: Step,
         fault: &Fault,
@@ -272,9 +278,10 @@ impl Fixture {
 /// Runs cases on a few guests at once.
 #[track_caller]
 fn check_all(kind: Kind, steps: &[Step], faults: &[Fault]) {
+    let faults = COMMON_FAULTS.iter().chain(faults);
     let with_all = |step: &Step| {
         faults
-            .iter()
+            .clone()
             .map(|fault| (*step, fault))
             .collect::<Vec<_>>()
     };
@@ -292,13 +299,7 @@ fn check_all(kind: Kind, steps: &[Step], faults: &[Fault]) {
     thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(work)));
     });
-    let wrong = wrong.into_inner().unwrap();
-    assert!(
-        wrong.is_empty(),
-        "{} wrong:\n{}",
-        wrong.len(),
-        wrong.join("\n\n")
-    );
+    tests::assert_none("wrong", &wrong.into_inner().unwrap());
 }
 
 #[test]

@@ -18,6 +18,8 @@ use shared::frame::FrameKind;
 use shared::message::{Fail, FailCode, Message, Progress};
 use shared::version::{SUPPORTED, VersionRange};
 
+use tests::client::header;
+
 use guest::{Guest, after_hello, hello, probed, started, stdout};
 
 const PROBE: &[&str] = &["probe", "--timeout", "2s"];
@@ -49,14 +51,9 @@ fn a_guest_that_always_closes_meets_the_deadline() {
 #[test]
 fn progress_without_end_is_no_answer() {
     let guest = Guest::new(|stream| {
-        let bytes = after_hello(&[Message::Progress(Progress {
-            step: "any day now".to_owned(),
-        })]);
-        let progress = Message::Progress(Progress {
-            step: "any day now".to_owned(),
-        })
-        .encode();
-        let _ = stream.write_all(&bytes);
+        let step = "any day now".to_owned();
+        let progress = Message::Progress(Progress { step }).encode();
+        let _ = stream.write_all(&hello(SUPPORTED));
         while stream.write_all(&progress).is_ok() {}
     });
     guest.tool(PROBE).exits(2);
@@ -64,15 +61,12 @@ fn progress_without_end_is_no_answer() {
 
 #[test]
 fn nonsense_is_refused() {
-    let header =
-        |len: u32, kind: FrameKind| [&len.to_le_bytes()[..], &[kind.code(), 0, 0, 0]].concat();
-    let lies = probed();
     let flights = [
         vec![0xff; 4096],
         b"HTTP/1.1 200 OK\r\n\r\n".to_vec(),
-        header(u32::MAX, FrameKind::Hello),
-        [hello(SUPPORTED), header(u32::MAX, FrameKind::Info)].concat(),
-        after_hello(&[Message::Probed(lies)]),
+        header(FrameKind::Hello, u32::MAX),
+        [hello(SUPPORTED), header(FrameKind::Info, u32::MAX)].concat(),
+        after_hello(&[Message::Probed(probed())]),
         after_hello(&[Message::Ok]),
     ];
     for bytes in flights {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use shared::message::Message;
+use shared::message::{Fail, FailCode, Message};
 use tempfile::TempDir;
 
 use crate::DEADLINE;
@@ -89,6 +89,12 @@ impl Agent {
         let mut client = self.connect();
         client.greet();
         client
+    }
+
+    /// Sends a request over a connection of its own, and expects a FAIL with this code.
+    #[track_caller]
+    pub fn refuses(&self, message: &Message, code: FailCode) -> Fail {
+        self.greet().ask_in_vain(message, code)
     }
 
     /// Runs `host-tool COMMAND… --unix SOCKET [-- ARGV…]` to its end.

@@ -1,5 +1,15 @@
 //! A raw protocol client that sends exactly the frames that a test gives it.
 
+/// What a message of this kind holds; fails for any other.
+macro_rules! expect {
+    ($message:expr, $kind:ident) => {
+        match $message {
+            Message::$kind(it) => it,
+            other => panic!(concat!("no ", stringify!($kind), " but {:?}"), other),
+        }
+    };
+}
+
 mod session;
 
 use std::io::{ErrorKind, Read, Write};
@@ -7,12 +17,12 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use shared::frame::Decoder;
+use shared::frame::{Decoder, FrameKind, encode_with};
 use shared::id::{ExecId, Generation, Nonce, Token};
 use shared::limits::PORT_DEFAULT;
 use shared::message::{
     ByteString, Cause, Depth, Exec, Fail, FailCode, Hello, Identity, InheritedSessions, Message,
-    Policy, Probe, Quiesce, Rebind, Role,
+    Policy, Probe, Probed, Quiesce, Rebind, Rebound, Role,
 };
 
 pub use session::{Followed, Received, attach, stdin};
@@ -60,10 +70,9 @@ impl Client {
 
     /// Says HELLO and hears the answer.
     #[track_caller]
-    pub fn greet(&mut self) {
+    pub fn greet(&mut self) -> Hello {
         self.say(&Message::Hello(Hello::host("test")));
-        let answer = self.hear();
-        assert!(matches!(answer, Message::Hello(_)), "{answer:?}");
+        expect!(self.hear(), Hello)
     }
 
     #[track_caller]
@@ -117,6 +126,32 @@ impl Client {
         }
     }
 
+    /// Sends a request and expects a FAIL with this code.
+    #[track_caller]
+    pub fn ask_in_vain(&mut self, message: &Message, code: FailCode) -> Fail {
+        let fail = expect!(self.ask(message), Fail);
+        assert_eq!(fail.code, code, "{fail:?}");
+        fail
+    }
+
+    /// Sends REBIND and expects REBOUND.
+    #[track_caller]
+    pub fn rebound(&mut self, rebind: &Message) -> Rebound {
+        expect!(self.ask(rebind), Rebound)
+    }
+
+    /// Sends PROBE and expects PROBED.
+    #[track_caller]
+    pub fn probed(&mut self, probe: &Message) -> Probed {
+        expect!(self.ask(probe), Probed)
+    }
+
+    /// Sends QUIESCE and expects QUIESCED.
+    #[track_caller]
+    pub fn quiesced(&mut self, quiesce: &Message) -> Token {
+        expect!(self.ask(quiesce), Quiesced)
+    }
+
     /// Expects a FAIL with this code, and then the end of the connection.
     #[track_caller]
     pub fn is_refused(&mut self, code: FailCode) -> Fail {
@@ -126,9 +161,7 @@ impl Client {
                 answer => break answer,
             }
         };
-        let Message::Fail(fail) = answer else {
-            panic!("no FAIL but {answer:?}")
-        };
+        let fail = expect!(answer, Fail);
         assert_eq!(fail.code, code, "{fail:?}");
         assert_eq!(
             self.hear_or_end(),
@@ -144,6 +177,20 @@ impl Client {
     }
 }
 
+/// A frame with any payload, as bytes.
+pub fn frame(kind: FrameKind, payload: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_with(&mut bytes, kind, |out| {
+        out.extend_from_slice(payload.as_ref())
+    });
+    bytes
+}
+
+/// A header that announces a payload of `len` bytes, without them.
+pub fn header(kind: FrameKind, len: u32) -> Vec<u8> {
+    [&len.to_le_bytes()[..], &[kind.code(), 0, 0, 0]].concat()
+}
+
 /// A generation of 16 times this byte.
 pub fn generation(byte: u8) -> Generation {
     Generation::from_bytes([byte; 16])
@@ -151,11 +198,16 @@ pub fn generation(byte: u8) -> Generation {
 
 /// A REBIND as after a resume.
 pub fn rebind(byte: u8) -> Message {
+    Message::Rebind(rebind_fields(byte))
+}
+
+/// The fields of [`rebind`], for tests that change some of them.
+pub fn rebind_fields(byte: u8) -> Rebind {
     let now = std::time::SystemTime::UNIX_EPOCH
         .elapsed()
         .expect("after 1970")
         .as_nanos();
-    Message::Rebind(Rebind {
+    Rebind {
         generation: generation(byte),
         cause: Cause::Resume,
         parent: None,
@@ -164,7 +216,7 @@ pub fn rebind(byte: u8) -> Message {
         identity: Identity::default(),
         sessions: InheritedSessions::Keep,
         attempt: 1,
-    })
+    }
 }
 
 /// A PROBE for this generation.

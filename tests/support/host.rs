@@ -59,6 +59,14 @@ impl Kind {
         }
     }
 
+    /// Files of an artifact beside the manifest, and what is in them.
+    const fn files(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Firecracker => &[("vmstate", "state"), ("memory", "memory")],
+            Self::Qemu => &[("vmstate", "state")],
+        }
+    }
+
     const fn version(self) -> &'static str {
         match self {
             Self::Firecracker => "1.16.1",
@@ -185,28 +193,10 @@ impl TestHost {
         let folder = self.path("base.snap");
         drop(fs::remove_dir_all(&folder));
         fs::create_dir(&folder).expect("a folder");
-        let mut files = vec![("vmstate", "state")];
-        if self.kind == Kind::Firecracker {
-            files.push(("memory", "memory"));
-        }
-        let mut entries = Vec::new();
-        for (name, text) in files {
+        for (name, text) in self.kind.files() {
             fs::write(folder.join(name), text).expect("a file");
-            entries.push(json!({ "name": name, "len": text.len() }));
         }
-        let manifest = json!({
-            "format": 1,
-            "vmm": { "kind": self.kind.as_str(), "version": self.kind.version() },
-            "agent": { "version": "0.1.0", "protocol_min": 1, "protocol_max": 1 },
-            "generation": "00112233445566778899aabbccddeeff",
-            "machine": {
-                "kernel": "/kernel", "initrd": "/initrd", "memory_mib": 128, "vcpu_count": 1,
-                "drives": [], "append": "", "guest_cid": 3,
-            },
-            "files": entries,
-            "created_ms": 1_800_000_000_000_u64,
-            "host_version": "0.1.0",
-        });
+        let manifest = manifest(self.kind);
         fs::write(folder.join("manifest.json"), manifest.to_string()).expect("a file");
         folder
     }
@@ -238,6 +228,25 @@ impl TestHost {
             .map(|entry| name(entry.expect("an entry")))
             .collect()
     }
+}
+
+/// What `host-tool snapshot` writes for a machine without drives.
+pub fn manifest(kind: Kind) -> Value {
+    let files = kind.files().iter();
+    let files = files.map(|(name, text)| json!({ "name": name, "len": text.len() }));
+    json!({
+        "format": 1,
+        "vmm": { "kind": kind.as_str(), "version": kind.version() },
+        "agent": { "version": "0.1.0", "protocol_min": 1, "protocol_max": 1 },
+        "generation": "00112233445566778899aabbccddeeff",
+        "machine": {
+            "kernel": "/kernel", "initrd": "/initrd", "memory_mib": 128, "vcpu_count": 1,
+            "drives": [], "append": "", "guest_cid": 3,
+        },
+        "files": files.collect::<Vec<_>>(),
+        "created_ms": 1_800_000_000_000_u64,
+        "host_version": "0.1.0",
+    })
 }
 
 impl Drop for TestHost {

@@ -81,6 +81,13 @@ pub fn release_agent() -> PathBuf {
     PathBuf::from(built.exits(0).out().trim())
 }
 
+/// Fails with what was found, if anything was.
+#[track_caller]
+pub fn assert_none(what: &str, found: &[String]) {
+    let (count, list) = (found.len(), found.join("\n"));
+    assert!(found.is_empty(), "{count} {what}:\n{list}");
+}
+
 /// Runs `blocking` on a thread of its own, and fails unless it returns before [`DEADLINE`].
 #[track_caller]
 pub fn within_deadline<T: Send + 'static>(

@@ -1,13 +1,11 @@
 //! Goal: at each limit everything still works, and one past it there is a refusal in words or
 //! back-pressure, and nobody else notices. Method: raw connections that go exactly there.
 
-use shared::frame::{FrameKind, encode_with};
-use shared::limits::{
-    EXEC_BYTES_MAX, EXEC_PAYLOAD_LEN_MAX, EXEC_STRINGS_MAX, HEADER_LEN, PAYLOAD_LEN_MAX,
-};
+use shared::frame::FrameKind;
+use shared::limits::{EXEC_BYTES_MAX, EXEC_PAYLOAD_LEN_MAX, EXEC_STRINGS_MAX, PAYLOAD_LEN_MAX};
 use shared::message::{ByteString, Exec, ExitStatus, FailCode, Hello, Message, Ping, Stream};
 use tests::agent::Agent;
-use tests::client::{Client, exec_id, exec_numbered, shell};
+use tests::client::{Client, exec_id, exec_numbered, frame, header, shell};
 use tests::fifo::Fifo;
 
 /// Connections that are served at once, and sessions that run at once (`docs/agent.md`).
@@ -20,23 +18,16 @@ const RING_LEN_MAX: usize = 256 * 1024;
 /// A frame whose payload is a JSON object padded to exactly `len` bytes by a field that nobody
 /// knows.
 fn padded(kind: FrameKind, fields: &str, len: usize) -> Vec<u8> {
-    let frame = format!("{{{fields},\"pad\":\"");
-    let pad = len - frame.len() - "\"}".len();
-    let payload = format!("{frame}{}\"}}", "x".repeat(pad));
+    let start = format!("{{{fields},\"pad\":\"");
+    let pad = len - start.len() - "\"}".len();
+    let payload = format!("{start}{}\"}}", "x".repeat(pad));
     assert_eq!(payload.len(), len);
-    let mut out = Vec::new();
-    encode_with(&mut out, kind, |out| {
-        out.extend_from_slice(payload.as_bytes())
-    });
-    out
+    frame(kind, payload)
 }
 
-/// A header that announces `len` bytes, and none of them.
-fn header(kind: FrameKind, len: usize) -> Vec<u8> {
-    let len = u32::try_from(len).unwrap().to_le_bytes();
-    let header = [&len[..], &[kind.code(), 0, 0, 0]].concat();
-    assert_eq!(header.len(), HEADER_LEN);
-    header
+/// A header that announces one byte more than `len`.
+fn header_past(kind: FrameKind, len: usize) -> Vec<u8> {
+    header(kind, u32::try_from(len + 1).unwrap())
 }
 
 #[test]
@@ -76,8 +67,7 @@ fn sessions() {
     }
     request.id = exec_id(SESSIONS_MAX + 1);
     let mut client = agent.greet();
-    let fail = client.ask_in_vain(&Message::Exec(request.clone()));
-    assert_eq!(fail.code, FailCode::Limit);
+    let fail = client.ask_in_vain(&Message::Exec(request.clone()), FailCode::Limit);
     assert!(fail.text.contains("1024"), "{fail:?}");
     // Not by opening the fifo: one that has not come to it yet would wait there for ever.
     for number in 1..=SESSIONS_MAX {
@@ -103,7 +93,7 @@ fn frames() {
     let mut client = agent.greet();
     client.send(&padded(FrameKind::Ping, "\"nonce\":5", PAYLOAD_LEN_MAX));
     assert_eq!(client.hear(), Message::Pong(Ping { nonce: 5 }));
-    client.send(&header(FrameKind::Ping, PAYLOAD_LEN_MAX + 1));
+    client.send(&header_past(FrameKind::Ping, PAYLOAD_LEN_MAX));
     client.is_refused(FailCode::Protocol);
 
     let mut client = agent.greet();
@@ -112,7 +102,7 @@ fn frames() {
     let started = client.hear();
     assert!(matches!(started, Message::Started(_)), "{started:?}");
     client.hear_exited();
-    client.send(&header(FrameKind::Exec, EXEC_PAYLOAD_LEN_MAX + 1));
+    client.send(&header_past(FrameKind::Exec, EXEC_PAYLOAD_LEN_MAX));
     client.is_refused(FailCode::Protocol);
 }
 
@@ -140,8 +130,7 @@ fn argument_bytes() {
     assert_eq!(client.follow(&started).exited.status, ExitStatus::Code(0));
     let too_much = request_of(2, EXEC_BYTES_MAX + 1);
     assert!(too_much.limit_exceeded().is_some());
-    let fail = client.ask_in_vain(&Message::Exec(too_much));
-    assert_eq!(fail.code, FailCode::Limit, "{fail:?}");
+    let fail = client.ask_in_vain(&Message::Exec(too_much), FailCode::Limit);
     assert!(fail.text.contains("exceed"), "{fail:?}");
 }
 

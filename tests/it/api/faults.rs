@@ -22,8 +22,37 @@ const fn fault(name: &'static str, make: fn(Rule) -> Rule, code: i32, text: &'st
     }
 }
 
+/// Either VMM.
+pub(super) const COMMON_FAULTS: [Fault; 5] = [
+    fault(
+        "no answer",
+        |rule| rule.send("").then(Then::Hang),
+        124,
+        "before the deadline",
+    ),
+    fault(
+        "an answer that comes too late",
+        late,
+        124,
+        "before the deadline",
+    ),
+    fault(
+        "a closed connection",
+        |rule| rule.send("").then(Then::Close),
+        8,
+        "hung up",
+    ),
+    fault(
+        "the end of the process",
+        |rule| rule.send("").then(Then::Exit),
+        8,
+        "ended",
+    ),
+    fault("the proper answer in single bytes", bytewise, 0, ""),
+];
+
 /// Firecracker's API.
-pub(super) const FAULTS: [Fault; 21] = [
+pub(super) const FAULTS: [Fault; 16] = [
     fault(
         "400 with a fault_message",
         |rule| {
@@ -63,18 +92,6 @@ pub(super) const FAULTS: [Fault; 21] = [
         "(503): <html>busy",
     ),
     fault(
-        "no answer",
-        |rule| rule.send("").then(Then::Hang),
-        124,
-        "before the deadline",
-    ),
-    fault(
-        "an answer that comes too late",
-        late,
-        124,
-        "before the deadline",
-    ),
-    fault(
         "interim answers without end",
         |rule| {
             rule.send("HTTP/1.1 100 Continue\r\n\r\n")
@@ -107,19 +124,6 @@ pub(super) const FAULTS: [Fault; 21] = [
         8,
         "hung up",
     ),
-    fault(
-        "a closed connection",
-        |rule| rule.send("").then(Then::Close),
-        8,
-        "hung up",
-    ),
-    fault(
-        "the end of the process",
-        |rule| rule.send("").then(Then::Exit),
-        8,
-        "ended",
-    ),
-    fault("the proper answer in single bytes", bytewise, 0, ""),
     fault(
         "garbage",
         |rule| rule.send([0xff; 300]).then(Then::Hang),
@@ -199,7 +203,7 @@ fn late(rule: Rule) -> Rule {
 }
 
 /// QEMU's machine protocol.
-pub(super) const QMP_FAULTS: [Fault; 13] = [
+pub(super) const QMP_FAULTS: [Fault; 8] = [
     fault(
         "an error",
         |rule| {
@@ -208,18 +212,6 @@ pub(super) const QMP_FAULTS: [Fault; 13] = [
         },
         5,
         r"(GenericError): cannot \u{1b}[31mdo that",
-    ),
-    fault(
-        "no answer",
-        |rule| rule.send("").then(Then::Hang),
-        124,
-        "before the deadline",
-    ),
-    fault(
-        "an answer that comes too late",
-        late,
-        124,
-        "before the deadline",
     ),
     fault(
         "half a line",
@@ -245,19 +237,6 @@ pub(super) const QMP_FAULTS: [Fault; 13] = [
         124,
         "before the deadline",
     ),
-    fault(
-        "a closed connection",
-        |rule| rule.send("").then(Then::Close),
-        8,
-        "hung up",
-    ),
-    fault(
-        "the end of the process",
-        |rule| rule.send("").then(Then::Exit),
-        8,
-        "ended",
-    ),
-    fault("the proper answer in single bytes", bytewise, 0, ""),
     fault(
         "garbage",
         |rule| rule.send("hello\n").then(Then::Hang),

@@ -50,7 +50,7 @@ groups! {
     search_and_place = "Where programs are looked for and run", endings::search;
     arguments = "Arguments", request::arguments;
     environment = "Environment", request::environment;
-    place_and_inheritance = "Fixture and inheritance", request::place;
+    folder_and_inheritance = "Working directory and inheritance", request::inheritance;
     users = "Users", request::users;
     input_as_it_is = "Standard input", streams::input_as_it_is;
     unread_input = "Standard input that is not read to its end", streams::unread_input;
@@ -81,12 +81,7 @@ fn check(cases: fn() -> Vec<Case>) {
             Err(why) => wrong.push(format!("== {}: {why}", case.name)),
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} wrong:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    tests::assert_none("wrong", &wrong);
     assert_eq!(agent.idle_fd_count(), fds);
     agent.reaps_all();
 }

@@ -53,7 +53,7 @@ impl Fixture {
     }
 
     /// What is wrong with the answer to a conversation that was cut, if anything.
-    fn judge(&self, ended: &Finished) -> Result<Answer, String> {
+    fn answer(&self, ended: &Finished) -> Result<Answer, String> {
         let ran = std::fs::read_to_string(self.file()).unwrap_or_default();
         let err = ended.err();
         let is_known = ended.code() == 7 && ended.stdout == b"hello\n" && err == "err\n";
@@ -90,7 +90,7 @@ fn check(cuts: &[Cut]) {
             fixture.proxy.cut_next(cut);
             let ended = fixture.converse();
             fixture.proxy.reset();
-            match fixture.judge(&ended) {
+            match fixture.answer(&ended) {
                 Ok(Answer::Right) => {}
                 Ok(Answer::Unknown) => unknown.lock().unwrap().push(format!("{cut:?}: {ended}")),
                 Err(why) => wrong.lock().unwrap().push(format!("{cut:?}: {why}")),
@@ -101,21 +101,9 @@ fn check(cuts: &[Cut]) {
     thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(work)));
     });
-    let wrong = wrong.into_inner().unwrap();
-    assert!(
-        wrong.is_empty(),
-        "{} wrong:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    tests::assert_none("wrong", &wrong.into_inner().unwrap());
     // A cut that comes once leaves nothing unknown: asking again is safe and is answered.
-    let unknown = unknown.into_inner().unwrap();
-    assert!(
-        unknown.is_empty(),
-        "{} unknown:\n{}",
-        unknown.len(),
-        unknown.join("\n")
-    );
+    tests::assert_none("unknown", &unknown.into_inner().unwrap());
     let done = done.into_inner();
     let most = cuts.len() as u64 * 9 / 10;
     assert!(
@@ -129,7 +117,7 @@ fn check(cuts: &[Cut]) {
 fn at_each_byte(direction: Direction, closed: Closed) -> Vec<Cut> {
     let fixture = Fixture::new();
     let ended = fixture.converse();
-    assert_eq!(fixture.judge(&ended), Ok(Answer::Right), "without a cut");
+    assert_eq!(fixture.answer(&ended), Ok(Answer::Right), "without a cut");
     let whole = fixture.proxy.passed(direction);
     assert!(whole > 400, "a conversation of {whole} bytes");
     let cut = |count| Cut {

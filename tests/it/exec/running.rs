@@ -1,14 +1,11 @@
 //! Goal: `host-tool exec` behaves like running the command here. Method: the agent on a Unix
 //! socket, the built `host-tool`, and commands whose outcome is known.
 
-use std::io::{Read, Write};
-use std::process::Stdio;
-
 use nix::sys::signal::Signal;
 use shared::message::{ExitStatus, FailCode, Message};
 use tests::agent::Agent;
-use tests::client::exec;
-use tests::process::finish;
+use tests::client::{exec, shell};
+use tests::fifo::Fifo;
 
 #[test]
 fn every_exit_code_is_passed_on() {
@@ -114,23 +111,13 @@ fn a_large_output_arrives_whole() {
 fn many_run_at_once_and_none_is_lost() {
     let agent = Agent::start();
     let fds = agent.settled_fd_count();
-    let children: Vec<_> = (0..50)
-        .map(|number| {
-            let argv = [
-                "sh".to_owned(),
-                "-c".to_owned(),
-                format!("echo {number}; exit {number}"),
-            ];
-            let mut tool = agent.host_tool_command(["exec".to_owned()], argv);
-            tool.stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped());
-            (number, tool.spawn().unwrap())
-        })
-        .collect();
-    for (number, child) in children {
-        let ended = finish(child, Vec::new(), "exec", tests::DEADLINE).exits(number);
-        assert_eq!(ended.out(), format!("{number}\n"));
+    let start = |number| {
+        let script = format!("echo {number}; exit {number}");
+        (number, agent.run(["exec"], ["sh", "-c", &script]))
+    };
+    let running: Vec<_> = (0..50).map(start).collect();
+    for (number, running) in running {
+        assert_eq!(running.finish().exits(number).out(), format!("{number}\n"));
     }
     assert_eq!((agent.settled_fd_count(), agent.zombie_count()), (fds, 0));
 }
@@ -138,20 +125,16 @@ fn many_run_at_once_and_none_is_lost() {
 #[test]
 fn a_background_child_does_not_hold_the_result_back() {
     let agent = Agent::start();
-    let fifo = agent.folder().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let script = format!("cat {} & echo started; exit 5", fifo.display());
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let script = format!("cat {} & echo started; exit 5", fifo.path());
     let mut client = agent.greet();
-    let answer = client.ask(&Message::Exec(exec(1, &["sh", "-c", &script])));
-    assert!(matches!(answer, Message::Started(_)), "{answer:?}");
+    client.start(&shell(1, &script));
     let (stdout, _, exited) = client.collect();
     assert_eq!(stdout, b"started\n");
     assert_eq!(
         (exited.status, exited.writers_alive),
         (ExitStatus::Code(5), true)
     );
-    // Lets the background process end.
-    drop(std::fs::OpenOptions::new().write(true).open(&fifo));
 }
 
 #[test]
@@ -159,18 +142,11 @@ fn a_known_exec_id_never_starts_twice() {
     let agent = Agent::start();
     let file = agent.folder().join("count");
     let script = format!("echo x >> {}; exit 7", file.display());
-    let request = Message::Exec(exec(3, &["sh", "-c", &script]));
     for round in 0..3 {
         let mut client = agent.greet();
-        let Message::Started(started) = client.ask(&request) else {
-            panic!()
-        };
+        let started = client.start(&shell(3, &script));
         assert_eq!(started.fresh, round == 0);
-        let end = loop {
-            if let Message::Exited(exited) = client.hear() {
-                break exited;
-            }
-        };
+        let end = client.hear_exited();
         assert_eq!(end.status, ExitStatus::Code(7), "round {round}");
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "x\n");
@@ -179,36 +155,19 @@ fn a_known_exec_id_never_starts_twice() {
 #[test]
 fn a_client_that_goes_away_takes_its_command_along() {
     let agent = Agent::start();
-    let fifo = agent.folder().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let script = format!("exec cat {}", fifo.display());
+    let fifo = Fifo::new(agent.folder(), "fifo");
     let mut client = agent.greet();
-    let answer = client.ask(&Message::Exec(exec(1, &["sh", "-c", &script])));
-    assert!(matches!(answer, Message::Started(_)), "{answer:?}");
-    // Opening for writing waits until `cat` has opened its side.
-    let mut writer = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    client.start(&exec(1, &["cat", fifo.path()]));
+    let held = fifo.hold();
     client.shut_down();
-    drop(client);
-    // `cat` ends by a signal, so that its end of the fifo closes: an event, not a time.
-    let mut poll = [nix::poll::PollFd::new(
-        std::os::fd::AsFd::as_fd(&writer),
-        nix::poll::PollFlags::empty(),
-    )];
-    let limit = nix::poll::PollTimeout::try_from(tests::DEADLINE).unwrap();
-    assert_eq!(
-        nix::poll::poll(&mut poll, limit).unwrap(),
-        1,
-        "the command was left running"
-    );
-    assert!(writer.write_all(b"x").is_err());
+    held.wait_gone();
 }
 
 #[test]
 fn a_stuck_reader_delays_nobody_else() {
     let agent = Agent::start();
     let mut stuck = agent.greet();
-    let answer = stuck.ask(&Message::Exec(exec(1, &["cat", "/dev/zero"])));
-    assert!(matches!(answer, Message::Started(_)), "{answer:?}");
+    stuck.start(&exec(1, &["cat", "/dev/zero"]));
     let resident = agent.status("VmRSS");
     for _ in 0..20 {
         assert_eq!(agent.exec(["true"]).code(), 0);
@@ -224,11 +183,9 @@ fn a_stuck_reader_delays_nobody_else() {
 #[test]
 fn a_time_limit_ends_the_command_with_124() {
     let agent = Agent::start();
-    let fifo = agent.folder().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let argv = ["cat", fifo.to_str().unwrap()];
-    let ended = agent.host_tool(["exec", "--timeout", "200ms"], argv);
-    assert_eq!(ended.code(), 124, "{ended}");
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let exec = ["exec", "--timeout", "200ms"];
+    agent.host_tool(exec, ["cat", fifo.path()]).exits(124);
 }
 
 #[test]
@@ -241,33 +198,20 @@ fn too_many_arguments_are_refused_in_words() {
     let client = &mut agent.greet();
     let huge = exec(1, &["true", &"x".repeat(200_000)]);
     // Longer than Linux takes for one argument (128 KiB): the agent passes the refusal on.
-    let answer = client.ask(&Message::Exec(huge));
-    let is_refused = matches!(&answer, Message::Fail(f) if f.code == FailCode::NotRunnable);
-    assert!(is_refused, "{answer:?}");
+    client.ask_in_vain(&Message::Exec(huge), FailCode::NotRunnable);
 }
 
 #[test]
 fn an_agent_that_dies_leaves_an_unknown_outcome() {
     let mut agent = Agent::start();
     let argv = ["sh", "-c", "echo go; exec cat /dev/zero"];
-    let mut tool = agent.host_tool_command(["exec", "--reconnect", "2s"], argv);
-    tool.stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = tool.spawn().unwrap();
-    let mut first = [0; 3];
-    child
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut first)
-        .unwrap();
+    let mut running = agent.run(["exec", "--reconnect", "2s"], argv);
+    running.read(3);
     agent.signal(Signal::SIGKILL);
     agent.wait();
     // It would be waited for; whoever asks twice is not held. Two signals, since one that is
     // pending already is not counted twice.
-    tests::process::signal(child.id(), Signal::SIGINT);
-    tests::process::signal(child.id(), Signal::SIGTERM);
-    let ended = finish(child, Vec::new(), "exec", tests::DEADLINE);
-    ended.exits(125).complains("unknown");
+    running.signal(Signal::SIGINT);
+    running.signal(Signal::SIGTERM);
+    running.finish().exits(125).complains("unknown");
 }

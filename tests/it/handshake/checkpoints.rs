@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use shared::message::{AwaitCheckpoint, Cause, Depth, Message, Policy, Rebind};
 use tempfile::TempDir;
 use tests::agent::Agent;
-use tests::client::{Client, generation, probe, quiesce, rebind};
+use tests::client::{generation, probe, quiesce, rebind_fields};
 use tests::process::{Finished, finish, run, signal};
 use tests::{DEADLINE, program};
 
@@ -60,26 +60,18 @@ impl Guest {
     /// What a host does around a snapshot, and in a clone of it.
     fn cut(&self, byte: u8, cause: Cause) {
         let mut control = self.agent.greet();
-        let quiesced = control.ask(&quiesce(byte, Policy::Keep));
-        assert!(matches!(quiesced, Message::Quiesced(_)), "{quiesced:?}");
+        control.quiesced(&quiesce(byte, Policy::Keep));
         self.name(byte, cause);
     }
 
     fn name(&self, byte: u8, cause: Cause) {
-        let Message::Rebind(rebind) = rebind(byte) else {
-            panic!("no REBIND")
-        };
-        let entropy = Some([byte; 32]);
-        let rebind = Message::Rebind(Rebind {
+        let rebind = Rebind {
             cause,
-            entropy,
-            ..rebind
-        });
-        let rebound = self.agent.greet().ask(&rebind);
-        assert!(matches!(rebound, Message::Rebound(_)), "{rebound:?}");
-        let mut fresh: Client = self.agent.greet();
-        let probed = fresh.ask(&probe(byte, Depth::Listener));
-        assert!(matches!(probed, Message::Probed(_)), "{probed:?}");
+            entropy: Some([byte; 32]),
+            ..rebind_fields(byte)
+        };
+        self.agent.greet().rebound(&Message::Rebind(rebind));
+        self.agent.greet().probed(&probe(byte, Depth::Listener));
         // What follows PROBED is done before the next one is heard.
         drop(self.agent.greet());
     }

@@ -11,23 +11,18 @@ use shared::message::{
 use shared::version::VersionRange;
 use tests::DEADLINE;
 use tests::agent::Agent;
-use tests::client::{exec, generation, probe, quiesce, rebind};
+use tests::client::{exec, frame, generation, probe, quiesce, rebind, rebind_fields};
 use tests::fifo::Fifo;
 
 #[test]
 fn hello_is_answered_with_a_name_only_after_a_rebind() {
     let agent = Agent::start();
     let mut client = agent.connect();
-    let Message::Hello(hello) = client.ask(&Message::Hello(Hello::host("test"))) else {
-        panic!()
-    };
+    let hello = client.greet();
     assert_eq!((hello.role, hello.generation), (Role::Guest, None));
     assert!(hello.boot_id.is_some());
-    assert!(matches!(client.ask(&rebind(1)), Message::Rebound(_)));
-    let mut client = agent.connect();
-    let Message::Hello(hello) = client.ask(&Message::Hello(Hello::host("test"))) else {
-        panic!()
-    };
+    client.rebound(&rebind(1));
+    let hello = agent.connect().greet();
     assert_eq!(hello.generation, Some(generation(1)));
 }
 
@@ -51,26 +46,15 @@ fn a_peer_without_a_common_version_hears_both_ranges() {
 fn broken_frames_end_the_connection_with_a_word() {
     let agent = Agent::start();
     let hello = Message::Hello(Hello::host("test")).encode();
-    let frame = |kind: FrameKind, payload: &[u8]| {
-        let mut bytes = hello.clone();
-        shared::frame::encode_with(&mut bytes, kind, |out| out.extend_from_slice(payload));
-        bytes
-    };
-    let too_long = [hello.clone(), vec![1, 0, 1, 0, 3, 0, 0, 0]].concat();
-    let cases: [(&str, Vec<u8>); 7] = [
+    let after_hello = |bytes: &[u8]| [&hello[..], bytes].concat();
+    let cases = [
         ("no HELLO", Message::Ping(Ping { nonce: 1 }).encode()),
-        (
-            "unknown kind",
-            [hello.clone(), vec![0, 0, 0, 0, 99, 0, 0, 0]].concat(),
-        ),
-        (
-            "flags",
-            [hello.clone(), vec![0, 0, 0, 0, 3, 1, 0, 0]].concat(),
-        ),
-        ("too long", too_long),
-        ("no JSON", frame(FrameKind::Ping, b"nonsense")),
-        ("a guest's frame", frame(FrameKind::Ok, b"{}")),
-        ("two HELLOs", [hello.clone(), hello.clone()].concat()),
+        ("unknown kind", after_hello(&[0, 0, 0, 0, 99, 0, 0, 0])),
+        ("flags", after_hello(&[0, 0, 0, 0, 3, 1, 0, 0])),
+        ("too long", after_hello(&[1, 0, 1, 0, 3, 0, 0, 0])),
+        ("no JSON", after_hello(&frame(FrameKind::Ping, "nonsense"))),
+        ("a guest's frame", after_hello(&frame(FrameKind::Ok, "{}"))),
+        ("two HELLOs", after_hello(&hello)),
     ];
     for (name, bytes) in cases {
         let mut client = agent.connect();
@@ -108,16 +92,10 @@ fn requests_may_arrive_byte_by_byte_and_all_at_once() {
 #[test]
 fn the_same_generation_is_answered_twice_and_acted_on_once() {
     let agent = Agent::start();
-    let Message::Rebound(first) = agent.greet().ask(&rebind(1)) else {
-        panic!()
-    };
-    let Message::Rebound(again) = agent.greet().ask(&rebind(1)) else {
-        panic!()
-    };
+    let first = agent.greet().rebound(&rebind(1));
+    let again = agent.greet().rebound(&rebind(1));
     assert_eq!(first, again, "the second answer repeats the first");
-    let Message::Rebound(other) = agent.greet().ask(&rebind(2)) else {
-        panic!()
-    };
+    let other = agent.greet().rebound(&rebind(2));
     assert_eq!(other.listener_serial, first.listener_serial + 1);
 }
 
@@ -125,9 +103,7 @@ fn the_same_generation_is_answered_twice_and_acted_on_once() {
 fn a_rebind_closes_the_connections_of_the_generation_before() {
     let agent = Agent::start();
     let mut old = agent.greet();
-    let Message::Rebound(rebound) = agent.greet().ask(&rebind(1)) else {
-        panic!()
-    };
+    let rebound = agent.greet().rebound(&rebind(1));
     assert!(rebound.connections_dropped >= 1, "{rebound:?}");
     while let Some(message) = old.hear_or_end() {
         assert!(matches!(message, Message::Sever(_)), "{message:?}");
@@ -138,27 +114,19 @@ fn a_rebind_closes_the_connections_of_the_generation_before() {
 fn a_probe_proves_the_listener_it_came_through() {
     let agent = Agent::start();
     let mut control = agent.greet();
-    let Message::Rebound(rebound) = control.ask(&rebind(1)) else {
-        panic!()
-    };
+    let rebound = control.rebound(&rebind(1));
     let refused = control.ask(&probe(1, Depth::Listener));
     assert!(
         matches!(refused, Message::Fail(_)),
         "accepted before the rebind: {refused:?}"
     );
-    let Message::Probed(probed) = agent.greet().ask(&probe(1, Depth::Exec)) else {
-        panic!()
-    };
+    let probed = agent.greet().probed(&probe(1, Depth::Exec));
     assert_eq!(probed.listener_serial, rebound.listener_serial);
     assert!(
         probed.accepts_since_rebind >= 1 && probed.exec_us.is_some(),
         "{probed:?}"
     );
-    let stale = agent.greet().ask(&probe(2, Depth::Exec));
-    assert!(
-        matches!(&stale, Message::Fail(fail) if fail.code == FailCode::Stale),
-        "{stale:?}"
-    );
+    agent.refuses(&probe(2, Depth::Exec), FailCode::Stale);
 }
 
 /// One event of the listener stands for all who came while the guest stood still. The last of them
@@ -179,7 +147,7 @@ fn connections_that_come_during_a_pause_are_all_served() {
 #[test]
 fn a_connection_that_comes_with_a_probe_is_served() {
     let agent = Agent::start();
-    assert!(matches!(agent.greet().ask(&rebind(1)), Message::Rebound(_)));
+    agent.greet().rebound(&rebind(1));
     let mut prover = agent.greet();
     agent.signal(Signal::SIGSTOP);
     prover.say(&probe(1, Depth::Listener));
@@ -192,28 +160,21 @@ fn a_connection_that_comes_with_a_probe_is_served() {
 #[test]
 fn an_exec_under_another_name_does_not_run() {
     let agent = Agent::start();
-    assert!(matches!(agent.greet().ask(&rebind(1)), Message::Rebound(_)));
+    agent.greet().rebound(&rebind(1));
     let file = agent.folder().join("ran");
     let touch = exec(9, &["touch", file.to_str().unwrap()]);
     let stale = Exec {
         generation: Some(generation(2)),
         ..touch.clone()
     };
-    let answer = agent.greet().ask(&Message::Exec(stale));
-    assert!(
-        matches!(&answer, Message::Fail(fail) if fail.code == FailCode::Stale),
-        "{answer:?}"
-    );
+    agent.refuses(&Message::Exec(stale), FailCode::Stale);
     let mut client = agent.greet();
     let good = Exec {
         generation: Some(generation(1)),
         ..touch
     };
     assert!(!file.exists());
-    assert!(matches!(
-        client.ask(&Message::Exec(good)),
-        Message::Started(_)
-    ));
+    client.start(&good);
     client.collect();
     assert!(file.exists());
 }
@@ -224,23 +185,17 @@ fn a_quiesced_agent_refuses_work_until_it_is_reopened_or_renamed() {
     for (round, reopen) in [(1, true), (2, false)] {
         let mut other = agent.greet();
         let mut control = agent.greet();
-        let quiesced = control.ask(&quiesce(round, Policy::Keep));
-        assert!(matches!(quiesced, Message::Quiesced(_)), "{quiesced:?}");
+        control.quiesced(&quiesce(round, Policy::Keep));
         while let Some(message) = other.hear_or_end() {
             assert!(matches!(message, Message::Sever(_)), "{message:?}");
         }
-        let refused = agent.greet().ask(&Message::Exec(exec(round, &["true"])));
-        let is_refusing = matches!(&refused, Message::Fail(f) if f.code == FailCode::Refusing);
-        assert!(is_refusing, "{refused:?}");
+        agent.refuses(&Message::Exec(exec(round, &["true"])), FailCode::Refusing);
         if reopen {
             let token = shared::id::Token::from_bytes([round; 16]);
             let answer = agent.greet().ask(&Message::Reopen(Reopen { token }));
             assert_eq!(answer, Message::Ok);
         } else {
-            assert!(matches!(
-                agent.greet().ask(&rebind(round)),
-                Message::Rebound(_)
-            ));
+            agent.greet().rebound(&rebind(round));
         }
         assert_eq!(agent.exec(["true"]).code(), 0, "round {round}");
     }
@@ -250,14 +205,8 @@ fn a_quiesced_agent_refuses_work_until_it_is_reopened_or_renamed() {
 fn quiesce_refuses_or_waits_for_sessions_as_its_policy_says() {
     let agent = Agent::start();
     let mut running = agent.greet();
-    // Ends when its connection does something: `cat` on a fifo that the test opens.
-    let fifo = agent.folder().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let argv = ["cat", fifo.to_str().unwrap()];
-    assert!(matches!(
-        running.ask(&Message::Exec(exec(1, &argv))),
-        Message::Started(_)
-    ));
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    running.start(&exec(1, &["cat", fifo.path()]));
     let refused = agent.greet().ask(&quiesce(1, Policy::Refuse));
     assert!(matches!(refused, Message::Fail(_)), "{refused:?}");
     let mut control = agent.greet();
@@ -266,7 +215,7 @@ fn quiesce_refuses_or_waits_for_sessions_as_its_policy_says() {
         panic!()
     };
     assert_eq!(busy.sessions.len(), 1);
-    drop(std::fs::OpenOptions::new().write(true).open(&fifo).unwrap());
+    fifo.release();
     loop {
         match control.hear() {
             Message::Busy(_) => {}
@@ -302,16 +251,13 @@ fn what_a_lost_connection_has_asked_for_is_told_to_no_other() {
 #[test]
 fn a_restore_without_entropy_is_no_restore() {
     let agent = Agent::start();
-    let Message::Rebind(good) = rebind(1) else {
-        unreachable!()
-    };
-    let bad = Message::Rebind(Rebind {
+    let bad = Rebind {
         cause: Cause::Restore,
         entropy: None,
-        ..good
-    });
+        ..rebind_fields(1)
+    };
     let mut client = agent.greet();
-    client.say(&bad);
+    client.say(&Message::Rebind(bad));
     let fail = client.is_refused(FailCode::Protocol);
     assert!(fail.text.contains("entropy"), "{fail:?}");
 }

@@ -6,7 +6,7 @@ use shared::message::{
     Depth, FailCode, Identity, Message, Policy, Rebind, Rebound, StepName, StepResult,
 };
 use tests::agent::Agent;
-use tests::client::{probe, quiesce, rebind};
+use tests::client::{probe, quiesce, rebind, rebind_fields};
 
 fn agent_with(faults: &str) -> Agent {
     Agent::start_in(&[], &[("GUEST_AGENT_FAILPOINTS", faults)])
@@ -14,9 +14,6 @@ fn agent_with(faults: &str) -> Agent {
 
 /// A REBIND with something to do for every step.
 fn full_rebind(byte: u8) -> Message {
-    let Message::Rebind(request) = rebind(byte) else {
-        panic!()
-    };
     Message::Rebind(Rebind {
         entropy: Some([byte; 32]),
         identity: Identity {
@@ -24,7 +21,7 @@ fn full_rebind(byte: u8) -> Message {
             machine_id: None,
             network: shared::message::Network::default(),
         },
-        ..request
+        ..rebind_fields(byte)
     })
 }
 
@@ -53,9 +50,7 @@ fn a_step_that_fails_is_told_and_the_next_rebind_does_it() {
             }
             other => panic!("{name:?}: {other:?}"),
         }
-        let Message::Rebound(rebound) = agent.greet().ask(&full_rebind(2)) else {
-            panic!("{name:?} fails for ever")
-        };
+        let rebound = agent.greet().rebound(&full_rebind(2));
         assert_ne!(result_of(&rebound, name), StepResult::Failed, "{name:?}");
         let probed = agent.greet().ask(&probe(2, Depth::Exec));
         assert!(matches!(probed, Message::Probed(_)), "{name:?}: {probed:?}");
@@ -66,20 +61,10 @@ fn a_step_that_fails_is_told_and_the_next_rebind_does_it() {
 #[test]
 fn a_name_whose_rebind_failed_does_not_come_back() {
     let agent = agent_with("connections");
-    let failed = agent.greet().ask(&rebind(1));
-    assert!(
-        matches!(&failed, Message::Fail(fail) if fail.code == FailCode::Rebind),
-        "{failed:?}"
-    );
-    let rebound = agent.greet().ask(&rebind(2));
-    assert!(matches!(rebound, Message::Rebound(_)), "{rebound:?}");
-    let late = agent.greet().ask(&rebind(1));
-    assert!(
-        matches!(&late, Message::Fail(fail) if fail.code == FailCode::Superseded),
-        "{late:?}"
-    );
-    let probed = agent.greet().ask(&probe(2, Depth::Exec));
-    assert!(matches!(probed, Message::Probed(_)), "{probed:?}");
+    agent.refuses(&rebind(1), FailCode::Rebind);
+    agent.greet().rebound(&rebind(2));
+    agent.refuses(&rebind(1), FailCode::Superseded);
+    agent.greet().probed(&probe(2, Depth::Exec));
 }
 
 /// The probe with which each of these agents starts meets the fault.
@@ -97,20 +82,12 @@ fn what_was_done_before_its_answer_was_lost_is_not_done_twice() {
     let mut client = agent.greet();
     client.say(&rebind(1));
     assert_eq!(client.hear_or_end(), None);
-    let Message::Rebound(rebound) = agent.greet().ask(&rebind(1)) else {
-        panic!("the same name again is refused")
-    };
-    let serial = rebound.listener_serial;
-    let Message::Rebound(rebound) = agent.greet().ask(&rebind(1)) else {
-        panic!("the same name again is refused")
-    };
-    assert_eq!(rebound.listener_serial, serial, "it was done again");
+    let [first, second] = [(); 2].map(|()| agent.greet().rebound(&rebind(1)));
+    assert_eq!(second.listener_serial, first.listener_serial);
     let mut client = agent.greet();
     client.say(&quiesce(7, Policy::Keep));
     assert_eq!(client.hear_or_end(), None);
-    let answer = agent.greet().ask(&quiesce(7, Policy::Keep));
-    assert!(matches!(answer, Message::Quiesced(_)), "{answer:?}");
-    let rebound = agent.greet().ask(&rebind(2));
-    assert!(matches!(rebound, Message::Rebound(_)), "{rebound:?}");
+    agent.greet().quiesced(&quiesce(7, Policy::Keep));
+    agent.greet().rebound(&rebind(2));
     assert_eq!(agent.exec(["true"]).code(), 0);
 }

@@ -43,12 +43,8 @@ fn run(agent: &Agent, byte: u8, stage: HookStage, limit_ms: u64) -> Vec<HookResu
 }
 
 fn has_hooks(agent: &Agent, byte: u8) -> bool {
-    let rebound = agent.greet().ask(&rebind(byte));
-    assert!(matches!(rebound, Message::Rebound(_)), "{rebound:?}");
-    match agent.greet().ask(&probe(byte, Depth::Exec)) {
-        Message::Probed(probed) => probed.hooks,
-        other => panic!("{other:?}"),
-    }
+    agent.greet().rebound(&rebind(byte));
+    agent.greet().probed(&probe(byte, Depth::Exec)).hooks
 }
 
 #[test]

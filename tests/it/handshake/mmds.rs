@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use shared::message::{Depth, Info, Message};
+use shared::message::{Depth, Info};
 use tests::DEADLINE;
 use tests::agent::Agent;
 use tests::client::{generation, probe, rebind};
@@ -169,10 +169,8 @@ fn await_info(agent: &Agent, is_met: impl Fn(&Info) -> bool) -> Info {
 
 /// Gives the guest a name, upon which the agent looks soon: the first time for the first time.
 fn name(agent: &Agent, byte: u8) {
-    let rebound = agent.greet().ask(&rebind(byte));
-    assert!(matches!(rebound, Message::Rebound(_)), "{rebound:?}");
-    let probed = agent.greet().ask(&probe(byte, Depth::Listener));
-    assert!(matches!(probed, Message::Probed(_)), "{probed:?}");
+    agent.greet().rebound(&rebind(byte));
+    agent.greet().probed(&probe(byte, Depth::Listener));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use serde_json::json;
 use tempfile::TempDir;
+use tests::host::{Kind, manifest};
 use tests::process::{Finished, run};
 use tests::program;
 
@@ -52,6 +53,13 @@ impl Fixture {
         run(&mut tool)
     }
 
+    /// `restore` fails with this exit code and text.
+    #[track_caller]
+    fn refuses(&self, artifact: &Path, code: i32, text: &str) {
+        let restored = self.run(&["restore", artifact.to_str().unwrap()]);
+        restored.exits(code).complains(text);
+    }
+
     /// Nothing of a failed command may stay.
     #[track_caller]
     fn is_clean(&self) {
@@ -82,15 +90,10 @@ fn usage_errors_exit_2_and_name_the_word() {
     ];
     for (arguments, word) in cases {
         let ended = fixture.run(arguments);
-        let expected = if arguments.first() == Some(&"probe") {
-            3
-        } else {
-            2
-        };
-        let expected = if arguments.first() == Some(&"exec") {
-            125
-        } else {
-            expected
+        let expected = match arguments.first() {
+            Some(&"probe") => 3,
+            Some(&"exec") => 125,
+            _ => 2,
         };
         ended.exits(expected).complains(word);
     }
@@ -115,13 +118,8 @@ fn help_goes_to_standard_output() {
             "{help}"
         );
     }
-    assert!(
-        fixture
-            .run(&["--version"])
-            .exits(0)
-            .out()
-            .starts_with("host-tool ")
-    );
+    let version = fixture.run(&["--version"]).exits(0);
+    assert!(version.out().starts_with("host-tool "), "{version}");
 }
 
 #[test]
@@ -137,45 +135,16 @@ fn an_artifact_that_is_missing_or_damaged_is_named() {
     let fixture = Fixture::new();
     fixture.fake_vmm("firecracker", "Firecracker v1.16.1");
     let missing = fixture.path("missing");
-    fixture
-        .run(&["restore", text(&missing)])
-        .exits(3)
-        .complains("missing");
+    fixture.refuses(&missing, 3, "missing");
     let artifact = fixture.path("artifact");
     fs::create_dir(&artifact).unwrap();
-    fixture
-        .run(&["restore", text(&artifact)])
-        .exits(3)
-        .complains("manifest.json");
+    fixture.refuses(&artifact, 3, "manifest.json");
     fs::write(artifact.join("manifest.json"), b"{").unwrap();
-    fixture
-        .run(&["restore", text(&artifact)])
-        .exits(3)
-        .complains("manifest.json");
+    fixture.refuses(&artifact, 3, "manifest.json");
     let newer = json!({ "format": 999 }).to_string();
     fs::write(artifact.join("manifest.json"), newer).unwrap();
-    fixture
-        .run(&["restore", text(&artifact)])
-        .exits(3)
-        .complains("999");
+    fixture.refuses(&artifact, 3, "999");
     fixture.is_clean();
-}
-
-/// What `host-tool snapshot` writes for a machine without drives.
-fn manifest(kind: &str, version: &str) -> serde_json::Value {
-    json!({
-        "format": 1,
-        "vmm": { "kind": kind, "version": version },
-        "agent": { "version": "0.1.0", "protocol_min": 1, "protocol_max": 1 },
-        "generation": "00112233445566778899aabbccddeeff",
-        "machine": {
-            "kernel": "/kernel", "initrd": "/initrd", "memory_mib": 128, "vcpu_count": 1,
-            "drives": [], "append": "", "guest_cid": 3,
-        },
-        "files": [{ "name": "vmstate", "len": 5 }, { "name": "memory", "len": 6 }],
-        "created_ms": 1_800_000_000_000_u64,
-        "host_version": "0.1.0",
-    })
 }
 
 impl Fixture {
@@ -202,11 +171,8 @@ fn a_vmm_that_would_do_harm_is_refused_before_anything_is_started() {
     ];
     for (version, code, word) in cases {
         fixture.fake_vmm("firecracker", version);
-        let artifact = fixture.artifact(&manifest("firecracker", "1.16.1"));
-        fixture
-            .run(&["restore", text(&artifact)])
-            .exits(code)
-            .complains(word);
+        let artifact = fixture.artifact(&manifest(Kind::Firecracker));
+        fixture.refuses(&artifact, code, word);
         fixture.is_clean();
     }
 }
@@ -214,9 +180,10 @@ fn a_vmm_that_would_do_harm_is_refused_before_anything_is_started() {
 #[test]
 fn a_vmm_that_is_not_there_is_named_with_its_remedy() {
     let fixture = Fixture::new();
-    for kind in ["firecracker", "qemu"] {
-        let artifact = fixture.artifact(&manifest(kind, "1.16.1"));
-        let ended = fixture.run(&["restore", text(&artifact)]).complains(kind);
+    for kind in [Kind::Firecracker, Kind::Qemu] {
+        let artifact = fixture.artifact(&manifest(kind));
+        let ended = fixture.run(&["restore", text(&artifact)]);
+        let ended = ended.complains(kind.as_str());
         assert!([4, 5].contains(&ended.code()), "{ended}");
         fixture.is_clean();
     }
@@ -226,7 +193,7 @@ fn a_vmm_that_is_not_there_is_named_with_its_remedy() {
 fn a_vmm_that_dies_at_once_is_reported_and_leaves_nothing() {
     let fixture = Fixture::new();
     fixture.fake_vmm("firecracker", "Firecracker v1.16.1");
-    let artifact = fixture.artifact(&manifest("firecracker", "1.16.1"));
+    let artifact = fixture.artifact(&manifest(Kind::Firecracker));
     let ended = fixture.run(&["restore", text(&artifact), "--json"]);
     assert!([5, 8].contains(&ended.code()), "{ended}");
     assert_eq!(ended.json()["event"], "failed", "{ended}");
@@ -237,7 +204,7 @@ fn a_vmm_that_dies_at_once_is_reported_and_leaves_nothing() {
 fn a_hostile_manifest_reaches_nothing_outside_its_artifact() {
     let fixture = Fixture::new();
     fixture.fake_vmm("firecracker", "Firecracker v1.16.1");
-    let good = manifest("firecracker", "1.16.1");
+    let good = manifest(Kind::Firecracker);
     type Change = fn(&mut serde_json::Value);
     let changes: [(Change, &str); 6] = [
         (|it| it["files"][0]["name"] = "../vmstate".into(), ".."),
@@ -254,19 +221,13 @@ fn a_hostile_manifest_reaches_nothing_outside_its_artifact() {
         let mut manifest = good.clone();
         change(&mut manifest);
         let artifact = fixture.artifact(&manifest);
-        fixture
-            .run(&["restore", text(&artifact)])
-            .exits(3)
-            .complains(word);
+        fixture.refuses(&artifact, 3, word);
         fixture.is_clean();
     }
     let artifact = fixture.artifact(&good);
     fs::remove_file(artifact.join("memory")).unwrap();
     std::os::unix::fs::symlink("/dev/zero", artifact.join("memory")).unwrap();
-    fixture
-        .run(&["restore", text(&artifact)])
-        .exits(3)
-        .complains("memory");
+    fixture.refuses(&artifact, 3, "memory");
     fixture.is_clean();
 }
 
@@ -287,10 +248,8 @@ fn names_that_are_no_names_are_refused() {
         ended.complains("cannot name a VM");
     }
     fixture.run(&["inspect", "-x"]).exits(2).complains("-x");
-    fixture
-        .run(&["inspect", "nobody"])
-        .exits(2)
-        .complains("nobody");
+    let unknown = fixture.run(&["inspect", "nobody"]);
+    unknown.exits(2).complains("nobody");
     fixture.is_clean();
 }
 
@@ -304,13 +263,6 @@ fn doctor_names_a_remedy_for_what_is_missing() {
         text.contains("firecracker") && text.contains("qemu"),
         "{text}"
     );
-    assert_eq!(
-        fixture
-            .run(&["doctor", "--json"])
-            .exits(1)
-            .out()
-            .lines()
-            .count(),
-        1
-    );
+    let json = fixture.run(&["doctor", "--json"]).exits(1);
+    assert_eq!(json.out().lines().count(), 1, "{json}");
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use shared::frame::{FrameKind, encode_with};
+use shared::frame::FrameKind;
 use shared::id::{Generation, Token};
 use shared::message::{
     Busy, Chunk, Fail, FailCode, Gap, Message, Ping, Progress, Rebound, Sessions, Sever,
@@ -82,11 +82,7 @@ fn frame(kind: FrameKind) -> Vec<u8> {
             sessions: Vec::new(),
             more: true,
         }),
-        kind => {
-            let mut bytes = Vec::new();
-            encode_with(&mut bytes, kind, |bytes| bytes.extend_from_slice(b"{}"));
-            return bytes;
-        }
+        kind => return tests::client::frame(kind, "{}"),
     };
     message.encode()
 }

@@ -7,13 +7,14 @@ use std::process::Command;
 use std::thread;
 
 use serde_json::Value;
-use shared::frame::{Decoder, FrameKind, encode_with};
+use shared::frame::{Decoder, FrameKind};
 use shared::id::Nonce;
 use shared::message::{
     Chunk, ExitStatus, Exited, Hello, Message, Probed, ResourceUsage, Role, Started, Window,
 };
 use shared::version::{SUPPORTED, VersionRange};
 use tempfile::TempDir;
+use tests::client::frame;
 use tests::process::{Finished, run};
 use tests::program;
 
@@ -176,13 +177,9 @@ pub(super) fn exited(stdout_end: u64, stderr_end: u64) -> Message {
     })
 }
 
-/// A frame with any payload.
+/// A frame with any JSON.
 pub(super) fn raw(kind: FrameKind, payload: &Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode_with(&mut bytes, kind, |bytes| {
-        bytes.extend_from_slice(payload.to_string().as_bytes());
-    });
-    bytes
+    frame(kind, payload.to_string())
 }
 
 /// A PROBED that nobody has asked for.

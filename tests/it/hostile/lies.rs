@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::mpsc::channel;
 
 use serde_json::{Value, json};
-use shared::frame::{FrameKind, encode_with};
+use shared::frame::FrameKind;
 use shared::message::{Chunk, Message};
 use tests::process::{Finished, Running};
 
@@ -225,10 +225,8 @@ fn texts_of_a_guest_are_short_and_steer_no_terminal() {
         is_harmless(&ended);
     }
     // Not UTF-8 at all.
-    let mut bytes = Vec::new();
-    encode_with(&mut bytes, FrameKind::Fail, |bytes| {
-        bytes.extend_from_slice(b"{\"code\":\"internal\",\"text\":\"\xff\x9b2J\"}");
-    });
+    let payload = b"{\"code\":\"internal\",\"text\":\"\xff\x9b2J\"}";
+    let bytes = tests::client::frame(FrameKind::Fail, payload);
     let guest = Guest::asked(move |stream, _| drop(stream.write_all(&bytes)));
     guest.tool(&["ps"]).exits(6).complains("not a JSON object");
 }

@@ -6,10 +6,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
-use shared::frame::{Decoder, FrameKind, encode_with};
+use shared::frame::{Decoder, FrameKind};
 use shared::message::{CheckpointRequest, FailCode, Hello, Message, Ping, Role};
 use tests::DEADLINE;
-use tests::client::exec;
+use tests::client::{exec, frame, header};
 
 use crate::handshake::checkpoints::Guest;
 
@@ -109,9 +109,7 @@ fn what_is_the_hosts_to_ask_is_refused_to_programs() {
         if is_theirs {
             continue;
         }
-        let mut bytes = Vec::new();
-        encode_with(&mut bytes, kind, |bytes| bytes.extend_from_slice(b"{}"));
-        is_refused(guest.greet(), &bytes, FailCode::Protocol);
+        is_refused(guest.greet(), &frame(kind, "{}"), FailCode::Protocol);
     }
     // Nor by saying that it is a host, nor to hosts by saying that it is a program.
     let hello = |role| Message::Hello(Hello::of(role, "test")).encode();
@@ -127,29 +125,21 @@ fn what_is_the_hosts_to_ask_is_refused_to_programs() {
 #[test]
 fn nonsense_of_a_program_ends_its_connection() {
     let guest = Guest::start();
-    let payload = |kind, payload: &[u8]| {
-        let mut bytes = Vec::new();
-        encode_with(&mut bytes, kind, |bytes| bytes.extend_from_slice(payload));
-        bytes
-    };
-    let tag = |tag: &str| serde_json::json!({ "tag": tag }).to_string().into_bytes();
+    let checkpoint = |payload: &str| frame(FrameKind::Checkpoint, payload);
+    let tag = |tag: &str| checkpoint(&serde_json::json!({ "tag": tag }).to_string());
     let rows = [
         vec![0xff; 4096],
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
         // A length that no frame has; nothing is set aside for it.
-        [
-            &u32::MAX.to_le_bytes()[..],
-            &[FrameKind::Checkpoint.code(), 0, 0, 0],
-        ]
-        .concat(),
-        payload(FrameKind::Checkpoint, b""),
-        payload(FrameKind::Checkpoint, "[".repeat(60_000).as_bytes()),
-        payload(FrameKind::Checkpoint, &tag("")),
-        payload(FrameKind::Checkpoint, &tag("a b")),
-        payload(FrameKind::Checkpoint, &tag("\u{1b}[2J")),
-        payload(FrameKind::Checkpoint, &tag(&"x".repeat(257))),
-        payload(FrameKind::Checkpoint, br#"{"timeout_ms":-1}"#),
-        payload(FrameKind::Generation, br#"{"from":"x"}"#),
+        header(FrameKind::Checkpoint, u32::MAX),
+        checkpoint(""),
+        checkpoint(&"[".repeat(60_000)),
+        tag(""),
+        tag("a b"),
+        tag("\u{1b}[2J"),
+        tag(&"x".repeat(257)),
+        checkpoint(r#"{"timeout_ms":-1}"#),
+        frame(FrameKind::Generation, r#"{"from":"x"}"#),
     ];
     for bytes in rows {
         is_refused(guest.greet(), &bytes, FailCode::Protocol);

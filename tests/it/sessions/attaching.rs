@@ -232,8 +232,7 @@ fn a_second_command_on_a_busy_connection_does_not_run() {
         SessionRef::Exec(exec_id(u64::from_le_bytes([2; 8]))),
         AttachMode::Wait,
     );
-    let fail = agent.greet().ask_in_vain(&Message::Attach(unknown));
-    assert_eq!(fail.code, FailCode::NoSession);
+    agent.refuses(&Message::Attach(unknown), FailCode::NoSession);
     assert!(!file.exists());
 }
 
@@ -247,8 +246,7 @@ fn there_is_no_attaching_to_what_is_not_there() {
         SessionRef::Workload,
     ] {
         for mode in [AttachMode::Own, AttachMode::Observe, AttachMode::Wait] {
-            let fail = client.ask_in_vain(&Message::Attach(attach(session, mode)));
-            assert_eq!(fail.code, FailCode::NoSession, "{session} {mode}");
+            client.ask_in_vain(&Message::Attach(attach(session, mode)), FailCode::NoSession);
         }
     }
 }
@@ -257,13 +255,12 @@ fn there_is_no_attaching_to_what_is_not_there() {
 fn an_attach_under_another_name_is_stale() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
-    assert!(matches!(agent.greet().ask(&rebind(1)), Message::Rebound(_)));
+    agent.greet().rebound(&rebind(1));
     let mut owner = agent.greet();
     let started = owner.start(&shell(1, &format!("cat {}", fifo.path())));
     let request = Attach {
         generation: Some(tests::client::generation(2)),
         ..by_number(&started, AttachMode::Observe)
     };
-    let fail = agent.greet().ask_in_vain(&Message::Attach(request));
-    assert_eq!(fail.code, FailCode::Stale);
+    agent.refuses(&Message::Attach(request), FailCode::Stale);
 }

@@ -9,7 +9,7 @@ use shared::message::{
 };
 use tests::DEADLINE;
 use tests::agent::Agent;
-use tests::client::{attach, quiesce, rebind, shell};
+use tests::client::{attach, quiesce, rebind, rebind_fields, shell};
 use tests::fifo::Fifo;
 
 use super::by_number;
@@ -215,7 +215,7 @@ fn a_command_in_time_did_not_time_out() {
 fn a_session_outlives_the_cut_of_a_snapshot_and_the_new_name() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
-    assert!(matches!(agent.greet().ask(&rebind(1)), Message::Rebound(_)));
+    agent.greet().rebound(&rebind(1));
     let mut owner = agent.greet();
     let mut request = shell(
         1,
@@ -224,12 +224,11 @@ fn a_session_outlives_the_cut_of_a_snapshot_and_the_new_name() {
     owner.start(&request);
     assert_eq!(owner.hear_stdout(4), b"one\n");
     let mut control = agent.greet();
-    let quiesced = control.ask(&quiesce(1, Policy::Keep));
-    assert!(matches!(quiesced, Message::Quiesced(_)), "{quiesced:?}");
+    control.quiesced(&quiesce(1, Policy::Keep));
     assert!(matches!(owner.hear(), Message::Sever(_)));
     assert_eq!(owner.hear_or_end(), None);
     drop(control);
-    assert!(matches!(agent.greet().ask(&rebind(2)), Message::Rebound(_)));
+    agent.greet().rebound(&rebind(2));
     request.stdout_from = 4;
     let mut again = agent.greet();
     let started = again.start(&request);
@@ -247,16 +246,11 @@ fn a_rebind_can_do_away_with_the_sessions_it_inherits() {
     let mut owner = agent.greet();
     let started = owner.start(&shell(1, &format!("exec cat {}", fifo.path())));
     let held = fifo.hold();
-    let Message::Rebind(request) = rebind(1) else {
-        unreachable!()
-    };
     let request = Rebind {
         sessions: InheritedSessions::Kill,
-        ..request
+        ..rebind_fields(1)
     };
-    let Message::Rebound(rebound) = agent.greet().ask(&Message::Rebind(request)) else {
-        panic!("not rebound")
-    };
+    let rebound = agent.greet().rebound(&Message::Rebind(request));
     assert_eq!(rebound.sessions_dropped, 1);
     held.wait_gone();
     let attach = Message::Attach(by_number(&started, AttachMode::Wait));

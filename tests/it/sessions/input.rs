@@ -355,8 +355,6 @@ fn a_signal_can_name_any_session_and_none_that_is_not_there() {
     // It has ended, which is what most signals are for.
     assert_eq!(other.ask(&signal(id, 9)), Message::Ok);
     let nobody = Some(SessionRef::Number(4711));
-    let fail = other.ask_in_vain(&signal(nobody, 9));
-    assert_eq!(fail.code, FailCode::NoSession);
-    let fail = other.ask_in_vain(&signal(None, 9));
-    assert_eq!(fail.code, FailCode::NoSession, "attached to nothing");
+    other.ask_in_vain(&signal(nobody, 9), FailCode::NoSession);
+    other.ask_in_vain(&signal(None, 9), FailCode::NoSession);
 }

@@ -72,8 +72,7 @@ fn the_257th_result_pushes_the_first_one_out() {
     assert!(is_known(2));
     assert!(is_known(RESULTS_MAX + 1));
     let forgotten = attach(SessionRef::Exec(exec_id(1)), AttachMode::Wait);
-    let fail = agent.greet().ask_in_vain(&Message::Attach(forgotten));
-    assert_eq!(fail.code, FailCode::NoSession);
+    agent.refuses(&Message::Attach(forgotten), FailCode::NoSession);
 }
 
 /// A client that has had output of a command must never have it run again, whatever was forgotten.
@@ -85,8 +84,7 @@ fn an_unknown_id_with_an_offset_is_refused_and_runs_nothing() {
     for (stdout_from, stderr_from) in [(1, 0), (0, 1)] {
         let mut request = shell(1, &script);
         (request.stdout_from, request.stderr_from) = (stdout_from, stderr_from);
-        let fail = agent.greet().ask_in_vain(&Message::Exec(request));
-        assert_eq!(fail.code, FailCode::NoSession);
+        agent.refuses(&Message::Exec(request), FailCode::NoSession);
     }
     // The same id without one is a new request.
     let mut client = agent.greet();
@@ -103,8 +101,7 @@ fn a_command_that_could_not_be_run_may_be_asked_for_again() {
     let path = agent.folder().join("program");
     let argv = [path.to_str().unwrap()];
     let request = exec_numbered(1, &argv);
-    let fail = agent.greet().ask_in_vain(&Message::Exec(request.clone()));
-    assert_eq!(fail.code, FailCode::NotFound);
+    agent.refuses(&Message::Exec(request.clone()), FailCode::NotFound);
     std::os::unix::fs::symlink("/bin/true", &path).unwrap();
     let mut client = agent.greet();
     assert!(client.start(&request).fresh);

@@ -3,8 +3,8 @@
 
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{
-    Ack, Attach, AttachMode, Chunk, Exec, ExitAck, Exited, Fail, Info, Message, SessionInfo,
-    SessionRef, SessionsRequest, Started, StdinEof, Stream,
+    Ack, Attach, AttachMode, Chunk, Exec, ExitAck, Exited, Info, Message, SessionInfo, SessionRef,
+    SessionsRequest, Started, StdinEof, Stream,
 };
 
 use super::Client;
@@ -81,28 +81,13 @@ impl Client {
     /// Sends EXEC and expects STARTED.
     #[track_caller]
     pub fn start(&mut self, exec: &Exec) -> Started {
-        match self.ask(&Message::Exec(exec.clone())) {
-            Message::Started(started) => started,
-            other => panic!("no STARTED but {other:?}"),
-        }
+        expect!(self.ask(&Message::Exec(exec.clone())), Started)
     }
 
     /// Sends ATTACH and expects ATTACHED.
     #[track_caller]
     pub fn attach(&mut self, attach: Attach) -> Started {
-        match self.ask(&Message::Attach(attach)) {
-            Message::Attached(started) => started,
-            other => panic!("no ATTACHED but {other:?}"),
-        }
-    }
-
-    /// Sends a request and expects FAIL.
-    #[track_caller]
-    pub fn ask_in_vain(&mut self, message: &Message) -> Fail {
-        match self.ask(message) {
-            Message::Fail(fail) => fail,
-            other => panic!("no FAIL but {other:?}"),
-        }
+        expect!(self.ask(&Message::Attach(attach)), Attached)
     }
 
     /// Acknowledges the bytes of a stream before `offset`.
@@ -235,10 +220,7 @@ impl Client {
 
     #[track_caller]
     pub fn info(&mut self) -> Info {
-        match self.ask(&Message::InfoRequest) {
-            Message::Info(info) => info,
-            other => panic!("no INFO but {other:?}"),
-        }
+        expect!(self.ask(&Message::InfoRequest), Info)
     }
 
     /// All sessions, and how many pages they came in.
@@ -248,9 +230,7 @@ impl Client {
         loop {
             let after = all.last().map_or(0, |last: &SessionInfo| last.session);
             let request = Message::SessionsRequest(SessionsRequest { after });
-            let Message::Sessions(page) = self.ask(&request) else {
-                panic!("no SESSIONS");
-            };
+            let page = expect!(self.ask(&request), Sessions);
             assert!(!page.more || !page.sessions.is_empty(), "an empty page");
             pages += 1;
             all.extend(page.sessions);

@@ -115,7 +115,7 @@ pub(super) fn environment() -> Vec<Case> {
     ]
 }
 
-pub(super) fn place() -> Vec<Case> {
+pub(super) fn inheritance() -> Vec<Case> {
     vec![
         case("the working directory is /")
             .run(&["pwd"])
