@@ -1,4 +1,4 @@
-//! The agent without its system: every decision, no I/O and no clock.
+//! The agent without its system: it makes every decision, does no I/O and reads no clock.
 //!
 //! ```text
 //!            handle_* (what happened, and when)
@@ -14,11 +14,15 @@
 //! - `now` never goes back. Calling [`Agent::handle_timeout`] early or twice does nothing.
 //! - The same inputs give the same outputs: no hashing order, no randomness, no globals.
 //!
+//! All conversations are methods of [`Agent`], one file for each: a transport reset or a rebind
+//! changes connections, sessions and timers at once, and one owner of all state needs no messages
+//! between them. The struct of a file holds that conversation's own state and can be tested alone.
+//!
 //! Invariants:
 //! - The root state changes in one function, `Agent::set_state`, along [`state::transition`].
 //! - Every request is answered, or its connection is closed.
-//! - Whatever a peer or a child sends, memory stays within the limits named here, in `outbox`, and
-//!   for each session in its rings. Reaching a limit is a refusal or back-pressure for that
+//! - Memory stays within the limits named here, in `outbox`, and for each session in its rings,
+//!   whatever a peer or a child sends. Reaching a limit means a refusal or back-pressure for that
 //!   peer or child alone.
 //!
 //! Not here: descriptors, process ids beyond their number, the wording of system errors.
@@ -76,44 +80,41 @@ use timers::{Timer, Timers};
 use transport::connection::Connection;
 use transport::listener::Listener;
 
-/// Most connections that are served at once. One more is told so and closed.
+/// Connections of hosts that are served at once. One more gets FAIL(limit) and is closed.
 pub const CONNECTIONS_MAX: usize = 1024;
 
-/// Most connections of programs in the guest that are served at once, which do not count for the
-/// above.
+/// Connections of programs in the guest that are served at once, beside [`CONNECTIONS_MAX`].
 pub const LOCAL_CONNECTIONS_MAX: usize = 64;
 
-/// Most connections beyond [`CONNECTIONS_MAX`] that are told why they are closed; more are just
-/// closed.
+/// Connections beyond either limit that still get FAIL(limit); further ones are closed without it.
 pub const REFUSALS_MAX: usize = 32;
 
-/// Most commands that run at once.
+/// Commands that run at once.
 pub const SESSIONS_MAX: usize = 1024;
 
-/// How long a connection may take to send its HELLO.
+/// Time for a connection to send its HELLO.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a refused or severed connection may take to read what it was told.
+/// Time for a refused or severed connection to read its last frames.
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long accepting rests after it failed for want of resources, or registering the listener did.
+/// Pause before accepting or registering the listener is tried again after a failure.
 pub const LISTENER_BACKOFF: Duration = Duration::from_millis(100);
 
-/// The most that a host may let the guest wait for its sessions, before a snapshot or its end.
+/// Longest drain before a snapshot, and longest grace before the end, that a host may ask for.
 pub const LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Everything the agent decides with.
+/// The whole state of the core.
 #[derive(Clone, Debug, Hash)]
 pub struct Agent {
     settings: Settings,
     state: State,
-    /// The name that a host has given to this life of the guest. None before the first, and while a
-    /// new one is being taken.
+    /// None before the first REBIND, and while a rebind is under way.
     generation: Option<Generation>,
     serials: Serials,
     listener: Listener,
     connections: BTreeMap<ConnectionId, Connection>,
-    /// How many of them are of programs in the guest.
+    /// Connections of programs in the guest.
     local_count: usize,
     checkpoints: Checkpoints,
     hooks: Hooks,
@@ -124,7 +125,7 @@ pub struct Agent {
     children: Children,
     rebinds: Rebinds,
     quiescing: Option<Quiescing>,
-    /// The token of the last quiescence that was taken back, so that a repeated REOPEN is answered.
+    /// The token of the last quiescence that REOPEN ended: a repeated REOPEN is answered OK.
     token_reopened: Option<Token>,
     ending: Option<Ending>,
     timers: Timers,
@@ -133,19 +134,18 @@ pub struct Agent {
     started_at: Instant,
 }
 
-/// Why a connection's session lost it.
+/// Why a session lost a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum DetachReason {
-    /// The client left: nobody waits for the command.
+    /// The client closed it.
     ClientLeft,
-    /// We or a transport reset cut it, which says nothing about the client.
+    /// The agent or a transport reset cut it, which says nothing about the client.
     Cut,
-    /// It has got all there was.
+    /// It got everything there was.
     Done,
 }
 
 impl Agent {
-    /// An agent that has just started and has no name yet.
     pub fn new(settings: Settings, now: Instant) -> Self {
         let mut agent = Self {
             settings,
@@ -177,7 +177,6 @@ impl Agent {
         agent
     }
 
-    /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -187,19 +186,17 @@ impl Agent {
         self.timers.next_timeout()
     }
 
-    /// Where the guest stands.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// The guest's name, if it has one.
     pub fn generation(&self) -> Option<Generation> {
         self.generation
     }
 
-    /// Whether nothing may be written to the console: while it drains before QUIESCED, from then to
-    /// REBOUND, and on to the probe that usually follows at once, since every character costs an
-    /// exit to the VMM on the way to being ready.
+    /// Whether the console must stay quiet: while it drains before QUIESCED, then until REBOUND,
+    /// and until the probe that usually follows. Each character costs an exit to the VMM on the way
+    /// to being ready.
     pub fn is_silent(&self) -> bool {
         match self.state {
             State::Quiesced | State::Rebinding(_) => true,
@@ -212,7 +209,6 @@ impl Agent {
         }
     }
 
-    /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(timer) = self.timers.expire(now) {
             match timer {
@@ -233,7 +229,7 @@ impl Agent {
                 Timer::ConsolePoll => self.actions.push_back(Action::LookAtConsole),
                 Timer::ConsoleLimit => self.abort_console_wait(now),
                 Timer::HostSilence => self.note_host_silence(now),
-                // The lines that were held back for it are released at the end of this turn.
+                // The event loop releases the held log lines at the end of this turn.
                 Timer::LogHold => self.announce_generation(now),
                 Timer::Checkpoint(id) => self.expire_checkpoint(id, now),
                 Timer::ProgressReport => self.report_progress(now),
@@ -243,14 +239,14 @@ impl Agent {
         }
     }
 
-    /// Changes the root state. The only place that does.
+    /// The only place that changes the root state.
     fn set_state(&mut self, input: Input) {
         match state::transition(self.state, input) {
             Ok(next) => {
                 debug!("state {} -> {}", self.state.name(), next.name());
                 self.state = next;
             }
-            // Requests are checked before they get here, so this is our own defect, and harmless.
+            // A bug, and harmless: requests are checked before they get here.
             Err(refused) => {
                 debug_assert!(false, "{refused:?}");
                 warn!("state {} refuses {:?}", refused.state.name(), refused.input);

@@ -17,15 +17,13 @@ use crate::agent::{Agent, End};
 use crate::shell::{Shell, Source, Turn};
 use crate::sys::{clock, console};
 
-/// Most events taken per turn; epoll reports the rest in the next.
+/// Events taken per turn; epoll reports the rest in the next one.
 const EVENTS_MAX: usize = 256;
 
-/// Longest wait for an event: epoll counts milliseconds in 32 bits, and the time limit of a session
-/// may be months.
+/// Longest wait: epoll counts milliseconds in 32 bits, and a session's time limit may be months.
 const SLEEP_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Runs until the core asks for the end. Fails only if `poll` does, which would be a bug of the
-/// agent.
+/// Runs until the core asks for the end. An error would be a bug: only `poll` itself can fail.
 pub(crate) fn run(poll: &mut Poll, shell: &mut Shell, agent: &mut Agent) -> io::Result<End> {
     let mut events = Events::with_capacity(EVENTS_MAX);
     shell.drain_actions(&mut Turn::begin(agent));
@@ -50,7 +48,7 @@ pub(crate) fn run(poll: &mut Poll, shell: &mut Shell, agent: &mut Agent) -> io::
         let mut turn = Turn::begin(agent);
         for event in &events {
             // An unknown token was never given out; an unknown serial was closed earlier in this
-            // very batch.
+            // batch.
             if let Some(source) = Source::of_token(event.token()) {
                 shell.handle_event(source, &mut turn);
             }

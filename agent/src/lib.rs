@@ -9,6 +9,10 @@
 //! [`agent`] decides and knows no system call; `shell` performs and decides nothing; `event_loop`
 //! is the only one that waits; `sys` is the only one that is unsafe. There are no threads, no locks
 //! and no async.
+#![expect(
+    missing_docs,
+    reason = "the library serves this program and its tests: names that say it all need no comment"
+)]
 
 pub mod accounts;
 pub mod agent;

@@ -1,5 +1,4 @@
-//! Hands and eyes of the agent: performs its actions through `sys` and brings back what came of
-//! them.
+//! Performs the core's actions through `sys`, and hands the outcomes and every event to the core.
 //!
 //! ```text
 //! event ─▶ drain_* ─▶ Agent::handle_*        Agent::poll_action ─▶ perform ─▶ sys
@@ -7,19 +6,18 @@
 //!             └▶ ready list, next turn            Agent::handle_* ◀──┘
 //! ```
 //!
-//! mio is edge-triggered: readiness is reported once. So each source is read until `WouldBlock`, or
-//! it is put on the ready list, which the loop works off before it sleeps, or it is marked unread
-//! and put there when the core has room again. Whichever of the three, no byte waits for an edge
-//! that will not come.
+//! mio is edge-triggered: readiness is reported once. So each source is either read until
+//! `WouldBlock`; or put on the ready list, which the loop works off before it sleeps; or marked
+//! unread, and put on that list when the core has room again. No byte waits for an edge that will
+//! not come.
 //!
 //! Invariants:
-//! - Flags of an event decide nothing: any event on a connection means that reading and writing are
-//!   tried.
+//! - Flags of an event decide nothing: on any event of a connection, reading and writing are tried.
 //! - A source is deregistered before it is closed.
-//! - After a command was started, flushes wait until the loop has looked for events once more. It
-//!   does not sleep before they are performed.
-//! - The interest of a connection is what the core computes from its state; after each flush and
-//!   each read the registration is made to agree.
+//! - After a command was started, flushes wait until the loop has polled once more. It does not
+//!   sleep before they are performed.
+//! - The registration of a connection follows the interest that the core computes. It is updated
+//!   after each flush and each read.
 //! - Each error of a system call is mapped here, once, to an input of the core.
 
 mod accept;
@@ -63,29 +61,28 @@ use local::Local;
 use mmds::Link;
 use output::Stdio;
 
-/// Bytes read at once: what a pipe holds, and a frame's worth.
+/// Bytes read at once: what a pipe holds, and the payload of a frame.
 const READ_LEN: usize = PAYLOAD_LEN_MAX;
 
-/// Most reads of one source in one turn, so that a source that never runs dry lets others have
-/// theirs.
+/// Reads of one source in one turn, so that a source that never runs dry leaves time to others.
 const READS_PER_TURN_MAX: usize = 16;
 
-/// What the shell needs to know that the core does not.
+/// What the shell has to know and the core has not.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// Whether steps that change the machine are left out on purpose.
+    /// Whether to skip the steps that change the machine.
     pub is_unprivileged: bool,
-    /// The limit on descriptors that children get back.
+    /// The limit on open files, which children get back.
     pub file_limit: FileLimit,
-    /// Whether the scheduler prefers the agent, which its children do not inherit.
+    /// Whether the agent has raised its priority, which children must not inherit.
     pub is_preferred: bool,
-    /// The folder that has those of the hooks.
+    /// The folder of the hooks' folders.
     pub hooks: PathBuf,
-    /// Where the metadata service is, if it is to be watched.
+    /// The metadata service, if it is to be watched.
     pub mmds: Option<SocketAddrV4>,
 }
 
-/// One wake-up of the loop: the core, and the instant at which the loop woke up.
+/// One wake-up of the loop: the core, and the instant of the wake-up.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     pub(crate) agent: &'a mut Agent,
@@ -99,36 +96,35 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// Every descriptor of the agent, and what it does with them.
+/// Every descriptor of the agent.
 #[derive(Debug)]
 pub(crate) struct Shell {
     options: Options,
     failpoints: Failpoints,
     registry: Registry,
     listener: Listener,
-    /// Where programs of this machine find the agent, if that is wanted and possible.
+    /// The socket and the file for programs of the guest, if they could be made.
     local: Option<Local>,
-    /// The question to the metadata service that is open.
+    /// The open question to the metadata service.
     mmds: Option<Link>,
-    /// Given up to accept and close a connection when no other descriptor is left.
+    /// Closed to free a descriptor for one accept when there is no other.
     spare: Option<File>,
     signals: Signals,
     connections: BTreeMap<ConnectionId, Entry>,
     stdio: BTreeMap<SessionId, Stdio>,
     spawner: Spawner,
-    /// What every read goes through.
+    /// Buffer of every read that does not go into a ring.
     scratch: Box<[u8]>,
     /// Sources with more to read, whose edge has been used up.
     ready: VecDeque<Source>,
-    /// Connections whose flush waits until the loop has looked for events once more.
+    /// Connections whose flush waits until the loop has polled once more.
     unflushed: Vec<ConnectionId>,
-    /// Whether a command was started and the loop has not looked since.
+    /// Whether a command was started since the loop polled.
     has_spawned: bool,
     end: Option<End>,
 }
 
 impl Shell {
-    /// Takes over what start-up has opened.
     pub(crate) fn new(
         options: Options,
         failpoints: Failpoints,
@@ -160,18 +156,16 @@ impl Shell {
         })
     }
 
-    /// How everything is to end, once that has been asked for.
+    /// How the machine is to end, once the core has asked for it.
     pub(crate) fn end(&self) -> Option<End> {
         self.end
     }
 
-    /// Whether a source has more to read, or a connection to be flushed, so that the loop must not
-    /// sleep.
+    /// Whether a source has more to read or a connection is to be flushed: the loop must not sleep.
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty() || !self.unflushed.is_empty()
     }
 
-    /// Something happened to a source.
     pub(crate) fn handle_event(&mut self, source: Source, turn: &mut Turn<'_>) {
         match source {
             Source::Signals => self.drain_signals(turn),
@@ -188,8 +182,8 @@ impl Shell {
         self.drain_actions(turn);
     }
 
-    /// Reads on where reading stopped early, each source once, and performs the flushes that waited
-    /// for this.
+    /// Continues where reading stopped early, each source once, and performs the flushes that
+    /// waited.
     pub(crate) fn run_ready(&mut self, turn: &mut Turn<'_>) {
         for _ in 0..self.ready.len() {
             if let Some(source) = self.ready.pop_front() {
@@ -204,14 +198,13 @@ impl Shell {
         }
     }
 
-    /// Performs the flushes that waited.
     fn flush_rest(&mut self, turn: &mut Turn<'_>) {
         for id in std::mem::take(&mut self.unflushed) {
             self.flush(id, turn);
         }
     }
 
-    /// Performs actions until none is left.
+    /// Performs the core's actions until there is none left.
     pub(crate) fn drain_actions(&mut self, turn: &mut Turn<'_>) {
         while let Some(action) = turn.agent.poll_action() {
             self.perform(action, turn);
@@ -220,8 +213,8 @@ impl Shell {
 
     fn perform(&mut self, action: Action, turn: &mut Turn<'_>) {
         match action {
-            // By the time that a command has been started it has often ended, so that what is said
-            // of its start can go out with what is said of its end.
+            // A short command has often ended by now, so the answer to its start can go out
+            // together with its end.
             Action::Flush(id) if self.has_spawned => self.unflushed.push(id),
             Action::Flush(id) => self.flush(id, turn),
             Action::Close(id) => self.close_connection(id),
@@ -240,7 +233,7 @@ impl Shell {
                 turn.agent.handle_step(run, outcome, took, turn.now);
             }
             Action::Spawn { purpose, command } => {
-                // Starting one takes longer than anybody's answer should wait.
+                // Starting a program takes longer than an answer should wait.
                 self.flush_rest(turn);
                 self.spawn(purpose, &command, turn);
             }
@@ -288,7 +281,7 @@ impl Shell {
         }
     }
 
-    /// One `SIGCHLD` may stand for many children.
+    /// One `SIGCHLD` may stand for several children.
     fn reap_children(&mut self, turn: &mut Turn<'_>) {
         loop {
             match process::reap() {
@@ -304,12 +297,10 @@ impl Shell {
         }
     }
 
-    /// Notes that a source has been read empty.
     fn unpush_ready(&mut self, source: Source) {
         self.ready.retain(|&other| other != source);
     }
 
-    /// Notes that a source has more to read.
     fn push_ready(&mut self, source: Source) {
         if !self.ready.contains(&source) {
             self.ready.push_back(source);
@@ -336,13 +327,13 @@ fn exit_of(reaped: &process::Reaped) -> Exit {
 fn signal_group(group: i32, number: u8) {
     match process::kill_group(group, number.into()) {
         Ok(()) => {}
-        // The last process of the group has gone on its own.
+        // The last process of the group has ended meanwhile.
         Err(err) if err.raw_os_error() == Some(libc::ESRCH) => {}
         Err(err) => warn!("cannot signal process group {group}: {err}"),
     }
 }
 
-/// What this process uses. A figure that cannot be had is zero: INFO is for people.
+/// What this process uses. A figure that cannot be read is zero: INFO is for people.
 fn figures() -> Figures {
     // One of the entries is the directory that is being read.
     let fds = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() - 1);

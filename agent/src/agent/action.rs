@@ -7,10 +7,10 @@ use super::ids::{ConnectionId, SessionId};
 use super::rebind::steps::StepAction;
 use super::sessions::program::Command;
 
-/// One thing to do, in the order in which they are polled.
+/// One thing for the shell to do. Actions are performed in the order in which they are polled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Write what the connection's outbox holds, as far as the socket takes it.
+    /// Write the pending bytes of the connection, as far as the socket takes them.
     Flush(ConnectionId),
     /// Deregister, then close.
     Close(ConnectionId),
@@ -22,87 +22,75 @@ pub enum Action {
     /// Perform a step of the rebind with this number, and measure it. Answered by
     /// [`handle_step`](super::Agent::handle_step).
     Step {
-        /// Which rebind it belongs to.
         run: u64,
-        /// What to do.
         action: StepAction,
     },
     /// Start a program. Answered by [`handle_spawned`](super::Agent::handle_spawned).
     Spawn {
-        /// What it is for.
         purpose: Purpose,
-        /// What to start.
         command: Box<Command>,
     },
-    /// There is room for the session's output again: read on where reading stopped.
+    /// The session's rings have room again: continue reading its outputs.
     ResumeOutput(SessionId),
-    /// Close what is left of the session's outputs: pipes that somebody else still holds open at
-    /// their other end, and a terminal, which stays open until the session has ended.
+    /// Close the session's remaining outputs: pipes that another process still holds open, and the
+    /// terminal, which stays open until the session has ended.
     CloseOutput(SessionId),
-    /// Write what [`input_pending`](super::Agent::input_pending) holds to the session's standard
-    /// input, as far as it takes it, and go on when it takes more. Answered by
+    /// Write [`input_pending`](super::Agent::input_pending) to the session's standard input, now
+    /// and whenever it takes more. Answered by
     /// [`handle_input_written`](super::Agent::handle_input_written), or by
-    /// [`handle_input_closed`](super::Agent::handle_input_closed) when nobody reads it any more.
+    /// [`handle_input_closed`](super::Agent::handle_input_closed) when the command has closed it.
     FlushInput(SessionId),
-    /// Close the session's standard input: its end, or nobody is to read it any more. Of a
-    /// terminal nothing is closed.
+    /// Close the session's standard input. Not asked for a terminal.
     CloseInput(SessionId),
-    /// Tell the session's terminal its size.
     ResizeTty {
-        /// Whose.
         session: SessionId,
-        /// The new size.
         size: TtySize,
     },
-    /// Send a signal to a process group. An empty group is no error.
+    /// Send a signal to a process group, which may be empty.
     SignalGroup {
-        /// Id of the group.
         group: i32,
-        /// Number of the signal (`signal(7)`).
+        /// `signal(7)`.
         number: u8,
     },
-    /// Send a signal to every process of the machine. Asked of process 1 only.
+    /// Send a signal to every process of the machine. Only asked of process 1.
     SignalEveryone(EndSignal),
-    /// Find out whether the console has sent everything. Answered by
+    /// Check whether the console has sent everything. Answered by
     /// [`handle_console`](super::Agent::handle_console).
     LookAtConsole,
     /// Collect what INFO reports. Answered by [`handle_figures`](super::Agent::handle_figures).
     CollectFigures(ConnectionId),
-    /// Look for the hooks of a stage. Answered by
+    /// List the hooks of a stage. Answered by
     /// [`handle_hooks_listed`](super::Agent::handle_hooks_listed).
     ListHooks(HookStage),
-    /// Leave the guest's name where its programs can read it.
+    /// Write the generation to the file where programs of the guest read it.
     WriteGeneration(Generation),
-    /// Close the connection to the metadata service, if there is one, and send this on a new one.
-    /// Answered by [`handle_mmds_bytes`](super::Agent::handle_mmds_bytes), or by
+    /// Send this on a new connection to the metadata service, in place of an open one. Answered by
+    /// [`handle_mmds_bytes`](super::Agent::handle_mmds_bytes), or by
     /// [`handle_mmds_failed`](super::Agent::handle_mmds_failed).
     AskMmds(String),
-    /// Close the connection to the metadata service, if there is one.
+    /// Close the connection to the metadata service, if one is open.
     CloseMmds,
     /// End the machine, or this service.
     End(End),
 }
 
-/// What a process is started for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// It is a session's command; its output is wanted.
+    /// A session's command. Its output is read.
     Session(SessionId),
-    /// It is a probe's no-op; its output is not wanted.
+    /// A probe's no-op. Its output goes nowhere.
     Probe(ConnectionId),
 }
 
-/// The two signals by which processes are ended.
+/// The two signals that end processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EndSignal {
-    /// Asks.
     Terminate,
-    /// Does not ask.
     Kill,
 }
 
 impl EndSignal {
-    /// Its number, the same on every architecture of Linux (`signal(7)`).
+    /// The same on every architecture of Linux (`signal(7)`).
     pub const fn number(self) -> u8 {
         match self {
             Self::Terminate => 15,
@@ -111,68 +99,60 @@ impl EndSignal {
     }
 }
 
-/// How everything ends.
+/// How the machine ends. A service returns in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum End {
-    /// The machine is switched off; a service returns.
     PowerOff,
-    /// The machine starts again; a service returns.
     Reboot,
 }
 
-/// Signals that the agent acts on.
+/// The signals that the agent acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
-    /// SIGTERM and SIGPWR: end.
+    /// SIGTERM and SIGPWR.
     End,
-    /// SIGINT: end; to process 1 it is Ctrl-Alt-Del and means a restart.
+    /// SIGINT. To process 1 it is Ctrl-Alt-Del and means a restart.
     Interrupt,
 }
 
-/// How a connection ended, as the socket tells.
+/// How a connection ended, as its socket reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ended {
-    /// The peer closed it.
     ByPeer,
-    /// As after a transport reset: ENOTCONN or ECONNRESET.
+    /// ENOTCONN or ECONNRESET, as after a transport reset.
     ByReset,
-    /// Any other error.
     ByError,
 }
 
-/// A program could not be started.
+/// Why a program could not be started.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SpawnFailure {
-    /// How far it came.
     pub stage: SpawnStage,
-    /// The error number.
     pub errno: i32,
-    /// The error number in words.
+    /// What failed on which object, for people.
     pub text: String,
-    /// A child that existed for a moment and will be reaped.
+    /// The process id of a child that failed before it executed the program and has to be reaped.
     pub stillborn: Option<i32>,
 }
 
-/// The steps of starting a program.
+/// The step of starting a program that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SpawnStage {
     /// Making the pipes and the child.
     Clone,
     /// Preparing the child.
     SetUp,
-    /// Finding the user and its groups in the image's files, and becoming that user.
+    /// Looking up the user and its groups in the image's files, and becoming that user.
     User,
-    /// Entering the working directory.
     Chdir,
-    /// Executing the program.
     Exec,
 }
 
-/// What only the shell can count.
+/// The figures of INFO that only the shell can collect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Figures {
-    /// Open descriptors of this process.
+    /// Open descriptors of the agent.
     pub fds: u32,
-    /// Resident memory of this process, KiB.
+    /// Resident memory of the agent, KiB.
     pub rss_kib: u64,
 }

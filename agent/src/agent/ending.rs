@@ -1,5 +1,5 @@
-//! SHUTDOWN, and what means the same: signals, and the end of a workload that takes the machine
-//! with it. No I/O, no clock.
+//! SHUTDOWN, and its equivalents: signals, and the end of a workload that powers the machine off.
+//! No I/O, no clock.
 //!
 //! ```text
 //!            no session is left,           no connection is left,
@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Invariants:
-//! - The one who asked gets OK before its SEVER, and both are flushed before the end.
-//! - Every wait here is limited: a machine that was told to end, ends.
+//! - The host that asked gets OK before its SEVER, and both are flushed before the end.
+//! - Every wait here has a limit: a machine that was told to end, ends.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use super::state::{Input, Request};
 use super::timers::Timer;
 use super::{Agent, LIMIT_MAX};
 
-/// How long the last frames may take to be read.
+/// Time for the connections to read their last frames.
 pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,11 +32,10 @@ enum Phase {
     Sessions,
     /// Only connections are left, with frames to be read.
     FinalFlush,
-    /// The end has been asked for.
+    /// The end has been asked of the shell.
     Over,
 }
 
-/// An end under way.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Ending {
     end: End,
@@ -56,7 +55,6 @@ impl Agent {
         self.begin_ending(end, Duration::from_millis(request.grace_ms), now);
     }
 
-    /// A signal arrived.
     pub fn handle_signal(&mut self, signal: Signal, now: Instant) {
         let end = match signal {
             Signal::Interrupt if self.settings.is_init => End::Reboot,
@@ -84,7 +82,7 @@ impl Agent {
         let sessions: Vec<_> = self.sessions.running().map(Session::id).collect();
         for id in sessions {
             self.terminate_session(id, now);
-            // The grace of this request counts, not that of a single session.
+            // The grace of this request applies, not that of a single session.
             self.timers.stop(Timer::Kill(id));
         }
         if self.settings.is_init {
@@ -101,7 +99,8 @@ impl Agent {
         }
     }
 
-    /// Goes as far as nothing is in the way. Called after whatever may have cleared it.
+    /// Moves on if no session or connection is in the way any more. Called wherever one may have
+    /// gone.
     pub(super) fn advance_ending(&mut self, now: Instant) {
         let Some(Ending { end, phase }) = self.ending else {
             return;
@@ -120,7 +119,7 @@ impl Agent {
         }
     }
 
-    /// Every session has ended or has had its time.
+    /// All sessions have ended, or the grace is over.
     pub(super) fn end_sessions(&mut self, now: Instant) {
         let Some(ending) = &mut self.ending else {
             return;
@@ -136,7 +135,7 @@ impl Agent {
         self.advance_ending(now);
     }
 
-    /// The last frames have had their time.
+    /// The connections have had their time.
     pub(super) fn end_final_flush(&mut self) {
         let Some(ending) = &mut self.ending else {
             return;

@@ -11,7 +11,7 @@ use super::action::{Action, Figures};
 use super::ids::ConnectionId;
 use super::state::Request;
 
-/// Defines the counters once: the name of each field is its name in INFO.
+/// Defines the counters once: the name of each field is also its name in INFO.
 macro_rules! counters {
     ($($name:ident)*) => {
         /// What has happened since the start.
@@ -36,7 +36,7 @@ counters! {
     probes rebinds quiesces mmds_reads mmds_epochs mmds_failures
 }
 
-/// Counters decide nothing, so two agents that differ only in them are in the same state.
+/// Counters decide nothing: two agents that differ only in them are in the same state.
 impl Hash for Counters {
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
@@ -48,7 +48,7 @@ impl Agent {
         }
     }
 
-    /// What INFO reports was collected. Answers [`Action::CollectFigures`].
+    /// Answers [`Action::CollectFigures`].
     pub fn handle_figures(&mut self, id: ConnectionId, figures: Figures, now: Instant) {
         let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         let uptime = now.saturating_duration_since(self.started_at);

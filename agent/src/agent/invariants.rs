@@ -1,5 +1,5 @@
-//! What holds between the machines of the core whenever its actions have been performed. Simulation
-//! and fuzzing ask after every input; the agent itself never does. No I/O, no clock.
+//! What holds between the machines of the core once its actions have been performed. Simulation,
+//! model and fuzzing check it after every input; the agent itself never does. No I/O, no clock.
 
 use shared::message::{AttachMode, Stream};
 
@@ -12,11 +12,11 @@ use super::transport::outbox;
 use super::{Agent, CONNECTIONS_MAX, INPUT_LEN_MAX, LOCAL_CONNECTIONS_MAX, REFUSALS_MAX};
 
 impl Agent {
-    /// Holds the machines against each other.
+    /// Compares the machines with each other.
     ///
     /// # Panics
     ///
-    /// When they disagree, which is a defect of the agent.
+    /// If they disagree, which is a bug of the agent.
     pub fn assert_invariants(&self) {
         self.assert_connections();
         for session in self.sessions.after(0) {
@@ -33,7 +33,7 @@ impl Agent {
         let is_quiescing = matches!(self.state, State::Quiescing | State::Quiesced);
         assert_eq!(self.quiescing.is_some(), is_quiescing);
         let is_idle = self.connections.is_empty() && running == 0 && self.actions.is_empty();
-        // Accepting or registering failed, and is tried again; or the metadata is looked at.
+        // Accepting or registering failed and is tried again, or the metadata service is watched.
         let is_resting = self.timers.is_set(Timer::Listener) || self.timers.is_set(Timer::Mmds);
         if is_idle && self.state == State::Running && !is_resting {
             let timeout = self.poll_timeout();
@@ -41,7 +41,7 @@ impl Agent {
         }
     }
 
-    /// Whether the reading of an output stopped for want of room, so that the core owes an
+    /// Whether reading an output stopped for lack of room, so that the core owes an
     /// [`Action::ResumeOutput`](super::Action::ResumeOutput).
     pub fn is_output_stalled(&self, id: SessionId, stream: Stream) -> bool {
         let session = self.sessions.get(id);
@@ -77,7 +77,7 @@ impl Agent {
             let connection = &self.connections[id];
             let attachment = connection.attachment.expect("attached");
             assert_eq!(attachment.session, session.id());
-            // Only whoever is far behind its session's end is still attached to it.
+            // After the session's end only a connection with bytes to send is still attached.
             let is_behind = session.exited().is_none() || connection.has_pending(Some(session));
             assert!(is_behind, "{id} waits for nothing");
         }

@@ -1,20 +1,20 @@
-//! REBIND as a conversation: who asked, what is under way, and the answer that is kept. No I/O, no
-//! clock.
+//! REBIND: which generation is requested, under way or done, and the answer that is kept. No I/O,
+//! no clock.
 //!
 //! ```text
 //! REBIND(g) ─┬ g is under way ─▶ joins: answered with the others
 //!            ├ g is done ──────▶ answered again, nothing is done
-//!            ├ g was replaced ─▶ FAIL(superseded): a late copy of what an earlier host has sent
-//!            └ g is new ───────▶ the one under way is superseded; from the top
+//!            ├ g was replaced ─▶ FAIL(superseded): a late copy of an earlier host's REBIND
+//!            └ g is new ───────▶ the one under way is superseded; all steps begin anew
 //! ```
 //!
-//! The steps themselves are the machine in [`rebind`](steps).
+//! The steps themselves are the machine in [`steps`].
 //!
 //! Invariants:
-//! - The new name is recorded before the first side effect.
-//! - While a name is being taken the guest has none, so that nothing can run under the old one.
+//! - The new generation is recorded before the first side effect.
+//! - During a rebind the guest has no generation, so that nothing can run under the old one.
 //! - An outcome of a superseded rebind changes nothing.
-//! - A name that another one has replaced does not come back.
+//! - A generation that was replaced does not come back.
 
 pub(crate) mod checkpoints;
 pub(crate) mod hooks;
@@ -40,67 +40,64 @@ use super::timers::Timer;
 use super::{Agent, DetachReason, LISTENER_BACKOFF};
 use steps::{Next, Rebinding, StepOutcome};
 
-/// How long log lines wait for the probe that usually follows a rebind at once.
+/// How long log lines are held back for the probe that usually follows a rebind.
 pub(super) const LOG_HOLD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Names that are remembered so that a late copy of their REBIND changes nothing. A copy is late by
-/// the length of an attempt of a host that has died since, so by one or two names.
+/// Generations that are remembered, so that a late copy of their REBIND changes nothing. A copy
+/// comes late by at most an attempt of a host that has died since: by one or two generations.
 pub(super) const GENERATIONS_KEPT_MAX: usize = 16;
 
-/// The rebind under way and the result of the last one.
+/// The rebind under way, and the result of the last one.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Rebinds {
-    /// Counts rebinds, so that a late outcome finds its own or none.
+    /// Counts rebinds, so that a late outcome is told from a current one.
     run: u64,
     current: Option<Rebinding>,
     result: Option<(Generation, Result<Rebound, Fail>)>,
-    /// The last names that were asked for, in order.
-    names: VecDeque<Generation>,
+    /// The last generations that were requested, in order.
+    generations: VecDeque<Generation>,
 }
 
 impl Rebinds {
-    /// Whether a rebind is under way that has not come to its listener yet.
+    /// Whether a rebind is under way that has not reached its listener step.
     pub(super) fn will_rearm(&self) -> bool {
         let step = self.current.as_ref().and_then(Rebinding::step);
         matches!(step, Some(StepName::Connections | StepName::Listener))
     }
 
-    /// Why the last rebind failed, if it did.
     pub(super) fn failure(&self) -> Option<&Fail> {
         self.result
             .as_ref()
             .and_then(|(_, result)| result.as_ref().err())
     }
 
-    /// A connection has ended; nobody there waits for a result.
+    /// A connection has ended.
     pub(super) fn remove_waiter(&mut self, id: ConnectionId) {
         if let Some(current) = &mut self.current {
             current.remove_waiter(id);
         }
     }
 
-    /// Whether this name was acted on before.
     fn has_seen(&self, generation: Generation) -> bool {
-        self.names.contains(&generation)
+        self.generations.contains(&generation)
     }
 
-    /// Keeps a name that is about to be acted on.
     fn remember(&mut self, generation: Generation) {
-        if self.names.len() == GENERATIONS_KEPT_MAX {
-            self.names.pop_front();
+        if self.generations.len() == GENERATIONS_KEPT_MAX {
+            self.generations.pop_front();
         }
-        self.names.push_back(generation);
+        self.generations.push_back(generation);
     }
 
-    /// Drops what is under way, for good.
+    /// Drops the rebind under way.
     pub(super) fn abandon(&mut self) -> Option<Rebinding> {
         self.current.take()
     }
 
-    /// The result for this name, if it has one.
+    /// The answer for this generation, if it has one.
     fn result_of(&self, generation: Generation) -> Option<Message> {
-        let (named, result) = self.result.as_ref()?;
-        (*named == generation).then(|| match result {
+        let (generation_done, result) = self.result.as_ref()?;
+        (*generation_done == generation).then(|| match result {
             Ok(rebound) => Message::Rebound(rebound.clone()),
             Err(fail) => Message::Fail(fail.clone()),
         })
@@ -134,7 +131,7 @@ impl Agent {
     fn start_rebind(&mut self, id: ConnectionId, request: Rebind, now: Instant) {
         self.counters.rebinds += 1;
         let generation = request.generation;
-        // Recorded before anything else, so that whatever happens next happens to the new name.
+        // Recorded first, so that all that follows belongs to the new generation.
         self.set_state(Input::Rebind(generation));
         self.generation = None;
         self.rebinds.run += 1;
@@ -167,8 +164,7 @@ impl Agent {
         self.advance_rebind(now);
     }
 
-    /// Whoever waits for the rebind that this one replaces gets its answer before its connection is
-    /// closed.
+    /// Answers the connections that wait for the replaced rebind, before they are closed.
     fn tell_superseded(&mut self, by: Generation, asker: ConnectionId, now: Instant) {
         let Some(loser) = self.rebinds.abandon() else {
             return;
@@ -181,8 +177,8 @@ impl Agent {
         }
     }
 
-    /// Tells a client that is still there why its connection ends. One flush, no waiting: most are
-    /// dead already.
+    /// Announces why the connection ends, in one flush without waiting: most clients are gone
+    /// already.
     fn announce_rebind(&mut self, id: ConnectionId, now: Instant) {
         let Some(connection) = self.connections.get(&id) else {
             return;
@@ -195,7 +191,7 @@ impl Agent {
         }
     }
 
-    /// A step was performed. Answers [`Action::Step`].
+    /// Answers [`Action::Step`].
     pub fn handle_step(&mut self, run: u64, outcome: StepOutcome, took: Duration, now: Instant) {
         if run != self.rebinds.run {
             return;
@@ -217,7 +213,7 @@ impl Agent {
             self.listener.handle_rebound();
             self.actions.push_back(Action::DrainAccept);
         } else if step == Some(StepName::Listener) {
-            // It is out of the poll set, and the next REBIND can only come through it.
+            // Without a listener in the poll set no further REBIND could arrive.
             self.listener.handle_failed();
             self.timers.set(Timer::Listener, now + LISTENER_BACKOFF);
         }
@@ -242,7 +238,7 @@ impl Agent {
         }
     }
 
-    /// Keeps the result and answers everybody who waits for it.
+    /// Keeps the result and sends it to all connections that wait for it.
     fn end_rebind(&mut self, result: Result<Rebound, Fail>, now: Instant) {
         let Some(ended) = self.rebinds.current.take() else {
             return;

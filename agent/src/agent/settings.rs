@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-/// What the agent knows of itself and of its machine from the start.
+/// What the agent knows about itself and its machine from the start.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
-    /// Version of this program.
+    /// Version of the agent.
     pub version: String,
-    /// The kernel's boot id, which is the same in every clone of one boot.
+    /// The kernel's boot id, the same in every clone of one boot.
     pub boot_id: String,
-    /// Release of the kernel.
     pub kernel: String,
-    /// Whether this is process 1, which owns every process of the machine.
+    /// Whether the agent is process 1, which owns every process of the machine.
     pub is_init: bool,
-    /// What SIGTERM and SIGPWR give running sessions between TERM and KILL.
+    /// Time between TERM and KILL for running sessions after SIGTERM or SIGPWR.
     pub grace: Duration,
     /// Whether the image has hooks for after a restore.
     pub has_restore_hooks: bool,
@@ -23,36 +22,33 @@ pub struct Settings {
     pub workload: Option<WorkloadSettings>,
 }
 
-/// A program that runs as long as the machine does, and is not asked for by any host.
+/// The workload: the image's own program, which runs as long as the machine does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkloadSettings {
     /// Arguments, the program first; at least one.
     pub argv: Vec<Vec<u8>>,
     /// `NAME=value` pairs on top of the agent's default environment.
     pub env: Vec<Vec<u8>>,
-    /// Working directory; `/` when missing.
+    /// `/` when missing.
     pub cwd: Option<Vec<u8>>,
-    /// Whose rights it gets, as EXEC has it; the agent's when missing.
+    /// The user it runs as, in the form that EXEC has; the agent's when missing.
     pub user: Option<Vec<u8>>,
-    /// Whether it is started again.
     pub restart: Restart,
-    /// What its last end means.
     pub at_end: WorkloadEnd,
 }
 
 /// When the workload is started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Restart {
-    /// Never.
     No,
-    /// When it ended with another code than 0, by a signal, or could not be started.
+    /// After an end by a signal or with a code other than 0, and when it could not be started.
     OnFailure,
 }
 
-/// What it means that the workload has ended and is not started again.
+/// What follows when the workload has ended and is not started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WorkloadEnd {
-    /// Nothing: the guest goes on, and its result can be asked for.
+    /// The guest runs on, and a host can ask for the result.
     Keep,
     /// The machine is switched off; a service returns.
     PowerOff,

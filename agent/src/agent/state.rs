@@ -21,77 +21,64 @@
 use shared::id::Generation;
 use shared::message::FailCode;
 
-/// Where the guest stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Takes commands. Before a host has named the guest, and after a probe has proven it.
+    /// Takes requests: before the first REBIND, and after a probe.
     Running,
-    /// The host asked for silence; sessions drain or connections close.
+    /// After QUIESCE: sessions drain, or connections close.
     Quiescing,
-    /// Silent. A snapshot can be taken, and a clone wakes like this.
+    /// A snapshot can be taken. A clone wakes up in this state.
     Quiesced,
-    /// The steps towards this name are under way.
     Rebinding(Generation),
-    /// All steps towards this name are done; nobody has proven it yet.
+    /// All steps are done, and no probe has been answered yet.
     Rebound(Generation),
-    /// A step towards this name failed.
     Failed(Generation),
     /// The machine, or the service, is about to end.
     Ending,
 }
 
-/// What changes the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
     /// QUIESCE was accepted.
     Quiesce,
-    /// Every other connection is closed and the console is out.
+    /// Every other connection is closed, and the console has sent everything.
     Silent,
-    /// REOPEN, or a limit that takes QUIESCE back.
+    /// REOPEN, or a limit that ends QUIESCE.
     Reopen,
-    /// REBIND with a name that is not the one in progress.
+    /// REBIND to another generation than the one in progress.
     Rebind(Generation),
-    /// The last step of the rebind is done.
     StepsDone,
-    /// A step of the rebind failed for good.
+    /// A step failed for good.
     StepFailed,
-    /// A PROBE of the current name was answered on a fresh connection.
+    /// A PROBE of the current generation was answered on a fresh connection.
     Proven,
-    /// SHUTDOWN, or the signal for it.
+    /// SHUTDOWN, or a signal that means the same.
     End,
 }
 
-/// An input that the state does not allow. Nothing changed.
+/// The state does not allow the input. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Refused {
-    /// The state, as it was and is.
     pub state: State,
-    /// What was refused.
     pub input: Input,
 }
 
-/// What a host can ask for, as far as the states tell requests apart.
+/// Kinds of requests, as far as the states treat them differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
-    /// INFO or SESSIONS: changes nothing.
+    /// INFO, SESSIONS: changes nothing.
     Inspect,
-    /// PROBE.
     Probe,
     /// EXEC, ATTACH, AWAIT_CHECKPOINT, HOOKS.
     Exec,
-    /// SIGNAL, which may be what a host that drains sessions is waiting for.
+    /// SIGNAL. A host that drains sessions may need it.
     Signal,
-    /// QUIESCE.
     Quiesce,
-    /// REOPEN.
     Reopen,
-    /// REBIND.
     Rebind,
-    /// SHUTDOWN.
     Shutdown,
 }
 
-/// The state that follows.
 pub fn transition(state: State, input: Input) -> Result<State, Refused> {
     use {Input as I, State as S};
     Ok(match (state, input) {
@@ -109,9 +96,9 @@ pub fn transition(state: State, input: Input) -> Result<State, Refused> {
         ) => S::Rebinding(generation),
         (S::Rebinding(generation), I::StepsDone) => S::Rebound(generation),
         (S::Rebinding(generation), I::StepFailed) => S::Failed(generation),
-        // A running guest may be probed as often as one likes.
+        // A running guest may be probed any number of times.
         (S::Running | S::Rebound(_), I::Proven) => S::Running,
-        // The first wish to end decides how.
+        // The first request to end decides how.
         (
             S::Running
             | S::Quiescing
@@ -121,7 +108,7 @@ pub fn transition(state: State, input: Input) -> Result<State, Refused> {
             | S::Failed(_),
             I::End,
         ) => S::Ending,
-        // Spelled out, so that a new variant fails to compile here.
+        // Listed in full, so that a new variant fails to compile here.
         (S::Running | S::Rebound(_), I::Silent | I::Reopen | I::StepsDone | I::StepFailed)
         | (S::Quiescing, I::Quiesce | I::StepsDone | I::StepFailed | I::Proven)
         | (S::Quiesced, I::Quiesce | I::Silent | I::StepsDone | I::StepFailed | I::Proven)
@@ -145,7 +132,7 @@ pub fn transition(state: State, input: Input) -> Result<State, Refused> {
 }
 
 impl State {
-    /// The state's name, for records and people.
+    /// For records and people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -158,8 +145,8 @@ impl State {
         }
     }
 
-    /// Whether a request of this kind is looked at, or why not. What it asks for may still be
-    /// refused.
+    /// Whether a request of this kind is considered, or the refusal. A considered request may still
+    /// fail.
     pub fn admits(self, request: Request) -> Result<(), FailCode> {
         use Request as R;
         match (self, request) {
@@ -225,7 +212,7 @@ mod tests {
         Input::End,
     ];
 
-    /// Every legal step, then every other pair of state and input is refused.
+    /// Every legal transition; every other pair of state and input is refused.
     #[test]
     fn transitions() {
         use {Input as I, State as S};

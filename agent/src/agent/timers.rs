@@ -1,13 +1,13 @@
-//! Deadlines: what they are for, and which comes first. No clock.
+//! Deadlines: their purposes, and which comes first. No clock.
 //!
-//! Some timers count the time of sessions, which stands still while the guest is between two names:
-//! around a snapshot nobody can come back for a session, and a clone may find hours gone. These are
-//! paused as a whole and go on with what was left.
+//! Some timers count *session time*, which stands still from QUIESCE or REBIND until REOPEN or
+//! REBOUND: no client can come back to a session meanwhile, and a clone may find that hours have
+//! passed. These timers pause together and continue with what was left.
 //!
 //! Invariants:
 //! - Each timer has at most one deadline; setting it again moves it.
-//! - With no timer set there is no deadline, and the loop sleeps until an event comes. An idle
-//!   agent has none, unless it is to watch the metadata service.
+//! - Without a timer there is no deadline, and the loop sleeps until an event comes. An idle agent
+//!   has none, unless it watches the metadata service.
 //! - A paused timer has no deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,46 +20,45 @@ use super::ids::{ConnectionId, SessionId};
 pub(super) enum Timer {
     /// The peer has sent no complete HELLO.
     Hello(ConnectionId),
-    /// A closing connection still has bytes that its peer does not take.
+    /// A closing connection still has bytes that its peer does not read.
     Linger(ConnectionId),
-    /// A reaped command's output is still held open by another process.
+    /// Another process still holds a reaped command's output open.
     Grace(SessionId),
-    /// Nobody has come back for a session that lost its owner.
+    /// No client has come back to a session that lost its owner.
     Abandon(SessionId),
-    /// A session has run as long as it may.
+    /// A session has reached its time limit.
     Timeout(SessionId),
-    /// Time to act on the end of the workload: to start it again, or to end with it.
+    /// Acts on the end of the workload: starts it again, or ends the machine.
     Workload,
-    /// Time to look at the metadata service, or to give up a look.
+    /// Asks the metadata service, or ends a question that has no answer.
     Mmds,
-    /// A session that was told to end has not.
+    /// A session was told to end and has not.
     Kill(SessionId),
-    /// Accepting failed for want of descriptors or memory, or the listener could not be registered.
+    /// Accepting failed for lack of descriptors or memory, or registering the listener failed.
     Listener,
-    /// Time for another BUSY.
+    /// Sends another BUSY.
     BusyReport,
     /// Draining sessions for QUIESCE has taken as long as the host allows.
     Drain,
-    /// Time to look again whether the console is out.
+    /// Checks again whether the console has sent everything.
     ConsolePoll,
-    /// The console has not drained.
+    /// The console has not sent everything in time.
     ConsoleLimit,
-    /// One more part of the wait for a host frame since QUIESCED is over.
+    /// One interval without a frame from a host since QUIESCED is over.
     HostSilence,
-    /// The probe that usually follows a rebind has not come.
+    /// Log lines are held back for the probe that usually follows a rebind; it has not come.
     LogHold,
-    /// A program has waited for a snapshot as long as it will.
+    /// A program at a checkpoint has reached its time limit.
     Checkpoint(ConnectionId),
-    /// Time for another PROGRESS to whoever waits.
+    /// Sends another PROGRESS to the hosts that wait.
     ProgressReport,
     /// Sessions have had their time to end before the machine does.
     Shutdown,
-    /// Connections have had their time to take the last frames before the machine ends.
+    /// Connections have had their time to read the last frames before the machine ends.
     FinalFlush,
 }
 
 impl Timer {
-    /// Whether it counts the time of sessions.
     fn is_pausable(self) -> bool {
         match self {
             Self::Abandon(_)
@@ -85,18 +84,16 @@ impl Timer {
     }
 }
 
-/// All deadlines.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Timers {
     by_timer: BTreeMap<Timer, Instant>,
     by_time: BTreeSet<(Instant, Timer)>,
-    /// While the time of sessions stands still: what is left of each timer that counts it.
+    /// While session time stands still: the rest of each timer that counts it.
     paused: Option<Vec<(Timer, Duration)>>,
 }
 
 impl Timers {
-    /// Sets or moves a deadline to some time from now. If the timer counts the time of sessions and
-    /// that stands still, it begins to count when time goes on.
+    /// Sets or moves a deadline. A timer that counts session time starts when that continues.
     pub(super) fn set_after(&mut self, timer: Timer, delay: Duration, now: Instant) {
         self.stop(timer);
         match &mut self.paused {
@@ -105,7 +102,7 @@ impl Timers {
         }
     }
 
-    /// Lets the time of sessions stand still. Twice is the same as once.
+    /// Stops session time. Twice is the same as once.
     pub(super) fn pause(&mut self, now: Instant) {
         let mut paused = self.paused.take().unwrap_or_default();
         let pausable = self
@@ -120,21 +117,20 @@ impl Timers {
         self.paused = Some(paused);
     }
 
-    /// Lets the time of sessions go on, with what was left of each timer.
+    /// Continues session time, with what was left of each timer.
     pub(super) fn resume(&mut self, now: Instant) {
         for (timer, left) in self.paused.take().unwrap_or_default() {
             self.set(timer, now + left);
         }
     }
 
-    /// Sets or moves a deadline.
+    /// Sets or moves a deadline, without regard to session time.
     pub(super) fn set(&mut self, timer: Timer, at: Instant) {
         self.stop(timer);
         self.by_timer.insert(timer, at);
         self.by_time.insert((at, timer));
     }
 
-    /// Removes a deadline, if there is one.
     pub(super) fn stop(&mut self, timer: Timer) {
         if let Some(at) = self.by_timer.remove(&timer) {
             self.by_time.remove(&(at, timer));
@@ -144,18 +140,15 @@ impl Timers {
         }
     }
 
-    /// How long until a deadline, if it is set.
     pub(super) fn left(&self, timer: Timer, now: Instant) -> Option<Duration> {
         let at = self.by_timer.get(&timer)?;
         Some(at.saturating_duration_since(now))
     }
 
-    /// Whether a deadline is set.
     pub(super) fn is_set(&self, timer: Timer) -> bool {
         self.by_timer.contains_key(&timer)
     }
 
-    /// The earliest deadline.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         self.by_time.first().map(|(at, _)| *at)
     }
@@ -214,7 +207,6 @@ mod tests {
             Some(at(50)),
             "what is not a session's goes on"
         );
-        // Hours later.
         let hour = 3_600_000;
         assert_eq!(timers.expire(at(hour)), Some(Timer::BusyReport));
         assert_eq!(timers.expire(at(hour)), None);

@@ -10,16 +10,14 @@ use shared::limits::CID_HOST;
 use super::{Shell, Source, Turn};
 use crate::sys::socket::{Listener, Peer};
 
-/// Connections that the kernel queues for the agent. A full queue refuses, which a host meets by
-/// trying again.
+/// Connections that the kernel queues for the agent. A host that meets a full queue tries again.
 pub(super) const BACKLOG: libc::c_int = 1024;
 
-/// Most connections taken in one turn; more are taken in the next.
+/// Connections taken in one turn; more are taken in the next.
 const ACCEPTS_PER_TURN_MAX: usize = 256;
 
 impl Shell {
-    /// Accepts until the queue is empty. A child in the queue may be dead already, and hides live
-    /// ones behind it.
+    /// Accepts until the queue is empty. A dead child in the queue hides live ones after it.
     pub(crate) fn drain_accept(&mut self, turn: &mut Turn<'_>) {
         for _ in 0..ACCEPTS_PER_TURN_MAX {
             match self.listener.accept() {
@@ -36,7 +34,7 @@ impl Shell {
                 Err(err) => match err.raw_os_error() {
                     Some(libc::EAGAIN) => return,
                     Some(libc::EINTR | libc::ECONNABORTED) => {}
-                    // Out of descriptors, the kernel says so before it looks at the queue.
+                    // Without a free descriptor, the kernel fails before it looks at the queue.
                     Some(libc::EMFILE | libc::ENFILE) => match self.shed_connection() {
                         Shed::Closed => turn.agent.handle_accept_shed(),
                         Shed::NoneQueued => return,
@@ -52,8 +50,7 @@ impl Shell {
         self.push_ready(Source::Listener);
     }
 
-    /// As [`Self::drain_accept`], for programs of this machine. Nothing of theirs is ever cut
-    /// unseen, so there is no need to look without an event.
+    /// Accepts programs of the guest. A reset does not cut them, so only an event leads here.
     pub(super) fn drain_local(&mut self, turn: &mut Turn<'_>) {
         while let Some(local) = &self.local {
             match local.listener.accept() {
@@ -75,7 +72,7 @@ impl Shell {
     }
 
     /// Takes the listener out of the poll set and puts it back, on the same descriptor. Registering
-    /// reports readiness that is already there. Only if it fails is a new listener bound.
+    /// reports readiness that is already there. A new listener is bound only if it fails.
     pub(crate) fn rearm_listener(&mut self) -> io::Result<()> {
         // Not registered yet the first time, and after a failure.
         let _ = self.registry.deregister(&mut self.listener);
@@ -108,24 +105,22 @@ impl Shell {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => Shed::NoneQueued,
             Err(_) => Shed::Failed,
         };
-        // Closed before the spare is taken again, which needs its descriptor.
+        // Its descriptor is needed for the spare one.
         drop(accepted);
         self.spare = File::open("/dev/null").ok();
         shed
     }
 }
 
-/// What became of the connection that there was no descriptor for.
+/// What happened to a connection that there was no descriptor for.
 enum Shed {
-    /// It was accepted and closed.
     Closed,
-    /// There was none.
     NoneQueued,
     /// It is still in the queue.
     Failed,
 }
 
-/// Vsock peers must be the host; whoever can reach the Unix socket is let in by its file mode.
+/// A vsock peer must be the host. The file mode of a Unix socket says who may connect to it.
 fn is_permitted(peer: Peer) -> bool {
     match peer {
         Peer::Vsock { cid } => cid == CID_HOST,

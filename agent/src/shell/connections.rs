@@ -9,22 +9,21 @@ use super::{READS_PER_TURN_MAX, Shell, Source, Turn};
 use crate::agent::{ConnectionId, Ended, Headers, Interest as Wanted};
 use crate::sys::socket::Stream;
 
-/// A connection's socket and its place in the poll set.
 #[derive(Debug)]
 pub(super) struct Entry {
     stream: Stream,
-    /// Whether it is a vsock one, which a transport reset can kill.
+    /// A transport reset can kill vsock connections only.
     is_vsock: bool,
-    /// What it is registered for; `None` while it is not.
+    /// The interest in the poll set; `None` while it is not there.
     registered: Option<Interest>,
-    /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
+    /// Whether reading stopped before `WouldBlock`, so that no edge will tell that there is more.
     is_unread: bool,
-    /// A failpoint has silenced it.
+    /// Whether a failpoint has muted it.
     is_mute: bool,
 }
 
 impl Shell {
-    /// Takes a connection that was accepted just now. Its first bytes are usually there already.
+    /// Adds an accepted connection. Its first bytes have usually arrived already.
     pub(crate) fn insert_connection(
         &mut self,
         id: ConnectionId,
@@ -45,17 +44,17 @@ impl Shell {
         self.sync_interest(id, turn);
     }
 
-    /// Deregisters, then closes.
     pub(crate) fn close_connection(&mut self, id: ConnectionId) {
         if let Some(mut entry) = self.connections.remove(&id)
             && entry.registered.is_some()
         {
-            // Closing removes it too; the order only keeps a stale event from being reported.
+            // Closing would remove it too, but could leave a stale event.
             let _ = self.registry.deregister(&mut entry.stream);
         }
     }
 
-    /// Reads until there is no more, or the core takes no more, or it is others' turn.
+    /// Reads until the socket is empty, or the core takes no more, or other sources have their
+    /// turn.
     pub(crate) fn drain_connection(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
         for _ in 0..READS_PER_TURN_MAX {
             let is_readable = turn
@@ -87,7 +86,7 @@ impl Shell {
         self.push_ready(Source::Connection(id));
     }
 
-    /// Writes until there is no more, or the socket takes no more.
+    /// Writes until nothing is pending, or the socket takes no more.
     pub(crate) fn flush(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
         turn.agent.handle_flush(id);
         while let Some(entry) = self.connections.get_mut(&id) {
@@ -120,8 +119,8 @@ impl Shell {
         self.sync_interest(id, turn);
     }
 
-    /// Makes the registration agree with what the core wants. Registering anew reports readiness
-    /// that is already there; what was left unread without a change is put on the ready list.
+    /// Makes the registration agree with the core's interest. A new registration reports readiness
+    /// that is already there; without one, an unread source goes on the ready list.
     fn sync_interest(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
         let Some(entry) = self.connections.get_mut(&id) else {
             return;
@@ -129,7 +128,7 @@ impl Shell {
         let Some(mut wanted) = turn.agent.interest(id) else {
             return;
         };
-        // A flush that waits is no socket that is full.
+        // The flush waits for the next poll of the loop, not for room in the socket.
         wanted.writable &= !self.unflushed.contains(&id);
         let interest = to_mio(wanted);
         let token = Source::Connection(id).token();
@@ -151,8 +150,8 @@ impl Shell {
 }
 
 /// What an error says about a connection's end. A vsock socket that a transport reset has killed
-/// answers ENOTCONN, or ECONNRESET to whoever was inside the call. A Unix socket says ECONNRESET
-/// when its peer left without reading.
+/// returns ENOTCONN, or ECONNRESET from a call that was blocked in it. A Unix socket returns
+/// ECONNRESET when its peer closed without reading.
 fn ended_by(is_vsock: bool, err: &io::Error) -> Ended {
     match err.raw_os_error() {
         Some(libc::ENOTCONN | libc::ECONNRESET) if is_vsock => Ended::ByReset,

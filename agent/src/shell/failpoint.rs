@@ -1,36 +1,34 @@
-//! Faults that tests ask for: a step of a rebind that fails, an answer that is lost. Builds without
-//! debug assertions have none of it.
+//! Faults for tests: a step of a rebind fails, or an answer is lost. A build without debug
+//! assertions has none.
 //!
-//! The setting `failpoints` (`GUEST_AGENT_FAILPOINTS`, `agent.failpoints=`) is a list at commas:
+//! The setting `failpoints` (`GUEST_AGENT_FAILPOINTS`, `agent.failpoints=`) is a list with commas:
 //!
-//! | Word | What happens, once |
+//! | Entry | What happens, once |
 //! |---|---|
 //! | `connections`, `listener`, `clock`, `entropy`, `identity` | this step of a rebind fails |
 //! | `cut:FRAME` | the connection is closed where it would have carried this frame |
-//! | `mute:FRAME` | this frame and all behind it on its connection are not sent |
+//! | `mute:FRAME` | this frame and all after it on its connection are not sent |
 //!
-//! FRAME is `rebound`, `probed` or `quiesced`. With `@N` behind it a word happens the Nth time, and
-//! not the first. A snapshot carries what has not happened yet.
+//! FRAME is `rebound`, `probed` or `quiesced`. An entry with `@N` after it happens the Nth time,
+//! not the first. A snapshot carries the entries that have not happened yet.
 
 use log::warn;
 use shared::frame::{Decoder, FrameKind};
 
 use crate::agent::{StepAction, StepFailure};
 
-/// What is still to happen.
+/// The faults that have not happened yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Failpoints {
     faults: Vec<Pending>,
 }
 
-/// A fault, and how often its place is still passed until it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pending {
     fault: Fault,
     times_left: u32,
 }
 
-/// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Step(&'static str),
@@ -40,9 +38,9 @@ enum Fault {
 /// How an answer is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// With its connection.
+    /// Its connection is closed.
     Cut,
-    /// In silence.
+    /// It is not sent.
     Mute,
 }
 
@@ -55,7 +53,7 @@ const FRAMES: [(&str, FrameKind); 3] = [
 ];
 
 impl Failpoints {
-    /// Reads the setting; `None` when it means nothing. A release build takes none.
+    /// Parses the setting. `None` if it is invalid, and always in a release build.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         if !cfg!(debug_assertions) {
             return None;
@@ -82,7 +80,7 @@ impl Failpoints {
         })
     }
 
-    /// How an answer among the frames that are about to be sent is lost, if one is.
+    /// How one of the answers that are about to be sent is lost, if one is.
     pub(super) fn take_answer(&mut self, pieces: &[&[u8]]) -> Option<Loss> {
         if !cfg!(debug_assertions) || self.faults.is_empty() {
             return None;
@@ -113,18 +111,18 @@ impl Failpoints {
     }
 }
 
-fn parse_one(word: &str) -> Option<Pending> {
-    let (word, times) = word.split_once('@').unwrap_or((word, "1"));
+fn parse_one(entry: &str) -> Option<Pending> {
+    let (entry, times) = entry.split_once('@').unwrap_or((entry, "1"));
     let times_left = times.parse().ok().filter(|times| *times > 0)?;
-    let fault = parse_fault(word)?;
+    let fault = parse_fault(entry)?;
     Some(Pending { fault, times_left })
 }
 
-fn parse_fault(word: &str) -> Option<Fault> {
-    if let Some(step) = STEPS.into_iter().find(|step| *step == word) {
+fn parse_fault(entry: &str) -> Option<Fault> {
+    if let Some(step) = STEPS.into_iter().find(|step| *step == entry) {
         return Some(Fault::Step(step));
     }
-    let (loss, name) = word.split_once(':')?;
+    let (loss, name) = entry.split_once(':')?;
     let loss = match loss {
         "cut" => Loss::Cut,
         "mute" => Loss::Mute,
@@ -150,7 +148,7 @@ mod tests {
         let mut bytes = Message::Ping(Ping { nonce: 1 }).encode();
         assert_eq!(points.take_answer(&[&bytes]), None);
         shared::frame::encode_with(&mut bytes, FrameKind::Probed, |_| {});
-        // An answer is found behind other frames, and before its last byte.
+        // An answer is found after other frames, and before its last byte.
         assert_eq!(points.take_answer(&[&bytes]), Some(Loss::Mute));
         assert_eq!(points.take_answer(&[&bytes]), None);
     }

@@ -1,4 +1,4 @@
-//! Looking for the image's hooks.
+//! Lists the image's hooks.
 
 use std::fs;
 use std::io;
@@ -11,12 +11,10 @@ use shared::message::HookStage;
 
 use crate::agent::HookListing;
 
-/// Whether there is a folder for hooks after a restore.
 pub(crate) fn has_restore(folder: &Path) -> bool {
     folder_of(folder, HookStage::Restore).is_dir()
 }
 
-/// The hooks of a stage.
 pub(super) fn list(folder: &Path, stage: HookStage) -> Result<HookListing, String> {
     let paths = match executables(&folder_of(folder, stage)) {
         Ok(paths) => paths,
@@ -36,8 +34,7 @@ fn folder_of(folder: &Path, stage: HookStage) -> PathBuf {
     folder.join(format!("{stage}.d"))
 }
 
-/// The files that somebody may execute, sorted by name. What begins with a dot is none of them, as
-/// for a shell's `*`.
+/// The executable files, sorted by name, without those that begin with a dot.
 fn executables(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
     let mut paths: Vec<Vec<u8>> = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -45,7 +42,7 @@ fn executables(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
         let is_hidden = path
             .file_name()
             .is_none_or(|name| name.as_bytes().starts_with(b"."));
-        // Through links, as the kernel executes.
+        // Links are followed, as by exec.
         let is_executable = fs::metadata(&path)
             .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
         if is_executable && !is_hidden {

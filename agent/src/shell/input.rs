@@ -1,9 +1,9 @@
 //! Bytes into commands.
 //!
-//! A writing end is registered as long as it is open. While bytes wait for it, that it takes more
-//! is an event. While none do, only errors and hang-ups are, which epoll tells whatever is asked
-//! for: so it shows at once when the command closes its standard input, and a command that reads
-//! what it has wakes nobody.
+//! A writing end stays registered while it is open. While bytes wait for it, room is an event.
+//! While none do, only errors and hang-ups are, which epoll reports in any case. So the agent
+//! learns at once that a command has closed its standard input, and does not wake up when one
+//! reads.
 
 use std::io;
 
@@ -14,21 +14,20 @@ use super::{Shell, Source, Turn};
 use crate::agent::SessionId;
 use crate::sys::stdio::StdioEnd;
 
-/// Asks for nothing that a pipe or a terminal's master ever reports.
+/// An event that neither a pipe nor a terminal's master ever reports.
 const HANG_UP_ONLY: Interest = Interest::PRIORITY;
 
-/// The writing end of a command's standard input.
 #[derive(Debug)]
 pub(super) struct Input {
     end: StdioEnd,
-    /// Whether it is registered for taking more, and not for hang-ups only.
+    /// Whether it is registered for room, not only for hang-ups.
     is_awaited: bool,
-    /// Whether its pipe was full once, and has been widened for that.
+    /// Whether its pipe was full once and has been widened.
     is_wide: bool,
 }
 
 impl Shell {
-    /// Puts the writing end of a program that was started just now into the poll set.
+    /// Puts a new program's writing end into the poll set.
     pub(super) fn register_input(&self, id: SessionId, mut end: StdioEnd) -> Option<Input> {
         let token = Source::Input(id).token();
         match self.registry.register(&mut end, token, HANG_UP_ONLY) {
@@ -44,7 +43,7 @@ impl Shell {
         }
     }
 
-    /// Something happened to a writing end: it takes more, or nobody reads it any more.
+    /// The writing end has room again, or the command has closed the other end.
     pub(super) fn drain_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
         self.flush_input(id, turn);
         if self.input(id).is_some_and(|input| input.end.is_hung_up()) {
@@ -52,7 +51,7 @@ impl Shell {
         }
     }
 
-    /// Writes until there is no more, or the command takes no more.
+    /// Writes until nothing is pending, or the command takes no more.
     pub(super) fn flush_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
         while let Some(input) = self.input_mut(id) {
             let pending = turn.agent.input_pending(id);
@@ -62,7 +61,7 @@ impl Shell {
             match input.end.write(pending) {
                 Ok(len) => turn.agent.handle_input_written(id, len, turn.now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock && !input.is_wide => {
-                    // Tried once more.
+                    // Now the write is tried once more.
                     input.is_wide = true;
                     input.end.widen();
                 }
@@ -77,8 +76,8 @@ impl Shell {
         self.sync_input(id, turn);
     }
 
-    /// Makes the registration agree with whether bytes wait. Registering anew reports room that is
-    /// already there.
+    /// Makes the registration agree with whether bytes wait. A new registration reports room that
+    /// is already there.
     fn sync_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
         let is_wanted = !turn.agent.input_pending(id).is_empty();
         let Some(input) = self.stdio.get_mut(&id).and_then(|it| it.input.as_mut()) else {
@@ -100,11 +99,11 @@ impl Shell {
         }
     }
 
-    /// Deregisters, then closes. To a command without a terminal that is the end of its input.
+    /// To a command without a terminal this is the end of its input.
     pub(super) fn close_input(&mut self, id: SessionId) {
         let stdio = self.stdio.get_mut(&id);
         if let Some(mut input) = stdio.and_then(|stdio| stdio.input.take()) {
-            // A terminal's other end is still open, and epoll would keep this one for it.
+            // The terminal's other end stays open, and epoll would keep this one for it.
             let _ = self.registry.deregister(&mut input.end);
             self.forget_closed(id);
         }
@@ -159,7 +158,7 @@ mod tests {
         Spawner::new(limit, false).unwrap().spawn(&program).unwrap()
     }
 
-    /// Polls until there is an event for `token`; returns the tokens of all that came before.
+    /// Polls until there is an event for `token`. Returns the tokens of the events before it.
     fn await_event(poll: &mut Poll, token: Token) -> Vec<Token> {
         let mut events = Events::with_capacity(8);
         let mut before = Vec::new();
@@ -175,7 +174,6 @@ mod tests {
         }
     }
 
-    /// Writes until there is no room.
     fn fill(end: &StdioEnd) {
         loop {
             match end.write(&[b'x'; 4096]) {
@@ -198,7 +196,7 @@ mod tests {
             let interest = Interest::READABLE;
             registry.register(&mut stdout, STDOUT, interest).unwrap();
             assert!(!stdin.is_hung_up());
-            // It is read, and room made by that is no event; then the reader goes, which is one.
+            // Reading makes room, which is not an event; the reader's end is one.
             stdin.write(b"first\n").unwrap();
             assert!(!await_event(&mut poll, STDOUT).contains(&STDIN));
             assert!(!stdin.is_hung_up());

@@ -1,6 +1,7 @@
-//! What programs of this machine find of the agent: a socket, and a file with the machine's name.
+//! What programs of the guest see of the agent: a socket, and a file with the guest's generation.
 //!
-//! Both are for every user. The socket serves nothing but waits, and the name is no secret.
+//! Both are open to every user. The socket only lets programs wait, and the generation is not
+//! secret.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -18,10 +19,9 @@ use super::Source;
 use crate::local::GENERATION_FILE;
 use crate::sys::socket::{Address, Listener};
 
-/// Connections that the kernel queues. Programs that find the queue full wait.
+/// A program that finds the queue full waits.
 const BACKLOG: libc::c_int = 64;
 
-/// The socket, and where the file is.
 #[derive(Debug)]
 pub(crate) struct Local {
     pub(super) listener: Listener,
@@ -29,8 +29,7 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// Makes the directory and the socket in it. An agent that cannot have them does its other
-    /// work.
+    /// Makes the directory and the socket in it. Without them the agent does the rest of its work.
     pub(crate) fn open(path: &Path) -> Option<Self> {
         let result = open(path);
         if let Err(err) = &result {
@@ -39,7 +38,6 @@ impl Local {
         result.ok()
     }
 
-    /// Has connections reported.
     pub(super) fn register(mut self, registry: &Registry) -> Option<Self> {
         let token = Source::LocalListener.token();
         match registry.register(&mut self.listener, token, Interest::READABLE) {
@@ -51,7 +49,7 @@ impl Local {
         }
     }
 
-    /// Replaces the file, so that no reader sees half of it.
+    /// Replaces the file by rename, so that no reader sees half of it.
     pub(super) fn write_generation(&self, generation: Generation) {
         let path = &self.generation_path;
         if let Err(err) = replace(path, &format!("{generation}\n")) {

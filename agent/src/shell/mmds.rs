@@ -1,4 +1,4 @@
-//! The connection to the metadata service: one for each question, never waited for.
+//! Connections to the metadata service: one for each question, never waited for.
 
 use std::io::{self, Read, Write};
 
@@ -8,16 +8,16 @@ use mio::net::TcpStream;
 
 use super::{Shell, Source, Turn};
 
-/// A question that is open.
+/// An open question.
 #[derive(Debug)]
 pub(super) struct Link {
     stream: TcpStream,
-    /// What of the question has not been written.
+    /// The part of the question that has not been written.
     unsent: Vec<u8>,
 }
 
 impl Shell {
-    /// Opens a connection, and has the question sent once it is there.
+    /// Connects. The question is sent once the connection is there.
     pub(super) fn ask_mmds(&mut self, question: String, turn: &mut Turn<'_>) {
         self.close_mmds();
         let Some(address) = self.options.mmds else {
@@ -38,7 +38,6 @@ impl Shell {
         }
     }
 
-    /// Deregisters, then closes.
     pub(super) fn close_mmds(&mut self) {
         if let Some(mut link) = self.mmds.take() {
             let _ = self.registry.deregister(&mut link.stream);
@@ -51,12 +50,12 @@ impl Shell {
         turn.agent.handle_mmds_failed(turn.now);
     }
 
-    /// Writes and reads until neither goes on, or the core has heard enough. It takes a few
-    /// kilobytes, so that a service without end is no reason to let others wait.
+    /// Writes and reads until the socket blocks or the core closes it. The core takes a few
+    /// kilobytes, so an endless answer cannot starve other sources.
     pub(super) fn drain_mmds(&mut self, turn: &mut Turn<'_>) {
         while let Some(link) = &mut self.mmds {
-            // A connection that is being made takes nothing yet, and one that could not be made
-            // says why here.
+            // A connection that is not established yet takes nothing; one that failed returns its
+            // error here.
             let moved = if link.unsent.is_empty() {
                 link.stream.read(&mut self.scratch)
             } else {
@@ -66,7 +65,7 @@ impl Shell {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => self.fail_mmds(&err, turn),
-                // It was closed, before all was sent or all was answered.
+                // It was closed before the answer was complete.
                 Ok(0) => self.fail_mmds(&io::ErrorKind::UnexpectedEof.into(), turn),
                 Ok(len) if !link.unsent.is_empty() => drop(link.unsent.drain(..len)),
                 Ok(len) => turn.agent.handle_mmds_bytes(&self.scratch[..len], turn.now),

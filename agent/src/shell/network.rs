@@ -1,7 +1,7 @@
-//! A clone's network: MAC, address, default route, and an end to what was known of neighbours.
+//! A clone's network: sets MAC, address and default route, and drops the learned neighbours.
 //!
-//! All of it is said to the kernel over one socket, without a process, and no link is taken down: a
-//! device that cannot change its MAC while it is up keeps it, and the step fails.
+//! All of it goes over one netlink socket, without a process, and no link is taken down: a device
+//! that cannot change its MAC while it is up keeps it, and the step fails.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,13 +12,13 @@ use crate::agent::StepFailure;
 use crate::netlink::{self, Answer, Link, Request, RouteChange};
 use crate::sys::netlink::Netlink;
 
-/// Most things of one kind that are changed. The kernel learns fewer neighbours than this.
+/// Objects of one kind that are changed. The kernel learns fewer neighbours than this.
 const CHANGES_MAX: usize = 4096;
 
-/// What was to be removed was no longer there: it went with something else, or by itself.
+/// The object to be removed was gone: removed together with another one, or expired.
 const GONE: [i32; 3] = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL];
 
-/// Sets what is given on the interface that is meant.
+/// Sets what is given on the given interface.
 pub(super) fn set(network: &Network) -> Result<(), StepFailure> {
     let mut kernel = Kernel::open().map_err(|err| failure("cannot open a netlink socket", &err))?;
     let link = kernel.find(network.interface.as_deref())?;
@@ -56,7 +56,7 @@ fn failure(what: &str, err: &io::Error) -> StepFailure {
     }
 }
 
-/// The kernel, and the number of the last request to it.
+/// A socket to the kernel, and the number of the last request.
 struct Kernel {
     socket: Netlink,
     serial: u32,
@@ -70,7 +70,7 @@ impl Kernel {
         })
     }
 
-    /// Makes one request and hands each thing that answers it to `each`.
+    /// Makes one request and hands each object in its answer to `each`.
     fn ask(&mut self, request: &Request, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         self.serial += 1;
         self.socket.send(&request.encode(self.serial))?;
@@ -84,12 +84,12 @@ impl Kernel {
         }
     }
 
-    /// Makes one request that is answered by nothing but yes or no.
+    /// Makes one request without objects in its answer.
     fn call(&mut self, request: &Request) -> io::Result<()> {
         self.ask(request, &mut |_| {})
     }
 
-    /// The interface of this name, or the only one there is.
+    /// The interface with this name, or the only one there is.
     fn find(&mut self, name: Option<&str>) -> Result<Link, StepFailure> {
         let mut found = Vec::new();
         let listed = self.ask(&netlink::list_links(), &mut |payload| {
@@ -109,9 +109,9 @@ impl Kernel {
         Err(StepFailure { errno: None, text })
     }
 
-    /// Replaces the link-local address that the kernel has made of the earlier MAC, and would keep:
-    /// siblings on one bridge would share it. Where there is none, the kernel made it of something
-    /// else, or will make it of the new one.
+    /// Replaces the link-local address that the kernel derived from the earlier MAC and would keep:
+    /// siblings on one bridge would share it. Without such an address the kernel derived it from
+    /// something else, or will derive it from the new MAC.
     fn follow_mac(&mut self, link: &Link, mac: [u8; 6]) -> io::Result<()> {
         let earlier = link.mac.and_then(netlink::link_local_address);
         let (Some(earlier), Some(address)) = (earlier, netlink::link_local_address(mac)) else {
@@ -124,9 +124,9 @@ impl Kernel {
     }
 
     /// Makes an address the only one of its family. It is added first, so that an address that the
-    /// kernel refuses costs no other; and once more, because the kernel takes the addresses that
-    /// came later in a network of IPv4 away with the first one. With that go default routes too,
-    /// which were not to change: those whose gateway is still in reach come back.
+    /// kernel refuses costs no other one. It is added again afterwards, because with the first
+    /// address of an IPv4 network the kernel also removes those added later. That drops default
+    /// routes too, which were not to change: re-adds those whose gateway is still on-link.
     fn set_address(&mut self, index: u32, address: InterfaceAddress) -> io::Result<()> {
         let add = netlink::add_address(index, address);
         self.call(&add)?;
@@ -156,7 +156,7 @@ impl Kernel {
         self.call(&netlink::add_default_route(index, gateway))
     }
 
-    /// Forgets what was learned of the neighbours on an interface.
+    /// Drops the learned neighbours of an interface.
     fn forget_neighbours(&mut self, index: u32) -> io::Result<()> {
         let removals = self.collect(&netlink::list_neighbours(), &|payload| {
             netlink::remove_neighbour(payload, index)
@@ -164,7 +164,7 @@ impl Kernel {
         self.call_all(&removals, &GONE)
     }
 
-    /// The requests that `make` makes of the things in a list.
+    /// Lists objects, and returns the requests that `make` gives for them.
     fn collect(
         &mut self,
         list: &Request,
@@ -179,7 +179,7 @@ impl Kernel {
         Ok(requests)
     }
 
-    /// Makes requests, of which some may be refused for these reasons.
+    /// Makes requests, some of which may be refused for these reasons.
     fn call_all(&mut self, requests: &[Request], accepted: &[i32]) -> io::Result<()> {
         for request in requests {
             match self.call(request) {

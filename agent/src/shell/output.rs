@@ -1,4 +1,4 @@
-//! Starting programs, and bytes out of their pipes and terminals.
+//! Bytes out of commands, from their pipes and terminals.
 
 use std::io::{self, IoSliceMut};
 
@@ -19,19 +19,20 @@ pub(super) struct Stdio {
     stderr: Option<Output>,
     /// Whether all of them are one terminal.
     is_terminal: bool,
-    /// A terminal that no program has open any more, until the session has ended: closing it hangs
-    /// up the command (SIGHUP), which closes its descriptors before it has quite exited.
+    /// The master of a terminal that no program has open any more. It stays open until the session
+    /// has ended: closing it hangs up the command (SIGHUP), which closes its descriptors just
+    /// before it exits.
     kept_terminal: Option<StdioEnd>,
 }
 
 #[derive(Debug)]
 struct Output {
     end: StdioEnd,
-    /// Whether it is in the poll set, to which it comes when it has been read empty.
+    /// Whether it is in the poll set. It gets there once it was read empty.
     is_registered: bool,
-    /// Whether reading stopped before `WouldBlock`, so that no edge will say that there is more.
+    /// Whether reading stopped before `WouldBlock`, so that no edge will tell that there is more.
     is_unread: bool,
-    /// Whether its pipe was full once, and has been widened for that.
+    /// Whether its pipe was full once and has been widened.
     is_wide: bool,
 }
 
@@ -57,7 +58,6 @@ impl Stdio {
         }
     }
 
-    /// Whether nothing of it is open.
     pub(super) fn is_closed(&self) -> bool {
         self.input.is_none()
             && self.stdout.is_none()
@@ -74,9 +74,9 @@ impl Stdio {
 }
 
 impl Shell {
-    /// Nothing is left to read of an output: an edge tells of more. What came since the read gives
-    /// an edge to a registration that is new. An output that cannot be polled has ended: the
-    /// program then writes into a closed pipe, and its end is reported.
+    /// The output was read empty: waits for an edge. Bytes that came since the read give an edge to
+    /// a new registration. An output that cannot be polled counts as ended: the program then writes
+    /// into a closed pipe.
     fn wait_for_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         let source = Source::Output(id, stream);
         self.unpush_ready(source);
@@ -104,7 +104,7 @@ impl Shell {
         }
     }
 
-    /// Sets the size of a session's terminal, by the end that lives as long as the terminal does.
+    /// Sets the size by the master, which lives as long as the terminal does.
     pub(super) fn resize_terminal(&self, id: SessionId, size: TtySize) {
         let stdio = self.stdio.get(&id).filter(|stdio| stdio.is_terminal);
         let Some(output) = stdio.and_then(|stdio| stdio.stdout.as_ref()) else {
@@ -115,7 +115,7 @@ impl Shell {
         }
     }
 
-    /// Reads until there is no more, or the core takes no more, or it is others' turn.
+    /// Reads until there is no more, or the core takes no more, or other sources have their turn.
     pub(crate) fn drain_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         for _ in 0..READS_PER_TURN_MAX {
             let Some(stdio) = self.stdio.get_mut(&id) else {
@@ -129,7 +129,7 @@ impl Shell {
             if room == 0 {
                 return;
             }
-            // Into the ring as far as it has memory, and what is more than that by the way of ours.
+            // Reads straight into the ring. Overflow goes through the scratch buffer.
             let [front, back] = turn.agent.output_spare(id, stream);
             let spare_len = front.len() + back.len();
             let scratch_len = room.saturating_sub(spare_len).min(self.scratch.len());
@@ -160,7 +160,7 @@ impl Shell {
         self.push_ready(Source::Output(id, stream));
     }
 
-    /// Reads on where reading stopped for want of room.
+    /// Continues where reading stopped for lack of room.
     pub(crate) fn resume_output(&mut self, id: SessionId) {
         for &stream in Stream::ALL {
             let output = self
@@ -173,7 +173,7 @@ impl Shell {
         }
     }
 
-    /// Closes the outputs of a session that waits for them no more.
+    /// Closes the outputs of a session that does not wait for them any more.
     pub(crate) fn close_outputs(&mut self, id: SessionId, turn: &mut Turn<'_>) {
         for &stream in Stream::ALL {
             self.close_output(id, stream, turn);
@@ -189,8 +189,9 @@ impl Shell {
         turn.agent.handle_output_closed(id, stream, turn.now);
     }
 
-    /// Deregisters, then closes, but for a terminal. With a terminal's output its input ends too:
-    /// it would be kept open for that, with nobody to read what its programs write.
+    /// Deregisters, then closes, except for a terminal. When a terminal's output has ended its
+    /// input is closed too: it would keep the terminal open, and its programs would write to an
+    /// agent that does not read.
     fn close_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         let Some(stdio) = self.stdio.get_mut(&id) else {
             return;
@@ -208,7 +209,7 @@ impl Shell {
         self.forget_closed(id);
     }
 
-    /// Forgets the descriptors of a session of which none is open any more.
+    /// Forgets a session's descriptors once none is open.
     pub(super) fn forget_closed(&mut self, id: SessionId) {
         if self.stdio.get(&id).is_some_and(Stdio::is_closed) {
             self.stdio.remove(&id);

@@ -1,7 +1,8 @@
-//! From the core's command to a program ready for the kernel, and from the kernel's refusal back.
+//! A command's start: from the core's command to a program ready for the kernel, and from the
+//! kernel's error to the core's failure.
 //!
 //! The user is looked up here, before any child exists, in the image's own files. They are small
-//! and local, and read anew each time, because programs of the guest may change them.
+//! and local, and read each time because programs of the guest may change them.
 
 use std::io;
 use std::path::Path;
@@ -17,11 +18,10 @@ use crate::sys::stdio::Wiring;
 const PASSWD_PATH: &str = "/etc/passwd";
 const GROUP_PATH: &str = "/etc/group";
 
-/// Most bytes of each of the two: tens of thousands of users.
+/// Bytes of each of these files: tens of thousands of users.
 const ACCOUNTS_LEN_MAX: usize = 1024 * 1024;
 
 impl Shell {
-    /// Starts a program and reports its process id.
     pub(super) fn spawn(&mut self, purpose: Purpose, command: &Command, turn: &mut Turn<'_>) {
         let result = program_of(command).and_then(|program| {
             self.spawner
@@ -45,10 +45,11 @@ impl Shell {
         }
     }
 
-    /// Takes over a program's standard descriptors. One that there is none of has ended.
+    /// Takes ownership of the child's pipe ends. A missing end (stderr of a terminal) counts as
+    /// closed.
     ///
-    /// The outputs are read in the next turn, before they come to the poll set: a short command has
-    /// often written and closed them by then, and they need not come there at all.
+    /// The outputs are read in the next turn, before they are registered: a short command has often
+    /// written and closed them by then, and they never have to be.
     fn follow(&mut self, id: SessionId, started: Started, command: &Command, turn: &mut Turn<'_>) {
         let ends = started.stdio;
         self.push_ready(Source::Output(id, Stream::Stdout));
@@ -58,7 +59,7 @@ impl Shell {
                 .agent
                 .handle_output_closed(id, Stream::Stderr, turn.now),
         }
-        // A terminal has a writing end also when nothing is to be written to it.
+        // A terminal always has a writing end.
         let stdin = ends.stdin.filter(|_| command.has_input);
         let has_stdin = stdin.is_some();
         let input = stdin.and_then(|end| self.register_input(id, end));
@@ -105,7 +106,7 @@ fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
             }),
         })
     };
-    // Zero bytes were refused when the request was read.
+    // The request's parser refuses zero bytes.
     program().map_err(|source| {
         let error = SpawnError {
             stage: Stage::SetUp,
@@ -116,7 +117,7 @@ fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
     })
 }
 
-/// The failure with the name of what it failed on, as it was asked for.
+/// The failure with its object, as the request gives it.
 fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
     let program = command.argv.first().map_or(&b""[..], Vec::as_slice);
     let user = command.user.as_deref().unwrap_or_default();
@@ -128,7 +129,8 @@ fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
         Stage::User => (SpawnStage::User, errno, user),
         Stage::Chdir => (SpawnStage::Chdir, errno, command.cwd.as_slice()),
         Stage::Exec => (SpawnStage::Exec, errno, program),
-        // To the kernel a file was not found, to the caller it was: it cannot be run as it is.
+        // The kernel reports ENOENT for the interpreter, but the program is there and cannot be
+        // run.
         Stage::Interpreter => (SpawnStage::Exec, libc::ENOEXEC, program),
     };
     let object = String::from_utf8_lossy(object);
@@ -140,7 +142,7 @@ fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
     }
 }
 
-/// The error in words, in better ones than the kernel's where those mislead.
+/// The error for people, in better words than the kernel's where those mislead.
 fn reason(error: &SpawnError) -> String {
     match (error.stage, error.source.raw_os_error()) {
         (Stage::Interpreter, _) => {
@@ -168,7 +170,7 @@ fn account_of(user: &[u8]) -> Result<Account, SpawnFailure> {
         stillborn: None,
     };
     let read = |path: &str| match read_small(Path::new(path), ACCOUNTS_LEN_MAX) {
-        // An image may be without them; numbers need no entry.
+        // An image may be without these files; numbers need no entry.
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(err) => {
             let stage = if is_shortage(&err) {
@@ -190,9 +192,9 @@ fn account_of(user: &[u8]) -> Result<Account, SpawnFailure> {
     })
 }
 
-/// Whether an error says that the guest lacks something now and may have it later.
+/// Whether the guest lacks something that it may have later.
 fn is_shortage(err: &io::Error) -> bool {
-    // ENOSPC is what too many terminals are.
+    // ENOSPC: too many terminals.
     let errors = [
         libc::EMFILE,
         libc::ENFILE,

@@ -1,7 +1,7 @@
 //! The steps of a rebind, as system calls.
 //!
-//! No fork, no name service, no link taken down. The files written are one or two lines on the
-//! image's own root or on a tmpfs, and are not synced.
+//! No fork, no name service, and no link is taken down. The files written are one or two lines on
+//! the image's own root or on a tmpfs, and are not synced.
 
 use std::io;
 use std::path::Path;
@@ -12,15 +12,14 @@ use super::{Shell, network};
 use crate::agent::{StepAction, StepFailure, StepOutcome};
 use crate::sys::{clock, entropy};
 
-/// Where the machine id is, in images that have one (`machine-id(5)`).
+/// `machine-id(5)`.
 const MACHINE_ID_PATH: &str = "/etc/machine-id";
 
 impl Shell {
-    /// Performs one step.
     pub(crate) fn perform_step(&mut self, action: StepAction) -> StepOutcome {
         if let Some(failure) = self.failpoints.take_step(&action) {
             if action == StepAction::RearmListener {
-                // As it is when registering has failed: out of the poll set.
+                // As after a failed registration: out of the poll set.
                 let _ = self.registry.deregister(&mut self.listener);
             }
             return StepOutcome::Failed(failure);
@@ -85,8 +84,8 @@ fn set_identity(identity: &Identity) -> StepOutcome {
     StepOutcome::Done
 }
 
-/// Replaced by rename, so that no reader sees half of it. An image without the directory has nobody
-/// who would read it.
+/// Replaces the file by rename, so that no reader sees half of it. An image without the directory
+/// has no reader.
 fn write_machine_id(path: &Path, machine_id: &str) -> io::Result<()> {
     if !path.parent().is_some_and(Path::is_dir) {
         return Ok(());

@@ -1,33 +1,27 @@
-//! What an event is about, packed into the number that epoll carries.
+//! The source of an event, packed into the number that epoll carries.
 //!
 //! ```text
-//! 63                    3 2    0
-//! ├─ serial of the thing ─┼ kind ┤
+//! 63                     3 2    0
+//! ├─ serial of the source ─┼ kind ┤
 //! ```
 //!
-//! The serial is that of the connection or session and is never reused, so an event for something
+//! The serial is that of the connection or session and is never reused. So an event for a source
 //! that was closed earlier in the same batch finds nothing, whatever has been opened since.
 
 use mio::Token;
 
 use crate::agent::{ConnectionId, SessionId, Stream};
 
-/// What an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A signal arrived.
     Signals,
-    /// Somebody connected.
     Listener,
-    /// A program of this machine connected.
+    /// A program of the guest connected.
     LocalListener,
-    /// Something happened to the connection to the metadata service.
+    /// The connection to the metadata service.
     Mmds,
-    /// Something happened to a connection.
     Connection(ConnectionId),
-    /// Something happened to a command's output.
     Output(SessionId, Stream),
-    /// Something happened to a command's input.
     Input(SessionId),
 }
 
@@ -47,7 +41,6 @@ const FIXED_MMDS: usize = 3;
 const _: () = assert!(usize::BITS >= 64);
 
 impl Source {
-    /// The token of this source.
     pub(crate) fn token(self) -> Token {
         let pack = |serial: usize, kind| Token(serial << KIND_BITS | kind);
         match self {
@@ -62,7 +55,7 @@ impl Source {
         }
     }
 
-    /// The source with this token. `None`: nothing was ever registered with it.
+    /// `None`: nothing was ever registered with it.
     pub(crate) fn of_token(Token(token): Token) -> Option<Self> {
         let serial = (token >> KIND_BITS) as u64;
         let session = |stream| Self::Output(SessionId::from_number(serial), stream);
@@ -80,7 +73,7 @@ impl Source {
     }
 }
 
-/// A serial as wide as a token. The assertion above makes the conversion one that cannot fail.
+/// The assertion above makes the conversion infallible.
 fn serial(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX >> KIND_BITS)
 }

@@ -1,19 +1,19 @@
-//! Programs in the guest that wait for a snapshot or for a new name, and hosts that wait for such a
-//! program. No I/O, no clock.
+//! Programs in the guest that wait at a checkpoint for a snapshot, or for a new generation, and
+//! hosts that wait for such a program. No I/O, no clock.
 //!
 //! ```text
 //! CHECKPOINT ─▶ waits ─┬─ rebound, cause resume ──▶ VERDICT source
 //!                      ├─ rebound, cause restore ─▶ VERDICT clone
-//!                      ├─ its time is over ───────▶ VERDICT cold
+//!                      ├─ its time limit ─────────▶ VERDICT cold
 //!                      └─ its connection ended ───▶ forgotten
 //! ```
 //!
-//! What a rebind means is told after the probe that usually follows it at once, because it sets
-//! programs going that would be in its way: the name for everybody first, then the verdicts.
+//! Generation and verdicts are announced after the probe that usually follows a rebind, and the
+//! generation first: they wake programs that would compete with the probe.
 //!
 //! Invariants:
 //! - A verdict other than `cold` follows from a REBIND's cause and from nothing else.
-//! - A host's wait changes nothing for the program that it waits for.
+//! - A waiting host changes nothing for the program that it waits for.
 //! - A connection waits for one thing at a time.
 
 use std::time::{Duration, Instant};
@@ -30,47 +30,44 @@ use crate::agent::ids::ConnectionId;
 use crate::agent::state::Request;
 use crate::agent::timers::Timer;
 
-/// Time between two PROGRESS frames to whoever waits for something in the guest.
+/// Time between two PROGRESS frames to a host that waits.
 pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Most hosts that wait at once.
+/// Hosts that may wait at once.
 pub(crate) const HOSTS_MAX: usize = 8;
 
 /// The step that PROGRESS names to a host that waits for a checkpoint.
 const STEP: &str = "checkpoint";
 
-/// Everybody who waits.
+/// All that wait.
 #[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Checkpoints {
-    /// Programs at a checkpoint, the one that came first in front.
+    /// Programs at a checkpoint and their tags, the earliest first.
     programs: Vec<(ConnectionId, Option<String>)>,
-    /// Programs that wait for another name than this one.
+    /// Programs that wait for another generation than this one.
     generation_waiters: Vec<(ConnectionId, Option<Generation>)>,
     /// Hosts that wait for a checkpoint with this tag, or with any.
     hosts: Vec<(ConnectionId, Option<String>)>,
-    /// Why the guest got its name, if that has not been told yet.
+    /// The cause of the current generation, while it is not announced.
     unannounced: Option<Cause>,
-    /// The name that was told last.
+    /// The generation that was announced last.
     announced: Option<Generation>,
 }
 
 impl Checkpoints {
-    /// A connection has ended.
     pub(crate) fn remove_waiter(&mut self, id: ConnectionId) {
         self.programs.retain(|(other, _)| *other != id);
         self.generation_waiters.retain(|(other, _)| *other != id);
         self.hosts.retain(|(other, _)| *other != id);
     }
 
-    /// The guest has a new name, for this reason.
     pub(crate) fn handle_rebound(&mut self, cause: Cause) {
-        // A clone that is named anew before anybody was told stays a clone.
+        // A clone that is rebound before its generation was announced stays a clone.
         if self.unannounced != Some(Cause::Restore) {
             self.unannounced = Some(cause);
         }
     }
 
-    /// Everybody who waits.
     pub(crate) fn waiters(&self) -> Vec<ConnectionId> {
         let tagged = self.programs.iter().chain(&self.hosts);
         let named = self.generation_waiters.iter().map(|(id, _)| *id);
@@ -85,7 +82,7 @@ impl Checkpoints {
                 .any(|(other, _)| *other == id)
     }
 
-    /// The hosts that wait for a checkpoint with this tag. They wait no more.
+    /// Removes the hosts that wait for a checkpoint with this tag.
     fn take_hosts(&mut self, tag: Option<&str>) -> Vec<ConnectionId> {
         let (met, others) = std::mem::take(&mut self.hosts)
             .into_iter()
@@ -118,7 +115,7 @@ impl Agent {
         self.end_reporting();
     }
 
-    /// Whether a connection waits for something already. If so it is told.
+    /// Whether a connection waits already. If so, it gets FAIL(limit).
     fn refuse_if_waiting(&mut self, id: ConnectionId, now: Instant) -> bool {
         let is_waiting = self.checkpoints.is_waiting(id);
         if is_waiting {
@@ -165,7 +162,7 @@ impl Agent {
         self.send(host, &Message::Checkpoint(checkpoint), now);
     }
 
-    /// Nobody took a snapshot in the time that a program gave.
+    /// No snapshot was taken within a program's time limit.
     pub(crate) fn expire_checkpoint(&mut self, id: ConnectionId, now: Instant) {
         self.end_checkpoint(id, Verdict::Cold, now);
     }
@@ -201,7 +198,7 @@ impl Agent {
         }
     }
 
-    /// Tells the guest's new name to everybody in it, unless that has been done.
+    /// Announces the guest's generation to its programs, unless that was done.
     pub(crate) fn announce_generation(&mut self, now: Instant) {
         let (Some(generation), Some(cause)) =
             (self.generation, self.checkpoints.unannounced.take())
@@ -221,7 +218,7 @@ impl Agent {
         let verdict = match cause {
             Cause::Resume => Verdict::Source,
             Cause::Restore => Verdict::Clone,
-            // Nobody took a snapshot of a machine that was booted.
+            // A machine that was booted has no snapshot.
             Cause::Boot => return,
         };
         let checkpoints = self.checkpoints.programs.iter().map(|(id, _)| *id);
@@ -230,7 +227,6 @@ impl Agent {
         }
     }
 
-    /// Sees to it that whoever waits hears of it every now and then.
     pub(crate) fn keep_reporting(&mut self, now: Instant) {
         if !self.timers.is_set(Timer::ProgressReport) {
             self.timers
@@ -238,14 +234,12 @@ impl Agent {
         }
     }
 
-    /// Ends that when nobody waits any more.
     pub(crate) fn end_reporting(&mut self) {
         if self.checkpoints.hosts.is_empty() && !self.hooks.is_awaited() {
             self.timers.stop(Timer::ProgressReport);
         }
     }
 
-    /// Gives a sign of life to everybody who waits.
     pub(crate) fn report_progress(&mut self, now: Instant) {
         let hosts = self.checkpoints.hosts.iter().map(|(id, _)| *id);
         let hosts: Vec<_> = hosts.collect();
@@ -258,7 +252,7 @@ impl Agent {
         self.report_hook(now);
     }
 
-    /// A sign of life. A host that does not read its answers gets no more of them.
+    /// Shows the host that the guest is alive. A host that does not read its answers gets no more.
     pub(crate) fn send_progress(&mut self, id: ConnectionId, step: &str, now: Instant) {
         let connection = self.connections.get(&id);
         if connection.is_some_and(|host| host.outbox.takes_requests()) {

@@ -3,15 +3,14 @@
 //!
 //! ```text
 //! HOOKS ─▶ listed ─▶ first runs ─▶ … ─▶ last has ended ─▶ HOOKED
-//!                        └─ failed, and the host does not want the others ─▲
+//!                        └─ failed, and the host asked to stop then ──────▲
 //! ```
 //!
-//! A hook is a session like any other: it has a process group, output that can be looked at, a time
-//! limit, and a result.
+//! A hook is a session like any other: it has a process group, output, a time limit and a result.
 //!
 //! Invariants:
-//! - One set of hooks runs at a time, and none while the guest is silent or between two names.
-//! - The same token is answered again and acts once.
+//! - One set of hooks runs at a time, and none from QUIESCE or REBIND until REOPEN or REBOUND.
+//! - A repeated request with the same token is answered again and runs nothing.
 
 use std::time::{Duration, Instant};
 
@@ -31,24 +30,23 @@ use crate::agent::sessions::session::{Session, Spec, command_text};
 use crate::agent::sessions::workload::status_of_never_ran;
 use crate::agent::state::Request;
 
-/// Most bytes of a hook's output that the log shows, the last ones of each stream.
+/// Bytes of a hook's output that the log shows, the last ones of each stream.
 const LOGGED_LEN_MAX: usize = 1024;
 
-/// What the shell found of hooks.
+/// What the shell found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HookListing {
-    /// Paths of the hooks of the stage that was asked for, in the order of their names.
+    /// The stage's hooks, in the order of their names.
     pub paths: Vec<Vec<u8>>,
-    /// Whether there is a folder for hooks after a restore.
     pub has_restore: bool,
 }
 
-/// Hooks that run, and what came of the last ones.
+/// The hooks that run, and the result of the last ones.
 #[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Hooks {
     run: Option<Run>,
     result: Option<Hooked>,
-    /// Whether the image has hooks for after a restore, when that was last looked at.
+    /// Whether the image has hooks for after a restore, as of the last look.
     pub(crate) has_restore: bool,
 }
 
@@ -70,24 +68,22 @@ struct Current {
 }
 
 impl Hooks {
-    /// Whether any run.
     pub(crate) fn is_running(&self) -> bool {
         self.run.is_some()
     }
 
-    /// A connection has ended. The hooks go on: the next attempt finds what came of them.
+    /// A connection has ended. The hooks run on, and a repeated request finds their result.
     pub(crate) fn remove_waiter(&mut self, id: ConnectionId) {
         if let Some(run) = &mut self.run {
             run.waiting.retain(|other| *other != id);
         }
     }
 
-    /// Whether somebody waits for those that run.
     pub(crate) fn is_awaited(&self) -> bool {
         self.run.as_ref().is_some_and(|run| !run.waiting.is_empty())
     }
 
-    /// Who waits, and for which hook.
+    /// The waiting connections, and the step that PROGRESS names to them.
     pub(crate) fn waiting(&self) -> Option<(Vec<ConnectionId>, String)> {
         let run = self.run.as_ref()?;
         let stage = || run.request.stage.as_str().to_owned();
@@ -96,7 +92,7 @@ impl Hooks {
     }
 }
 
-/// The name of a hook's session: as good as drawn, since the token was, and each hook's own.
+/// The session's request id: each hook's own, and as random as the token.
 fn exec_id(request: &HooksRequest, index: usize) -> ExecId {
     let mut id = *request.token.as_bytes();
     id[0] ^= u8::try_from(index + 1).unwrap_or(u8::MAX);
@@ -143,7 +139,7 @@ impl Agent {
         self.report_hook(now);
     }
 
-    /// The hooks were looked for. Answers [`Action::ListHooks`].
+    /// Answers [`Action::ListHooks`].
     pub fn handle_hooks_listed(&mut self, listing: Result<HookListing, String>, now: Instant) {
         let Some(run) = &mut self.hooks.run else {
             return;
@@ -168,7 +164,7 @@ impl Agent {
         }
     }
 
-    /// Starts the next hook, or says what came of all.
+    /// Starts the next hook, or answers when there is none left.
     fn advance_hooks(&mut self, now: Instant) {
         let is_ending = self.ending.is_some();
         let Some(run) = &mut self.hooks.run else {
@@ -219,7 +215,6 @@ impl Agent {
         self.report_hook(now);
     }
 
-    /// Tells whoever waits which hook runs.
     pub(crate) fn report_hook(&mut self, now: Instant) {
         let Some((waiting, name)) = self.hooks.waiting() else {
             return;
@@ -232,13 +227,13 @@ impl Agent {
         }
     }
 
-    /// A session has ended, which may have been the hook that runs.
+    /// A session has ended, possibly the current hook's.
     pub(crate) fn handle_hook_ended(&mut self, session: SessionId, exited: Exited, now: Instant) {
         let text = self.hook_output(session);
         self.note_hook(session, exited.status, exited.timed_out, &text, now);
     }
 
-    /// A session's program could not be started, which may have been the hook that was to run.
+    /// A session's program could not be started, possibly the current hook's.
     pub(crate) fn handle_hook_never_ran(&mut self, session: SessionId, fail: &Fail, now: Instant) {
         let text = format!(": {}", fail.text);
         self.note_hook(session, status_of_never_ran(fail), false, &text, now);
@@ -278,7 +273,7 @@ impl Agent {
         self.advance_hooks(now);
     }
 
-    /// The end of what a hook wrote, safe for a console.
+    /// The end of a hook's output, safe for a console.
     fn hook_output(&self, session: SessionId) -> String {
         let mut text = String::new();
         let Some(session) = self.sessions.get(session) else {
@@ -297,7 +292,7 @@ impl Agent {
         text
     }
 
-    /// A new name is being taken: nobody waits for these hooks any more.
+    /// A rebind begins: no host waits for these hooks any more.
     pub(crate) fn abandon_hooks(&mut self, now: Instant) {
         if let Some(current) = self.hooks.run.take().and_then(|run| run.current) {
             self.terminate_session(current.session, now);

@@ -1,4 +1,4 @@
-//! One answer of an HTTP/1.1 server, taken strictly or not at all. No I/O.
+//! A parser for one answer of an HTTP/1.1 server. Strict. No I/O.
 //!
 //! ```text
 //! HTTP/1.1 200 OK\r\n
@@ -7,29 +7,28 @@
 //! bytes
 //! ```
 //!
-//! Only what a small server says to a small question: a status line, header lines, and a body whose
-//! length is announced (RFC 9112). Chunks, folded lines, bare line feeds and bytes behind the body
-//! are refused. What comes in pieces is read again from its beginning with each piece, which its
-//! limit makes cheap.
+//! It takes what a small server answers to a small question: a status line, header lines, and a
+//! body of announced length (RFC 9112). It refuses chunks, folded lines, bare line feeds and bytes
+//! after the body. An answer that comes in pieces is parsed anew with each piece, which its limit
+//! makes cheap.
 
-/// Most bytes of an answer, head and body together.
+/// Bytes of an answer, head and body together.
 pub const ANSWER_LEN_MAX: usize = 4096;
 
-/// A complete answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'a> {
-    /// The status code, of three digits.
+    /// Three digits.
     pub status: u16,
-    /// As many bytes as `Content-Length` says; none where it is missing.
+    /// `Content-Length` bytes; none without that header.
     pub body: &'a [u8],
 }
 
-/// Bytes that are no answer, however many more there are.
+/// Bytes that cannot become an answer, whatever follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidAnswer {
-    /// There are more than [`ANSWER_LEN_MAX`], or that many are announced.
+    /// More than [`ANSWER_LEN_MAX`] came or were announced.
     TooLong,
-    /// It is not HTTP as we take it.
+    /// Not HTTP, or not the part of it that is accepted.
     Malformed,
 }
 
@@ -43,11 +42,11 @@ impl InvalidAnswer {
     }
 }
 
-/// Reads an answer off all bytes that a server has sent. `None`: there have to be more.
+/// Parses all bytes that a server has sent. `None`: the answer is incomplete.
 ///
 /// # Errors
 ///
-/// When no further bytes can make an answer of these.
+/// If no further bytes can complete these to an answer.
 pub fn parse(bytes: &[u8]) -> Result<Option<Answer<'_>>, InvalidAnswer> {
     if bytes.len() > ANSWER_LEN_MAX {
         return Err(InvalidAnswer::TooLong);
@@ -78,7 +77,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Answer<'_>>, InvalidAnswer> {
     Ok((body.len() == body_len).then_some(Answer { status, body }))
 }
 
-/// The whole lines of these bytes, each without its line feed; what is behind them stays.
+/// Whole lines, each without its line feed. The rest of the bytes stays.
 struct Lines<'a>(&'a [u8]);
 
 impl<'a> Iterator for Lines<'a> {
@@ -92,7 +91,7 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
-/// The visible part of a line, whose other characters are blanks and tabs. `None`: it is no line.
+/// The text of a line without its carriage return: printable ASCII, blanks and tabs.
 fn text(line: &[u8]) -> Option<&[u8]> {
     let (b'\r', text) = line.split_last()? else {
         return None;
@@ -118,7 +117,7 @@ fn parse_status(line: &[u8]) -> Option<u16> {
     matches!(reason, [] | [b' ', ..]).then_some(status.try_into().ok()?)
 }
 
-/// Takes a header line, of which only the length of the body counts.
+/// Takes a header line. Only the length of the body counts.
 fn parse_header(line: &[u8], body_len: &mut Option<usize>) -> Option<()> {
     let line = text(line)?;
     let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
@@ -130,7 +129,8 @@ fn parse_header(line: &[u8], body_len: &mut Option<usize>) -> Option<()> {
         return None;
     }
     if name.eq_ignore_ascii_case(b"content-length") {
-        // Said twice, it would be taken for one by us and for the other by somebody else.
+        // A repeated length could be read differently by two parsers (request smuggling, RFC 9112,
+        // 6.3).
         if body_len.is_some() {
             return None;
         }
@@ -139,7 +139,7 @@ fn parse_header(line: &[u8], body_len: &mut Option<usize>) -> Option<()> {
     Some(())
 }
 
-/// A number of up to five digits, and nothing but digits.
+/// One to five digits, and nothing else.
 fn parse_digits(text: &[u8]) -> Option<usize> {
     if text.is_empty() || text.len() > 5 {
         return None;
@@ -250,8 +250,8 @@ mod tests {
         );
     }
 
-    /// Whatever is left out, doubled or put in the place of another byte: it is an answer, a part
-    /// of one or none, and each beginning of an answer is a part of one.
+    /// With any byte left out, doubled or changed, the result is an answer, a part of one or an
+    /// error; and each beginning of an answer is a part of one.
     #[test]
     fn any_bytes_are_judged() {
         let whole = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 9\r\n\r\n012345678";

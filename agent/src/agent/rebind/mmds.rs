@@ -10,20 +10,19 @@
 //! ```
 //!
 //! The service's second version wants a token, which belongs to the VMM process: after a restore it
-//! answers 401, and a new one is asked for. Each question has a connection of its own, so that none
-//! is open that a restore could leave half dead.
+//! answers 401, and the agent asks for a new one. Each question has a connection of its own, so
+//! that no open connection can be left half dead by a restore.
 //!
-//! An epoch that differs from the last one is a wake-up and nothing more. It makes the agent put
-//! its listener back into the poll set, as a transport reset does, and is counted. Generation and
-//! readiness follow from REBIND and PROBE alone.
+//! An epoch that differs from the last one is a wake-up and nothing more. It makes the agent rearm
+//! its listener, as a transport reset does, and is counted. Generation and readiness follow from
+//! REBIND and PROBE alone.
 //!
 //! Invariants:
-//! - Without the setting there is no timer and no action, and with it none before the guest's first
-//!   name: the host speaks first, and brings the network.
-//! - One question is open at a time, it has a deadline, and an answer is kept up to
+//! - Without the setting there is no timer and no action, and with it none before the first REBIND:
+//!   the host speaks first, and configures the network.
+//! - One question is open at a time. It has a deadline, and its answer is kept up to
 //!   [`ANSWER_LEN_MAX`](super::http::ANSWER_LEN_MAX).
-//! - Nothing is open while the guest is silent for a snapshot or between two names: the timer
-//!   counts the time of sessions.
+//! - Nothing is open from QUIESCE or REBIND until REOPEN or REBOUND: the timer counts session time.
 
 use std::time::{Duration, Instant};
 
@@ -35,17 +34,17 @@ use crate::agent::Agent;
 use crate::agent::action::Action;
 use crate::agent::timers::Timer;
 
-/// Time between two looks.
+/// Time between two questions for the epoch.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Time from a transport reset or a new name to the look that follows it: what the host asks for
-/// meanwhile, above all the proof of readiness, comes first.
+/// Time from a transport reset or a rebind to the next question. Requests of the host come first
+/// meanwhile, above all the proof of readiness.
 const WAKE_DELAY: Duration = Duration::from_secs(2);
 
-/// How long one question may take.
+/// Time limit of one question.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most bytes of a token. Firecracker's have about a hundred.
+/// Bytes of a token. Firecracker's have about a hundred.
 const TOKEN_LEN_MAX: usize = 512;
 
 /// Asks for a token. Six hours are the longest life that the service gives one.
@@ -53,85 +52,75 @@ const TOKEN_REQUEST: &str = "PUT /latest/api/token HTTP/1.1\r\n\
                              Host: 169.254.169.254\r\n\
                              X-metadata-token-ttl-seconds: 21600\r\n\r\n";
 
-/// Asks for the epoch. The token and two ends of lines follow.
+/// Asks for the epoch. The token and two line ends follow.
 const EPOCH_REQUEST: &str = "GET /latest/host-tool/restore_epoch HTTP/1.1\r\n\
                              Host: 169.254.169.254\r\n\
                              X-metadata-token: ";
 
-/// Status of an answer to an unknown token.
+/// The status for an unknown token.
 const UNAUTHORIZED: u16 = 401;
 
-/// Where the watch stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum State {
-    /// Not wanted, or the guest has no name yet.
+    /// Not wanted, or before the first REBIND.
     #[default]
     Off,
-    /// Nothing is open. The timer says when to look.
+    /// Nothing is open. The timer is set.
     Waiting {
-        /// It is set to look soon. Another reason is no reason to look later.
+        /// The timer is set to [`WAKE_DELAY`]; another wake-up does not move it.
         is_woken: bool,
     },
-    /// A token was asked for.
     AskingToken,
-    /// The epoch was asked for.
     Fetching {
-        /// The token was got just now, so that no other would do better.
+        /// The token is new, so a further one would not help.
         is_token_new: bool,
     },
 }
 
-/// What happens to the watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Input<'a> {
-    /// It is time: to look, or to give up.
+    /// Time to ask, or the end of a question's time.
     Timer,
-    /// Something says that a look is due soon.
+    /// The next question is due soon.
     Wake,
     /// The guest is about to be silent.
     Pause,
-    /// The service has answered.
     Answer(Answer<'a>),
-    /// The connection failed, or what came is no answer.
+    /// The connection failed, or the answer is invalid.
     Failure,
 }
 
-/// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Next {
-    /// Nothing.
     Nothing,
     /// Send this on a new connection.
     Ask(String),
-    /// Close what is open, and look again after a while.
+    /// Close the open connection, if any, and ask again after this time.
     Wait(Duration, Outcome),
 }
 
-/// What became of a look.
+/// The result of asking for the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// It was not made, or is to be made again.
+    /// Not asked, or to be asked again.
     None,
-    /// There is no epoch to be had.
     Failed,
-    /// The epoch is the one that was there before, or the first one.
+    /// The same epoch as before, or the first one.
     Known,
-    /// It is another one than before.
+    /// Another epoch than before.
     New(Generation),
 }
 
-/// The watch.
 #[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Mmds {
     state: State,
     token: Option<String>,
     epoch: Option<Generation>,
-    /// What has come of the answer.
+    /// The part of the answer that has come.
     received: Vec<u8>,
 }
 
 impl Mmds {
-    /// Whether a question is open.
     pub(crate) const fn is_asking(&self) -> bool {
         matches!(self.state, State::AskingToken | State::Fetching { .. })
     }
@@ -200,13 +189,12 @@ impl Mmds {
     }
 }
 
-/// A look is over.
 const fn wait(outcome: Outcome) -> (State, Next) {
     let state = State::Waiting { is_woken: false };
     (state, Next::Wait(INTERVAL, outcome))
 }
 
-/// A token is sent back in a header line, so it may not hold what ends one.
+/// A token is sent back in a header line, so it may not contain a line end.
 fn token_of(answer: Answer<'_>) -> Option<String> {
     let is_token = answer.status == 200
         && (1..=TOKEN_LEN_MAX).contains(&answer.body.len())
@@ -224,8 +212,7 @@ fn epoch_of(answer: Answer<'_>) -> Option<Generation> {
 }
 
 impl Agent {
-    /// The guest has a name, and the network that comes with it. If the watch is wanted, it begins
-    /// with the first one.
+    /// The guest has a generation and a network. Starts the watch, if it is wanted.
     pub(crate) fn start_mmds(&mut self, now: Instant) {
         if self.settings.watches_mmds && self.mmds.state == State::Off {
             self.mmds.state = State::Waiting { is_woken: false };
@@ -233,29 +220,27 @@ impl Agent {
         self.wake_mmds(now);
     }
 
-    /// A look is due soon.
     pub(crate) fn wake_mmds(&mut self, now: Instant) {
         self.drive_mmds(Input::Wake, now);
     }
 
-    /// Nothing is to be open from now on until the time of sessions goes on.
+    /// Keeps everything closed while session time stands still.
     pub(crate) fn pause_mmds(&mut self, now: Instant) {
         self.drive_mmds(Input::Pause, now);
     }
 
-    /// It is time to look, or to give up.
     pub(crate) fn handle_mmds_timer(&mut self, now: Instant) {
         self.drive_mmds(Input::Timer, now);
     }
 
-    /// The metadata service has sent bytes. Follows [`Action::AskMmds`].
+    /// Follows [`Action::AskMmds`].
     pub fn handle_mmds_bytes(&mut self, bytes: &[u8], now: Instant) {
         if !self.mmds.is_asking() {
-            // Of a connection that was given up.
+            // Of a connection that is to be closed.
             return;
         }
         let mut received = std::mem::take(&mut self.mmds.received);
-        // One more than an answer may have tells that it has too many.
+        // One byte more than the limit tells that there are too many.
         let room = http::ANSWER_LEN_MAX + 1 - received.len();
         received.extend_from_slice(&bytes[..bytes.len().min(room)]);
         match http::parse(&received) {
@@ -268,8 +253,7 @@ impl Agent {
         }
     }
 
-    /// The connection to the metadata service could not be made, or has ended. Follows
-    /// [`Action::AskMmds`].
+    /// The connection to the metadata service failed or has ended. Follows [`Action::AskMmds`].
     pub fn handle_mmds_failed(&mut self, now: Instant) {
         self.drive_mmds(Input::Failure, now);
     }

@@ -1,4 +1,5 @@
-//! PROBE: the proof that the listener hears and that commands can run. No I/O, no clock.
+//! PROBE: the proof that the listener hears connections and that commands can run. No I/O, no
+//! clock.
 
 use std::time::Instant;
 
@@ -69,8 +70,7 @@ impl Agent {
             hooks: self.hooks.has_restore,
         };
         self.send(id, &Message::Probed(probed), now);
-        // A probe whose process was under way when the host asked for silence proves nothing any
-        // more.
+        // A QUIESCE or REBIND meanwhile makes the proof worthless.
         if matches!(self.state, State::Running | State::Rebound(_)) {
             self.set_state(Input::Proven);
             self.timers.stop(Timer::LogHold);
@@ -78,7 +78,6 @@ impl Agent {
         }
     }
 
-    /// A probe's process was started, or could not be.
     pub(crate) fn handle_probe_spawned(
         &mut self,
         id: ConnectionId,
@@ -97,7 +96,6 @@ impl Agent {
         }
     }
 
-    /// A probe's process was reaped.
     pub(crate) fn handle_probe_exit(&mut self, id: ConnectionId, exit: Exit, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;

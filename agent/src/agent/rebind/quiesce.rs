@@ -1,27 +1,26 @@
-//! QUIESCE: everything still and silent, so that a snapshot cuts nothing in two. No I/O, no clock.
+//! QUIESCE: makes the guest silent, so that a snapshot cuts nothing in two. No I/O, no clock.
 //!
 //! ```text
-//!            no session is left           no other connection     console is out
+//!            no session is left           no other connection     console is empty
 //! Draining ───────────────────▶ Closing ─────────────────────▶ Console ───────▶ Silent
 //!   │ limit: FAIL(refusing)        ▲                            │ │ limit:      (QUIESCED)
 //!   ▼                              └─── one more connected ─────┘ ▼ FAIL(refusing)
-//! taken back                                                   taken back
+//!  reopened                                                     reopened
 //! ```
 //!
-//! With policy `keep` sessions are carried into the snapshot, cut off from their connections; with
+//! With policy `keep` sessions are carried into the snapshot, detached from their connections; with
 //! `refuse` there are none. The workload is neither waited for nor a reason to refuse: it runs as
-//! long as the machine does, and is always carried along. The connection that carried the request
-//! stays open and idle, so that neither ring holds a packet at the cut.
+//! long as the machine does and is always carried along. The connection of the request stays open
+//! and idle, so that neither vsock ring holds a packet when the snapshot is taken.
 //!
-//! Programs in the guest stay connected: their sockets are the guest's own.
+//! Programs in the guest stay connected: their sockets are inside the guest.
 //!
 //! Invariants:
 //! - QUIESCED is sent only when no other host's connection is open and the console has sent
 //!   everything.
-//! - A guest that nobody talks to any more re-opens by itself after
-//!   [`SILENCE_INTERVALS`] times [`SILENCE_INTERVAL`], under its
-//!   old name.
-//! - The same token is answered again and acts once.
+//! - Without a frame from a host, the guest re-opens under its old generation after
+//!   [`SILENCE_INTERVALS`] times [`SILENCE_INTERVAL`].
+//! - A repeated request with the same token is answered again and does nothing.
 
 use std::time::{Duration, Instant};
 
@@ -37,23 +36,22 @@ use crate::agent::timers::Timer;
 use crate::agent::transport::connection::Connection;
 use crate::agent::{Agent, DetachReason, LIMIT_MAX};
 
-/// How long the guest stays silent without a frame from the host, one part of it.
+/// One interval without a frame from a host.
 pub(crate) const SILENCE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How many parts there are. A clone may find that the clock has jumped over hours; that takes one
-/// part, and the host still has the others to come and name it.
+/// Intervals until the guest re-opens. A clone may find that the clock has jumped by hours. That
+/// ends one interval, and the host has the others to send its REBIND.
 pub(crate) const SILENCE_INTERVALS: u32 = 4;
 
 /// Time between two BUSY frames while sessions drain.
 pub(crate) const BUSY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time between two looks at the console while it drains.
+/// Time between two checks of the console while it drains.
 pub(crate) const CONSOLE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long the console may take to drain: its 4 KiB buffer at 9600 baud, rounded up.
+/// Time limit for the console: its 4 KiB buffer at 9600 baud, rounded up.
 pub(crate) const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How far a quiescence has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Sessions are still running.
@@ -62,7 +60,6 @@ enum Phase {
     Closing,
     /// The console may still be sending.
     Console,
-    /// Nothing is pending.
     Silent,
 }
 
@@ -70,10 +67,10 @@ enum Phase {
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Quiescing {
     token: Token,
-    /// The connection that is answered and stays open.
+    /// The connection that gets the answer and stays open.
     control: ConnectionId,
     phase: Phase,
-    /// Parts of the silence that have passed without a word from the host.
+    /// Intervals without a frame from a host.
     silent_intervals: u32,
 }
 
@@ -116,7 +113,7 @@ impl Agent {
             Policy::Keep | Policy::Refuse => Phase::Closing,
         };
         self.counters.quiesces += 1;
-        // Whatever the last name meant, it means it before the next snapshot.
+        // Programs hear of the current generation before the next snapshot.
         self.announce_generation(now);
         self.set_state(Input::Quiesce);
         self.pause_mmds(now);
@@ -150,7 +147,7 @@ impl Agent {
         self.send(id, &Message::Ok, now);
     }
 
-    /// Goes as far as nothing is in the way. Called after whatever may have cleared it.
+    /// Moves on if nothing is in the way any more. Called wherever something may have gone.
     pub(crate) fn advance_quiescing(&mut self, now: Instant) {
         let Some(Quiescing { control, phase, .. }) = self.quiescing else {
             return;
@@ -183,7 +180,7 @@ impl Agent {
         }
     }
 
-    /// The console was looked at. Answers [`Action::LookAtConsole`].
+    /// Answers [`Action::LookAtConsole`].
     pub fn handle_console(&mut self, is_drained: bool, now: Instant) {
         let Some(Quiescing {
             token,
@@ -198,7 +195,7 @@ impl Agent {
             return;
         }
         if self.has_others(control) {
-            // Somebody connected while the console drained.
+            // A host connected while the console drained.
             self.timers.stop(Timer::ConsoleLimit);
             self.set_phase(Phase::Closing);
             self.advance_quiescing(now);
@@ -214,7 +211,7 @@ impl Agent {
         }
     }
 
-    /// A frame came from a host, so somebody still knows that the guest is quiesced.
+    /// A frame came from a host: it still knows that the guest is quiesced.
     pub(crate) fn note_host_alive(&mut self, now: Instant) {
         if self.state == State::Quiesced
             && let Some(quiescing) = &mut self.quiescing
@@ -230,7 +227,7 @@ impl Agent {
             return;
         };
         self.timers.set(Timer::BusyReport, now + BUSY_INTERVAL);
-        // A host that does not read its answers gets no more of them.
+        // A host that does not read its answers gets no more.
         let reads = self
             .connections
             .get(&control)
@@ -242,14 +239,12 @@ impl Agent {
         }
     }
 
-    /// Draining took as long as the host allows.
     pub(crate) fn abort_draining(&mut self, now: Instant) {
         let count = self.sessions.requested().count();
         let text = format!("{count} sessions are still running");
         self.abort_quiescing("drain", text, now);
     }
 
-    /// The console did not drain.
     pub(crate) fn abort_console_wait(&mut self, now: Instant) {
         let text = format!(
             "the console did not drain within {} s",
@@ -274,8 +269,7 @@ impl Agent {
         self.send(control, &Message::Fail(fail), now);
     }
 
-    /// Part of the silence is over. After the last one the host is taken for gone, and the work
-    /// need not go with it.
+    /// After the last interval the host counts as gone, and the guest returns to its work.
     pub(crate) fn note_host_silence(&mut self, now: Instant) {
         let Some(quiescing) = &mut self.quiescing else {
             return;
@@ -296,7 +290,7 @@ impl Agent {
         self.timers.resume(now);
     }
 
-    /// Forgets the quiescence; what the state becomes is the caller's to say.
+    /// The caller changes the root state.
     pub(crate) fn abandon_quiescing(&mut self) {
         self.quiescing = None;
         for timer in [

@@ -1,4 +1,4 @@
-//! One rebind: which step is next, and what the report says. No I/O, no clock.
+//! One rebind: the next step, and the report. No I/O, no clock.
 //!
 //! ```text
 //! Connections ─▶ Listener ─▶ Clock ─▶ Entropy ─▶ Identity ─▶ REBOUND
@@ -6,13 +6,14 @@
 //! ```
 //!
 //! Each step is one action of the shell, which measures it and hands the outcome back. A failed
-//! step is final when the cause is a restore, because a clone that shares its time, its random
-//! numbers or its name with a sibling must not run; after a boot or a resume it is reported and the
-//! guest goes on. Without a listener nothing goes on.
+//! step is final if the cause is a restore: a clone that shares its time, random numbers or
+//! identity with a sibling must not run. After a boot or a resume the failure is reported and the
+//! guest runs on. Without a listener the rebind always fails.
 //!
 //! Invariants:
 //! - The steps are taken in this order, each at most once.
-//! - The result is kept: the same generation asked for again is answered again and acts no more.
+//! - The result is kept: a repeated request for the same generation is answered again and does
+//!   nothing.
 
 use std::time::Duration;
 
@@ -23,68 +24,57 @@ use shared::message::{
 
 use crate::agent::ids::ConnectionId;
 
-/// Most connections that wait for one rebind. More are refused: a host has one or two attempts
-/// under way.
+/// Connections that may wait for one rebind. A host has one or two attempts under way.
 pub(crate) const WAITING_MAX: usize = 8;
 
-/// Wall clock values below this cannot be true: 2020-01-01.
+/// 2020-01-01. The wall clock cannot be earlier.
 const WALL_CLOCK_NS_MIN: u64 = 1_577_836_800 * 1_000_000_000;
 
-/// Wall clock values from this on cannot be true: 2200-01-01.
+/// 2200-01-01. The wall clock cannot be this late.
 const WALL_CLOCK_NS_MAX: u64 = 7_258_118_400 * 1_000_000_000;
 
-/// What the shell does for one step.
+/// One step for the shell.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StepAction {
-    /// Deregister, then close, these.
+    /// Deregister these, then close them.
     CloseConnections(Vec<ConnectionId>),
-    /// Take the listener out of the poll set and put it back, on the same descriptor.
+    /// As [`Action::RearmListener`](crate::agent::Action::RearmListener).
     RearmListener,
-    /// Set the wall clock to this many ns since 1970.
     SetClock {
-        /// The host's time.
+        /// ns since 1970, from the host.
         wall_ns: i64,
     },
     /// Credit these bytes and reseed.
-    Reseed {
-        /// Random bytes of the host.
-        entropy: [u8; 32],
-    },
+    Reseed { entropy: [u8; 32] },
     /// Set what is given.
     SetIdentity(Identity),
 }
 
-/// What a step did.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StepOutcome {
-    /// It was done.
     Done,
-    /// The wall clock was set, and moved by this much.
+    /// The wall clock was set.
     ClockMoved {
         /// ns, positive is forward.
         step_ns: i64,
     },
-    /// This process runs without privileges on purpose and was not permitted.
+    /// The agent runs without privileges by its settings, so the step was skipped.
     Unprivileged,
-    /// It was not done.
     Failed(StepFailure),
 }
 
-/// Why a step was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StepFailure {
-    /// The system call's error number, where there was one.
+    /// Of the system call that failed.
     pub errno: Option<i32>,
-    /// What failed on which object.
+    /// What failed on which object, for people.
     pub text: String,
 }
 
-/// What the machine wants next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Next {
-    /// Perform this and report.
+    /// Perform this and report the outcome.
     Act(StepAction),
-    /// All steps are done.
     Done(Rebound),
     /// A step failed for good.
     Failed(Fail),
@@ -94,9 +84,9 @@ pub(crate) enum Next {
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Rebinding {
     request: Rebind,
-    /// Connections that wait for the result, the first one first.
+    /// Connections that wait for the result, the earliest first.
     waiting: Vec<ConnectionId>,
-    /// The step that comes next or is under way; `None` when all are done.
+    /// The next step, or the one under way; `None` when all are done.
     step: Option<StepName>,
     steps: Vec<Step>,
     /// To be closed by the first step.
@@ -108,7 +98,7 @@ pub(crate) struct Rebinding {
 }
 
 impl Rebinding {
-    /// Starts from the top. `old_connections` are those of an older generation.
+    /// `old_connections` are those of an older generation.
     pub(crate) fn new(
         request: Rebind,
         asker: ConnectionId,
@@ -129,22 +119,19 @@ impl Rebinding {
         }
     }
 
-    /// The name it leads to.
     pub(crate) fn generation(&self) -> Generation {
         self.request.generation
     }
 
-    /// Why it was asked for.
     pub(crate) fn cause(&self) -> Cause {
         self.request.cause
     }
 
-    /// The step that is under way.
     pub(crate) fn step(&self) -> Option<StepName> {
         self.step
     }
 
-    /// One more connection waits for the result. Returns whether there was room.
+    /// Adds a connection that waits for the result. Returns whether there was room.
     pub(crate) fn join(&mut self, connection: ConnectionId) -> bool {
         if self.waiting.contains(&connection) {
             return true;
@@ -156,17 +143,16 @@ impl Rebinding {
         has_room
     }
 
-    /// A waiting connection has ended. The rebind goes on: the next attempt finds its result.
+    /// A connection has ended. The rebind continues, and a repeated request finds its result.
     pub(crate) fn remove_waiter(&mut self, connection: ConnectionId) {
         self.waiting.retain(|waiting| *waiting != connection);
     }
 
-    /// Who waits for the result.
     pub(crate) fn waiting(&self) -> &[ConnectionId] {
         &self.waiting
     }
 
-    /// The connections that the first step has closed, once it has been performed.
+    /// The connections that the first step has closed, once it was performed.
     pub(crate) fn take_old_connections(
         &mut self,
         performed: Option<StepName>,
@@ -178,7 +164,7 @@ impl Rebinding {
         }
     }
 
-    /// The next thing to do. Steps that were not asked for are passed over here.
+    /// The next thing to do. Skips steps that the request does not ask for.
     pub(crate) fn poll_next(&mut self, listener_serial: u64) -> Next {
         while let Some(step) = self.step {
             match self.action(step) {
@@ -202,7 +188,7 @@ impl Rebinding {
         })
     }
 
-    /// A step was performed. Returns the refusal if it failed for good.
+    /// Returns the refusal if the step failed for good.
     pub(crate) fn handle_outcome(&mut self, outcome: StepOutcome, took: Duration) -> Option<Fail> {
         let step = self.step?;
         match outcome {
@@ -224,7 +210,7 @@ impl Rebinding {
         }
     }
 
-    /// What a step asks of the shell; `None` if the request did not ask for it.
+    /// `None` if the request does not ask for the step.
     fn action(&self, step: StepName) -> Result<Option<StepAction>, StepFailure> {
         Ok(match step {
             StepName::Connections => {
@@ -245,7 +231,7 @@ impl Rebinding {
         })
     }
 
-    /// The host's time, if it can be true.
+    /// The host's time, if it is plausible.
     fn wall_ns(&self) -> Result<i64, StepFailure> {
         let ns = self.request.wall_clock_ns;
         let plausible = (WALL_CLOCK_NS_MIN..WALL_CLOCK_NS_MAX).contains(&ns);
@@ -260,7 +246,7 @@ impl Rebinding {
             })
     }
 
-    /// Notes how a step went and moves on.
+    /// Records a result and goes to the next step.
     fn advance(&mut self, step: StepName, result: StepResult, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.steps.push(Step {
@@ -277,7 +263,7 @@ impl Rebinding {
         };
     }
 
-    /// Notes a failure and moves on, or returns the refusal if it is final.
+    /// Records a failure and goes to the next step, or returns the refusal if the failure is final.
     fn fail(&mut self, step: StepName, failure: StepFailure, took: Duration) -> Option<Fail> {
         let is_final = match step {
             StepName::Connections | StepName::Listener => true,

@@ -1,22 +1,22 @@
-//! Connections and the sessions that they are attached to: who gets which bytes, and when. No I/O,
-//! no clock.
+//! Connections and the sessions that they are attached to: which connection gets which bytes, and
+//! when. No I/O, no clock.
 //!
 //! ```text
 //!                     ┌─▶ cursor of the owner ───▶ socket ─▶ ACK frees the ring
 //! pipe ─▶ ring ───────┼─▶ cursor of an observer ─▶ socket    GAP where the ring no longer reaches
-//!   (one per stream)  └─▶ (who only waits has none)
+//!   (one per stream)  └─▶ (a connection that only waits has none)
 //! ```
 //!
-//! Each attached connection has a cursor per stream. What its socket takes is taken from there on,
-//! right from the rings (see `transport/output.rs`); EXITED follows the last byte, and then the
+//! Each attached connection has a cursor per stream. Its socket takes bytes from there on, straight
+//! from the rings (see `transport/output.rs`). EXITED follows the last byte, and then the
 //! connection is free for another session.
 //!
 //! Invariants:
 //! - What a connection gets of a stream is contiguous, or a GAP names what is missing.
-//! - A session has at most one owner. Of two connections that want to be, the one that was accepted
-//!   later is, whichever asks first: a host that asks again keeps the connection of its earlier
-//!   attempt open, and drops it once it is served.
-//! - A connection that is slow or stuck holds up no other one, of this session or of another.
+//! - A session has at most one owner: of two connections that ask, the one that was accepted later.
+//!   A host that asks again keeps the connection of its earlier attempt open, and drops it once it
+//!   is served.
+//! - A slow or stuck connection delays no other one, of this session or of another.
 
 use std::time::Instant;
 
@@ -30,32 +30,30 @@ use crate::agent::transport::outbox::Outbox;
 use crate::agent::transport::output::Cursors;
 use crate::agent::{Agent, DetachReason};
 
-/// The answer that a connection is to get for attaching.
+/// The answer to EXEC or ATTACH.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Answer {
-    /// STARTED.
     Started {
-        /// Whether its request started the session.
+        /// Whether this request started the session.
         fresh: bool,
     },
-    /// ATTACHED.
     Attached,
 }
 
-/// One connection's part in a session.
+/// A connection's part in a session.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) struct Attachment {
     pub(crate) session: SessionId,
     pub(crate) mode: AttachMode,
     /// What it gets next of each stream.
     cursors: Cursors,
-    /// The answer that it has not got: the session's process has not been started.
+    /// The answer that it will get when the session's process has been started.
     owed: Option<Answer>,
 }
 
 impl Attachment {
-    /// A part in a session, from these offsets on or from where the session's rings begin. No
-    /// cursor is behind the end of its stream.
+    /// Begins at these offsets, or where the session's rings begin, and never after the end of a
+    /// stream.
     pub(crate) fn new(session: &Session, mode: AttachMode, from: [Option<u64>; 2]) -> Self {
         let cursor = |stream: Stream| {
             let ring = session.ring(stream);
@@ -70,7 +68,7 @@ impl Attachment {
         }
     }
 
-    /// Offset of the next byte of a stream that it gets: what is before it was sent.
+    /// Offset of the next byte; all bytes before it were sent.
     pub(crate) fn cursor(&self, stream: Stream) -> u64 {
         self.cursors.offsets()[stream.index()]
     }
@@ -81,36 +79,36 @@ impl Attachment {
         is_flowing.then_some(&self.cursors)
     }
 
-    /// Announces what the rings no longer have, once everything before it was sent. Returns the
+    /// Announces what the rings no longer hold, once everything before it was sent. Returns the
     /// number of gaps.
     pub(crate) fn announce_gaps(&mut self, session: &Session, outbox: &mut Outbox) -> u64 {
         let is_due = outbox.is_empty() && self.flow().is_some_and(|it| !it.is_mid_frame());
         let mut count = 0;
         for &stream in Stream::ALL.iter().filter(|_| is_due) {
             if let Some(gap) = self.cursors.skip_gap(stream, session) {
-                // An empty outbox takes it.
+                // An empty outbox has room.
                 count += u64::from(outbox.push(&Message::Gap(gap)).is_ok());
             }
         }
         count
     }
 
-    /// The socket took `len` bytes: of the rest of a frame, of what the outbox held, and of further
-    /// frames, in this order.
+    /// The socket took `len` bytes: first of a partly written frame, then of the outbox, then of
+    /// further frames.
     pub(crate) fn handle_written(&mut self, len: usize, session: &Session, outbox: &mut Outbox) {
         let mut left = len - self.cursors.advance_rest(len);
         let of_answers = left.min(outbox.pending().len());
         outbox.consume(of_answers);
         left -= of_answers;
         self.cursors.advance(left, session);
-        // Only to its owner does a session that waits for its reader keep what it was not told of.
+        // Only for an owner does a session with policy `block` keep unacknowledged bytes.
         if self.mode != AttachMode::Own || session.drops_oldest() {
             self.save_partial_frame(session, outbox);
         }
     }
 
-    /// The session's rings need not keep what was not sent: the rest of a frame of which a part was
-    /// sent goes into the outbox.
+    /// Copies the rest of a partly written frame into the outbox, so that the ring need not keep
+    /// it.
     pub(crate) fn save_partial_frame(&mut self, session: &Session, outbox: &mut Outbox) {
         if self.cursors.is_mid_frame() {
             self.cursors
@@ -118,7 +116,7 @@ impl Attachment {
         }
     }
 
-    /// The end, if it is this connection's turn to hear of it.
+    /// EXITED, if it is due for this connection.
     fn exited(&self, session: &Session) -> Option<Exited> {
         let exited = session.exited()?;
         let is_at_end = |stream: &Stream| self.cursor(*stream) == session.ring(*stream).end();
@@ -146,7 +144,7 @@ impl Agent {
         self.attach(id, session, request.mode, from, Answer::Attached, now);
     }
 
-    /// Whether a connection may be attached to a session. If not, it is told.
+    /// Whether a connection may be attached to a session. If not, it gets FAIL(limit).
     pub(crate) fn is_free(&mut self, id: ConnectionId, now: Instant) -> bool {
         let is_free = self
             .connections
@@ -159,7 +157,6 @@ impl Agent {
         is_free
     }
 
-    /// Attaches a connection to a session.
     pub(crate) fn attach(
         &mut self,
         id: ConnectionId,
@@ -183,7 +180,7 @@ impl Agent {
         attachment.owed = Some(answer);
         connection.attachment = Some(attachment);
         self.buffers.add_user();
-        // The workload may be waiting for a restart, which takes a while.
+        // A workload's STARTED does not wait for a restart, which takes a while.
         if session.state() != State::Starting || session.is_workload() {
             self.give_answer(id, now);
         }
@@ -191,8 +188,8 @@ impl Agent {
         self.pump_connection(id, now);
     }
 
-    /// Makes a connection the owner of a session, unless a later one is. What it asks for
-    /// acknowledges what comes before it.
+    /// Makes a connection the owner of a session, unless a later connection is. The offsets that it
+    /// asks for acknowledge all bytes before them.
     fn take_ownership(
         &mut self,
         id: ConnectionId,
@@ -228,7 +225,7 @@ impl Agent {
         true
     }
 
-    /// Tells a connection that it is attached, if it has not been told.
+    /// Sends the answer to EXEC or ATTACH, if it was not sent yet.
     pub(crate) fn give_answer(&mut self, id: ConnectionId, now: Instant) {
         let attachment = self
             .connections
@@ -254,7 +251,7 @@ impl Agent {
         self.send(id, &message, now);
     }
 
-    /// There is more output for everybody who is attached to a session.
+    /// There is more output for the connections that are attached to a session.
     pub(crate) fn pump_session(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else {
             return;
@@ -292,7 +289,7 @@ impl Agent {
         }
     }
 
-    /// A session's rings need not keep what nobody has acknowledged.
+    /// A session's rings need not keep unacknowledged bytes any more.
     pub(crate) fn save_partial_frames(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else {
             return;
@@ -304,7 +301,7 @@ impl Agent {
         }
     }
 
-    /// Takes a connection's session from it.
+    /// Detaches a connection from its session.
     pub(crate) fn release_session(&mut self, id: ConnectionId, reason: DetachReason, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -364,7 +361,7 @@ mod tests {
         session
     }
 
-    /// A connection that is attached like this and has nothing else to say.
+    /// A connection that is attached like this and has nothing else to send.
     fn connection(session: &Session, mode: AttachMode) -> Connection {
         let mut connection = Connection::new(Role::Host, 0);
         connection.attachment = Some(Attachment::new(session, mode, [None; 2]));
@@ -377,7 +374,6 @@ mod tests {
         pieces.as_slice().concat()
     }
 
-    /// The socket takes `len` bytes.
     fn write(connection: &mut Connection, session: &Session, len: usize) -> Vec<u8> {
         connection.announce_gaps(session);
         let mut bytes = pending(connection, session);
@@ -386,7 +382,7 @@ mod tests {
         bytes
     }
 
-    /// What was written: the stream, the first offset and the one behind the last byte.
+    /// What was written: kind, stream, first offset, and the offset after the last byte.
     fn read(bytes: &[u8]) -> Vec<(&'static str, Stream, u64, u64)> {
         let mut decoder = Decoder::new();
         decoder.push(bytes);
@@ -453,8 +449,8 @@ mod tests {
         }
     }
 
-    /// However the socket cuts what it is handed, and whether or not the rest of a frame stays in
-    /// the ring, the frames are whole. Answers come between them.
+    /// Frames stay whole however the socket cuts them, and whether or not the ring keeps the rest
+    /// of a frame. Answers come between frames.
     #[test]
     fn frames_survive_every_split() {
         let expected = [
@@ -496,12 +492,13 @@ mod tests {
         let taken = read(&write(&mut connection, &session, usize::MAX));
         assert_eq!(taken[0], ("gap", Stream::Stdout, 0, 5));
         assert_eq!(taken[1].2, 5);
-        // What gives way while a frame is under way is announced behind that frame.
+        // Bytes that are dropped while a frame is partly written are announced after that frame.
         session.handle_output(Stream::Stdout, b"more", &mut BufferPool::default());
         let mut bytes = write(&mut connection, &session, Chunk::HEADER_LEN + 1);
         session.handle_output(Stream::Stdout, &output, &mut BufferPool::default());
         for _ in 0..2 {
-            // The rest of the frame and the GAP, before the next frame has begun; then that.
+            // The rest of the frame and the GAP, before the next frame has begun; then the next
+            // frame.
             bytes.extend(write(&mut connection, &session, 3));
             while !connection.outbox.is_empty() {
                 let len = connection.outbox.pending().len();

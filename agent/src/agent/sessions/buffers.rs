@@ -1,20 +1,19 @@
-//! Large buffers between two uses. No I/O.
+//! A pool of large buffers. No I/O.
 //!
-//! Rings hold no memory while they are empty, and a stream that flows empties them many times a
-//! second. Memory that goes back to the kernel each time comes anew page by page,
-//! which costs more than the copying; so a few buffers wait here for whoever needs one next.
+//! An empty ring holds no memory, and a flowing stream empties its ring many times a second. Memory
+//! that goes back to the kernel each time returns page by page, which costs more than copying the
+//! data. So a few buffers are kept for the next ring that needs one.
 //!
 //! Invariants:
 //! - At most [`BUFFERS_MAX`] buffers of at most [`BUFFER_LEN_MAX`] bytes.
-//! - None while no connection is attached to a session: a quiet agent is a small one.
+//! - None while no connection is attached to a session: a quiet agent is small.
 
-/// Most buffers that wait: those of a session's three streams, and of another's one.
+/// The three streams of one session, and one stream of another.
 pub(crate) const BUFFERS_MAX: usize = 4;
 
-/// Longest buffer that is kept: no ring is longer.
+/// No ring is longer.
 pub(crate) const BUFFER_LEN_MAX: usize = 256 * 1024;
 
-/// Buffers that wait for their next use.
 #[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct BufferPool {
     buffers: Vec<Vec<u8>>,
@@ -23,13 +22,13 @@ pub(crate) struct BufferPool {
 }
 
 impl BufferPool {
-    /// A buffer of at least `len` bytes, whatever these are, if one waits.
+    /// A buffer of at least `len` bytes with any content, if there is one.
     pub(crate) fn take(&mut self, len: usize) -> Option<Vec<u8>> {
         let index = self.buffers.iter().position(|it| it.len() >= len)?;
         Some(self.buffers.swap_remove(index))
     }
 
-    /// Takes a buffer that is not needed now.
+    /// Keeps a buffer, or drops it if the pool is full or has no user.
     pub(crate) fn give(&mut self, buffer: Vec<u8>) {
         let is_welcome = self.user_count > 0 && self.buffers.len() < BUFFERS_MAX;
         if is_welcome && buffer.len() <= BUFFER_LEN_MAX {
@@ -42,7 +41,7 @@ impl BufferPool {
         self.user_count += 1;
     }
 
-    /// A connection is attached no more.
+    /// A connection was detached.
     pub(crate) fn remove_user(&mut self) {
         debug_assert!(self.user_count > 0);
         self.user_count = self.user_count.saturating_sub(1);
@@ -51,7 +50,6 @@ impl BufferPool {
         }
     }
 
-    /// Buffers that wait.
     pub(crate) fn count(&self) -> usize {
         self.buffers.len()
     }

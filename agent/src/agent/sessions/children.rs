@@ -1,27 +1,26 @@
-//! Which child belongs to whom. No I/O, no clock.
+//! The owner of each child process. No I/O, no clock.
 //!
-//! Process 1 inherits every orphan of the machine, so most ends may mean nothing to us: what is not
-//! in the table is an orphan, counted and forgotten.
+//! Process 1 inherits every orphan of the machine. A process that is not in the table is an orphan:
+//! it is counted and forgotten.
 //!
-//! Invariant: a process id is in the table from the moment its process was started until it was
-//! reaped, so it names one process at most; the kernel cannot reuse it before.
+//! Invariant: a process id is in the table from the start of its process until it was reaped. The
+//! kernel cannot reuse it before, so it means one process at most.
 
 use std::collections::BTreeMap;
 
 use crate::agent::ids::{ConnectionId, SessionId};
 
-/// Why we started a process.
+/// Why the agent started a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Owner {
-    /// It is a session's command.
+    /// A session's command.
     Session(SessionId),
-    /// It is the no-op that proves to this connection that commands can run.
+    /// The no-op that proves to this connection that commands can run.
     Probe(ConnectionId),
-    /// It could not become the program it was started for, and only has to be reaped.
+    /// It failed before it executed its program and only has to be reaped.
     Stillborn,
 }
 
-/// Our own children, and a count of the others.
 #[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Children {
     owners: BTreeMap<i32, Owner>,
@@ -29,7 +28,6 @@ pub(crate) struct Children {
 }
 
 impl Children {
-    /// A process was started.
     pub(crate) fn insert(&mut self, pid: i32, owner: Owner) {
         let previous = self.owners.insert(pid, owner);
         debug_assert!(
@@ -38,7 +36,7 @@ impl Children {
         );
     }
 
-    /// A process was reaped. Returns whose it was, or `None` for an orphan.
+    /// A process was reaped. `None`: it was an orphan.
     pub(crate) fn remove(&mut self, pid: i32) -> Option<Owner> {
         let owner = self.owners.remove(&pid);
         if owner.is_none() {
@@ -47,7 +45,7 @@ impl Children {
         owner
     }
 
-    /// Processes reaped that nobody here had started.
+    /// Reaped processes that the agent had not started.
     pub(crate) fn orphans_reaped(&self) -> u64 {
         self.orphans_reaped
     }

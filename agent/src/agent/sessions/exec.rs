@@ -1,14 +1,14 @@
-//! EXEC as a conversation, and a session's process from its start to its end. No I/O, no clock.
+//! EXEC, and a session's process from its start to its end. No I/O, no clock.
 //!
 //! ```text
-//! EXEC(id) ─┬ id is known ────────────▶ attached to what the first one started: STARTED, what is
-//!           │                           left of the output, EXITED
-//!           ├ id is new, offsets are 0 ▶ spawned ─▶ STARTED, output…, EXITED
-//!           └ id is new, others are not ▶ FAIL(no_session): it has run, and is forgotten
+//! EXEC(id) ─┬ id is known ───────────────▶ attached to the session that the first EXEC started:
+//!           │                              STARTED, the rest of the output, EXITED
+//!           ├ id is new, offsets are 0 ──▶ spawned ─▶ STARTED, output…, EXITED
+//!           └ id is new, others are not ─▶ FAIL(no_session): it has run and is forgotten
 //! ```
 //!
 //! Invariants:
-//! - A request that names another generation than the guest's starts nothing.
+//! - A request for another generation than the guest's starts nothing.
 //! - A request is run at most once, however often it is sent.
 
 use std::time::{Duration, Instant};
@@ -26,11 +26,10 @@ use crate::agent::state::Request;
 use crate::agent::timers::Timer;
 use crate::agent::{Agent, DetachReason, SESSIONS_MAX};
 
-/// How long a reaped command's output may stay open in other hands before its end is reported.
+/// How long other processes may hold a reaped command's output open before EXITED is sent.
 pub(crate) const GRACE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Errors that mean that a command is not there, as shells tell them apart from one that cannot be
-/// run.
+/// ENOENT and ENOTDIR: shells report a missing command differently from one that cannot be run.
 const ERRNO_NOT_FOUND: [i32; 2] = [2, 20];
 
 impl Agent {
@@ -88,7 +87,6 @@ impl Agent {
         self.attach(id, session, mode_of(exec), [Some(0); 2], answer, now);
     }
 
-    /// Asks for a session's process.
     pub(crate) fn spawn_session(&mut self, id: SessionId, command: Command) {
         self.actions.push_back(Action::Spawn {
             purpose: Purpose::Session(id),
@@ -96,7 +94,7 @@ impl Agent {
         });
     }
 
-    /// A program was started, or could not be. Answers [`Action::Spawn`].
+    /// Answers [`Action::Spawn`].
     pub fn handle_spawned(
         &mut self,
         purpose: Purpose,
@@ -127,7 +125,7 @@ impl Agent {
         }
         self.advance_input(id, now);
         if self.sessions.get(id).is_some_and(|it| it.is_terminating) {
-            // That was while it was being started.
+            // It was told to end while it was being started.
             self.terminate_session(id, now);
         }
     }
@@ -156,14 +154,14 @@ impl Agent {
         self.advance_ending(now);
     }
 
-    /// How many bytes of an output may be handed in now. Zero stops the reading of it until
+    /// How many bytes of an output may be handed in now. Zero stops reading it until
     /// [`Action::ResumeOutput`].
     pub fn output_room(&mut self, id: SessionId, stream: Stream) -> usize {
         let session = self.sessions.get_mut(id);
         session.map_or(0, |session| session.poll_room(stream))
     }
 
-    /// Memory to read a command's output into, which may be none.
+    /// Memory to read a command's output into, possibly none.
     /// [`handle_output_read`](Self::handle_output_read) must follow.
     pub fn output_spare(&mut self, id: SessionId, stream: Stream) -> [&mut [u8]; 2] {
         match self.sessions.get_mut(id) {
@@ -172,8 +170,8 @@ impl Agent {
         }
     }
 
-    /// A command wrote something, at most [`Self::output_room`] bytes, or nothing after all. The
-    /// first `spare_len` were read into [`Self::output_spare`]; `bytes` are what came behind them.
+    /// A command wrote at most [`Self::output_room`] bytes, or none. The first `spare_len` were
+    /// read into [`Self::output_spare`]; `bytes` are those after them.
     pub fn handle_output_read(
         &mut self,
         id: SessionId,
@@ -193,7 +191,6 @@ impl Agent {
         }
     }
 
-    /// A command's output has ended.
     pub fn handle_output_closed(&mut self, id: SessionId, stream: Stream, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
             session.handle_output_closed(stream);
@@ -201,21 +198,20 @@ impl Agent {
         }
     }
 
-    /// There may be room for a session's output again.
+    /// A session's rings may have room again.
     pub(crate) fn resume_output(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         if session.poll_resume() {
             if matches!(session.state(), State::Reaped(_)) {
-                // The grace did not count while the output waited for its reader.
+                // The grace does not count while output waits for its reader.
                 self.timers.set(Timer::Grace(id), now + GRACE_TIMEOUT);
             }
             self.actions.push_back(Action::ResumeOutput(id));
         }
     }
 
-    /// A child was reaped, our own or an orphan.
     pub fn handle_child_exit(&mut self, pid: i32, exit: Exit, now: Instant) {
         match self.children.remove(pid) {
             Some(Owner::Session(id)) => self.handle_session_exit(id, exit, now),
@@ -230,7 +226,7 @@ impl Agent {
             return;
         };
         if session.is_terminating {
-            // The leader is gone; others of its group may have ignored the first signal. Later its
+            // The leader is gone; other processes of its group may have ignored TERM. Later the
             // number may be another group's.
             self.signal_session(id, EndSignal::Kill.number());
         }
@@ -244,12 +240,13 @@ impl Agent {
         self.finish_if_complete(id, now);
     }
 
-    /// Another process still holds a reaped command's output open, and has had its time.
+    /// Another process has held a reaped command's output open for too long.
     pub(crate) fn end_grace(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        // What keeps the output open is our own waiting for its reader; see `resume_output`.
+        // The agent itself does not read the output while it waits for a reader; see
+        // `resume_output`.
         if session.is_stalled() {
             return;
         }
@@ -267,7 +264,7 @@ impl Agent {
         };
         let is_workload = session.is_workload();
         if session.spec().tty.is_some() {
-            // Its terminal was kept open for it, see there.
+            // It was kept open until the end, see `Action::CloseOutput`.
             self.actions.push_back(Action::CloseOutput(id));
         }
         self.stop_session_timers(id);
@@ -278,7 +275,7 @@ impl Agent {
         }
     }
 
-    /// Keeps a session's result and tells it to everybody who is attached.
+    /// Keeps a session's result and sends it to all attached connections.
     pub(crate) fn end_session(&mut self, id: SessionId, exited: Exited, now: Instant) {
         debug!("{id}: ended with status {}", exited.status.shell_code());
         self.sessions.complete(id, exited);
@@ -293,7 +290,6 @@ impl Agent {
     }
 }
 
-/// How the connection of a request is attached to what it started.
 fn mode_of(exec: &Exec) -> AttachMode {
     if exec.detached {
         AttachMode::Observe
@@ -302,7 +298,7 @@ fn mode_of(exec: &Exec) -> AttachMode {
     }
 }
 
-/// What the host is told about a program that could not be started.
+/// The failure as the host gets it.
 fn spawn_fail(failure: &SpawnFailure) -> Fail {
     let (code, phase, what) = match failure.stage {
         SpawnStage::Clone => (FailCode::Limit, "clone", "cannot create the process"),

@@ -5,13 +5,13 @@
 //!   └ the command ──┘└ wait to be written ──┘└ the client may send this much more
 //! ```
 //!
-//! The client learns how far it may send from a WINDOW. One is due when half of the buffer has been
-//! freed since the last one, when the client has used its credit up, and when nobody reads any
-//! more.
+//! A WINDOW tells the client how far it may send. One is due when half of the buffer was freed
+//! since the last one, when the client has used up its credit, and when the command has closed its
+//! input.
 //!
 //! Invariants:
 //! - Never holds more than [`INPUT_LEN_MAX`] bytes, and the limit never goes back.
-//! - Bytes are taken in order, each once: what is there already is skipped, a hole is refused.
+//! - Bytes are taken in order, each once: known ones are skipped, a hole is refused.
 //! - The end comes after the last byte. For a terminal it is a character; see [`Input::pending`].
 
 use shared::message::Window;
@@ -19,47 +19,46 @@ use shared::message::Window;
 use super::buffers::BufferPool;
 use super::ring::{RING_LEN_MAX, Ring};
 
-/// Most bytes that wait for a command to read them.
+/// Bytes that may wait for a command to read them.
 pub const INPUT_LEN_MAX: usize = RING_LEN_MAX;
 
-/// The terminal's end-of-file character (`VEOF`, `termios(3)`). The first one hands over a line
-/// that is not finished, the next one is then read as the end.
+/// The terminal's end-of-file character (`VEOF`, `termios(3)`), twice: within a line, the first one
+/// only hands over the line, and the second one is read as the end.
 const END_OF_FILE: &[u8; 2] = b"\x04\x04";
 
 /// What a client must not send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum InputError {
-    /// Bytes before these are missing, or the end is not where they are.
+    /// Bytes before these are missing, or the end is not after the last byte.
     Hole,
     /// More bytes than there is credit for.
     OverLimit,
-    /// Bytes behind the end.
+    /// Bytes after the end.
     BehindEnd,
 }
 
-/// Standard input of one session.
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Input {
     ring: Ring,
-    /// Whether somebody may still read it.
+    /// Whether the command may still read it.
     is_open: bool,
     is_tty: bool,
-    /// Whether the client has said that there is no more.
+    /// Whether the client has announced the end.
     is_ended: bool,
     /// End-of-file characters that are still to be written.
     ends_left: usize,
     /// The last byte that came.
     last: Option<u8>,
-    /// The limit that the client was told last.
+    /// The limit of the last WINDOW.
     limit_told: u64,
     /// Whether the client knows that it is closed.
     is_closing_told: bool,
-    /// Whether the shell has been asked to write what is pending and has not written all of it.
+    /// Whether the shell was asked to write the pending bytes and has not written all of them.
     is_flushing: bool,
 }
 
 impl Input {
-    /// An input that takes bytes, unless none will be sent.
+    /// `is_wanted`: whether the client will send anything.
     pub(crate) fn new(is_wanted: bool, is_tty: bool) -> Self {
         Self {
             ring: Ring::default(),
@@ -74,7 +73,7 @@ impl Input {
         }
     }
 
-    /// Takes bytes that begin at `offset`, skipping those that are there.
+    /// Takes bytes from `offset` on, and skips known ones.
     pub(crate) fn handle_bytes(
         &mut self,
         offset: u64,
@@ -105,7 +104,7 @@ impl Input {
         Ok(())
     }
 
-    /// There is no more behind `offset`.
+    /// The client announces that the stream ends at `offset`.
     pub(crate) fn handle_end(&mut self, offset: u64) -> Result<(), InputError> {
         if !self.is_open {
             return Ok(());
@@ -124,8 +123,8 @@ impl Input {
         Ok(())
     }
 
-    /// Bytes to be written next. Behind the last one a terminal gets its end-of-file character,
-    /// once at the start of a line, and twice within one.
+    /// Bytes to be written next. After the last one a terminal gets its end-of-file character: once
+    /// at the start of a line, twice within one.
     pub(crate) fn pending(&self) -> &[u8] {
         match self.ring.bytes_from(self.ring.start(), INPUT_LEN_MAX) {
             [&[], _] => &END_OF_FILE[..self.ends_left],
@@ -133,7 +132,7 @@ impl Input {
         }
     }
 
-    /// The command's end of it took `len` of the pending bytes.
+    /// The command took `len` of the pending bytes.
     pub(crate) fn handle_written(&mut self, len: usize, buffers: &mut BufferPool) {
         debug_assert!(len <= self.pending().len());
         if self.ring.is_empty() {
@@ -146,7 +145,7 @@ impl Input {
         }
     }
 
-    /// Nobody reads it any more. Returns whether somebody did so far.
+    /// The command does not read it any more. Returns whether it was open.
     pub(crate) fn close(&mut self) -> bool {
         self.ring.clear();
         self.ends_left = 0;
@@ -154,20 +153,20 @@ impl Input {
         std::mem::take(&mut self.is_open)
     }
 
-    /// Whether the shell has to be asked to write what is pending. Asks once: the shell goes on by
-    /// itself until everything is written.
+    /// Whether the shell has to be asked to write the pending bytes. Asks once: the shell then
+    /// continues until everything is written.
     pub(crate) fn poll_flush(&mut self) -> bool {
         let is_due = !self.is_flushing && !self.pending().is_empty();
         self.is_flushing |= is_due;
         is_due
     }
 
-    /// Whether its end has come: everything is written. Closes it.
+    /// Whether everything up to the announced end is written. Then closes it.
     pub(crate) fn poll_end(&mut self) -> bool {
         self.is_open && self.is_ended && !self.is_tty && self.ring.is_empty() && self.close()
     }
 
-    /// The WINDOW that is due, if one is. Asks once.
+    /// The WINDOW that is due, if one is. Gives it once.
     pub(crate) fn poll_window(&mut self) -> Option<Window> {
         let is_due = if self.is_open {
             let fresh = self.limit().saturating_sub(self.limit_told);
@@ -179,7 +178,7 @@ impl Input {
         is_due.then(|| self.tell_window())
     }
 
-    /// What a client is told that is about to send, or go on.
+    /// A WINDOW for a client that is about to send.
     pub(crate) fn tell_window(&mut self) -> Window {
         let window = self.window();
         self.limit_told = window.limit;
@@ -187,7 +186,6 @@ impl Input {
         window
     }
 
-    /// Where it stands.
     pub(crate) fn window(&self) -> Window {
         Window {
             received: self.ring.end(),

@@ -1,23 +1,21 @@
-//! How long sessions live: without their owner, past their time limit, and when told to end. No
-//! I/O, no clock.
+//! How long sessions live: without their owner, past their time limit, and after they were told to
+//! end. No I/O, no clock.
 //!
 //! ```text
-//!          owner left, not detached            nobody came back
+//!          owner left, not detached            owner did not return
 //! owned ──────────────────────────▶ left alone ────────────────┐  TERM             KILL
 //!   │ ▲         EXEC, ATTACH as own   │                        ├──────▶ told to end ─────▶ ended
 //!   │ └───────────────────────────────┘      past its timeout  │        KILL_TIMEOUT
 //!   └──────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! What a lost connection means depends on who lost it. A client that closed may come back within
-//! the time that its request asked for, which is none unless it says so. A connection cut by a
-//! snapshot, a rebind or a transport reset says nothing about the client: it is waited for at least
-//! [`CUT_KEEP_MIN`].
+//! A lost connection means different things. A client that closed its connection may return within
+//! the time that its request asked for, by default none. A connection cut by a snapshot, a rebind
+//! or a transport reset says nothing about the client: it may return for at least [`CUT_KEEP_MIN`].
 //!
 //! Invariants:
 //! - Signals go to the process group, and only while its leader has not been waited for.
-//! - Neither wait counts while the guest is between two names: nobody can come back then, and a
-//!   clone may find hours gone. What was left of it counts afterwards.
+//! - Both waits count session time (see [`timers`](crate::agent::timers)).
 //! - A command that was told to end does not wait for a reader, unless it has an owner.
 
 use std::time::{Duration, Instant};
@@ -30,10 +28,10 @@ use crate::agent::ids::SessionId;
 use crate::agent::timers::Timer;
 use crate::agent::{Agent, DetachReason};
 
-/// How long a command that was told to end may take.
+/// Time between TERM and KILL.
 pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a command runs on at least after its connection was cut without its client's wish.
+/// Least time that a command runs on after its connection was cut against its client's will.
 pub(crate) const CUT_KEEP_MIN: Duration = Duration::from_secs(60);
 
 impl Agent {
@@ -44,7 +42,7 @@ impl Agent {
         };
         let spec = session.spec();
         if session.is_terminating {
-            // Nobody waits for its output any more, and so it does not wait either.
+            // No client waits for its output any more, so it does not wait for a reader either.
             return self.resume_output(id, now);
         }
         if spec.is_detached {
@@ -62,14 +60,12 @@ impl Agent {
         }
     }
 
-    /// Nobody has come back for a session.
     pub(crate) fn abandon_session(&mut self, id: SessionId, now: Instant) {
         info!("{id}: nobody came back for it");
         self.counters.abandoned += 1;
         self.terminate_session(id, now);
     }
 
-    /// A session has run as long as it may.
     pub(crate) fn time_out_session(&mut self, id: SessionId, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id)
             && session.group().is_some()
@@ -81,7 +77,7 @@ impl Agent {
         }
     }
 
-    /// Tells a command to end; makes it end if it does not.
+    /// TERM now, and KILL after [`KILL_TIMEOUT`].
     pub(crate) fn terminate_session(&mut self, id: SessionId, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
             session.is_terminating = true;
@@ -93,9 +89,9 @@ impl Agent {
         }
     }
 
-    /// Ends every running session without asking. Returns how many there were.
+    /// Kills every running session at once. Returns how many there were.
     pub(crate) fn kill_sessions(&mut self, now: Instant) -> usize {
-        // A workload between two runs has nothing to be killed.
+        // A workload between two runs has no process.
         let is_between = |it: &&Session| it.is_workload() && it.group().is_none();
         let running = self.sessions.running().filter(|it| !is_between(it));
         let ids: Vec<_> = running.map(Session::id).collect();

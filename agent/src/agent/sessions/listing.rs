@@ -1,4 +1,4 @@
-//! SESSIONS and SIGNAL: sessions as somebody sees and reaches them who is not attached. No I/O, no
+//! SESSIONS and SIGNAL: listing and signalling sessions without being attached to one. No I/O, no
 //! clock.
 
 use std::time::Instant;
@@ -32,7 +32,7 @@ impl Agent {
         let mut len = FRAME_LEN;
         for session in self.sessions.after(request.after) {
             let info = session.info(now);
-            // And a comma.
+            // With a comma.
             len += info.encoded_len() + 1;
             if len > PAYLOAD_LEN_MAX || answer.sessions.len() == SESSIONS_PER_FRAME_MAX {
                 answer.more = true;
@@ -43,7 +43,7 @@ impl Agent {
         self.send(id, &Message::Sessions(answer), now);
     }
 
-    /// Sends a signal to the session that is named, or else to the connection's own.
+    /// Sends a signal to the given session, or to the connection's own.
     pub(crate) fn handle_signal_request(
         &mut self,
         id: ConnectionId,

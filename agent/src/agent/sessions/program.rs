@@ -1,27 +1,26 @@
-//! What an EXEC or the image asks for, as the kernel wants it: candidates, arguments, environment,
-//! directory. No I/O.
+//! The program to start for an EXEC, a hook or the workload, as the kernel wants it: candidates,
+//! arguments, environment, directory. No I/O.
 //!
-//! The candidates are the paths that a shell would try. Trying them is left to the child, which
-//! does it in its own working directory and cannot be raced.
+//! The candidates are the paths that a shell would try. The child tries them, in its own working
+//! directory, so that no rename can come between a look-up and the start.
 
 use shared::id::Generation;
 use shared::message::{ByteString, Exec, HookStage, TtySize};
 
 use crate::agent::settings::WorkloadSettings;
 
-/// Most directories of PATH that are tried.
+/// Directories of PATH that are tried.
 pub(crate) const PATH_ENTRIES_MAX: usize = 64;
 
-/// What a command gets when the request says nothing else.
+/// The environment if the request says nothing else.
 const ENV_DEFAULT: [&[u8]; 2] = [PATH_DEFAULT, b"TERM=linux"];
 
-/// And unless it runs as a user that has a folder of its own.
+/// Added unless it runs as a given user, whose own folder the shell adds.
 const HOME_DEFAULT: &[u8] = b"HOME=/root";
 
 /// The usual directories, local ones first.
 const PATH_DEFAULT: &[u8] = b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A program to be started.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Command {
     /// Paths to try, in order.
@@ -30,19 +29,17 @@ pub struct Command {
     pub argv: Vec<Vec<u8>>,
     /// `NAME=value` pairs, each name once.
     pub env: Vec<Vec<u8>>,
-    /// Directory to start in.
     pub cwd: Vec<u8>,
-    /// Whether standard input is a pipe; otherwise it is `/dev/null`. With a terminal it is that.
+    /// Whether standard input is a pipe and not `/dev/null`. Ignored with a terminal.
     pub has_input: bool,
-    /// Size of the terminal that it gets, if it gets one.
+    /// Size of the terminal, if it gets one.
     pub tty: Option<TtySize>,
-    /// Whose rights it gets: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`; the agent's when missing.
+    /// The user it runs as: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`; the agent's when missing.
     /// With one, `HOME` is set to the user's folder unless `env` has it.
     pub user: Option<Vec<u8>>,
 }
 
 impl Command {
-    /// What this request asks for.
     pub fn of(exec: &Exec) -> Self {
         let owned = |string: &ByteString| string.as_bytes().to_vec();
         let argv = exec.argv.iter().map(owned).collect();
@@ -56,18 +53,17 @@ impl Command {
         }
     }
 
-    /// What the image asks for.
     pub(crate) fn of_workload(settings: &WorkloadSettings) -> Self {
         let pairs = settings.env.iter().map(Vec::as_slice);
         let (argv, cwd, user) = (&settings.argv, &settings.cwd, &settings.user);
         Self::new(argv.clone(), pairs, cwd.clone(), user.clone())
     }
 
-    /// A hook of the image, which is told when and in which life of the guest it runs.
-    pub(crate) fn of_hook(path: Vec<u8>, stage: HookStage, name: Option<Generation>) -> Self {
+    /// A hook gets its stage and the guest's generation in its environment.
+    pub(crate) fn of_hook(path: Vec<u8>, stage: HookStage, generation: Option<Generation>) -> Self {
         let stage = format!("GUEST_AGENT_HOOK={stage}");
-        let name = name.map(|name| format!("GUEST_AGENT_GENERATION={name}"));
-        let pairs = [Some(stage), name];
+        let generation = generation.map(|it| format!("GUEST_AGENT_GENERATION={it}"));
+        let pairs = [Some(stage), generation];
         let pairs = pairs.iter().flatten().map(String::as_bytes);
         Self::new(vec![path], pairs, None, None)
     }
@@ -91,7 +87,7 @@ impl Command {
         }
     }
 
-    /// The agent itself, doing nothing: proof that a process can be spawned, executed and reaped.
+    /// The agent itself with `--noop`: proves that a process can be spawned, executed and reaped.
     pub fn noop() -> Self {
         Self {
             candidates: vec![b"/proc/self/exe".to_vec()],
@@ -105,7 +101,7 @@ impl Command {
     }
 }
 
-/// The request's pairs on top of the defaults; of a name given twice the last value counts.
+/// The request's pairs on top of the defaults. The last value of a name counts.
 fn environment(pairs: Vec<&[u8]>, has_home: bool) -> Vec<Vec<u8>> {
     let mut env: Vec<Vec<u8>> = Vec::with_capacity(ENV_DEFAULT.len() + pairs.len() + 1);
     let mut index_by_name = std::collections::BTreeMap::new();
@@ -126,8 +122,8 @@ fn name_of(pair: &[u8]) -> &[u8] {
     pair.split(|&byte| byte == b'=').next().unwrap_or(pair)
 }
 
-/// A name with a slash is a path; any other is looked for in each directory of PATH, of which an
-/// empty one means the working directory.
+/// A name with a slash is a path. Any other is looked for in each directory of PATH, where an empty
+/// one means the working directory.
 fn candidates(program: &[u8], env: &[Vec<u8>]) -> Vec<Vec<u8>> {
     if program.is_empty() {
         return Vec::new();

@@ -1,39 +1,36 @@
-//! Bytes of one stream that may still be wanted: bounded, with offsets that only grow. No I/O.
+//! The bytes of one stream that may still be wanted: bounded, with offsets that only grow. No I/O.
 //!
 //! ```text
 //! offset 0 ········ start ───────────────── end
 //!   └ acknowledged, ──┘└ kept: at most ──────┘└ not written yet
-//!     or given way       RING_LEN_MAX bytes
+//!     or dropped         RING_LEN_MAX bytes
 //! ```
 //!
 //! Invariants:
 //! - `start` and `end` never go back, and `end - start` is the number of bytes held.
 //! - Never holds more than [`RING_LEN_MAX`] bytes.
-//! - An empty ring holds no allocation, so that quiet sessions cost nothing. While output flows it
-//!   gets its memory from [`BufferPool`] and gives it back there.
-//! - Bytes stay where they are until they are released or give way, or the ring grows: whoever
-//!   sends them needs no copy of them.
+//! - An empty ring holds no allocation, so that quiet sessions cost little. While output flows, the
+//!   memory comes from a [`BufferPool`] and goes back there.
+//! - Bytes stay where they are until they are released or dropped, or the ring grows, so that they
+//!   can be sent without a copy.
 
 use std::hash::{Hash, Hasher};
 
 use super::buffers::BufferPool;
 
-/// Most bytes that are kept of one stream.
 pub const RING_LEN_MAX: usize = 256 * 1024;
 
-/// The first allocation. Most commands write less.
+/// Most commands write less.
 const CAPACITY_FIRST: usize = 4 * 1024;
 
 const _: () = assert!(RING_LEN_MAX.is_power_of_two());
 
-/// The kept part of a stream.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ring {
-    /// Its memory, all of it initialised, so that bytes can be read right into it.
+    /// All of it is initialised, so that bytes can be read straight into it.
     memory: Vec<u8>,
-    /// Where in its memory the first byte that is held is.
+    /// Index in `memory` of the first byte that is held.
     head: usize,
-    /// Bytes that are held.
     len: usize,
     /// Offset of the first byte that is held.
     start: u64,
@@ -47,28 +44,26 @@ impl Ring {
         self.start
     }
 
-    /// Offset behind the last byte: the length of the stream so far.
+    /// Offset after the last byte: the length of the stream so far.
     pub(crate) fn end(&self) -> u64 {
         self.start + self.len as u64
     }
 
-    /// Bytes that are held.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing is held.
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes that can be added before older ones are in the way.
+    /// Bytes that can be added without dropping others.
     pub(crate) fn room(&self) -> usize {
         RING_LEN_MAX - self.len
     }
 
-    /// Memory for the next bytes, in two pieces where the ring wraps; as much as there is without
-    /// growing, which may be none. [`Self::advance`] must follow, also when nothing came.
+    /// Memory for the next bytes, in two pieces where the ring wraps, without growing; possibly
+    /// none. [`Self::advance`] must follow, even if no bytes came.
     pub(crate) fn spare(&mut self, buffers: &mut BufferPool) -> [&mut [u8]; 2] {
         if self.memory.is_empty() && self.is_flowing {
             self.memory = buffers.take(0).unwrap_or_default();
@@ -83,7 +78,7 @@ impl Ring {
         }
     }
 
-    /// The first `len` bytes of the spare memory were filled, and are the stream's next ones.
+    /// The first `len` bytes of the spare memory were filled with the stream's next bytes.
     pub(crate) fn advance(&mut self, len: usize, buffers: &mut BufferPool) {
         debug_assert!(len <= self.memory.len() - self.len);
         if len > 0 {
@@ -93,7 +88,7 @@ impl Ring {
         self.give_back_if_empty(buffers);
     }
 
-    /// Adds as many of the bytes as there is room for, and returns how many.
+    /// Adds as many of the bytes as there is room for. Returns how many.
     pub(crate) fn append(&mut self, bytes: &[u8], buffers: &mut BufferPool) -> usize {
         let bytes = &bytes[..bytes.len().min(self.room())];
         self.reserve(bytes.len(), buffers);
@@ -105,7 +100,7 @@ impl Ring {
         bytes.len()
     }
 
-    /// Adds all of the bytes; the oldest ones give way.
+    /// Adds all of the bytes, and drops the oldest ones for that.
     pub(crate) fn append_over_oldest(&mut self, bytes: &[u8], buffers: &mut BufferPool) {
         let kept = &bytes[bytes.len().saturating_sub(RING_LEN_MAX)..];
         let lost = bytes.len() - kept.len();
@@ -115,8 +110,8 @@ impl Ring {
         self.append(kept, buffers);
     }
 
-    /// At most `len_max` bytes from `offset` on, which must be within what is held. They come in
-    /// two pieces where the ring wraps; the first one is empty only if there are none.
+    /// At most `len_max` bytes from `offset` on, which must be held or the end. They come in two
+    /// pieces where the ring wraps; the first one is empty only if there are none.
     pub(crate) fn bytes_from(&self, offset: u64, len_max: usize) -> [&[u8]; 2] {
         debug_assert!((self.start..=self.end()).contains(&offset));
         let skip = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
@@ -134,7 +129,7 @@ impl Ring {
         ]
     }
 
-    /// Forgets every byte before `offset`, as far as there are any.
+    /// Drops the bytes before `offset`.
     pub(crate) fn release(&mut self, offset: u64, buffers: &mut BufferPool) {
         let len = offset.min(self.end()).saturating_sub(self.start);
         // What is held fits memory, so a part of it does.
@@ -142,7 +137,6 @@ impl Ring {
         self.give_back_if_empty(buffers);
     }
 
-    /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.drop_front(self.len);
         self.memory = Vec::new();
@@ -158,7 +152,7 @@ impl Ring {
         self.start += len as u64;
     }
 
-    /// Grows into a spare buffer, or else to the next power of two.
+    /// Grows into a buffer of the pool, or else to the next power of two.
     fn reserve(&mut self, len: usize, buffers: &mut BufferPool) {
         let wanted = self.len + len;
         if wanted <= self.memory.len() {
@@ -185,7 +179,7 @@ impl Ring {
     }
 }
 
-/// What its memory holds besides the stream decides nothing.
+/// Spare memory decides nothing.
 impl Hash for Ring {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.start.hash(state);
@@ -196,7 +190,7 @@ impl Hash for Ring {
     }
 }
 
-/// What is large enough may be of use to others.
+/// A large buffer may be of use to another ring.
 fn give_back(memory: Vec<u8>, buffers: &mut BufferPool) {
     if memory.len() > CAPACITY_FIRST {
         buffers.give(memory);
@@ -284,7 +278,7 @@ mod tests {
         }
     }
 
-    /// As the shell fills it: in place as far as its memory goes, and the rest behind that.
+    /// As the shell fills it: in place as far as its memory goes, and the rest appended.
     #[test]
     fn bytes_can_be_read_right_into_it() {
         let (mut ring, mut buffers) = (Ring::default(), BufferPool::default());
@@ -309,7 +303,7 @@ mod tests {
             ring.release(ring.start() + 47_777, &mut buffers);
         }
         assert_eq!(ring.memory.len(), RING_LEN_MAX);
-        // Nothing comes: what it took for that is given back.
+        // No bytes come: the memory that was taken for them goes back.
         ring.release(ring.end(), &mut buffers);
         let count = buffers.count();
         assert!(!ring.spare(&mut buffers)[0].is_empty(), "it was flowing");

@@ -1,4 +1,4 @@
-//! One session: from its start to its end, which is kept for a while. No I/O, no clock.
+//! One session, from its start to its end. The result is kept for a while. No I/O, no clock.
 //!
 //! ```text
 //!           spawned            reaped             both outputs closed, or the grace is over
@@ -7,17 +7,17 @@
 //!  │  │ └ the workload's program could ─┘  │ the workload is started again
 //!  │  │   not be spawned                   │
 //!  └──┼────────────────────────────────────┘
-//!     └ any other could not be spawned ─▶ gone
+//!     └ any other could not be spawned ─▶ removed
 //! ```
 //!
-//! Its output goes into one [`Ring`] for each stream, from where every attached connection gets it
-//! at its own pace (see [`attachments`](super::attachments)). Whether a full ring stops the command
-//! is the session's policy.
+//! Its output goes into one [`Ring`] for each stream. Every attached connection reads them at its
+//! own pace (see [`attachments`](super::attachments)). The session's policy says whether a full
+//! ring stops the command.
 //!
 //! Invariants:
-//! - Offsets only grow, by exactly the bytes read, whoever is attached.
+//! - Offsets only grow, by exactly the bytes read, whichever connections are attached.
 //! - There is at most one owner, and it is one of the attached connections.
-//! - There is one end per session, and no output comes after it.
+//! - A session ends once, and no output comes after its end.
 
 use std::time::{Duration, Instant};
 
@@ -34,46 +34,38 @@ use super::input::Input;
 use super::ring::{RING_LEN_MAX, Ring};
 use crate::agent::ids::{ConnectionId, SessionId};
 
-/// Room in a ring from which on reading that was stopped goes on. An owner that acknowledges a
+/// Room at which reading continues after it stopped for lack of room: an owner that acknowledges a
 /// little at a time must not cost a read for each little.
 pub(crate) const RESUME_ROOM: usize = RING_LEN_MAX / 4;
 
-/// How a reaped process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Exit {
-    /// Code or signal.
     pub status: ExitStatus,
-    /// What it used.
     pub usage: ResourceUsage,
 }
 
-/// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum State {
-    /// The process has been asked for, or will be after the pause before a restart.
+    /// The process was requested, or will be after the pause before a restart.
     Starting,
-    /// It runs.
     Running,
-    /// It has been waited for; its output may still be open.
+    /// The process was waited for; its output may still be open.
     Reaped(Exit),
-    /// Everything has been read. The result is kept.
+    /// All output was read. The result is kept.
     Ended(Exited),
 }
 
-/// What moves a session on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
-    /// The process runs.
     Spawned,
-    /// It was waited for, or what cannot be spawned counts as this end.
+    /// The process was waited for, or could not be spawned and gets this result.
     Exit(Exit),
-    /// It is to be started again.
     Restart,
-    /// No output is left to come.
+    /// All output was read.
     Complete(Exited),
 }
 
-/// The state that follows, or `None`: the event does not belong there and changes nothing.
+/// `None`: the event is impossible in this state.
 fn transition(state: State, event: Event) -> Option<State> {
     match (state, event) {
         (State::Starting, Event::Spawned) => Some(State::Running),
@@ -90,66 +82,62 @@ fn transition(state: State, event: Event) -> Option<State> {
     }
 }
 
-/// What a session was asked to be. Never changes.
+/// What the request or the image asked for. Never changes.
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Spec {
-    /// The request that asked for it; `None`: the image did, it is the workload.
+    /// The request's id. `None`: it is the workload.
     pub(crate) exec: Option<ExecId>,
     /// Its arguments, for people.
     pub(crate) command: String,
-    /// The guest's name when it was asked for.
+    /// The guest's generation when the session began.
     pub(crate) generation: Option<Generation>,
-    /// The size of its terminal, if it gets one.
+    /// Size of its terminal, if it gets one.
     pub(crate) tty: Option<TtySize>,
-    /// Whether standard input will be sent.
+    /// Whether the client will send standard input.
     pub(crate) has_input: bool,
     /// What happens when a ring is full.
     pub(crate) output: OutputPolicy,
     /// Whether it runs on without any client.
     pub(crate) is_detached: bool,
-    /// How long it runs on after its owner's connection ended.
+    /// How long it runs on after its owner closed its connection.
     pub(crate) keep: Duration,
     /// How long it may run.
     pub(crate) timeout: Option<Duration>,
 }
 
-/// One output of the command.
 #[derive(Clone, Debug, Hash)]
 struct Output {
     ring: Ring,
     /// Whether the pipe has not reported its end.
     is_open: bool,
-    /// Whether reading stopped for want of room, so that somebody has to say when there is room
-    /// again.
+    /// Whether reading stopped for lack of room and has to be resumed.
     is_stalled: bool,
 }
 
-/// A command, with what it wrote and will read.
+/// A command with its output and input.
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Session {
     id: SessionId,
     spec: Spec,
     state: State,
-    /// Process id, which is also that of its process group; zero while there is none.
+    /// Process id, and id of its process group; zero while there is none.
     pid: i32,
     outputs: [Output; 2],
     pub(crate) input: Input,
-    /// Whose acknowledgements free the rings.
+    /// The connection whose acknowledgements free the rings.
     pub(crate) owner: Option<ConnectionId>,
-    /// Everybody who is attached, the owner included, in the order in which they came.
+    /// All attached connections, the owner included, in the order in which they attached.
     attached: Vec<ConnectionId>,
     writers_alive: bool,
-    /// Whether the process group has been told to end.
+    /// Whether it was told to end.
     pub(crate) is_terminating: bool,
-    /// Whether its time limit is why.
+    /// Whether it was told to end by its time limit.
     pub(crate) is_timed_out: bool,
-    /// Times that its process was asked for again.
     pub(crate) restarts: u32,
     started_at: Instant,
 }
 
 impl Session {
-    /// A session whose process has been asked for.
     pub(crate) fn new(id: SessionId, spec: Spec, now: Instant) -> Self {
         let output = |is_open| Output {
             ring: Ring::default(),
@@ -163,7 +151,7 @@ impl Session {
             spec,
             state: State::Starting,
             pid: 0,
-            // Of a terminal all output is standard output.
+            // A terminal has no standard error.
             outputs: [output(true), output(has_stderr)],
             owner: None,
             attached: Vec::new(),
@@ -175,14 +163,12 @@ impl Session {
         }
     }
 
-    /// Its process runs.
     pub(crate) fn handle_spawned(&mut self, pid: i32) {
         if self.handle(Event::Spawned) {
             self.pid = pid;
         }
     }
 
-    /// Its process was waited for.
     pub(crate) fn handle_exit(&mut self, exit: Exit) {
         if self.handle(Event::Exit(exit)) {
             // The number may become another process's.
@@ -190,13 +176,13 @@ impl Session {
         }
     }
 
-    /// Its program could not be spawned, which counts as this end.
+    /// Its program could not be spawned, and gets this result.
     pub(crate) fn handle_never_ran(&mut self, exit: Exit) {
         self.handle(Event::Exit(exit));
         self.outputs.iter_mut().for_each(|it| it.is_open = false);
     }
 
-    /// It is to be started again, with the same streams.
+    /// It starts again, with the same streams.
     pub(crate) fn handle_restart(&mut self) {
         if self.handle(Event::Restart) {
             self.outputs.iter_mut().for_each(|it| it.is_open = true);
@@ -205,12 +191,11 @@ impl Session {
         }
     }
 
-    /// Nothing more comes of it.
     pub(crate) fn handle_complete(&mut self, exited: Exited) {
         self.handle(Event::Complete(exited));
     }
 
-    /// The only place where the state changes.
+    /// The only place that changes the state.
     fn handle(&mut self, event: Event) -> bool {
         let Some(next) = transition(self.state, event) else {
             debug_assert!(false, "{}: {event:?} in {:?}", self.id, self.state);
@@ -221,14 +206,14 @@ impl Session {
         true
     }
 
-    /// How many bytes of a stream may be handed in. Zero stops the reading of it, and of no other.
+    /// How many bytes of a stream may be handed in. Zero stops reading this stream, and no other.
     pub(crate) fn poll_room(&mut self, stream: Stream) -> usize {
         let room = self.room(stream);
         self.outputs[stream.index()].is_stalled = room == 0;
         room
     }
 
-    /// Whether reading that was stopped may go on. Asks once.
+    /// Whether stopped reading may continue. Says so once.
     pub(crate) fn poll_resume(&mut self) -> bool {
         let mut is_due = false;
         for &stream in Stream::ALL {
@@ -247,14 +232,13 @@ impl Session {
         self.ring(stream).room()
     }
 
-    /// Whether the oldest output gives way. It does for a command that was told to end and that
-    /// nobody reads: waiting for a reader must not keep it from ending.
+    /// Whether new output replaces the oldest. It does so for a command that was told to end and
+    /// has no owner: waiting for a reader must not keep it from ending.
     pub(crate) fn drops_oldest(&self) -> bool {
         let is_left_alone = self.is_terminating && self.owner.is_none();
         is_left_alone || self.spec.output == OutputPolicy::DropOldest
     }
 
-    /// Output was read.
     pub(crate) fn handle_output(&mut self, stream: Stream, bytes: &[u8], buffers: &mut BufferPool) {
         let drops_oldest = self.drops_oldest();
         let ring = &mut self.outputs[stream.index()].ring;
@@ -265,7 +249,7 @@ impl Session {
         debug_assert_eq!(taken, bytes.len(), "more output than there was room for");
     }
 
-    /// Memory for output to be read into; see [`Ring::spare`].
+    /// See [`Ring::spare`].
     pub(crate) fn output_spare(
         &mut self,
         stream: Stream,
@@ -274,33 +258,29 @@ impl Session {
         self.outputs[stream.index()].ring.spare(buffers)
     }
 
-    /// As much output was read into that memory.
+    /// See [`Ring::advance`].
     pub(crate) fn advance_output(&mut self, stream: Stream, len: usize, buffers: &mut BufferPool) {
         self.outputs[stream.index()].ring.advance(len, buffers);
     }
 
-    /// A pipe has reported its end.
     pub(crate) fn handle_output_closed(&mut self, stream: Stream) {
         self.outputs[stream.index()].is_open = false;
     }
 
-    /// The wait for output that somebody else holds open is over.
+    /// Output that another process still holds open is not waited for any more.
     pub(crate) fn handle_grace_over(&mut self) {
         self.writers_alive |= self.outputs.iter().any(|output| output.is_open);
         self.outputs.iter_mut().for_each(|it| it.is_open = false);
     }
 
-    /// What is kept of a stream.
     pub(crate) fn ring(&self, stream: Stream) -> &Ring {
         &self.outputs[stream.index()].ring
     }
 
-    /// Forgets the bytes of a stream before `offset`.
     pub(crate) fn release(&mut self, stream: Stream, offset: u64, buffers: &mut BufferPool) {
         self.outputs[stream.index()].ring.release(offset, buffers);
     }
 
-    /// Forgets all output.
     pub(crate) fn clear_output(&mut self) {
         self.outputs.iter_mut().for_each(|it| it.ring.clear());
     }
@@ -310,7 +290,7 @@ impl Session {
         self.outputs.iter().map(|output| output.ring.len()).sum()
     }
 
-    /// The end, once there is nothing left to come before it.
+    /// The result, once all output was read.
     pub(crate) fn completion(&self) -> Option<Exited> {
         let exit = match self.state {
             State::Starting | State::Running | State::Ended(_) => return None,
@@ -330,7 +310,7 @@ impl Session {
         })
     }
 
-    /// How it ended, once it has.
+    /// The result, once the session has ended.
     pub(crate) fn exited(&self) -> Option<Exited> {
         match self.state {
             State::Starting | State::Running | State::Reaped(_) => None,
@@ -338,13 +318,12 @@ impl Session {
         }
     }
 
-    /// A connection is attached.
     pub(crate) fn insert_attached(&mut self, id: ConnectionId) {
         debug_assert!(!self.attached.contains(&id));
         self.attached.push(id);
     }
 
-    /// A connection is attached no more. Returns whether it was the owner.
+    /// Returns whether the connection was the owner.
     pub(crate) fn remove_attached(&mut self, id: ConnectionId) -> bool {
         self.attached.retain(|other| *other != id);
         let was_owner = self.owner == Some(id);
@@ -354,12 +333,11 @@ impl Session {
         was_owner
     }
 
-    /// Everybody who is attached.
     pub(crate) fn attached(&self) -> &[ConnectionId] {
         &self.attached
     }
 
-    /// The frame that tells a connection what it will get from these offsets on.
+    /// What a connection is told that will get output from these offsets on.
     pub(crate) fn started(&mut self, is_owner: bool, fresh: bool, from: [u64; 2]) -> Started {
         Started {
             session: self.id.number(),
@@ -376,7 +354,6 @@ impl Session {
         }
     }
 
-    /// What a list of sessions says of it.
     pub(crate) fn info(&self, now: Instant) -> SessionInfo {
         let age = now.saturating_duration_since(self.started_at);
         SessionInfo {
@@ -405,53 +382,48 @@ impl Session {
         u32::try_from(self.pid).unwrap_or(0)
     }
 
-    /// Its number.
     pub(crate) fn id(&self) -> SessionId {
         self.id
     }
 
-    /// What it was asked to be.
     pub(crate) fn spec(&self) -> &Spec {
         &self.spec
     }
 
-    /// Whether the image asked for it.
     pub(crate) fn is_workload(&self) -> bool {
         self.spec.exec.is_none()
     }
 
-    /// Where it stands.
     pub(crate) fn state(&self) -> State {
         self.state
     }
 
-    /// Whether the reading of a stream stopped for want of room.
+    /// Whether reading a stream stopped for lack of room.
     pub(crate) fn is_stalled_at(&self, stream: Stream) -> bool {
         self.outputs[stream.index()].is_stalled
     }
 
-    /// Whether an output waits for room that there is, of which nobody was told.
+    /// Whether an output waits for room although there is some: then the shell was not told.
     pub(crate) fn is_stalled_in_vain(&self) -> bool {
         let has_room = |stream| self.room(stream) >= RESUME_ROOM;
         let mut stalled = Stream::ALL.iter().filter(|it| self.is_stalled_at(**it));
         stalled.any(|stream| has_room(*stream))
     }
 
-    /// Whether reading stopped for want of room.
+    /// Whether reading stopped for lack of room.
     pub(crate) fn is_stalled(&self) -> bool {
         let is_stalled = |output: &Output| output.is_stalled && output.is_open;
         self.outputs.iter().any(is_stalled)
     }
 
-    /// The process group, while its leader has not been waited for. Afterwards the number may be
-    /// another's.
+    /// The process group, until its leader was waited for. Later the number may be another group's.
     pub(crate) fn group(&self) -> Option<i32> {
         (self.pid > 0).then_some(self.pid)
     }
 }
 
 impl State {
-    /// The state's name, for people.
+    /// For people.
     fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -462,7 +434,7 @@ impl State {
     }
 }
 
-/// Arguments with spaces between them, for people, cut to [`COMMAND_TEXT_LEN_MAX`] bytes.
+/// The arguments with spaces between them, for people, cut to [`COMMAND_TEXT_LEN_MAX`] bytes.
 pub(crate) fn command_text<'a>(argv: impl Iterator<Item = &'a [u8]>) -> String {
     let mut bytes = Vec::new();
     for argument in argv {

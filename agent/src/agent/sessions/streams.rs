@@ -1,13 +1,12 @@
 //! Frames that belong to a connection's session: ACK, STDIN, STDIN_EOF, RESIZE, EXIT_ACK. No I/O,
 //! no clock.
 //!
-//! None of them has an answer of its own, so that what a client streams is never held up by what it
-//! reads. They may cross with EXITED on the way: what comes for a session that has just ended is
-//! ignored.
+//! None of these frames has an answer of its own, so that unread answers never delay what a client
+//! streams. They may cross with EXITED: a frame for a session that has just ended is ignored.
 //!
 //! Invariants:
-//! - Only an owner changes anything. An observer's ACK is checked and forgotten.
-//! - What cannot have been meant ends the connection and changes nothing.
+//! - Only an owner changes anything. An observer's ACK is checked and ignored.
+//! - A frame that cannot have been meant ends the connection and changes nothing.
 
 use std::time::Instant;
 
@@ -44,7 +43,7 @@ impl Agent {
         }
     }
 
-    /// STDIN came, whose `len` bytes of data are the connection's still.
+    /// The `len` bytes of data are still in the connection's decoder.
     pub(crate) fn handle_stdin(&mut self, id: ConnectionId, offset: u64, len: usize, now: Instant) {
         self.take_input(id, now, |connection, input, buffers| {
             input.handle_bytes(offset, connection.input(len), buffers)
@@ -55,7 +54,7 @@ impl Agent {
         self.take_input(id, now, |_, input, _| input.handle_end(eof.offset));
     }
 
-    /// Lets an owner's session take something of its standard input.
+    /// Hands something to the standard input of an owner's session.
     fn take_input(
         &mut self,
         id: ConnectionId,
@@ -83,7 +82,8 @@ impl Agent {
     }
 
     pub(crate) fn handle_resize(&mut self, id: ConnectionId, size: TtySize) {
-        // A terminal may change its size at any time, also where no session came of the request.
+        // A client's terminal may change its size at any time, even if its request started no
+        // session.
         let Ok(Some(attachment)) = self.attachment_of(id) else {
             return;
         };
@@ -96,7 +96,7 @@ impl Agent {
         }
     }
 
-    /// The end of a session was taken note of, by somebody who may say so.
+    /// Drops the output, unless an observer or waiting connection acknowledges the end.
     pub(crate) fn handle_exit_ack(&mut self, id: ConnectionId, ack: ExitAck) {
         let session_id = SessionId::from_number(ack.session);
         let served = self
@@ -117,7 +117,7 @@ impl Agent {
         }
     }
 
-    /// A connection's part in a session; none if it had one that has ended.
+    /// None if the connection's session has ended; an error if it never had one.
     fn attachment_of(&self, id: ConnectionId) -> Result<Option<Attachment>, ProtocolError> {
         let Some(connection) = self.connections.get(&id) else {
             return Ok(None);
@@ -144,7 +144,7 @@ impl Agent {
         }
     }
 
-    /// Nobody reads the session's standard input any more.
+    /// The command has closed its standard input.
     pub fn handle_input_closed(&mut self, id: SessionId, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
             session.input.close();
@@ -152,7 +152,7 @@ impl Agent {
         }
     }
 
-    /// The command is gone, and nobody is to read its standard input any more.
+    /// The command has ended.
     pub(crate) fn close_input(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -163,8 +163,7 @@ impl Agent {
         self.advance_input(id, now);
     }
 
-    /// Goes as far with a session's standard input as it can: bytes to the command, its end, and
-    /// credit to the owner.
+    /// Moves a session's standard input on: bytes to the command, the end, and credit to the owner.
     pub(crate) fn advance_input(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;

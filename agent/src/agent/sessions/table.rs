@@ -1,15 +1,17 @@
-//! All sessions by their names, and what is kept of those that have ended. No I/O, no clock.
+//! All sessions by number and request id, and the results of those that have ended. No I/O, no
+//! clock.
 //!
 //! ```text
 //! insert ─▶ runs ─── complete ─▶ ended ─┬─ RESULTS_MAX ended after it ─▶ forgotten
-//!             └ remove: it never ran    └─ too much output is kept ────▶ its output goes, the
-//!                                                                       result stays
+//!             └ remove: it never ran    └─ too much output is kept ────▶ its output is dropped,
+//!                                                                       its result stays
 //! ```
 //!
 //! Invariants:
-//! - The id of a request is known as long as its session is, so that it is not run again.
-//! - At most [`RESULTS_MAX`] ended sessions are kept, and those that a connection is attached to.
-//! - They hold at most [`ENDED_OUTPUT_LEN_MAX`] bytes of output, and what those with an owner hold.
+//! - The id of a request is known as long as its session is, so that it does not run again.
+//! - At most [`RESULTS_MAX`] ended sessions are kept, and those with an attached connection.
+//! - These hold at most [`ENDED_OUTPUT_LEN_MAX`] bytes of output, beside that of sessions with an
+//!   owner.
 //! - The workload's result and output are kept for good.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,19 +22,18 @@ use shared::message::{Exited, SessionRef};
 use super::session::Session;
 use crate::agent::ids::SessionId;
 
-/// How many ended sessions are remembered. The oldest is forgotten first.
+/// Ended sessions that are remembered. The oldest is forgotten first.
 pub const RESULTS_MAX: usize = 256;
 
-/// Most bytes of output that are kept of ended sessions together. The oldest loses its own first.
+/// Bytes of output kept of all ended sessions. The oldest session loses its output first.
 pub const ENDED_OUTPUT_LEN_MAX: usize = 4 * 1024 * 1024;
 
-/// The sessions.
 #[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Table {
     by_id: BTreeMap<SessionId, Session>,
     by_exec: BTreeMap<ExecId, SessionId>,
     workload: Option<SessionId>,
-    /// Ended ones but the workload, the oldest end first.
+    /// Ended sessions without the workload, the oldest end first.
     ended: VecDeque<SessionId>,
     /// Those of them that had output left when they ended, in the same order.
     ended_with_output: VecDeque<SessionId>,
@@ -40,7 +41,6 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A session was asked for.
     pub(crate) fn insert(&mut self, session: Session) {
         let id = session.id();
         match session.spec().exec {
@@ -60,7 +60,6 @@ impl Table {
         }
     }
 
-    /// A session has ended like this.
     pub(crate) fn complete(&mut self, id: SessionId, exited: Exited) {
         let Some(session) = self.by_id.get_mut(&id) else {
             return;
@@ -75,8 +74,8 @@ impl Table {
         }
     }
 
-    /// Lets go of what is over the limits. Called when a session has ended, and when a connection
-    /// has let go of one that had.
+    /// Drops what exceeds the limits. Called when a session has ended, and when a connection has
+    /// left one that had.
     pub(crate) fn trim(&mut self) {
         let by_id = &self.by_id;
         let is_held = |id: &SessionId| by_id.get(id).is_some_and(|it| !it.attached().is_empty());
@@ -115,7 +114,6 @@ impl Table {
         Some(session)
     }
 
-    /// The session with this name.
     pub(crate) fn find(&self, session: SessionRef) -> Option<SessionId> {
         match session {
             SessionRef::Workload => self.workload,
@@ -127,17 +125,14 @@ impl Table {
         }
     }
 
-    /// The session that this request started.
     pub(crate) fn find_exec(&self, exec: ExecId) -> Option<SessionId> {
         self.by_exec.get(&exec).copied()
     }
 
-    /// The session with this number.
     pub(crate) fn get(&self, id: SessionId) -> Option<&Session> {
         self.by_id.get(&id)
     }
 
-    /// The session with this number.
     pub(crate) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.by_id.get_mut(&id)
     }
@@ -159,13 +154,12 @@ impl Table {
             .filter(|session| session.exited().is_none())
     }
 
-    /// Sessions that have not ended and that a host asked for. The workload is none of them: it
-    /// runs as long as the machine does, and whoever waits for work to be done waits for these.
+    /// Sessions that have not ended, without the workload: it runs as long as the machine does, so
+    /// a host that waits for work to be done does not wait for it.
     pub(crate) fn requested(&self) -> impl Iterator<Item = &Session> {
         self.running().filter(|session| !session.is_workload())
     }
 
-    /// How many sessions have not ended.
     pub(crate) fn running_count(&self) -> usize {
         self.running_count
     }
@@ -204,7 +198,7 @@ mod tests {
         table.get_mut(id).expect("inserted").handle_spawned(1);
     }
 
-    /// Ends a session that wrote this much, and that this connection owns.
+    /// Ends a session that wrote `len` bytes.
     fn end(table: &mut Table, number: u64, len: usize, owner: Option<ConnectionId>) {
         let id = SessionId::from_number(number);
         let session = table.get_mut(id).expect("a session");

@@ -1,21 +1,21 @@
-//! The program that the image asks for: a session that no host started. No I/O, no clock.
+//! The workload: the image's program, in a session that no host started. No I/O, no clock.
 //!
 //! ```text
 //!               ended, could not be started
 //! Running ─┬──────────────────────────────────▶ to be started again ─▶ Pausing ─┐
-//!    ▲     └────▶ not to be ─▶ Over ─▶ the machine goes on, or ends              │
+//!    ▲     └────▶ not to be ─▶ Ended ─▶ the machine runs on, or ends ─▶ Done     │
 //!    └───────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! It is started with the agent, needs no client and runs as long as the machine does. Started
-//! again it is the same session: offsets go on, and who is attached stays so. Its result is that of
-//! its last run.
+//! It starts with the agent, needs no client and runs as long as the machine does. A restart keeps
+//! the session: its offsets grow on and connections stay attached. Its result is that of its last
+//! run.
 //!
-//! A REBIND that kills inherited sessions kills it as well. That it ended by that is no verdict on
-//! it: it is started again if failures are, and the machine does not end for it.
+//! A REBIND that kills inherited sessions also kills the workload. This end does not count against
+//! it: it is restarted if failures are, and the machine does not end for it.
 //!
 //! Invariants:
-//! - Nothing is started, and no machine ended, while the guest is between two names.
+//! - It is not started, and the machine not ended, while session time stands still.
 //! - A program that keeps failing costs less and less: the pause before the next start doubles.
 
 use std::time::{Duration, Instant};
@@ -32,35 +32,31 @@ use crate::agent::settings::{Restart, WorkloadEnd, WorkloadSettings};
 use crate::agent::state::State;
 use crate::agent::timers::Timer;
 
-/// Pause before the first start after a failure.
+/// Pause before the first restart.
 pub(crate) const PAUSE_MIN: Duration = Duration::from_millis(100);
 
-/// Longest pause before a start.
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// A run of this length was no failure to start: the next pause is the shortest again.
+/// After a run of this length the next pause is the shortest again.
 pub(crate) const RUN_LEN_MIN: Duration = Duration::from_secs(10);
 
-/// What a shell reports of a program that is not there.
+/// A shell's exit code for a missing program.
 const CODE_NOT_FOUND: u8 = 127;
 
-/// What a shell reports of a program that cannot be run.
+/// A shell's exit code for a program that cannot be run.
 const CODE_NOT_RUNNABLE: u8 = 126;
 
-/// Where the workload stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
-    /// It has been started.
     Running,
-    /// It will be started again, and ended like this before.
+    /// It will be started again. The last run ended like this.
     Pausing(Exited),
-    /// It has ended for good, which has not been acted on.
+    /// It has ended for good; the machine may have to end for it.
     Ended,
-    /// It has ended for good.
+    /// It has ended for good, and nothing is left to do.
     Done,
 }
 
-/// The workload.
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Workload {
     settings: WorkloadSettings,
@@ -73,7 +69,7 @@ pub(crate) struct Workload {
     is_dropped: bool,
 }
 
-/// What a shell would report of a program that could not be started.
+/// The status that a shell would report for a program that could not be started.
 pub(crate) fn status_of_never_ran(fail: &Fail) -> ExitStatus {
     let is_missing = fail.code == FailCode::NotFound;
     ExitStatus::Code(if is_missing {
@@ -84,7 +80,7 @@ pub(crate) fn status_of_never_ran(fail: &Fail) -> ExitStatus {
 }
 
 impl Agent {
-    /// Starts the program that the image asks for, if it does.
+    /// Starts the workload, if the image has one.
     pub(crate) fn start_workload(&mut self, now: Instant) {
         let Some(settings) = self.settings.workload.clone() else {
             return;
@@ -113,7 +109,7 @@ impl Agent {
         });
     }
 
-    /// Its program could not be started, which is a failure like any other.
+    /// A workload that cannot be started has failed like any other.
     pub(crate) fn handle_workload_never_ran(&mut self, fail: &Fail, now: Instant) {
         warn!("workload: {}", fail.text);
         let Some(id) = self.workload.as_ref().map(|workload| workload.session) else {
@@ -131,7 +127,7 @@ impl Agent {
         }
     }
 
-    /// Its process has ended, and all of its output has been read.
+    /// Its process has ended, and all of its output was read.
     pub(crate) fn handle_workload_over(&mut self, id: SessionId, exited: Exited, now: Instant) {
         let is_ending = self.state == State::Ending;
         let (Some(workload), Some(session)) = (&mut self.workload, self.sessions.get_mut(id))
@@ -163,8 +159,7 @@ impl Agent {
         self.timers.set_after(Timer::Workload, pause, now);
     }
 
-    /// Acts on its end. The timer that brings this about stands still while the guest is between
-    /// two names.
+    /// Acts on its end.
     pub(crate) fn handle_workload_timer(&mut self, now: Instant) {
         match self.workload.as_ref().map(|workload| workload.phase) {
             Some(Phase::Pausing(_)) => self.restart_workload(now),
@@ -203,14 +198,14 @@ impl Agent {
         }
     }
 
-    /// A REBIND kills what is inherited.
+    /// A REBIND kills inherited sessions.
     pub(crate) fn drop_workload(&mut self) {
         if let Some(workload) = &mut self.workload {
             workload.is_dropped |= workload.phase == Phase::Running;
         }
     }
 
-    /// The machine ends, so it is not started again.
+    /// The machine ends, so the workload is not started again.
     pub(crate) fn cancel_workload_restart(&mut self, now: Instant) {
         self.timers.stop(Timer::Workload);
         let Some(workload) = &mut self.workload else {

@@ -3,15 +3,14 @@
 //! ```text
 //!                 HELLO          refused, severed          all sent, or too slow
 //! AwaitingHello ─────────▶ Open ──────────────────▶ Closing ──────────────▶ closed
-//!       └── no common version, or another mistake ──▲
+//!       └── no common version, or an error ─────────▲
 //! ```
 //!
 //! Invariants:
-//! - Nothing but HELLO is accepted first, and HELLO only once.
-//! - A closing connection takes no more input; what it was told is flushed for a limited time.
-//! - A connection that owes its peer many answers takes no further request until the peer has read
-//!   some of them.
-//! - It serves one session at a time. Frames for one that has ended may still be under way.
+//! - The first frame is HELLO, and no later one is.
+//! - A closing connection takes no more input. Its last frames are flushed for a limited time.
+//! - No request is taken while many answers wait to be read by the peer.
+//! - It serves one session at a time. Frames for a session that has ended may still arrive.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -32,62 +31,48 @@ use crate::agent::sessions::session::Session;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
-    /// Accepted; the peer has not said who it is.
     AwaitingHello,
-    /// Takes requests.
     Open,
     /// Refused or severed; ends when its outbox is empty.
     Closing,
 }
 
-/// Which readiness of the socket the loop wants to hear of.
+/// The readiness of a socket that the loop has to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Interest {
-    /// There is something to read, or the peer has closed.
+    /// Something to read, or the end.
     pub readable: bool,
-    /// There is room to write.
+    /// Room to write.
     pub writable: bool,
 }
 
-/// What a peer has sent.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// A message.
     Message(Message),
-    /// STDIN. Its data stays where it came in; see [`Connection::input`].
+    /// STDIN. The decoder still holds its data, see [`Connection::input`].
     Input {
-        /// Offset of its first byte.
         offset: u64,
-        /// Bytes of its data.
         len: usize,
     },
 }
 
-/// A peer's mistake. It ends the connection.
+/// What ends a connection with FAIL(protocol).
 #[derive(Debug)]
 pub(crate) enum ProtocolError {
-    /// The bytes are no frame.
     Frame(FrameError),
-    /// The frame's payload is not what its kind calls for.
     Payload(PayloadError),
-    /// A request came before HELLO.
     HelloMissing,
-    /// HELLO came again.
     HelloRepeated,
-    /// HELLO came from a side that has no place at this end.
+    /// HELLO came from a side that does not connect here; this one was expected.
     HelloRole(Role),
     /// A frame for a session came, and this connection never had one.
     NotAttached,
-    /// Standard input came from somebody who does not own the session.
     NotOwner,
-    /// An ACK names bytes that were never sent.
     AckBeyondSent,
-    /// Standard input is not what the session can take.
     Input(InputError),
 }
 
 impl ProtocolError {
-    /// What the peer is told.
     pub(crate) fn to_fail(&self) -> Fail {
         let text = match self {
             Self::Frame(error) => error.to_string(),
@@ -109,39 +94,34 @@ impl ProtocolError {
     }
 }
 
-/// A connection.
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Connection {
-    /// Which side its peer is on.
+    /// The side of its peer.
     role: Role,
     phase: Phase,
     decoder: Decoder,
     pub(crate) outbox: Outbox,
-    /// The listener's serial when it was accepted.
+    /// The listener's serial when the connection was accepted.
     pub(crate) accepted_under: u64,
-    /// The session that it serves.
     pub(crate) attachment: Option<Attachment>,
     /// The last session that it served to its end, and how it was attached.
     pub(crate) served: Option<(SessionId, AttachMode)>,
-    /// Whether a flush has been asked for and not been performed.
+    /// Whether a flush was requested and not performed yet.
     pub(crate) is_flush_queued: bool,
-    /// Whether the last flush ended for want of room, so that room is what the next one waits for.
+    /// Whether the last flush ended for lack of room, so that the next one waits for room.
     pub(crate) is_waiting_for_room: bool,
     /// The probe whose process has not been reaped yet.
     pub(crate) probe: Option<PendingProbe>,
 }
 
-/// A probe that waits for its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PendingProbe {
-    /// To be echoed.
     pub(crate) nonce: Nonce,
-    /// When the process was asked for.
+    /// When the process was requested.
     pub(crate) started_at: Instant,
 }
 
 impl Connection {
-    /// A connection that was accepted just now.
     pub(crate) fn new(role: Role, accepted_under: u64) -> Self {
         Self {
             role,
@@ -157,19 +137,19 @@ impl Connection {
         }
     }
 
-    /// Takes bytes from the peer. A closing connection drops them.
+    /// A closing connection drops the bytes.
     pub(crate) fn handle_bytes(&mut self, bytes: &[u8]) {
         if self.phase != Phase::Closing {
             self.decoder.push(bytes);
         }
     }
 
-    /// The data of the [`Received::Input`] that was taken last, which has `len` bytes.
+    /// The data of the last [`Received::Input`], which has `len` bytes.
     pub(crate) fn input(&self, len: usize) -> &[u8] {
         self.decoder.payload(len)
     }
 
-    /// What the peer has sent next, if it may be taken now.
+    /// The peer's next message, unless the connection is closing or owes too many answers.
     pub(crate) fn poll_message(&mut self) -> Result<Option<Received>, ProtocolError> {
         if self.phase == Phase::Closing || !self.outbox.takes_requests() {
             return Ok(None);
@@ -198,7 +178,7 @@ impl Connection {
         Ok(Some(Received::Message(message)))
     }
 
-    /// Asks for what the outbox holds to be written, unless that is asked for already.
+    /// Requests a flush, unless one is requested already.
     pub(crate) fn queue_flush(&mut self, id: ConnectionId, actions: &mut VecDeque<Action>) {
         if !self.is_flush_queued {
             self.is_flush_queued = true;
@@ -206,7 +186,6 @@ impl Connection {
         }
     }
 
-    /// Whether there is something for its socket to take.
     pub(crate) fn has_pending(&self, session: Option<&Session>) -> bool {
         let flow = self.attachment.as_ref().and_then(Attachment::flow);
         let is_behind = flow
@@ -215,7 +194,7 @@ impl Connection {
         is_behind || !self.outbox.is_empty()
     }
 
-    /// What its socket should take next.
+    /// The bytes that the socket should take next.
     pub(crate) fn pending<'a>(
         &'a self,
         session: Option<&'a Session>,
@@ -242,7 +221,6 @@ impl Connection {
         gaps
     }
 
-    /// The socket took `len` bytes of that.
     pub(crate) fn handle_written(&mut self, len: usize, session: Option<&Session>) {
         match self.attachment.as_mut().zip(session) {
             Some((attachment, session)) => {
@@ -253,42 +231,39 @@ impl Connection {
         self.is_waiting_for_room = self.has_pending(session);
     }
 
-    /// Announces what its session no longer has; see there. Returns the number of gaps.
+    /// See [`Attachment::announce_gaps`].
     pub(crate) fn announce_gaps(&mut self, session: &Session) -> u64 {
         let attachment = self.attachment.as_mut();
         attachment.map_or(0, |it| it.announce_gaps(session, &mut self.outbox))
     }
 
-    /// Its session need not keep what was not sent; see there.
+    /// See [`Attachment::save_partial_frame`].
     pub(crate) fn save_partial_frame(&mut self, session: &Session) {
         if let Some(attachment) = &mut self.attachment {
             attachment.save_partial_frame(session, &mut self.outbox);
         }
     }
 
-    /// No more input; it ends when everything has been sent.
+    /// Takes no more input, and ends when everything has been sent.
     pub(crate) fn close_after_flush(&mut self) {
         self.phase = Phase::Closing;
         self.decoder = Decoder::new();
     }
 
-    /// Whether its peer is a program in the guest. What cuts a guest off from its hosts leaves such
-    /// a connection alone.
+    /// Whether the peer is a program in the guest. A reset or rebind leaves such a connection
+    /// alone.
     pub(crate) fn is_local(&self) -> bool {
         self.role == Role::Local
     }
 
-    /// Whether it only waits for its outbox to empty.
     pub(crate) fn is_closing(&self) -> bool {
         self.phase == Phase::Closing
     }
 
-    /// Whether the peer has not said who it is.
     pub(crate) fn is_awaiting_hello(&self) -> bool {
         self.phase == Phase::AwaitingHello
     }
 
-    /// What the loop should hear of.
     pub(crate) fn interest(&self, session: Option<&Session>) -> Interest {
         Interest {
             readable: self.phase != Phase::Closing && self.outbox.takes_requests(),

@@ -1,13 +1,12 @@
-//! Connections as the core sees them: accepted, written to, refused, severed, forgotten. No I/O, no
-//! clock.
+//! All connections: accepted, refused, severed, closed, forgotten. No I/O, no clock.
 //!
 //! ```text
-//! accept ─▶ requests, answers ─┬─ ended by its peer, a reset or an error ────────────▶ forgotten
-//!                              └─ refused or severed: told why, flushed for a while ─▶ forgotten
+//! accept ─▶ requests, answers ─┬─ ended by its peer, a reset or an error ────────▶ forgotten
+//!                              └─ refused or severed: last frame is flushed ─────▶ forgotten
 //! ```
 //!
-//! What a single connection may do is the machine in [`connection`](super::connection); what its
-//! end means for a session is in [`lifetimes`](crate::agent::sessions::lifetimes).
+//! [`connection`](super::connection) is the machine of a single connection. What its end means for
+//! a session is in [`lifetimes`](crate::agent::sessions::lifetimes).
 
 use std::time::Instant;
 
@@ -24,7 +23,7 @@ use crate::agent::{
 };
 
 impl Agent {
-    /// A peer connected. Returns its name, or `None` if it is to be closed at once.
+    /// A peer connected. `None`: it has to be closed at once.
     pub fn handle_accepted(&mut self, is_permitted: bool, now: Instant) -> Option<ConnectionId> {
         let accepted_under = self.listener.handle_accepted();
         self.counters.accepts += 1;
@@ -36,7 +35,7 @@ impl Agent {
         self.take_in(connection, self.host_count(), CONNECTIONS_MAX, now)
     }
 
-    /// A program in the guest connected. Returns its name, or `None` if it is to be closed at once.
+    /// A program in the guest connected. `None`: it has to be closed at once.
     pub fn handle_local_accepted(&mut self, now: Instant) -> Option<ConnectionId> {
         let connection = Connection::new(Role::Local, self.listener.serial());
         let id = self.take_in(connection, self.local_count, LOCAL_CONNECTIONS_MAX, now)?;
@@ -44,7 +43,7 @@ impl Agent {
         Some(id)
     }
 
-    /// Serves a connection, beside `count` of its kind, or says why not.
+    /// Serves a connection, unless `count` of its kind are as many as there may be.
     fn take_in(
         &mut self,
         connection: Connection,
@@ -68,12 +67,10 @@ impl Agent {
         Some(id)
     }
 
-    /// How many connections are of hosts.
     pub(crate) fn host_count(&self) -> usize {
         self.connections.len() - self.local_count
     }
 
-    /// A connection ended.
     pub fn handle_closed(&mut self, id: ConnectionId, ended: Ended, now: Instant) {
         if !self.connections.contains_key(&id) {
             return;
@@ -90,7 +87,7 @@ impl Agent {
         self.close(id, reason, now);
     }
 
-    /// Ends a conversation whose connection was taken over by another one.
+    /// Another connection has taken over the conversation of this one.
     pub(crate) fn supersede(&mut self, id: ConnectionId, text: &str, now: Instant) {
         self.counters.superseded += 1;
         let fail = Fail::new(FailCode::Superseded, text);
@@ -98,21 +95,19 @@ impl Agent {
         self.close_after_flush(id, DetachReason::Cut, now);
     }
 
-    /// Says why, then closes when it has been read or after a while.
+    /// Sends the failure, and closes when it has been read or after [`LINGER_TIMEOUT`].
     pub(crate) fn refuse(&mut self, id: ConnectionId, fail: &Fail, now: Instant) {
         debug!("{id} refused: {}", fail.text);
         self.send(id, &Message::Fail(fail.clone()), now);
         self.close_after_flush(id, DetachReason::ClientLeft, now);
     }
 
-    /// Says that the connection is cut on purpose, then closes when it has been read or after a
-    /// while.
+    /// Announces that the agent cuts the connection, and closes as [`Self::refuse`] does.
     pub(crate) fn sever(&mut self, id: ConnectionId, reason: SeverReason, now: Instant) {
         self.send(id, &Message::Sever(Sever { reason }), now);
         self.close_after_flush(id, DetachReason::Cut, now);
     }
 
-    /// A peer's mistake ends its connection.
     pub(crate) fn refuse_protocol_error(
         &mut self,
         id: ConnectionId,

@@ -29,13 +29,12 @@ use crate::agent::timers::Timer;
 use crate::agent::{Agent, DetachReason};
 
 impl Agent {
-    /// Which readiness of a connection matters. `None`: there is no such connection.
+    /// The readiness that a connection waits for. `None`: it does not exist any more.
     pub fn interest(&self, id: ConnectionId) -> Option<Interest> {
         let connection = self.connections.get(&id)?;
         Some(connection.interest(session_of(&self.sessions, connection)))
     }
 
-    /// Bytes came from a peer.
     pub fn handle_bytes(&mut self, id: ConnectionId, bytes: &[u8], now: Instant) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.handle_bytes(bytes);
@@ -43,7 +42,7 @@ impl Agent {
         }
     }
 
-    /// Takes a connection's requests, as far as it may ask for more.
+    /// Takes a connection's requests until it has none, or may not ask for more.
     fn take_requests(&mut self, id: ConnectionId, now: Instant) {
         while let Some(connection) = self.connections.get_mut(&id) {
             match connection.poll_message() {
@@ -64,7 +63,7 @@ impl Agent {
         }
         match message {
             Message::Hello(hello) => self.handle_hello(id, &hello, now),
-            // In every state: it asks whether anybody is there.
+            // In every state: a PING asks whether the agent is there.
             Message::Ping(ping) => self.send(id, &Message::Pong(ping), now),
             Message::InfoRequest => self.handle_info(id, now),
             Message::Rebind(rebind) => self.handle_rebind(id, rebind, now),
@@ -84,9 +83,9 @@ impl Agent {
             Message::AwaitCheckpoint(request) => self.handle_await_checkpoint(id, request, now),
             Message::CheckpointRequest(request) => self.handle_checkpoint(id, request, now),
             Message::GenerationRequest(request) => self.handle_generation_request(id, request, now),
-            // Answers to what the agent has not asked. It has nothing to conclude from them.
+            // Answers to requests that the agent does not make; ignored.
             Message::Pong(_) | Message::Fail(_) => {}
-            // `Message::parse` refuses these from a host and from programs in the guest.
+            // The parser refuses these from hosts and from programs in the guest.
             Message::Ok
             | Message::Progress(_)
             | Message::Rebound(_)
@@ -95,7 +94,7 @@ impl Agent {
             | Message::Quiesced(_)
             | Message::Sever(_)
             | Message::Started(_)
-            // This one never comes here, it is taken without being one.
+            // Taken as `Received::Input`.
             | Message::Stdin(_)
             | Message::Stdout(_)
             | Message::Stderr(_)
@@ -131,7 +130,7 @@ impl Agent {
         }
     }
 
-    /// Whether the state lets this request be looked at. If not, the peer is told.
+    /// Whether the root state admits the request. If not, the peer gets FAIL.
     pub(crate) fn admit(&mut self, id: ConnectionId, request: Request, now: Instant) -> bool {
         let Err(code) = self.state.admits(request) else {
             return true;
@@ -144,7 +143,7 @@ impl Agent {
         false
     }
 
-    /// Whether `wanted` is the guest's name. If not, the peer is told.
+    /// Whether `wanted` is the guest's generation. If not, the peer gets FAIL(stale).
     pub(crate) fn is_current(
         &mut self,
         id: ConnectionId,
@@ -162,7 +161,8 @@ impl Agent {
         false
     }
 
-    /// Adds a message to a connection's outbox. A peer that has stopped reading is closed instead.
+    /// Adds a message to a connection's outbox. If that is full, the peer does not read and is
+    /// closed.
     pub(crate) fn send(&mut self, id: ConnectionId, message: &Message, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -189,7 +189,7 @@ impl Agent {
         self.send(id, &Message::Fail(Fail::new(code, text)), now);
     }
 
-    /// A flush is about to be performed, as far as the socket takes what is pending.
+    /// A flush begins.
     pub fn handle_flush(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
             let session = session_of(&self.sessions, connection);
@@ -197,7 +197,8 @@ impl Agent {
         }
     }
 
-    /// Bytes that the connection's socket should take next. The headers are room for some of them.
+    /// The bytes that the connection's socket should take next. `headers` is room for frame
+    /// headers.
     pub fn pending<'a>(&'a self, id: ConnectionId, headers: &'a mut Headers) -> Pieces<'a> {
         match self.connections.get(&id) {
             Some(connection) => connection.pending(session_of(&self.sessions, connection), headers),
@@ -219,12 +220,11 @@ impl Agent {
             return;
         }
         self.pump_connection(id, now);
-        // Requests that waited for the peer to read its answers.
+        // Requests may have waited for the peer to read its answers.
         self.take_requests(id, now);
     }
 }
 
-/// The session that a connection is attached to.
 fn session_of<'a>(sessions: &'a Table, connection: &Connection) -> Option<&'a Session> {
     sessions.get(connection.attachment.as_ref()?.session)
 }

@@ -1,40 +1,39 @@
-//! Answers and announcements on their way to one peer: bounded, and a source of back-pressure. No
-//! I/O.
+//! Answers and announcements on their way to one peer, bounded. The bound is back-pressure. No I/O.
 //!
 //! ```text
 //! 0 ──────────────── REQUESTS_PAUSE_LEN ───────────────── ANSWERS_LEN_MAX
-//! └ requests are taken ──┴ none is taken until the peer ──────┴ the peer does not read:
-//!                          reads its answers                    it is closed
+//! └ requests are taken ──┴ no request is taken until ─────────┴ the peer does not read:
+//!                          the peer reads answers               it is closed
 //! ```
 //!
-//! Output is not here: it waits in its session's ring until the socket takes it (see
-//! [`output`](super::output)), and so holds up no request. A client behind a slow terminal must
-//! still be able to interrupt what floods it. Only the rest of a frame that the socket has taken a
-//! part of comes here, when the ring may not keep it that long.
+//! Output is not here. It waits in its session's ring until the socket takes it (see
+//! [`output`](super::output)), so that it delays no request: a client behind a slow terminal can
+//! still interrupt the command that floods it. Only the rest of a partly sent frame comes here,
+//! when the ring cannot keep it.
 //!
 //! Invariants:
 //! - Never holds more than [`LEN_MAX`] bytes.
-//! - An empty outbox holds no large allocation, so that idle connections cost nothing.
+//! - An empty outbox holds no large allocation, so that idle connections cost little.
 
 use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX};
 use shared::message::Message;
 
-/// From this many unsent bytes of answers on, no further request is taken from the peer.
+/// With this many unsent bytes of answers no further request is taken from the peer.
 pub(crate) const REQUESTS_PAUSE_LEN: usize = 64 * 1024;
 
-/// Most unsent bytes of answers. A peer that lets this much wait has stopped reading.
+/// Unsent bytes of answers at which a peer counts as not reading.
 pub(crate) const ANSWERS_LEN_MAX: usize = 192 * 1024;
 
-/// Most unsent bytes at all: answers, behind the rest of one frame of output.
+/// Unsent bytes in all: the rest of one frame of output, and answers.
 pub(crate) const LEN_MAX: usize = ANSWERS_LEN_MAX + HEADER_LEN + PAYLOAD_LEN_MAX;
 
-/// An empty outbox gives back what is above this.
+/// Capacity that an empty outbox keeps.
 const IDLE_CAPACITY_MAX: usize = 4 * 1024;
 
-// One more answer of any size always fits where the last request was taken.
+// An answer of any size fits after the last request was taken.
 const _: () = assert!(REQUESTS_PAUSE_LEN + HEADER_LEN + PAYLOAD_LEN_MAX <= ANSWERS_LEN_MAX);
 
-/// The outbox would hold more than [`ANSWERS_LEN_MAX`] bytes of answers. Nothing was added.
+/// The answer would exceed [`ANSWERS_LEN_MAX`]. Nothing was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct OutboxFull;
 
@@ -44,12 +43,11 @@ pub(crate) struct Outbox {
     bytes: Vec<u8>,
     /// Bytes at the front of `bytes` that have been sent.
     sent: usize,
-    /// Bytes behind those that are the rest of a frame of output.
+    /// Bytes after those that belong to a partly sent frame of output.
     output_len: usize,
 }
 
 impl Outbox {
-    /// Adds an answer or an announcement.
     pub(crate) fn push(&mut self, message: &Message) -> Result<(), OutboxFull> {
         let len_before = self.bytes.len();
         message.encode_into(&mut self.bytes);
@@ -60,8 +58,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Takes the rest of a frame of output of which the socket has taken a part. It goes before
-    /// everything else, none of which can have gone out yet.
+    /// Takes the rest of a partly sent frame of output. It goes first: no answer can be partly
+    /// sent.
     pub(crate) fn take_over(&mut self, pieces: [&[u8]; 3]) {
         debug_assert_eq!(self.output_len, 0);
         let answers = self.bytes.split_off(self.sent);
@@ -74,17 +72,14 @@ impl Outbox {
         self.bytes.extend_from_slice(&answers);
     }
 
-    /// Whether the peer's next request may be taken.
     pub(crate) fn takes_requests(&self) -> bool {
         self.answers_len() < REQUESTS_PAUSE_LEN
     }
 
-    /// Unsent bytes, the next one first.
     pub(crate) fn pending(&self) -> &[u8] {
         &self.bytes[self.sent..]
     }
 
-    /// Whether everything has been sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.pending().is_empty()
     }
@@ -93,11 +88,9 @@ impl Outbox {
         self.pending().len() - self.output_len
     }
 
-    /// Removes `len` bytes that the socket took.
-    ///
     /// # Panics
     ///
-    /// When more is taken than was pending, which no socket does.
+    /// If more bytes are consumed than were pending, which no socket does.
     pub(crate) fn consume(&mut self, len: usize) {
         assert!(
             len <= self.pending().len(),
@@ -151,7 +144,7 @@ mod tests {
         );
     }
 
-    /// Requests wait for their peer to read answers, and not for it to read output.
+    /// Unread answers hold requests back; unread output does not.
     #[test]
     fn only_answers_hold_requests_back() {
         let mut outbox = filled(REQUESTS_PAUSE_LEN - 1);

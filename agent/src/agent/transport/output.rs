@@ -1,5 +1,5 @@
-//! Output on its way from a session's rings to one peer: framed as it is written, and not copied.
-//! No I/O.
+//! Output on its way from a session's rings to one peer: framed as it is written, never copied. No
+//! I/O.
 //!
 //! ```text
 //! ring   ··· ──────────────┬───────────────┬──────────────┬──── end
@@ -8,29 +8,29 @@
 //!                          cursor
 //! ```
 //!
-//! The socket is handed the headers and the pieces of the rings themselves. What it does not take
-//! stays where it is, and frames that nothing was written of are nowhere but in the mind: the next
-//! ones are made from what the rings hold then. Of one frame a part may have been written, and the
-//! rest of that must follow.
+//! The socket is handed the headers and the pieces of the rings themselves. Bytes that it does not
+//! take stay in the ring. A frame of which nothing was written is not remembered: the next write
+//! builds frames from what the rings hold then. A frame of which a part was written has to be
+//! completed first.
 //!
 //! Invariants:
 //! - A cursor is the offset of the first byte that was not written.
-//! - While a part of a frame was written, the ring holds the rest. Whoever takes bytes from a ring
-//!   that its owner has not acknowledged makes sure of that, with `Cursors::take_rest`.
+//! - While a frame is partly written, the ring holds the rest. A caller that takes unacknowledged
+//!   bytes from a ring moves that rest away first, with `Cursors::take_rest`.
 
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{Chunk, Gap, Stream};
 
 use crate::agent::sessions::session::Session;
 
-/// Most frames that the socket is handed at once: what a full ring takes, and one more.
+/// Frames that the socket is handed at once: what a full ring takes, and one more.
 pub(crate) const FRAMES_MAX: usize = 6;
 
-/// Most pieces of them: the rest of a frame, answers, and each frame's header and two ends of a
-/// ring.
+/// Pieces of those: the rest of a frame, answers, and for each frame a header and up to two pieces
+/// of a ring.
 pub(crate) const PIECES_MAX: usize = 3 + 1 + 3 * FRAMES_MAX;
 
-/// Where the headers of frames are made.
+/// Memory for the headers of frames.
 pub type Headers = [[u8; Chunk::HEADER_LEN]; FRAMES_MAX];
 
 /// What a socket should take next, in order.
@@ -41,7 +41,6 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// None yet.
     pub(crate) fn new() -> Self {
         Self {
             pieces: [&[]; PIECES_MAX],
@@ -57,33 +56,32 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// The pieces, none of which is empty.
+    /// None of the pieces is empty.
     pub fn as_slice(&self) -> &[&'a [u8]] {
         &self.pieces[..self.count]
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Bytes of all of them.
+    /// Bytes of all pieces.
     pub fn len(&self) -> usize {
         self.as_slice().iter().map(|piece| piece.len()).sum()
     }
 }
 
-/// A frame that the socket has taken a part of. Its data is what its stream's cursor is at.
+/// A partly written frame. Its data begins at its stream's cursor.
 #[derive(Clone, Copy, Debug, Hash)]
 struct Part {
     stream: Stream,
     header: [u8; Chunk::HEADER_LEN],
     header_sent: usize,
-    /// Offset behind its last byte.
+    /// Offset after its last byte.
     end: u64,
 }
 
-/// How far one peer has got with a session's output.
+/// One peer's progress in a session's output.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) struct Cursors {
     /// Offsets of the next bytes.
@@ -94,7 +92,6 @@ pub(crate) struct Cursors {
 }
 
 impl Cursors {
-    /// Cursors at these offsets.
     pub(crate) fn at(next: [u64; 2]) -> Self {
         Self {
             next,
@@ -103,23 +100,20 @@ impl Cursors {
         }
     }
 
-    /// Offsets of the next bytes.
     pub(crate) fn offsets(&self) -> [u64; 2] {
         self.next
     }
 
-    /// Whether a frame was written in part.
     pub(crate) fn is_mid_frame(&self) -> bool {
         self.part.is_some()
     }
 
-    /// Whether there is anything that was not written.
     pub(crate) fn is_behind(&self, session: &Session) -> bool {
         let is_behind = |stream: &Stream| self.next[stream.index()] < session.ring(*stream).end();
         self.is_mid_frame() || Stream::ALL.iter().any(is_behind)
     }
 
-    /// Bytes of a stream that are gone before they were written. They are passed over.
+    /// Moves the cursor over bytes of a stream that are gone, if there are any.
     pub(crate) fn skip_gap(&mut self, stream: Stream, session: &Session) -> Option<Gap> {
         let next = &mut self.next[stream.index()];
         let (from, to) = (*next, session.ring(stream).start());
@@ -127,8 +121,9 @@ impl Cursors {
         (from < to).then_some(Gap { stream, from, to })
     }
 
-    /// Passes over the next frame, and gives its offset and the length of its data. The streams
-    /// take turns, so that one that never ends does not starve the other. One with a gap waits.
+    /// Moves the cursor over the next frame. Gives its offset and the length of its data. The
+    /// streams take turns, so that an endless one does not starve the other. A stream with a gap
+    /// waits.
     fn next_frame(&mut self, session: &Session) -> Option<(Stream, u64, usize)> {
         for _ in Stream::ALL {
             let stream = Stream::ALL[self.turn];
@@ -145,7 +140,7 @@ impl Cursors {
         None
     }
 
-    /// The rest of the frame that was written in part, if one was.
+    /// The rest of the partly written frame, if there is one.
     pub(crate) fn rest<'a>(&'a self, session: &'a Session) -> [&'a [u8]; 3] {
         let Some(part) = &self.part else {
             return [&[]; 3];
@@ -156,7 +151,8 @@ impl Cursors {
         [&part.header[part.header_sent..], head, tail]
     }
 
-    /// As [`Self::rest`], for whoever sends it from elsewhere: here it counts as written.
+    /// Hands the rest of the partly written frame to a caller that sends it: here it counts as
+    /// written.
     pub(crate) fn take_rest(&mut self, session: &Session, taken: impl FnOnce([&[u8]; 3])) {
         taken(self.rest(session));
         if let Some(part) = self.part.take() {
@@ -164,7 +160,7 @@ impl Cursors {
         }
     }
 
-    /// Adds the frames that come next, with their headers.
+    /// Adds the next frames, with their headers.
     pub(crate) fn frames<'a>(
         mut self,
         session: &'a Session,
@@ -185,7 +181,7 @@ impl Cursors {
         }
     }
 
-    /// The socket took up to `len` bytes of the frame that was written in part. Returns how many.
+    /// The socket took up to `len` bytes of the partly written frame. Returns how many.
     pub(crate) fn advance_rest(&mut self, len: usize) -> usize {
         let Some(part) = &mut self.part else {
             return 0;
@@ -201,7 +197,6 @@ impl Cursors {
         of_header + usize::try_from(of_data).unwrap_or(0)
     }
 
-    /// The socket took `len` bytes of [`Self::frames`].
     pub(crate) fn advance(&mut self, mut len: usize, session: &Session) {
         while len > 0 {
             let Some((stream, offset, data_len)) = self.next_frame(session) else {
