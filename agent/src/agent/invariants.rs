@@ -28,8 +28,14 @@ impl Agent {
             assert_eq!(self.generation, Some(generation));
         }
         let is_timed = self.timers.is_set(Timer::Mmds);
-        assert!(self.settings.watches_mmds || !is_timed, "nobody watches");
-        assert!(is_timed || !self.mmds.is_asking(), "no end to a question");
+        assert!(
+            self.settings.watches_mmds || !is_timed,
+            "a timer of a watch that is off"
+        );
+        assert!(
+            is_timed || !self.mmds.is_asking(),
+            "a question without a deadline"
+        );
         let is_quiescing = matches!(self.state, State::Quiescing | State::Quiesced);
         assert_eq!(self.quiescing.is_some(), is_quiescing);
         let is_idle = self.connections.is_empty() && running == 0 && self.actions.is_empty();
@@ -61,14 +67,20 @@ impl Agent {
             };
             has_attached = true;
             let session = self.sessions.get(attachment.session);
-            let session = session.unwrap_or_else(|| panic!("{id} serves no session"));
+            let session = session.unwrap_or_else(|| panic!("the session of {id} is unknown"));
             assert!(session.attached().contains(id), "{id} is not attached");
             let is_owner = attachment.mode == AttachMode::Own;
             assert_eq!(session.owner == Some(*id), is_owner, "{id}");
         }
-        assert!(has_attached || self.buffers.count() == 0, "memory is kept");
+        assert!(
+            has_attached || self.buffers.count() == 0,
+            "the pool holds memory without a user"
+        );
         for id in self.checkpoints.waiters() {
-            assert!(self.connections.contains_key(&id), "{id} waits no more");
+            assert!(
+                self.connections.contains_key(&id),
+                "{id} has ended and still waits"
+            );
         }
     }
 
@@ -79,13 +91,17 @@ impl Agent {
             assert_eq!(attachment.session, session.id());
             // After the session's end only a connection with bytes to send is still attached.
             let is_behind = session.exited().is_none() || connection.has_pending(Some(session));
-            assert!(is_behind, "{id} waits for nothing");
+            assert!(is_behind, "{id} has nothing to wait for");
         }
         let owner = session.owner;
         assert!(owner.is_none_or(|owner| session.attached().contains(&owner)));
         assert!(session.kept_len() <= 2 * RING_LEN_MAX);
         let is_vain = session.is_stalled_in_vain();
-        assert!(!is_vain, "{} waits for room that there is", session.id());
+        assert!(
+            !is_vain,
+            "{} is stalled although there is room",
+            session.id()
+        );
         assert!(session.input.pending().len() <= INPUT_LEN_MAX);
         let window = session.input.window();
         assert!(window.received <= window.limit);

@@ -202,11 +202,7 @@ mod tests {
         timers.set_after(Timer::Workload, Duration::from_millis(10), at(40));
         timers.stop(Timer::Workload);
         timers.pause(at(45));
-        assert_eq!(
-            timers.next_timeout(),
-            Some(at(50)),
-            "what is not a session's goes on"
-        );
+        assert_eq!(timers.next_timeout(), Some(at(50)), "other timers run on");
         let hour = 3_600_000;
         assert_eq!(timers.expire(at(hour)), Some(Timer::BusyReport));
         assert_eq!(timers.expire(at(hour)), None);

@@ -19,7 +19,7 @@ pub(super) fn list(folder: &Path, stage: HookStage) -> Result<HookListing, Strin
     let paths = match executables(&folder_of(folder, stage)) {
         Ok(paths) => paths,
         Err(err) if err.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(err) => return Err(format!("cannot look for hooks: {err}")),
+        Err(err) => return Err(format!("cannot list the hooks: {err}")),
     };
     if paths.len() > HOOKS_MAX {
         return Err(format!("there are more than {HOOKS_MAX} hooks"));

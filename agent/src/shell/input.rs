@@ -68,7 +68,7 @@ impl Shell {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) => {
-                    debug!("{id}: its input is read no more: {err}");
+                    debug!("{id}: it has closed its input: {err}");
                     return self.end_input(id, turn);
                 }
             }

@@ -104,7 +104,7 @@ impl Kernel {
             (_, 1) => return Ok(found.remove(0)),
             (Some(name), _) => format!("there is no network interface {name}"),
             (None, 0) => "there is no network interface".to_owned(),
-            (None, _) => "there is more than one network interface, and none is named".to_owned(),
+            (None, _) => "there is more than one network interface; name one".to_owned(),
         };
         Err(StepFailure { errno: None, text })
     }

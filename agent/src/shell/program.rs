@@ -145,14 +145,12 @@ fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
 /// The error for people, in better words than the kernel's where those mislead.
 fn reason(error: &SpawnError) -> String {
     match (error.stage, error.source.raw_os_error()) {
-        (Stage::Interpreter, _) => {
-            "it is there, but the interpreter or dynamic loader that it names is not".to_owned()
-        }
+        (Stage::Interpreter, _) => "its interpreter or dynamic loader does not exist".to_owned(),
         (Stage::Exec, Some(libc::ENOEXEC)) => {
             "it is neither a binary for this machine nor a script with a #! line".to_owned()
         }
         (Stage::Exec, Some(libc::E2BIG)) => {
-            "arguments and environment, or one of them, are too long for the kernel".to_owned()
+            "arguments or environment are too long for the kernel".to_owned()
         }
         (Stage::Exec, Some(libc::ETXTBSY)) => "it is open for writing".to_owned(),
         (Stage::Terminal, _) => format!("no terminal, which needs /dev/pts: {}", error.source),

@@ -119,7 +119,7 @@ impl Agent {
     fn refuse_if_waiting(&mut self, id: ConnectionId, now: Instant) -> bool {
         let is_waiting = self.checkpoints.is_waiting(id);
         if is_waiting {
-            let text = "this connection waits for something already";
+            let text = "this connection is waiting already";
             self.send_fail(id, FailCode::Limit, text, now);
         }
         is_waiting

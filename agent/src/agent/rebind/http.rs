@@ -36,8 +36,8 @@ impl InvalidAnswer {
     /// For people.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::TooLong => "too long an answer",
-            Self::Malformed => "no answer in HTTP/1.1",
+            Self::TooLong => "the answer is too long",
+            Self::Malformed => "not an answer in HTTP/1.1",
         }
     }
 }
@@ -253,7 +253,7 @@ mod tests {
     /// With any byte left out, doubled or changed, the result is an answer, a part of one or an
     /// error; and each beginning of an answer is a part of one.
     #[test]
-    fn any_bytes_are_judged() {
+    fn any_bytes_are_parsed() {
         let whole = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 9\r\n\r\n012345678";
         for end in 0..whole.len() {
             assert_eq!(parse(&whole[..end]), Ok(None), "{end}");
@@ -262,8 +262,8 @@ mod tests {
             for byte in 0..=u8::MAX {
                 let mut changed = whole.to_vec();
                 changed[at] = byte;
-                let judged = parse(&changed);
-                if let Ok(Some(read)) = judged {
+                let parsed = parse(&changed);
+                if let Ok(Some(read)) = parsed {
                     assert!(changed.ends_with(read.body), "{at} {byte}");
                 }
                 changed.remove(at);

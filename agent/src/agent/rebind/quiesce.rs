@@ -279,7 +279,7 @@ impl Agent {
             self.timers.set(Timer::HostSilence, now + SILENCE_INTERVAL);
         } else {
             self.reopen(now);
-            info!("no word from the host since QUIESCED; open again");
+            info!("no frame from the host since QUIESCED; re-opened");
         }
     }
 

@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(
             children.remove(7),
             None,
-            "a reused id is nobody's until it is inserted again"
+            "a reused id has no owner until it is inserted again"
         );
         assert_eq!(children.orphans_reaped(), 2);
         assert!(children.owners.is_empty());

@@ -332,7 +332,7 @@ mod tests {
         assert!(input.poll_flush() && !input.poll_flush());
         input.handle_written(1, &mut BufferPool::default());
         take(&mut input, 2, b"c").expect("taken");
-        assert!(!input.poll_flush(), "it goes on by itself");
+        assert!(!input.poll_flush(), "the shell continues by itself");
         write(&mut input, 2);
         take(&mut input, 3, b"d").expect("taken");
         assert!(input.poll_flush());

@@ -61,7 +61,7 @@ impl Agent {
     }
 
     pub(crate) fn abandon_session(&mut self, id: SessionId, now: Instant) {
-        info!("{id}: nobody came back for it");
+        info!("{id}: its owner did not return");
         self.counters.abandoned += 1;
         self.terminate_session(id, now);
     }

@@ -84,11 +84,11 @@ impl ProtocolError {
             Self::HelloRepeated => "HELLO was sent twice".to_owned(),
             Self::HelloRole(expected) => format!("HELLO must have the role {expected}"),
             Self::NotAttached => "this connection has no session".to_owned(),
-            Self::NotOwner => "standard input comes from the owner only".to_owned(),
+            Self::NotOwner => "only the owner may send standard input".to_owned(),
             Self::AckBeyondSent => "ACK of bytes that were not sent".to_owned(),
             Self::Input(InputError::Hole) => "standard input with bytes missing".to_owned(),
             Self::Input(InputError::OverLimit) => "standard input over its limit".to_owned(),
-            Self::Input(InputError::BehindEnd) => "standard input behind its end".to_owned(),
+            Self::Input(InputError::BehindEnd) => "standard input after its end".to_owned(),
         };
         Fail::new(FailCode::Protocol, text)
     }

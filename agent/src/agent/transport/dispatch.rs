@@ -154,8 +154,8 @@ impl Agent {
             return true;
         }
         let text = match self.generation {
-            Some(current) => format!("the guest is of generation {current}, not {wanted}"),
-            None => format!("the guest has no generation yet, so it is not of {wanted}"),
+            Some(current) => format!("the guest has generation {current}, not {wanted}"),
+            None => format!("the guest has no generation yet, so not {wanted}"),
         };
         self.send_fail(id, FailCode::Stale, text, now);
         false
