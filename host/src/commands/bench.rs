@@ -1,8 +1,8 @@
 //! `host-tool bench`: what a guest and its restores take on this machine: round trips of a command,
 //! alone and in a crowd, the throughput of its streams, and restores with their phases.
 //!
-//! Each part is measured by itself, and one that fails is named and costs no other. What is
-//! compared with what, and plots of it, are `scripts/bench.sh`'s business.
+//! Each part is measured separately. A part that fails is reported, and the others still run.
+//! `scripts/bench.sh` compares the programs with others.
 
 mod restores;
 mod streams;
