@@ -7,9 +7,9 @@
 //!  │ u32LE │ u8   │ u8 =0 │ u16 =0   │ len bytes   │
 //! ```
 //!
-//! [`Decoder`] takes bytes in any pieces and gives whole frames. A header that announces more than
-//! its kind may carry is refused before anything is allocated for it, and a refused decoder stays
-//! refused: after one bad header nothing in the stream can be trusted.
+//! [`Decoder`] accepts bytes in any pieces and returns whole frames. It refuses a header that
+//! announces more than its kind may carry before it allocates memory. After one bad header nothing
+//! in the stream can be trusted, so the decoder refuses all that follows.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::limits::{EXEC_PAYLOAD_LEN_MAX, HEADER_LEN, PAYLOAD_LEN_MAX};
 
 macro_rules! frame_kinds {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal;)*) => {
-        /// What a frame is. The numbers are the wire's and never change their meaning.
+        /// The kind of a frame. The numbers on the wire never change their meaning.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum FrameKind {
@@ -25,10 +25,10 @@ macro_rules! frame_kinds {
         }
 
         impl FrameKind {
-            /// Every kind, in the order of the numbers.
+            /// Every kind, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The kind with this number, if there is one.
+            /// The kind with this number, if any.
             #[must_use]
             pub const fn from_code(code: u8) -> Option<Self> {
                 match code {
@@ -47,9 +47,9 @@ macro_rules! frame_kinds {
 }
 
 frame_kinds! {
-    /// First frame each way: versions, and who is speaking.
+    /// The first frame each way: the sender's versions and side.
     Hello = 1, "HELLO";
-    /// A request that cannot be met, with the reason.
+    /// Refuses a request, with the reason.
     Fail = 2, "FAIL";
     /// Asks for a PONG.
     Ping = 3, "PING";
@@ -57,43 +57,43 @@ frame_kinds! {
     Pong = 4, "PONG";
     /// Answers REOPEN, SIGNAL and SHUTDOWN.
     Ok = 5, "OK";
-    /// Names the guest's generation and asks it to become usable under that name.
+    /// Gives the guest a generation and asks it to become usable under it.
     Rebind = 16, "REBIND";
-    /// A step of a REBIND or PROBE has begun; extends the attempt.
+    /// The guest works on the request; extends the attempt.
     Progress = 17, "PROGRESS";
-    /// The guest is rebound.
+    /// Completes REBIND.
     Rebound = 18, "REBOUND";
     /// Asks for proof that commands can run.
     Probe = 19, "PROBE";
-    /// The proof.
+    /// Completes PROBE with the proof.
     Probed = 20, "PROBED";
     /// Asks the guest to be silent for a snapshot.
     Quiesce = 24, "QUIESCE";
-    /// Sessions that QUIESCE waits for.
+    /// The sessions that QUIESCE waits for.
     Busy = 25, "BUSY";
-    /// The guest is silent.
+    /// Completes QUIESCE: the guest is silent.
     Quiesced = 26, "QUIESCED";
     /// Takes a QUIESCE back.
     Reopen = 27, "REOPEN";
-    /// This connection is about to be cut, on purpose.
+    /// The guest is about to cut this connection.
     Sever = 28, "SEVER";
     /// Runs a command.
     Exec = 32, "EXEC";
-    /// The command runs.
+    /// Answers EXEC: the command runs.
     Started = 33, "STARTED";
     /// Bytes of the command's standard output.
     Stdout = 34, "STDOUT";
     /// Bytes of the command's standard error.
     Stderr = 35, "STDERR";
-    /// The command's end, after its last byte of output.
+    /// How the command ended, after its last byte of output.
     Exited = 36, "EXITED";
-    /// Attaches to a session that is there.
+    /// Attaches to an existing session.
     Attach = 37, "ATTACH";
-    /// Attached; output follows.
+    /// Answers ATTACH; output follows.
     Attached = 38, "ATTACHED";
-    /// Output up to an offset was consumed.
+    /// The host has consumed output up to an offset.
     Ack = 39, "ACK";
-    /// Bytes of output that are gone.
+    /// The guest has dropped bytes of output.
     Gap = 40, "GAP";
     /// Bytes for the command's standard input.
     Stdin = 41, "STDIN";
@@ -103,27 +103,27 @@ frame_kinds! {
     Window = 43, "WINDOW";
     /// Sends a signal to a session's process group.
     Signal = 44, "SIGNAL";
-    /// The terminal has another size.
+    /// The terminal's new size.
     Resize = 45, "RESIZE";
-    /// EXITED was taken note of.
+    /// The host has received EXITED.
     ExitAck = 46, "EXIT_ACK";
     /// Asks for, and carries, the list of sessions.
     Sessions = 47, "SESSIONS";
-    /// Asks for, and carries, the agent's own figures.
+    /// Asks for, and carries, the agent's figures.
     Info = 64, "INFO";
-    /// Ends the guest.
+    /// Powers the guest off or reboots it.
     Shutdown = 65, "SHUTDOWN";
-    /// Waits for a program that stands at a checkpoint.
+    /// Waits for a program at a checkpoint.
     AwaitCheckpoint = 66, "AWAIT_CHECKPOINT";
-    /// A program stands at a checkpoint.
+    /// A program waits at a checkpoint.
     Checkpoint = 67, "CHECKPOINT";
-    /// What became of a program at a checkpoint.
+    /// Ends a program's wait at a checkpoint.
     Verdict = 68, "VERDICT";
-    /// Asks for, and carries, a new name of the guest.
+    /// Asks for, and carries, a new generation of the guest.
     Generation = 69, "GENERATION";
     /// Runs the image's hooks.
     Hooks = 70, "HOOKS";
-    /// What came of them.
+    /// Completes HOOKS with the results.
     Hooked = 71, "HOOKED";
 }
 
@@ -148,21 +148,21 @@ impl FrameKind {
 /// One whole frame, borrowed from the decoder that received it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Frame<'a> {
-    /// What the payload is.
+    /// The kind, which decides what the payload is.
     pub kind: FrameKind,
     /// The payload, at most [`FrameKind::payload_len_max`] bytes.
     pub payload: &'a [u8],
 }
 
-/// Why the bytes of a peer are not a frame. Each variant ends the connection.
+/// Why received bytes are not a frame. The receiver ends the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FrameError {
-    /// No frame has this number.
+    /// No kind of frame has this number.
     UnknownKind {
-        /// The number received.
+        /// The received number.
         code: u8,
     },
-    /// Flags or reserved bits are set, which version 1 does not know.
+    /// Flags or reserved bits are set. Protocol version 1 has none.
     ReservedBits {
         /// The four bytes after the length.
         bytes: [u8; 4],
@@ -203,8 +203,8 @@ impl std::error::Error for FrameError {}
 ///
 /// # Panics
 ///
-/// When the payload is longer than its kind may carry: the sender's own mistake, since every
-/// payload is built from parts with limits.
+/// When the payload is longer than its kind may carry. Senders build payloads from parts with
+/// limits, so this is a bug of the sender.
 pub fn encode_with(out: &mut Vec<u8>, kind: FrameKind, write_payload: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0, 0, 0, 0, kind.code(), 0, 0, 0]);
@@ -220,12 +220,12 @@ pub fn encode_with(out: &mut Vec<u8>, kind: FrameKind, write_payload: impl FnOnc
 
 /// Turns received bytes into frames.
 ///
-/// Memory: what was pushed and not yet taken, so at most one unfinished frame plus the last push,
-/// as long as the caller takes every frame before it pushes again.
+/// It holds the bytes that were pushed and not yet taken: at most one unfinished frame and the last
+/// push, if the caller takes every frame before it pushes again.
 #[derive(Debug, Clone, Default, Hash)]
 pub struct Decoder {
     buffer: Vec<u8>,
-    /// Bytes of `buffer` that earlier frames used up.
+    /// Number of bytes of `buffer` that returned frames used.
     consumed: usize,
     refused: Option<FrameError>,
 }
@@ -241,8 +241,7 @@ impl Decoder {
         }
     }
 
-    /// Takes bytes as they arrived. Behind a bad header they are dropped, since nobody could ever
-    /// take them.
+    /// Appends received bytes. After a bad header it drops them.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.refused.is_some() {
             return;
@@ -254,7 +253,7 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole frame, or `None` until more bytes come.
+    /// The next whole frame; `None` if it needs more bytes.
     ///
     /// # Errors
     ///
@@ -282,9 +281,8 @@ impl Decoder {
         }))
     }
 
-    /// The last `len` payload bytes of the frame that [`poll_frame`](Self::poll_frame) gave last,
-    /// for whoever hands stream data on from here instead of copying it. The next
-    /// [`push`](Self::push) ends it.
+    /// The last `len` payload bytes of the frame that [`poll_frame`](Self::poll_frame) returned
+    /// last, so that stream data need not be copied. Valid until the next [`push`](Self::push).
     ///
     /// # Panics
     ///
@@ -300,13 +298,13 @@ impl Decoder {
         self.consumed < self.buffer.len()
     }
 
-    /// Bytes of memory that are held, for whoever checks the bound above.
+    /// Number of bytes of allocated memory, for tests of its limit.
     #[must_use]
     pub fn memory_len(&self) -> usize {
         self.buffer.capacity()
     }
 
-    /// One large EXEC must not cost its buffer for the rest of a long connection.
+    /// Frees the buffer of a large EXEC, which a long connection does not need again.
     fn release_idle_memory(&mut self) {
         if self.consumed == self.buffer.len() && self.buffer.capacity() > PAYLOAD_LEN_MAX * 2 {
             self.buffer = Vec::new();

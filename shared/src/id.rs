@@ -1,12 +1,12 @@
-//! Opaque names of 16 random bytes: generations, exec ids, nonces and tokens.
+//! Opaque ids of 16 random bytes: generations, exec ids, nonces and tokens.
 //!
-//! They are never a time and never a counter: a snapshot rolls both back, and two clones made
-//! within one second would share them. The host draws the bytes; this crate only carries them.
+//! They are not times or counters: a snapshot rolls both back, and two clones made within one
+//! second would share them. The host draws the bytes; this crate only carries them.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Bytes of every opaque name.
+/// Length of every id, in bytes.
 pub const ID_LEN: usize = 16;
 
 macro_rules! opaque_id {
@@ -16,13 +16,13 @@ macro_rules! opaque_id {
         pub struct $name([u8; ID_LEN]);
 
         impl $name {
-            /// Wraps bytes that the caller drew at random.
+            /// The id with these bytes, which the caller drew at random.
             #[must_use]
             pub const fn from_bytes(bytes: [u8; ID_LEN]) -> Self {
                 Self(bytes)
             }
 
-            /// The bytes as they were drawn.
+            /// The random bytes.
             #[must_use]
             pub const fn as_bytes(&self) -> &[u8; ID_LEN] {
                 &self.0
@@ -53,19 +53,20 @@ macro_rules! opaque_id {
 }
 
 opaque_id! {
-    /// One life of a guest between two cuts: a boot, a restore, or the resume after a snapshot.
+    /// One life of a guest: from a boot, a restore, or the resume after a snapshot to the next.
     Generation
 }
 opaque_id! {
-    /// One request to run a command. Sent again, it attaches instead of running twice.
+    /// One request to run a command. A second EXEC with the same id attaches to the command.
     ExecId
 }
 opaque_id! {
-    /// What a probe must echo, so that an old answer is not taken for a new one.
+    /// One attempt of a probe. The answer repeats it, so that an old answer is not taken for a new
+    /// one.
     Nonce
 }
 opaque_id! {
-    /// One request to be quiet before a snapshot.
+    /// One QUIESCE or HOOKS request. A second copy joins the first.
     Token
 }
 
@@ -81,7 +82,7 @@ impl fmt::Display for ParseIdError {
 
 impl std::error::Error for ParseIdError {}
 
-/// Fills `bytes` from exactly twice as many hexadecimal digits, either case.
+/// Fills `bytes` from exactly twice as many hexadecimal digits of either case.
 pub(crate) fn decode_hex(text: &str, bytes: &mut [u8]) -> Result<(), ParseIdError> {
     let digits = text.as_bytes();
     if digits.len() != bytes.len() * 2 {

@@ -1,10 +1,10 @@
-//! The wire protocol between `host-tool` and `guest-agent`, and the conversation machines that
-//! both ends share: no I/O, no clock, no unsafe code.
+//! The wire protocol between `host-tool` and `guest-agent`, and the state machines of the host's
+//! side of it. No I/O, no clock, no unsafe code.
 //!
 //! A connection is a stream of [frames](frame). The first frame each way is a
-//! [HELLO](message::Hello); the client may send its request right behind it. Each request has its
-//! own completion frame, and only that frame means that the request was met: a write that
-//! succeeded is not delivery.
+//! [HELLO](message::Hello); the client may send its request directly after it. Each request has a
+//! completion frame, and only that frame means that the request was fulfilled: a successful write
+//! is not delivery.
 //!
 //! ```text
 //! host                                   guest
@@ -17,9 +17,9 @@
 //!  │ ready                                │
 //! ```
 //!
-//! `docs/protocol.md` is the normative description; a test executes its examples. The host's side
-//! of a request with one completion frame is the machine in [`exchange`]; the one in
-//! [`session_client`] runs a command, or attaches to one, across as many connections as it takes.
+//! `docs/protocol.md` is the normative description; a test executes its examples. The state machine
+//! in [`exchange`] carries out a request with one completion frame. The one in [`session_client`]
+//! runs a command, or attaches to one, across any number of connections.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Typed payloads: parsed or refused, never half valid. If a [`Message`] can be built it can be
-//! encoded, and what is encoded is parsed back to the same value.
+//! Typed payloads. Parsing accepts a payload as a whole or refuses it. Every [`Message`] can be
+//! encoded, and parsing its encoding returns the same value.
 
 mod checkpoint;
 mod control;
@@ -32,7 +32,7 @@ pub use handshake::{
 pub use hello::{Hello, Role};
 pub use hooks::{HookResult, HookStage, Hooked, Hooks};
 pub use keyword::UnknownKeyword;
-pub use network::{InterfaceAddress, MacAddress, Network, NoAddress};
+pub use network::{InterfaceAddress, MacAddress, Network, ParseAddressError};
 pub use session::{
     Attach, AttachMode, ExitAck, SessionInfo, SessionRef, SessionState, Sessions, SessionsRequest,
     Signal, WORKLOAD,
@@ -43,94 +43,95 @@ use crate::frame::{Frame, FrameKind, encode_with};
 use crate::id::{Generation, Token};
 use crate::json::{JsonError, Object, ToJson, object};
 
-/// One frame with its payload understood.
+/// One frame with its parsed payload. Each variant says who sends it: the host, the guest, either
+/// of them, or a program in the guest (local).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Message {
-    /// First frame each way.
+    /// Either: the first frame, with the versions it speaks.
     Hello(Hello),
-    /// Either: the request cannot be met.
+    /// Either: refuses a request, or ends the connection after a protocol error.
     Fail(Fail),
     /// Either: asks for a PONG.
     Ping(Ping),
-    /// Either: answers a PING.
+    /// Either: answers PING.
     Pong(Ping),
-    /// Guest: REOPEN, SIGNAL or SHUTDOWN was taken.
+    /// Guest: accepted REOPEN, SIGNAL or SHUTDOWN.
     Ok,
-    /// Host: become usable under this name.
+    /// Host: asks the guest to become usable under a new generation.
     Rebind(Rebind),
-    /// Guest: a step has begun.
+    /// Guest: a step of REBIND or PROBE has begun.
     Progress(Progress),
-    /// Guest: rebound.
+    /// Guest: completes REBIND.
     Rebound(Rebound),
-    /// Host: prove that commands can run.
+    /// Host: asks for proof that commands can run.
     Probe(Probe),
-    /// Guest: the proof.
+    /// Guest: completes PROBE with the proof.
     Probed(Probed),
-    /// Host: be silent for a snapshot.
+    /// Host: asks the guest to be silent for a snapshot.
     Quiesce(Quiesce),
-    /// Guest: these sessions are still running.
+    /// Guest: QUIESCE waits for these sessions.
     Busy(Busy),
-    /// Guest: silent.
+    /// Guest: completes QUIESCE with its token.
     Quiesced(Token),
-    /// Host: no snapshot after all.
+    /// Host: takes a QUIESCE back.
     Reopen(Reopen),
-    /// Guest: this connection is about to be cut.
+    /// Guest: is about to cut this connection.
     Sever(Sever),
-    /// Host: run a command.
+    /// Host: runs a command.
     Exec(Exec),
-    /// Guest: it runs.
+    /// Guest: the command of EXEC runs.
     Started(Started),
-    /// Guest: standard output.
+    /// Guest: bytes of standard output.
     Stdout(Chunk),
-    /// Guest: standard error.
+    /// Guest: bytes of standard error.
     Stderr(Chunk),
-    /// Guest: the command ended.
+    /// Guest: how the command ended.
     Exited(Exited),
-    /// Host: attach to a session.
+    /// Host: attaches to a session.
     Attach(Attach),
-    /// Guest: attached.
+    /// Guest: this connection is attached.
     Attached(Started),
-    /// Host: output was consumed.
+    /// Host: consumed output.
     Ack(Ack),
-    /// Guest: output is gone.
+    /// Guest: dropped output.
     Gap(Gap),
-    /// Host: standard input.
+    /// Host: bytes of standard input.
     Stdin(Chunk),
     /// Host: the end of standard input.
     StdinEof(StdinEof),
     /// Guest: credit for standard input.
     Window(Window),
-    /// Host: a signal for a session.
+    /// Host: sends a signal to a session.
     Signal(Signal),
-    /// Host: the terminal has another size.
+    /// Host: the terminal's new size.
     Resize(TtySize),
-    /// Host: the end was taken note of.
+    /// Host: has received EXITED.
     ExitAck(ExitAck),
-    /// Host: asks for the sessions.
+    /// Host: asks for the list of sessions.
     SessionsRequest(SessionsRequest),
-    /// Guest: the sessions.
+    /// Guest: a part of the list of sessions.
     Sessions(Sessions),
-    /// Host: asks for figures.
+    /// Host: asks for the agent's figures.
     InfoRequest,
-    /// Guest: the figures.
+    /// Guest: the agent's figures.
     Info(Info),
-    /// Host: end the guest.
+    /// Host: powers the guest off or reboots it.
     Shutdown(Shutdown),
-    /// Host: wait for a program at a checkpoint.
+    /// Host: waits for a program at a checkpoint.
     AwaitCheckpoint(AwaitCheckpoint),
-    /// Local: a program waits for a snapshot.
+    /// Local: waits at a checkpoint for a snapshot.
     CheckpointRequest(CheckpointRequest),
-    /// Guest: a program waits.
+    /// Guest, to the host: a program waits at a checkpoint.
     Checkpoint(Checkpoint),
-    /// Guest: what became of it.
+    /// Guest, to the program: its wait at the checkpoint has ended.
     Verdict(CheckpointVerdict),
-    /// Local: asks for a new name.
+    /// Local: asks for the next generation.
     GenerationRequest(GenerationRequest),
-    /// Guest: the new name.
+    /// Guest, to the program: the new generation.
     Generation(Generation),
-    /// Host: run hooks.
+    /// Host: runs the image's hooks.
     Hooks(Hooks),
-    /// Guest: what came of them.
+    /// Guest: how the hooks ended.
     Hooked(Hooked),
 }
 
@@ -139,7 +140,7 @@ impl Message {
     ///
     /// # Errors
     ///
-    /// When the payload is not what its kind calls for, or this kind never comes from `sender`.
+    /// When the payload is invalid for its kind, or `sender` never sends this kind.
     pub fn parse(frame: Frame<'_>, sender: Role) -> Result<Self, PayloadError> {
         match sender {
             Role::Host => Self::from_host(frame),
@@ -262,7 +263,7 @@ impl Message {
         }
     }
 
-    /// The message as the bytes of one frame.
+    /// The message as one frame.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -270,7 +271,7 @@ impl Message {
         out
     }
 
-    /// The frame that carries this message.
+    /// The kind of frame that carries this message.
     #[must_use]
     pub const fn kind(&self) -> FrameKind {
         match self {
@@ -316,7 +317,7 @@ impl Message {
         }
     }
 
-    /// Appends the JSON object of a control message. Streams have none.
+    /// Appends the JSON object of a control message. Stream frames have none.
     fn write_payload(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello(hello) => hello.write_json(out),

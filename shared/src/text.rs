@@ -1,4 +1,4 @@
-//! Texts cut to the lengths that frames have room for.
+//! Cutting texts to the lengths that the protocol allows.
 
 use crate::limits::TEXT_LEN_MAX;
 

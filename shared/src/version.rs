@@ -1,29 +1,28 @@
 //! Protocol versions and their negotiation.
 //!
-//! Each side names the range it speaks, and the highest common version is used. A snapshot keeps
-//! the agent that was baked into it, so an old agent behind a new host tool is an everyday case
-//! and not an accident.
+//! Each side sends the range it speaks, and both use the highest common version. A snapshot
+//! contains the agent of its image, so a newer host often talks to an older agent.
 
 use std::fmt;
 
-/// The versions that this build speaks.
+/// The protocol versions that this build speaks.
 pub const SUPPORTED: VersionRange = VersionRange { min: 1, max: 1 };
 
-/// A closed range of protocol versions.
+/// A range of protocol versions, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VersionRange {
-    /// Lowest version spoken.
+    /// Lowest version.
     pub min: u16,
-    /// Highest version spoken, not below `min`.
+    /// Highest version; at least `min`.
     pub max: u16,
 }
 
 impl VersionRange {
-    /// The highest version that both ranges hold.
+    /// The highest version in both ranges.
     ///
     /// # Errors
     ///
-    /// When they hold none in common; the error names both.
+    /// When the ranges do not overlap. The error contains both.
     pub fn negotiate(self, peer: Self) -> Result<u16, NoCommonVersion> {
         let version = self.max.min(peer.max);
         if version >= self.min.max(peer.min) {
@@ -47,12 +46,12 @@ impl fmt::Display for VersionRange {
     }
 }
 
-/// Two peers share no protocol version.
+/// The two sides share no protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NoCommonVersion {
-    /// What this side speaks.
+    /// The versions that this side speaks.
     pub ours: VersionRange,
-    /// What the peer speaks.
+    /// The versions that the peer speaks.
     pub theirs: VersionRange,
 }
 

@@ -1,7 +1,7 @@
 //! Executes the examples of `docs/protocol.md`.
 //!
-//! Goal: the document and the code cannot part. Method: each block marked `wire` holds the sender
-//! and the kind, the header in hexadecimal, and the payload as JSON text or hexadecimal bytes.
+//! Goal: the document agrees with the code. Method: each block marked `wire` has the sender and the
+//! kind, the header in hexadecimal, and the payload as JSON text or hexadecimal bytes.
 
 use std::collections::HashSet;
 

@@ -51,7 +51,7 @@ pub fn run(
         token,
         stage,
         limit_ms: u64::try_from(options.limit.as_millis()).unwrap_or(u64::MAX),
-        go_on: options.ignore,
+        keep_going: options.ignore,
     });
     let asked = ask(endpoint, request, watch);
     let (attempts, log) = match &asked {

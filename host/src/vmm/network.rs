@@ -105,7 +105,7 @@ pub fn settings(
         mac,
         gateway,
     };
-    if network.is_of_one_family() {
+    if network.has_one_family() {
         return Ok(network);
     }
     let text = "--net-address and --net-gateway are of two families of addresses";

@@ -1,7 +1,7 @@
-//! Writing a control payload straight into the frame that carries it.
+//! Writing a control payload directly into its frame.
 //!
-//! A tree of values first, as `json!` makes one, was a third of all instructions that the agent
-//! spent on a command. Texts and numbers are `serde_json`'s all the same: nothing is escaped here.
+//! Building a tree of values first, as `json!` does, took a third of the agent's instructions for a
+//! command. `serde_json` still writes the texts and numbers, so nothing is escaped here.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,15 @@ use serde_json::Value;
 
 use crate::id::{ExecId, Generation, Nonce, Token, push_hex};
 
-/// What can stand in a control payload.
+/// A value in a control payload.
 pub(crate) trait ToJson {
-    /// Appends itself as JSON.
+    /// Appends the value as JSON.
     fn write_json(&self, out: &mut Vec<u8>);
 }
 
-/// Appends an object. Its members stand in the order of their names, as in `docs/protocol.md`.
+/// Appends an object. `members` are sorted by name, as in `docs/protocol.md`.
 ///
-/// One function for all of them: written out for each message they are a good part of a small
-/// program.
+/// One function for all messages: inlined into each it would be a large part of the agent.
 pub(crate) fn write_object(out: &mut Vec<u8>, members: &[(&'static str, &dyn ToJson)]) {
     debug_assert!(members.is_sorted_by_key(|(name, _)| name));
     out.push(b'{');
@@ -31,14 +30,14 @@ pub(crate) fn write_object(out: &mut Vec<u8>, members: &[(&'static str, &dyn ToJ
     out.push(b'}');
 }
 
-/// Parts what stands at `index` of an object or a list from what is before it.
+/// Separates the item at `index` of an object or a list from the one before.
 fn write_comma(out: &mut Vec<u8>, index: usize) {
     if index > 0 {
         out.push(b',');
     }
 }
 
-/// An object, written as in `json!`, appended to a buffer.
+/// Appends an object, with the syntax of `json!`.
 macro_rules! object {
     ($out:expr, { $($name:literal: $value:expr),* $(,)? }) => {
         $crate::json::write_object($out, &[$(($name, &$value)),*])
@@ -46,7 +45,7 @@ macro_rules! object {
 }
 pub(crate) use object;
 
-/// Appends a text of ours that needs no escapes, such as a name of a member.
+/// Appends a member's name or a keyword, which needs no escapes.
 pub(crate) fn write_plain(out: &mut Vec<u8>, text: &str) {
     debug_assert!(
         text.bytes()
@@ -57,14 +56,14 @@ pub(crate) fn write_plain(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// The same as a tree, for a record that it becomes a part of.
+/// The value as a tree, to become a part of a record or file.
 pub(crate) fn value_of(value: &dyn ToJson) -> Value {
     let mut text = Vec::new();
     value.write_json(&mut text);
     serde_json::from_slice(&text).expect("what was written is JSON")
 }
 
-/// How many bytes it takes on the wire.
+/// Number of bytes of the encoded value.
 pub(crate) fn encoded_len(value: &dyn ToJson) -> usize {
     let mut text = Vec::new();
     value.write_json(&mut text);
@@ -83,7 +82,7 @@ impl ToJson for Bytes<'_> {
     }
 }
 
-/// The same as a value for files and records.
+/// [`Bytes`] as a tree, for files and records.
 #[must_use]
 pub fn bytes_to_value(bytes: &[u8]) -> Value {
     value_of(&Bytes(bytes))

@@ -6,21 +6,21 @@ use crate::json::{JsonError, Object, ToJson, object};
 use crate::limits::TAG_LEN_MAX;
 
 keywords! {
-    /// What became of a program that waited at a checkpoint.
+    /// How a program's wait at a checkpoint ended.
     Verdict {
-        /// A snapshot was taken, and this is the machine it was taken of.
+        /// A snapshot was taken, and the program runs in the VM that it was taken of.
         Source = "source",
-        /// A snapshot was taken, and this is a machine that was restored from one.
+        /// A snapshot was taken, and the program runs in a VM that was restored from it.
         Clone = "clone",
-        /// Nobody took one in time.
+        /// The wait timed out without a snapshot.
         Cold = "cold",
     }
 }
 
-/// Waits for a program in the guest that stands at a checkpoint.
+/// AWAIT_CHECKPOINT: the host waits for a program at a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AwaitCheckpoint {
-    /// The checkpoint's tag; `None` takes any.
+    /// The checkpoint's tag; `None` accepts any.
     pub tag: Option<String>,
 }
 
@@ -40,12 +40,12 @@ impl ToJson for AwaitCheckpoint {
     }
 }
 
-/// A program in the guest waits for a snapshot.
+/// CHECKPOINT of a program in the guest, which waits for a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CheckpointRequest {
-    /// What it calls this point of its work.
+    /// The tag by which the program identifies this point of its work; see [`is_tag`].
     pub tag: Option<String>,
-    /// How long it waits, in ms of guest time; `None` is for ever.
+    /// How long it waits, in ms of guest time; `None` waits for ever.
     pub timeout_ms: Option<u64>,
 }
 
@@ -67,12 +67,12 @@ impl ToJson for CheckpointRequest {
     }
 }
 
-/// Tells the host of a program that waits.
+/// CHECKPOINT of the guest, which completes AWAIT_CHECKPOINT.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Checkpoint {
-    /// What the program calls this point of its work.
+    /// The tag of the program that waits.
     pub tag: Option<String>,
-    /// How long it still waits, in ms of guest time; `None` is for ever.
+    /// How long the program will still wait, in ms of guest time; `None` waits for ever.
     pub left_ms: Option<u64>,
 }
 
@@ -94,12 +94,12 @@ impl ToJson for Checkpoint {
     }
 }
 
-/// Ends the wait of a program at a checkpoint.
+/// VERDICT: ends a program's wait at a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CheckpointVerdict {
-    /// What became of it.
+    /// How the wait ended.
     pub verdict: Verdict,
-    /// The guest's name, if a host has given it one.
+    /// The guest's generation; `None` before the first REBIND.
     pub generation: Option<Generation>,
 }
 
@@ -121,10 +121,11 @@ impl ToJson for CheckpointVerdict {
     }
 }
 
-/// A program in the guest asks for another name of the guest than the one it knows.
+/// GENERATION of a program in the guest, which waits until the guest's generation differs from
+/// `from`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GenerationRequest {
-    /// The name it knows; `None` is the one that the guest has when it asks.
+    /// The generation that the program knows; `None` is the guest's present one.
     pub from: Option<Generation>,
 }
 
@@ -144,12 +145,12 @@ impl ToJson for GenerationRequest {
     }
 }
 
-/// The payload that has nothing but the guest's name.
+/// Reads the payload of the guest's GENERATION.
 pub(super) fn read_new_generation(object: &Object) -> Result<Generation, JsonError> {
     object.parsed("generation", "32 hexadecimal digits")
 }
 
-/// As [`read_new_generation`], the other way round.
+/// Writes the payload of the guest's GENERATION.
 pub(super) fn write_new_generation(generation: Generation, out: &mut Vec<u8>) {
     object!(out, { "generation": generation });
 }
@@ -167,8 +168,8 @@ fn read_tag(object: &Object) -> Result<Option<String>, JsonError> {
     }
 }
 
-/// Whether `text` can be a checkpoint's tag, such as a digest: 1 to [`TAG_LEN_MAX`] printable ASCII
-/// characters without spaces.
+/// Whether `text` is a valid tag of a checkpoint, such as a digest: 1 to [`TAG_LEN_MAX`] printable
+/// ASCII characters without spaces.
 #[must_use]
 pub fn is_tag(text: &str) -> bool {
     (1..=TAG_LEN_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())

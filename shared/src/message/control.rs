@@ -14,45 +14,45 @@ use crate::text::clipped;
 const COUNTERS_MAX: usize = 256;
 
 keywords! {
-    /// What kind of no a FAIL is. The host decides by it what to do next.
+    /// Why a FAIL refuses. The host decides by it whether to retry.
     FailCode {
-        /// No common protocol version. Final.
+        /// The sides share no protocol version. Final.
         Version = "version",
         /// The peer broke the protocol; the connection ends. Final.
         Protocol = "protocol",
-        /// There is no such session, or it is known no more. Final.
+        /// The session does not exist, or is no longer kept. Final.
         NoSession = "no_session",
-        /// The request named another generation than the guest's. Nothing ran.
+        /// The request was for another generation than the guest's. Nothing ran.
         Stale = "stale",
         /// A REBIND to another generation took over.
         Superseded = "superseded",
-        /// The guest is quiescing, quiesced, or between two names. Nothing ran; may be retried.
+        /// The guest is quiescing, quiesced, or rebinding. Nothing ran; may be retried.
         Refusing = "refusing",
-        /// A named limit was reached. Nothing ran; may be retried.
+        /// A limit of the guest was reached. Nothing ran; may be retried.
         Limit = "limit",
         /// The command does not exist.
         NotFound = "not_found",
-        /// The command exists and cannot be run.
+        /// The command exists and cannot be executed.
         NotRunnable = "not_runnable",
-        /// A step of the rebind failed; the guest refuses all but a new REBIND.
+        /// A step of the rebind failed. The guest refuses all requests but a new REBIND.
         Rebind = "rebind",
-        /// The probe's process could not be spawned or did not end well.
+        /// The probe's process could not be spawned or failed.
         Probe = "probe",
-        /// The agent has no such request.
+        /// The agent does not know the request.
         Unsupported = "unsupported",
-        /// The agent's own defect.
+        /// An internal error of the agent.
         Internal = "internal",
     }
 }
 
 keywords! {
-    /// What QUIESCE does about running sessions.
+    /// What QUIESCE does with running sessions.
     Policy {
-        /// They are carried into the snapshot.
+        /// Keeps them in the snapshot.
         Keep = "keep",
-        /// Wait until they have ended.
+        /// Waits until they have ended.
         Drain = "drain",
-        /// Refuse the snapshot while there are any.
+        /// Refuses the snapshot while any is running.
         Refuse = "refuse",
     }
 }
@@ -60,40 +60,40 @@ keywords! {
 keywords! {
     /// How SHUTDOWN ends the guest.
     PowerAction {
-        /// Power off.
+        /// Powers it off.
         PowerOff = "poweroff",
-        /// Restart.
+        /// Reboots it.
         Reboot = "reboot",
     }
 }
 
 keywords! {
-    /// Why a connection is cut on purpose.
+    /// Why the guest cuts a connection.
     SeverReason {
         /// A snapshot is about to be taken.
         Quiesce = "quiesce",
-        /// The guest is getting a new name.
+        /// The guest is rebinding to a new generation.
         Rebind = "rebind",
-        /// The guest is about to end.
+        /// The guest is about to shut down.
         Shutdown = "shutdown",
     }
 }
 
-/// A request that cannot be met.
+/// FAIL: the request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fail {
-    /// What kind of no this is.
+    /// The reason, for programs.
     pub code: FailCode,
-    /// The step or phase that failed.
+    /// The step that failed, if the request has steps.
     pub phase: Option<String>,
-    /// The system call's error number, where there was one.
+    /// The error number (`errno(3)`) of the system call that failed, if one did.
     pub errno: Option<i32>,
-    /// For people: what failed on which object.
+    /// The reason, for people: what failed on which object.
     pub text: String,
 }
 
 impl Fail {
-    /// A refusal with a text and nothing else.
+    /// A refusal with a code and a text only.
     #[must_use]
     pub fn new(code: FailCode, text: impl Into<String>) -> Self {
         Self {
@@ -125,10 +125,10 @@ impl ToJson for Fail {
     }
 }
 
-/// Asks for, or is, a PONG.
+/// PING, and the PONG that answers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ping {
-    /// Echoed by the answer.
+    /// The answer repeats it.
     pub nonce: u64,
 }
 
@@ -148,12 +148,12 @@ impl ToJson for Ping {
     }
 }
 
-/// Asks the guest to be silent for a snapshot.
+/// QUIESCE: asks the guest to be silent for a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quiesce {
-    /// Names this request; sent again, it joins.
+    /// Identifies this request. A second copy joins the first.
     pub token: Token,
-    /// What to do about running sessions.
+    /// What to do with running sessions.
     pub policy: Policy,
     /// How long draining may take, in ms of guest time.
     pub limit_ms: u64,
@@ -179,12 +179,12 @@ impl ToJson for Quiesce {
     }
 }
 
-/// Sessions that QUIESCE waits for. Also a sign of life.
+/// BUSY: the sessions that QUIESCE waits for. Sent once a second as a sign of life.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Busy {
-    /// The request.
+    /// The token of the QUIESCE.
     pub token: Token,
-    /// Session numbers, the first [`BUSY_SESSIONS_MAX`] of them.
+    /// Session numbers. Only the first [`BUSY_SESSIONS_MAX`] are sent.
     pub sessions: Vec<u64>,
 }
 
@@ -208,10 +208,10 @@ impl ToJson for Busy {
     }
 }
 
-/// Takes a QUIESCE back.
+/// REOPEN: takes a QUIESCE back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reopen {
-    /// The request to take back.
+    /// The token of the QUIESCE.
     pub token: Token,
 }
 
@@ -223,10 +223,10 @@ impl Reopen {
     }
 }
 
-/// This connection is about to be cut, on purpose.
+/// SEVER: the guest is about to cut this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sever {
-    /// Why.
+    /// Why the guest cuts it.
     pub reason: SeverReason,
 }
 
@@ -246,32 +246,32 @@ impl ToJson for Sever {
     }
 }
 
-/// The agent's own figures.
+/// INFO: the agent's figures.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Info {
-    /// Version of the agent program.
+    /// The agent's program version.
     pub agent_version: String,
-    /// The guest's name, if it has one.
+    /// The guest's generation; `None` before the first REBIND.
     pub generation: Option<Generation>,
-    /// The guest kernel's boot id.
+    /// The guest kernel's boot id (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
-    /// State of the root machine, for people.
+    /// The agent's state, for people.
     pub state: String,
-    /// Guest kernel release.
+    /// The guest kernel's release (`uname(2)`).
     pub kernel: String,
-    /// Guest monotonic time since the agent started, ms.
+    /// Time since the agent started, ms of the guest's monotonic clock.
     pub uptime_ms: u64,
-    /// Sessions that run.
+    /// Number of running sessions.
     pub sessions: u32,
-    /// Connections that are open.
+    /// Number of open connections.
     pub connections: u32,
-    /// Open file descriptors of the agent.
+    /// Number of open file descriptors of the agent.
     pub fds: u32,
     /// Resident memory of the agent, KiB.
     pub rss_kib: u64,
-    /// Children reaped that belonged to no session.
+    /// Number of reaped children that did not belong to a session.
     pub orphans_reaped: u64,
-    /// Named counters that only grow.
+    /// Counters that only grow, by name. At most 256.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -298,7 +298,7 @@ impl Info {
         })
     }
 
-    /// The figures as a JSON object, for records.
+    /// The JSON object as on the wire, for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
         value_of(self)
@@ -324,12 +324,12 @@ impl ToJson for Info {
     }
 }
 
-/// Ends the guest.
+/// SHUTDOWN: ends the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shutdown {
-    /// How.
+    /// How to end it.
     pub action: PowerAction,
-    /// How long sessions have between TERM and KILL, ms.
+    /// How long sessions have between SIGTERM and SIGKILL, ms.
     pub grace_ms: u64,
 }
 
@@ -351,12 +351,12 @@ impl ToJson for Shutdown {
     }
 }
 
-/// The token of a payload that has little else.
+/// Reads the member `token`.
 pub(super) fn read_token(object: &Object) -> Result<Token, JsonError> {
     object.parsed("token", "32 hexadecimal digits")
 }
 
-/// A payload with only a token.
+/// Writes a payload whose only member is `token`.
 pub(super) fn write_token(token: Token, out: &mut Vec<u8>) {
     object!(out, { "token": token });
 }

@@ -10,19 +10,19 @@ use crate::id::{ExecId, Generation};
 use crate::json::{Bytes, JsonError, Object, ToJson, encoded_len, object, value_to_bytes};
 use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX};
 
-/// Bytes without NUL that are usually text: an argument, a path.
+/// An argument, path or environment entry: bytes without NUL, usually UTF-8.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct ByteString(Vec<u8>);
 
 impl ByteString {
-    /// Wraps bytes, unless one of them is NUL.
+    /// `None` if one of the bytes is NUL.
     #[must_use]
     pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Self> {
         let bytes = bytes.into();
         (!bytes.contains(&0)).then_some(Self(bytes))
     }
 
-    /// NUL is refused: no C string can hold it, and Linux would silently cut the argument there.
+    /// Refuses NUL: a C string cannot contain it, and Linux would silently cut the argument there.
     fn from_value(value: &Value) -> Option<Self> {
         value_to_bytes(value).and_then(Self::new)
     }
@@ -41,7 +41,7 @@ impl fmt::Debug for ByteString {
 }
 
 impl fmt::Display for ByteString {
-    /// With bytes that are not printable text escaped: it may come from anywhere.
+    /// Escapes what is not printable, because any client may have sent it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         String::from_utf8_lossy(&self.0).escape_debug().fmt(f)
     }
@@ -53,43 +53,43 @@ impl ToJson for ByteString {
     }
 }
 
-/// Runs a command.
+/// EXEC: runs a command.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Exec {
-    /// Names the request. Sent again, it attaches to what the first one started.
+    /// Identifies the request. A second copy attaches to the command that the first one started.
     pub id: ExecId,
-    /// The name that the guest must have; `None` takes whatever name it has.
+    /// The generation that the guest must have; `None` accepts any.
     pub generation: Option<Generation>,
-    /// The program and its arguments; at least one string.
+    /// The program and its arguments; at least one.
     pub argv: Vec<ByteString>,
-    /// `NAME=value` pairs on top of the agent's default environment.
+    /// `NAME=value` pairs that extend or replace those of the agent's default environment.
     pub env: Vec<ByteString>,
-    /// Working directory; `/` when missing.
+    /// Working directory; `None` is `/`.
     pub cwd: Option<ByteString>,
-    /// Whose rights it gets: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`, by the image's own files;
-    /// the agent's when missing.
+    /// The user it runs as: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`, looked up in the image's
+    /// files. `None` is the agent's user.
     pub user: Option<ByteString>,
-    /// The size of the terminal that it gets; no terminal when missing.
+    /// The size of its terminal; `None` runs it without one.
     pub tty: Option<TtySize>,
-    /// Whether standard input will be sent; otherwise it is empty.
+    /// Whether the host will send standard input; otherwise it is empty.
     pub stdin: bool,
-    /// Whether it runs on without any client. Its connection observes.
+    /// Whether it keeps running without a client. Its connection then observes.
     pub detached: bool,
-    /// What happens when a ring is full.
+    /// What the guest does when an output ring is full.
     pub output: OutputPolicy,
-    /// How long it may run, ms; then it is told to end.
+    /// How long it may run, ms; then the guest ends it. `None` is without limit.
     pub timeout_ms: Option<u64>,
-    /// How long it runs on after its client's connection ended, ms; missing: not at all. A
-    /// connection that the guest cut itself is waited for at least a minute whatever this says.
+    /// How long it keeps running after its owner's connection has ended, ms; `None` is 0. If the
+    /// guest cut the connection, or the transport reset it, this is at least a minute.
     pub keep_ms: Option<u64>,
-    /// First byte of standard output wanted, when this is asked again.
+    /// Offset of the first wanted byte of standard output, in a second copy of the request.
     pub stdout_from: u64,
-    /// First byte of standard error wanted, when this is asked again.
+    /// The same for standard error.
     pub stderr_from: u64,
 }
 
 impl Exec {
-    /// A request for a command with everything else as it is when nothing is said.
+    /// A request for a command with all options at their defaults.
     #[must_use]
     pub const fn new(id: ExecId, argv: Vec<ByteString>) -> Self {
         Self {
@@ -110,17 +110,18 @@ impl Exec {
         }
     }
 
-    /// Why this request is over a limit, if it is. The sender asks before it encodes.
+    /// Which limit this request exceeds, if any. The sender checks it before encoding.
     #[must_use]
     pub fn limit_exceeded(&self) -> Option<ExecLimit> {
-        // Escapes and hexadecimal make some strings longer on the wire than they are.
+        // JSON escapes and hexadecimal lengthen some strings on the wire.
         self.content_limit_exceeded().or_else(|| {
             let encoded = encoded_len(self);
             (encoded > FrameKind::Exec.payload_len_max()).then_some(ExecLimit::Encoded { encoded })
         })
     }
 
-    /// The same for the receiver, to whom it came in one frame: what it says may still be too much.
+    /// As [`limit_exceeded`](Self::limit_exceeded) without the limit of a frame, which the receiver
+    /// need not check.
     #[must_use]
     pub fn content_limit_exceeded(&self) -> Option<ExecLimit> {
         let strings = || {
@@ -197,29 +198,29 @@ impl ToJson for Exec {
     }
 }
 
-/// Whether `pair` is `NAME=value` with a name.
+/// Whether `pair` is `NAME=value` and NAME is not empty.
 fn is_environment_pair(pair: &[u8]) -> bool {
     pair.iter()
         .position(|&byte| byte == b'=')
         .is_some_and(|index| index > 0)
 }
 
-/// An EXEC that is too large to send.
+/// The limit that an EXEC exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExecLimit {
-    /// Too many strings.
+    /// [`EXEC_STRINGS_MAX`].
     Strings {
-        /// How many there are.
+        /// Number of strings in the request.
         count: usize,
     },
-    /// Too many bytes.
+    /// [`EXEC_BYTES_MAX`].
     Bytes {
-        /// How many there are, each string's terminator included.
+        /// Bytes of all strings, with a terminator for each.
         bytes: usize,
     },
-    /// Too long once encoded.
+    /// The payload of one frame.
     Encoded {
-        /// Bytes on the wire.
+        /// Bytes of the encoded request.
         encoded: usize,
     },
 }
@@ -246,23 +247,23 @@ impl fmt::Display for ExecLimit {
 
 impl std::error::Error for ExecLimit {}
 
-/// The command runs, or has ended and is known (STARTED); this connection is attached (ATTACHED).
+/// STARTED answers EXEC: the command runs, or an earlier copy started it. ATTACHED answers ATTACH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Started {
-    /// The session's number in this guest.
+    /// The session's number in this guest, from 1.
     pub session: u64,
-    /// The request that started it; the workload has none.
+    /// The id of the EXEC that started it; `None` for the workload.
     pub id: Option<ExecId>,
-    /// The process id in the guest; 0 when there is none.
+    /// The process id in the guest; 0 if there is no process now.
     pub pid: u32,
-    /// Whether this request started it (`false`: a known session was attached to).
+    /// Whether this very request started it; otherwise the session existed before.
     pub fresh: bool,
-    /// Whether it has a terminal.
+    /// Whether its standard streams are a terminal.
     pub tty: bool,
-    /// First offset of standard output that this connection will get. Higher than the one asked
-    /// for only if a GAP says so.
+    /// Offset of the first byte of standard output that this connection gets. If it is higher than
+    /// requested, a GAP follows.
     pub stdout_from: u64,
-    /// First offset of standard error that this connection will get.
+    /// The same for standard error.
     pub stderr_from: u64,
     /// Credit for standard input.
     pub stdin: Window,

@@ -8,19 +8,19 @@ use crate::limits::SIGNAL_NUMBER_MAX;
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitStatus {
-    /// It called exit.
+    /// It exited with this code.
     Code(u8),
     /// A signal ended it.
     Signal {
-        /// The signal's number.
+        /// The signal's number, 1 to [`SIGNAL_NUMBER_MAX`].
         number: u8,
-        /// Whether a core was dumped.
+        /// Whether the kernel dumped core.
         core: bool,
     },
 }
 
 impl ExitStatus {
-    /// The status as a shell reports it: the code, or 128 and the signal.
+    /// The status as a shell reports it: the code, or 128 plus the signal's number.
     #[must_use]
     pub const fn shell_code(self) -> u8 {
         match self {
@@ -51,14 +51,14 @@ impl ExitStatus {
     }
 }
 
-/// What the process used (`getrusage(2)`, of the reaped child).
+/// What the process used, as `wait4(2)` reports it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ResourceUsage {
     /// CPU time in user mode, µs.
     pub user_us: u64,
     /// CPU time in the kernel, µs.
     pub system_us: u64,
-    /// Largest resident set, KiB.
+    /// Peak resident memory, KiB.
     pub rss_max_kib: u64,
 }
 
@@ -72,22 +72,22 @@ impl ToJson for ResourceUsage {
     }
 }
 
-/// The command's end. Sent after its last byte of output.
+/// EXITED: how the command ended. Sent after its last byte of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Exited {
     /// The session's number.
     pub session: u64,
     /// How it ended.
     pub status: ExitStatus,
-    /// Bytes of standard output in all.
+    /// Total bytes of standard output.
     pub stdout_end: u64,
-    /// Bytes of standard error in all.
+    /// Total bytes of standard error.
     pub stderr_end: u64,
-    /// A process outside the command still held its output open when the wait for it ended.
+    /// Another process still held the command's output open when the guest stopped waiting for it.
     pub writers_alive: bool,
-    /// The command was ended by its time limit.
+    /// The guest ended the command because of its `timeout_ms`.
     pub timed_out: bool,
-    /// What the command used.
+    /// The resources that its process used.
     pub usage: ResourceUsage,
 }
 
@@ -109,7 +109,7 @@ impl Exited {
         })
     }
 
-    /// The end as a JSON object, for records.
+    /// The JSON object as on the wire, for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
         value_of(self)

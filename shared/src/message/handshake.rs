@@ -7,25 +7,25 @@ use crate::json::{Hex, JsonError, Object, ToJson, object};
 use crate::limits::HOSTNAME_LEN_MAX;
 use crate::text::clipped;
 
-/// Most steps that one REBOUND reports.
+/// Most steps in one REBOUND.
 const STEPS_MAX: usize = 32;
 
 keywords! {
-    /// Why the guest gets a new name.
+    /// Why the guest gets a new generation.
     Cause {
         /// It was booted.
         Boot = "boot",
         /// It was loaded from a snapshot.
         Restore = "restore",
-        /// It goes on after a snapshot was taken of it.
+        /// It was resumed after a snapshot of it.
         Resume = "resume",
     }
 }
 
 keywords! {
-    /// What becomes of the sessions that an earlier generation started.
+    /// What REBIND does with sessions of earlier generations.
     InheritedSessions {
-        /// They go on and can be attached to.
+        /// They keep running and can be attached to.
         Keep = "keep",
         /// Their process groups are killed.
         Kill = "kill",
@@ -33,19 +33,19 @@ keywords! {
 }
 
 keywords! {
-    /// How far a probe goes.
+    /// What a probe tests.
     Depth {
-        /// The listener accepts and the loop answers.
+        /// The listener accepts and the agent's loop answers.
         Listener = "listener",
-        /// A process was spawned and reaped as well.
+        /// The agent also spawns and reaps a process.
         Exec = "exec",
     }
 }
 
 keywords! {
-    /// One step of a rebind, in the order in which they happen.
+    /// The steps of a rebind, in their order.
     StepName {
-        /// Connections of older generations deregistered and closed.
+        /// Connections of earlier generations deregistered and closed.
         Connections = "connections",
         /// The listener taken out of the poll set, put back, and drained.
         Listener = "listener",
@@ -63,28 +63,29 @@ keywords! {
     StepResult {
         /// Done.
         Done = "done",
-        /// Not asked for.
+        /// Not requested.
         Skipped = "skipped",
-        /// Not permitted to this process, which runs without privileges on purpose.
+        /// Not permitted: the agent runs with `--unprivileged`.
         Unprivileged = "unprivileged",
-        /// Not done; the guest goes on without it.
+        /// Failed; the guest is usable without it.
         Failed = "failed",
     }
 }
 
-/// What tells one clone from another. Missing parts are left as they are.
+/// What distinguishes one clone from another. The guest leaves missing parts unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// 1 to [`HOSTNAME_LEN_MAX`] bytes, letters, digits, `-` and `.`.
+    /// Host name; see [`is_hostname`](Self::is_hostname).
     pub hostname: Option<String>,
     /// 32 lower-case hexadecimal digits (`machine-id(5)`).
     pub machine_id: Option<String>,
-    /// Its network interface.
+    /// Settings of its network interface.
     pub network: Network,
 }
 
 impl Identity {
-    /// Whether `text` can be a host name.
+    /// Whether `text` is a valid host name: 1 to [`HOSTNAME_LEN_MAX`] ASCII letters, digits, `-`
+    /// and `.`, of which the first is a letter or digit.
     #[must_use]
     pub fn is_hostname(text: &str) -> bool {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
@@ -93,7 +94,7 @@ impl Identity {
             && !text.starts_with(['-', '.'])
     }
 
-    /// Whether `text` can be a machine id.
+    /// Whether `text` is a valid machine id (`machine-id(5)`).
     #[must_use]
     pub fn is_machine_id(text: &str) -> bool {
         let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
@@ -136,24 +137,24 @@ impl ToJson for Identity {
     }
 }
 
-/// Names the guest and asks it to become usable under that name.
+/// REBIND: gives the guest a generation and asks it to become usable under it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rebind {
-    /// The new name.
+    /// The new generation.
     pub generation: Generation,
-    /// Why there is one.
+    /// Why the guest gets it.
     pub cause: Cause,
-    /// The name that the snapshot or the source had.
+    /// The generation of the guest when its snapshot was taken.
     pub parent: Option<Generation>,
-    /// The host's wall clock, ns since 1970 UTC, taken just before the write.
+    /// The host's wall clock, ns since 1970 UTC, read just before the write.
     pub wall_clock_ns: u64,
-    /// Random bytes to credit; always there when the cause is a restore.
+    /// Random bytes to credit to the kernel's pool; required if the cause is a restore.
     pub entropy: Option<[u8; 32]>,
-    /// What tells this clone from its siblings.
+    /// The identity to set.
     pub identity: Identity,
-    /// What becomes of inherited sessions.
+    /// What to do with sessions of earlier generations.
     pub sessions: InheritedSessions,
-    /// Which attempt of the host this is, from 1.
+    /// Number of this attempt, from 1.
     pub attempt: u32,
 }
 
@@ -196,10 +197,10 @@ impl ToJson for Rebind {
     }
 }
 
-/// A step has begun; whoever waits may go on waiting.
+/// PROGRESS: the guest works on the request, so the host should wait longer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Progress {
-    /// What has begun, for people.
+    /// What the guest is doing, for people.
     pub step: String,
 }
 
@@ -219,14 +220,14 @@ impl ToJson for Progress {
     }
 }
 
-/// One step of a rebind, as it went.
+/// How one step of a rebind ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Step {
     /// Which step.
     pub name: StepName,
     /// How long it took, in µs of guest time.
     pub us: u64,
-    /// How it ended.
+    /// Its result.
     pub result: StepResult,
 }
 
@@ -240,22 +241,22 @@ impl ToJson for Step {
     }
 }
 
-/// The guest is rebound: the listener is registered and drained under the new name.
+/// REBOUND: the listener is registered and drained under the new generation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rebound {
-    /// The name.
+    /// The new generation.
     pub generation: Generation,
-    /// The steps in order.
+    /// The steps in their order.
     pub steps: Vec<Step>,
-    /// How far the wall clock was moved, ns; positive is forward.
+    /// By how much the wall clock was set forward, ns.
     pub clock_step_ns: i64,
-    /// Whether the kernel took the host's bytes with credit.
+    /// Whether the kernel credited the host's random bytes.
     pub entropy_credited: bool,
-    /// How often the listener has been registered in the life of this agent.
+    /// How often this agent has registered its listener.
     pub listener_serial: u64,
-    /// Connections closed because they were of an older generation.
+    /// Number of connections of earlier generations that were closed.
     pub connections_dropped: u32,
-    /// Sessions ended because they were of an older generation.
+    /// Number of sessions of earlier generations that were killed.
     pub sessions_dropped: u32,
 }
 
@@ -295,14 +296,14 @@ impl ToJson for Rebound {
     }
 }
 
-/// Asks for proof that commands can run.
+/// PROBE: asks for proof that commands can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Probe {
-    /// The name the guest must have; `None` takes whatever name it has (`host-tool probe`).
+    /// The generation that the guest must have; `None` accepts any (`host-tool probe`).
     pub generation: Option<Generation>,
-    /// To be echoed.
+    /// The answer repeats it.
     pub nonce: Nonce,
-    /// How far to go.
+    /// What to test.
     pub depth: Depth,
 }
 
@@ -326,20 +327,20 @@ impl ToJson for Probe {
     }
 }
 
-/// The proof.
+/// PROBED: the proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Probed {
-    /// The guest's name.
+    /// The guest's generation; `None` before the first REBIND.
     pub generation: Option<Generation>,
-    /// The nonce of the request.
+    /// The request's nonce.
     pub nonce: Nonce,
-    /// How often the listener has been registered in the life of this agent.
+    /// How often this agent has registered its listener.
     pub listener_serial: u64,
-    /// Connections accepted since the last rebind, this one included.
+    /// Number of connections accepted since the last rebind, this one included.
     pub accepts_since_rebind: u64,
-    /// Spawn to reap of the no-op process, µs; `None` at depth `listener`.
+    /// Time from spawning to reaping the probe's process, µs; `None` at depth `listener`.
     pub exec_us: Option<u64>,
-    /// Whether the image has hooks for after a restore, as far as the agent knows.
+    /// Whether the image may have hooks of the stage `restore`; if not, the host skips HOOKS.
     pub hooks: bool,
 }
 

@@ -9,40 +9,40 @@ use crate::text::clipped;
 use crate::version::{NoCommonVersion, SUPPORTED, VersionRange};
 
 keywords! {
-    /// The side of the conversation.
+    /// A side of the conversation.
     Role {
         /// `host-tool`, or another client on the host.
         Host = "host",
         /// `guest-agent`.
         Guest = "guest",
-        /// A program in the guest, on the agent's local socket.
+        /// A program in the guest, connected to the agent's local socket.
         Local = "local",
     }
 }
 
-/// First frame each way.
+/// HELLO: the first frame each way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Hello {
-    /// Versions the sender speaks.
+    /// The protocol versions that the sender speaks.
     pub protocol: VersionRange,
-    /// Which side the sender is.
+    /// The sender's side.
     pub role: Role,
     /// The sender's program version.
     pub version: String,
-    /// The guest kernel's boot id; the same in every clone of one boot.
+    /// From a guest, its kernel's boot id. All clones of one boot have the same.
     pub boot_id: Option<String>,
-    /// The guest's current name, if a host has given it one.
+    /// From a guest, its generation; `None` before the first REBIND.
     pub generation: Option<Generation>,
 }
 
 impl Hello {
-    /// The host's HELLO in the versions of this build.
+    /// HELLO of a host with this program version.
     #[must_use]
     pub fn host(version: &str) -> Self {
         Self::of(Role::Host, version)
     }
 
-    /// The HELLO of a side that has nothing to say of a guest.
+    /// HELLO of a side with this program version, without the fields of a guest.
     #[must_use]
     pub fn of(role: Role, version: &str) -> Self {
         Self {
@@ -54,11 +54,11 @@ impl Hello {
         }
     }
 
-    /// The version to speak with this peer.
+    /// The protocol version to speak with the sender.
     ///
     /// # Errors
     ///
-    /// When there is none in common.
+    /// When the sides share none.
     pub fn negotiate(&self) -> Result<u16, NoCommonVersion> {
         SUPPORTED.negotiate(self.protocol)
     }

@@ -13,24 +13,24 @@ use crate::text::clipped_to;
 keywords! {
     /// When hooks run.
     HookStage {
-        /// Before a snapshot, in reverse order.
+        /// Before a snapshot, in reverse order of their names.
         Snapshot = "snapshot",
-        /// After a restore, in order.
+        /// After a restore, in the order of their names.
         Restore = "restore",
     }
 }
 
-/// Has the image's hooks run, one after another.
+/// HOOKS: runs the image's hooks of a stage, one after another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hooks {
-    /// Names this request; sent again, it joins.
+    /// Identifies this request. A second copy joins the first.
     pub token: Token,
-    /// Which hooks.
+    /// Which hooks to run.
     pub stage: HookStage,
-    /// How long each may take, in ms of guest time.
+    /// How long each hook may take, in ms of guest time.
     pub limit_ms: u64,
-    /// Whether the next one runs although one has failed.
-    pub go_on: bool,
+    /// Whether the remaining hooks run after one has failed.
+    pub keep_going: bool,
 }
 
 impl Hooks {
@@ -39,7 +39,7 @@ impl Hooks {
             token: control::read_token(object)?,
             stage: object.parsed("stage", "\"snapshot\" or \"restore\"")?,
             limit_ms: object.number("limit_ms")?,
-            go_on: object.opt_flag("go_on")?,
+            keep_going: object.opt_flag("go_on")?,
         })
     }
 }
@@ -47,7 +47,7 @@ impl Hooks {
 impl ToJson for Hooks {
     fn write_json(&self, out: &mut Vec<u8>) {
         object!(out, {
-            "go_on": self.go_on,
+            "go_on": self.keep_going,
             "limit_ms": self.limit_ms,
             "stage": self.stage,
             "token": self.token,
@@ -55,30 +55,30 @@ impl ToJson for Hooks {
     }
 }
 
-/// What came of hooks.
+/// HOOKED: how the hooks ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Hooked {
-    /// The request.
+    /// The token of HOOKS.
     pub token: Token,
-    /// Those that ran, in the order in which they did; at most [`HOOKS_MAX`].
+    /// The hooks that ran, in their order; at most [`HOOKS_MAX`].
     pub hooks: Vec<HookResult>,
 }
 
-/// What came of one hook.
+/// How one hook ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HookResult {
-    /// Name of its file.
+    /// Its file's name, up to [`HOOK_NAME_LEN_MAX`] bytes.
     pub name: String,
-    /// How it ended; as a shell has it, 126 and 127 are one that could not be run.
+    /// Its exit status. As in a shell, 126 and 127 mean that it could not be run.
     pub status: ExitStatus,
-    /// Spawn to reap, µs.
+    /// Time from spawning to reaping it, µs.
     pub us: u64,
-    /// Whether it was ended because it took too long.
+    /// Whether the guest ended it because of `limit_ms`.
     pub timed_out: bool,
 }
 
 impl HookResult {
-    /// Whether it did what it is there for.
+    /// Whether it exited with code 0 within its time.
     #[must_use]
     pub fn is_success(&self) -> bool {
         self.status.shell_code() == 0 && !self.timed_out
@@ -93,7 +93,7 @@ impl HookResult {
         })
     }
 
-    /// The result as a JSON object, for records.
+    /// The JSON object as on the wire, for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
         value_of(self)

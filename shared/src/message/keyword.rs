@@ -1,8 +1,8 @@
-//! Enums whose values are fixed keywords on the wire.
+//! The keywords of the wire: enums with a fixed text for each value.
 
 use std::fmt;
 
-/// Defines an enum whose variants are fixed keywords on the wire.
+/// Defines an enum with a keyword for each variant.
 macro_rules! keywords {
     (
         $(#[$doc:meta])* $name:ident {
@@ -19,7 +19,7 @@ macro_rules! keywords {
             /// Every value, in the order of the definition.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The keyword on the wire and in records.
+            /// The keyword, as on the wire and in records.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $keyword,)* }
@@ -50,7 +50,7 @@ macro_rules! keywords {
 }
 pub(crate) use keywords;
 
-/// The text is not one of the keywords.
+/// The text is not a keyword of the enum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UnknownKeyword;
 

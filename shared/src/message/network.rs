@@ -1,4 +1,4 @@
-//! What tells a guest's network interface from those of its siblings.
+//! The network settings of a clone.
 
 use core::fmt;
 use core::net::IpAddr;
@@ -9,22 +9,22 @@ use serde_json::Value;
 use crate::json::{JsonError, Object, ToJson, object, value_of};
 use crate::limits::INTERFACE_LEN_MAX;
 
-/// Settings of one network interface. Missing parts are left as they are.
+/// Settings of one network interface. The guest leaves missing parts unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Network {
-    /// The interface's name in the guest; the only one that is hardware if missing.
+    /// The interface's name in the guest; `None` is the guest's only hardware interface.
     pub interface: Option<String>,
-    /// Its only address of that family.
+    /// Its address. The guest removes all others of the same family.
     pub address: Option<InterfaceAddress>,
     /// Its hardware address.
     pub mac: Option<MacAddress>,
-    /// Where the default route of that family leads.
+    /// The gateway of the default route of the same family as `address`.
     pub gateway: Option<IpAddr>,
 }
 
 impl Network {
-    /// Whether `text` can be the name of an interface. The kernel takes more; what it takes beyond
-    /// these is confused with something else in one tool or another.
+    /// Whether `text` is a valid name of an interface. The kernel accepts more names; some tool or
+    /// other misreads those.
     #[must_use]
     pub fn is_interface(text: &str) -> bool {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -33,15 +33,15 @@ impl Network {
             && !matches!(text, "." | "..")
     }
 
-    /// Whether `gateway` can be one.
+    /// Whether the address is one that a gateway can have.
     #[must_use]
     pub fn is_gateway(gateway: IpAddr) -> bool {
         !gateway.is_unspecified() && !gateway.is_multicast() && !gateway.is_loopback()
     }
 
-    /// Whether address and gateway, where both are given, are of one family.
+    /// Whether address and gateway, if both are given, are of one family.
     #[must_use]
-    pub fn is_of_one_family(&self) -> bool {
+    pub fn has_one_family(&self) -> bool {
         let families = self.address.zip(self.gateway);
         families.is_none_or(|(address, gateway)| address.ip().is_ipv4() == gateway.is_ipv4())
     }
@@ -62,13 +62,13 @@ impl Network {
             mac: object.opt_parsed("mac", "a unicast MAC address")?,
             gateway,
         };
-        if !network.is_of_one_family() {
+        if !network.has_one_family() {
             return Err(object.error("gateway", "of the address's family"));
         }
         Ok(network)
     }
 
-    /// For files.
+    /// The JSON object as on the wire, for files.
     #[must_use]
     pub fn to_value(&self) -> Value {
         value_of(self)
@@ -86,7 +86,7 @@ impl ToJson for Network {
     }
 }
 
-/// An address of an interface, with the length of its network's prefix.
+/// The address of an interface with the prefix length of its network, as in `10.0.0.2/24`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct InterfaceAddress {
     ip: IpAddr,
@@ -94,7 +94,7 @@ pub struct InterfaceAddress {
 }
 
 impl InterfaceAddress {
-    /// `None` if no interface but the loopback could have it.
+    /// `None` unless it is a unicast address outside of the loopback network, with a valid prefix.
     #[must_use]
     pub fn new(ip: IpAddr, prefix_len: u8) -> Option<Self> {
         let prefix_len_max = if ip.is_ipv4() { 32 } else { 128 };
@@ -111,28 +111,28 @@ impl InterfaceAddress {
         self.ip
     }
 
-    /// Bits of the network's prefix.
+    /// Length of the network's prefix in bits, from 1.
     #[must_use]
     pub const fn prefix_len(&self) -> u8 {
         self.prefix_len
     }
 }
 
-/// A text that is no address.
+/// The text is not such an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct NoAddress;
+pub struct ParseAddressError;
 
 impl FromStr for InterfaceAddress {
-    type Err = NoAddress;
+    type Err = ParseAddressError;
 
-    fn from_str(text: &str) -> Result<Self, NoAddress> {
-        let (ip, prefix_len) = text.split_once('/').ok_or(NoAddress)?;
+    fn from_str(text: &str) -> Result<Self, ParseAddressError> {
+        let (ip, prefix_len) = text.split_once('/').ok_or(ParseAddressError)?;
         if prefix_len.starts_with('+') {
-            return Err(NoAddress);
+            return Err(ParseAddressError);
         }
-        let ip = ip.parse().map_err(|_| NoAddress)?;
-        let prefix_len = prefix_len.parse().map_err(|_| NoAddress)?;
-        Self::new(ip, prefix_len).ok_or(NoAddress)
+        let ip = ip.parse().map_err(|_| ParseAddressError)?;
+        let prefix_len = prefix_len.parse().map_err(|_| ParseAddressError)?;
+        Self::new(ip, prefix_len).ok_or(ParseAddressError)
     }
 }
 
@@ -142,7 +142,7 @@ impl fmt::Display for InterfaceAddress {
     }
 }
 
-/// The hardware address of one interface: never a group's, never all zeros.
+/// A unicast MAC address that is not all zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MacAddress([u8; 6]);
 
@@ -154,7 +154,7 @@ impl MacAddress {
         Self(bytes)
     }
 
-    /// The bytes, as they are on the wire.
+    /// The bytes in the order of the Ethernet header.
     #[must_use]
     pub const fn bytes(self) -> [u8; 6] {
         self.0
@@ -162,21 +162,21 @@ impl MacAddress {
 }
 
 impl FromStr for MacAddress {
-    type Err = NoAddress;
+    type Err = ParseAddressError;
 
-    fn from_str(text: &str) -> Result<Self, NoAddress> {
+    fn from_str(text: &str) -> Result<Self, ParseAddressError> {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().ok_or(NoAddress)?;
+            let part = parts.next().ok_or(ParseAddressError)?;
             let is_plain = part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit());
             if !is_plain {
-                return Err(NoAddress);
+                return Err(ParseAddressError);
             }
-            *byte = u8::from_str_radix(part, 16).map_err(|_| NoAddress)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| ParseAddressError)?;
         }
         let is_valid = parts.next().is_none() && bytes[0] & 0x01 == 0 && bytes != [0; 6];
-        is_valid.then_some(Self(bytes)).ok_or(NoAddress)
+        is_valid.then_some(Self(bytes)).ok_or(ParseAddressError)
     }
 }
 

@@ -13,40 +13,42 @@ use crate::limits::{COMMAND_TEXT_LEN_MAX, SESSIONS_PER_FRAME_MAX, SIGNAL_NUMBER_
 use crate::text::clipped_to;
 
 keywords! {
-    /// What a connection that attaches wants of the session.
+    /// How a connection attaches to a session.
     AttachMode {
-        /// All of it: output that it acknowledges, and standard input. An earlier owner is cut.
+        /// As the owner: it acknowledges output and sends standard input. The guest cuts an earlier
+        /// owner.
         Own = "own",
-        /// A copy of the output. It acknowledges nothing, and what it misses is a GAP.
+        /// It gets a copy of the output without acknowledging it. Bytes that it is too slow for
+        /// become a GAP.
         Observe = "observe",
-        /// The end only.
+        /// It gets EXITED only.
         Wait = "wait",
     }
 }
 
 keywords! {
-    /// Where a session stands.
+    /// The state of a session.
     SessionState {
-        /// Its process has been asked for, or will be after the pause before a restart.
+        /// Its process is being started, or is waiting for its restart.
         Starting = "starting",
-        /// It runs.
+        /// Its process is running.
         Running = "running",
-        /// It has ended, and its result is kept.
+        /// Its process has ended, and the guest keeps the result.
         Exited = "exited",
     }
 }
 
-/// The name of the session that the image asks for.
+/// The keyword for the image's workload session.
 pub const WORKLOAD: &str = "workload";
 
-/// Which session is meant.
+/// A reference to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SessionRef {
-    /// The one that the image asks for.
+    /// The image's workload.
     Workload,
-    /// The one that this EXEC started.
+    /// The session that the EXEC with this id started.
     Exec(ExecId),
-    /// The one with this number in the guest.
+    /// The session with this number in the guest.
     Number(u64),
 }
 
@@ -63,7 +65,8 @@ impl fmt::Display for SessionRef {
 impl FromStr for SessionRef {
     type Err = UnknownKeyword;
 
-    /// `workload`, a number, or 32 hexadecimal digits. The longest number has 20 digits.
+    /// Parses `workload`, a number or 32 hexadecimal digits. A number has at most 20 digits, so it
+    /// is never taken for an id.
     fn from_str(text: &str) -> Result<Self, UnknownKeyword> {
         if text == WORKLOAD {
             return Ok(Self::Workload);
@@ -79,17 +82,17 @@ impl FromStr for SessionRef {
     }
 }
 
-/// Attaches to a session that is there.
+/// ATTACH: attaches to an existing session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attach {
-    /// Which.
+    /// The session.
     pub session: SessionRef,
-    /// The name that the guest must have; `None` takes whatever name it has.
+    /// The generation that the guest must have; `None` accepts any.
     pub generation: Option<Generation>,
-    /// What is wanted of it.
+    /// How to attach.
     pub mode: AttachMode,
-    /// First byte of standard output wanted; `None`: the first one that is there. From an owner it
-    /// acknowledges what comes before it.
+    /// Offset of the first wanted byte of standard output; `None` is the first byte in the ring. An
+    /// owner's offset acknowledges everything before it.
     pub stdout_from: Option<u64>,
     /// The same for standard error.
     pub stderr_from: Option<u64>,
@@ -121,12 +124,12 @@ impl ToJson for Attach {
 
 const EXPECTED_SESSION: &str = "a session's number, its exec id, or \"workload\"";
 
-/// Sends a signal to a session's process group.
+/// SIGNAL: sends a signal to a session's process group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Signal {
-    /// To which session; `None`: the one that this connection has attached to.
+    /// The session; `None` is the one that this connection is attached to.
     pub session: Option<SessionRef>,
-    /// Number of the signal (`signal(7)`), 1 to [`SIGNAL_NUMBER_MAX`].
+    /// The signal's number (`signal(7)`), 1 to [`SIGNAL_NUMBER_MAX`].
     pub number: u8,
 }
 
@@ -152,7 +155,7 @@ impl ToJson for Signal {
     }
 }
 
-/// The end was taken note of: the session's output and its place need not be kept.
+/// EXIT_ACK: the host has EXITED, so the guest can forget the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExitAck {
     /// The session's number.
@@ -175,10 +178,10 @@ impl ToJson for ExitAck {
     }
 }
 
-/// Asks for the sessions there are, those with higher numbers than `after`.
+/// SESSIONS of the host: asks for the sessions with numbers above `after`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionsRequest {
-    /// The last number of the answer before; 0 at first. Sessions are numbered from 1.
+    /// The last number of the previous answer; 0 at first. Session numbers begin at 1.
     pub after: u64,
 }
 
@@ -198,12 +201,12 @@ impl ToJson for SessionsRequest {
     }
 }
 
-/// Sessions that run, and ended ones whose result is kept, by number.
+/// SESSIONS of the guest: running sessions, and ended ones whose result it keeps, by number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sessions {
-    /// At most [`SESSIONS_PER_FRAME_MAX`], and no more than fit a frame.
+    /// At most [`SESSIONS_PER_FRAME_MAX`], and only as many as fit a frame.
     pub sessions: Vec<SessionInfo>,
-    /// Whether there are more behind the last one.
+    /// Whether there are more after the last one.
     pub more: bool,
 }
 
@@ -229,36 +232,36 @@ impl ToJson for Sessions {
     }
 }
 
-/// What is known of one session.
+/// One session in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SessionInfo {
-    /// Its number in this guest.
+    /// Its number in this guest, from 1.
     pub session: u64,
-    /// The request that started it; the workload has none.
+    /// The id of the EXEC that started it; `None` for the workload.
     pub id: Option<ExecId>,
-    /// Where it stands.
+    /// Its state.
     pub state: SessionState,
-    /// Process id, and that of its process group; 0 while there is none.
+    /// Its process and process group id; 0 while it has no process.
     pub pid: u32,
-    /// Since it was asked for, ms of the guest's monotonic time.
+    /// Time since it was requested, ms of the guest's monotonic clock.
     pub age_ms: u64,
-    /// The guest's name when it was asked for.
+    /// The guest's generation when it was requested.
     pub generation: Option<Generation>,
-    /// Its arguments, with spaces between them, cut to [`COMMAND_TEXT_LEN_MAX`] bytes.
+    /// Its arguments, separated by spaces, cut to [`COMMAND_TEXT_LEN_MAX`] bytes.
     pub command: String,
-    /// Whether it has a terminal.
+    /// Whether its standard streams are a terminal.
     pub tty: bool,
-    /// Whether it runs on without any client.
+    /// Whether it keeps running without a client.
     pub detached: bool,
-    /// Connections that are attached.
+    /// Number of attached connections.
     pub attached: u32,
-    /// Times that it was started again. Only the workload is.
+    /// Number of restarts. Only the workload is restarted.
     pub restarts: u32,
     /// Bytes of standard output so far.
     pub stdout_end: u64,
     /// Bytes of standard error so far.
     pub stderr_end: u64,
-    /// How it ended, once it has.
+    /// How it ended; `None` while it runs.
     pub exited: Option<Exited>,
 }
 
@@ -286,13 +289,13 @@ impl SessionInfo {
         })
     }
 
-    /// Bytes that it takes in a list of sessions.
+    /// Number of bytes that it takes in SESSIONS.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         encoded_len(self)
     }
 
-    /// The session as a JSON object, for records.
+    /// The JSON object as on the wire, for records.
     #[must_use]
     pub fn to_value(&self) -> Value {
         value_of(self)

@@ -9,7 +9,7 @@ use crate::json::{JsonError, Object, ToJson, object};
 use crate::limits::{HEADER_LEN, STREAM_DATA_LEN_MAX, STREAM_OFFSET_LEN};
 
 keywords! {
-    /// One of a session's two outputs.
+    /// One of a session's two output streams.
     Stream {
         /// Standard output; of a session with a terminal, all output.
         Stdout = "stdout",
@@ -19,7 +19,7 @@ keywords! {
 }
 
 impl Stream {
-    /// The frame that carries it.
+    /// The frame that carries the stream's bytes.
     #[must_use]
     pub const fn frame_kind(self) -> FrameKind {
         match self {
@@ -28,7 +28,7 @@ impl Stream {
         }
     }
 
-    /// 0 or 1, for arrays with an entry for each stream.
+    /// 0 or 1, as an index into an array with an item for each stream.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
@@ -36,19 +36,19 @@ impl Stream {
 }
 
 keywords! {
-    /// What happens when a session's ring is full.
+    /// What the guest does when a session's output ring is full.
     OutputPolicy {
-        /// The guest stops reading, and the command waits.
+        /// It stops reading, so the command blocks.
         Block = "block",
-        /// The oldest bytes give way; who has not read them is told of the GAP.
+        /// It drops the oldest bytes. Clients that did not get them receive a GAP.
         DropOldest = "drop_oldest",
     }
 }
 
-/// Bytes of a stream, with the offset of the first one.
+/// STDOUT, STDERR or STDIN: bytes of a stream.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Chunk {
-    /// Bytes of the stream before these.
+    /// Number of bytes of the stream before these.
     pub offset: u64,
     /// At most [`STREAM_DATA_LEN_MAX`] bytes.
     pub bytes: Vec<u8>,
@@ -61,10 +61,10 @@ impl fmt::Debug for Chunk {
 }
 
 impl Chunk {
-    /// Bytes of a stream frame in front of its data: header and offset.
+    /// Number of bytes before the data of a stream frame: header and offset.
     pub const HEADER_LEN: usize = HEADER_LEN + STREAM_OFFSET_LEN;
 
-    /// What is in front of `len` bytes of data, for whoever sends those from where they are.
+    /// The header and offset before `len` bytes of data that the sender does not copy.
     ///
     /// # Panics
     ///
@@ -80,17 +80,17 @@ impl Chunk {
         bytes
     }
 
-    /// Appends a stream frame straight from the sender's buffer.
+    /// Appends a stream frame with data from the sender's buffer.
     ///
     /// # Panics
     ///
-    /// When `bytes` is longer than [`STREAM_DATA_LEN_MAX`]: the sender cuts its reads to that.
+    /// When `bytes` is longer than [`STREAM_DATA_LEN_MAX`]. Senders read no more at once.
     pub fn encode(kind: FrameKind, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(&Self::header(kind, offset, bytes.len()));
         out.extend_from_slice(bytes);
     }
 
-    /// The offset and the data of a stream frame, for whoever hands the data on from where it is.
+    /// The offset and the data of a stream frame, without copying.
     ///
     /// # Errors
     ///
@@ -115,12 +115,12 @@ impl Chunk {
     }
 }
 
-/// Every byte of a stream before `offset` has been consumed and need not be kept.
+/// ACK: the host has consumed every byte before `offset`, so the guest need not keep them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ack {
-    /// Of which stream.
+    /// The stream.
     pub stream: Stream,
-    /// Bytes consumed so far. Cumulative: a smaller one than before says nothing new.
+    /// Total bytes consumed. The guest ignores a smaller offset than before.
     pub offset: u64,
 }
 
@@ -142,14 +142,14 @@ impl ToJson for Ack {
     }
 }
 
-/// Bytes of a stream that are gone. What follows begins at `to`.
+/// GAP: the guest dropped bytes of a stream. The stream continues at `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Gap {
-    /// Of which stream.
+    /// The stream.
     pub stream: Stream,
-    /// Offset of the first byte that is missing.
+    /// Offset of the first missing byte.
     pub from: u64,
-    /// Offset behind the last one; more than `from`.
+    /// Offset after the last missing byte; above `from`.
     pub to: u64,
 }
 
@@ -178,10 +178,10 @@ impl ToJson for Gap {
     }
 }
 
-/// The end of standard input.
+/// STDIN_EOF: the end of standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StdinEof {
-    /// Bytes of standard input in all.
+    /// Total bytes of standard input.
     pub offset: u64,
 }
 
@@ -201,14 +201,14 @@ impl ToJson for StdinEof {
     }
 }
 
-/// Credit for standard input.
+/// WINDOW: the guest's credit for standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Window {
-    /// Bytes that the guest has; the host need not keep them.
+    /// Total bytes that the guest has, so that the host need not keep them.
     pub received: u64,
-    /// Offset up to which the host may send. Never shrinks, never below `received`.
+    /// Offset up to which the host may send. Never decreases; at least `received`.
     pub limit: u64,
-    /// Nobody reads standard input any more: sending on is pointless.
+    /// No process reads standard input any more, so the host should not send more.
     pub is_closed: bool,
 }
 
@@ -237,12 +237,12 @@ impl ToJson for Window {
     }
 }
 
-/// Size of a terminal, in characters (`TIOCSWINSZ`, `tty_ioctl(4)`).
+/// RESIZE, and the terminal of an EXEC: a size in characters (`TIOCSWINSZ`, `tty_ioctl(4)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TtySize {
-    /// Lines.
+    /// Number of lines.
     pub rows: u16,
-    /// Characters in a line.
+    /// Number of characters in a line.
     pub cols: u16,
 }
 

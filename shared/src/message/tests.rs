@@ -1,4 +1,5 @@
-//! Every message survives the wire, and what is not a message is refused with the field's name.
+//! Goal: every message survives the wire, and every other payload is refused with an error that
+//! names the field. Method: one example of each message, and changed copies of its bytes.
 
 use serde_json::{Value, json};
 
@@ -63,7 +64,12 @@ fn rebind() -> Rebind {
 }
 
 fn guest_messages() -> Vec<Message> {
-    [control_messages(), session_messages(), later_messages()].concat()
+    [
+        control_messages(),
+        session_messages(),
+        checkpoint_messages(),
+    ]
+    .concat()
 }
 
 fn control_messages() -> Vec<Message> {
@@ -224,8 +230,8 @@ fn session_messages() -> Vec<Message> {
     ]
 }
 
-/// What a guest sends of checkpoints and hooks.
-fn later_messages() -> Vec<Message> {
+/// What a guest sends for checkpoints and hooks.
+fn checkpoint_messages() -> Vec<Message> {
     let token = Token::from_bytes([9; 16]);
     vec![
         Message::Checkpoint(Checkpoint {
@@ -249,8 +255,8 @@ fn later_messages() -> Vec<Message> {
     ]
 }
 
-/// What a host asks of checkpoints and hooks.
-fn later_requests() -> Vec<Message> {
+/// What a host sends for checkpoints and hooks.
+fn checkpoint_requests() -> Vec<Message> {
     let token = Token::from_bytes([9; 16]);
     vec![
         Message::AwaitCheckpoint(AwaitCheckpoint {
@@ -260,7 +266,7 @@ fn later_requests() -> Vec<Message> {
             token,
             stage: HookStage::Restore,
             limit_ms: 10_000,
-            go_on: true,
+            keep_going: true,
         }),
     ]
 }
@@ -279,7 +285,7 @@ fn local_messages() -> Vec<Message> {
 }
 
 fn host_messages() -> Vec<Message> {
-    [host_requests(), later_requests()].concat()
+    [host_requests(), checkpoint_requests()].concat()
 }
 
 fn host_requests() -> Vec<Message> {
@@ -420,15 +426,15 @@ fn frames_from_the_wrong_side_are_refused() {
     }
 }
 
-/// The payload as `serde_json` reads it; none of a stream.
+/// The payload as `serde_json` parses it; `None` for a stream frame.
 fn payload_value(message: &Message) -> Option<Value> {
     let mut payload = Vec::new();
     message.write_payload(&mut payload);
     (!payload.is_empty()).then(|| serde_json::from_slice(&payload).unwrap())
 }
 
-/// What is written member by member is what `serde_json` makes of the same values: no space, the
-/// members in the order of their names and each of them once, the same escapes and numbers.
+/// Writing member by member produces the same text as `serde_json` does from a tree: no spaces, the
+/// members sorted by name without duplicates, the same escapes and numbers.
 #[test]
 fn payloads_are_written_as_by_the_library() {
     for message in [guest_messages(), host_messages(), local_messages()].concat() {
@@ -441,8 +447,7 @@ fn payloads_are_written_as_by_the_library() {
     }
 }
 
-/// Each field of each control message, when it has another type, refuses the payload; fields that
-/// nobody knows are ignored.
+/// A field of another type makes any control payload invalid; unknown fields are ignored.
 #[test]
 fn every_field_is_checked() {
     for (sender, messages) in [
@@ -469,7 +474,7 @@ fn every_field_is_checked() {
                 if sender == Role::Host && message.kind() == FrameKind::Info {
                     continue;
                 }
-                // A number is no truth value for `core`, which only counts beside a signal.
+                // `core` is read only together with a signal.
                 if name == "core" && fields["signal"].is_null() {
                     continue;
                 }
@@ -484,7 +489,7 @@ fn every_field_is_checked() {
 }
 
 #[test]
-fn bad_payloads_are_refused_by_name() {
+fn the_error_of_an_invalid_payload_names_the_field() {
     let cases: &[(FrameKind, &[u8], Role, &str)] = &[
         (
             FrameKind::Ping,
@@ -567,7 +572,7 @@ fn a_restore_without_entropy_is_refused() {
 }
 
 #[test]
-fn a_session_is_named_in_three_ways() {
+fn a_session_reference_has_three_forms() {
     let id = "1234567890abcdef1234567890abcdef";
     for (text, session) in [
         ("workload", Some(SessionRef::Workload)),
@@ -588,7 +593,7 @@ fn a_session_is_named_in_three_ways() {
 }
 
 #[test]
-fn names_that_could_do_harm_are_no_identity() {
+fn harmful_names_are_not_an_identity() {
     for bad in ["", "-a", ".", "a b", "a/b", "a\n", &"a".repeat(65)] {
         assert!(!Identity::is_hostname(bad), "{bad:?}");
     }
@@ -605,7 +610,7 @@ fn exec_limits_hold_at_the_limit_and_not_past_it() {
         argv,
         ..exec()
     };
-    // One string of all bytes that its own terminator leaves.
+    // One string that reaches the limit together with its terminator.
     assert_eq!(
         with(vec![string(&vec![b'x'; EXEC_BYTES_MAX - 1])]).limit_exceeded(),
         None
@@ -626,7 +631,7 @@ fn exec_limits_hold_at_the_limit_and_not_past_it() {
             count: EXEC_STRINGS_MAX + 1
         })
     );
-    // Bytes that are not text take two digits each on the wire.
+    // Each byte that is not UTF-8 takes two digits on the wire.
     let encoded = with(vec![string(&vec![0xff; EXEC_BYTES_MAX - 1])]).limit_exceeded();
     assert!(
         matches!(encoded, Some(ExecLimit::Encoded { .. })),
@@ -646,7 +651,7 @@ fn long_texts_are_cut_so_that_an_error_can_always_be_sent() {
     assert!(controls.encode().len() < crate::limits::PAYLOAD_LEN_MAX);
 }
 
-/// A frame of a peer that keeps no limit of ours.
+/// Parses a frame of a peer that does not keep our limits.
 fn unlimited(kind: FrameKind, payload: &Value) -> Message {
     let payload = payload.to_string();
     let frame = Frame {
@@ -657,7 +662,7 @@ fn unlimited(kind: FrameKind, payload: &Value) -> Message {
 }
 
 #[test]
-fn long_texts_are_cut_where_their_sender_has_not() {
+fn the_receiver_cuts_long_texts_too() {
     for (len, kept) in [
         (TEXT_LEN_MAX, TEXT_LEN_MAX),
         (TEXT_LEN_MAX + 1, TEXT_LEN_MAX),
@@ -685,7 +690,7 @@ fn long_texts_are_cut_where_their_sender_has_not() {
     }
 }
 
-/// Any change of any byte of a frame is parsed or refused, never a panic.
+/// A frame with any byte changed is parsed or refused without a panic.
 #[test]
 fn damaged_frames_never_panic() {
     for (sender, messages) in [

@@ -168,7 +168,7 @@ fn request(which: u8) -> (exchange::Request, FrameKind) {
                 token,
                 stage,
                 limit_ms,
-                go_on: false,
+                keep_going: false,
             }),
             FrameKind::Hooked,
         ),

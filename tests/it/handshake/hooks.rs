@@ -28,7 +28,7 @@ fn run(agent: &Agent, byte: u8, stage: HookStage, limit_ms: u64) -> Vec<HookResu
         token,
         stage,
         limit_ms,
-        go_on: false,
+        keep_going: false,
     });
     match agent.greet().ask(&request) {
         Message::Hooked(Hooked {

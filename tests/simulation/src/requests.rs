@@ -98,7 +98,7 @@ pub fn hooks(random: &mut Random) -> Hooks {
         token: Token::from_bytes([100 + random.small(100); 16]),
         stage: random.pick(HookStage::ALL).expect("some"),
         limit_ms: 300,
-        go_on: random.one_in(2),
+        keep_going: random.one_in(2),
     }
 }
 

@@ -265,7 +265,7 @@ impl Agent {
             info!("hook {name} is done{text}");
         } else {
             warn!("hook {name} failed with status {code}{text}");
-            if !run.request.go_on {
+            if !run.request.keep_going {
                 run.left.clear();
             }
         }

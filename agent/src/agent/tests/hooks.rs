@@ -7,12 +7,12 @@ use shared::message::{HookResult, HookStage, Hooked, Hooks, Progress};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn request(stage: HookStage, go_on: bool) -> Message {
+fn request(stage: HookStage, keep_going: bool) -> Message {
     Message::Hooks(Hooks {
         token: TOKEN,
         stage,
         limit_ms: 10_000,
-        go_on,
+        keep_going,
     })
 }
 
@@ -89,13 +89,13 @@ fn without_hooks_there_is_nothing_to_wait_for() {
 
 #[test]
 fn a_failure_ends_the_run_unless_the_host_wants_all() {
-    for go_on in [false, true] {
+    for keep_going in [false, true] {
         let mut world = world_with(&["1", "2"]);
         let host = world.connect();
-        world.ask(host, &request(HookStage::Restore, go_on));
+        world.ask(host, &request(HookStage::Restore, keep_going));
         end_hook(&mut world, ExitStatus::Code(3));
         let mut results = vec![result("1", ExitStatus::Code(3))];
-        if go_on {
+        if keep_going {
             assert_eq!(world.receive(host), [running_hook("2")]);
             end_hook(&mut world, ExitStatus::Code(0));
             results.push(result("2", ExitStatus::Code(0)));
@@ -153,7 +153,7 @@ fn hooks_and_silence_keep_out_of_each_others_way() {
         token: Token::from_bytes([8; 16]),
         stage: HookStage::Snapshot,
         limit_ms: 1,
-        go_on: false,
+        keep_going: false,
     });
     let refused = world.ask(other, &stranger);
     assert_eq!(fail_code(&refused), FailCode::Refusing);
