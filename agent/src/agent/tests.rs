@@ -1,8 +1,8 @@
 //! Conversations with the whole core, without a system under it.
 //!
 //! [`World`] stands in for the event loop, the shell, the kernel and the peers: it performs every
-//! action at once and remembers what it was asked for. A test says what the host sends and what
-//! happens to children, and looks at the frames that come back.
+//! action at once and records it. A test says what the host sends and what happens to children, and
+//! checks the frames that come back.
 
 mod attachments;
 mod checkpoints;
@@ -32,7 +32,7 @@ use shared::message::{
 
 use super::*;
 
-/// 2026-01-01, as good a present as any.
+/// 2026-01-01.
 const WALL_CLOCK_NS: u64 = 1_767_225_600 * 1_000_000_000;
 
 const G: Generation = Generation::from_bytes([1; 16]);
@@ -40,7 +40,6 @@ const H: Generation = Generation::from_bytes([2; 16]);
 const TOKEN: Token = Token::from_bytes([3; 16]);
 const NONCE: Nonce = Nonce::from_bytes([4; 16]);
 
-/// The far end of one connection.
 #[derive(Default)]
 struct Peer {
     decoder: Decoder,
@@ -50,7 +49,6 @@ struct Peer {
     is_closed: bool,
 }
 
-/// The command's end of its standard input.
 #[derive(Default)]
 struct InputEnd {
     /// Bytes that it takes before it is full; `None` is no limit.
@@ -69,14 +67,12 @@ struct World {
     /// Processes that run, by id.
     processes: BTreeMap<i32, Purpose>,
     next_pid: i32,
-    /// The other end of each session's standard input.
+    /// The command's end of each session's standard input.
     inputs: BTreeMap<SessionId, InputEnd>,
-    /// What the next spawn fails with.
     spawn_failure: Option<SpawnFailure>,
-    /// Steps that fail.
     failing_steps: BTreeSet<&'static str>,
     is_console_drained: bool,
-    /// What is found of hooks.
+    /// What listing the hooks finds.
     hooks: HookListing,
 }
 
@@ -114,22 +110,22 @@ impl World {
             is_console_drained: true,
             hooks: HookListing::default(),
         };
-        world.settle();
+        world.drain_actions();
         world
     }
 
-    /// Somebody connects and says nothing.
+    /// A peer connects and sends nothing.
     fn accept(&mut self) -> ConnectionId {
         let id = self
             .agent
             .handle_accepted(true, self.now)
             .expect("accepted");
         self.peers.insert(id, Peer::default());
-        self.settle();
+        self.drain_actions();
         id
     }
 
-    /// A host connects and says HELLO; the answer is taken off.
+    /// A host connects and sends HELLO. The answer is taken off.
     fn connect(&mut self) -> ConnectionId {
         let id = self.accept();
         self.send(id, &Message::Hello(Hello::host("test")));
@@ -137,15 +133,14 @@ impl World {
         id
     }
 
-    /// A program in the guest connects.
     fn accept_local(&mut self) -> Option<ConnectionId> {
         let id = self.agent.handle_local_accepted(self.now)?;
         self.peers.insert(id, Peer::default());
-        self.settle();
+        self.drain_actions();
         Some(id)
     }
 
-    /// A program in the guest connects and says HELLO; the answer is taken off.
+    /// A program in the guest connects and sends HELLO. The answer is taken off.
     fn connect_local(&mut self) -> ConnectionId {
         let id = self.accept_local().expect("accepted");
         self.send(id, &Message::Hello(Hello::of(Role::Local, "test")));
@@ -159,10 +154,10 @@ impl World {
 
     fn send_bytes(&mut self, id: ConnectionId, bytes: &[u8]) {
         self.agent.handle_bytes(id, bytes, self.now);
-        self.settle();
+        self.drain_actions();
     }
 
-    /// What has arrived at a peer since the last look.
+    /// What has arrived at a peer since the last call.
     fn receive(&mut self, id: ConnectionId) -> Vec<Message> {
         std::mem::take(&mut self.peers.get_mut(&id).expect("a peer").received)
     }
@@ -179,7 +174,7 @@ impl World {
 
     fn end(&mut self, id: ConnectionId, ended: Ended) {
         self.agent.handle_closed(id, ended, self.now);
-        self.settle();
+        self.drain_actions();
     }
 
     /// Lets time pass, deadline by deadline.
@@ -188,7 +183,7 @@ impl World {
         while let Some(at) = self.agent.poll_timeout().filter(|at| *at <= until) {
             self.now = self.now.max(at);
             self.agent.handle_timeout(self.now);
-            self.settle();
+            self.drain_actions();
         }
         self.now = until;
     }
@@ -214,7 +209,7 @@ impl World {
         self.output(id, stream, bytes);
     }
 
-    /// A session's output is read, as the shell does it.
+    /// Reads a session's output, as the shell does.
     fn output(&mut self, id: SessionId, stream: Stream, bytes: &[u8]) {
         let mut rest = bytes;
         for slice in self.agent.output_spare(id, stream) {
@@ -224,10 +219,9 @@ impl World {
         }
         let spare_len = bytes.len() - rest.len();
         self.agent.handle_output_read(id, stream, spare_len, rest);
-        self.settle();
+        self.drain_actions();
     }
 
-    /// What the socket of a connection should take next.
     fn pending(&self, id: ConnectionId) -> Vec<u8> {
         let mut headers = Headers::default();
         self.agent.pending(id, &mut headers).as_slice().concat()
@@ -237,7 +231,7 @@ impl World {
         let id = self.session_of(pid);
         for &stream in Stream::ALL {
             self.agent.handle_output_closed(id, stream, self.now);
-            self.settle();
+            self.drain_actions();
         }
     }
 
@@ -248,7 +242,7 @@ impl World {
             usage: ResourceUsage::default(),
         };
         self.agent.handle_child_exit(pid, exit, self.now);
-        self.settle();
+        self.drain_actions();
     }
 
     /// Writes until there is no more room.
@@ -265,7 +259,7 @@ impl World {
         }
     }
 
-    /// A command reads its standard input, as far as there is something.
+    /// The command reads what its standard input holds.
     fn flush_input(&mut self, id: SessionId) {
         let end = self.inputs.entry(id).or_default();
         loop {
@@ -282,13 +276,13 @@ impl World {
         }
     }
 
-    /// A command's usual end.
+    /// The usual end of a command.
     fn finish(&mut self, pid: i32, code: u8) {
         self.close_outputs(pid);
         self.reap(pid, ExitStatus::Code(code));
     }
 
-    fn settle(&mut self) {
+    fn drain_actions(&mut self) {
         while let Some(action) = self.agent.poll_action() {
             self.actions.push(action.clone());
             self.perform(action);
@@ -401,15 +395,15 @@ impl World {
     fn unblock(&mut self, id: ConnectionId) {
         self.peers.get_mut(&id).expect("a peer").room = None;
         self.flush(id);
-        self.settle();
+        self.drain_actions();
     }
 
     fn close(&mut self, id: ConnectionId) {
         self.peers.get_mut(&id).expect("a peer").is_closed = true;
     }
 
-    /// Names the guest and proves it, so that it runs.
-    fn named(generation: Generation) -> Self {
+    /// A guest that was rebound to this generation.
+    fn with_generation(generation: Generation) -> Self {
         let mut world = Self::new();
         let id = world.connect();
         let answer = world.ask(id, &rebind(generation, Cause::Boot));
@@ -456,7 +450,6 @@ fn exec(number: u8) -> Message {
     exec_with(number, |_| {})
 }
 
-/// An EXEC that asks for more.
 fn exec_with(number: u8, change: impl FnOnce(&mut Exec)) -> Message {
     let argv = vec![ByteString::new("true").expect("no NUL")];
     let mut exec = Exec::new(exec_id(number), argv);
@@ -492,7 +485,7 @@ fn running(world: &mut World, number: u8) -> (ConnectionId, i32) {
     running_with(world, &exec(number))
 }
 
-/// The end that came last.
+/// The last EXITED.
 #[track_caller]
 fn exited(messages: &[Message]) -> Exited {
     match messages.last() {
@@ -501,7 +494,7 @@ fn exited(messages: &[Message]) -> Exited {
     }
 }
 
-/// The process groups that were signalled, and how.
+/// The process groups that were signalled, with the signals.
 fn signals(world: &World) -> Vec<(i32, u8)> {
     let signal = |action: &Action| match action {
         Action::SignalGroup { group, number } => Some((*group, *number)),

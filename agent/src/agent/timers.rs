@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_sessions_stands_still_and_goes_on() {
+    fn session_time_stands_still_and_continues() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let session = SessionId::from_number(1);

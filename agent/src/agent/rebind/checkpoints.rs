@@ -70,8 +70,8 @@ impl Checkpoints {
 
     pub(crate) fn waiters(&self) -> Vec<ConnectionId> {
         let tagged = self.programs.iter().chain(&self.hosts);
-        let named = self.generation_waiters.iter().map(|(id, _)| *id);
-        tagged.map(|(id, _)| *id).chain(named).collect()
+        let generations = self.generation_waiters.iter().map(|(id, _)| *id);
+        tagged.map(|(id, _)| *id).chain(generations).collect()
     }
 
     fn is_waiting(&self, id: ConnectionId) -> bool {

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none() {
+    fn what_is_refused() {
         let malformed = [
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nabc",
             "HTTP/1.1 200 OK\r\n\r\nabc",

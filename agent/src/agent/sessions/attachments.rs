@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_gets_no_output() {
+    fn a_waiting_connection_gets_no_output() {
         let mut session = session();
         session.handle_output(Stream::Stdout, b"output", &mut BufferPool::default());
         let connection = connection(&session, AttachMode::Wait);

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_for_nobody() {
+    fn nothing_is_kept_without_a_user() {
         let mut buffers = BufferPool::default();
         buffers.give(vec![1; 10]);
         assert_eq!(buffers.count(), 0);

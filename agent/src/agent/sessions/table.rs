@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_is_attached_to_is_not_forgotten() {
+    fn an_attached_session_is_not_forgotten() {
         let last = RESULTS_MAX as u64;
         let mut table = Table::default();
         for number in 1..=last + 1 {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_workload_is_kept_and_is_nobodys_request() {
+    fn the_workload_is_kept_and_is_not_a_request() {
         let mut table = Table::default();
         insert(&mut table, 0);
         assert_eq!((table.running_count(), table.requested().count()), (1, 0));

@@ -1,4 +1,4 @@
-//! ATTACH, ACK, GAP and EXIT_ACK: who gets which bytes of a session.
+//! ATTACH, ACK, GAP and EXIT_ACK: which connection gets which bytes of a session.
 
 use super::*;
 use shared::message::{Chunk, ExitAck, Gap, Started};
@@ -69,7 +69,7 @@ fn observers_get_a_copy_and_change_nothing() {
 }
 
 #[test]
-fn who_waits_gets_the_end_only() {
+fn a_waiting_connection_gets_the_end_only() {
     let mut world = World::new();
     let (_, pid) = running(&mut world, 1);
     let waiter = world.connect();
@@ -83,13 +83,13 @@ fn who_waits_gets_the_end_only() {
     assert!(world.receive(waiter).is_empty());
     world.finish(pid, 9);
     assert_eq!(exited(&world.receive(waiter)).status, ExitStatus::Code(9));
-    // And once more, now that it has ended; the connection is free again.
+    // And again, now that it has ended; the connection is free.
     let answer = world.ask(waiter, &attach(ONE, AttachMode::Wait, None));
     assert_eq!((answer.len(), exited(&answer).stdout_end), (2, 6));
 }
 
 #[test]
-fn a_client_that_was_cut_goes_on_to_the_byte() {
+fn a_client_that_was_cut_continues_at_the_byte() {
     let mut world = World::new();
     let (first, pid) = running(&mut world, 1);
     world.write(pid, Stream::Stdout, b"0123456789");
@@ -104,7 +104,7 @@ fn a_client_that_was_cut_goes_on_to_the_byte() {
     };
     assert_eq!((started.fresh, started.stdout_from), (false, 5));
     assert_eq!(stdout_of(&answer), (5, b"56789abc".to_vec()));
-    // What was asked for acknowledged what comes before it.
+    // The requested offsets acknowledged what comes before them.
     world.end(second, Ended::ByReset);
     let third = world.connect();
     let answer = world.ask(third, &attach(ONE, AttachMode::Own, Some(0)));
@@ -151,8 +151,8 @@ fn there_is_one_owner_and_the_later_connection_is_it() {
 }
 
 #[test]
-fn attaching_needs_a_session_and_the_current_name() {
-    let mut world = World::named(G);
+fn attaching_needs_a_session_and_the_current_generation() {
+    let mut world = World::with_generation(G);
     running(&mut world, 1);
     let id = world.connect();
     let names = [
@@ -217,7 +217,7 @@ fn an_ack_of_what_was_not_sent_ends_the_connection() {
     );
 }
 
-/// The end may cross with what the client still had to say.
+/// The end may cross with what the client still sends.
 #[test]
 fn what_comes_for_a_session_that_has_just_ended_is_ignored() {
     let mut world = World::new();
@@ -272,7 +272,7 @@ fn the_oldest_output_gives_way_and_that_is_announced() {
 
 #[test]
 fn a_ring_without_a_reader_stops_one_command_and_no_other() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let (stuck, stuck_pid) = running(&mut world, 1);
     let (quick, quick_pid) = running(&mut world, 2);
     world.end(stuck, Ended::ByReset);
@@ -296,7 +296,7 @@ fn output_is_kept_until_the_end_is_acknowledged() {
     world.finish(pid, 0);
     exited(&world.receive(id));
     let (again, bystander) = (world.connect(), world.connect());
-    // Who only looked on has no say in it.
+    // An observer's or waiter's acknowledgement changes nothing.
     world.ask(bystander, &attach(ONE, AttachMode::Wait, None));
     world.send(bystander, &end_ack(1));
     let answer = world.ask(again, &attach(ONE, AttachMode::Own, None));
@@ -329,16 +329,16 @@ fn a_session_that_ends_with_a_slow_owner_keeps_its_output_for_it() {
     assert_eq!(exited(&received).stdout_end, written as u64);
 }
 
-/// What goes on meanwhile may take the bytes from the ring, but not from the frame.
+/// Other events may take the bytes from the ring, but not from the frame.
 #[test]
 fn a_frame_under_way_is_finished() {
     let takers: [fn(&mut World, i32); 3] = [
-        // A later owner, which asks for nothing of it.
+        // A later owner, which asks for later bytes.
         |world, _| {
             let late = world.connect();
             attached(&world.ask(late, &attach(ONE, AttachMode::Own, Some(100))));
         },
-        // Somebody who has taken note of the end.
+        // A client that acknowledges the end.
         |world, pid| {
             world.finish(pid, 0);
             let stranger = world.connect();
@@ -365,7 +365,7 @@ fn a_frame_under_way_is_finished() {
 }
 
 #[test]
-fn a_detached_command_needs_nobody() {
+fn a_detached_command_needs_no_client() {
     let mut world = World::new();
     let request = exec_with(1, |exec| {
         exec.detached = true;
@@ -376,16 +376,16 @@ fn a_detached_command_needs_nobody() {
     assert_eq!(
         stdout_of(&world.receive(id)).1,
         b"seen",
-        "who asks observes"
+        "a repeated request observes"
     );
     world.end(id, Ended::ByPeer);
-    // An owner may come and go as well.
+    // An owner may come and leave as well.
     let owner = world.connect();
     world.ask(owner, &attach(ONE, AttachMode::Own, None));
     world.end(owner, Ended::ByPeer);
     world.pass(Duration::from_secs(24 * 3600));
     assert!(signals(&world).is_empty());
-    // Asked again, it is observed again.
+    // A repeated request observes again.
     let again = world.connect();
     let answer = world.ask(again, &request);
     assert!(matches!(answer[..], [Message::Started(it), _] if !it.fresh));
@@ -398,7 +398,7 @@ fn a_detached_command_needs_nobody() {
     assert_eq!(exited(&world.receive(again)).status, ExitStatus::Code(4));
 }
 
-/// A reader behind a slow terminal must be able to interrupt what floods it.
+/// A client behind a slow terminal must be able to interrupt the command that floods it.
 #[test]
 fn a_flood_of_output_holds_no_request_back() {
     let mut world = World::new();

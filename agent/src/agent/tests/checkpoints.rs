@@ -1,4 +1,4 @@
-//! Checkpoints and new names: who waits, and what ends each wait.
+//! Checkpoints and new generations: which programs and hosts wait, and what ends each wait.
 
 use super::*;
 use crate::agent::rebind::LOG_HOLD_TIMEOUT;
@@ -32,7 +32,7 @@ fn verdict(verdict: Verdict, generation: Option<Generation>) -> Message {
     })
 }
 
-/// A snapshot of the whole: the guest is silent, and wakes with a new name.
+/// A snapshot: the guest is silent, and wakes up with a new generation.
 fn cut(world: &mut World, generation: Generation, cause: Cause) {
     let control = world.connect();
     let quiesced = world.ask(control, &quiesce(Policy::Keep));
@@ -57,7 +57,7 @@ fn the_verdict_is_the_cause_of_the_rebind_and_comes_after_the_probe() {
         (Cause::Resume, Verdict::Source),
         (Cause::Restore, Verdict::Clone),
     ] {
-        let mut world = World::named(G);
+        let mut world = World::with_generation(G);
         prove(&mut world, G);
         let waiting = [world.connect_local(), world.connect_local()];
         let first = world.ask(waiting[0], &checkpoint(Some("a"), Some(1000)));
@@ -80,7 +80,7 @@ fn the_verdict_is_the_cause_of_the_rebind_and_comes_after_the_probe() {
 
 #[test]
 fn without_a_probe_the_verdict_comes_a_little_later() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     prove(&mut world, G);
     let waiting = world.connect_local();
     world.ask(waiting, &checkpoint(None, None));
@@ -91,11 +91,11 @@ fn without_a_probe_the_verdict_comes_a_little_later() {
 }
 
 #[test]
-fn a_wait_that_nobody_ends_is_cold() {
+fn a_wait_without_a_snapshot_is_cold() {
     let mut world = World::new();
     let waiting = world.connect_local();
     world.ask(waiting, &checkpoint(None, Some(500)));
-    // A boot is no snapshot, and one that is taken back is none either.
+    // Neither a boot nor a QUIESCE that is taken back is a snapshot.
     let host = world.connect();
     world.ask(host, &rebind(G, Cause::Boot));
     prove(&mut world, G);
@@ -112,8 +112,8 @@ fn a_wait_that_nobody_ends_is_cold() {
 }
 
 #[test]
-fn a_clone_that_is_named_twice_stays_a_clone() {
-    let mut world = World::named(G);
+fn a_clone_that_is_rebound_twice_stays_a_clone() {
+    let mut world = World::with_generation(G);
     prove(&mut world, G);
     let waiting = world.connect_local();
     world.ask(waiting, &checkpoint(None, None));
@@ -134,7 +134,7 @@ fn a_host_hears_of_the_checkpoint_that_it_waits_for() {
             left_ms,
         })
     };
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let [host, other, late] = [world.connect(), world.connect(), world.connect()];
     for id in [host, other] {
         let tag = (id == host).then_some("a");
@@ -159,8 +159,8 @@ fn a_host_hears_of_the_checkpoint_that_it_waits_for() {
 }
 
 #[test]
-fn whoever_leaves_waits_no_more() {
-    let mut world = World::named(G);
+fn a_closed_connection_waits_no_more() {
+    let mut world = World::with_generation(G);
     prove(&mut world, G);
     let waiting = world.connect_local();
     world.ask(waiting, &checkpoint(None, Some(500)));
@@ -181,7 +181,7 @@ fn whoever_leaves_waits_no_more() {
 }
 
 #[test]
-fn new_names_end_waits_for_them() {
+fn new_generations_end_waits_for_them() {
     let mut world = World::new();
     let [first, second] = [world.connect_local(), world.connect_local()];
     assert!(world.ask(first, &generation_after(None)).is_empty());
@@ -211,7 +211,7 @@ fn new_names_end_waits_for_them() {
 
 #[test]
 fn programs_of_the_machine_may_wait_and_nothing_else() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let ping = Message::Ping(Ping { nonce: 1 });
     let local = world.connect_local();
     let pong = Message::Pong(Ping { nonce: 1 });
@@ -238,7 +238,7 @@ fn programs_of_the_machine_may_wait_and_nothing_else() {
 
 #[test]
 fn programs_of_the_machine_take_no_place_from_hosts() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let served: Vec<_> = (0..LOCAL_CONNECTIONS_MAX)
         .map(|_| world.connect_local())
         .collect();

@@ -1,4 +1,4 @@
-//! EXEC and what becomes of sessions.
+//! EXEC, and the ends of sessions.
 
 use super::*;
 use crate::agent::sessions::exec::GRACE_TIMEOUT;
@@ -73,7 +73,7 @@ fn the_grace_does_not_run_while_the_client_is_slow() {
 
 #[test]
 fn a_wrong_generation_runs_nothing() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let id = world.connect();
     let mut request = exec(1);
     if let Message::Exec(exec) = &mut request {
@@ -141,14 +141,14 @@ fn a_known_request_attaches_and_never_runs_twice() {
     world.finish(pid, 5);
     let end = exited(&world.receive(second));
     assert_eq!(end.stdout_end, 4);
-    // Ended, and asked for once more.
+    // Again, after it has ended.
     let third = world.connect();
     let answer = world.ask(third, &exec(1));
     let [Message::Started(started), Message::Stdout(chunk), _] = &answer[..] else {
         panic!("{answer:?}")
     };
     assert_eq!((started.fresh, started.pid), (false, 0));
-    assert_eq!(chunk.bytes, b"abcd", "nobody has acknowledged it");
+    assert_eq!(chunk.bytes, b"abcd", "it was not acknowledged");
     assert_eq!(exited(&answer), end);
     assert!(world.processes.is_empty());
 }
@@ -201,7 +201,7 @@ fn a_reset_leaves_the_command_running_for_a_while() {
         [Message::Started(_), Message::Stdout(_), ..]
     ));
     world.pass(CUT_KEEP_MIN);
-    assert!(signals(&world).is_empty(), "somebody came back");
+    assert!(signals(&world).is_empty(), "a client returned");
     world.end(again, Ended::ByReset);
     world.pass(CUT_KEEP_MIN);
     assert_eq!(signals(&world), [(pid, EndSignal::Terminate.number())]);
@@ -226,7 +226,7 @@ fn rebind_carries_sessions_on_or_kills_them() {
         assert!(world.is_closed(old));
         let killed = signals(&world) == [(pid, EndSignal::Kill.number())];
         assert_eq!(killed, sessions == InheritedSessions::Kill);
-        // What is killed waits for nobody; what is kept waits for its client.
+        // A killed command does not wait for a reader; a kept one waits for its client.
         let session = world.session_of(pid);
         assert_eq!(world.agent.output_room(session, Stream::Stdout) > 0, killed);
     }
@@ -241,8 +241,9 @@ fn orphans_are_counted() {
     assert!(matches!(&answer[..], [Message::Info(info)] if info.orphans_reaped == 1));
 }
 
-/// A host that heard nothing asks again on a second connection while its first is still open; the
-/// two requests may be read in either order, and the end of the first must not end the command.
+/// A host that got no answer repeats its request on a second connection while its first is still
+/// open. The two requests may be read in either order, and the end of the first connection must not
+/// end the command.
 #[test]
 fn of_two_connections_with_one_request_the_later_wins() {
     let mut world = World::new();

@@ -144,7 +144,7 @@ fn the_same_generation_is_answered_again_and_acts_once() {
     assert!(!world.is_closed(first) && !world.is_closed(second));
 }
 
-/// The asker's bytes may hold the next attempt already, before any step was performed.
+/// A host's bytes may already hold the next attempt, before any step was performed.
 #[test]
 fn a_newer_generation_supersedes_the_one_under_way() {
     let mut world = World::new();
@@ -165,16 +165,16 @@ fn a_newer_generation_supersedes_the_one_under_way() {
         "each outcome was counted for its own step"
     );
     assert_eq!(world.agent.generation(), Some(H));
-    // The superseded rebind had one step under way, and its outcome moved nothing.
+    // One step of the superseded rebind was under way; its outcome changed nothing.
     assert_eq!(
         steps(&world)[..3],
         ["connections", "connections", "listener"]
     );
 }
 
-/// A copy of the first REBIND comes late, after its host has died and another has named the guest.
+/// A copy of the first REBIND arrives late, after its host has died and another host's REBIND.
 #[test]
-fn a_name_that_was_replaced_does_not_come_back() {
+fn a_generation_that_was_replaced_does_not_come_back() {
     let mut world = World::new();
     let id = world.connect();
     rebound(&world.ask(id, &rebind(G, Cause::Boot)));
@@ -186,11 +186,11 @@ fn a_name_that_was_replaced_does_not_come_back() {
     assert_eq!(steps(&world).len(), acted, "nothing was done for it");
     assert_eq!(world.agent.generation(), Some(H));
     assert!(!world.is_closed(id));
-    // As many names as are remembered, and the first one is forgotten.
+    // As many generations as are remembered, and the first one is forgotten.
     for number in 0..GENERATIONS_KEPT_MAX {
         let number = u8::try_from(number).expect("a small number");
-        let name = Generation::from_bytes([100 + number; 16]);
-        rebound(&world.ask(id, &rebind(name, Cause::Resume)));
+        let generation = Generation::from_bytes([100 + number; 16]);
+        rebound(&world.ask(id, &rebind(generation, Cause::Resume)));
     }
     rebound(&world.ask(id, &rebind(G, Cause::Resume)));
 }
@@ -199,7 +199,7 @@ fn a_name_that_was_replaced_does_not_come_back() {
 fn the_loser_is_told_before_its_connection_is_closed() {
     let mut world = World::new();
     let (loser, winner) = (world.connect(), world.connect());
-    // Handed in before the first step was performed, as a shell with slow steps would.
+    // Handed in before the first step was performed, as with slow steps.
     world
         .agent
         .handle_bytes(loser, &rebind(G, Cause::Boot).encode(), world.now);
@@ -212,7 +212,7 @@ fn the_loser_is_told_before_its_connection_is_closed() {
     world
         .agent
         .handle_bytes(winner, &rebind(H, Cause::Boot).encode(), world.now);
-    world.settle();
+    world.drain_actions();
     let told = world.receive(loser);
     assert!(matches!(&told[..], [Message::Fail(fail), ..] if fail.code == FailCode::Superseded));
     assert!(world.is_closed(loser));
@@ -238,7 +238,7 @@ fn a_failed_step_is_final_for_a_restore_and_reported_otherwise() {
             (fail.errno, world.agent.state()),
             (Some(5), State::Failed(G))
         );
-        // All but a new REBIND is refused, and the same one is answered the same.
+        // Everything except a new REBIND is refused, and the same one gets the same answer.
         assert_eq!(fail_code(&world.ask(id, &exec(1))), FailCode::Rebind);
         assert_eq!(
             fail_code(&world.ask(id, &Message::InfoRequest)),
@@ -264,7 +264,7 @@ fn a_failed_step_is_final_for_a_restore_and_reported_otherwise() {
 }
 
 #[test]
-fn without_a_listener_nothing_goes_on() {
+fn without_a_listener_a_rebind_fails() {
     let mut world = World::new();
     world.failing_steps.insert("listener");
     let id = world.connect();
@@ -282,7 +282,7 @@ fn a_listener_that_a_rebind_lost_is_registered_again() {
     let id = world.connect();
     world.ask(id, &rebind(G, Cause::Restore));
     world.end(id, Ended::ByPeer);
-    // Without it the guest would hear of no connection any more, and so of no other REBIND.
+    // Without it the agent would hear of no further connection, and so of no REBIND.
     let rearms = |world: &World| {
         let is_rearm = |action: &&Action| **action == Action::RearmListener;
         world.actions.iter().filter(is_rearm).count()
@@ -320,7 +320,7 @@ fn an_impossible_clock_is_not_set() {
 
 #[test]
 fn a_reset_rearms_the_listener_once_and_concludes_nothing_else() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let ids = [world.connect(), world.connect()];
     let rearms = |world: &World| {
         world
@@ -334,7 +334,7 @@ fn a_reset_rearms_the_listener_once_and_concludes_nothing_else() {
     for id in ids {
         world.agent.handle_closed(id, Ended::ByReset, world.now);
     }
-    world.settle();
+    world.drain_actions();
     assert_eq!(rearms(&world), before + 1);
     assert_eq!(world.agent.listener.serial(), serial + 1);
     assert_eq!(
@@ -347,7 +347,7 @@ fn a_reset_rearms_the_listener_once_and_concludes_nothing_else() {
 }
 
 #[test]
-fn probe_needs_a_fresh_connection_and_the_current_name() {
+fn probe_needs_a_fresh_connection_and_the_current_generation() {
     let mut world = World::new();
     let old = world.connect();
     world.ask(old, &rebind(G, Cause::Boot));
@@ -378,7 +378,7 @@ fn probe_needs_a_fresh_connection_and_the_current_name() {
 
 #[test]
 fn probe_of_depth_exec_waits_for_its_process() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let id = world.connect();
     let answer = world.ask(id, &probe(G, Depth::Exec));
     assert!(matches!(answer[..], [Message::Progress(_)]));
@@ -418,8 +418,8 @@ fn probe_of_depth_exec_waits_for_its_process() {
 }
 
 #[test]
-fn while_a_name_is_being_taken_the_guest_has_none() {
-    let mut world = World::named(G);
+fn during_a_rebind_the_guest_has_no_generation() {
+    let mut world = World::with_generation(G);
     let (id, other) = (world.connect(), world.accept());
     world
         .agent
@@ -428,7 +428,7 @@ fn while_a_name_is_being_taken_the_guest_has_none() {
         (world.agent.state(), world.agent.generation()),
         (State::Rebinding(H), None)
     );
-    // Nothing runs under either name.
+    // Nothing runs in either generation.
     let requests = [
         Message::Hello(Hello::host("test")),
         exec(1),
@@ -436,20 +436,20 @@ fn while_a_name_is_being_taken_the_guest_has_none() {
     ];
     let bytes = requests.map(|message| message.encode()).concat();
     world.agent.handle_bytes(other, &bytes, world.now);
-    world.settle();
+    world.drain_actions();
     assert!(world.processes.is_empty());
 }
 
 #[test]
 fn a_reset_before_the_listener_step_asks_for_no_second_rearm() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let (id, other) = (world.connect(), world.connect());
     let serial = world.agent.listener.serial();
     world
         .agent
         .handle_bytes(id, &rebind(H, Cause::Restore).encode(), world.now);
     world.agent.handle_closed(other, Ended::ByReset, world.now);
-    world.settle();
+    world.drain_actions();
     assert_eq!(world.agent.listener.serial(), serial + 1);
 }
 

@@ -1,4 +1,4 @@
-//! HOOKS: which run, in which order, and what the host hears of them.
+//! HOOKS: which run, in which order, and what the host is told.
 
 use super::*;
 use crate::agent::rebind::checkpoints::PROGRESS_INTERVAL;
@@ -17,7 +17,7 @@ fn request(stage: HookStage, keep_going: bool) -> Message {
 }
 
 fn world_with(names: &[&str]) -> World {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let path = |name: &&str| format!("/etc/guest-agent/x.d/{name}").into_bytes();
     world.hooks.paths = names.iter().map(path).collect();
     world.hooks.has_restore = true;
@@ -67,7 +67,7 @@ fn each_stage_has_its_order() {
         let results = order.map(|name| result(name, ExitStatus::Code(0)));
         let expected = hooked(results.into());
         assert_eq!(world.receive(host), std::slice::from_ref(&expected));
-        // Asked for again, they do not run again.
+        // A repeated request does not run them again.
         let again = world.connect();
         assert_eq!(world.ask(again, &request), [expected]);
         assert!(world.processes.is_empty());
@@ -78,7 +78,7 @@ fn each_stage_has_its_order() {
 
 #[test]
 fn without_hooks_there_is_nothing_to_wait_for() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let host = world.connect();
     let answer = world.ask(host, &request(HookStage::Restore, false));
     assert_eq!(answer, [hooked(Vec::new())]);
@@ -173,13 +173,13 @@ fn hooks_and_silence_keep_out_of_each_others_way() {
 }
 
 #[test]
-fn a_new_name_ends_hooks_that_nobody_waits_for_any_more() {
+fn a_rebind_ends_hooks_that_no_host_waits_for() {
     let mut world = world_with(&["1", "2"]);
     let host = world.connect();
     world.ask(host, &request(HookStage::Restore, false));
     let pid = world.pid();
-    let named = world.connect();
-    world.ask(named, &rebind(H, Cause::Restore));
+    let host = world.connect();
+    world.ask(host, &rebind(H, Cause::Restore));
     assert_eq!(signals(&world), [(pid, 15)]);
     end_hook(&mut world, ExitStatus::Code(0));
     assert!(world.processes.is_empty(), "the second one does not run");

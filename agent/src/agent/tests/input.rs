@@ -86,7 +86,7 @@ fn credit_comes_as_the_command_reads() {
         world.send(id, &stdin(sent, &bytes));
         sent += len;
     }
-    // Without credit, every bit of room is news.
+    // Without credit, any room is worth a WINDOW.
     let window = open(limit, limit + 1000);
     assert_eq!(world.receive(id), [Message::Window(window)]);
     // With some left, half of the buffer is.
@@ -94,7 +94,7 @@ fn credit_comes_as_the_command_reads() {
     for (room, expected) in [(half - 1, None), (1, Some(limit + 1000 + half as u64))] {
         world.inputs.get_mut(&session).unwrap().room = Some(room);
         world.flush_input(session);
-        world.settle();
+        world.drain_actions();
         let expected: Vec<_> = expected
             .map(|until| Message::Window(open(limit, until)))
             .into_iter()
@@ -199,7 +199,7 @@ fn a_command_that_stops_reading_or_ends_closes_its_input() {
     let (id, pid) = running_with(&mut world, &exec_with(1, with_input));
     let session = world.session_of(pid);
     world.agent.handle_input_closed(session, world.now);
-    world.settle();
+    world.drain_actions();
     assert!(is_closed(&world.receive(id)));
     assert!(
         !world.actions.contains(&Action::CloseInput(session)),
@@ -252,7 +252,7 @@ fn a_terminal_gets_its_end_of_file_character_and_stays_open() {
     };
     world.send(id, &Message::Resize(size));
     assert!(world.actions.contains(&Action::ResizeTty { session, size }));
-    // One output is all there is.
+    // A terminal has one output.
     world
         .agent
         .handle_output_closed(session, Stream::Stdout, world.now);

@@ -1,4 +1,4 @@
-//! How long sessions live: keep, timeout, TERM and KILL, and time that stands still.
+//! How long sessions live: keep, timeout, TERM and KILL, and session time that stands still.
 
 use super::*;
 use crate::agent::sessions::exec::GRACE_TIMEOUT;
@@ -49,7 +49,7 @@ fn a_command_is_kept_for_its_client_as_long_as_that_asked() {
 }
 
 #[test]
-fn who_comes_back_in_time_finds_everything() {
+fn a_client_that_returns_in_time_finds_everything() {
     let mut world = World::new();
     let (first, pid) = running_with(&mut world, &keep(10_000));
     world.write(pid, Stream::Stdout, b"ab");
@@ -61,7 +61,7 @@ fn who_comes_back_in_time_finds_everything() {
     assert_eq!(stdout_of(&answer).1, b"abcd");
     world.pass(Duration::from_secs(3600));
     assert!(signals(&world).is_empty());
-    // An observer is no owner: with it alone the wait goes on.
+    // An observer is not an owner: the wait continues.
     let observer = world.connect();
     world.ask(
         observer,
@@ -89,11 +89,7 @@ fn a_time_limit_ends_the_group_and_is_told() {
         core: false,
     };
     world.reap(pid, status);
-    assert_eq!(
-        signals(&world)[2..],
-        [(pid, KILL)],
-        "whoever is left of the group"
-    );
+    assert_eq!(signals(&world)[2..], [(pid, KILL)], "the rest of the group");
     world.pass(GRACE_TIMEOUT);
     let received = world.receive(id);
     assert_eq!(stdout_of(&received).1, b"last words");
@@ -113,7 +109,7 @@ fn a_command_that_ends_in_time_is_not_timed_out() {
     assert!(signals(&world).is_empty());
 }
 
-/// It was told to end because nobody came back, not because of its limit.
+/// It was told to end because its owner did not return, not because of its time limit.
 #[test]
 fn the_first_reason_to_end_is_the_one() {
     let mut world = World::new();
@@ -132,7 +128,7 @@ fn the_first_reason_to_end_is_the_one() {
 }
 
 #[test]
-fn a_limit_beyond_all_time_is_none() {
+fn a_limit_beyond_all_time_never_ends() {
     let mut world = World::new();
     let request = exec_with(1, |exec| {
         exec.timeout_ms = Some(u64::MAX);
@@ -147,7 +143,7 @@ fn a_limit_beyond_all_time_is_none() {
 }
 
 #[test]
-fn nobody_waits_for_a_command_that_was_told_to_end() {
+fn a_command_that_was_told_to_end_waits_for_no_reader() {
     let mut world = World::new();
     let (id, pid) = running(&mut world, 1);
     world.fill(pid, Stream::Stdout);
@@ -161,14 +157,15 @@ fn nobody_waits_for_a_command_that_was_told_to_end() {
     assert!(matches!(answer[1], Message::Gap(gap) if (gap.from, gap.to) == (0, 10)));
 }
 
-/// The time that a snapshot takes is nobody's, and a clone may find hours gone.
+/// Sessions are not charged for the time of a snapshot, and a clone may find that hours have
+/// passed.
 #[test]
-fn time_stands_still_between_two_names() {
+fn session_time_stands_still_between_two_generations() {
     let request = exec_with(1, |exec| {
         exec.timeout_ms = Some(100_000);
         exec.keep_ms = Some(70_000);
     });
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let (id, pid) = running_with(&mut world, &request);
     world.pass(Duration::from_secs(30));
     world.end(id, Ended::ByPeer);
@@ -178,7 +175,7 @@ fn time_stands_still_between_two_names() {
     world.ask(control, &quiesce(Policy::Keep));
     world.now += Duration::from_secs(5 * 3600);
     world.agent.handle_timeout(world.now);
-    world.settle();
+    world.drain_actions();
     let host = world.connect();
     world.ask(host, &rebind(H, Cause::Restore));
     world.pass(Duration::from_secs(60) - MS);
@@ -189,7 +186,7 @@ fn time_stands_still_between_two_names() {
 
 #[test]
 fn a_client_that_was_cut_by_a_snapshot_has_its_whole_time() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let (_, pid) = running_with(&mut world, &keep(0));
     let control = world.connect();
     world.ask(control, &quiesce(Policy::Keep));
@@ -208,7 +205,7 @@ fn a_command_whose_client_left_while_it_was_started_is_told_to_end() {
     let id = world.connect();
     world.agent.handle_bytes(id, &exec(1).encode(), world.now);
     world.agent.handle_closed(id, Ended::ByPeer, world.now);
-    world.settle();
+    world.drain_actions();
     let pid = world.pid();
     assert_eq!(signals(&world), [(pid, TERM)]);
     world.pass(KILL_TIMEOUT);

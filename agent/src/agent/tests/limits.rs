@@ -23,7 +23,7 @@ fn far_too_many_connections_are_just_closed() {
     for _ in 0..CONNECTIONS_MAX {
         world.connect();
     }
-    // Refused ones that read nothing stay for a moment; there is a limit to those as well.
+    // Refused connections that read nothing stay for a moment; their number is limited, too.
     for _ in 0..REFUSALS_MAX {
         assert!(world.agent.handle_accepted(true, world.now).is_some());
     }

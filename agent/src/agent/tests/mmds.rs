@@ -1,20 +1,20 @@
-//! The watch for a restore epoch beside the rest of the agent.
+//! The watch for a restore epoch, with the rest of the agent.
 
 use super::*;
 use shared::message::Reopen;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A guest that is to watch, and has no name yet.
-fn unnamed() -> World {
+/// A guest that is to watch, before its first REBIND.
+fn without_generation() -> World {
     let mut world = World::new();
     world.agent.settings.watches_mmds = true;
     world
 }
 
-/// A named guest that watches, and whose service has answered once, with the first epoch.
+/// A guest that watches, and whose service has answered once, with the first epoch.
 fn watching() -> World {
-    let mut world = unnamed();
+    let mut world = without_generation();
     let host = world.connect();
     world.ask(host, &rebind(G, Cause::Boot));
     world.end(host, Ended::ByPeer);
@@ -28,7 +28,7 @@ fn watching() -> World {
     world
 }
 
-/// The method of what was asked since the last look, if the connection is still open.
+/// The method of the last question since the last call, if its connection is still open.
 fn asked(world: &mut World) -> Option<String> {
     let actions = std::mem::take(&mut world.actions);
     actions.into_iter().fold(None, |open, action| match action {
@@ -45,10 +45,10 @@ fn answer(world: &mut World, status: &str, body: &str) {
     for byte in text.bytes() {
         world.agent.handle_mmds_bytes(&[byte], world.now);
     }
-    world.settle();
+    world.drain_actions();
 }
 
-/// Epochs read, those that were new, and failures.
+/// Epochs read, new epochs, and failures.
 fn counted(world: &World) -> (u64, u64, u64) {
     let counters = world.agent.counters;
     (
@@ -60,15 +60,15 @@ fn counted(world: &World) -> (u64, u64, u64) {
 
 #[test]
 fn without_the_setting_nothing_is_waited_for() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     world.pass(SECOND * 3600);
     assert_eq!(world.agent.poll_timeout(), None);
     assert_eq!(asked(&mut world), None);
 }
 
 #[test]
-fn before_its_first_name_a_guest_asks_nobody() {
-    let mut world = unnamed();
+fn before_its_first_rebind_a_guest_asks_nothing() {
+    let mut world = without_generation();
     let host = world.connect();
     world.end(host, Ended::ByReset);
     world.pass(SECOND * 3600);
@@ -105,21 +105,21 @@ fn a_service_that_is_silent_or_gone_is_given_up_and_asked_again() {
     world.pass(SECOND * 10);
     assert_eq!(asked(&mut world).as_deref(), Some("GET"));
     world.agent.handle_mmds_failed(world.now);
-    world.settle();
+    world.drain_actions();
     assert_eq!(counted(&world), (1, 0, 2));
-    // What comes of a connection that was given up is of no use.
+    // An answer on a closed connection is ignored.
     answer(&mut world, "200 OK", &H.to_string());
     assert_eq!(counted(&world), (1, 0, 2));
     world.pass(SECOND * 10);
     assert_eq!(asked(&mut world).as_deref(), Some("GET"));
     world.agent.handle_mmds_bytes(b"x", world.now);
-    world.settle();
+    world.drain_actions();
     assert_eq!(counted(&world), (1, 0, 3));
     world.pass(SECOND * 10);
     assert_eq!(asked(&mut world).as_deref(), Some("GET"));
     world.agent.handle_mmds_bytes(b"HTTP/1.1 200", world.now);
     world.agent.handle_mmds_bytes(&[b' '; 1 << 20], world.now);
-    world.settle();
+    world.drain_actions();
     assert_eq!((asked(&mut world), counted(&world)), (None, (1, 0, 4)));
 }
 
@@ -133,7 +133,7 @@ fn a_reset_brings_the_next_look_nearer_and_many_do_not_put_it_off() {
         world.pass(SECOND);
     }
     assert_eq!(asked(&mut world).as_deref(), Some("GET"));
-    // The open question may be half dead: it is asked anew.
+    // The open question may be half dead, so it is asked again.
     let id = world.connect();
     world.end(id, Ended::ByReset);
     assert!(world.actions.contains(&Action::CloseMmds));
@@ -144,7 +144,7 @@ fn a_reset_brings_the_next_look_nearer_and_many_do_not_put_it_off() {
 }
 
 #[test]
-fn a_guest_that_goes_on_under_its_name_looks_later() {
+fn a_guest_that_reopens_asks_later() {
     let mut world = watching();
     let control = world.connect();
     world.ask(control, &quiesce(Policy::Keep));
@@ -157,7 +157,7 @@ fn a_guest_that_goes_on_under_its_name_looks_later() {
 }
 
 #[test]
-fn nothing_is_open_from_quiesce_to_the_new_name() {
+fn nothing_is_open_from_quiesce_to_the_new_generation() {
     let mut world = watching();
     world.pass(SECOND * 10);
     let control = world.connect();

@@ -13,8 +13,8 @@ const SILENCE: Duration =
 const REOPEN: Message = Message::Reopen(Reopen { token: TOKEN });
 
 #[test]
-fn keep_severs_everybody_else_and_the_guest_is_silent() {
-    let mut world = World::named(G);
+fn keep_severs_all_others_and_the_guest_is_silent() {
+    let mut world = World::with_generation(G);
     let worker = world.connect();
     world.ask(worker, &exec(1));
     let control = world.connect();
@@ -151,7 +151,7 @@ fn the_same_token_joins_and_another_is_refused() {
 
 #[test]
 fn reopen_is_answered_again_and_only_for_its_token() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let control = world.connect();
     assert_eq!(fail_code(&world.ask(control, &REOPEN)), FailCode::Refusing);
     world.ask(control, &quiesce(Policy::Keep));
@@ -165,8 +165,8 @@ fn reopen_is_answered_again_and_only_for_its_token() {
 }
 
 #[test]
-fn a_forgotten_guest_reopens_under_its_old_name() {
-    let mut world = World::named(G);
+fn a_forgotten_guest_reopens_under_its_old_generation() {
+    let mut world = World::with_generation(G);
     let control = world.connect();
     world.ask(control, &quiesce(Policy::Keep));
     world.pass(SILENCE - Duration::from_millis(1));
@@ -185,17 +185,17 @@ fn a_forgotten_guest_reopens_under_its_old_name() {
     assert_eq!(world.agent.poll_timeout(), None);
 }
 
-/// A clone can find hours gone before its host has had the time for one frame.
+/// A clone can find that hours have passed before its host had time for one frame.
 #[test]
 fn a_clock_that_jumps_neither_reopens_nor_abandons() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let worker = world.connect();
     world.ask(worker, &exec(1));
     let control = world.connect();
     world.ask(control, &quiesce(Policy::Keep));
     world.now += Duration::from_secs(24 * 3600);
     world.agent.handle_timeout(world.now);
-    world.settle();
+    world.drain_actions();
     assert_eq!(world.agent.state(), State::Quiesced);
     let host = world.connect();
     world.ask(host, &rebind(H, Cause::Restore));
@@ -209,7 +209,7 @@ fn a_clock_that_jumps_neither_reopens_nor_abandons() {
 }
 
 #[test]
-fn whoever_connects_while_the_console_drains_is_severed_too() {
+fn a_host_that_connects_while_the_console_drains_is_severed_too() {
     let mut world = World::new();
     world.is_console_drained = false;
     let control = world.connect();
@@ -240,7 +240,7 @@ fn draining_ends_with_a_command_that_could_not_be_started() {
     world
         .agent
         .handle_bytes(control, &quiesce(Policy::Drain).encode(), world.now);
-    world.settle();
+    world.drain_actions();
     assert!(matches!(
         world.receive(control)[..],
         [Message::Busy(_), Message::Quiesced(_)]

@@ -20,7 +20,7 @@ fn signal(session: Option<SessionRef>, number: u8) -> Message {
 
 #[test]
 fn sessions_are_listed_with_what_is_known_of_them() {
-    let mut world = World::named(G);
+    let mut world = World::with_generation(G);
     let (_, first) = running_with(
         &mut world,
         &exec_with(1, |exec| {
@@ -65,7 +65,7 @@ fn a_long_list_comes_in_parts_that_fit_a_frame() {
     let mut world = World::new();
     let count = 300;
     for number in 0..count {
-        // The longest that a command can be in a list, and on the wire.
+        // The longest entry that a command can have in a list and on the wire.
         let request = exec_with(0, |exec| {
             let mut bytes = [0; 16];
             bytes[..2].copy_from_slice(&u16::to_le_bytes(number));
@@ -112,7 +112,7 @@ fn signals_go_to_the_group_of_the_session_that_is_meant() {
     );
     let unknown = signal(Some(SessionRef::Number(3)), 2);
     assert_eq!(fail_code(&world.ask(other, &unknown)), FailCode::NoSession);
-    // What has ended needs none, and its number may be another's.
+    // An ended command gets no signal; its number may be another's.
     world.finish(first, 0);
     world.receive(one);
     assert_eq!(world.ask(one, &signal(None, 9)), [Message::Ok]);
@@ -136,7 +136,7 @@ fn a_session_that_is_being_started_takes_no_signal_yet() {
     assert!(signals(&world).is_empty());
 }
 
-/// A host that drains sessions may want to help one to its end; a silent guest does nothing.
+/// A host that drains sessions may help one to its end; a silent guest does nothing.
 #[test]
 fn signals_are_taken_while_sessions_drain() {
     let mut world = World::new();

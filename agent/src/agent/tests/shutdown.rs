@@ -23,7 +23,7 @@ fn end_of(world: &World) -> Option<End> {
 }
 
 #[test]
-fn everybody_is_told_and_an_idle_guest_ends_at_once() {
+fn all_clients_are_told_and_an_idle_guest_ends_at_once() {
     let mut world = World::new();
     let (other, id) = (world.connect(), world.connect());
     let answer = world.ask(id, &shutdown(PowerAction::PowerOff));
@@ -86,7 +86,7 @@ fn signals_mean_the_same() {
     for (is_init, signal, end) in cases {
         let mut world = World::with_init(is_init);
         world.agent.handle_signal(signal, world.now);
-        world.settle();
+        world.drain_actions();
         assert_eq!(end_of(&world), Some(end));
         assert_eq!(
             world
@@ -96,7 +96,7 @@ fn signals_mean_the_same() {
         );
         // A second one changes nothing.
         world.agent.handle_signal(Signal::Interrupt, world.now);
-        world.settle();
+        world.drain_actions();
         let ends = world
             .actions
             .iter()

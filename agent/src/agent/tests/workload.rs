@@ -1,4 +1,4 @@
-//! The program that the image asks for.
+//! The workload.
 
 use super::*;
 use crate::agent::sessions::workload::{PAUSE_MAX, PAUSE_MIN, RUN_LEN_MIN};
@@ -59,12 +59,12 @@ fn it_is_started_with_the_agent() {
     world.pass(Duration::ZERO);
     assert_eq!(exited(&world.receive(id)).status, ExitStatus::Code(0));
     assert!(!is_ending(&world));
-    // Its output and its result can be had as long as the guest lives.
+    // Its output and result stay available as long as the guest lives.
     assert_eq!(stdout_of(&observe(&mut world).1).1, b"up\n");
     assert_eq!(world.agent.poll_timeout(), None);
 }
 
-/// For each policy: what an end leads to.
+/// For each policy: what follows an end.
 #[test]
 fn what_its_end_leads_to() {
     let signal = ExitStatus::Signal {
@@ -160,7 +160,7 @@ fn a_program_that_cannot_be_started_is_a_failure() {
             world.agent = Agent::new(settings_of, now);
             world.now = now;
             world.spawn_failure = Some(failure);
-            world.settle();
+            world.drain_actions();
             world.pass(Duration::ZERO);
             let (_, answer) = observe(&mut world);
             match restart {
@@ -186,9 +186,9 @@ fn a_snapshot_waits_for_no_workload() {
     }
 }
 
-/// Between two names nothing is started and no machine is ended.
+/// While session time stands still it is not started, and the machine does not end.
 #[test]
-fn its_end_is_acted_on_under_the_next_name() {
+fn its_end_is_acted_on_under_the_next_generation() {
     for (restart, at_end) in [
         (Restart::OnFailure, WorkloadEnd::Keep),
         (Restart::No, WorkloadEnd::PowerOff),
@@ -200,7 +200,7 @@ fn its_end_is_acted_on_under_the_next_name() {
         world.finish(pid, 1);
         world.now += Duration::from_secs(3600);
         world.agent.handle_timeout(world.now);
-        world.settle();
+        world.drain_actions();
         assert_eq!(
             (world.agent.state(), spawn_count(&world)),
             (State::Quiesced, 1)
@@ -253,7 +253,7 @@ fn a_machine_that_ends_does_not_start_it_again() {
     let pid = world.pid();
     world.finish(pid, 1);
     world.agent.handle_signal(Signal::End, world.now);
-    world.settle();
+    world.drain_actions();
     assert!(
         world.actions.contains(&Action::End(End::PowerOff)),
         "nothing to wait for"

@@ -1,4 +1,4 @@
-//! The watch as a table, and beside the rest of the agent.
+//! The watch as a table, and with the rest of the agent.
 
 use super::*;
 
@@ -37,7 +37,7 @@ const OLD: State = State::Fetching {
 };
 const NEW: State = State::Fetching { is_token_new: true };
 
-/// A state, the token that is had, what happens, and what comes of it.
+/// A state, the token, the input, and the state and action that follow.
 type Row<'a> = (State, Option<&'static str>, Input<'a>, State, Next);
 
 #[track_caller]
@@ -142,7 +142,7 @@ fn while_the_epoch_is_asked_for() {
 }
 
 #[test]
-fn a_refused_token_is_forgotten_and_the_first_epoch_is_no_news() {
+fn a_refused_token_is_forgotten_and_the_first_epoch_is_not_news() {
     let mut mmds = watch(NEW, Some("t"));
     let _ = mmds.handle(answer(401, ""));
     assert_eq!(mmds.token, None);

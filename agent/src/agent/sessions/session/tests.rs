@@ -1,4 +1,4 @@
-//! The session machine: every state with every event, and the order in which its end comes.
+//! The session machine: every state with every event, and the order of the events at its end.
 
 use super::*;
 
@@ -42,7 +42,7 @@ fn running() -> Session {
     session
 }
 
-/// Every legal step, then every other pair of state and event is refused.
+/// Every legal transition; every other pair of state and event is refused.
 #[test]
 fn transitions() {
     use {Event as E, State as S};
@@ -153,7 +153,7 @@ fn a_full_ring_stops_the_reading_until_a_quarter_is_free() {
     session.handle_output(Stream::Stderr, &[0], &mut BufferPool::default());
     assert_eq!(session.poll_room(Stream::Stderr), 0);
     let other = session.poll_room(Stream::Stdout);
-    assert_eq!(other, RING_LEN_MAX, "the other stream goes on");
+    assert_eq!(other, RING_LEN_MAX, "the other stream is read on");
     let enough = RESUME_ROOM as u64;
     session.release(Stream::Stderr, enough - 1, &mut BufferPool::default());
     assert!(!session.poll_resume());
@@ -161,9 +161,9 @@ fn a_full_ring_stops_the_reading_until_a_quarter_is_free() {
     assert!(session.poll_resume() && !session.poll_resume());
 }
 
-/// By policy, and whether it was told to end, and whether it has an owner.
+/// By policy, by whether it was told to end, and by whether it has an owner.
 #[test]
-fn who_waits_for_a_reader() {
+fn when_a_command_waits_for_a_reader() {
     use OutputPolicy::{Block, DropOldest};
     for (output, is_terminating, has_owner, waits) in [
         (Block, false, false, true),
