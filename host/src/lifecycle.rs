@@ -3,6 +3,7 @@
 pub mod foreground;
 pub mod handshake;
 pub mod hooks;
+pub mod plan;
 pub mod rebind;
 pub mod snapshot;
 pub mod start;

@@ -2,6 +2,7 @@
 
 pub mod chrome;
 pub mod output;
+pub mod phase;
 pub mod progress;
 pub mod record;
 pub mod reports;

@@ -19,8 +19,9 @@ use crate::exit::Exit;
 use crate::os::clock::unix_ms;
 use crate::os::json::os_to_value;
 use crate::report::output::print;
+use crate::report::phase::Phase;
 use crate::report::progress::Progress;
-use crate::report::record::{Phase, Record};
+use crate::report::record::Record;
 use crate::report::table::{age, columns, size};
 use crate::values::{printable, without_controls};
 

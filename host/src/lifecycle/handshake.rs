@@ -17,7 +17,8 @@ use crate::guest::answer::Answer;
 use crate::guest::driver::ask;
 use crate::os::deadline::Watch;
 use crate::os::random;
-use crate::report::record::{Phase, Record};
+use crate::report::phase::Phase;
+use crate::report::record::Record;
 
 /// A name for a guest, and why it gets one.
 #[derive(Debug, Clone)]

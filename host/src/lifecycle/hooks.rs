@@ -13,7 +13,8 @@ use crate::guest::answer::{AskError, AskErrorReason};
 use crate::guest::driver::ask;
 use crate::os::deadline::Watch;
 use crate::os::random;
-use crate::report::record::{Phase, Record};
+use crate::report::phase::Phase;
+use crate::report::record::Record;
 use crate::values::printable;
 
 /// How long one hook may take unless the caller says.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::report::record::Phase;
+use crate::report::phase::Phase;
 
 /// Characters of the widest bar.
 const BAR_WIDTH: u128 = 24;

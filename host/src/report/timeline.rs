@@ -14,7 +14,7 @@ use shared::exchange::AttemptEnd;
 use shared::message::Step;
 
 use crate::guest::answer::AttemptLog;
-use crate::report::record::Phase;
+use crate::report::phase::Phase;
 
 /// Whose time a slice is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

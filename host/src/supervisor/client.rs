@@ -7,6 +7,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use crate::error::Failure;
+use crate::exit::Exit;
 use crate::os::deadline::{WaitError, Watch};
 use crate::os::process::ProcessId;
 use crate::os::{files, notify};
@@ -77,6 +79,20 @@ impl From<WaitError> for LaunchError {
             WaitError::Io(source) => Self::Io(source),
             WaitError::ProcessExited => Self::Silent,
         }
+    }
+}
+
+impl From<LaunchError> for Failure {
+    fn from(error: LaunchError) -> Self {
+        let exit = match error {
+            LaunchError::Deadline => Exit::Deadline,
+            LaunchError::Dir(_)
+            | LaunchError::Io(_)
+            | LaunchError::Report(_)
+            | LaunchError::Silent
+            | LaunchError::Failed { .. } => Exit::Start,
+        };
+        Self::new(exit, error)
     }
 }
 

@@ -6,6 +6,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::VmmKind;
+use crate::error::Failure;
+use crate::exit::Exit;
 
 /// Why a call to a VMM did not succeed. `request` names the call as its API writes it
 /// (`PUT /snapshot/load`, `migrate-incoming`).
@@ -169,5 +171,20 @@ impl Error for VmmError {
             | Self::Refused { .. }
             | Self::Unsupported { .. } => None,
         }
+    }
+}
+
+impl From<VmmError> for Failure {
+    fn from(error: VmmError) -> Self {
+        let exit = if error.is_artifact_fault() {
+            Exit::Artifact
+        } else if error.is_gone() {
+            Exit::VmmEnded
+        } else if error.is_deadline() {
+            Exit::Deadline
+        } else {
+            Exit::Start
+        };
+        Self::new(exit, error)
     }
 }

@@ -14,7 +14,8 @@ use crate::commands::restore;
 use crate::commands::stress::latency::Summary;
 use crate::error::Failure;
 use crate::lifecycle::starting::Provisional;
-use crate::report::record::{Phase, Record};
+use crate::report::phase::Phase;
+use crate::report::record::Record;
 use crate::vmm::{Start, Vmm};
 
 /// How the part is called.

@@ -27,11 +27,12 @@ use crate::exit::Exit;
 use crate::guest::address::{Endpoint, GuestAddress};
 use crate::lifecycle::handshake::{Naming, prove};
 use crate::lifecycle::hooks;
-use crate::lifecycle::start::{check_cid, judge};
+use crate::lifecycle::plan::{check_cid, judge};
 use crate::os::deadline::Watch;
 use crate::os::process::ProcessId;
 use crate::os::uds;
-use crate::report::record::{Phase, Record};
+use crate::report::phase::Phase;
+use crate::report::record::Record;
 use crate::vmm::metadata::{Metadata, require_service};
 use crate::vmm::{Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate, network};
 

@@ -7,7 +7,8 @@ use shared::message::{AwaitCheckpoint, Message, is_tag};
 use super::source::Source;
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::report::record::{Phase, Record};
+use crate::report::phase::Phase;
+use crate::report::record::Record;
 
 /// The checkpoint that is waited for: one with this tag, or any.
 #[derive(Debug, Clone, PartialEq, Eq)]
