@@ -18,15 +18,15 @@ pub use machines::{Doctor, Inspect, Ls, Rm, Stop};
 pub use observe::{BenchCommand, LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
-use crate::commands::restore::fleet::parse_count;
 use crate::commands::target::TargetArguments;
 use crate::error::Failure;
 use crate::lifecycle::hooks::{self, LIMIT_DEFAULT};
-use crate::lifecycle::snapshot::checkpoint::CheckpointTag;
-use crate::values::{DriveArgument, MachineId, VmName, parse_memory_mib, parse_timeout};
+use crate::values::network::{NicArgument, parse_address, parse_gateway, parse_mac};
+use crate::values::{
+    CheckpointTag, DriveArgument, MachineId, VmName, parse_count, parse_memory_mib, parse_timeout,
+};
 use crate::vmdir::health::HealthOptions;
 use crate::vmm::VmmKind;
-use crate::vmm::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 
 /// What every command takes.
 #[derive(Debug, Clone, Default)]
@@ -394,7 +394,7 @@ command! {
         pub stop: bool,
         /// wait until a program in the guest stands at a checkpoint ('guest-agent checkpoint'):
         /// --at-checkpoint for any, --at-checkpoint=TAG for one with that tag
-        #[argh(option, from_str_fn(parse_checkpoint_tag), arg_name = "tag")]
+        #[argh(option, from_str_fn(CheckpointTag::parse), arg_name = "tag")]
         pub at_checkpoint: Option<CheckpointTag>,
         /// how long each hook of the image may take; default 10s
         #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
@@ -562,10 +562,6 @@ impl Restore {
             ignore: self.ignore_hooks,
         }
     }
-}
-
-fn parse_checkpoint_tag(text: &str) -> Result<CheckpointTag, String> {
-    CheckpointTag::parse(text)
 }
 
 fn parse_policy(text: &str) -> Result<Policy, String> {

@@ -1,12 +1,14 @@
 //! Values as users write them on the command line: times, sizes, names, drives.
 
+pub mod network;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use shared::message::Identity;
+use shared::message::{Identity, is_tag};
 
 use crate::os::random;
 
@@ -212,6 +214,47 @@ pub fn printable(text: &str) -> String {
         .replace("\\\"", "\"")
 }
 
+/// Most clones of one command. Each needs four descriptors until the last one is done, and a
+/// process has 1024 of them.
+pub const COUNT_MAX: usize = 128;
+
+/// Reads `--count` and `--parallel`.
+///
+/// # Errors
+///
+/// A sentence for the user.
+pub fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count| (1..=COUNT_MAX).contains(count));
+    count.ok_or_else(|| {
+        format!(
+            "'{}' is not a number from 1 to {COUNT_MAX}",
+            text.escape_debug()
+        )
+    })
+}
+
+/// The checkpoint that is waited for: one with this tag, or any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointTag(pub Option<String>);
+
+impl CheckpointTag {
+    /// Reads what stands behind `--at-checkpoint=`; nothing is any.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for the user.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Ok(Self(None)),
+            text if is_tag(text) => Ok(Self(Some(text.to_owned()))),
+            _ => Err("a tag is 1 to 256 printable ASCII characters without spaces".to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,5 +354,23 @@ mod tests {
     fn what_a_guest_says_cannot_steer_a_terminal() {
         assert_eq!(printable("it's \"fine\""), "it's \"fine\"");
         assert_eq!(printable("\x1b[2Ja\nb"), "\\u{1b}[2Ja\\nb");
+    }
+
+    #[test]
+    fn counts_have_a_limit() {
+        assert_eq!(parse_count("1"), Ok(1));
+        assert_eq!(parse_count("128"), Ok(COUNT_MAX));
+        for bad in ["0", "129", "-1", "", "two", "99999999999999999999"] {
+            let error = parse_count(bad).unwrap_err();
+            assert!(error.contains("from 1 to 128"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_tag_may_be_any_and_must_be_one() {
+        assert_eq!(CheckpointTag::parse(""), Ok(CheckpointTag(None)));
+        let tag = CheckpointTag(Some("sha256:1".to_owned()));
+        assert_eq!(CheckpointTag::parse("sha256:1"), Ok(tag));
+        assert!(CheckpointTag::parse("a b").is_err());
     }
 }

@@ -6,7 +6,6 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::str::FromStr;
 
 use serde_json::{Value, json};
 use shared::json::{JsonError, Object};
@@ -16,82 +15,11 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::random;
 use crate::sys::tap;
+use crate::values::network::NicArgument;
 use crate::vmm::{MachineSpec, Nic, VmmKind, VmmVersion};
 
 /// The first Firecracker that can load a snapshot with another tap device than its own.
 const OVERRIDE_VERSION_MIN: (u32, u32) = (1, 12);
-
-/// A network interface as `--nic` names it: `TAP` or `TAP,mac=MAC`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NicArgument {
-    /// Name of the tap device.
-    pub tap: String,
-    /// The MAC address to boot with.
-    pub mac: Option<MacAddress>,
-}
-
-impl FromStr for NicArgument {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (tap, mac) = match text.split_once(",mac=") {
-            Some((tap, mac)) => (tap, Some(parse_mac(mac)?)),
-            None => (text, None),
-        };
-        if !Network::is_interface(tap) {
-            return Err(format!(
-                "'{}' is not a network interface such as tap0 or tap0,mac=02:00:00:00:00:01",
-                text.escape_debug()
-            ));
-        }
-        let tap = tap.to_owned();
-        Ok(Self { tap, mac })
-    }
-}
-
-/// Reads a MAC address.
-///
-/// # Errors
-///
-/// A sentence for the user.
-pub fn parse_mac(text: &str) -> Result<MacAddress, String> {
-    text.parse().map_err(|_| {
-        format!(
-            "'{}' is not the MAC address of one machine such as 02:00:00:00:00:01",
-            text.escape_debug()
-        )
-    })
-}
-
-/// Reads an address with its prefix.
-///
-/// # Errors
-///
-/// A sentence for the user.
-pub fn parse_address(text: &str) -> Result<InterfaceAddress, String> {
-    text.parse().map_err(|_| {
-        format!(
-            "'{}' is not an address with its prefix such as 10.0.0.2/24 or fd00::2/64",
-            text.escape_debug()
-        )
-    })
-}
-
-/// Reads the address of a gateway.
-///
-/// # Errors
-///
-/// A sentence for the user.
-pub fn parse_gateway(text: &str) -> Result<IpAddr, String> {
-    let parsed = text.parse().ok();
-    let valid = parsed.filter(|gateway| Network::is_gateway(*gateway));
-    valid.ok_or_else(|| {
-        format!(
-            "'{}' is not the address of one machine such as 10.0.0.1",
-            text.escape_debug()
-        )
-    })
-}
 
 /// What the options say about the guest's network.
 pub fn settings(
@@ -230,6 +158,7 @@ pub fn nic_from_object(object: &Object, field: &'static str) -> Result<Option<Ni
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::network::{parse_address, parse_gateway, parse_mac};
 
     fn machine(nic: Option<Nic>) -> MachineSpec {
         MachineSpec {
@@ -243,18 +172,6 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_are_a_tap_device_with_or_without_a_mac() {
-        let argument: NicArgument = "tap0".parse().unwrap();
-        assert_eq!((argument.tap.as_str(), argument.mac), ("tap0", None));
-        let argument: NicArgument = "tap0,mac=02:00:00:00:00:01".parse().unwrap();
-        assert_eq!(argument.mac.unwrap().to_string(), "02:00:00:00:00:01");
-        for bad in ["", "a/b", "a b", "tap0,", "tap0,mac=1", "tap0,mac", ",mac="] {
-            assert!(bad.parse::<NicArgument>().is_err(), "{bad}");
-        }
-        assert_ne!(on("tap0").mac, on("tap0").mac, "each VM draws its own");
-    }
-
-    #[test]
     fn a_restore_moves_the_interface_it_has() {
         let mut with = machine(Some(on("tap0")));
         let moved = |machine: &mut MachineSpec, tap: &str| {
@@ -263,6 +180,7 @@ mod tests {
         assert_eq!(moved(&mut with, "tap0"), Ok(None));
         assert_eq!(moved(&mut with, "tap1"), Ok(Some("tap1".to_owned())));
         assert_eq!(with.nic.as_ref().unwrap().tap, "tap1");
+        assert_ne!(on("tap0").mac, on("tap0").mac, "each VM draws its own");
         let with_mac = moved(&mut with, "tap1,mac=02:00:00:00:00:01");
         assert_eq!(with_mac, Err(Exit::Usage));
         assert_eq!(moved(&mut machine(None), "tap1"), Err(Exit::Usage));

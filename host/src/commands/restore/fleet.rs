@@ -37,28 +37,6 @@ use crate::values::{MachineId, VmName};
 use crate::vmdir::{StateDir, VmDirError};
 use crate::vmm::{Start, StateFiles, Vmm, VmmKind};
 
-/// Most clones of one command. Each needs four descriptors until the last one is done, and a
-/// process has 1024 of them.
-pub const COUNT_MAX: usize = 128;
-
-/// Reads `--count` and `--parallel`.
-///
-/// # Errors
-///
-/// A sentence for the user.
-pub fn parse_count(text: &str) -> Result<usize, String> {
-    let count = text
-        .parse()
-        .ok()
-        .filter(|count| (1..=COUNT_MAX).contains(count));
-    count.ok_or_else(|| {
-        format!(
-            "'{}' is not a number from 1 to {COUNT_MAX}",
-            text.escape_debug()
-        )
-    })
-}
-
 /// Runs the command.
 pub fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
@@ -343,16 +321,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-
-    #[test]
-    fn counts_have_a_limit() {
-        assert_eq!(parse_count("1"), Ok(1));
-        assert_eq!(parse_count("128"), Ok(COUNT_MAX));
-        for bad in ["0", "129", "-1", "", "two", "99999999999999999999"] {
-            let error = parse_count(bad).unwrap_err();
-            assert!(error.contains("from 1 to 128"), "{error}");
-        }
-    }
 
     #[test]
     fn names_are_numbered_from_one() {

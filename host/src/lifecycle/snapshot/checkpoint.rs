@@ -2,32 +2,14 @@
 
 use serde_json::json;
 use shared::exchange::Request;
-use shared::message::{AwaitCheckpoint, Message, is_tag};
+use shared::message::{AwaitCheckpoint, Message};
 
 use super::source::Source;
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
-
-/// The checkpoint that is waited for: one with this tag, or any.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CheckpointTag(Option<String>);
-
-impl CheckpointTag {
-    /// Reads what stands behind `--at-checkpoint=`; nothing is any.
-    ///
-    /// # Errors
-    ///
-    /// A sentence for the user.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "" => Ok(Self(None)),
-            text if is_tag(text) => Ok(Self(Some(text.to_owned()))),
-            _ => Err("a tag is 1 to 256 printable ASCII characters without spaces".to_owned()),
-        }
-    }
-}
+use crate::values::CheckpointTag;
 
 /// Returns when a program waits there.
 pub(super) fn wait(
@@ -61,18 +43,5 @@ pub(super) fn wait(
             };
             Err(failure.context(text))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tag_may_be_any_and_must_be_one() {
-        assert_eq!(CheckpointTag::parse(""), Ok(CheckpointTag(None)));
-        let tag = CheckpointTag(Some("sha256:1".to_owned()));
-        assert_eq!(CheckpointTag::parse("sha256:1"), Ok(tag));
-        assert!(CheckpointTag::parse("a b").is_err());
     }
 }
