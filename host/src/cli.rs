@@ -7,7 +7,7 @@ mod sessions;
 pub mod snapshots;
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use argh::FromArgs;
@@ -19,13 +19,11 @@ pub use observe::{BenchCommand, LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
 use crate::commands::target::TargetArguments;
-use crate::error::Failure;
-use crate::lifecycle::hooks::{self, LIMIT_DEFAULT};
+use crate::lifecycle::hooks::LIMIT_DEFAULT;
 use crate::values::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 use crate::values::{
     CheckpointTag, DriveArgument, MachineId, VmName, parse_count, parse_memory_mib, parse_timeout,
 };
-use crate::vmdir::health::HealthOptions;
 use crate::vmm::VmmKind;
 
 /// What every command takes.
@@ -321,50 +319,6 @@ command! {
     }
 }
 
-/// The options about health, which `boot` and `restore` have.
-macro_rules! health_options {
-    ($name:ident) => {
-        impl $name {
-            /// The options about the health check.
-            #[must_use]
-            pub fn health(&self) -> HealthOptions<'_> {
-                HealthOptions {
-                    command: self.health_cmd.as_deref(),
-                    interval: self.health_interval,
-                    timeout: self.health_timeout,
-                    retries: self.health_retries,
-                }
-            }
-        }
-    };
-}
-
-impl Restore {
-    /// A restore of `artifact` that has its defaults in everything but what all commands take.
-    ///
-    /// # Errors
-    ///
-    /// When the path is no text.
-    pub fn plain(artifact: &Path, common: &Common) -> Result<Self, Failure> {
-        let text = artifact
-            .to_str()
-            .ok_or_else(|| Failure::usage(format!("{} is not UTF-8", artifact.display())))?;
-        let words = ["--", text];
-        let parsed = Self::from_args(&["host-tool", "restore"], &words);
-        let plain = parsed.map_err(|exit| Failure::usage(exit.output))?;
-        Ok(Self {
-            timeout: common.timeout,
-            quiet: common.quiet,
-            verbose: common.verbose,
-            state_dir: common.state_dir.clone(),
-            ..plain
-        })
-    }
-}
-
-health_options!(Boot);
-health_options!(Restore);
-
 command! {
     /// Snapshot a VM, let it go on, and prove that it does.
     #[argh(
@@ -539,28 +493,6 @@ guest_command! {
         /// say on standard error what changes until it is ready; the default limit is then 60s
         #[argh(switch)]
         pub watch: bool,
-    }
-}
-
-impl Snapshot {
-    /// What is wanted of the image's hooks.
-    #[must_use]
-    pub const fn hooks(&self) -> hooks::Options {
-        hooks::Options {
-            limit: self.hook_timeout,
-            ignore: self.ignore_hooks,
-        }
-    }
-}
-
-impl Restore {
-    /// What is wanted of the image's hooks.
-    #[must_use]
-    pub const fn hooks(&self) -> hooks::Options {
-        hooks::Options {
-            limit: self.hook_timeout,
-            ignore: self.ignore_hooks,
-        }
     }
 }
 

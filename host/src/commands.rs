@@ -12,6 +12,7 @@ pub mod ls;
 pub mod probe;
 pub mod ps;
 pub mod restore;
+pub mod snapshot;
 pub mod snapshots;
 pub mod stop;
 pub mod stress;

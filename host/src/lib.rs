@@ -87,7 +87,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
 fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
     match invocation.command {
         Command::Boot(command) => commands::boot::run(&command).map(|()| 0),
-        Command::Snapshot(command) => lifecycle::snapshot::run(&command).map(|()| 0),
+        Command::Snapshot(command) => commands::snapshot::run(&command).map(|()| 0),
         Command::Snapshots(command) => commands::snapshots::run(&command).map(|()| 0),
         Command::Restore(command) => commands::restore::run(&command).map(|()| 0),
         Command::Probe(command) => commands::probe::run(&command).map(|()| 0),

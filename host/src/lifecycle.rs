@@ -1,5 +1,6 @@
 //! A VM from a plan to a proven guest, to a snapshot, to its end.
 
+pub mod ending;
 pub mod foreground;
 pub mod handshake;
 pub mod hooks;

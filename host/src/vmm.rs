@@ -38,6 +38,8 @@ pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
 use serde_json::Value;
 use shared::message::MacAddress;
 
+use crate::error::Failure;
+use crate::exit::Exit;
 use crate::guest::address::GuestAddress;
 use crate::os::deadline::Watch;
 
@@ -334,6 +336,21 @@ pub fn adopt(
     let mut vmm = firecracker::Firecracker::new(stream, process);
     let foreign = vmm.describe(deadline)?;
     Ok((Box::new(vmm), foreign))
+}
+
+/// Has the vCPUs run: an interrupted snapshot may have left them paused.
+pub fn resume_if_paused(vmm: &mut dyn Vmm, deadline: Instant) -> Result<(), Failure> {
+    match vmm.run_state(deadline)? {
+        RunState::Paused => {
+            log::warn!("an interrupted snapshot left the VM paused; it goes on now");
+            Ok(vmm.resume(deadline)?)
+        }
+        RunState::Running => Ok(()),
+        RunState::NotStarted | RunState::Ended => Err(Failure::new(
+            Exit::Start,
+            "the VMM has no machine that can go on",
+        )),
+    }
 }
 
 fn wrap(kind: VmmKind, stream: UnixStream, process: Option<OwnedFd>) -> Box<dyn Vmm> {

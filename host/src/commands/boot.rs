@@ -4,23 +4,22 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use shared::message::{Cause, Identity};
-
 use crate::cli::Boot;
+use crate::commands::restore::plan::check_switches;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
-use crate::lifecycle::hooks;
 use crate::lifecycle::plan::{Plan, check_cid, choose_vmm, draw_cid};
 use crate::lifecycle::start::start;
 use crate::os::files;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::report::reports::Reports;
-use crate::values::{DriveArgument, MachineId};
+use crate::values::DriveArgument;
+use crate::vmdir::health::{HealthCheck, HealthOptions};
 use crate::vmdir::state::DRIVES_MAX;
 use crate::vmm::metadata::{Metadata, require_service};
-use crate::vmm::{Drive, MachineSpec, Nic, Purpose, Start, network};
+use crate::vmm::{Drive, MachineSpec, Nic, Purpose, network};
 
 /// How long a boot may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -32,10 +31,7 @@ const VCPUS_MAX: u8 = 32;
 pub fn run(command: &Boot) -> Result<(), Failure> {
     let mut record = Record::new();
     match plan(command, &mut record) {
-        Ok(plan) => {
-            let mut enter = |vmm: &mut dyn crate::vmm::Vmm| vmm.boot(&plan.machine, plan.deadline);
-            start(&plan, Start::Boot, record, &mut enter)
-        }
+        Ok(plan) => start(&plan, record),
         Err(failure) => Err(record.fail(failure, command.json)),
     }
 }
@@ -54,7 +50,7 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     )?;
     check_shape(command)?;
     let guest_cid = command.vsock_cid.map_or_else(draw_cid, check_cid)?;
-    let health = command.health().check()?;
+    let health = health_check(command)?;
     let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
     let nic = nic(command)?;
 
@@ -87,24 +83,16 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     require_service(metadata.as_ref(), &machine, binary.kind)?;
     Ok(Plan {
         name: command.name.as_ref(),
-        common: command.common(),
+        state_dir: command.state_dir.as_deref(),
+        json: command.json,
         hostname: command.hostname.as_deref(),
-        // A guest that boots has the one of its image, or makes one.
-        machine_id: &MachineId::Keep,
         network,
         metadata,
         no_wait: command.no_wait,
         foreground: command.foreground,
         keep_on_failure: command.keep_on_failure,
         health,
-        hooks: hooks::Options::default(),
-        deadline,
-        binary,
-        stored_drives: vec![None; machine.drives.len()],
-        machine,
-        cause: Cause::Boot,
-        parent: None,
-        artifact: None,
+        ..Plan::of_machine(machine, binary, deadline)
     })
 }
 
@@ -113,6 +101,16 @@ fn nic(command: &Boot) -> Result<Option<Nic>, Failure> {
     let with_mmds = command.mmds.is_some();
     let nic = command.nic.as_ref();
     nic.map(|nic| network::nic(nic, with_mmds)).transpose()
+}
+
+fn health_check(command: &Boot) -> Result<Option<HealthCheck>, Failure> {
+    let options = HealthOptions {
+        command: command.health_cmd.as_deref(),
+        interval: command.health_interval,
+        timeout: command.health_timeout,
+        retries: command.health_retries,
+    };
+    options.check()
 }
 
 /// Checks the numbers of the machine.
@@ -150,24 +148,4 @@ fn readable(path: &Path) -> Result<PathBuf, Failure> {
     let context = || format!("cannot read {}", path.display());
     files::open_named(path).or_fail(Exit::Artifact, context)?;
     std::path::absolute(path).or_fail(Exit::Artifact, context)
-}
-
-/// Checks the options that `boot` and `restore` share.
-pub fn check_switches(
-    wait_ready: bool,
-    no_wait: bool,
-    hostname: Option<&str>,
-) -> Result<(), Failure> {
-    if wait_ready && no_wait {
-        return Err(Failure::usage(
-            "--wait-ready and --no-wait exclude each other",
-        ));
-    }
-    match hostname {
-        Some(name) if !Identity::is_hostname(name) => Err(Failure::usage(format!(
-            "'{}' is no host name: at most 64 letters, digits, '-' or '.'",
-            name.escape_debug()
-        ))),
-        _ => Ok(()),
-    }
 }

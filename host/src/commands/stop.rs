@@ -3,37 +3,20 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-use shared::exchange::Request;
 use shared::limits::PORT_DEFAULT;
-use shared::message::{PowerAction, Shutdown};
 
 use crate::cli::{Rm, Stop};
 use crate::error::Failure;
-use crate::exit::Exit;
-use crate::guest::address::Endpoint;
-use crate::guest::answer::AskErrorReason;
-use crate::guest::driver::{ask, pause};
-use crate::lifecycle::snapshot::let_go_on;
+use crate::lifecycle::ending::{await_exit_record, await_or_end_stray, end, kill, power_off};
 use crate::os::deadline::Watch;
-use crate::os::process::{has_ended, kill_process, send_signal};
 use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::vmdir::state::Stage;
-use crate::vmdir::stray::end_stray;
-use crate::vmdir::{Lock, RunningVm, StateDir, VmDir, VmDirError};
+use crate::vmdir::{RunningVm, StateDir, VmDirError};
+use crate::vmm::{API_SOCKET, connect, resume_if_paused};
 
 /// How long the guest is given to power off unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-
-/// How much of that its sessions have between TERM and KILL, at most.
-const SESSION_GRACE_MAX: Duration = Duration::from_secs(5);
-
-/// How long a VMM is given after TERM.
-const TERM_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long a supervisor may take to write down the end of its VMM.
-const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Powers a VM off, or else kills it.
 pub fn stop(command: &Stop) -> Result<(), Failure> {
@@ -55,7 +38,7 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
         Ok(vm) => vm,
         Err(VmDirError::NotRunning { .. }) => {
             record.set("how", "had ended");
-            return settle(&dir);
+            return await_exit_record(&dir);
         }
         Err(error) => return Err(error.into()),
     };
@@ -66,7 +49,7 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
     let watch = Watch::with_process(deadline, Some(vm.process.as_fd()));
     // A guest whose vCPUs stand still cannot be asked for anything.
     let runs = match vm.state.stage {
-        Stage::Snapshotting => let_go_on(&vm, deadline),
+        Stage::Snapshotting => resume_vcpus(&vm, deadline),
         Stage::Starting | Stage::Ready | Stage::Unproven => Ok(()),
     };
     let asked = runs.and_then(|()| power_off(&vm.endpoint(PORT_DEFAULT), &watch));
@@ -76,60 +59,15 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
         return end(&vm);
     }
     record.set("how", "powered off");
-    settle(&dir)
+    await_exit_record(&dir)
 }
 
-/// Asks the guest to power off, and waits until the VMM, whose process `watch` holds, has ended.
-pub fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> {
-    let left = watch.deadline().saturating_duration_since(Instant::now());
-    let grace = (left / 2).min(SESSION_GRACE_MAX);
-    let request = Request::Shutdown(Shutdown {
-        action: PowerAction::PowerOff,
-        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
-    });
-    match ask(endpoint, request, watch) {
-        Ok(_) => {}
-        // It was quicker than its answer.
-        Err(error) if matches!(error.reason, AskErrorReason::VmmEnded) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    }
-    match pause(watch, watch.deadline()) {
-        Err(AskErrorReason::VmmEnded) => Ok(()),
-        _ => Err(Failure::new(Exit::Deadline, "the VMM did not end in time")),
-    }
-}
-
-/// Ends the VMM without asking the guest: TERM, and KILL when that is not enough.
-fn end(vm: &RunningVm) -> Result<(), Failure> {
-    send_signal(&vm.process, Signal::SIGTERM)?;
-    if !has_ended(&vm.process, TERM_TIMEOUT) {
-        kill_process(&vm.process)?;
-    }
-    settle(&vm.dir)
-}
-
-/// Kills the VMM of a VM of which nothing is needed any more.
-pub fn kill(vm: &RunningVm) -> Result<(), Failure> {
-    kill_process(&vm.process)?;
-    settle(&vm.dir)
-}
-
-/// Waits until the supervisor has written down how the VMM ended. Where there is none any more,
-/// does what it would have done.
-fn settle(dir: &VmDir) -> Result<(), Failure> {
-    let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
-    if dir.supervisor_lock(deadline)?.is_none() {
-        let text = "the VM's supervisor does not end; see supervisor.log in its directory";
-        return Err(Failure::new(Exit::Internal, text));
-    }
-    dir.remove_sockets();
-    Ok(())
-}
-
-/// As [`settle`], for a VM whose VMM nobody knows: there may be one all the same.
-fn settle_stray(dir: &VmDir, lock: &Lock) -> Result<(), Failure> {
-    settle(dir)?;
-    end_stray(dir, lock, Instant::now() + SUPERVISOR_TIMEOUT)
+/// Has the vCPUs run again that an interrupted snapshot stopped.
+fn resume_vcpus(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
+    let process = vm.process.try_clone().ok();
+    let socket = vm.dir.file(API_SOCKET);
+    let mut vmm = connect(vm.state.vmm_kind, &socket, process, deadline)?;
+    resume_if_paused(&mut *vmm, deadline)
 }
 
 /// Removes what a VM left.
@@ -155,11 +93,11 @@ fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {
             let text = format!("the VM '{name}' runs; 'host-tool stop {name}' first, or --force");
             return Err(Failure::usage(text));
         }
-        Err(VmDirError::NotRunning { .. }) => settle_stray(&dir, &lock)?,
+        Err(VmDirError::NotRunning { .. }) => await_or_end_stray(&dir, &lock)?,
         // Whose state cannot be read can still be taken away, once no supervisor is at work.
         Err(VmDirError::Json(error)) if command.force => {
             log::warn!("{error}");
-            settle_stray(&dir, &lock)?;
+            await_or_end_stray(&dir, &lock)?;
         }
         Err(error) => return Err(error.into()),
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Failure;
 use crate::guest::address::{Endpoint, GuestAddress};
-use crate::lifecycle::snapshot::settle;
+use crate::lifecycle::snapshot::finish_interrupted;
 use crate::os::deadline::Watch;
 use crate::values::VmName;
 use crate::vmdir::StateDir;
@@ -58,7 +58,7 @@ impl Target {
         let address = match (name, uds, cid, unix) {
             (Some(name), None, None, None) => {
                 let vm = StateDir::open(state_dir)?.vm(name)?.running()?;
-                let vm = settle(vm, Instant::now() + SETTLE_TIMEOUT)?;
+                let vm = finish_interrupted(vm, Instant::now() + SETTLE_TIMEOUT)?;
                 return Ok(Self::new(vm.endpoint(port), Some(vm.process)));
             }
             (None, Some(path), None, None) => GuestAddress::HybridVsock {

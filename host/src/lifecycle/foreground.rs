@@ -9,10 +9,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::commands::stop::power_off;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::Endpoint;
+use crate::lifecycle::ending::power_off;
 use crate::os::deadline::Watch;
 use crate::os::notify::{STOPPING, notify};
 use crate::supervisor::client::Supervisor;

@@ -2,13 +2,13 @@
 //! the checks that come first.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use shared::id::Generation;
 use shared::message::{Cause, Network};
 
-use crate::cli::Common;
+use crate::artifact::{Artifact, Manifest};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::lifecycle::hooks;
@@ -18,17 +18,39 @@ use crate::values::{MachineId, VmName};
 use crate::vmdir::health::HealthCheck;
 use crate::vmm::metadata::Metadata;
 use crate::vmm::{
-    Gate, MachineSpec, Purpose, Vmm, VmmBinary, VmmError, VmmKind, VmmVersion, find_binary, gate,
-    host_problem,
+    Drive, FindError, Gate, MachineSpec, Purpose, Start, StateFiles, VmmBinary, VmmKind,
+    VmmVersion, find_binary, gate, host_problem, load_gate,
 };
+
+/// What a VMM that was just started is told to do.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// To boot the plan's machine.
+    Boot,
+    /// To load a snapshot from these files.
+    Load(StateFiles),
+}
+
+impl Entry {
+    /// Which way the VMM's command line has to provide for.
+    #[must_use]
+    pub const fn start(&self) -> Start {
+        match self {
+            Self::Boot => Start::Boot,
+            Self::Load(_) => Start::Load,
+        }
+    }
+}
 
 /// A VM that a command wants to have.
 #[derive(Debug, Clone)]
 pub struct Plan<'a> {
     /// Its name, if the user gave one.
     pub name: Option<&'a VmName>,
-    /// The options that every command has.
-    pub common: Common,
+    /// Where VMs are kept, if the user said so.
+    pub state_dir: Option<&'a Path>,
+    /// Whether the record is printed as JSON.
+    pub json: bool,
     /// Host name for the guest, if the user gave one.
     pub hostname: Option<&'a str>,
     /// What becomes of the guest's machine id.
@@ -55,15 +77,78 @@ pub struct Plan<'a> {
     pub machine: MachineSpec,
     /// By the drives' numbers: the file to copy for the VM's own use.
     pub stored_drives: Vec<Option<PathBuf>>,
-    /// Why the guest gets a name.
-    pub cause: Cause,
-    /// The name that it has had.
+    /// What the VMM does with the machine.
+    pub entry: Entry,
+    /// The generation of the snapshot that it comes from.
     pub parent: Option<Generation>,
     /// The artifact that it comes from.
     pub artifact: Option<PathBuf>,
 }
 
 impl Plan<'_> {
+    /// A machine that boots, with the defaults of all options.
+    #[must_use]
+    pub fn of_machine(machine: MachineSpec, binary: VmmBinary, deadline: Instant) -> Self {
+        Self {
+            name: None,
+            state_dir: None,
+            json: false,
+            hostname: None,
+            // A guest that boots has the one of its image, or makes one.
+            machine_id: &MachineId::Keep,
+            network: Network::default(),
+            metadata: None,
+            no_wait: false,
+            foreground: false,
+            keep_on_failure: false,
+            health: None,
+            hooks: hooks::Options::default(),
+            deadline,
+            binary,
+            stored_drives: vec![None; machine.drives.len()],
+            machine,
+            entry: Entry::Boot,
+            parent: None,
+            artifact: None,
+        }
+    }
+
+    /// A clone of the artifact's machine, with the defaults of all options. The VMM is chosen, and
+    /// checked against the one that took the snapshot.
+    pub fn of_artifact(
+        artifact: &Artifact,
+        force: bool,
+        deadline: Instant,
+    ) -> Result<Self, Failure> {
+        let manifest = artifact.manifest();
+        let binary = choose_vmm(Some(manifest.vmm_kind), Purpose::Restore, force)?;
+        check_format(manifest, binary.kind, &binary.version)?;
+        let mut machine = manifest.machine.clone();
+        // Firecracker has the CID in its state, and shows it to nobody.
+        if manifest.vmm_kind == VmmKind::Qemu {
+            machine.guest_cid = draw_cid()?;
+        }
+        let stored = |drive: &Drive| artifact.stored_drive(&drive.path);
+        Ok(Self {
+            // A clone shares the one that it has with all its siblings.
+            machine_id: &MachineId::Draw,
+            stored_drives: machine.drives.iter().map(stored).collect(),
+            entry: Entry::Load(artifact.state_files()),
+            parent: Some(manifest.generation),
+            artifact: Some(artifact.dir().to_owned()),
+            ..Self::of_machine(machine, binary, deadline)
+        })
+    }
+
+    /// Why the guest gets a generation.
+    #[must_use]
+    pub const fn cause(&self) -> Cause {
+        match self.entry {
+            Entry::Boot => Cause::Boot,
+            Entry::Load(_) => Cause::Restore,
+        }
+    }
+
     /// What came of it when it goes well.
     #[must_use]
     pub const fn event(&self) -> &'static str {
@@ -79,7 +164,7 @@ pub fn choose_vmm(
 ) -> Result<VmmBinary, Failure> {
     let binary = find_binary(kind).map_err(|error| {
         let exit = match error {
-            crate::vmm::FindError::Version { .. } => Exit::Version,
+            FindError::Version { .. } => Exit::Version,
             _ => Exit::Start,
         };
         Failure::new(exit, error)
@@ -127,8 +212,18 @@ pub fn check_cid(cid: u32) -> Result<u32, Failure> {
     Ok(cid)
 }
 
-/// Boots or loads the machine of a VMM that was just started.
-pub type Enter<'a> = &'a mut dyn FnMut(&mut dyn Vmm) -> Result<(), VmmError>;
+/// Asks whether this VMM can load what that one saved.
+pub fn check_format(
+    manifest: &Manifest,
+    kind: VmmKind,
+    version: &VmmVersion,
+) -> Result<(), Failure> {
+    let saved_by = VmmVersion::parse(&manifest.vmm_version).or_fail(Exit::Artifact, || {
+        "the manifest names no VMM version".to_owned()
+    })?;
+    let verdict = load_gate(manifest.vmm_kind, &saved_by, version);
+    judge(kind, version, verdict)
+}
 
 /// A watch over the VMM behind `process`.
 #[must_use]

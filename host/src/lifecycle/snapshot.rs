@@ -1,4 +1,4 @@
-//! `host-tool snapshot`: an artifact of a VM, which then goes on as it was, and proves it.
+//! An artifact of a VM, which then goes on as it was, and proves it.
 //!
 //! ```text
 //! lock ▶ (converge) ▶ version ▶ (checkpoint) ▶ hooks ▶
@@ -10,7 +10,7 @@
 //! Whatever fails, the source is let go on where that is possible, and the report says whether it
 //! does. A part of the time limit is kept back for that. An artifact that was completed stays good
 //! when its source fails afterwards. What a command that was killed left is put right by the next
-//! one, by [`settle`] where that is no snapshot.
+//! one, by [`finish_interrupted`] where that is no snapshot.
 
 pub mod checkpoint;
 mod foreign;
@@ -18,39 +18,35 @@ mod sessions;
 mod source;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 use shared::limits::PORT_DEFAULT;
-use shared::message::Hello;
+use shared::message::{Hello, Policy};
 
 use self::source::Source;
 use crate::artifact::draft::Draft;
 use crate::artifact::{FileEntry, Manifest, digest_of};
-use crate::cli::Snapshot;
-use crate::commands::stop::kill;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::HOST_VERSION;
 use crate::guest::connection::Connection;
 use crate::guest::driver::ask;
+use crate::lifecycle::ending::kill;
 use crate::lifecycle::plan::{judge, watch};
-use crate::lifecycle::rebind;
+use crate::lifecycle::{hooks, rebind};
 use crate::os::clock::unix_ms;
 use crate::os::disk;
 use crate::report::phase::Phase;
 use crate::report::progress::Progress;
 use crate::report::record::Record;
-use crate::report::reports::Reports;
+use crate::values::{CheckpointTag, VmName};
 use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, StateDir, VmDirError};
 use crate::vmm::{Drive, Gate, MachineSpec, Purpose, StateFiles, VmmVersion, gate};
-
-/// How long a snapshot may take unless the caller says.
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
 /// What is kept back of the time limit, to let the source go on after a failure: a quarter, and at
 /// most this.
@@ -78,31 +74,55 @@ impl Limits {
     }
 }
 
-/// Runs the command.
-pub fn run(command: &Snapshot) -> Result<(), Failure> {
-    let mut record = Record::new();
-    if let Some(name) = &command.name {
-        record.set("name", name.as_str());
-    }
-    match snapshot(command, &mut record) {
-        Ok(()) => {
-            let event = if command.stop { "stopped" } else { "ready" };
-            record.finish(event, command.json)
-        }
-        Err(failure) => Err(record.fail(failure, command.json)),
-    }
+/// The VM that a snapshot is taken of.
+#[derive(Debug, Clone)]
+pub enum Subject<'a> {
+    /// One that host-tool started.
+    Managed {
+        /// Its name.
+        name: &'a VmName,
+        /// Where VMs are kept, if the user said so.
+        state_dir: Option<&'a Path>,
+    },
+    /// A Firecracker that another program started.
+    External {
+        /// Its API socket.
+        api_socket: &'a Path,
+        /// Its hybrid vsock socket.
+        uds_path: &'a Path,
+    },
 }
 
-fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
-    let limits = Limits::new(command.timeout.unwrap_or(TIMEOUT_DEFAULT));
-    record.report_to(Reports::new(
-        "snapshot",
-        command.trace.as_deref(),
-        command.timeline.as_deref(),
-    )?);
-    record.begin(Phase::Lock);
+/// What kind of snapshot is wanted.
+#[derive(Debug, Clone)]
+pub struct Options<'a> {
+    /// The artifact directory to create.
+    pub out: &'a Path,
+    /// How long all of it may take.
+    pub timeout: Duration,
+    /// Whether the VM is ended afterwards.
+    pub stop: bool,
+    /// The checkpoint that is waited for first.
+    pub at_checkpoint: Option<&'a CheckpointTag>,
+    /// What is wanted of the image's hooks.
+    pub hooks: hooks::Options,
+    /// What becomes of running commands.
+    pub policy: Policy,
+    /// Whether the manifest has the SHA-256 of every file.
+    pub sha256: bool,
+    /// Whether to go on despite a VMM version that may not work.
+    pub force: bool,
+}
+
+/// Takes the snapshot. `record` stands in its phase [`Phase::Lock`].
+pub fn take(
+    subject: &Subject<'_>,
+    options: &Options<'_>,
+    record: &mut Record,
+) -> Result<(), Failure> {
+    let limits = Limits::new(options.timeout);
     reach(Point::LockBefore)?;
-    let mut source = find(command, limits)?;
+    let mut source = find(subject, limits)?;
     reach(Point::LockAfter)?;
     if source.is_unsettled() {
         record.begin(Phase::Converge);
@@ -119,7 +139,7 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
         "vmm",
         json!({ "kind": kind.to_string(), "version": version.text }),
     );
-    let verdict = gate(kind, &version, Purpose::Snapshot, command.force);
+    let verdict = gate(kind, &version, Purpose::Snapshot, options.force);
     let faults = match verdict {
         Gate::Warn(symptoms) => symptoms,
         verdict => judge(kind, &version, verdict).map(|()| Vec::new())?,
@@ -128,30 +148,29 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
 
     record.begin(Phase::Artifact);
     reach(Point::ArtifactBefore)?;
-    let draft = Draft::create(&command.out)?;
-    if let Some(wanted) = &command.at_checkpoint {
+    let draft = Draft::create(options.out)?;
+    if let Some(wanted) = options.at_checkpoint {
         checkpoint::wait(&source, wanted, record).map_err(|failure| source.with_logs(failure))?;
     }
-    let hooked = source.run_hooks(command.hooks(), record);
+    let hooked = source.run_hooks(options.hooks, record);
     hooked.map_err(|failure| source.with_logs(failure))?;
     // From here to the proof a signal would leave the guest standing still. It is not lost on the
     // user: all of this is bounded by the time limit.
     hold_signals()?;
     let mut taking = Taking {
-        command,
+        options,
         source,
         version,
         faults,
     };
-    let taken = taking.take(draft, record);
+    let taken = taking.run(draft, record);
     taken.map_err(|failure| taking.source.with_logs(failure))
 }
 
-/// Finds the VM that the command line names.
-fn find(command: &Snapshot, limits: Limits) -> Result<Source, Failure> {
-    match (&command.name, &command.api_sock, &command.uds) {
-        (Some(name), None, None) => {
-            let state_dir = StateDir::open(command.state_dir.as_deref())?;
+fn find(subject: &Subject<'_>, limits: Limits) -> Result<Source, Failure> {
+    match *subject {
+        Subject::Managed { name, state_dir } => {
+            let state_dir = StateDir::open(state_dir)?;
             let dir = state_dir.vm(name)?;
             // A clone that nobody has named yet would pass its siblings' identity on.
             rebind::rebind_pending(&state_dir, name, limits.all, |request| {
@@ -162,15 +181,12 @@ fn find(command: &Snapshot, limits: Limits) -> Result<Source, Failure> {
             let dir = state_dir.vm(name)?;
             let lock = dir.lock(limits.all)?;
             let vm = dir.running_under(&lock)?;
-            Source::ours(vm, lock, limits)
+            Source::managed(vm, lock, limits)
         }
-        (None, Some(_), Some(_)) if command.stop => Err(Failure::usage(
-            "--stop is for VMs of host-tool; the program that started this one ends it",
-        )),
-        (None, Some(api_socket), Some(uds_path)) => Source::anothers(api_socket, uds_path, limits),
-        _ => Err(Failure::usage(
-            "name the VM with --name, or one of another program with --api-sock and --uds",
-        )),
+        Subject::External {
+            api_socket,
+            uds_path,
+        } => Source::external(api_socket, uds_path, limits),
     }
 }
 
@@ -196,7 +212,7 @@ fn check_vsock_path(source: &Source, version: &VmmVersion) -> Result<(), Failure
 /// # Errors
 ///
 /// When it was interrupted and does not go on before `deadline`.
-pub fn settle(vm: RunningVm, deadline: Instant) -> Result<RunningVm, Failure> {
+pub fn finish_interrupted(vm: RunningVm, deadline: Instant) -> Result<RunningVm, Failure> {
     if vm.state.stage != Stage::Snapshotting {
         return Ok(vm);
     }
@@ -214,19 +230,11 @@ pub fn settle(vm: RunningVm, deadline: Instant) -> Result<RunningVm, Failure> {
         all: deadline,
         work: deadline,
     };
-    let mut source = Source::ours(vm, lock, limits)?;
+    let mut source = Source::managed(vm, lock, limits)?;
     let converged = source.converge(&mut Record::new());
     converged.map_err(|failure| source.with_logs(failure))?;
     drop(source);
     Ok(dir.running()?)
-}
-
-/// As [`settle`], for a holder of the VM's lock who only wants the vCPUs to run.
-pub fn let_go_on(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
-    let socket = vm.dir.file(crate::vmm::API_SOCKET);
-    let process = vm.process.try_clone().ok();
-    let mut vmm = crate::vmm::connect(vm.state.vmm_kind, &socket, process, deadline)?;
-    source::let_go_on(&mut *vmm, deadline)
 }
 
 fn hold_signals() -> Result<(), Failure> {
@@ -241,7 +249,7 @@ fn hold_signals() -> Result<(), Failure> {
 /// A snapshot under way.
 #[derive(Debug)]
 struct Taking<'a> {
-    command: &'a Snapshot,
+    options: &'a Options<'a>,
     source: Source,
     version: VmmVersion,
     /// What this VMM version is known for, said when something fails: a snapshot that goes well
@@ -251,16 +259,16 @@ struct Taking<'a> {
 
 impl Taking<'_> {
     /// Takes the snapshot and lets the source go on, or ends it.
-    fn take(&mut self, draft: Draft, record: &mut Record) -> Result<(), Failure> {
+    fn run(&mut self, draft: Draft, record: &mut Record) -> Result<(), Failure> {
         record.begin(Phase::Quiesce);
         reach(Point::QuiesceBefore)?;
         self.source.write_stage(Stage::Snapshotting)?;
-        let (hello, control) = self.source.quiesce(self.command.policy, record)?;
+        let (hello, control) = self.source.quiesce(self.options.policy, record)?;
         let manifest = match self.save(&draft, &hello, record) {
             Ok(manifest) => manifest,
             Err(failure) => return Err(self.recover(failure, control, record)),
         };
-        if self.command.stop {
+        if self.options.stop {
             return self.publish_and_stop(draft, manifest, control, record);
         }
         let resumed = self.source.resume(control, record);
@@ -272,7 +280,7 @@ impl Taking<'_> {
                 self.warn_of_faults();
                 record.set("source", "failed");
                 record.blame(failed_phase);
-                let artifact = self.command.out.display();
+                let artifact = self.options.out.display();
                 let text = format!("the artifact {artifact} is good, but its source is not");
                 Err(failure.context(text))
             }
@@ -352,7 +360,7 @@ impl Taking<'_> {
         let stopped = reached.and_then(|()| self.source.vm().map_or(Ok(()), kill));
         drop(control);
         stopped.map_err(|failure| {
-            let artifact = self.command.out.display();
+            let artifact = self.options.out.display();
             failure.context(format!(
                 "the artifact {artifact} is good, but its source lives"
             ))
@@ -369,7 +377,7 @@ impl Taking<'_> {
     ) -> Result<(), Failure> {
         record.begin(Phase::Publish);
         reach(Point::PublishBefore)?;
-        if self.command.sha256 {
+        if self.options.sha256 {
             let mut progress = Progress::new("reading", manifest.files_len());
             let mut read_len = 0;
             for file in &mut manifest.files {

@@ -3,27 +3,20 @@
 
 use crate::error::Failure;
 use crate::lifecycle::foreground::Signals;
-use crate::lifecycle::plan::{Enter, Plan};
+use crate::lifecycle::plan::Plan;
 use crate::lifecycle::starting::Provisional;
 use crate::os::notify::{READY, notify};
 use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::supervisor::link::Order;
-use crate::vmm::Start;
 
-/// Starts the VM, has `enter` boot or load it, names the guest and has it prove itself. Prints the
-/// record.
-pub fn start(
-    plan: &Plan<'_>,
-    way: Start,
-    mut record: Record,
-    enter: Enter<'_>,
-) -> Result<(), Failure> {
-    let is_json = plan.common.json;
+/// Starts the VM, gives the guest its generation and has it prove itself. Prints the record.
+pub fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> {
+    let is_json = plan.json;
     record.begin(Phase::Spawn);
     let made = Provisional::create(plan).and_then(|vm| {
         record.set("name", vm.name().as_str());
-        vm.bring_up(plan, way, &mut record, enter)
+        vm.bring_up(plan, &mut record)
     });
     let order = match plan.foreground {
         true => Order::Attach,

@@ -17,7 +17,7 @@ use crate::failpoint::{Point, reach};
 use crate::guest::address::Endpoint;
 use crate::lifecycle::foreground::{self, Signals};
 use crate::lifecycle::handshake::{Naming, prove};
-use crate::lifecycle::plan::{Enter, Plan, watch};
+use crate::lifecycle::plan::{Entry, Plan, watch};
 use crate::lifecycle::{hooks, rebind};
 use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
@@ -33,7 +33,7 @@ use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::stray::end_stray;
 use crate::vmdir::{Lock, StateDir, VmDir, log_tails};
 use crate::vmm::network::check_tap;
-use crate::vmm::{API_SOCKET, MachineSpec, Start, Vmm, guest_address, launch, prepare_dir};
+use crate::vmm::{API_SOCKET, MachineSpec, Vmm, guest_address, launch, prepare_dir};
 
 /// How long a VMM that hung up may take to end by itself, so that how it ended can be said.
 const HANGUP_GRACE: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ impl Provisional {
     /// Takes the VM's name by making its directory. Nothing runs yet.
     pub fn create(plan: &Plan<'_>) -> Result<Self, Failure> {
         reach(Point::SpawnBefore)?;
-        let state_dir = StateDir::open(plan.common.state_dir.as_deref())?;
+        let state_dir = StateDir::open(plan.state_dir)?;
         let (dir, lock) = state_dir.create_vm(plan.name)?;
         let cid = plan.machine.guest_cid;
         let address = guest_address(plan.binary.kind, dir.path(), cid);
@@ -77,16 +77,10 @@ impl Provisional {
         self.dir.name()
     }
 
-    /// Starts the VMM, has `enter` boot or load the machine, names the guest and has it prove
-    /// itself. When any of that fails the VM is gone again, unless it is to be kept.
-    pub fn bring_up(
-        mut self,
-        plan: &Plan<'_>,
-        way: Start,
-        record: &mut Record,
-        enter: Enter<'_>,
-    ) -> Result<Self, Failure> {
-        match self.go(plan, way, record, enter) {
+    /// Starts the VMM, has it boot or load the machine, gives the guest its generation and has it
+    /// prove itself. When any of that fails the VM is gone again, unless it is to be kept.
+    pub fn bring_up(mut self, plan: &Plan<'_>, record: &mut Record) -> Result<Self, Failure> {
+        match self.go(plan, record) {
             Ok(()) => Ok(self),
             Err(failure) => Err(self.give_up(failure, plan.keep_on_failure)),
         }
@@ -113,27 +107,24 @@ impl Provisional {
         }
     }
 
-    fn go(
-        &mut self,
-        plan: &Plan<'_>,
-        way: Start,
-        record: &mut Record,
-        enter: Enter<'_>,
-    ) -> Result<(), Failure> {
-        let mut vmm = self.spawn(plan, way, record)?;
+    fn go(&mut self, plan: &Plan<'_>, record: &mut Record) -> Result<(), Failure> {
+        let mut vmm = self.spawn(plan, record)?;
         let identity = self.identity(plan)?;
         record.set_identity(&identity);
-        let naming = Naming::new(plan.cause, plan.parent, identity)?;
-        let (phase, before, after) = match way {
-            Start::Boot => (Phase::Start, Point::StartBefore, Point::StartAfter),
-            Start::Load => (Phase::Load, Point::LoadBefore, Point::LoadAfter),
+        let naming = Naming::new(plan.cause(), plan.parent, identity)?;
+        let (phase, before, after) = match plan.entry {
+            Entry::Boot => (Phase::Start, Point::StartBefore, Point::StartAfter),
+            Entry::Load(_) => (Phase::Load, Point::LoadBefore, Point::LoadAfter),
         };
         record.begin(phase);
         reach(before)?;
         if let Some(metadata) = &plan.metadata {
             vmm.put_metadata(&metadata.with_epoch(naming.generation), plan.deadline)?;
         }
-        enter(&mut *vmm)?;
+        match &plan.entry {
+            Entry::Boot => vmm.boot(&plan.machine, plan.deadline)?,
+            Entry::Load(files) => vmm.load(files, plan.deadline)?,
+        }
         reach(after)?;
         drop(vmm);
         let mut stage = Stage::Unproven;
@@ -149,7 +140,7 @@ impl Provisional {
                 state.generation = Some(naming.generation);
                 state.agent_version = Some(proof.hello.version);
             }
-            if proof.has_hooks && plan.cause == Cause::Restore {
+            if proof.has_hooks && plan.cause() == Cause::Restore {
                 let stage = HookStage::Restore;
                 hooks::run(&self.endpoint, stage, plan.hooks, &watch, record)?;
             }
@@ -161,12 +152,7 @@ impl Provisional {
     }
 
     /// Starts the VMM in its directory, and connects to it.
-    fn spawn(
-        &mut self,
-        plan: &Plan<'_>,
-        way: Start,
-        record: &mut Record,
-    ) -> Result<Box<dyn Vmm>, Failure> {
+    fn spawn(&mut self, plan: &Plan<'_>, record: &mut Record) -> Result<Box<dyn Vmm>, Failure> {
         reach(Point::SpawnCreated)?;
         let machine = self.place_drives(plan)?;
         prepare_dir(self.dir.path(), &machine.drives).or_fail(Exit::Start, || {
@@ -178,7 +164,12 @@ impl Provisional {
         if let Some(nic) = &machine.nic {
             check_tap(nic)?;
         }
-        let launch = launch(&plan.binary, self.dir.name().as_str(), &machine, way);
+        let launch = launch(
+            &plan.binary,
+            self.dir.name().as_str(),
+            &machine,
+            plan.entry.start(),
+        );
         let supervisor = Supervisor::start(&self.dir, &launch)?;
         let supervisor = self.supervisor.insert(supervisor);
         let process = supervisor.await_spawned(&Watch::until(plan.deadline))?;
@@ -208,7 +199,7 @@ impl Provisional {
             generation: None,
             parent: plan.parent,
             ancestors: artifact::ancestors(plan.artifact.as_deref(), plan.parent),
-            cause: plan.cause,
+            cause: plan.cause(),
             artifact: plan.artifact.clone(),
             agent_version: None,
             created_ms: unix_ms(),

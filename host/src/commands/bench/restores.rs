@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::Report;
-use crate::cli::{BenchCommand, Restore};
-use crate::commands::restore;
+use crate::cli::BenchCommand;
+use crate::commands::restore::plan::open_artifact;
 use crate::commands::stress::latency::Summary;
 use crate::error::Failure;
+use crate::failpoint::{Point, reach};
+use crate::lifecycle::plan::Plan;
 use crate::lifecycle::starting::Provisional;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
-use crate::vmm::{Start, Vmm};
 
 /// How the part is called.
 const NAME: &str = "restore";
@@ -40,11 +41,10 @@ pub(super) fn measure(
     deadline: Instant,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let options = Restore::plain(artifact, &command.common())?;
     let mut samples = Samples::default();
     // The first one reads the artifact from its disk, and is not counted.
     for number in 0..=command.restores {
-        match once(&options, deadline) {
+        match once(command, artifact, deadline) {
             Ok(_) if number == 0 => {}
             Ok(restored) => samples.add(&restored),
             Err(failure) => {
@@ -68,9 +68,9 @@ struct Restored {
     memory_kib: Option<u64>,
 }
 
-fn once(options: &Restore, deadline: Instant) -> Result<Restored, Failure> {
+fn once(command: &BenchCommand, artifact: &Path, deadline: Instant) -> Result<Restored, Failure> {
     let mut record = Record::new();
-    let made = bring_up(options, deadline, &mut record);
+    let made = bring_up(command, artifact, deadline, &mut record);
     let vm = made.map_err(|failure| record.failure(failure).0)?;
     record.end();
     let took = record.begun_at().elapsed();
@@ -84,20 +84,24 @@ fn once(options: &Restore, deadline: Instant) -> Result<Restored, Failure> {
     Ok(restored)
 }
 
+/// A restore with the defaults of all options. All restores share the time that the command has.
 fn bring_up(
-    options: &Restore,
+    command: &BenchCommand,
+    artifact: &Path,
     deadline: Instant,
     record: &mut Record,
 ) -> Result<Provisional, Failure> {
-    let (mut plan, artifact) = restore::plan(options, record)?;
-    // All restores share the time that the command has.
-    plan.deadline = deadline;
-    let files = restore::state_files(&artifact, &plan.machine);
+    let artifact = open_artifact(artifact, record)?;
+    record.begin(Phase::Version);
+    reach(Point::VersionBefore)?;
+    let plan = Plan {
+        state_dir: command.state_dir.as_deref(),
+        ..Plan::of_artifact(&artifact, false, deadline)?
+    };
     record.begin(Phase::Spawn);
     let vm = Provisional::create(&plan)?;
     record.set("name", vm.name().as_str());
-    let mut enter = |vmm: &mut dyn Vmm| vmm.load(&files, deadline);
-    vm.bring_up(&plan, Start::Load, record, &mut enter)
+    vm.bring_up(&plan, record)
 }
 
 /// Pages of a process that are in memory, KiB.

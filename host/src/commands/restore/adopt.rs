@@ -19,25 +19,27 @@ use serde_json::json;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, HookStage, Identity};
 
+use super::plan::{self, machine_id, open};
 use crate::artifact::Manifest;
 use crate::cli::Restore;
-use crate::commands::restore::{judge_format, machine_id, open, state_files};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::{Endpoint, GuestAddress};
 use crate::lifecycle::handshake::{Naming, prove};
 use crate::lifecycle::hooks;
-use crate::lifecycle::plan::{check_cid, judge};
+use crate::lifecycle::plan::{check_cid, check_format, judge};
 use crate::os::deadline::Watch;
 use crate::os::process::ProcessId;
 use crate::os::uds;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::vmm::metadata::{Metadata, require_service};
-use crate::vmm::{Purpose, RunState, Vmm, VmmKind, await_and_connect, connect, gate, network};
+use crate::vmm::{
+    Purpose, RunState, StateFiles, Vmm, VmmKind, await_and_connect, connect, gate, network,
+};
 
 /// Runs the command.
-pub fn run(command: &Restore) -> Result<(), Failure> {
+pub(super) fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
     match adopt(command, &mut record) {
         Ok(()) => record.finish("ready", command.json),
@@ -53,7 +55,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     let address = address(command, manifest.vmm_kind)?;
 
     record.begin(Phase::Spawn);
-    let (mut vmm, process) = reach(manifest.vmm_kind, socket, deadline)?;
+    let (mut vmm, process) = connect_to_running(manifest.vmm_kind, socket, deadline)?;
     record.begin(Phase::Version);
     judge_running(command, manifest, &mut *vmm, deadline, record)?;
 
@@ -78,7 +80,11 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     if let Some(metadata) = metadata {
         vmm.put_metadata(&metadata.with_epoch(naming.generation), deadline)?;
     }
-    vmm.load(&state_files(&artifact, &machine), deadline)?;
+    let files = StateFiles {
+        tap,
+        ..artifact.state_files()
+    };
+    vmm.load(&files, deadline)?;
     drop(vmm);
     let endpoint = Endpoint {
         address,
@@ -88,7 +94,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     let proof = prove(&endpoint, &naming, &watch, record)?;
     if proof.has_hooks {
         let stage = HookStage::Restore;
-        hooks::run(&endpoint, stage, command.hooks(), &watch, record)?;
+        hooks::run(&endpoint, stage, plan::hooks(command), &watch, record)?;
     }
     Ok(())
 }
@@ -150,7 +156,7 @@ fn address(command: &Restore, kind: VmmKind) -> Result<GuestAddress, Failure> {
 }
 
 /// Connects to the VMM as soon as it serves its API, and finds out which process it is.
-fn reach(
+fn connect_to_running(
     kind: VmmKind,
     socket: &Path,
     deadline: Instant,
@@ -194,7 +200,7 @@ fn judge_running(
     );
     let verdict = gate(kind, &version, Purpose::Restore, command.force);
     judge(kind, &version, verdict)?;
-    judge_format(manifest, kind, &version)?;
+    check_format(manifest, kind, &version)?;
     match vmm.run_state(deadline)? {
         RunState::NotStarted => Ok(()),
         RunState::Running | RunState::Paused | RunState::Ended => Err(Failure::new(

@@ -21,8 +21,8 @@ use std::time::Instant;
 use serde_json::Value;
 use shared::message::Identity;
 
+use super::plan::plan;
 use crate::cli::Restore;
-use crate::commands::restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::lifecycle::foreground::Signals;
@@ -35,10 +35,10 @@ use crate::report::record::Record;
 use crate::supervisor::link::Order;
 use crate::values::{MachineId, VmName};
 use crate::vmdir::{StateDir, VmDirError};
-use crate::vmm::{Start, StateFiles, Vmm, VmmKind};
+use crate::vmm::{Vmm, VmmKind};
 
 /// Runs the command.
-pub fn run(command: &Restore) -> Result<(), Failure> {
+pub(super) fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
     let clones = match bring_up_all(command, &mut record) {
         Ok(clones) => clones,
@@ -58,7 +58,7 @@ struct CloneEnd {
 fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>, Failure> {
     let count = check(command)?;
     let seats = seats(command.name.as_ref(), command.hostname.as_deref(), count)?;
-    let (plan, artifact) = restore::plan(command, record)?;
+    let plan = plan(command, record)?;
     if count > 1 && plan.machine.nic.is_some() {
         let text = "the snapshot has a network interface, and each clone needs a tap device and \
                     an address of its own; restore them one by one, with --nic";
@@ -76,9 +76,8 @@ fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>,
 
     let parallel = command.parallel.unwrap_or_else(processor_count).min(count);
     log::info!("{count} clones, {parallel} at a time");
-    let files = restore::state_files(&artifact, &plan.machine);
     let work = seats.iter().zip(&plans).enumerate();
-    let clones = in_parallel(parallel, work, |(seat, plan)| bring_up(seat, plan, &files))?;
+    let clones = in_parallel(parallel, work, |(seat, plan)| bring_up(seat, plan))?;
 
     record.begin(Phase::Publish);
     // A signal between two releases would leave a part of the fleet that nobody was told about.
@@ -185,15 +184,12 @@ impl Seat {
     }
 }
 
-fn bring_up(seat: &Seat, plan: &Plan<'_>, files: &StateFiles) -> CloneEnd {
+fn bring_up(seat: &Seat, plan: &Plan<'_>) -> CloneEnd {
     let mut record = Record::new();
     record.set("name", seat.name.as_str());
     record.begin(Phase::Spawn);
     let vm = if Instant::now() < plan.deadline {
-        Provisional::create(plan).and_then(|vm| {
-            let mut enter = |vmm: &mut dyn Vmm| vmm.load(files, plan.deadline);
-            vm.bring_up(plan, Start::Load, &mut record, &mut enter)
-        })
+        Provisional::create(plan).and_then(|vm| vm.bring_up(plan, &mut record))
     } else {
         let text = "the time limit passed before its turn came";
         Err(Failure::new(Exit::Deadline, text))

@@ -34,7 +34,9 @@ use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::vmdir::state::{Stage, lineage};
 use crate::vmdir::{Lock, RunningVm, log_tails};
-use crate::vmm::{API_SOCKET, MachineSpec, RunState, Vmm, VmmError, adopt, connect};
+use crate::vmm::{
+    API_SOCKET, MachineSpec, RunState, Vmm, VmmError, adopt, connect, resume_if_paused,
+};
 
 /// Who started the VM.
 #[derive(Debug)]
@@ -68,7 +70,7 @@ pub(super) struct Source {
 
 impl Source {
     /// One of ours, whose lock is held.
-    pub(super) fn ours(vm: RunningVm, lock: Lock, limits: Limits) -> Result<Self, Failure> {
+    pub(super) fn managed(vm: RunningVm, lock: Lock, limits: Limits) -> Result<Self, Failure> {
         let process = copy(&vm.process)?;
         let socket = vm.dir.file(API_SOCKET);
         let vmm = connect(vm.state.vmm_kind, &socket, Some(process), limits.all)?;
@@ -90,7 +92,7 @@ impl Source {
     }
 
     /// A Firecracker that another program started.
-    pub(super) fn anothers(
+    pub(super) fn external(
         api_socket: &Path,
         uds_path: &Path,
         limits: Limits,
@@ -159,7 +161,7 @@ impl Source {
 
     /// Puts right what an interrupted snapshot left, or names a guest that nobody named yet.
     pub(super) fn converge(&mut self, record: &mut Record) -> Result<(), Failure> {
-        let_go_on(&mut *self.vmm, self.limits.all)?;
+        resume_if_paused(&mut *self.vmm, self.limits.all)?;
         let cause = match (&self.owner, self.generation) {
             (Owner::Us { vm, .. }, None) => vm.state.cause,
             (Owner::Us { .. } | Owner::Another { .. }, _) => Cause::Resume,
@@ -377,21 +379,6 @@ impl Source {
             }
             _ => failure,
         }
-    }
-}
-
-/// Has the vCPUs run, whatever an interrupted snapshot left.
-pub(super) fn let_go_on(vmm: &mut dyn Vmm, deadline: Instant) -> Result<(), Failure> {
-    match vmm.run_state(deadline)? {
-        RunState::Paused => {
-            log::warn!("an interrupted snapshot left the VM paused; it goes on now");
-            Ok(vmm.resume(deadline)?)
-        }
-        RunState::Running => Ok(()),
-        RunState::NotStarted | RunState::Ended => Err(Failure::new(
-            Exit::Start,
-            "the VMM has no machine that can go on",
-        )),
     }
 }
 

@@ -1,0 +1,72 @@
+//! `host-tool snapshot`: an artifact of a VM, which then goes on as it was, and proves it.
+
+use std::time::Duration;
+
+use crate::cli::Snapshot;
+use crate::error::Failure;
+use crate::lifecycle::hooks;
+use crate::lifecycle::snapshot::{Options, Subject, take};
+use crate::report::phase::Phase;
+use crate::report::record::Record;
+use crate::report::reports::Reports;
+
+/// How long a snapshot may take unless the caller says.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Runs the command.
+pub fn run(command: &Snapshot) -> Result<(), Failure> {
+    let mut record = Record::new();
+    if let Some(name) = &command.name {
+        record.set("name", name.as_str());
+    }
+    match snapshot(command, &mut record) {
+        Ok(()) => {
+            let event = if command.stop { "stopped" } else { "ready" };
+            record.finish(event, command.json)
+        }
+        Err(failure) => Err(record.fail(failure, command.json)),
+    }
+}
+
+fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
+    record.report_to(Reports::new(
+        "snapshot",
+        command.trace.as_deref(),
+        command.timeline.as_deref(),
+    )?);
+    let options = Options {
+        out: &command.out,
+        timeout: command.timeout.unwrap_or(TIMEOUT_DEFAULT),
+        stop: command.stop,
+        at_checkpoint: command.at_checkpoint.as_ref(),
+        hooks: hooks::Options {
+            limit: command.hook_timeout,
+            ignore: command.ignore_hooks,
+        },
+        policy: command.policy,
+        sha256: command.sha256,
+        force: command.force,
+    };
+    record.begin(Phase::Lock);
+    take(&subject(command)?, &options, record)
+}
+
+/// The VM that the command line names.
+fn subject(command: &Snapshot) -> Result<Subject<'_>, Failure> {
+    match (&command.name, &command.api_sock, &command.uds) {
+        (Some(name), None, None) => Ok(Subject::Managed {
+            name,
+            state_dir: command.state_dir.as_deref(),
+        }),
+        (None, Some(_), Some(_)) if command.stop => Err(Failure::usage(
+            "--stop is for VMs of host-tool; the program that started this one ends it",
+        )),
+        (None, Some(api_socket), Some(uds_path)) => Ok(Subject::External {
+            api_socket,
+            uds_path,
+        }),
+        _ => Err(Failure::usage(
+            "name the VM with --name, or one of another program with --api-sock and --uds",
+        )),
+    }
+}

@@ -1,0 +1,79 @@
+//! The end of a VM: asked for, or forced.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use shared::exchange::Request;
+use shared::message::{PowerAction, Shutdown};
+
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::guest::address::Endpoint;
+use crate::guest::answer::AskErrorReason;
+use crate::guest::driver::{ask, pause};
+use crate::os::deadline::Watch;
+use crate::os::process::{has_ended, kill_process, send_signal};
+use crate::vmdir::stray::end_stray;
+use crate::vmdir::{Lock, RunningVm, VmDir};
+
+/// How much of the time to power off sessions have between TERM and KILL, at most.
+const SESSION_GRACE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a VMM is given after TERM.
+const TERM_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a supervisor may take to write down the end of its VMM.
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Asks the guest to power off, and waits until the VMM, whose process `watch` holds, has ended.
+pub fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> {
+    let left = watch.deadline().saturating_duration_since(Instant::now());
+    let grace = (left / 2).min(SESSION_GRACE_MAX);
+    let request = Request::Shutdown(Shutdown {
+        action: PowerAction::PowerOff,
+        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+    });
+    match ask(endpoint, request, watch) {
+        Ok(_) => {}
+        // It was quicker than its answer.
+        Err(error) if matches!(error.reason, AskErrorReason::VmmEnded) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    match pause(watch, watch.deadline()) {
+        Err(AskErrorReason::VmmEnded) => Ok(()),
+        _ => Err(Failure::new(Exit::Deadline, "the VMM did not end in time")),
+    }
+}
+
+/// Ends the VMM without asking the guest: TERM, and KILL when that is not enough.
+pub fn end(vm: &RunningVm) -> Result<(), Failure> {
+    send_signal(&vm.process, Signal::SIGTERM)?;
+    if !has_ended(&vm.process, TERM_TIMEOUT) {
+        kill_process(&vm.process)?;
+    }
+    await_exit_record(&vm.dir)
+}
+
+/// Kills the VMM of a VM of which nothing is needed any more.
+pub fn kill(vm: &RunningVm) -> Result<(), Failure> {
+    kill_process(&vm.process)?;
+    await_exit_record(&vm.dir)
+}
+
+/// Waits until the supervisor has written down how the VMM ended. Where there is none any more,
+/// does what it would have done.
+pub fn await_exit_record(dir: &VmDir) -> Result<(), Failure> {
+    let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
+    if dir.supervisor_lock(deadline)?.is_none() {
+        let text = "the VM's supervisor does not end; see supervisor.log in its directory";
+        return Err(Failure::new(Exit::Internal, text));
+    }
+    dir.remove_sockets();
+    Ok(())
+}
+
+/// As [`await_exit_record`], for a VM whose VMM nobody knows: there may be one all the same.
+pub fn await_or_end_stray(dir: &VmDir, lock: &Lock) -> Result<(), Failure> {
+    await_exit_record(dir)?;
+    end_stray(dir, lock, Instant::now() + SUPERVISOR_TIMEOUT)
+}
