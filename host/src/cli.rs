@@ -18,7 +18,6 @@ pub use machines::{Doctor, Inspect, Ls, Rm, Stop};
 pub use observe::{BenchCommand, LogsCommand, StressCommand};
 pub use sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 
-use crate::commands::target::TargetArguments;
 use crate::lifecycle::hooks::LIMIT_DEFAULT;
 use crate::values::network::{NicArgument, parse_address, parse_gateway, parse_mac};
 use crate::values::{
@@ -83,6 +82,21 @@ macro_rules! command {
 }
 
 use command;
+
+/// A guest as the command line names it. Exactly one of the four is given.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetArguments<'a> {
+    /// `--name`.
+    pub name: Option<&'a VmName>,
+    /// `--uds`.
+    pub uds: Option<&'a PathBuf>,
+    /// `--cid`.
+    pub cid: Option<u32>,
+    /// `--unix`.
+    pub unix: Option<&'a PathBuf>,
+    /// `--port`.
+    pub port: u32,
+}
 
 /// Defines a command about one guest, which four options can name.
 macro_rules! guest_command {

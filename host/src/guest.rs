@@ -11,6 +11,7 @@ pub mod connection;
 pub mod driver;
 pub mod hybrid_vsock;
 pub mod outlet;
+pub mod requests;
 pub mod session;
 mod session_error;
 

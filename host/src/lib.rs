@@ -48,6 +48,7 @@ use std::process::ExitCode;
 use crate::cli::Command;
 use crate::cli::parse::{Invocation, parse};
 use crate::error::Failure;
+use crate::report::log::start_log;
 use crate::values::without_controls;
 
 /// Runs the program with the arguments behind its name.
@@ -116,23 +117,4 @@ fn report(failure: &Failure) {
     if let Some(details) = failure.details() {
         let _ = stderr.write_all(details.as_bytes());
     }
-}
-
-/// Sends the log to standard error, a line each, as this program's other messages are.
-fn start_log(quiet: bool, verbose: u8) {
-    let level = match (quiet, verbose) {
-        (true, _) => log::LevelFilter::Error,
-        (false, 0) => log::LevelFilter::Warn,
-        (false, 1) => log::LevelFilter::Info,
-        (false, 2) => log::LevelFilter::Debug,
-        (false, _) => log::LevelFilter::Trace,
-    };
-    env_logger::Builder::new()
-        .filter_level(level)
-        .format(|out, record| {
-            let level = record.level().as_str().to_lowercase();
-            let text = without_controls(&record.args().to_string());
-            writeln!(out, "host-tool: {level}: {text}")
-        })
-        .init();
 }

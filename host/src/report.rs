@@ -1,6 +1,7 @@
 //! What a command did, for people and for scripts: its record, its time line, lists and progress.
 
 pub mod chrome;
+pub mod log;
 pub mod output;
 pub mod phase;
 pub mod progress;

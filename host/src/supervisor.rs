@@ -50,6 +50,7 @@ use crate::failpoint::{self, Point, reach};
 use crate::os::clock::unix_ms;
 use crate::os::files;
 use crate::os::process::ProcessId;
+use crate::report::log::start_log;
 use crate::sys::child::with_empty_signal_mask;
 use crate::sys::{inherited, pidfd};
 use crate::vmdir::launch_file::LaunchFile;
@@ -72,7 +73,7 @@ const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
 pub fn run(arguments: &[OsString]) -> ExitCode {
     // Nothing was opened yet, so that what is open was inherited.
     let closed = inherited::close_inherited();
-    crate::start_log(false, 1);
+    start_log(false, 1);
     if let Err(error) = closed {
         log::warn!("cannot close inherited descriptors: {error}");
     }

@@ -18,6 +18,7 @@
 mod error;
 pub mod launch_file;
 mod lock;
+pub mod pending_rebind;
 pub mod state;
 mod state_dir;
 pub mod stray;

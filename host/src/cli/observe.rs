@@ -7,7 +7,7 @@ use argh::FromArgs;
 use shared::limits::PORT_DEFAULT;
 
 use super::{Common, command, guest_command};
-use crate::commands::target::TargetArguments;
+use crate::cli::TargetArguments;
 use crate::values::{VmName, parse_memory_mib, parse_timeout};
 
 guest_command! {

@@ -11,7 +11,7 @@ use shared::message::{OutputPolicy, SessionRef};
 use shared::session_client::ABSENCE_MAX;
 
 use super::{Common, command, guest_command};
-use crate::commands::target::TargetArguments;
+use crate::cli::TargetArguments;
 use crate::values::{VmName, parse_timeout};
 
 guest_command! {

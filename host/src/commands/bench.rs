@@ -16,10 +16,10 @@ use serde_json::{Map, Value, json};
 use shared::exchange::Request;
 use shared::message::{ByteString, Info, Message};
 
-use crate::cli::BenchCommand;
+use crate::cli::{BenchCommand, TargetArguments};
 use crate::commands::stress::latency::Summary;
 use crate::commands::stress::{Load, check_count, common_exit, make_room, open_sink, words};
-use crate::commands::target::{Target, TargetArguments};
+use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::HOST_VERSION;

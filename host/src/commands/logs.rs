@@ -19,8 +19,7 @@ use shared::exchange::ExchangeError;
 use shared::message::{FailCode, Stream};
 use shared::session_client::SessionError;
 
-use crate::cli::LogsCommand;
-use crate::commands::target::TargetArguments;
+use crate::cli::{LogsCommand, TargetArguments};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::{AskError, AskErrorReason};

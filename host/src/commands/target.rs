@@ -1,34 +1,19 @@
 //! Which guest a command is about.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::cli::TargetArguments;
 use crate::error::Failure;
 use crate::guest::address::{Endpoint, GuestAddress};
 use crate::lifecycle::snapshot::finish_interrupted;
 use crate::os::deadline::Watch;
-use crate::values::VmName;
 use crate::vmdir::StateDir;
 
 /// How long a VM whose snapshot was interrupted may take to go on, before the command's own time
 /// begins.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A guest as the command line names it. Exactly one of the four is given.
-#[derive(Debug, Clone, Copy)]
-pub struct TargetArguments<'a> {
-    /// `--name`.
-    pub name: Option<&'a VmName>,
-    /// `--uds`.
-    pub uds: Option<&'a PathBuf>,
-    /// `--cid`.
-    pub cid: Option<u32>,
-    /// `--unix`.
-    pub unix: Option<&'a PathBuf>,
-    /// `--port`.
-    pub port: u32,
-}
 
 /// A guest that can be talked to.
 #[derive(Debug)]

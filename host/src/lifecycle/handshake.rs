@@ -1,55 +1,20 @@
-//! Giving a guest its name and having it prove that it is ready: REBIND until REBOUND, then PROBE
-//! on a fresh connection.
+//! Giving a guest its generation and having it prove that it is ready: REBIND until REBOUND, then
+//! PROBE on a fresh connection.
 
 use serde_json::{Value, json};
 use shared::exchange::Request;
-use shared::id::Generation;
-use shared::message::{
-    Cause, Depth, Hello, Identity, InheritedSessions, Message, Probed, Rebind, Rebound, Step,
-    StepResult,
-};
+use shared::message::{Depth, Hello, Message, Probed, Rebound, Step, StepResult};
 
-use crate::error::{Failure, FailureContext};
+use crate::error::Failure;
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::address::Endpoint;
 use crate::guest::answer::Answer;
 use crate::guest::driver::ask;
+use crate::guest::requests::RebindPlan;
 use crate::os::deadline::Watch;
-use crate::os::random;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
-
-/// A name for a guest, and why it gets one.
-#[derive(Debug, Clone)]
-pub struct Naming {
-    /// The name.
-    pub generation: Generation,
-    /// The name that the snapshot or the source had.
-    pub parent: Option<Generation>,
-    /// Why.
-    pub cause: Cause,
-    /// What tells the guest from its siblings.
-    pub identity: Identity,
-}
-
-impl Naming {
-    /// A fresh name.
-    pub fn new(
-        cause: Cause,
-        parent: Option<Generation>,
-        identity: Identity,
-    ) -> Result<Self, Failure> {
-        let generation =
-            random::generation().or_fail(Exit::Internal, || "cannot draw a name".to_owned())?;
-        Ok(Self {
-            generation,
-            parent,
-            cause,
-            identity,
-        })
-    }
-}
 
 /// A guest that has proven itself.
 #[derive(Debug)]
@@ -60,24 +25,24 @@ pub struct Proof {
     pub has_hooks: bool,
 }
 
-/// Names the guest and has it prove that commands can run in it.
+/// Gives the guest its generation and has it prove that commands can run in it.
 pub fn prove(
     endpoint: &Endpoint,
-    naming: &Naming,
+    plan: &RebindPlan,
     watch: &Watch<'_>,
     record: &mut Record,
 ) -> Result<Proof, Failure> {
     record.begin(Phase::Rebind);
-    record.set_generation(naming.generation);
+    record.set_generation(plan.generation);
     reach(Point::RebindBefore)?;
-    let (rebound, answer) = rebind(endpoint, naming, watch, record)?;
+    let (rebound, answer) = rebind(endpoint, plan, watch, record)?;
     reach(Point::RebindAfter)?;
 
     record.begin(Phase::Probe);
     reach(Point::ProbeBefore)?;
     let depth = Depth::Exec;
     let request = Request::Probe {
-        generation: Some(naming.generation),
+        generation: Some(plan.generation),
         depth,
     };
     let probed = request_probe(endpoint, request, watch, record)?;
@@ -90,30 +55,13 @@ pub fn prove(
     })
 }
 
-/// The request that names a guest, with fresh entropy.
-pub fn rebind_request(naming: &Naming) -> Result<Request, Failure> {
-    let entropy =
-        random::bytes::<32>().or_fail(Exit::Internal, || "cannot draw entropy".to_owned())?;
-    Ok(Request::Rebind(Rebind {
-        generation: naming.generation,
-        cause: naming.cause,
-        parent: naming.parent,
-        // Both are filled in for each attempt.
-        wall_clock_ns: 0,
-        attempt: 0,
-        entropy: Some(entropy),
-        identity: naming.identity.clone(),
-        sessions: InheritedSessions::Keep,
-    }))
-}
-
 fn rebind(
     endpoint: &Endpoint,
-    naming: &Naming,
+    plan: &RebindPlan,
     watch: &Watch<'_>,
     record: &mut Record,
 ) -> Result<(Rebound, Answer), Failure> {
-    let request = rebind_request(naming)?;
+    let request = plan.request()?;
     let answer = counted(Phase::Rebind, ask(endpoint, request, watch), record)?;
     match &answer.message {
         Message::Rebound(rebound) => {

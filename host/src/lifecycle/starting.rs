@@ -15,10 +15,11 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::address::Endpoint;
+use crate::guest::requests::RebindPlan;
 use crate::lifecycle::foreground::{self, Signals};
-use crate::lifecycle::handshake::{Naming, prove};
+use crate::lifecycle::handshake::prove;
+use crate::lifecycle::hooks;
 use crate::lifecycle::plan::{Entry, Plan, watch};
-use crate::lifecycle::{hooks, rebind};
 use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
 use crate::os::disk;
@@ -29,6 +30,7 @@ use crate::report::record::Record;
 use crate::supervisor::client::Supervisor;
 use crate::supervisor::link::Order;
 use crate::values::VmName;
+use crate::vmdir::pending_rebind::{remove_pending, write_pending};
 use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::stray::end_stray;
 use crate::vmdir::{Lock, StateDir, VmDir, log_tails};
@@ -111,7 +113,7 @@ impl Provisional {
         let mut vmm = self.spawn(plan, record)?;
         let identity = self.identity(plan)?;
         record.set_identity(&identity);
-        let naming = Naming::new(plan.cause(), plan.parent, identity)?;
+        let rebind = RebindPlan::new(plan.cause(), plan.parent, identity)?;
         let (phase, before, after) = match plan.entry {
             Entry::Boot => (Phase::Start, Point::StartBefore, Point::StartAfter),
             Entry::Load(_) => (Phase::Load, Point::LoadBefore, Point::LoadAfter),
@@ -119,7 +121,7 @@ impl Provisional {
         record.begin(phase);
         reach(before)?;
         if let Some(metadata) = &plan.metadata {
-            vmm.put_metadata(&metadata.with_epoch(naming.generation), plan.deadline)?;
+            vmm.put_metadata(&metadata.with_epoch(rebind.generation), plan.deadline)?;
         }
         match &plan.entry {
             Entry::Boot => vmm.boot(&plan.machine, plan.deadline)?,
@@ -129,15 +131,15 @@ impl Provisional {
         drop(vmm);
         let mut stage = Stage::Unproven;
         if plan.no_wait || plan.keep_on_failure {
-            rebind::write_pending(&self.dir, &naming)?;
+            write_pending(&self.dir, &rebind)?;
         }
         if !plan.no_wait {
             let watch = watch(plan.deadline, self.process.as_ref());
-            let proof = prove(&self.endpoint, &naming, &watch, record)?;
-            rebind::remove_pending(&self.dir)?;
+            let proof = prove(&self.endpoint, &rebind, &watch, record)?;
+            remove_pending(&self.dir)?;
             stage = Stage::Ready;
             if let Some(state) = &mut self.state {
-                state.generation = Some(naming.generation);
+                state.generation = Some(rebind.generation);
                 state.agent_version = Some(proof.hello.version);
             }
             if proof.has_hooks && plan.cause() == Cause::Restore {

@@ -25,7 +25,8 @@ use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::{Endpoint, GuestAddress};
-use crate::lifecycle::handshake::{Naming, prove};
+use crate::guest::requests::RebindPlan;
+use crate::lifecycle::handshake::prove;
 use crate::lifecycle::hooks;
 use crate::lifecycle::plan::{check_cid, check_format, judge};
 use crate::os::deadline::Watch;
@@ -74,11 +75,11 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
         network,
     };
     record.set_identity(&identity);
-    let naming = Naming::new(Cause::Restore, Some(manifest.generation), identity)?;
+    let rebind = RebindPlan::new(Cause::Restore, Some(manifest.generation), identity)?;
 
     record.begin(Phase::Load);
     if let Some(metadata) = metadata {
-        vmm.put_metadata(&metadata.with_epoch(naming.generation), deadline)?;
+        vmm.put_metadata(&metadata.with_epoch(rebind.generation), deadline)?;
     }
     let files = StateFiles {
         tap,
@@ -91,7 +92,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
         port: PORT_DEFAULT,
     };
     let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
-    let proof = prove(&endpoint, &naming, &watch, record)?;
+    let proof = prove(&endpoint, &rebind, &watch, record)?;
     if proof.has_hooks {
         let stage = HookStage::Restore;
         hooks::run(&endpoint, stage, plan::hooks(command), &watch, record)?;

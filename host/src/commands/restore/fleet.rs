@@ -35,7 +35,7 @@ use crate::report::record::Record;
 use crate::supervisor::link::Order;
 use crate::values::{MachineId, VmName};
 use crate::vmdir::{StateDir, VmDirError};
-use crate::vmm::{Vmm, VmmKind};
+use crate::vmm::VmmKind;
 
 /// Runs the command.
 pub(super) fn run(command: &Restore) -> Result<(), Failure> {

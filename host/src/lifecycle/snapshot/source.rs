@@ -26,7 +26,8 @@ use crate::guest::address::{Endpoint, GuestAddress};
 use crate::guest::answer::{Answer, AskError, AskErrorReason};
 use crate::guest::connection::Connection;
 use crate::guest::driver::ask;
-use crate::lifecycle::handshake::{Naming, Proof, prove};
+use crate::guest::requests::RebindPlan;
+use crate::lifecycle::handshake::{Proof, prove};
 use crate::lifecycle::hooks;
 use crate::lifecycle::plan::watch;
 use crate::os::random;
@@ -166,8 +167,8 @@ impl Source {
             (Owner::Us { vm, .. }, None) => vm.state.cause,
             (Owner::Us { .. } | Owner::Another { .. }, _) => Cause::Resume,
         };
-        let naming = self.rename(cause)?;
-        let hello = self.prove(&naming, record)?;
+        let rebind = self.next_generation(cause)?;
+        let hello = self.prove(&rebind, record)?;
         if let (Owner::Another { .. }, Some(earlier)) = (&self.owner, hello.generation) {
             self.ancestors = lineage(Some(earlier), &[]);
         }
@@ -292,12 +293,12 @@ impl Source {
     ) -> Result<(), Failure> {
         record.begin(Phase::Resume);
         reach(Point::ResumeBefore)?;
-        let naming = self.rename(Cause::Resume)?;
+        let rebind = self.next_generation(Cause::Resume)?;
         self.vmm.resume(self.limits.all)?;
         reach(Point::ResumeAfter)?;
         // Firecracker keeps it open and silent in the source. The guest is rid of it already.
         drop(control);
-        self.prove(&naming, record).map(drop)
+        self.prove(&rebind, record).map(drop)
     }
 
     /// As [`resume`](Self::resume), in whichever state a step that failed left the machine.
@@ -311,8 +312,8 @@ impl Source {
             Ok(RunState::Paused) => self.resume(control, record),
             Ok(RunState::Running) => {
                 drop(control);
-                let naming = self.rename(Cause::Resume)?;
-                self.prove(&naming, record).map(drop)
+                let rebind = self.next_generation(Cause::Resume)?;
+                self.prove(&rebind, record).map(drop)
             }
             Ok(RunState::NotStarted | RunState::Ended) => Err(Failure::new(
                 Exit::Start,
@@ -334,12 +335,12 @@ impl Source {
     }
 
     /// Draws the source's next name, and writes it down before the guest can hear it.
-    fn rename(&mut self, cause: Cause) -> Result<Naming, Failure> {
+    fn next_generation(&mut self, cause: Cause) -> Result<RebindPlan, Failure> {
         self.ancestors = lineage(self.generation, &self.ancestors);
         // A clone that nobody named yet is the child of what it was restored from.
         let parent = self.ancestors.first().copied();
-        let naming = Naming::new(cause, parent, Identity::default())?;
-        self.generation = Some(naming.generation);
+        let rebind = RebindPlan::new(cause, parent, Identity::default())?;
+        self.generation = Some(rebind.generation);
         if let Owner::Us { vm, .. } = &mut self.owner {
             vm.state.generation = self.generation;
             vm.state.parent = parent;
@@ -347,12 +348,12 @@ impl Source {
             vm.state.cause = cause;
         }
         self.write_stage(Stage::Snapshotting)?;
-        Ok(naming)
+        Ok(rebind)
     }
 
-    fn prove(&mut self, naming: &Naming, record: &mut Record) -> Result<Hello, Failure> {
+    fn prove(&mut self, rebind: &RebindPlan, record: &mut Record) -> Result<Hello, Failure> {
         let watch = watch(self.limits.all, self.process.as_ref());
-        let Proof { hello, .. } = prove(&self.endpoint, naming, &watch, record)?;
+        let Proof { hello, .. } = prove(&self.endpoint, rebind, &watch, record)?;
         if let Owner::Us { vm, .. } = &mut self.owner {
             vm.state.agent_version = Some(hello.version.clone());
         }
