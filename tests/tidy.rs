@@ -4,10 +4,15 @@
 //! `#[cfg(test)]`, files named `tests.rs` and folders named `tests` count as tests, for which only
 //! the rules that name them hold.
 
+#[path = "tidy/modules.rs"]
+mod modules;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use self::modules::modules;
 
 /// Most lines of a file outside its tests. 400 is what we aim at; this is where it ends.
 const FILE_LINES_MAX: usize = 600;
@@ -20,6 +25,25 @@ const LINE_WIDTH_MAX: usize = 100;
 
 /// Most crates in the agent's tree, direct and transitive, proc-macros included.
 const AGENT_CRATES_MAX: usize = 25;
+
+/// The layers of the host from the ground up.
+const HOST_LAYERS: [&str; 15] = [
+    "sys",
+    "exit",
+    "error",
+    "os",
+    "values",
+    "failpoint",
+    "guest",
+    "vmm",
+    "vmdir",
+    "artifact",
+    "report",
+    "supervisor",
+    "lifecycle",
+    "cli",
+    "commands",
+];
 
 /// One file of the project.
 struct Source {
@@ -160,6 +184,26 @@ fn pure_modules_name_no_system() {
 fn sys_knows_nothing_of_the_machines() {
     let found = mentions(|source| source.is_in("agent/src/sys"), &["crate::agent"]);
     check("sys deals in descriptors, pids, statuses and bytes", found);
+}
+
+#[test]
+fn the_host_is_built_in_layers() {
+    let rank = |layer: &String| HOST_LAYERS.iter().position(|known| known == layer);
+    let mut found = Vec::new();
+    for module in &modules("host/src/") {
+        // `lib.rs` wires the layers together, and `testing` is for tests alone.
+        let Some(own) = module.path.first().and_then(rank) else {
+            continue;
+        };
+        for (number, path) in &module.named {
+            let layer = path.first().and_then(rank);
+            if layer.is_none_or(|layer| layer > own) {
+                let named = path.join("::");
+                found.push(format!("{}:{number}: names crate::{named}", module.file));
+            }
+        }
+    }
+    check("a module names its own layer and those below it", found);
 }
 
 #[test]
