@@ -1,5 +1,7 @@
 //! What the modules of a crate name of each other, read off their files.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{Source, rust_sources};
 
 /// One file of a crate, as a module.
@@ -10,6 +12,8 @@ pub(crate) struct Module {
     pub(crate) path: Vec<String>,
     /// What it names of its crate outside of its tests: the line, and the names from the root.
     pub(crate) named: Vec<(usize, Vec<String>)>,
+    /// The names that it re-exports, and what they stand for.
+    exports: Vec<Vec<String>>,
 }
 
 /// The modules of the crate whose sources are in `root`.
@@ -25,7 +29,7 @@ fn module(root: &str, source: &Source) -> Module {
     let path: Vec<_> = names.map(str::to_owned).collect();
     let tokens = tokens(source);
     let token = |at: usize| tokens.get(at).map_or("", |it| it.1.as_str());
-    let mut named = Vec::new();
+    let (mut named, mut exports) = (Vec::new(), Vec::new());
     for (at, (number, word)) in tokens.iter().enumerate() {
         let before = if at == 0 { "" } else { token(at - 1) };
         let is_rooted = matches!(word.as_str(), "crate" | "super" | "self");
@@ -36,12 +40,16 @@ fn module(root: &str, source: &Source) -> Module {
         let mut paths = Vec::new();
         expand(&tokens, at, Vec::new(), &mut paths);
         let paths: Vec<_> = paths.iter().map(|it| from_root(&path, it)).collect();
+        if before == "use" && at > 1 && matches!(token(at - 2), "pub" | ")") {
+            exports.extend(paths.clone());
+        }
         named.extend(paths.into_iter().map(|it| (*number, it)));
     }
     Module {
         file: source.path.clone(),
         path,
         named,
+        exports,
     }
 }
 
@@ -110,4 +118,75 @@ fn from_root(module: &[String], path: &[String]) -> Vec<String> {
         }
     }
     absolute
+}
+
+/// The module that a path leads to, through what other modules re-export.
+fn target<'a>(modules: &'a [Module], path: &[String]) -> Option<&'a Module> {
+    let holding = modules.iter().filter(|it| path.starts_with(&it.path));
+    let module = holding.max_by_key(|it| it.path.len())?;
+    let name = path.get(module.path.len());
+    let exported = module.exports.iter().find(|it| it.last() == name);
+    match exported {
+        Some(exported) if exported != path => target(modules, exported),
+        Some(_) | None => Some(module),
+    }
+}
+
+/// For each folder: which of its files names which, and the first place where it does.
+type Arrows = BTreeMap<Vec<String>, BTreeMap<(String, String), String>>;
+
+/// What is said of each pair or more of files of one folder that name each other in a circle.
+/// A file and the folder of the same name are one; what these say to each other does not count.
+pub(crate) fn circles(root: &str) -> Vec<String> {
+    let modules = modules(root);
+    let mut folders = Arrows::new();
+    for module in &modules {
+        for (number, path) in &module.named {
+            let Some(target) = target(&modules, path) else {
+                continue;
+            };
+            let both = module.path.iter().zip(&target.path);
+            let shared = both.take_while(|(one, other)| one == other).count();
+            let (one, other) = (module.path.get(shared), target.path.get(shared));
+            if let (Some(one), Some(other)) = (one, other) {
+                let folder = folders.entry(module.path[..shared].to_vec()).or_default();
+                let place = format!("{}:{number}", module.file);
+                folder.entry((one.clone(), other.clone())).or_insert(place);
+            }
+        }
+    }
+    let said = |(folder, arrows): (&Vec<String>, &BTreeMap<_, _>)| {
+        let circle = circle(arrows)?;
+        let arrow = |pair: &[String]| {
+            let place = &arrows[&(pair[0].clone(), pair[1].clone())];
+            format!("{} -> {} ({place})", pair[0], pair[1])
+        };
+        let arrows: Vec<_> = circle.windows(2).map(arrow).collect();
+        Some(format!("{root}{}: {}", folder.join("/"), arrows.join(", ")))
+    };
+    folders.iter().filter_map(said).collect()
+}
+
+/// A way from a file back to itself.
+fn circle(arrows: &BTreeMap<(String, String), String>) -> Option<Vec<String>> {
+    let starts: BTreeSet<_> = arrows.keys().map(|(from, _)| from).collect();
+    starts.into_iter().find_map(|start| {
+        let mut ways = vec![vec![start.clone()]];
+        let mut seen = BTreeSet::new();
+        while let Some(way) = ways.pop() {
+            for (from, to) in arrows.keys() {
+                if Some(from) != way.last() {
+                    continue;
+                }
+                let longer = [&way[..], std::slice::from_ref(to)].concat();
+                if to == start {
+                    return Some(longer);
+                }
+                if seen.insert(to.clone()) {
+                    ways.push(longer);
+                }
+            }
+        }
+        None
+    })
 }
