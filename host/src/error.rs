@@ -1,4 +1,4 @@
-//! The error that leaves a command: what it means for the exit code, and what to tell the user.
+//! The error that leaves a command: its exit code and its message for the user.
 
 use std::error::Error;
 use std::fmt;
@@ -10,12 +10,12 @@ use crate::exit::Exit;
 pub struct Failure {
     exit: Exit,
     error: Box<dyn Error + Send + Sync>,
-    /// Further lines for people, such as the tail of a log; already safe for a terminal.
+    /// More lines for people, such as the end of a log; control characters are escaped already.
     details: Option<String>,
 }
 
 impl Failure {
-    /// A failure with this meaning. A text serves as an error, too.
+    /// A failure with this meaning. A text is an error, too.
     pub fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             exit,
@@ -48,7 +48,7 @@ impl Failure {
         self
     }
 
-    /// Puts the phase in which it happened in front of the message.
+    /// Puts the phase in front of the message.
     #[must_use]
     pub fn in_phase(self, phase: &str) -> Self {
         self.context(format!("{phase} failed"))
@@ -67,7 +67,7 @@ impl Failure {
         }
     }
 
-    /// Gives the same failure another meaning.
+    /// Replaces the meaning.
     #[must_use]
     pub const fn with_exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
@@ -90,7 +90,7 @@ impl fmt::Display for Failure {
 
 impl Error for Failure {}
 
-/// An error with a sentence in front that says what was attempted on what.
+/// An error behind a sentence that says what was attempted on what.
 #[derive(Debug)]
 pub struct Context {
     text: String,
@@ -109,9 +109,9 @@ impl Error for Context {
     }
 }
 
-/// Adds what was attempted, and what it means, to an error.
+/// Adds to an error what was attempted, and its exit code.
 pub trait FailureContext<T> {
-    /// Turns the error into a failure. `text` is only made when there is one.
+    /// Turns the error into a failure. `text` is called only if there is one.
     fn or_fail(self, exit: Exit, text: impl FnOnce() -> String) -> Result<T, Failure>;
 }
 

@@ -1,36 +1,36 @@
 //! Exit codes: one table, stable, tested, and printed by `--help`.
 //!
-//! Scripts branch on these numbers, so a failure is first given a meaning ([`Exit`]) where it
-//! happens, and only the outermost layer turns the meaning into a number. Three tables do that:
-//! `exec` passes the guest's own codes through and must keep out of their way, `probe` answers a
-//! question, and everything else names the phase that failed.
+//! Scripts branch on these numbers. The code that fails gives the failure a meaning ([`Exit`]), and
+//! only the outermost layer turns the meaning into a number. Three tables do that: `exec` passes
+//! the guest's own codes through and must not use them itself, `probe` answers a question, and
+//! every other command names the phase that failed.
 
 use std::fmt::Write as _;
 
 /// What the outcome of a command means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// All of it was done and proven.
+    /// Everything was done and proven.
     Success,
-    /// A defect of this program or a fault of this machine that has no code of its own.
+    /// A defect of this program, or a fault of this machine, without a code of its own.
     Internal,
-    /// The command line asks for something that cannot be.
+    /// The command line is wrong, or asks for something impossible.
     Usage,
     /// The snapshot or the image is missing, damaged, or made for something newer.
     Artifact,
-    /// The VMM's version is unknown, or known not to be able to do this.
+    /// The VMM's version is unknown, or is known to be unable to do this.
     Version,
-    /// The VMM could not be started, or would not load or run the machine.
+    /// The VMM could not be started, or refused to load or run the machine.
     Start,
-    /// The guest answered no.
+    /// The guest refused.
     Guest,
     /// A hook in the guest failed.
     Hooks,
-    /// The VMM process ended when it should not have.
+    /// The VMM process ended unexpectedly.
     VmmEnded,
     /// The caller's deadline passed.
     Deadline,
-    /// Standard output was closed by whoever read it.
+    /// The reader of standard output closed it.
     OutputClosed,
     /// A command in the guest was found but cannot be run.
     NotRunnable,
@@ -43,9 +43,9 @@ pub enum Exit {
 pub enum Table {
     /// Every command but the two below.
     General,
-    /// `probe`, as `pg_isready` has it.
+    /// `probe`: as `pg_isready`.
     Probe,
-    /// `exec`, as shells and container tools have it.
+    /// `exec`: as shells and container tools.
     Exec,
 }
 
@@ -60,7 +60,7 @@ impl Table {
         }
     }
 
-    /// The table as it stands at the end of `--help`.
+    /// The table that ends the command's `--help`.
     #[must_use]
     pub fn help(self) -> String {
         let mut text = String::from("\nExit codes:\n");
@@ -142,7 +142,7 @@ const GENERAL_ROWS: [(&str, &str); 11] = [
         "5",
         "spawn or load: the VMM did not start or refused the machine",
     ),
-    ("6", "rebind or probe: the guest said no"),
+    ("6", "rebind or probe: the guest refused"),
     ("7", "hooks: a hook in the guest failed"),
     ("8", "the VMM process ended"),
     ("124", "the --timeout passed"),

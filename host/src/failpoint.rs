@@ -1,5 +1,5 @@
-//! Named points at which this program can be made to fail, to die, or to dawdle: for tests of what
-//! it leaves behind then. Builds without debug assertions have none of it.
+//! Named points at which tests make this program fail, die or stall, to see what it leaves behind.
+//! They do nothing in builds without debug assertions.
 //!
 //! ```text
 //! HOST_TOOL_FAILPOINTS=load.after=fail,probe.sent=delay:200
@@ -7,9 +7,9 @@
 //!                      └ PHASE.MOMENT
 //! ```
 //!
-//! `fail` is an error of that phase, `kill` is SIGKILL to this process, and `delay` goes on late. A
-//! point fires once in a process, so that what is done about the failure is not disturbed, and says
-//! so on standard error: a test that did not reach its point has to notice.
+//! `fail` is an error of that phase, `kill` is SIGKILL to this process, and `delay` waits. A point
+//! fires once in a process, so that the handling of the failure is not disturbed. It writes a line
+//! to standard error, so that a test notices if its point was not reached.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -29,8 +29,8 @@ use crate::os::deadline::Watch;
 const VARIABLE: &str = "HOST_TOOL_FAILPOINTS";
 
 macro_rules! points {
-    ($($(#[$doc:meta])* $name:ident = $word:literal, $exit:ident;)*) => {
-        /// A point. Its name begins with the phase that a failure there is reported for.
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $exit:ident;)*) => {
+        /// A point. Its name begins with the phase that its failure is reported in.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Point { $($(#[$doc])* $name,)* }
 
@@ -41,7 +41,7 @@ macro_rules! points {
             /// The name in the environment variable.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $word,)* }
+                match self { $(Self::$name => $text,)* }
             }
 
             /// What a real failure at this point would mean.
@@ -56,45 +56,45 @@ macro_rules! points {
 points! {
     /// `restore` opens its artifact, `snapshot` creates one.
     ArtifactBefore = "artifact.before", Artifact;
-    /// The VMM's version is looked for.
+    /// The VMM's version is not known yet.
     VersionBefore = "version.before", Version;
-    /// No VM directory yet.
+    /// There is no VM directory yet.
     SpawnBefore = "spawn.before", Start;
-    /// The VM directory is there, and nothing in it runs.
+    /// The VM directory exists, and neither supervisor nor VMM runs.
     SpawnCreated = "spawn.created", Start;
-    /// Supervisor and VMM run, and nobody has written it down.
+    /// Supervisor and VMM run, and `state.json` is not written.
     SpawnSpawned = "spawn.spawned", Start;
-    /// `state.json` is there.
+    /// `state.json` is written.
     SpawnWritten = "spawn.written", Start;
     /// The API socket answers.
     SpawnConnected = "spawn.connected", Start;
-    /// The machine is not described yet.
+    /// The VMM was not told the machine yet.
     StartBefore = "start.before", Start;
     /// The machine runs.
     StartAfter = "start.after", Start;
     /// The snapshot is not loaded yet.
     LoadBefore = "load.before", Start;
-    /// The clone runs and has no name.
+    /// The clone runs and has no generation of its own.
     LoadAfter = "load.after", Start;
     /// The VM's lock is not held yet.
     LockBefore = "lock.before", Internal;
     /// The VM's lock is held.
     LockAfter = "lock.after", Internal;
-    /// What an interrupted snapshot left is about to be put right.
+    /// What an interrupted snapshot left is about to be repaired.
     ConvergeBefore = "converge.before", Start;
-    /// The guest knows of nothing.
+    /// No QUIESCE was written.
     QuiesceBefore = "quiesce.before", Guest;
     /// QUIESCE was written, its answer not read.
     QuiesceSent = "quiesce.sent", Internal;
-    /// The guest is silent, and its vCPUs run.
+    /// The guest is quiesced, and its vCPUs run.
     PauseBefore = "pause.before", Start;
-    /// The vCPUs stand still.
+    /// The vCPUs are paused.
     PauseAfter = "pause.after", Start;
     /// Memory and state are in the draft.
     SaveAfter = "save.after", Start;
     /// The disks are in the draft.
     DisksAfter = "disks.after", Artifact;
-    /// The vCPUs stand still, and the draft is complete but for its manifest.
+    /// The vCPUs are paused, and the draft is complete except for its manifest.
     ResumeBefore = "resume.before", Start;
     /// The vCPUs run again.
     ResumeAfter = "resume.after", Start;
@@ -104,42 +104,42 @@ points! {
     RebindSent = "rebind.sent", Internal;
     /// REBOUND was read.
     RebindAfter = "rebind.after", Guest;
-    /// The guest has its name, and no PROBE was written.
+    /// The guest has its generation, and no PROBE was written.
     ProbeBefore = "probe.before", Guest;
     /// A PROBE was written, its answer not read.
     ProbeSent = "probe.sent", Internal;
     /// PROBED was read.
     ProbeAfter = "probe.after", Guest;
-    /// The VM is ready, and `state.json` does not say so.
+    /// The VM is ready, and `state.json` does not say so yet.
     PublishState = "publish.state", Internal;
-    /// `state.json` says that the VM is ready, and it still ends with this command.
+    /// `state.json` says that the VM is ready, and the VM still ends with this command.
     PublishRelease = "publish.release", Internal;
     /// The draft has no manifest.
     PublishBefore = "publish.before", Artifact;
-    /// The draft is complete and has not its name.
+    /// The draft is complete and not renamed.
     PublishRename = "publish.rename", Artifact;
-    /// There is an artifact, and its source runs that is to end.
+    /// The artifact is published, and its source, which is to be stopped, still runs.
     StopBefore = "stop.before", Internal;
-    /// A supervisor is in the VM directory, and holds nothing. This point and those below are its
-    /// own.
+    /// The supervisor has entered the VM directory and holds no lock. This point and those below
+    /// are in the supervisor.
     SupervisorStarted = "supervisor.started", Start;
     /// It holds its lock, and there is no VMM.
     SupervisorLocked = "supervisor.locked", Start;
-    /// The VMM runs, and nobody else knows of it.
+    /// The VMM runs, and only the supervisor knows.
     SupervisorSpawned = "supervisor.spawned", Start;
     /// The command knows which process the VMM is.
     SupervisorReported = "supervisor.reported", Start;
-    /// The VM is in use, and the supervisor's threads are not started.
+    /// The command has released the VM, and the supervisor's threads are not started.
     SupervisorKept = "supervisor.kept", Internal;
-    /// The thread that writes the workload's output down has not connected to the guest.
+    /// The thread that logs the workload's output has not connected to the guest.
     SupervisorScribe = "supervisor.scribe", Internal;
-    /// The thread of the health check has not looked at the guest.
+    /// The thread of the health check has not probed the guest.
     SupervisorHealth = "supervisor.health", Internal;
-    /// The VMM was reaped, and how it ended is not written down.
+    /// The VMM was reaped, and its exit is not recorded.
     SupervisorReaped = "supervisor.reaped", Internal;
-    /// How the VMM ended is written down.
+    /// The exit of the VMM is recorded.
     SupervisorRecorded = "supervisor.recorded", Internal;
-    /// The VM's command has died, and with it the VMM; the directory is still there.
+    /// The VM's command has died, and the VMM was killed; the directory still exists.
     SupervisorRemove = "supervisor.remove", Internal;
 }
 
@@ -162,7 +162,7 @@ struct Armed {
 /// What the environment variable says, read once.
 static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
 
-/// The failure that a point gives.
+/// The failure that a point injects.
 #[derive(Debug)]
 pub struct Injected {
     point: Point,
@@ -192,23 +192,23 @@ impl From<Injected> for io::Error {
 ///
 /// # Errors
 ///
-/// When it says something that is no list of points: a test would pass without its fault.
+/// If it is not a list of points: a test would pass without its fault.
 pub fn arm() -> Result<(), Failure> {
     if !cfg!(debug_assertions) {
         return Ok(());
     }
     let text = std::env::var(VARIABLE).unwrap_or_default();
     let armed = parse(&text).map_err(|error| Failure::usage(format!("{VARIABLE}: {error}")))?;
-    // Armed once, at the start.
+    // Set once, at the start.
     let _ = ARMED.set(armed);
     Ok(())
 }
 
-/// Does what the point is armed with, if it is.
+/// Does what the point is armed with, if anything.
 ///
 /// # Errors
 ///
-/// When it is to fail.
+/// If it is armed to fail.
 pub fn reach(point: Point) -> Result<(), Injected> {
     if !cfg!(debug_assertions) {
         return Ok(());
@@ -222,7 +222,7 @@ pub fn reach(point: Point) -> Result<(), Injected> {
     Ok(())
 }
 
-/// The point that is reached once this request was written, if it has one.
+/// The point that is reached once this request was written, if there is one.
 #[must_use]
 pub const fn sent(request: &Request) -> Option<Point> {
     match request {
@@ -240,18 +240,18 @@ pub const fn sent(request: &Request) -> Option<Point> {
 }
 
 fn fire(point: Point, action: Action) -> Result<(), Injected> {
-    // Nothing is left to be done about a closed standard error.
+    // A closed standard error cannot be reported.
     let _ = writeln!(io::stderr(), "failpoint {} fired", point.as_str());
     match action {
         Action::Fail => Err(Injected { point }),
         Action::Kill => {
-            // The signal cannot be held back, so that nothing comes after this.
+            // SIGKILL cannot be blocked: the process ends here.
             let _ = raise(Signal::SIGKILL);
             Ok(())
         }
         Action::Delay(time) => {
             if let Ok(never) = EventFd::new() {
-                // Nobody writes to it, so that the deadline is what ends the wait.
+                // It never becomes readable: the deadline ends the wait.
                 let _ = Watch::until(Instant::now() + time).readable(&never);
             }
             Ok(())
@@ -260,22 +260,22 @@ fn fire(point: Point, action: Action) -> Result<(), Injected> {
 }
 
 fn parse(text: &str) -> Result<Vec<Armed>, String> {
-    let words = text.split(',').filter(|word| !word.is_empty());
-    words.map(parse_one).collect()
+    let items = text.split(',').filter(|item| !item.is_empty());
+    items.map(parse_one).collect()
 }
 
-fn parse_one(word: &str) -> Result<Armed, String> {
-    let (name, action) = word.split_once('=').unwrap_or((word, ""));
+fn parse_one(item: &str) -> Result<Armed, String> {
+    let (name, action) = item.split_once('=').unwrap_or((item, ""));
     let point = Point::ALL.iter().find(|point| point.as_str() == name);
     let point = point.ok_or_else(|| {
         let names: Vec<&str> = Point::ALL.iter().map(|point| point.as_str()).collect();
-        format!("no point '{name}'; there are {}", names.join(" "))
+        format!("unknown point '{name}'; the points are {}", names.join(" "))
     })?;
     let action = match (action, action.strip_prefix("delay:").map(str::parse)) {
         ("fail", _) => Action::Fail,
         ("kill", _) => Action::Kill,
         (_, Some(Ok(ms))) => Action::Delay(Duration::from_millis(ms)),
-        _ => return Err(format!("'{action}' is none of fail, kill and delay:MS")),
+        _ => return Err(format!("'{action}' is not fail, kill or delay:MS")),
     };
     Ok(Armed {
         point: *point,

@@ -1,17 +1,17 @@
-//! What the tests of this crate share.
+//! Helpers that the tests of this crate share.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A directory that goes away with the value.
+/// A directory that is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct TempDir {
     path: PathBuf,
 }
 
 impl TempDir {
-    /// A fresh directory, named after the test that asks.
+    /// A fresh directory; `tag` in its name tells the test.
     pub(crate) fn new(tag: &str) -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -28,7 +28,7 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        // A leftover in the temporary directory fails no test.
+        // A leftover in the temporary directory is not worth a failed test.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -1,8 +1,8 @@
-//! Waiting that always ends: for a descriptor, until a deadline, while a process lives.
+//! Waits that always end: with a descriptor, a deadline, or the end of a process.
 //!
 //! Every wait of this crate goes through [`Watch`]. A wait without a deadline turns a lost answer
-//! into a hang, and a wait that does not look at the VMM process turns a crash into a timeout.
-//! Nothing here sleeps: each wait is one `ppoll` on the events that can end it.
+//! into a hang, and a wait that ignores the VMM process turns a crash into a timeout. Nothing here
+//! sleeps: each wait is one `ppoll` on the events that can end it.
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
-/// What bounds a wait: a point in time, and the life of a process where one is known.
+/// The bounds of a wait: a deadline, and the life of a process where one is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Watch<'a> {
     deadline: Instant,
@@ -55,31 +55,30 @@ impl<'a> Watch<'a> {
         self.deadline
     }
 
-    /// The descriptor that polls readable once the process has ended, for a wait on more than one
-    /// thing at once.
+    /// The process's pidfd, for callers that poll several descriptors themselves.
     #[must_use]
     pub const fn process(&self) -> Option<BorrowedFd<'a>> {
         self.process
     }
 
-    /// Waits until `fd` can be read, or has ended or failed: the read then says which.
+    /// Waits until `fd` is readable. A hangup or an error counts, too: the read reports it.
     pub fn readable(&self, fd: impl AsFd) -> Result<(), WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLIN, None).map(drop)
     }
 
-    /// Waits until `fd` can be written, or has ended or failed: the write then says which.
+    /// Waits until `fd` is writable. A hangup or an error counts, too: the write reports it.
     pub fn writable(&self, fd: impl AsFd) -> Result<(), WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLOUT, None).map(drop)
     }
 
-    /// As [`readable`](Self::readable), but gives up early, with `false`, once `slice` has passed.
-    /// For waits that have something to report, or to try again, in between.
+    /// Like [`readable`](Self::readable), but returns `false` once `slice` has passed, so that the
+    /// caller can report progress or try again.
     pub fn readable_within(&self, fd: impl AsFd, slice: Duration) -> Result<bool, WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLIN, Some(slice))
     }
 
-    /// A descriptor that is ready wins over a process that ended, and both win over the deadline:
-    /// the last words of a dying VMM say more than its death, and data that is there is not late.
+    /// A ready descriptor wins over an ended process, and both win over the deadline: the last
+    /// output of a dying VMM explains its death, and data that has arrived is not late.
     fn ready(
         &self,
         fd: BorrowedFd<'_>,
@@ -90,6 +89,7 @@ impl<'a> Watch<'a> {
         loop {
             let end = slice_end.map_or(self.deadline, |end| end.min(self.deadline));
             let timeout = TimeSpec::from(end.saturating_duration_since(Instant::now()));
+            // Without a process the second entry is a placeholder that is not polled.
             let process = self.process.unwrap_or(fd);
             let mut fds = [
                 PollFd::new(fd, interest),
@@ -118,7 +118,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Why a wait ended without what it waited for.
+/// Why a wait ended before its descriptor was ready.
 #[derive(Debug)]
 pub enum WaitError {
     /// The deadline passed.

@@ -1,19 +1,19 @@
-//! How many files this process may have open at once.
+//! The limit on open files of this process.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 
-/// Descriptors that a process has open whatever it does, with room to spare.
+/// Descriptors that this process has open in any case, with a margin.
 const BASE: u64 = 64;
 
-/// Makes room for `count` descriptors beside the usual few, as far as the hard limit goes: the
-/// soft one is 1024 nearly everywhere, for the sake of programs that call `select(2)`.
+/// Raises the soft limit to `count` descriptors beside the usual few. It is 1024 nearly everywhere,
+/// because programs that call `select(2)` cannot use more.
 ///
 /// # Errors
 ///
-/// With `what` needs them when the hard limit is lower.
+/// If the hard limit is lower. `what` is the subject of the message.
 pub fn make_room(count: u64, what: &str) -> Result<(), Failure> {
     let needed = count.saturating_add(BASE);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).or_fail(Exit::Internal, || {
@@ -24,8 +24,7 @@ pub fn make_room(count: u64, what: &str) -> Result<(), Failure> {
     }
     if hard < needed {
         let text = format!(
-            "{what} needs {needed} open files, and no more than {hard} are allowed here; \
-             raise the hard limit (ulimit -Hn)"
+            "{what} needs {needed} open files and the hard limit is {hard}; raise it (ulimit -Hn)"
         );
         return Err(Failure::usage(text));
     }

@@ -1,8 +1,7 @@
-//! Copies of disk images: shared blocks where the file system can, else the data without the holes.
+//! Copies of disk images: reflinks where the file system has them, else the data without the holes.
 //!
-//! A guest may stand still meanwhile, so that a copy is bounded by a deadline, and what was copied
-//! of an image when it passes is of no use. That the copy survives a power cut is up to the caller,
-//! who can see to it after the guest was resumed.
+//! A guest may be paused during a copy, so each copy has a deadline; one that misses it is useless.
+//! A copy is not synced to the disk: the caller can do that after it has resumed the guest.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -18,7 +17,7 @@ use crate::error::Failure;
 use crate::exit::Exit;
 use crate::sys::reflink;
 
-/// Bytes copied between two looks at the clock.
+/// Bytes copied between two checks of the deadline.
 const PIECE_LEN: usize = 1024 * 1024;
 
 /// How a copy was made.
@@ -31,7 +30,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// The word in records.
+    /// The keyword in records.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,7 +40,7 @@ impl Way {
     }
 }
 
-/// Why there is no copy.
+/// Why a copy failed.
 #[derive(Debug)]
 pub enum CopyError {
     /// A file could not be read or written.
@@ -67,11 +66,7 @@ impl fmt::Display for CopyError {
                 write!(f, "cannot copy {} to {}", from.display(), to.display())
             }
             Self::Deadline { from } => {
-                write!(
-                    f,
-                    "the time limit passed while {} was copied",
-                    from.display()
-                )
+                write!(f, "the time limit passed while copying {}", from.display())
             }
         }
     }
@@ -87,7 +82,7 @@ impl std::error::Error for CopyError {
 }
 
 impl CopyError {
-    /// The failure of a command; `exit` is what it means when it is not the deadline's.
+    /// The failure of a command: with `exit`, or with [`Exit::Deadline`] if the deadline passed.
     #[must_use]
     pub fn into_failure(self, exit: Exit) -> Failure {
         let exit = match &self {
@@ -98,8 +93,8 @@ impl CopyError {
     }
 }
 
-/// Copies the image `from` to the new file `to`, which only its owner may read. `progress` is told
-/// how far in the image the copy has come.
+/// Copies the image `from` to the new file `to`, which only its owner may read. `progress` gets the
+/// offset in the image that the copy has reached.
 pub fn copy(
     from: &Path,
     to: &Path,
@@ -131,7 +126,7 @@ fn open(from: &Path, to: &Path) -> io::Result<(File, File)> {
     Ok((source, options.open(to)?))
 }
 
-/// Copies what `from` holds between its holes. A disk that is a device has none to tell of.
+/// Copies the data of `from` and skips its holes.
 fn copy_data(
     from: &File,
     to: &File,
@@ -145,8 +140,9 @@ fn copy_data(
     while position < len {
         let (start, end) = match lseek(from, position, Whence::SeekData) {
             Ok(start) => (start, lseek(from, start, Whence::SeekHole)?),
-            // Nothing but a hole is left.
+            // Only a hole is left.
             Err(Errno::ENXIO) => (len, len),
+            // A block device does not report holes.
             Err(Errno::EINVAL) => (position, len),
             Err(errno) => return Err(errno.into()),
         };
@@ -213,7 +209,7 @@ mod tests {
         File::open(path).unwrap()
     }
 
-    /// Copies without the help of the file system, which may or may not have reflinks.
+    /// Calls `copy_data` itself: `copy` makes a reflink where the file system can.
     #[track_caller]
     fn check(len: u64, starts: &[u64]) {
         let temp = TempDir::new("disk");

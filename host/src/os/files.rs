@@ -1,8 +1,8 @@
-//! Opening files that have to be regular ones.
+//! Opens files that must be regular files.
 //!
-//! Opening a pipe can wait for ever, opening a device can do something, and a link leads to a file
-//! that is somebody else's. So a file of a VM or of an artifact is looked at before it is opened,
-//! and what was opened is looked at again: what stands there may be exchanged in between.
+//! Opening a FIFO can block for ever, opening a device can have side effects, and a symbolic link
+//! may lead to another user's file. So a file of a VM or of an artifact is checked before it is
+//! opened, and checked again once it is open: the path may have been replaced in between.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -10,9 +10,9 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens a regular file with these options. A link is not followed, and nothing else is touched.
+/// Opens a regular file. Does not follow a symbolic link and does not open a file of another type.
 pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    // What is not there may be made by this very open.
+    // A missing file is not an error yet: `options` may create it.
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(NotRegular.into());
     }
@@ -25,7 +25,7 @@ pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
     regular(file)
 }
 
-/// Opens what a user has named for reading. That may be a link, to a regular file.
+/// Opens a file from the command line for reading. It may be a symbolic link to a regular file.
 pub fn open_named(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let file = options
@@ -35,7 +35,7 @@ pub fn open_named(path: &Path) -> io::Result<File> {
     regular(file).map_err(|_| io::Error::other("it is not a regular file"))
 }
 
-/// Whether an error of [`open_regular`] says that something else than a regular file is there.
+/// Whether [`open_regular`] failed because the file is not a regular one.
 #[must_use]
 pub fn is_not_regular(error: &io::Error) -> bool {
     error
@@ -51,13 +51,13 @@ fn regular(file: File) -> io::Result<File> {
     }
 }
 
-/// Something else than a regular file is there.
+/// The file is not a regular one.
 #[derive(Debug, Clone, Copy)]
 struct NotRegular;
 
 impl fmt::Display for NotRegular {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("it is not a regular file, and nothing else may be there; take it away")
+        f.write_str("it is not a regular file; remove it")
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
         let temp = TempDir::new("files");
         let at = |name: &str| temp.path().join(name);
         fs::write(at("file"), "x").unwrap();
-        // Nobody is at the other end: whoever opens it without a precaution waits for ever.
+        // It has no writer: a plain open for reading would block for ever.
         mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
         symlink("file", at("link")).unwrap();
         symlink("nowhere", at("dangling")).unwrap();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_user_names_may_be_a_link_but_no_pipe() {
+    fn a_file_from_the_command_line_may_be_a_link_but_not_a_pipe() {
         let temp = TempDir::new("files");
         let at = |name: &str| temp.path().join(name);
         fs::write(at("file"), "x").unwrap();

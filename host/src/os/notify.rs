@@ -1,4 +1,4 @@
-//! Telling a service manager how far the service is, as `sd_notify(3)` does.
+//! Notifications to a service manager, as `sd_notify(3)` sends them.
 
 use std::env;
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Environment variable that names the socket. A VMM shall not have it: it is not the service.
+/// Environment variable that names the socket. A VMM must not inherit it: it is not the service.
 pub const VARIABLE: &str = "NOTIFY_SOCKET";
 
 /// The service is up.
@@ -16,18 +16,18 @@ pub const READY: &str = "READY=1";
 /// The service is on its way down.
 pub const STOPPING: &str = "STOPPING=1";
 
-/// Tells the service manager, if there is one that wants to know. What it makes of that is its
-/// own affair; one that cannot be told is worth a warning and no more.
+/// Notifies the service manager, if there is one. A failure is only logged: the VM runs all the
+/// same.
 pub fn notify(state: &str) {
     let socket = env::var_os(VARIABLE).filter(|socket| !socket.is_empty());
     if let Some(socket) = socket
         && let Err(error) = send(&socket, state)
     {
-        log::warn!("cannot tell the service manager at {VARIABLE}: {error}");
+        log::warn!("cannot notify the service manager at {VARIABLE}: {error}");
     }
 }
 
-/// Sends `state` to a socket that is named by its path, or behind an `@` by its abstract name.
+/// Sends `state` to a socket, given by its absolute path or by `@` and its abstract name.
 fn send(socket: &OsStr, state: &str) -> io::Result<()> {
     let address = match socket.as_bytes() {
         [b'/', ..] => SocketAddr::from_pathname(socket)?,
@@ -37,7 +37,7 @@ fn send(socket: &OsStr, state: &str) -> io::Result<()> {
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
     };
-    // Datagrams of a Unix socket wait for room at the reader, which may be stuck.
+    // A blocking send waits until the reader has room, and the reader may be stuck.
     let sender = UnixDatagram::unbound()?;
     sender.set_nonblocking(true)?;
     sender.send_to_addr(state.as_bytes(), &address).map(drop)
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_told() {
+    fn a_socket_at_a_path_is_notified() {
         let temp = TempDir::new("notify");
         let path = temp.path().join("s");
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abstract_name_is_told() {
+    fn a_socket_with_an_abstract_name_is_notified() {
         let name = format!("host-tool-notify-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let socket = UnixDatagram::bind_addr(&address).unwrap();
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_an_error_and_no_wait() {
+    fn a_send_that_fails_is_an_error_and_does_not_block() {
         let temp = TempDir::new("notify");
         let path = temp.path().join("s");
         assert!(send(path.as_os_str(), READY).is_err());

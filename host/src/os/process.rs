@@ -1,7 +1,7 @@
-//! Naming a process for longer than one command runs.
+//! Identifies a process across commands, by its pid and start time.
 //!
-//! A process id alone is given to somebody else some time after its process has ended. With the
-//! start time beside it, it is not taken for the other one.
+//! The kernel reuses pids. The start time tells the recorded process from a later one that has the
+//! same pid.
 
 use std::ffi::OsString;
 use std::fs;
@@ -22,7 +22,7 @@ use crate::exit::Exit;
 use crate::os::deadline::Watch;
 use crate::sys::pidfd;
 
-/// How long a VMM that is killed may take to end.
+/// How long a VMM may take to end after SIGKILL.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process of this boot of this machine.
@@ -35,7 +35,7 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// Names the process that has `pid` now.
+    /// Identifies the process that has `pid` now.
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read(format!("/proc/{pid}/stat"))?;
         let start_time = parse_start_time(&stat)
@@ -43,20 +43,21 @@ impl ProcessId {
         Ok(Self { pid, start_time })
     }
 
-    /// Names a child that this process has not waited for.
+    /// Identifies a child that this process has not waited for yet, so that `pid` is still its own.
     pub fn of_child(pid: u32) -> io::Result<Self> {
         Self::of(i32::try_from(pid).map_err(io::Error::other)?)
     }
 
-    /// A pidfd of this very process; `None` when it is gone. A process that has ended but was not
-    /// yet waited for still has one, which polls readable.
+    /// Opens a pidfd of this process; `None` if it is gone. A zombie still has a pidfd, which polls
+    /// readable.
     pub fn open(self) -> io::Result<Option<OwnedFd>> {
         let pidfd = match pidfd::open(self.pid) {
             Ok(pidfd) => pidfd,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
             Err(error) => return Err(error),
         };
-        // The number may have been given away before the open. Now that it is held it cannot be.
+        // The pid may have been reused before the open. If the process that has it now is the
+        // recorded one, it also had it at the open.
         match Self::of(self.pid) {
             Ok(found) if found == self => Ok(Some(pidfd)),
             Ok(_) => Ok(None),
@@ -66,7 +67,7 @@ impl ProcessId {
         }
     }
 
-    /// For files and records.
+    /// As it stands in files and records.
     #[must_use]
     pub fn to_value(self) -> Value {
         json!({ "pid": self.pid, "start_time": self.start_time })
@@ -85,23 +86,23 @@ impl ProcessId {
     }
 }
 
-/// Pidfds of this user's processes that work in `folder` and were started with these arguments.
-/// Neither alone would do: somebody may have a shell in the folder.
+/// Pidfds of this user's processes that have `folder` as their working directory and `args` as
+/// their last arguments. The folder alone is not enough: a user may have a shell in it.
 ///
-/// Each is opened before its process is looked at. So whoever is given the number meanwhile may be
-/// looked at in vain, and is not whom the pidfd means.
+/// Each pidfd is opened before its process is inspected. If the pid is reused in between, the wrong
+/// process is inspected, but the pidfd refers to the one that has ended.
 ///
 /// # Errors
 ///
-/// When there is no such folder, or the processes of this machine cannot be listed.
+/// If there is no such folder, or `/proc` cannot be listed.
 pub fn find_in(folder: &Path, args: &[OsString]) -> io::Result<Vec<OwnedFd>> {
     let folder = fs::canonicalize(folder)?;
-    let mut words = Vec::new();
+    let mut cmdline_end = Vec::new();
     for arg in args {
-        words.extend_from_slice(arg.as_bytes());
-        words.push(0);
+        cmdline_end.extend_from_slice(arg.as_bytes());
+        cmdline_end.push(0);
     }
-    if words.is_empty() {
+    if cmdline_end.is_empty() {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
@@ -112,7 +113,7 @@ pub fn find_in(folder: &Path, args: &[OsString]) -> io::Result<Vec<OwnedFd>> {
             .to_str()
             .and_then(|name| name.parse().ok());
         if let Some(Ok(pidfd)) = pid.map(pidfd::open)
-            && is_started_in(&entry.path(), &folder, &words)
+            && is_started_in(&entry.path(), &folder, &cmdline_end)
         {
             found.push(pidfd);
         }
@@ -120,29 +121,29 @@ pub fn find_in(folder: &Path, args: &[OsString]) -> io::Result<Vec<OwnedFd>> {
     Ok(found)
 }
 
-/// Whether the process behind a folder of `/proc` is ours, works in `folder`, and has these last
-/// arguments, each with a NUL behind it. One that ends meanwhile is not.
-fn is_started_in(process: &Path, folder: &Path, words: &[u8]) -> bool {
+/// Whether the process at `process` in `/proc` is this user's, works in `folder`, and has a command
+/// line that ends in `cmdline_end`. False for a process that ends meanwhile.
+fn is_started_in(process: &Path, folder: &Path, cmdline_end: &[u8]) -> bool {
     let owner = fs::metadata(process).map(|found| found.uid());
     let cwd = fs::read_link(process.join("cwd"));
     let line = fs::read(process.join("cmdline"));
-    // In front of them are the program's name, and that of its interpreter if it has one.
+    // Only the end is compared: a script's command line starts with its interpreter.
     owner.is_ok_and(|owner| owner == geteuid().as_raw())
         && cwd.is_ok_and(|cwd| cwd == folder)
-        && line.is_ok_and(|line| line.ends_with(words))
+        && line.is_ok_and(|line| line.ends_with(cmdline_end))
 }
 
-/// Kills the VMM behind `process`, if it is still there, and waits until it is gone.
+/// Kills the VMM behind `process`, if it still runs, and waits until it has ended.
 pub fn kill_process(process: &OwnedFd) -> Result<(), Failure> {
     send_signal(process, Signal::SIGKILL)?;
     if has_ended(process, KILL_TIMEOUT) {
         return Ok(());
     }
-    let text = "the VMM does not end when it is killed";
+    let text = "the VMM does not end after SIGKILL";
     Err(Failure::new(Exit::Internal, text))
 }
 
-/// Sends a signal to the VMM behind `process`. One that has ended needs none.
+/// Sends a signal to the VMM behind `process`. A VMM that has ended is not an error.
 pub fn send_signal(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
     match pidfd::send_signal(process.as_fd(), signal as i32) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
@@ -159,8 +160,8 @@ pub fn has_ended(process: &OwnedFd, timeout: Duration) -> bool {
         .is_ok()
 }
 
-/// The 22nd field. The second one is the program's name in parentheses, which may hold anything,
-/// parentheses and blanks included.
+/// Field 22 of `proc_pid_stat(5)`. Field 2 is the program's name in parentheses, which may itself
+/// contain parentheses and blanks: fields are counted from the last parenthesis.
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
@@ -196,15 +197,15 @@ mod tests {
             ..ours
         };
         assert!(earlier.open().unwrap().is_none());
-        let nobody = ProcessId {
+        let gone = ProcessId {
             pid: i32::MAX,
             start_time: 1,
         };
-        assert!(nobody.open().unwrap().is_none());
+        assert!(gone.open().unwrap().is_none());
     }
 
     #[test]
-    fn who_works_in_a_folder_with_these_arguments_is_found_and_nobody_else() {
+    fn a_process_is_found_by_its_folder_and_its_arguments_together() {
         let (here, there) = (TempDir::new("find-here"), TempDir::new("find-there"));
         let start = |folder: &TempDir, args: &[&str]| {
             let mut command = Command::new("cat");

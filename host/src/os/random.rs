@@ -5,12 +5,11 @@ use std::io::{self, Read};
 
 use shared::id::{ExecId, Generation, ID_LEN, Nonce, Token};
 
-/// `N` bytes from the kernel's generator. A machine on which host-tool runs has been up long
-/// enough for it to be seeded.
+/// `N` bytes from the kernel's generator, which is seeded long before host-tool can run.
 ///
 /// # Errors
 ///
-/// When there is no `/dev/urandom`.
+/// If `/dev/urandom` cannot be read.
 pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let context = |error: io::Error| {

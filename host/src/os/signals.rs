@@ -1,4 +1,4 @@
-//! Signals that a command reads as events, instead of being ended by them.
+//! Signals that a command reads from a descriptor instead of dying from them.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,7 +8,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::sys::disposition;
 
-/// Signals that a client of a command passes on to it.
+/// Signals that a client forwards to its command in the guest.
 pub const PASSED_ON: [Signal; 6] = [
     Signal::SIGTERM,
     Signal::SIGHUP,
@@ -18,13 +18,13 @@ pub const PASSED_ON: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-/// Signals that wait to be read.
+/// A signalfd, and the block on its signals for the rest of the process's life.
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
 impl Signals {
-    /// Holds these signals back from now on, but for those that this process was started to ignore:
-    /// a blocked signal is queued even then, and `nohup` would be without effect.
+    /// Blocks these signals, except those that this process was started to ignore: a blocked signal
+    /// is queued even if it is ignored, and `nohup` would have no effect.
     pub fn take(wanted: &[Signal]) -> io::Result<Self> {
         let mut mask = SigSet::empty();
         for &signal in wanted {
@@ -37,7 +37,7 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&mask, flags)?))
     }
 
-    /// The next signal that has come, if there is one.
+    /// The next pending signal, if there is one.
     pub fn next(&self) -> io::Result<Option<Signal>> {
         let Some(info) = self.0.read_signal()? else {
             return Ok(None);

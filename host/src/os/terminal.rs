@@ -1,4 +1,4 @@
-//! The user's terminal while a command in a guest has it, and as it was before, on every way out.
+//! The user's terminal: raw while a command in a guest uses it, restored on every way out.
 //!
 //! ```text
 //!            attached                 connection lost
@@ -7,12 +7,12 @@
 //!     └──────────────────┴────── the end, a stop, a panic ─────┘
 //! ```
 //!
-//! Raw means that every key is the guest's. While the guest cannot be reached, Ctrl-C and Ctrl-\
-//! make signals again, so that the user is not locked up with a client that waits for it.
+//! In raw mode every key goes to the guest. While the guest cannot be reached, Ctrl-C and Ctrl-\
+//! raise signals again, so that the user can end a client that waits for it.
 //!
-//! The terminal belongs to the foreground process group. A client in the background that enters
-//! raw mode is stopped (SIGTTOU) until it is in the foreground, which is what users expect; one
-//! that leaves it there does nothing, since its shell has set the terminal for itself by then.
+//! The terminal belongs to the foreground process group. A client that enters raw mode in the
+//! background is stopped (SIGTTOU) until it is in the foreground, as users expect. A client that
+//! leaves raw mode in the background does nothing: its shell has set the terminal for itself.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,7 +26,7 @@ use shared::message::TtySize;
 
 use crate::sys;
 
-/// The size of a terminal that nobody can be asked for.
+/// The size to assume where no terminal tells one.
 pub const SIZE_DEFAULT: TtySize = TtySize { rows: 24, cols: 80 };
 
 /// How the terminal is set.
@@ -36,11 +36,11 @@ pub enum Mode {
     Original,
     /// Every key is a byte.
     Raw,
-    /// Every key but those that make signals is a byte.
+    /// Every key is a byte, except those that raise signals.
     RawWithSignals,
 }
 
-/// A terminal that is put back when this is dropped.
+/// A terminal whose settings are restored when this is dropped.
 #[derive(Debug)]
 pub struct Terminal {
     fd: OwnedFd,
@@ -48,18 +48,18 @@ pub struct Terminal {
     mode: Mode,
 }
 
-/// The terminal to be put back by a program that panics, where destructors do not run.
+/// The terminal to restore at a panic, which ends the program without running destructors.
 static AT_PANIC: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 
 impl Terminal {
-    /// The terminal behind `fd`; `None` when there is none.
+    /// The terminal behind `fd`; `None` if it is not a terminal.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Option<Self>> {
         if !isatty(fd).unwrap_or(false) {
             return Ok(None);
         }
         let fd = fd.try_clone_to_owned()?;
         let original = tcgetattr(&fd)?;
-        put_back_at_panic(&fd, &original)?;
+        restore_at_panic(&fd, &original)?;
         Ok(Some(Self {
             fd,
             original,
@@ -80,20 +80,21 @@ impl Terminal {
         }
         if mode == Mode::Original {
             self.mode = mode;
-            return put_back(self.fd.as_fd(), &self.original);
+            return restore(self.fd.as_fd(), &self.original);
         }
         let mut wanted = self.original.clone();
         cfmakeraw(&mut wanted);
         wanted
             .local_flags
             .set(LocalFlags::ISIG, mode == Mode::RawWithSignals);
-        // Output is not waited for: a terminal that is held would hold us.
+        // TCSADRAIN would wait for the output, for ever if the user has stopped it with Ctrl-S.
         tcsetattr(&self.fd, SetArg::TCSANOW, &wanted)?;
         self.mode = mode;
         Ok(())
     }
 
-    /// Stops this process as a job, with the terminal as it was, and returns once it goes on.
+    /// Restores the terminal and stops this process, as Ctrl-Z does. Once the shell continues it,
+    /// sets the mode again and returns.
     pub fn stop_job(&mut self) -> io::Result<()> {
         let mode = self.mode;
         self.set(Mode::Original)?;
@@ -101,7 +102,7 @@ impl Terminal {
         self.set(mode)
     }
 
-    /// Sets the mode again that it should have, whatever somebody else has made of it since.
+    /// Sets the mode again, in case another program has changed the terminal since.
     pub fn set_again(&mut self) -> io::Result<()> {
         let mode = std::mem::replace(&mut self.mode, Mode::Original);
         self.set(mode)
@@ -111,7 +112,7 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if let Err(error) = self.set(Mode::Original) {
-            log::warn!("cannot put the terminal back: {error}");
+            log::warn!("cannot restore the terminal: {error}");
         }
         if let Ok(mut at_panic) = AT_PANIC.lock() {
             *at_panic = None;
@@ -125,9 +126,9 @@ pub fn size_of_any(fds: &[BorrowedFd<'_>]) -> Option<TtySize> {
     fds.iter().find_map(|fd| sys::terminal::size(*fd))
 }
 
-/// Sets a terminal that is this process's to set.
-fn put_back(fd: BorrowedFd<'_>, original: &Termios) -> io::Result<()> {
-    // One that is not the controlling terminal has no foreground group, and nobody to take it away.
+/// Restores a terminal, unless it belongs to another process group now.
+fn restore(fd: BorrowedFd<'_>, original: &Termios) -> io::Result<()> {
+    // A terminal that is not the controlling one has no foreground group: no shell has set it.
     let is_ours = tcgetpgrp(fd).map_or(true, |group| group == getpgrp());
     if is_ours {
         tcsetattr(fd, SetArg::TCSANOW, original)?;
@@ -135,7 +136,7 @@ fn put_back(fd: BorrowedFd<'_>, original: &Termios) -> io::Result<()> {
     Ok(())
 }
 
-fn put_back_at_panic(fd: &OwnedFd, original: &Termios) -> io::Result<()> {
+fn restore_at_panic(fd: &OwnedFd, original: &Termios) -> io::Result<()> {
     let fd = fd.try_clone()?;
     let Ok(mut at_panic) = AT_PANIC.lock() else {
         return Err(io::Error::other("a panic is under way"));
@@ -147,8 +148,8 @@ fn put_back_at_panic(fd: &OwnedFd, original: &Termios) -> io::Result<()> {
         if let Ok(at_panic) = AT_PANIC.try_lock()
             && let Some((fd, original)) = &*at_panic
         {
-            // Nothing is left to be done about a terminal that cannot be set.
-            let _ = put_back(fd.as_fd(), original);
+            // The program ends here: a failure cannot be handled any more.
+            let _ = restore(fd.as_fd(), original);
         }
         report(info);
     }));

@@ -1,4 +1,4 @@
-//! Unix sockets: connecting under a deadline, whatever the length of the path.
+//! Connects to Unix sockets, under a deadline and at a path of any length.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,11 +16,11 @@ use nix::sys::time::{TimeVal, TimeValLike};
 /// Connects to the socket `name` in the directory `dir`. The stream is non-blocking and
 /// close-on-exec.
 ///
-/// A path in `sockaddr_un` has room for 107 bytes, and state directories get longer than that.
-/// Such a path is reached through an open descriptor of its directory, under `/proc/self/fd`.
+/// `sockaddr_un` holds a path of at most 107 bytes, and a state directory's path can be longer.
+/// Such a socket is reached through an open descriptor of its directory, under `/proc/self/fd`.
 ///
-/// A connect blocks only while the listener's backlog is full; past `deadline` that is
-/// [`io::ErrorKind::TimedOut`]. A listener that goes away ends it with `ConnectionRefused`.
+/// A connect blocks only while the listener's backlog is full. At the deadline it fails with
+/// [`io::ErrorKind::TimedOut`], and with `ConnectionRefused` if the listener goes away meanwhile.
 pub fn connect_unix_in(dir: &Path, name: &str, deadline: Instant) -> io::Result<UnixStream> {
     let (address, _dir_fd) = address_in(dir, name)?;
     let fd = socket(
@@ -31,7 +31,7 @@ pub fn connect_unix_in(dir: &Path, name: &str, deadline: Instant) -> io::Result<
     )?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // Zero means "for ever" to the kernel, so that a passed deadline becomes one tick.
+        // Zero means "for ever" to the kernel: a deadline that has passed becomes 1 µs.
         let left_us = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
         setsockopt(&fd, SendTimeout, &TimeVal::microseconds(left_us))?;
         match connect(fd.as_raw_fd(), &address) {
@@ -52,7 +52,7 @@ pub fn connect_unix_in(dir: &Path, name: &str, deadline: Instant) -> io::Result<
     Ok(stream)
 }
 
-/// As [`connect_unix_in`], for a path in one piece.
+/// Like [`connect_unix_in`], for a whole path.
 pub fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let (dir, name) = split(path)?;
     connect_unix_in(&dir, &name, deadline)
@@ -76,7 +76,7 @@ pub(crate) fn split(path: &Path) -> io::Result<(PathBuf, String)> {
     Ok((dir.to_path_buf(), name.to_owned()))
 }
 
-/// The address, and the descriptor that must stay open until it was used.
+/// The address, and a descriptor of `dir` that must stay open until the connect.
 fn address_in(dir: &Path, name: &str) -> io::Result<(UnixAddr, Option<OwnedFd>)> {
     match UnixAddr::new(&dir.join(name)) {
         Ok(address) => Ok((address, None)),
@@ -111,7 +111,7 @@ mod tests {
         for padding in [1, 60, 107, 200] {
             let dir = temp.path().join("d".repeat(padding));
             fs::create_dir(&dir).unwrap();
-            // The listener has the same problem and solves it by binding a short alias.
+            // The listener has the same limit, and binds through a short alias.
             let alias = temp.path().join("alias");
             std::os::unix::fs::symlink(&dir, &alias).unwrap();
             let listener = UnixListener::bind(alias.join("s")).unwrap();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_not_there_differs_from_one_that_nobody_serves() {
+    fn a_missing_socket_differs_from_one_without_a_listener() {
         let temp = TempDir::new("uds");
         let kind = |name| {
             connect_unix_in(temp.path(), name, far())

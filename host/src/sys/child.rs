@@ -1,7 +1,7 @@
-//! What a child process must not inherit.
+//! State that a child process must not inherit from this one: its signal mask.
 #![expect(
     unsafe_code,
-    reason = "std resets nothing in a child, and only pre_exec can"
+    reason = "std keeps the signal mask in a child; only pre_exec can reset it"
 )]
 
 use std::io;
@@ -10,15 +10,15 @@ use std::process::Command;
 
 use nix::sys::signal::SigSet;
 
-/// Has `command` run with no signal blocked.
+/// Makes `command` start with no signal blocked.
 ///
-/// A process that reads its signals from a descriptor blocks them, and a child inherits the mask:
-/// a VMM would then not hear a TERM.
+/// A process that reads its signals from a signalfd blocks them, and a child inherits the mask: a
+/// VMM would never see SIGTERM.
 pub fn with_empty_signal_mask(command: &mut Command) -> &mut Command {
     let reset = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
     // SAFETY: between fork and exec only async-signal-safe functions may be called and nothing may
-    // be allocated. The closure calls sigemptyset and pthread_sigmask, which are, and the error
-    // holds nothing but a number.
+    // be allocated. The closure calls sigemptyset and pthread_sigmask, which are safe, and its
+    // error holds only a number.
     unsafe { command.pre_exec(reset) }
 }
 
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_hears_what_its_parent_blocks() {
+    fn a_child_has_no_signal_blocked_although_its_parent_has() {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGUSR1);
         let before = mask

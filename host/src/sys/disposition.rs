@@ -1,4 +1,4 @@
-//! What happens to this process when a signal comes.
+//! Signal dispositions of this process.
 #![expect(
     unsafe_code,
     reason = "nix only reads a disposition by setting another"
@@ -7,16 +7,16 @@
 use std::io;
 use std::mem::MaybeUninit;
 
-/// Whether whoever started this process had it ignore the signal with this number, as `nohup` does
-/// with HUP and a shell's `&` with INT.
+/// Whether this process was started with signal `number` ignored, as `nohup` does with SIGHUP and
+/// a shell's `&` with SIGINT.
 pub fn is_ignored(number: i32) -> io::Result<bool> {
     let mut old = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: a null pointer for the new action only asks. The kernel writes the old one where the
-    // last argument points, which has room for it.
+    // SAFETY: with a null pointer for the new action this only queries. The kernel writes the
+    // current action to `old`, which has room for it.
     if unsafe { libc::sigaction(number, std::ptr::null(), old.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the call succeeded, so that it has filled the structure.
+    // SAFETY: the call succeeded, so it has filled the structure.
     let old = unsafe { old.assume_init() };
     Ok(old.sa_sigaction == libc::SIG_IGN)
 }

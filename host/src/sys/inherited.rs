@@ -3,17 +3,18 @@
 
 use std::io;
 
-/// Closes every descriptor but the three standard ones.
+/// Closes every descriptor except the three standard ones.
 ///
-/// A shell that opened a lock or a pipe hands it on to all that it starts. In a process that stays
-/// for as long as a VM does, it would keep that lock taken and that pipe's reader waiting.
+/// A descriptor that a shell opened, such as a lock file or a pipe, is inherited by every program
+/// that it starts. The supervisor lives as long as its VM: it would keep the lock taken and the
+/// pipe's reader waiting.
 ///
 /// # Errors
 ///
 /// On a kernel before 5.9.
 pub fn close_inherited() -> io::Result<()> {
-    // SAFETY: close_range takes three integers and touches no memory. It is called at the very
-    // start of the process, before anything in it has opened a descriptor and believes to own it.
+    // SAFETY: close_range takes three integers and touches no memory. It is called at the start of
+    // the process, before any value owns a descriptor that it closes.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
     if result == 0 {
         Ok(())

@@ -1,4 +1,4 @@
-//! Descriptors that stand for processes.
+//! Pidfds: descriptors that refer to a process and never to a later one with the same pid.
 #![expect(unsafe_code, reason = "neither std nor nix has a stable pidfd_open")]
 
 use std::io;
@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Opens a descriptor that polls readable once process `pid` has ended.
 ///
-/// The number may have been given to another process since it was written down: whoever takes
-/// `pid` from a file compares the start time after this call, not before it.
+/// A pid read from a file may have been reused since. The caller compares the start time after this
+/// call, not before it.
 pub fn open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
@@ -20,12 +20,12 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sends a signal to the process behind `pidfd`, and to no other, however long ago that was opened.
+/// Sends a signal to the process behind `pidfd`. Fails with ESRCH once it has ended.
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     let fd = pidfd.as_raw_fd();
-    // SAFETY: the descriptor is open for the length of the borrow, and pidfd_send_signal takes a
-    // null pointer for "as kill(2) would send it".
+    // SAFETY: the descriptor is open for the length of the borrow, and a null pointer for the
+    // information makes pidfd_send_signal act like kill(2).
     let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, no_info, 0) };
     if result == 0 {
         Ok(())
@@ -78,8 +78,8 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_not_there_is_an_error() {
-        // Process ids end far below this one.
+    fn a_pid_without_a_process_is_an_error() {
+        // The kernel's largest pid is far below this one.
         let err = open(i32::MAX).unwrap_err();
         assert_eq!(err.raw_os_error(), Some(libc::ESRCH));
     }

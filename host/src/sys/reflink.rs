@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 ///
 /// # Errors
 ///
-/// Where the file system cannot, or the two are not on the same one: nothing was done then.
+/// If the file system has no reflinks, or the files are on different ones. `to` is then unchanged.
 pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     // SAFETY: FICLONE takes a descriptor by value and touches no memory of ours. Both descriptors
     // are open for the length of the borrows.

@@ -12,13 +12,13 @@ pub const TUN_PATH: &str = "/dev/net/tun";
 ///
 /// # Errors
 ///
-/// Where another process is attached (EBUSY), this one is not permitted to (EPERM), or the device
-/// is no tap device (EINVAL). A name without a device makes one, which is gone with the file.
+/// EBUSY if another process is attached, EPERM if this one may not attach, EINVAL if the device is
+/// not a tap device. If no device has this name, the kernel creates one for the life of the file.
 pub fn attach(name: &str) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open(TUN_PATH)?;
     // SAFETY: an all-zero `ifreq` is a valid value of that plain C struct and union.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays the terminator.
+    // The last byte stays zero: it terminates the name.
     let room = request.ifr_name.len() - 1;
     if name.len() > room {
         return Err(io::ErrorKind::InvalidInput.into());

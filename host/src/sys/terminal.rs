@@ -1,14 +1,14 @@
-//! What a terminal is asked.
+//! Queries of a terminal.
 #![expect(
     unsafe_code,
-    reason = "neither std nor nix asks for the size of a terminal"
+    reason = "neither std nor nix reads the size of a terminal"
 )]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use shared::message::TtySize;
 
-/// The size of the terminal behind `fd`; `None` when there is no terminal, or it has no size.
+/// The size of the terminal behind `fd`; `None` if it is not a terminal or has no size.
 #[must_use]
 pub fn size(fd: BorrowedFd<'_>) -> Option<TtySize> {
     let mut size = libc::winsize {

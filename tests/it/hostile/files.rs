@@ -26,7 +26,7 @@ const ODD: [(&str, Put); 5] = [
     ("directory", |_, path| fs::create_dir(path).unwrap()),
 ];
 
-const REMEDY: &str = "not a regular file, and nothing else may be there; take it away";
+const REMEDY: &str = "not a regular file; remove it";
 
 /// A place with a VM that has ended.
 struct Fixture {
