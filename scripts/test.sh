@@ -25,8 +25,8 @@ of a test's name; give them with one tier only.
 
 Environment:
   TEST_KEEP_GOING  set: run the later tiers although an earlier one failed
-  TEST_LAB_SET     quick: only the lab cases that cover each link of the path
-                   once; the default where CI is set and the lab is emulated
+  TEST_LAB_SET     quick: all lab cases but the longest, which take minutes each;
+                   the default where CI is set and the lab is emulated
   TEST_LAB_SHARD   N/M: only each Mth lab case, from the Nth on
   LAB_MODE and the rest: see lab.sh; FIRECRACKER, QEMU: the VMM programs
 
