@@ -1,14 +1,35 @@
-//! The commands that look at a guest at work: `logs`, `stress` and `bench`.
+//! The commands that look at a guest at work: `probe`, `logs`, `stress` and `bench`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use argh::FromArgs;
 use shared::limits::PORT_DEFAULT;
+use shared::message::Depth;
 
 use super::{Common, command, guest_command};
 use crate::cli::TargetArguments;
 use crate::values::{VmName, parse_memory_mib, parse_timeout};
+
+guest_command! {
+    /// Ask whether a guest is ready, and wait for it until the time limit (default 5s).
+    #[argh(
+        subcommand,
+        name = "probe",
+        example = "{command_name} --name clone-1\n\
+                   {command_name} --uds /run/vm/vsock.sock --timeout 1s\n\
+                   {command_name} --cid 42 --depth listener --json\n\
+                   {command_name} --name clone-1 --watch --timeout 2m"
+    )]
+    pub struct ProbeCommand {
+        /// how far to go: exec (the default) or listener
+        #[argh(option, default = "Depth::Exec", from_str_fn(parse_depth))]
+        pub depth: Depth,
+        /// say on standard error what changes until it is ready; the default limit is then 60s
+        #[argh(switch)]
+        pub watch: bool,
+    }
+}
 
 guest_command! {
     /// Print the output of the workload that the guest's image names.
@@ -96,4 +117,9 @@ fn parse_stream_size(text: &str) -> Result<u32, String> {
         let text = text.escape_debug();
         format!("'{text}' is neither 0 nor a size such as 64M or 1G")
     })
+}
+
+fn parse_depth(text: &str) -> Result<Depth, String> {
+    text.parse()
+        .map_err(|_| format!("'{text}' is none of listener and exec"))
 }

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use argh::FromArgs;
 use shared::version::SUPPORTED;
 
-use super::{COMMAND_NAMES, Command, HostTool};
+use super::{COMMANDS, Command, HostTool};
 use crate::exit::{Exit, Table};
 use crate::guest::HOST_VERSION;
 
@@ -33,36 +33,8 @@ pub struct EarlyExit {
 
 /// The table of exit codes that the named command uses.
 fn table_of(command: Option<&str>) -> Table {
-    match command {
-        Some("exec" | "attach" | "wait") => Table::Exec,
-        Some("probe") => Table::Probe,
-        _ => Table::General,
-    }
-}
-
-impl Command {
-    /// The table of exit codes that this command uses.
-    #[must_use]
-    pub const fn table(&self) -> Table {
-        match self {
-            Self::Exec(_) | Self::Attach(_) | Self::Wait(_) => Table::Exec,
-            Self::Probe(_) => Table::Probe,
-            Self::Boot(_)
-            | Self::Snapshot(_)
-            | Self::Snapshots(_)
-            | Self::Restore(_)
-            | Self::Kill(_)
-            | Self::Ps(_)
-            | Self::Logs(_)
-            | Self::Stress(_)
-            | Self::Bench(_)
-            | Self::Ls(_)
-            | Self::Inspect(_)
-            | Self::Stop(_)
-            | Self::Rm(_)
-            | Self::Doctor(_) => Table::General,
-        }
-    }
+    let known = COMMANDS.iter().find(|(name, _)| Some(*name) == command);
+    known.map_or(Table::General, |(_, table)| *table)
 }
 
 /// Reads the arguments behind the program's name.
@@ -85,7 +57,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
             let text = format!("host-tool {HOST_VERSION} (protocol {SUPPORTED})\n");
             return Err(EarlyExit { text, code: 0 });
         }
-        Some(word) if !word.starts_with('-') && !COMMAND_NAMES.contains(&word) => {
+        Some(word) if !word.starts_with('-') && !names().any(|name| name == word) => {
             return Err(usage(unknown_command(word)));
         }
         Some(_) => {}
@@ -197,18 +169,21 @@ fn help() -> String {
 
 fn unknown_command(word: &str) -> String {
     let word = word.escape_debug().to_string();
-    let nearest = COMMAND_NAMES
-        .iter()
-        .min_by_key(|name| distance(&word, name));
+    let nearest = names().min_by_key(|name| distance(&word, name));
     match nearest {
         Some(name) if distance(&word, name) <= 2 => {
             format!("host-tool: there is no command '{word}'; did you mean '{name}'?\n")
         }
         _ => format!(
             "host-tool: there is no command '{word}'; the commands are {}\n",
-            COMMAND_NAMES.join(", ")
+            names().collect::<Vec<_>>().join(", ")
         ),
     }
+}
+
+/// The names of all commands.
+fn names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|(name, _)| *name)
 }
 
 /// How many letters have to be changed, added or left out to turn one word into the other.
@@ -233,7 +208,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::cli::snapshots::SNAPSHOTS_COMMAND_NAMES;
 
     fn run(words: &[&str]) -> Result<Invocation, EarlyExit> {
         parse(words.iter().map(OsString::from).collect())
@@ -248,7 +222,7 @@ mod tests {
 
     #[test]
     fn every_command_has_help_with_its_exit_codes() {
-        for name in COMMAND_NAMES {
+        for name in names() {
             let exit = run(&[name, "--help"]).expect_err("help");
             assert_eq!(exit.code, 0, "{name}");
             let table = table_of(Some(name)).help();
@@ -257,7 +231,7 @@ mod tests {
             let has_common = exit.text.contains("--timeout");
             assert!(has_common || is_group, "{name}:\n{}", exit.text);
         }
-        for name in SNAPSHOTS_COMMAND_NAMES {
+        for name in ["ls", "inspect", "verify"] {
             let exit = run(&["snapshots", name, "--help"]).expect_err("help");
             assert_eq!(exit.code, 0, "{name}");
             let table = Table::General.help();
@@ -265,7 +239,7 @@ mod tests {
             assert!(exit.text.contains("--timeout"), "{name}:\n{}", exit.text);
         }
         let exit = run(&["--help"]).expect_err("help");
-        for name in COMMAND_NAMES {
+        for name in names() {
             assert!(
                 exit.text.contains(&format!("  {name} ")),
                 "{name}:\n{}",

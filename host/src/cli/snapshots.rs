@@ -35,9 +35,6 @@ pub enum SnapshotsCommand {
     Verify(SnapshotsVerify),
 }
 
-/// Names of the commands below `snapshots`.
-pub const SNAPSHOTS_COMMAND_NAMES: [&str; 3] = ["ls", "inspect", "verify"];
-
 impl Snapshots {
     /// The options that every command has.
     #[must_use]

@@ -23,8 +23,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 use self::journal::{Journal, OUTPUT_LEN_MAX, Record, Step};
-use crate::os::files;
-use crate::os::json;
+use crate::os::{files, json};
 use crate::vmdir::{Lock, VmDir, VmDirError};
 
 /// The workload's output.

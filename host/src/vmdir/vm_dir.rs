@@ -13,8 +13,7 @@ use super::state::{ExitRecord, State, WorkloadEnd};
 use super::{LOCK, TRASH_PREFIX};
 use crate::guest::address::Endpoint;
 use crate::os::deadline::Watch;
-use crate::os::files;
-use crate::os::json;
+use crate::os::{files, json};
 use crate::values::VmName;
 use crate::vmm::{API_SOCKET, VSOCK_SOCKET, guest_address};
 
