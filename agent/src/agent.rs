@@ -181,7 +181,7 @@ impl Agent {
         self.actions.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] wants to be called. `None`: nothing waits for time to pass.
+    /// When [`Self::handle_timeout`] is due. `None`: nothing waits for time to pass.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timers.next_timeout()
     }

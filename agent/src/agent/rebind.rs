@@ -50,7 +50,7 @@ pub(super) const GENERATIONS_KEPT_MAX: usize = 16;
 /// The rebind under way, and the result of the last one.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Rebinds {
-    /// Counts rebinds, so that a late outcome is told from a current one.
+    /// Counts rebinds, to recognise the outcome of a superseded one.
     run: u64,
     current: Option<Rebinding>,
     result: Option<(Generation, Result<Rebound, Fail>)>,
@@ -142,7 +142,7 @@ impl Agent {
         self.pause_mmds(now);
         self.timers.pause(now);
         self.timers.stop(Timer::LogHold);
-        self.tell_superseded(generation, id, now);
+        self.answer_superseded(generation, id, now);
         let sessions_dropped = match request.sessions {
             InheritedSessions::Keep => 0,
             InheritedSessions::Kill => {
@@ -165,7 +165,7 @@ impl Agent {
     }
 
     /// Answers the connections that wait for the replaced rebind, before they are closed.
-    fn tell_superseded(&mut self, by: Generation, asker: ConnectionId, now: Instant) {
+    fn answer_superseded(&mut self, by: Generation, asker: ConnectionId, now: Instant) {
         let Some(loser) = self.rebinds.abandon() else {
             return;
         };

@@ -337,7 +337,7 @@ impl Session {
         &self.attached
     }
 
-    /// What a connection is told that will get output from these offsets on.
+    /// For a connection that gets output from these offsets on.
     pub(crate) fn started(&mut self, is_owner: bool, fresh: bool, from: [u64; 2]) -> Started {
         Started {
             session: self.id.number(),
