@@ -17,6 +17,7 @@
 //! All conversations are methods of [`Agent`], one file for each: a transport reset or a rebind
 //! changes connections, sessions and timers at once, and one owner of all state needs no messages
 //! between them. The struct of a file holds that conversation's own state and can be tested alone.
+//! Types are layered: `sessions` below `transport` below `rebind`.
 //!
 //! Invariants:
 //! - The root state changes in one function, `Agent::set_state`, along [`state::transition`].
@@ -32,6 +33,7 @@ mod ending;
 mod ids;
 mod info;
 mod invariants;
+mod program;
 mod rebind;
 mod sessions;
 mod settings;
@@ -47,14 +49,14 @@ use shared::id::{Generation, Token};
 use shared::message::{Fail, FailCode};
 
 pub use action::{
-    Action, End, EndSignal, Ended, Figures, Purpose, Signal, SpawnFailure, SpawnStage,
+    Action, End, EndSignal, Ended, Figures, Purpose, Signal, SpawnFailure, SpawnStage, StepAction,
+    StepFailure, StepOutcome,
 };
 pub use ids::{ConnectionId, SessionId};
+pub use program::Command;
 pub use rebind::hooks::HookListing;
 pub use rebind::http;
-pub use rebind::steps::{StepAction, StepFailure, StepOutcome};
 pub use sessions::input::INPUT_LEN_MAX;
-pub use sessions::program::Command;
 pub use sessions::ring::RING_LEN_MAX;
 pub use sessions::session::Exit;
 pub use sessions::table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};

@@ -1,11 +1,10 @@
 //! What the core asks of the shell.
 
 use shared::id::Generation;
-use shared::message::{HookStage, TtySize};
+use shared::message::{HookStage, Identity, TtySize};
 
 use super::ids::{ConnectionId, SessionId};
-use super::rebind::steps::StepAction;
-use super::sessions::program::Command;
+use super::program::Command;
 
 /// One thing for the shell to do. Actions are performed in the order in which they are polled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -72,6 +71,45 @@ pub enum Action {
     CloseMmds,
     /// End the machine, or this service.
     End(End),
+}
+
+/// One step of a rebind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StepAction {
+    /// Deregister these, then close them.
+    CloseConnections(Vec<ConnectionId>),
+    /// As [`Action::RearmListener`].
+    RearmListener,
+    SetClock {
+        /// ns since 1970, from the host.
+        wall_ns: i64,
+    },
+    /// Credit these bytes and reseed.
+    Reseed { entropy: [u8; 32] },
+    /// Set what is given.
+    SetIdentity(Identity),
+}
+
+/// Answers [`Action::Step`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StepOutcome {
+    Done,
+    /// The wall clock was set.
+    ClockMoved {
+        /// ns, positive is forward.
+        step_ns: i64,
+    },
+    /// The agent runs without privileges by its settings, so the step was skipped.
+    Unprivileged,
+    Failed(StepFailure),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StepFailure {
+    /// Of the system call that failed.
+    pub errno: Option<i32>,
+    /// What failed on which object, for people.
+    pub text: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -33,12 +33,12 @@ use shared::message::{
     Fail, FailCode, InheritedSessions, Message, Rebind, Rebound, Sever, SeverReason, StepName,
 };
 
-use super::action::Action;
+use super::action::{Action, StepOutcome};
 use super::ids::ConnectionId;
 use super::state::{Input, Request};
 use super::timers::Timer;
 use super::{Agent, DetachReason, LISTENER_BACKOFF};
-use steps::{Next, Rebinding, StepOutcome};
+use steps::{Next, Rebinding};
 
 /// How long log lines are held back for the probe that usually follows a rebind.
 pub(super) const LOG_HOLD_TIMEOUT: Duration = Duration::from_secs(1);

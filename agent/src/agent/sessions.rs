@@ -1,18 +1,16 @@
-//! Sessions: commands with their streams, and the connections that are attached to them.
+//! Sessions: commands with their streams, and the workload.
 //!
-//! `exec` starts and ends them, `session` is one of them and `table` all of them; `ring`, `input`
-//! and `buffers` hold their bytes; `attachments` says which connection gets which bytes.
+//! `exec` starts and ends them; `session` is one of them and `table` all of them; `ring`, `input`
+//! and `buffers` hold their bytes. Which connection gets which bytes is in
+//! [`transport`](super::transport).
 
-pub(crate) mod attachments;
 pub(crate) mod buffers;
 pub(crate) mod children;
 pub(crate) mod exec;
 pub(crate) mod input;
 pub(crate) mod lifetimes;
 pub(crate) mod listing;
-pub(crate) mod program;
 pub(crate) mod ring;
 pub(crate) mod session;
-pub(crate) mod streams;
 pub(crate) mod table;
 pub(crate) mod workload;

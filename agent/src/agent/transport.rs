@@ -1,12 +1,14 @@
-//! Connections to hosts and to programs of the guest: the listener, bytes to requests, and answers
-//! and output back to bytes.
+//! Connections to hosts and to programs of the guest.
 //!
-//! `connection` is one of them and `connections` all of them; `dispatch` finds the conversation
-//! that a request belongs to.
+//! `listener` accepts; `connection` is one of them and `connections` all of them; `dispatch` takes
+//! bytes to requests, and answers and output back to bytes; `attachments` and `streams` tie a
+//! connection to a session.
 
+pub(crate) mod attachments;
 pub(crate) mod connection;
 pub(crate) mod connections;
 pub(crate) mod dispatch;
 pub(crate) mod listener;
 pub(crate) mod outbox;
 pub(crate) mod output;
+pub(crate) mod streams;

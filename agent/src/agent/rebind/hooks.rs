@@ -25,7 +25,7 @@ use super::steps::WAITING_MAX;
 use crate::agent::Agent;
 use crate::agent::action::Action;
 use crate::agent::ids::{ConnectionId, SessionId};
-use crate::agent::sessions::program::Command;
+use crate::agent::program::Command;
 use crate::agent::sessions::session::{Session, Spec, command_text};
 use crate::agent::sessions::workload::status_of_never_ran;
 use crate::agent::state::Request;

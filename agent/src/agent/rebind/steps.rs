@@ -22,6 +22,7 @@ use shared::message::{
     Cause, Fail, FailCode, Identity, Rebind, Rebound, Step, StepName, StepResult,
 };
 
+use crate::agent::action::{StepAction, StepFailure, StepOutcome};
 use crate::agent::ids::ConnectionId;
 
 /// Connections that may wait for one rebind. A host has one or two attempts under way.
@@ -32,44 +33,6 @@ const WALL_CLOCK_NS_MIN: u64 = 1_577_836_800 * 1_000_000_000;
 
 /// 2200-01-01. The wall clock cannot be this late.
 const WALL_CLOCK_NS_MAX: u64 = 7_258_118_400 * 1_000_000_000;
-
-/// One step for the shell.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum StepAction {
-    /// Deregister these, then close them.
-    CloseConnections(Vec<ConnectionId>),
-    /// As [`Action::RearmListener`](crate::agent::Action::RearmListener).
-    RearmListener,
-    SetClock {
-        /// ns since 1970, from the host.
-        wall_ns: i64,
-    },
-    /// Credit these bytes and reseed.
-    Reseed { entropy: [u8; 32] },
-    /// Set what is given.
-    SetIdentity(Identity),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum StepOutcome {
-    Done,
-    /// The wall clock was set.
-    ClockMoved {
-        /// ns, positive is forward.
-        step_ns: i64,
-    },
-    /// The agent runs without privileges by its settings, so the step was skipped.
-    Unprivileged,
-    Failed(StepFailure),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct StepFailure {
-    /// Of the system call that failed.
-    pub errno: Option<i32>,
-    /// What failed on which object, for people.
-    pub text: String,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Next {

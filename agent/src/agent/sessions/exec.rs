@@ -16,12 +16,11 @@ use std::time::{Duration, Instant};
 use log::debug;
 use shared::message::{AttachMode, ByteString, Exec, Exited, Fail, FailCode, Message, Stream};
 
-use super::attachments::Answer;
 use super::children::Owner;
-use super::program::Command;
-use super::session::{Exit, Session, Spec, State, command_text};
+use super::session::{Answer, Exit, Session, Spec, State, command_text};
 use crate::agent::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
 use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::program::Command;
 use crate::agent::state::Request;
 use crate::agent::timers::Timer;
 use crate::agent::{Agent, DetachReason, SESSIONS_MAX};

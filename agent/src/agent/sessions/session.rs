@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Its output goes into one [`Ring`] for each stream. Every attached connection reads them at its
-//! own pace (see [`attachments`](super::attachments)). The session's policy says whether a full
-//! ring stops the command.
+//! own pace (see `transport/attachments.rs`). The session's policy says whether a full ring stops
+//! the command.
 //!
 //! Invariants:
 //! - Offsets only grow, by exactly the bytes read, whichever connections are attached.
@@ -103,6 +103,16 @@ pub(crate) struct Spec {
     pub(crate) keep: Duration,
     /// How long it may run.
     pub(crate) timeout: Option<Duration>,
+}
+
+/// The answer to EXEC or ATTACH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Answer {
+    Started {
+        /// Whether this request started the session.
+        fresh: bool,
+    },
+    Attached,
 }
 
 #[derive(Clone, Debug, Hash)]

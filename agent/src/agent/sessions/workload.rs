@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use shared::message::{ExitStatus, Exited, Fail, FailCode, OutputPolicy, ResourceUsage};
 
-use super::program::Command;
 use super::session::{Exit, Session, Spec, command_text};
 use crate::agent::Agent;
 use crate::agent::action::End;
 use crate::agent::ids::SessionId;
+use crate::agent::program::Command;
 use crate::agent::settings::{Restart, WorkloadEnd, WorkloadSettings};
 use crate::agent::state::State;
 use crate::agent::timers::Timer;

@@ -21,11 +21,11 @@ use shared::frame::{Decoder, FrameError, FrameKind};
 use shared::id::Nonce;
 use shared::message::{AttachMode, Chunk, Fail, FailCode, Message, Role};
 
+use super::attachments::Attachment;
 use super::outbox::Outbox;
 use super::output::{Headers, Pieces};
 use crate::agent::action::Action;
 use crate::agent::ids::{ConnectionId, SessionId};
-use crate::agent::sessions::attachments::Attachment;
 use crate::agent::sessions::input::InputError;
 use crate::agent::sessions::session::Session;
 

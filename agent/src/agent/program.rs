@@ -7,7 +7,7 @@
 use shared::id::Generation;
 use shared::message::{ByteString, Exec, HookStage, TtySize};
 
-use crate::agent::settings::WorkloadSettings;
+use super::settings::WorkloadSettings;
 
 /// Directories of PATH that are tried.
 pub(crate) const PATH_ENTRIES_MAX: usize = 64;

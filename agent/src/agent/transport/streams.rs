@@ -13,13 +13,13 @@ use std::time::Instant;
 use shared::message::{Ack, AttachMode, ExitAck, Message, StdinEof, TtySize};
 
 use super::attachments::Attachment;
-use super::buffers::BufferPool;
-use super::input::{Input, InputError};
-use super::session::State;
+use super::connection::{Connection, ProtocolError};
 use crate::agent::Agent;
 use crate::agent::action::Action;
 use crate::agent::ids::{ConnectionId, SessionId};
-use crate::agent::transport::connection::{Connection, ProtocolError};
+use crate::agent::sessions::buffers::BufferPool;
+use crate::agent::sessions::input::{Input, InputError};
+use crate::agent::sessions::session::State;
 
 impl Agent {
     pub(crate) fn handle_ack(&mut self, id: ConnectionId, ack: Ack, now: Instant) {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Each attached connection has a cursor per stream. Its socket takes bytes from there on, straight
-//! from the rings (see `transport/output.rs`). EXITED follows the last byte, and then the
+//! from the rings (see [`output`](super::output)). EXITED follows the last byte, and then the
 //! connection is free for another session.
 //!
 //! Invariants:
@@ -22,23 +22,13 @@ use std::time::Instant;
 
 use shared::message::{Attach, AttachMode, Exited, FailCode, Message, Stream};
 
-use super::session::{Session, State};
+use super::outbox::Outbox;
+use super::output::Cursors;
 use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::sessions::session::{Answer, Session, State};
 use crate::agent::state::Request;
 use crate::agent::timers::Timer;
-use crate::agent::transport::outbox::Outbox;
-use crate::agent::transport::output::Cursors;
 use crate::agent::{Agent, DetachReason};
-
-/// The answer to EXEC or ATTACH.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Answer {
-    Started {
-        /// Whether this request started the session.
-        fresh: bool,
-    },
-    Attached,
-}
 
 /// A connection's part in a session.
 #[derive(Clone, Copy, Debug, Hash)]
