@@ -25,7 +25,7 @@ use shared::message::{
     Policy, Probe, Probed, Quiesce, Rebind, Rebound, Role,
 };
 
-pub use session::{Followed, Received, attach, stdin};
+pub use session::{Followed, Received, attach, killed_by, stdin};
 
 use crate::DEADLINE;
 

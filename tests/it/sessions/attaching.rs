@@ -1,7 +1,7 @@
 //! Who is attached, what they get of the output, and what their acknowledgements do.
 
 use shared::message::{
-    Attach, AttachMode, ExitStatus, FailCode, Message, OutputPolicy, SessionRef, Stream,
+    Attach, AttachMode, Exec, ExitStatus, FailCode, Message, OutputPolicy, SessionRef, Stream,
 };
 use tests::agent::Agent;
 use tests::client::{attach, exec_id, rebind, shell};
@@ -9,15 +9,17 @@ use tests::fifo::Fifo;
 
 use super::{by_number, hears_fail, is_cut};
 
+/// A command that prints a line, waits until the test releases the pipe, and prints another.
+fn one_and_two(fifo: &Fifo) -> Exec {
+    shell(1, &format!("echo one; cat {}; echo two", fifo.path()))
+}
+
 #[test]
 fn an_observer_gets_a_copy_and_a_waiter_the_end() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    let started = owner.start(&shell(
-        1,
-        &format!("echo one; cat {}; echo two", fifo.path()),
-    ));
+    let started = owner.start(&one_and_two(&fifo));
     let mut observer = agent.greet();
     let observed = observer.attach(by_number(&started, AttachMode::Observe));
     let mut waiter = agent.greet();
@@ -42,10 +44,7 @@ fn a_later_owner_supersedes_an_earlier_one_and_loses_nothing() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
     let mut first = agent.greet();
-    let started = first.start(&shell(
-        1,
-        &format!("echo one; cat {}; echo two", fifo.path()),
-    ));
+    let started = first.start(&one_and_two(&fifo));
     assert_eq!(first.hear_stdout(4), b"one\n");
     let mut second = agent.greet();
     let attached = second.attach(by_number(&started, AttachMode::Own));
@@ -108,10 +107,7 @@ fn an_offset_past_the_end_is_taken_for_the_end() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    let started = owner.start(&shell(
-        1,
-        &format!("echo one; cat {}; echo two", fifo.path()),
-    ));
+    let started = owner.start(&one_and_two(&fifo));
     assert_eq!(owner.hear_stdout(4), b"one\n");
     let mut observer = agent.greet();
     let request = Attach {
@@ -129,10 +125,7 @@ fn what_was_acknowledged_is_gone_and_the_gap_says_so() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
-    let started = owner.start(&shell(
-        1,
-        &format!("echo one; cat {}; echo two", fifo.path()),
-    ));
+    let started = owner.start(&one_and_two(&fifo));
     assert_eq!(owner.hear_stdout(4), b"one\n");
     owner.ack(Stream::Stdout, 4);
     // Answered in order: the ACK has been seen.
@@ -145,7 +138,7 @@ fn what_was_acknowledged_is_gone_and_the_gap_says_so() {
     let attached = observer.attach(request);
     fifo.release();
     let observed = observer.observe(&attached).stdout;
-    let got: u64 = observed.gaps.iter().map(|gap| gap.1 - gap.0).sum();
+    let got = observed.missing();
     assert_eq!(got + observed.bytes.len() as u64, 8, "{observed:?}");
     assert!(observed.bytes.ends_with(b"two\n"), "{observed:?}");
     assert_eq!(observed.gaps, [(0, 4)]);
@@ -164,7 +157,7 @@ fn an_observer_that_does_not_read_holds_nobody_up() {
     assert_eq!(owner.follow(&started).stdout.bytes.len(), 10_000_000);
     // Once it reads, each byte has come or is named as missing.
     let observed = observer.observe(&attached).stdout;
-    let missing: u64 = observed.gaps.iter().map(|gap| gap.1 - gap.0).sum();
+    let missing = observed.missing();
     assert_eq!(missing + observed.bytes.len() as u64, 10_000_000);
 }
 

@@ -9,7 +9,7 @@ use shared::message::{
 };
 use tests::DEADLINE;
 use tests::agent::Agent;
-use tests::client::{attach, quiesce, rebind, rebind_fields, shell};
+use tests::client::{attach, killed_by, quiesce, rebind, rebind_fields, shell};
 use tests::fifo::Fifo;
 
 use super::by_number;
@@ -20,13 +20,6 @@ fn end_of(agent: &Agent, id: shared::id::ExecId) -> shared::message::Exited {
     let mut waiter = agent.greet();
     waiter.attach(attach(SessionRef::Exec(id), AttachMode::Wait));
     waiter.hear_exited()
-}
-
-const fn killed_by(signal: Signal) -> ExitStatus {
-    ExitStatus::Signal {
-        number: signal as u8,
-        core: false,
-    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Standard input with credit, the end of it, terminals, and signals.
 
+use nix::sys::signal::Signal::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use shared::message::{
     AttachMode, ExitStatus, FailCode, Message, SessionRef, Signal, Started, TtySize, Window,
 };
 use tests::agent::Agent;
-use tests::client::{Client, exec, exec_id, exec_numbered, shell};
+use tests::client::{Client, exec, exec_id, exec_numbered, killed_by, shell};
 use tests::fifo::Fifo;
 
 use super::{by_number, is_cut};
@@ -277,17 +278,13 @@ fn a_command_that_ends_by_itself_is_not_hung_up() {
 fn keys_of_a_terminal_are_signals() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
-    for (byte, key, number) in [(1, 3, 2), (2, 28, 3)] {
+    for (byte, key, signal) in [(1, 3, SIGINT), (2, 28, SIGQUIT)] {
         let mut client = agent.greet();
         let script = format!("ulimit -c 0; exec cat {}", fifo.path());
         on_terminal(&mut client, byte, &script);
         let _held = fifo.hold();
         client.feed(0, &[key]);
-        let expected = ExitStatus::Signal {
-            number,
-            core: false,
-        };
-        assert_eq!(client.hear_exited().status, expected);
+        assert_eq!(client.hear_exited().status, killed_by(signal));
     }
 }
 
@@ -325,11 +322,7 @@ fn a_signal_reaches_the_whole_process_group() {
     };
     assert_eq!(client.ask(&Message::Signal(signal)), Message::Ok);
     held.wait_gone();
-    let expected = ExitStatus::Signal {
-        number: 15,
-        core: false,
-    };
-    assert_eq!(client.hear_exited().status, expected);
+    assert_eq!(client.hear_exited().status, killed_by(SIGTERM));
 }
 
 #[test]
@@ -344,14 +337,7 @@ fn a_signal_can_name_any_session_and_none_that_is_not_there() {
     let id = Some(SessionRef::Exec(exec_id(u64::from_le_bytes([1; 8]))));
     assert_eq!(other.ask(&signal(number, 18)), Message::Ok);
     assert_eq!(other.ask(&signal(id, 10)), Message::Ok);
-    let ended = owner.hear_exited();
-    assert_eq!(
-        ended.status,
-        ExitStatus::Signal {
-            number: 10,
-            core: false
-        }
-    );
+    assert_eq!(owner.hear_exited().status, killed_by(SIGUSR1));
     // It has ended, which is what most signals are for.
     assert_eq!(other.ask(&signal(id, 9)), Message::Ok);
     let nobody = Some(SessionRef::Number(4711));

@@ -126,7 +126,7 @@ fn ended_sessions_keep_their_output_within_a_limit_the_oldest_loses_first() {
         };
         let attached = client.attach(request);
         let observed = client.observe(&attached).stdout;
-        let missing: u64 = observed.gaps.iter().map(|gap| gap.1 - gap.0).sum();
+        let missing = observed.missing();
         assert_eq!(missing + observed.bytes.len() as u64, OUTPUT_LEN);
         observed.bytes.len() as u64
     };

@@ -1,10 +1,11 @@
 //! What a test does with a session over a raw connection: start it, attach to it, feed it, and
 //! follow its output to its end, with or without acknowledgements.
 
+use nix::sys::signal::Signal;
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{
-    Ack, Attach, AttachMode, Chunk, Exec, ExitAck, Exited, Info, Message, SessionInfo, SessionRef,
-    SessionsRequest, Started, StdinEof, Stream,
+    Ack, Attach, AttachMode, Chunk, Exec, ExitAck, ExitStatus, Exited, Info, Message, SessionInfo,
+    SessionRef, SessionsRequest, Started, StdinEof, Stream,
 };
 
 use super::Client;
@@ -28,6 +29,11 @@ pub struct Received {
 }
 
 impl Received {
+    /// How many bytes are in the gaps.
+    pub fn missing(&self) -> u64 {
+        self.gaps.iter().map(|(from, to)| to - from).sum()
+    }
+
     const fn from(offset: u64) -> Self {
         Self {
             from: offset,
@@ -59,6 +65,14 @@ pub struct Followed {
     pub stdout: Received,
     pub stderr: Received,
     pub exited: Exited,
+}
+
+/// The end by a signal, without a core dump.
+pub const fn killed_by(signal: Signal) -> ExitStatus {
+    ExitStatus::Signal {
+        number: signal as u8,
+        core: false,
+    }
 }
 
 /// An ATTACH for all output that is kept, under any generation.

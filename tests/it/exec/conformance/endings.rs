@@ -1,5 +1,7 @@
 //! How commands end, and programs that do not even begin.
 
+use nix::sys::signal::Signal;
+use tests::client::killed_by;
 use tests::process::Finished;
 
 use super::case::{Case, Fixture, NONE, case};
@@ -56,13 +58,7 @@ pub(super) fn signals() -> Vec<Case> {
         case("a signal is no code above 128")
             .sh("kill -TERM $$")
             .exits(143)
-            .ends("signal 15", |it| {
-                it.status
-                    == shared::message::ExitStatus::Signal {
-                        number: 15,
-                        core: false,
-                    }
-            })
+            .ends("signal 15", |it| it.status == killed_by(Signal::SIGTERM))
             .podman("same code; which of the two it was is not said"),
         case("a core dump is told")
             .special("sh -c 'ulimit -c unlimited; kill -ABRT $$'", core_dump)
@@ -71,13 +67,7 @@ pub(super) fn signals() -> Vec<Case> {
         case("no core dump, none told")
             .sh("ulimit -c 0; kill -ABRT $$")
             .exits(134)
-            .ends("no core", |it| {
-                it.status
-                    == shared::message::ExitStatus::Signal {
-                        number: 6,
-                        core: false,
-                    }
-            })
+            .ends("no core", |it| it.status == killed_by(Signal::SIGABRT))
             .podman("same code; the core is not told"),
         case("CPU time and memory are told")
             .sh("i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done")

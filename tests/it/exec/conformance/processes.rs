@@ -4,6 +4,7 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use shared::message::ExitStatus;
+use tests::client::killed_by;
 use tests::fifo::Fifo;
 use tests::process::{Finished, Running, run};
 
@@ -76,12 +77,7 @@ pub(super) fn time_limits() -> Vec<Case> {
             .exits(124)
             .complains(&["limit"])
             .ends("timed out, by TERM", |it| {
-                it.timed_out
-                    && it.status
-                        == ExitStatus::Signal {
-                            number: 15,
-                            core: false,
-                        }
+                it.timed_out && it.status == killed_by(Signal::SIGTERM)
             })
             .podman(NONE),
         case("a time limit, taken with grace")
@@ -102,12 +98,7 @@ pub(super) fn time_limits() -> Vec<Case> {
             .exits(124)
             .complains(&["limit"])
             .ends("timed out, by KILL", |it| {
-                it.timed_out
-                    && it.status
-                        == ExitStatus::Signal {
-                            number: 9,
-                            core: false,
-                        }
+                it.timed_out && it.status == killed_by(Signal::SIGKILL)
             })
             .podman(NONE),
         case("a time limit ends the whole process group")
