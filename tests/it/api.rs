@@ -1,8 +1,8 @@
 //! Goal: whatever comes over a VMM's API socket, a command ends within its time limit, in the right
-//! phase, with its documented exit code and a message that names the request, and leaves no
-//! process, socket, lock or half-written artifact behind; a VM that was there goes on. Method: the
-//! built `host-tool`, a fake Firecracker that answers one request otherwise than it should,
-//! and two tables: each [`Step`] meets each [`Fault`].
+//! phase, with its documented exit code and a message that names the request. It leaves no process,
+//! socket, lock or half-written artifact, and a VM that ran before still runs. Method: the built
+//! `host-tool`, a fake VMM that answers one request wrongly, and two tables: each [`Step`] meets
+//! each [`Fault`].
 
 mod faults;
 
@@ -18,19 +18,18 @@ use tests::process::{Finished, run};
 
 use faults::{COMMON_FAULTS, FAULTS, Fault, QMP_FAULTS};
 
-/// Time limits that are tried in turn until one is long enough for the request to have come. A
-/// machine may be slow.
+/// Time limits to try in turn until one is long enough for the request to come on a slow machine.
 const TIMEOUTS: [&str; 7] = ["500ms", "1s", "2s", "4s", "8s", "16s", "60s"];
 
-/// Enough for whatever is not about the time limit.
+/// For cases that are not about the time limit.
 const LONG: &str = "60s";
 
-/// What is asked of the VMM, and by which command.
+/// A request to the VMM, and the command that sends it.
 #[derive(Debug, Clone, Copy)]
 struct Step {
     command: Command,
     request: &'static str,
-    /// Which of the requests that begin so.
+    /// Which of the requests that begin so, from 1.
     nth: u64,
     phase: &'static str,
 }
@@ -39,7 +38,7 @@ struct Step {
 enum Command {
     Boot,
     Restore,
-    /// `restore --api-sock`: the VMM is somebody else's.
+    /// `restore --api-sock`, with a VMM that the test has started.
     Adopt,
     Snapshot,
 }
@@ -81,7 +80,7 @@ const STEPS: [Step; 15] = [
     ),
 ];
 
-/// What is asked of QEMU.
+/// Requests to QEMU.
 const QMP_STEPS: [Step; 7] = [
     step(Command::Boot, "qmp_capabilities", 1, "start"),
     step(Command::Boot, "cont", 1, "start"),
@@ -92,7 +91,7 @@ const QMP_STEPS: [Step; 7] = [
     step(Command::Restore, "cont", 1, "load"),
 ];
 
-/// A place where cases run one after the other.
+/// A host on which cases run one after the other.
 struct Fixture {
     host: TestHost,
     kind: Kind,
@@ -129,13 +128,13 @@ impl Fixture {
         };
         let mut line = format!("{line} --json --timeout {timeout}");
         if self.kind == Kind::Qemu {
-            // Its guest is reached by vsock alone, which this machine may not have.
+            // Its guest is reached only over vsock, which this machine may not have.
             line += " --no-wait";
         }
         line.split(' ').map(str::to_owned).collect()
     }
 
-    /// Runs a command whose step meets a rule. What has to be there before is there.
+    /// Sets up what the command needs, and runs it with a rule for one of its requests.
     fn meet(&self, command: Command, rule: &Rule, timeout: &str) -> (Finished, Option<Child>) {
         self.host.script(&[]);
         let mut vmm = None;
@@ -157,13 +156,13 @@ impl Fixture {
         (run(&mut self.host.tool(arguments)), vmm)
     }
 
-    /// The same with the shortest time limit in which the request comes at all.
+    /// The same, with the shortest time limit in which the request comes.
     fn meet_in_time(&self, step: Step, rule: &Rule, is_slow: bool) -> (Finished, Option<Child>) {
         let timeouts: &[&str] = if is_slow { &TIMEOUTS } else { &[LONG] };
         for timeout in timeouts {
             let (ended, vmm) = self.meet(step.command, rule, timeout);
-            // Nor is it long enough when nothing is left of it to let the source go on, which is
-            // tried once when it is the resume that fails.
+            // A limit is also too short when no time is left to resume the source. After a failed
+            // resume the command tries that once.
             let has_lost_source =
                 step.phase != "resume" && ended.out().contains(r#""source":"failed""#);
             if timeout == &LONG || (self.host.is_met() && !has_lost_source) {
@@ -174,7 +173,7 @@ impl Fixture {
         unreachable!("the last time limit is the long one")
     }
 
-    /// Takes away what a command may leave.
+    /// Removes what a command may leave.
     fn clean_up(&self, vmm: Option<Child>) {
         self.host.script(&[]);
         if let Some(mut vmm) = vmm {
@@ -190,7 +189,7 @@ impl Fixture {
         drop(std::fs::remove_dir_all(self.host.path("snapshots/out")));
     }
 
-    /// Runs one case to its end, and says what is wrong with it, if anything is.
+    /// Runs one case. The error says what is wrong with it.
     fn check(&self, step: Step, fault: &Fault) -> Result<(), String> {
         let rule = (fault.make)(Rule::on(step.request).nth(step.nth));
         let (ended, vmm) = self.meet_in_time(step, &rule, fault.code == 124);
@@ -214,7 +213,7 @@ impl Fixture {
         ))
     }
 
-    /// Exit code, phase and message.
+    /// Checks exit code, phase and message.
     fn check_answer(
         &self,
         step: Step,
@@ -235,14 +234,14 @@ impl Fixture {
         expected("request in the message", ended.err().contains(request))?;
         expected(fault.text, ended.err().contains(fault.text))?;
         expected("no control characters", !ended.err().contains('\u{1b}'))?;
-        // Of a VMM of our own it is known how it ended.
+        // `host-tool` knows the exit code only of a VMM that it has started.
         let is_ours = matches!(step.command, Command::Boot | Command::Restore);
         let says_end = ended.err().contains("ended with exit code 1");
         let is_gone = fault.code == 8 && then == Then::Exit;
         expected("the VMM's end", says_end || !is_gone || !is_ours)
     }
 
-    /// What is there afterwards.
+    /// Checks what is left on the host.
     fn check_left(
         &self,
         step: Step,
@@ -255,7 +254,7 @@ impl Fixture {
         let has_artifact = artifacts == ["out"];
         let is_source_fault = step.phase == "resume" || fault.code == 0;
         match step.command {
-            // Gone without a trace; only what went well stays.
+            // A failed command leaves nothing.
             Command::Boot | Command::Restore if fault.code != 0 => self.host.is_clean(),
             Command::Boot | Command::Restore | Command::Adopt => {}
             Command::Snapshot if is_source_fault => expected("artifact", has_artifact)?,
@@ -264,10 +263,10 @@ impl Fixture {
         if step.command != Command::Snapshot || then == Then::Exit {
             return Ok(());
         }
-        // The VM goes on, if not by this command then by the next.
+        // The source runs on: this command resumes it, or else the next command does.
         if fault.code != 0 && !is_source_fault && step.phase != "version" {
             let record: Value = serde_json::from_slice(&ended.stdout).map_err(|e| e.to_string())?;
-            expected("source goes on", record["source"] == "ready")?;
+            expected("source is ready", record["source"] == "ready")?;
         }
         self.host.script(&[]);
         let probed = self.host.run(["probe", "--name", "vm", "--timeout", LONG]);
@@ -275,7 +274,7 @@ impl Fixture {
     }
 }
 
-/// Runs cases on a few guests at once.
+/// Runs each step with each fault, on four hosts at once.
 #[track_caller]
 fn check_all(kind: Kind, steps: &[Step], faults: &[Fault]) {
     let faults = COMMON_FAULTS.iter().chain(faults);
@@ -312,7 +311,7 @@ fn each_line_meets_each_fault() {
     check_all(Kind::Qemu, &QMP_STEPS, &QMP_FAULTS);
 }
 
-/// What a VMM does before there is a socket.
+/// A VMM that fails before it opens its socket.
 #[test]
 fn a_vmm_that_does_not_come_up_is_taken_away() {
     for kind in [Kind::Firecracker, Kind::Qemu] {
@@ -336,7 +335,7 @@ fn a_vmm_that_does_not_come_up_is_taken_away() {
     }
 }
 
-/// QEMU speaks first.
+/// QEMU sends the first message.
 #[test]
 fn a_greeting_that_is_none_is_named() {
     let fixture = Fixture::new(Kind::Qemu);
@@ -378,12 +377,12 @@ fn a_greeting_that_is_none_is_named() {
     }
 }
 
-/// The VMM's own words decide whether another try may help.
+/// The VMM's message tells whether the artifact is at fault.
 #[test]
 fn a_load_that_fails_for_the_artifacts_sake_says_so() {
     let fixture = Fixture::new(Kind::Firecracker);
-    let words = "Failed to get snapshot state from file: CRC64 validation failed";
-    let body = format!(r#"{{"fault_message":"Load snapshot error: {words}"}}"#);
+    let reason = "Failed to get snapshot state from file: CRC64 validation failed";
+    let body = format!(r#"{{"fault_message":"Load snapshot error: {reason}"}}"#);
     let len = body.len();
     let answer = format!("HTTP/1.1 400 \r\nContent-Length: {len}\r\n\r\n{body}");
     for command in [Command::Restore, Command::Adopt] {
@@ -391,7 +390,7 @@ fn a_load_that_fails_for_the_artifacts_sake_says_so() {
             .send(&answer)
             .then(Then::Exit);
         let (ended, vmm) = fixture.meet(command, &rule, LONG);
-        let ended = ended.exits(3).complains(words);
+        let ended = ended.exits(3).complains(reason);
         assert_eq!(ended.json()["phase"], "load", "{ended}");
         fixture.clean_up(vmm);
         fixture.host.is_clean();

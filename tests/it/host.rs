@@ -1,4 +1,4 @@
-//! `host-tool` by itself: its arguments, and the commands that observe and measure.
+//! `host-tool` by itself: its arguments, and the commands that show and measure.
 
 mod bench;
 mod health;

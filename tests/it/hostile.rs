@@ -1,7 +1,7 @@
-//! Goal: a guest that lies, floods, stalls or speaks nonsense gets `host-tool` to fail with its
-//! documented exit code within the deadline, and nothing worse; nor does an artifact, an odd file
-//! where a VM's own should be, or another user. Method: a scripted guest on a Unix socket, and the
-//! built program.
+//! Goal: when a guest lies, floods, stalls or sends nonsense, `host-tool` fails with its documented
+//! exit code within the deadline, and nothing worse happens. The same holds for a prepared
+//! artifact, an odd file in place of a VM's own, and another user of the host. Method: a scripted
+//! guest on a Unix socket, and the built program.
 
 mod artifacts;
 mod files;
@@ -28,8 +28,8 @@ const EXEC: &[&str] = &["exec", "--timeout", "2s", "--", "true"];
 #[test]
 fn an_agent_of_another_age_is_named() {
     let guest = Guest::saying(hello(VersionRange { min: 7, max: 9 }));
-    for words in [PROBE, EXEC] {
-        let ended = guest.tool(words).complains("7 to 9").complains("speaks 1");
+    for args in [PROBE, EXEC] {
+        let ended = guest.tool(args).complains("7 to 9").complains("speaks 1");
         assert_ne!(ended.code(), 0);
     }
 }
@@ -81,8 +81,8 @@ fn nonsense_is_refused() {
 fn words_of_a_guest_cannot_drive_the_terminal() {
     let fail = Fail::new(FailCode::Internal, "\u{1b}]0;owned\u{7}\u{1b}[2J");
     let guest = Guest::saying(after_hello(&[Message::Fail(fail)]));
-    for words in [PROBE, EXEC] {
-        let ended = guest.tool(words);
+    for args in [PROBE, EXEC] {
+        let ended = guest.tool(args);
         assert_ne!(ended.code(), 0, "{ended}");
         assert!(
             !ended.stderr.contains(&0x1b) && !ended.stdout.contains(&0x1b),

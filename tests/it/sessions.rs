@@ -1,5 +1,5 @@
-//! Goal: a session keeps every promise of `docs/protocol.md` to whoever is attached to it, comes
-//! back, or comes too late. Method: raw connections that say exactly the frames a case is about.
+//! Goal: a session keeps every promise of `docs/protocol.md` to the clients that are attached to
+//! it, come back, or come too late. Method: raw connections that send exactly the frames of a case.
 
 mod attaching;
 mod ending;
@@ -10,17 +10,17 @@ mod results;
 use shared::message::{AttachMode, FailCode, Message, SessionRef, Started};
 use tests::client::{Client, attach};
 
-/// ATTACH by a session's number.
+/// ATTACH with a session's number.
 fn by_number(started: &Started, mode: AttachMode) -> shared::message::Attach {
     attach(SessionRef::Number(started.session), mode)
 }
 
-/// The next message is FAIL with this code.
+/// Expects a FAIL with this code.
 #[track_caller]
 fn hears_fail(client: &mut Client, code: FailCode) {
     loop {
         match client.hear() {
-            // Sent before the reason for the FAIL was there.
+            // The guest may have sent these before it had a reason to fail.
             Message::Window(_) | Message::Stdout(_) | Message::Stderr(_) => {}
             Message::Fail(fail) => {
                 assert_eq!(fail.code, code, "{fail:?}");
@@ -31,9 +31,9 @@ fn hears_fail(client: &mut Client, code: FailCode) {
     }
 }
 
-/// The connection ends, after a word that says why.
+/// Expects a FAIL with this code, and then the end of the connection.
 #[track_caller]
 fn is_cut(client: &mut Client, code: FailCode) {
     hears_fail(client, code);
-    assert_eq!(client.hear_or_end(), None, "the connection goes on");
+    assert_eq!(client.hear_or_end(), None, "the connection stays open");
 }

@@ -58,8 +58,8 @@ fn start_to(
     phase: &str,
     artifact: &Path,
 ) -> (Child, Lines<BufReader<ChildStderr>>) {
-    let words = ["snapshot", "--name", "vm", "--timeout", TIMEOUT, "-v"];
-    let mut command = machine.command(words);
+    let args = ["snapshot", "--name", "vm", "--timeout", TIMEOUT, "-v"];
+    let mut command = machine.command(args);
     command.arg("--out").arg(artifact).stderr(Stdio::piped());
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -85,8 +85,8 @@ fn a_snapshot_killed_at_any_phase(machine: &Machine) {
         if !artifact.exists() {
             machine.snapshot("vm", "artifacts/a", &["--sha256"]);
         }
-        let words = ["snapshots", "verify", artifact.to_str().unwrap()];
-        machine.tool(words).exits(0);
+        let args = ["snapshots", "verify", artifact.to_str().unwrap()];
+        machine.tool(args).exits(0);
         let left = fs::read_dir(&folder).unwrap().count();
         assert_eq!(left, 1, "drafts are left after {phase}");
         let file = machine.exec("vm", "cat /tmp/file");
@@ -129,8 +129,8 @@ fn a_vmm_killed_during_its_snapshot(machine: &Machine) {
         let is_known = matches!(status.code(), Some(0 | 5 | 8));
         assert!(is_known, "killed at {phase}: {status}\n{log}");
         if artifact.exists() {
-            let words = ["snapshots", "verify", artifact.to_str().unwrap()];
-            machine.tool(words).exits(0);
+            let args = ["snapshots", "verify", artifact.to_str().unwrap()];
+            machine.tool(args).exits(0);
             fs::remove_dir_all(&artifact).unwrap();
         }
         let draft = |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains(".tmp-");
@@ -220,7 +220,7 @@ fn a_vm_of_another_program(machine: &Machine) {
             let (api_socket, uds) = (other.api_socket(), other.uds());
             let exec = |line: &str| {
                 let uds = uds.to_str().unwrap();
-                let words = [
+                let args = [
                     "exec",
                     "--uds",
                     uds,
@@ -231,7 +231,7 @@ fn a_vm_of_another_program(machine: &Machine) {
                     "-c",
                     line,
                 ];
-                machine.tool(words).exits(0).out()
+                machine.tool(args).exits(0).out()
             };
             let probe = [
                 "probe",
@@ -322,7 +322,7 @@ fn a_snapshot_taken_behind_our_back(machine: &Machine) {
 fn policies_towards_running_commands(machine: &Machine) {
     machine.boot("vm");
     let start = |line: &str| {
-        let words = [
+        let args = [
             "exec",
             "--name",
             "vm",
@@ -333,10 +333,10 @@ fn policies_towards_running_commands(machine: &Machine) {
             "-c",
             line,
         ];
-        machine.start(words)
+        machine.start(args)
     };
     let snapshot = |policy: &str, timeout: &str| {
-        let words = [
+        let args = [
             "snapshot",
             "--name",
             "vm",
@@ -345,7 +345,7 @@ fn policies_towards_running_commands(machine: &Machine) {
             timeout,
             "--policy",
         ];
-        let mut command = machine.command(words);
+        let mut command = machine.command(args);
         run(command.arg(policy).arg("--out").arg(machine.path(policy)))
     };
     // Waits until somebody writes to it.
@@ -406,6 +406,6 @@ fn names(machine: &Machine, artifact: &Path) -> Vec<String> {
 }
 
 fn inspect(machine: &Machine, artifact: &Path) -> Value {
-    let words = ["snapshots", "inspect", "--json", artifact.to_str().unwrap()];
-    machine.tool(words).exits(0).json()
+    let args = ["snapshots", "inspect", "--json", artifact.to_str().unwrap()];
+    machine.tool(args).exits(0).json()
 }

@@ -99,8 +99,8 @@ fn a_disk_that_is_full(machine: &Machine) {
         .arg(&small);
     assert_eq!(run(&mut mount).code(), 0, "the lab runs as root");
     machine.boot("vm");
-    let words = ["snapshot", "--name", "vm", "--timeout", TIMEOUT, "--out"];
-    let mut command = machine.command(words);
+    let args = ["snapshot", "--name", "vm", "--timeout", TIMEOUT, "--out"];
+    let mut command = machine.command(args);
     let ended = run(command.arg(small.join("artifact")));
     assert!(![0, 1, 2].contains(&ended.code()), "{ended}");
     assert!(!small.join("artifact").exists(), "a half-written artifact");

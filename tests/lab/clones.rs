@@ -64,8 +64,8 @@ fn a_hostname_of_its_own(machine: &Machine) {
 
 fn clones_that_are_measured_are_taken_away(machine: &Machine) {
     let artifact = machine.artifact();
-    let words = ["bench", "--json", "--restores", "2", "--timeout", TIMEOUT];
-    let mut command = machine.command(words);
+    let args = ["bench", "--json", "--restores", "2", "--timeout", TIMEOUT];
+    let mut command = machine.command(args);
     let ended = tests::process::run(command.arg("--artifact").arg(&artifact)).exits(0);
     let restore = &ended.json()["restore"];
     assert_eq!(restore["runs"], 2, "{ended}");

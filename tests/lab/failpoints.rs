@@ -172,11 +172,11 @@ fn every_failpoint_has_a_case(machine: &Machine) {
 /// Arms all of them with a delay, and fails unless all have fired.
 #[track_caller]
 fn delay_all(command: &mut Command, points: &[Point]) {
-    let words: Vec<String> = points
+    let armed: Vec<String> = points
         .iter()
         .map(|(name, _)| format!("{name}=delay:30"))
         .collect();
-    let mut ended = run(command.env("HOST_TOOL_FAILPOINTS", words.join(","))).exits(0);
+    let mut ended = run(command.env("HOST_TOOL_FAILPOINTS", armed.join(","))).exits(0);
     for (name, _) in points {
         ended = ended.complains(&format!("failpoint {name} fired"));
     }
@@ -215,8 +215,8 @@ fn restore_at_each_point(machine: &Machine, fault: Fault) {
 }
 
 fn snapshot_command(machine: &Machine, artifact: &Path) -> Command {
-    let words = ["snapshot", "--json", "--name", "vm", "--timeout", TIMEOUT];
-    let mut command = machine.command(words);
+    let args = ["snapshot", "--json", "--name", "vm", "--timeout", TIMEOUT];
+    let mut command = machine.command(args);
     command.arg("--out").arg(artifact);
     command
 }
@@ -228,8 +228,8 @@ fn is_whole(machine: &Machine, folder: &Path, point: Point, fault: Fault) {
     assert_eq!(kept, "kept\n", "{point:?}");
     let artifact = folder.join("a");
     if artifact.exists() {
-        let words = ["snapshots", "verify", artifact.to_str().unwrap()];
-        machine.tool(words).exits(0);
+        let args = ["snapshots", "verify", artifact.to_str().unwrap()];
+        machine.tool(args).exits(0);
         fs::remove_dir_all(&artifact).unwrap();
     }
     // The draft of a command that was killed is there until the next one for the same target.

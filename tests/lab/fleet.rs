@@ -296,7 +296,7 @@ fn a_vmm_that_somebody_else_started(machine: &Machine) {
 
 fn a_clone_is_named_by_its_first_probe(machine: &Machine) {
     let artifact = machine.artifact();
-    let words = [
+    let args = [
         "restore",
         "--no-wait",
         "--json",
@@ -305,10 +305,10 @@ fn a_clone_is_named_by_its_first_probe(machine: &Machine) {
         "--hostname",
         "late",
     ];
-    let mut command = machine.command(words);
+    let mut command = machine.command(args);
     let started = run(command.arg(&artifact)).exits(0).json();
     assert_eq!(started["event"], "started", "{started}");
-    let words = [
+    let args = [
         "probe",
         "--name",
         "clone",
@@ -317,12 +317,12 @@ fn a_clone_is_named_by_its_first_probe(machine: &Machine) {
         "--timeout",
         TIMEOUT,
     ];
-    let first = machine.tool(words).exits(0).json();
+    let first = machine.tool(args).exits(0).json();
     assert_eq!(first["event"], "ready", "{first}");
     assert!(first["changes"].is_array(), "{first}");
     let generation = &first["generation"];
     assert_eq!(
-        machine.tool(words).exits(0).json()["generation"],
+        machine.tool(args).exits(0).json()["generation"],
         *generation
     );
     let inspected = machine.tool(["inspect", "clone", "--json"]).exits(0).json();

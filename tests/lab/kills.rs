@@ -100,14 +100,14 @@ fn a_supervisor_killed_during_snapshots(machine: &Machine) {
     let artifact = machine.path("copy");
     for (point, _) in SNAPSHOT {
         machine.restore(&origin, "vm");
-        let words = ["snapshot", "--json", "--name", "vm", "--timeout", TIMEOUT];
-        let mut command = machine.command(words);
+        let args = ["snapshot", "--json", "--name", "vm", "--timeout", TIMEOUT];
+        let mut command = machine.command(args);
         command.arg("--out").arg(&artifact);
         let kill = || Victim::Supervisor.kill(machine);
         run_and_kill(&mut command, point, kill).exits(0);
         assert_eq!(machine.exec("vm", "echo on"), "on\n", "{point}");
-        let words = ["snapshots", "verify", artifact.to_str().unwrap()];
-        run(&mut machine.command(words)).exits(0);
+        let args = ["snapshots", "verify", artifact.to_str().unwrap()];
+        run(&mut machine.command(args)).exits(0);
         fs::remove_dir_all(&artifact).unwrap();
         machine.tool(["rm", "vm", "--force"]).exits(0);
         machine.is_clean();

@@ -47,8 +47,8 @@ const TORRENT: &str = "while [ ! -e /tmp/stop ]; do seq 1 20000; done";
 const TORRENT_ROUND: u64 = 20_000;
 
 fn exec_command(machine: &Machine, name: &str, line: &str) -> Command {
-    let words = ["exec", "--name", name, "--timeout", "90m", "--", "sh", "-c"];
-    let mut command = machine.command(words);
+    let args = ["exec", "--name", name, "--timeout", "90m", "--", "sh", "-c"];
+    let mut command = machine.command(args);
     command.arg(line);
     command
 }
@@ -107,8 +107,8 @@ fn drink(child: &mut Child, drunk: &AtomicU32) {
 fn knock(machine: &Machine, is_over: &AtomicBool) -> u32 {
     let mut answered = 0;
     while !is_over.load(Ordering::Relaxed) {
-        let words = ["probe", "--name", "vm", "--depth", "listener"];
-        let mut probe = machine.command(words);
+        let args = ["probe", "--name", "vm", "--depth", "listener"];
+        let mut probe = machine.command(args);
         // A guest that is silent for its snapshot says so, and is no failure.
         answered += u32::from(run(probe.args(["--timeout", TIMEOUT])).code() == 0);
     }
@@ -133,9 +133,9 @@ fn snapshots_under_load(machine: &Machine, rounds: u32, commands: usize) {
     }
     let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
     // Each command has a shell, and rings that fill while the guest is away.
-    let words = machine.boot_image("vm", &image).into_iter();
-    let words = words.map(|word| if word == "128M" { "384M".into() } else { word });
-    machine.tool(words).exits(0);
+    let args = machine.boot_image("vm", &image).into_iter();
+    let args = args.map(|arg| if arg == "128M" { "384M".into() } else { arg });
+    machine.tool(args).exits(0);
     let load = Load::start(machine, commands);
     let mut torrent = exec_command(machine, "vm", TORRENT);
     torrent.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -209,9 +209,9 @@ fn restores_with_execs(machine: &Machine, rounds: u32) {
 
 /// The test image in as little memory as it takes, so that many fit.
 fn small_artifact(machine: &Machine) -> std::path::PathBuf {
-    let words = machine.boot_arguments("small").into_iter();
-    let words = words.map(|word| if word == "128M" { "96M".into() } else { word });
-    machine.tool(words).exits(0);
+    let args = machine.boot_arguments("small").into_iter();
+    let args = args.map(|arg| if arg == "128M" { "96M".into() } else { arg });
+    machine.tool(args).exits(0);
     let artifact = machine.snapshot("small", "small", &["--stop"]);
     machine.tool(["rm", "small"]).exits(0);
     artifact

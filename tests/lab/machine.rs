@@ -132,7 +132,7 @@ impl Machine {
     /// The arguments that boot another image.
     pub(crate) fn boot_image(&self, name: &str, initrd: &str) -> Vec<String> {
         let kernel = std::env::var("TEST_KERNEL").unwrap();
-        let words = [
+        let args = [
             "boot",
             "--json",
             "--name",
@@ -148,7 +148,7 @@ impl Machine {
             "--timeout",
             TIMEOUT,
         ];
-        words.map(str::to_owned).to_vec()
+        args.map(str::to_owned).to_vec()
     }
 
     /// Boots the test image under `name` and gives its record.
@@ -181,7 +181,7 @@ impl Machine {
     #[track_caller]
     pub(crate) fn snapshot(&self, name: &str, artifact: &str, more: &[&str]) -> PathBuf {
         let path = self.path(artifact);
-        let words = [
+        let args = [
             "snapshot",
             "--name",
             name,
@@ -190,7 +190,7 @@ impl Machine {
             "--json",
             "--out",
         ];
-        let mut command = self.command(words);
+        let mut command = self.command(args);
         let ended = run(command.arg(&path).args(more)).exits(0);
         assert!(path.join("manifest.json").exists(), "{ended}");
         path
@@ -208,7 +208,7 @@ impl Machine {
 
     /// The command that does.
     pub(crate) fn restore_command(&self, artifact: &Path, name: &str) -> Command {
-        let words = [
+        let args = [
             "restore",
             "--wait-ready",
             "--json",
@@ -217,7 +217,7 @@ impl Machine {
             "--name",
             name,
         ];
-        let mut command = self.command(words);
+        let mut command = self.command(args);
         command.arg(artifact);
         command
     }

@@ -52,11 +52,11 @@ impl Tap {
         let tap = Self(name);
         ip(&["link", "set", name, "up"]);
         for address in addresses {
-            let mut words = vec!["address", "add", address, "dev", name];
+            let mut args = vec!["address", "add", address, "dev", name];
             if address.contains(':') {
-                words.push("nodad");
+                args.push("nodad");
             }
-            ip(&words);
+            ip(&args);
         }
         tap
     }
@@ -70,8 +70,8 @@ impl Drop for Tap {
 }
 
 #[track_caller]
-fn ip(words: &[&str]) {
-    run(Command::new("ip").args(words)).exits(0);
+fn ip(args: &[&str]) {
+    run(Command::new("ip").args(args)).exits(0);
 }
 
 /// Fails unless the guest answers at this address. Nobody listens there, which it says itself.
@@ -107,12 +107,12 @@ fn taps() -> [Tap; 2] {
 /// A snapshot of a machine that has used its network. How often its link went up or down before
 /// stands in a file of it.
 fn artifact(machine: &Machine, more: &[&str]) -> PathBuf {
-    let mut words = machine.boot_arguments("origin");
+    let mut args = machine.boot_arguments("origin");
     let network = "--nic labtap0,mac=02:00:00:00:77:02 --net-address 10.77.0.2/24 \
                    --net-gateway 10.77.0.1";
     let network = network.split_whitespace().chain(more.iter().copied());
-    words.extend(network.map(str::to_owned));
-    let record = machine.tool(words).exits(0).json();
+    args.extend(network.map(str::to_owned));
+    let record = machine.tool(args).exits(0).json();
     assert_eq!(record["network"]["address"], "10.77.0.2/24", "{record}");
     answers("10.77.0.2");
     reaches(machine, "origin", "10.77.0.1");
@@ -126,9 +126,9 @@ fn artifact(machine: &Machine, more: &[&str]) -> PathBuf {
 }
 
 #[track_caller]
-fn restore(machine: &Machine, artifact: &Path, name: &str, words: &str) {
+fn restore(machine: &Machine, artifact: &Path, name: &str, args: &str) {
     let mut command = machine.restore_command(artifact, name);
-    run(command.args(words.split_whitespace())).exits(0);
+    run(command.args(args.split_whitespace())).exits(0);
 }
 
 /// Fails if the link of a clone went up or down after it was the origin's.
@@ -199,7 +199,7 @@ fn a_network_of_ipv6(machine: &Machine) {
 fn a_network_that_cannot_be_is_said(machine: &Machine) {
     let _taps = taps();
     let artifact = artifact(machine, &[]);
-    for (words, exit, text) in [
+    for (args, exit, text) in [
         (&["--nic", "labtap9"][..], 5, "there is no tap device"),
         (&["--nic", "lo"], 5, "is no tap device"),
         (&["--count", "2"], 2, "each clone needs a tap device"),
@@ -216,7 +216,7 @@ fn a_network_that_cannot_be_is_said(machine: &Machine) {
         ),
     ] {
         let mut command = machine.restore_command(&artifact, "clone");
-        run(command.args(words)).exits(exit).complains(text);
+        run(command.args(args)).exits(exit).complains(text);
         machine.is_clean();
     }
 }
@@ -234,10 +234,10 @@ fn metadata_of_a_clone(machine: &Machine) {
     std::fs::write(&file, r#"{"latest":{"role":"web"}}"#).unwrap();
     let file = file.to_str().unwrap();
     if machine.vmm == Vmm::Qemu {
-        let mut words = machine.boot_arguments("origin");
-        words.extend(["--nic", "labtap0", "--mmds", file].map(str::to_owned));
+        let mut args = machine.boot_arguments("origin");
+        args.extend(["--nic", "labtap0", "--mmds", file].map(str::to_owned));
         machine
-            .tool(words)
+            .tool(args)
             .exits(2)
             .complains("QEMU has no metadata service");
         return machine.is_clean();
@@ -263,8 +263,8 @@ fn await_counters(
 ) -> serde_json::Value {
     let started_at = Instant::now();
     loop {
-        let words = ["ps", "--json", "--name", name, "--timeout", TIMEOUT];
-        let mut shown = machine.tool(words).exits(0).json();
+        let args = ["ps", "--json", "--name", name, "--timeout", TIMEOUT];
+        let mut shown = machine.tool(args).exits(0).json();
         let guest = shown["guest"].take();
         if is_met(&guest["counters"]) {
             return guest;
@@ -283,11 +283,11 @@ fn a_clone_sees_its_epoch(machine: &Machine) {
     let file = machine.path("metadata.json");
     std::fs::write(&file, "{}").unwrap();
     let file = file.to_str().unwrap();
-    let mut words = machine.boot_arguments("origin");
+    let mut args = machine.boot_arguments("origin");
     let more = "--nic labtap0 --net-address 10.77.0.2/24 --net-gateway 10.77.0.1 \
                 --append agent.mmds=1 --mmds";
-    words.extend(more.split_whitespace().chain([file]).map(str::to_owned));
-    machine.tool(words).exits(0);
+    args.extend(more.split_whitespace().chain([file]).map(str::to_owned));
+    machine.tool(args).exits(0);
     let before = await_counters(machine, "origin", |counters| {
         counters["mmds_reads"].as_u64() >= Some(1)
     });

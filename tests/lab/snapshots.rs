@@ -78,7 +78,7 @@ fn open_connections_do_no_harm(machine: &Machine) {
 fn a_client_that_connects_during_the_pause(machine: &Machine) {
     machine.boot("vm");
     let artifact = machine.path("artifact");
-    let words = [
+    let args = [
         "snapshot",
         "--name",
         "vm",
@@ -87,11 +87,11 @@ fn a_client_that_connects_during_the_pause(machine: &Machine) {
         "--json",
         "--out",
     ];
-    let words = words
+    let args = args
         .into_iter()
         .map(Into::into)
         .chain([artifact.clone().into_os_string()]);
-    let mut snapshot = machine.start(words);
+    let mut snapshot = machine.start(args);
     let mut answered = 0;
     // One client after another, so that at least one of them meets the pause.
     while !snapshot.is_over() {

@@ -168,8 +168,8 @@ impl Soak {
     fn live(&mut self, machine: &Machine) {
         let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
         machine.tool(machine.boot_image("vm", &image)).exits(0);
-        let words = ["stress", "--name", "vm", "--timeout", TIMEOUT, "--total"];
-        let mut warm_up = machine.command(words);
+        let args = ["stress", "--name", "vm", "--timeout", TIMEOUT, "--total"];
+        let mut warm_up = machine.command(args);
         run_tool(warm_up.args([WARM_UP_COUNT, "--", "sh", "-c", ":"])).exits(0);
         let base = machine.snapshot("vm", "base", &["--stop"]);
         machine.tool(["rm", "vm"]).exits(0);

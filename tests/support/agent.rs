@@ -164,7 +164,10 @@ impl Agent {
         let mut client = self.greet();
         while client.info().sessions > 0 {
             let (sessions, _) = client.sessions();
-            assert!(started.elapsed() < DEADLINE, "sessions go on: {sessions:?}");
+            assert!(
+                started.elapsed() < DEADLINE,
+                "sessions still run: {sessions:?}"
+            );
         }
         drop(client);
         self.settled_fd_count()

@@ -166,7 +166,7 @@ impl Client {
         assert_eq!(
             self.hear_or_end(),
             None,
-            "the connection goes on after {fail:?}"
+            "the connection stays open after {fail:?}"
         );
         fail
     }

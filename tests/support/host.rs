@@ -154,17 +154,17 @@ impl TestHost {
         self.logged("asked ")
     }
 
-    /// `host-tool WORDS…` on this host.
-    pub fn tool<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+    /// `host-tool ARGS…` on this host.
+    pub fn tool<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut tool = self.command(&program("host-tool"));
-        tool.args(words);
+        tool.args(args);
         tool
     }
 
-    /// `host-tool WORDS…`, to its end.
+    /// `host-tool ARGS…`, to its end.
     #[track_caller]
-    pub fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Finished {
-        run(&mut self.tool(words))
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
+        run(&mut self.tool(args))
     }
 
     /// The fake VMM as a program that the test starts itself, with its API at `vmm/api.sock`.

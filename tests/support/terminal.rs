@@ -138,8 +138,8 @@ impl Terminal {
         child.and_then(|pid| pid.parse().ok()).expect("a child")
     }
 
-    fn tell(&self, words: &[&str]) {
-        run(tmux(&self.socket).args(words)).exits(0);
+    fn tell(&self, args: &[&str]) {
+        run(tmux(&self.socket).args(args)).exits(0);
     }
 }
 

@@ -1,5 +1,5 @@
-//! Goal: the agent costs next to nothing. Method: the release binary as `scripts/build-agent.sh`
-//! makes it, read as a file, and an idle agent's own counters.
+//! Goal: the agent costs next to nothing. Method: the release binary that `scripts/build-agent.sh`
+//! makes, and the counters of an idle agent.
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use tests::agent::Agent;
 use tests::process::run;
 use tests::release_agent;
 
-/// Most bytes of the agent, static against glibc and stripped.
+/// Most bytes of the agent, linked statically against glibc and stripped.
 const SIZE_MAX: u64 = 1_572_864;
 
 #[test]
@@ -36,13 +36,14 @@ fn the_agent_is_static_stripped_and_small() {
     assert!(version.out().starts_with("guest-agent "), "{version}");
 }
 
-/// The binary that ships, which lacks what other programs of the workspace ask of shared crates.
+/// The binary that ships, without the features that other programs of the workspace enable in
+/// shared crates.
 #[test]
 fn the_agent_says_what_it_takes() {
     let path = release_agent();
     let agent = |argument: &str| run(Command::new(&path).arg(argument));
     let help = agent("--help").exits(0);
-    let words = help.out().replace(['\n', ','], " ");
+    let text = help.out().replace(['\n', ','], " ");
     let document = std::fs::read_to_string(tests::top().join("docs/agent.md")).unwrap();
     let section = document.split("\n## ").nth(1).expect("the settings");
     let settings = section.lines().filter_map(|line| line.strip_prefix("| `"));
@@ -50,13 +51,13 @@ fn the_agent_says_what_it_takes() {
     assert!(settings.contains(&"listen"), "{settings:?}");
     for setting in settings {
         let option = format!(" --{} ", setting.replace('_', "-"));
-        assert!(words.contains(&option), "no{option}in {help}");
+        assert!(text.contains(&option), "no{option}in {help}");
     }
     agent("--nonsense").exits(2).complains("--help");
 }
 
-/// A probe's process has nothing to do, and ends before the C library asks the processor for its
-/// features. What only resembles its option is none.
+/// The process that proves depth `exec` has nothing to do. It ends before the C library asks the
+/// processor for its features. An argument that only resembles its option does not start it.
 #[test]
 fn a_process_that_does_nothing_ends_at_its_first_instructions() {
     let path = release_agent();
@@ -68,14 +69,14 @@ fn a_process_that_does_nothing_ends_at_its_first_instructions() {
     for arguments in [&["--noo"][..], &["--noopx"], &["--nooq"], &["-"]] {
         agent(arguments).exits(2);
     }
-    // The end of execve(2), and the call that ends it.
+    // The end of execve(2), and the call that exits.
     if cfg!(target_arch = "x86_64") {
         assert_eq!(stops_after_exec(&path, "--noop"), 2);
     }
     assert!(stops_after_exec(&path, "--version") > 10);
 }
 
-/// How often a program is seen at a system call, at its begin or end, from its execution on.
+/// How many stops at system calls ptrace reports from the program's execution on.
 #[expect(clippy::zombie_processes, reason = "waitpid(2) reaps it")]
 fn stops_after_exec(program: &Path, argument: &str) -> usize {
     let script = "read -r line; exec \"$0\" \"$1\"";
@@ -94,7 +95,7 @@ fn stops_after_exec(program: &Path, argument: &str) -> usize {
     let mut count = 0;
     loop {
         match waitpid(pid, None).unwrap() {
-            // The shell's own execution may be the first that is seen.
+            // The first execution that is reported may be the shell's.
             WaitStatus::PtraceEvent(..) => count = 0,
             WaitStatus::PtraceSyscall(_) => count += 1,
             WaitStatus::Exited(_, 0) => return count,
@@ -104,11 +105,11 @@ fn stops_after_exec(program: &Path, argument: &str) -> usize {
     }
 }
 
-/// Counts, and takes no time: what is waited for is the agent's end, which must not come.
+/// Counts context switches while the test waits for the agent's end, which must not come.
 #[test]
 fn an_idle_agent_never_wakes_up() {
     let agent = Agent::start();
-    // A connection and a finished exec behind it, so that their timers would show.
+    // After a connection and a finished exec, so that timers which they left would show.
     let client = agent.greet();
     assert_eq!(agent.exec(["true"]).code(), 0);
     let pid = Pid::from_raw(i32::try_from(agent.pid()).unwrap());
@@ -123,7 +124,7 @@ fn an_idle_agent_never_wakes_up() {
     drop(client);
 }
 
-/// Waits for the agent to end, and fails if it does.
+/// Waits for the agent's end, and fails if it comes.
 fn wait_for_end(pid: Pid, limit: Duration) {
     let path = format!("/proc/{pid}");
     let folder = std::fs::File::open(&path).expect("the agent runs");

@@ -1,5 +1,5 @@
-//! Goal: at each limit everything still works, and one past it there is a refusal in words or
-//! back-pressure, and nobody else notices. Method: raw connections that go exactly there.
+//! Goal: at each limit everything works; one past it there is a refusal with a text or
+//! back-pressure, and no other client notices. Method: raw connections that go exactly there.
 
 use shared::frame::FrameKind;
 use shared::limits::{EXEC_BYTES_MAX, EXEC_PAYLOAD_LEN_MAX, EXEC_STRINGS_MAX, PAYLOAD_LEN_MAX};
@@ -8,15 +8,14 @@ use tests::agent::Agent;
 use tests::client::{Client, exec_id, exec_numbered, frame, header, shell};
 use tests::fifo::Fifo;
 
-/// Connections that are served at once, and sessions that run at once (`docs/agent.md`).
+/// Most connections and most running sessions (`docs/agent.md`).
 const CONNECTIONS_MAX: usize = 1024;
 const SESSIONS_MAX: u64 = 1024;
 
-/// Bytes of one output that are kept for an owner who does not acknowledge them.
+/// Bytes of one output that are kept without an acknowledgement.
 const RING_LEN_MAX: usize = 256 * 1024;
 
-/// A frame whose payload is a JSON object padded to exactly `len` bytes by a field that nobody
-/// knows.
+/// A frame whose payload is a JSON object, padded to exactly `len` bytes by an unknown field.
 fn padded(kind: FrameKind, fields: &str, len: usize) -> Vec<u8> {
     let start = format!("{{{fields},\"pad\":\"");
     let pad = len - start.len() - "\"}".len();
@@ -69,7 +68,7 @@ fn sessions() {
     let mut client = agent.greet();
     let fail = client.ask_in_vain(&Message::Exec(request.clone()), FailCode::Limit);
     assert!(fail.text.contains("1024"), "{fail:?}");
-    // Not by opening the fifo: one that has not come to it yet would wait there for ever.
+    // Killed one by one. Opening the pipe would release only the commands that have come to it.
     for number in 1..=SESSIONS_MAX {
         let kill = shared::message::Signal {
             session: Some(shared::message::SessionRef::Exec(exec_id(number))),
@@ -77,7 +76,7 @@ fn sessions() {
         };
         assert_eq!(client.ask(&Message::Signal(kill)), Message::Ok);
     }
-    // What was refused did not run, so it may be asked for again.
+    // The refused command did not run, so it may be asked for again.
     drop((fifo, client));
     let _fds = agent.idle_fd_count();
     request.argv.truncate(1);
@@ -106,7 +105,8 @@ fn frames() {
     client.is_refused(FailCode::Protocol);
 }
 
-/// A request with this many bytes of strings, each with its terminator, in pieces that Linux takes.
+/// A request whose strings, each with its NUL, have this many bytes. Each string is short enough
+/// for Linux.
 fn request_of(number: u64, len: usize) -> Exec {
     let script = ["sh", "-c", "echo $#"];
     let fixed: usize = script.iter().map(|word| word.len() + 1).sum();
@@ -156,7 +156,7 @@ fn argument_strings() {
     assert!(is_clear && fail.text.contains("argv"), "{fail:?}");
 }
 
-/// Starts a command that writes `len` bytes, and hears what comes without a single ACK.
+/// Starts a command that writes `len` bytes, and reads a ring's length without an ACK.
 fn unacknowledged(client: &mut Client, number: u64, len: usize) -> usize {
     let len = len.to_string();
     client.start(&exec_numbered(number, &["head", "-c", &len, "/dev/zero"]));
@@ -167,13 +167,13 @@ fn unacknowledged(client: &mut Client, number: u64, len: usize) -> usize {
 fn ring() {
     let agent = Agent::start();
     let mut client = agent.greet();
-    // As much as a ring holds comes without any acknowledgement.
+    // A whole ring comes without an acknowledgement.
     unacknowledged(&mut client, 1, RING_LEN_MAX);
     client.ack(Stream::Stdout, RING_LEN_MAX as u64);
     let exited = client.hear_exited();
     assert_eq!(exited.stdout_end, RING_LEN_MAX as u64);
     client.ack_exit(&exited);
-    // One byte more waits. Others are served meanwhile, and the next word is not the byte.
+    // One byte more is held back: the next message is an answer to something else.
     let mut client = agent.greet();
     unacknowledged(&mut client, 2, RING_LEN_MAX + 1);
     agent.exec(["seq", "100000"]).exits(0);
@@ -184,7 +184,7 @@ fn ring() {
     assert_eq!(client.hear_exited().stdout_end, RING_LEN_MAX as u64 + 1);
 }
 
-/// Each stream has a ring of its own: one that is full does not stop the other.
+/// Each stream has a ring of its own; a full one does not stop the other.
 #[test]
 fn a_ring_for_each_stream() {
     let agent = Agent::start();

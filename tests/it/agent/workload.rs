@@ -1,6 +1,5 @@
 //! Goal: the program that the image names starts with the agent, is restarted as its policy says,
-//! and is a session like any other. Method: an agent that is given a file as an image would have
-//! it, and raw connections.
+//! and is a session like any other. Method: an agent with an `agent.json`, and raw connections.
 
 use std::path::PathBuf;
 
@@ -13,7 +12,7 @@ use tests::client::{Followed, attach};
 use tests::fifo::Fifo;
 use tests::process::run;
 
-/// A folder that outlives the agent whose workload uses it.
+/// A folder that outlives the agent, since the workload uses it.
 struct Fixture {
     folder: TempDir,
 }
@@ -31,7 +30,7 @@ impl Fixture {
         path
     }
 
-    /// An agent with a shell script as its workload, and more fields.
+    /// Starts an agent with a shell script as its workload, and more fields of `agent.json`.
     fn start(&self, script: &str, more: &[(&str, &str)]) -> Agent {
         let mut workload = json!({ "argv": ["sh", "-c", script] });
         for (name, value) in more {
@@ -41,7 +40,7 @@ impl Fixture {
         Agent::start_with(&["--config", path.to_str().unwrap()])
     }
 
-    /// A script that counts its runs in a file, and ends as `ending` says with the count in `$n`.
+    /// A script that counts its runs in a file and then executes `ending`, with the count in `$n`.
     fn counting(&self, ending: &str) -> String {
         let file = self.folder.path().join("runs");
         let file = file.display();
@@ -81,7 +80,7 @@ fn a_failure_starts_it_again_and_success_does_not() {
     let fixture = Fixture::new();
     let script = fixture.counting("[ $n = 3 ]");
     let agent = fixture.start(&script, &[("restart", "on-failure")]);
-    // The session is the same one, and its offsets go on.
+    // It is one session, and its offsets continue.
     let followed = observe(&agent);
     assert_eq!(followed.stdout.bytes, b"run 1\nrun 2\nrun 3\n");
     assert_eq!(followed.exited.status, ExitStatus::Code(0));

@@ -1,15 +1,15 @@
-//! The ways in which a VMM's API socket answers otherwise than it should.
+//! The ways in which a VMM answers wrongly.
 
 use tests::host::{Rule, Then};
 
-/// One of them, and what a command makes of it.
+/// A wrong answer, and how a command must end.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) name: &'static str,
     pub(super) make: fn(Rule) -> Rule,
-    /// The exit code.
+    /// The command's exit code.
     pub(super) code: i32,
-    /// What stands in the message.
+    /// A part of the message.
     pub(super) text: &'static str,
 }
 
@@ -51,7 +51,7 @@ pub(super) const COMMON_FAULTS: [Fault; 5] = [
     fault("the proper answer in single bytes", bytewise, 0, ""),
 ];
 
-/// Firecracker's API.
+/// Firecracker.
 pub(super) const FAULTS: [Fault; 16] = [
     fault(
         "400 with a fault_message",
@@ -155,7 +155,7 @@ pub(super) const FAULTS: [Fault; 16] = [
         "exceeds 1048576",
     ),
     fault(
-        "a length that is none",
+        "a length that is not a number",
         |rule| {
             rule.send("HTTP/1.1 200 \r\nContent-Length: -1\r\n\r\n")
                 .then(Then::Hang)
@@ -202,7 +202,7 @@ fn late(rule: Rule) -> Rule {
     }
 }
 
-/// QEMU's machine protocol.
+/// QEMU.
 pub(super) const QMP_FAULTS: [Fault; 8] = [
     fault(
         "an error",
@@ -244,7 +244,7 @@ pub(super) const QMP_FAULTS: [Fault; 8] = [
         "not JSON",
     ),
     fault(
-        "an object that is none of QMP's",
+        "an object that QMP does not have",
         |rule| rule.send("{}\n"),
         5,
         "no greeting, return",

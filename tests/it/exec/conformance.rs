@@ -1,14 +1,14 @@
-//! Goal: `host-tool exec` behaves in every corner as one expects of running a command, and where
-//! `podman exec` behaves otherwise, that is said. Method: a table of cases as data, each run
-//! through the built programs on a Unix socket, in groups that share an agent. The same data are
-//! `docs/conformance.md`, which is compared here:
+//! Goal: `host-tool exec` behaves in every corner as a user expects of running a command, and each
+//! difference from `podman exec` is stated. Method: a table of cases as data. Each case runs
+//! through the built programs on a Unix socket, in groups that share an agent. The same data make
+//! `docs/conformance.md`, which a test here compares; this writes it anew:
 //!
 //! ```console
 //! $ TEST_WRITE_DOCUMENTS=1 cargo test --package tests --test it the_document_lists
 //! ```
 //!
-//! writes it anew. What podman does was measured once, with the version that the document names;
-//! podman takes no part in the tests.
+//! What podman does was measured once, with the version that the document names. The tests do not
+//! use podman.
 
 mod case;
 mod endings;
@@ -63,7 +63,7 @@ groups! {
     terminals = "Terminals", processes::terminals;
 }
 
-/// Runs the cases of a group on one agent; fails with all that are wrong, by name.
+/// Runs the cases of a group on one agent, and fails with the names of those that are wrong.
 #[track_caller]
 fn check(cases: fn() -> Vec<Case>) {
     let agent = Agent::start();
@@ -75,7 +75,7 @@ fn check(cases: fn() -> Vec<Case>) {
             continue;
         }
         let checked = catch_unwind(AssertUnwindSafe(|| case.check(&agent, number)));
-        // What the panic said stands above, with its place.
+        // The panic's message is printed above.
         match checked.unwrap_or_else(|_| Err("it panicked".to_owned())) {
             Ok(()) => {}
             Err(why) => wrong.push(format!("== {}: {why}", case.name)),

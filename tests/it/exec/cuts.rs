@@ -1,6 +1,6 @@
-//! Goal: wherever a connection breaks, a command runs at most once, and what `host-tool exec` says
-//! of it in the end is right, or that it does not know, and never wrong. Method: a proxy between
-//! the built programs that closes a connection after exactly N bytes, for every N there is.
+//! Goal: wherever a connection breaks, a command runs at most once, and what `host-tool exec`
+//! reports in the end is right, or that it does not know. Method: a proxy between the built
+//! programs that closes a connection after exactly N bytes, for every N.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,7 +15,7 @@ use tests::proxy::{Closed, Cut, Direction, Length, Proxy};
 
 /// An agent behind a proxy.
 struct Fixture {
-    // Dropped first: its socket lies in the agent's folder.
+    // Dropped before the agent, in whose folder its socket lies.
     proxy: Proxy,
     agent: Agent,
 }
@@ -40,19 +40,20 @@ impl Fixture {
         self.agent.folder().join("ran")
     }
 
-    /// One whole conversation: input, both outputs, an exit code, and a trace of having run.
+    /// A whole conversation: input, both outputs, an exit code, and a file that shows that the
+    /// command ran.
     fn converse(&self) -> Finished {
         drop(std::fs::remove_file(self.file()));
         let script = format!(
             "echo ran >>{}; cat; echo err >&2; exit 7",
             self.file().display()
         );
-        // Longer than it takes to find out that a guest is silent.
+        // `--keep` is longer than the client takes to notice a silent guest.
         let options = ["-i", "--keep", "60s"];
         run_with_input(&mut self.exec(&options, &script), b"hello\n")
     }
 
-    /// What is wrong with the answer to a conversation that was cut, if anything.
+    /// What kind of answer this is, or why it is wrong.
     fn answer(&self, ended: &Finished) -> Result<Answer, String> {
         let ran = std::fs::read_to_string(self.file()).unwrap_or_default();
         let err = ended.err();
@@ -73,7 +74,7 @@ enum Answer {
     Unknown,
 }
 
-/// Runs the conversation once for each cut, on a few agents at once.
+/// Runs the conversation once for each cut, on four agents at once.
 #[track_caller]
 fn check(cuts: &[Cut]) {
     let next = AtomicU64::new(0);
@@ -102,7 +103,7 @@ fn check(cuts: &[Cut]) {
         (0..4).for_each(|_| drop(scope.spawn(work)));
     });
     tests::assert_none("wrong", &wrong.into_inner().unwrap());
-    // A cut that comes once leaves nothing unknown: asking again is safe and is answered.
+    // After a single cut nothing stays unknown: the client may ask again, and gets the answer.
     tests::assert_none("unknown", &unknown.into_inner().unwrap());
     let done = done.into_inner();
     let most = cuts.len() as u64 * 9 / 10;
@@ -113,7 +114,7 @@ fn check(cuts: &[Cut]) {
     );
 }
 
-/// A cut at each byte of a conversation in this direction.
+/// A cut at each byte of a conversation, in this direction.
 fn at_each_byte(direction: Direction, closed: Closed) -> Vec<Cut> {
     let fixture = Fixture::new();
     let ended = fixture.converse();
@@ -138,7 +139,7 @@ fn a_cut_at_each_byte_to_the_host() {
     check(&at_each_byte(Direction::ToHost, Closed::Both));
 }
 
-/// The agent does not find out, and has to give the session to the new connection all the same.
+/// The agent does not notice, and must still give the session to the new connection.
 #[test]
 fn a_cut_at_each_byte_that_only_the_host_sees() {
     let mut cuts = at_each_byte(Direction::ToHost, Closed::ForHost);
@@ -146,8 +147,8 @@ fn a_cut_at_each_byte_that_only_the_host_sees() {
     check(&cuts);
 }
 
-/// The client does not find out before it has asked a silent guest for a sign of life, which takes
-/// its time: a few places have to do.
+/// The client notices only when the silent guest does not answer a PING, which takes time. So a few
+/// places have to do.
 #[test]
 fn a_cut_that_only_the_guest_sees() {
     let cut_after = |direction, count| Cut {
@@ -156,7 +157,7 @@ fn a_cut_that_only_the_guest_sees() {
         closed: Closed::ForGuest,
     };
     check(&[
-        // In the midst of EXEC, behind it, and with STARTED on its way.
+        // Within EXEC, after it, and while STARTED is on its way.
         cut_after(Direction::ToGuest, 150),
         cut_after(Direction::ToGuest, 420),
         cut_after(Direction::ToHost, 200),
@@ -196,8 +197,8 @@ fn lines_printed_across_a_hundred_cuts() {
     }
 }
 
-/// Each line is asked for, so that no frame holds two, and there are as many cuts as there can be.
-/// The questions cross them as well.
+/// Each line answers a question, so no frame holds two lines and the cuts are as many as possible.
+/// The cuts also hit the questions.
 #[test]
 fn questions_and_answers_across_a_cut_every_hundred_lines() {
     let fixture = Fixture::new();
@@ -220,7 +221,7 @@ fn questions_and_answers_across_a_cut_every_hundred_lines() {
     assert!(cuts >= 19, "only {cuts} cuts");
 }
 
-/// An output larger than every buffer, with cuts in the midst of it.
+/// An output larger than every buffer, with cuts in the middle.
 #[test]
 fn a_long_output_across_cuts() {
     let fixture = Fixture::new();
@@ -238,7 +239,7 @@ fn a_long_output_across_cuts() {
     );
 }
 
-/// And an input, which the client has to keep until the guest has it.
+/// The same for an input, which the client has to keep until the guest has it.
 #[test]
 fn a_long_input_across_cuts() {
     let fixture = Fixture::new();
@@ -259,7 +260,7 @@ fn a_long_input_across_cuts() {
     );
 }
 
-/// A guest that is gone for good is not waited for beyond the time limit, and not taken for done.
+/// The client waits for a guest that is gone until its time limit, and does not report success.
 #[test]
 fn a_guest_that_stays_away_leaves_the_outcome_unknown() {
     let fixture = Fixture::new();

@@ -1,5 +1,5 @@
-//! Goal: many commands, one after another and at once, cost what they are and leave nothing.
-//! Method: raw connections, which are faster than any client, against the agent's own figures:
+//! Goal: many commands, one after another and at once, cost a limited amount and leave nothing
+//! behind. Method: raw connections, which are faster than any client, and the agent's figures:
 //! descriptors, resident memory, zombies, orphans.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,8 @@ use shared::message::{Depth, ExitStatus, Message, Probe};
 use tests::agent::Agent;
 use tests::client::{Client, exec_numbered};
 
-/// How much more resident memory than before is noise of the allocator, KiB. Half a KiB for each
-/// of the thousand commands that some of these tests run would exceed it.
+/// Growth of resident memory, in KiB, that is noise of the allocator. A leak of half a KiB per
+/// command would exceed it, since these tests run a thousand or more.
 const RSS_NOISE_KIB: u64 = 512;
 
 /// Runs a command to its end.
@@ -36,7 +36,7 @@ fn probe(client: &mut Client) {
 fn ten_thousand_commands_leave_nothing_and_probes_are_answered_meanwhile() {
     let agent = Agent::start();
     let mut client = agent.greet();
-    // As many as there are results that are kept, so that the table is as full as it gets.
+    // More than the number of results that are kept, so that the table is full.
     for number in 0..300 {
         run(&mut client, number, &["true"]);
     }
@@ -71,7 +71,7 @@ fn ten_thousand_commands_leave_nothing_and_probes_are_answered_meanwhile() {
     assert!(growth <= RSS_NOISE_KIB, "{growth} KiB more than before");
 }
 
-/// All of them wait for the end of their input, so they do run at the same time.
+/// All commands wait for the end of their input, so they do run at the same time.
 fn run_at_once(agent: &Agent, round: u64, count: u64) {
     let code_of = |number: u64| u8::try_from(number % 200).unwrap();
     let start = |number| {
@@ -101,7 +101,7 @@ fn run_at_once(agent: &Agent, round: u64, count: u64) {
 #[test]
 fn five_hundred_at_once_all_succeed_and_leave_nothing() {
     let agent = Agent::start();
-    // Twice before it is measured: how far an allocator spreads what it is given depends on luck.
+    // Twice before the measurement, since the first rounds spread the allocator's memory by chance.
     run_at_once(&agent, 1, 500);
     run_at_once(&agent, 2, 500);
     let before = (agent.idle_fd_count(), agent.status("VmRSS"));
@@ -114,8 +114,8 @@ fn five_hundred_at_once_all_succeed_and_leave_nothing() {
     assert!(growth <= RSS_NOISE_KIB, "{growth} KiB more than before");
 }
 
-/// Orphans become the agent's children, as every process does whose parent ends. Their ends are in
-/// the same queue as those of commands, and must not be taken for one.
+/// Orphans become the agent's children, as the children of any process that ends. Their ends come
+/// through the same queue as those of commands, and must not be mistaken for one.
 #[test]
 fn orphans_never_take_the_status_of_a_session() {
     let agent = Agent::start();
@@ -129,7 +129,7 @@ fn orphans_never_take_the_status_of_a_session() {
                 for round in 0..rounds {
                     let number = thread * 10_000 + round + 1;
                     let code = (number % 100).to_string();
-                    // Two orphans for each command, one by a signal, none with the code.
+                    // Two orphans per command: one exits with another code, one ends by a signal.
                     let script = "(sh -c 'exit 211' &); (sh -c 'kill -9 $$' &); exit $0";
                     let argv = ["sh", "-c", script, &code];
                     let status = run(&mut client, number, &argv);
@@ -141,7 +141,7 @@ fn orphans_never_take_the_status_of_a_session() {
     let expected = before + threads * rounds * 2;
     let mut client = agent.greet();
     let started = std::time::Instant::now();
-    // The last of them may still run: each answer is a turn of the loop.
+    // The last orphans may still run. With each answer the agent's loop completes a turn.
     while client.info().orphans_reaped < expected {
         assert!(started.elapsed() < tests::DEADLINE, "{:?}", client.info());
     }

@@ -1,5 +1,5 @@
 //! Goal: `host-tool exec` behaves like running the command here. Method: the agent on a Unix
-//! socket, the built `host-tool`, and commands whose outcome is known.
+//! socket, the built `host-tool`, and commands with a known result.
 
 use nix::sys::signal::Signal;
 use shared::message::{ExitStatus, FailCode, Message};
@@ -176,7 +176,7 @@ fn a_stuck_reader_delays_nobody_else() {
     let growth = agent.status("VmRSS").saturating_sub(resident);
     assert!(
         growth < 4096,
-        "the agent grew by {growth} KiB while nobody read"
+        "the agent grew by {growth} KiB for a client that does not read"
     );
 }
 
@@ -197,7 +197,7 @@ fn too_many_arguments_are_refused_in_words() {
     ended.exits(125).complains("exceed");
     let client = &mut agent.greet();
     let huge = exec(1, &["true", &"x".repeat(200_000)]);
-    // Longer than Linux takes for one argument (128 KiB): the agent passes the refusal on.
+    // Longer than Linux takes for one argument (128 KiB): the agent reports the kernel's refusal.
     client.ask_in_vain(&Message::Exec(huge), FailCode::NotRunnable);
 }
 
@@ -209,8 +209,8 @@ fn an_agent_that_dies_leaves_an_unknown_outcome() {
     running.read(3);
     agent.signal(Signal::SIGKILL);
     agent.wait();
-    // It would be waited for; whoever asks twice is not held. Two signals, since one that is
-    // pending already is not counted twice.
+    // The client would go on waiting for the guest, but ends at the second signal. The two differ,
+    // since a pending signal is not counted twice.
     running.signal(Signal::SIGINT);
     running.signal(Signal::SIGTERM);
     running.finish().exits(125).complains("unknown");

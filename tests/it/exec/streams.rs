@@ -1,6 +1,6 @@
 //! Goal: any amount of data passes both ways unchanged, in memory that does not grow with it, and a
-//! session that is stuck is nobody else's problem. Method: the built programs, a stream whose every
-//! byte is known from its offset, and peak resident memory as the kernel counts it.
+//! session that is stuck does not disturb others. Method: the built programs, a stream whose every
+//! byte follows from its offset, and peak resident memory as the kernel counts it.
 
 use std::io::Write;
 use std::thread;
@@ -12,16 +12,16 @@ use tests::client::{exec, exec_numbered, shell};
 use tests::fifo::Fifo;
 use tests::process::Running;
 
-/// Bytes of the long stream. `TEST_STREAM_LEN` sets another number.
+/// Length of the long stream. `TEST_STREAM_LEN` sets another one.
 const STREAM_LEN: u64 = 1024 * 1024 * 1024;
 
-/// What one session may take of the agent: two rings and an input of 256 KiB each, an outbox of
-/// 384 KiB, a frame that is being read; and as much again for what an allocator does with it. The
-/// client has less. In KiB.
+/// What the agent may need for one session, in KiB: two rings and an input of 256 KiB each, an
+/// outbox of 384 KiB, a frame that is being read, and as much again for the allocator. The client
+/// needs less.
 const SESSION_KIB_MAX: u64 = 4 * 1024;
 
-/// A stream in which each block begins with its own number and no two neighbours are alike, so that
-/// a byte lost, repeated or moved anywhere shows.
+/// A stream in which each block begins with its number and no two neighbours are equal, so that any
+/// byte that is lost, repeated or moved shows.
 struct Pattern {
     block: Vec<u8>,
 }
@@ -77,7 +77,7 @@ impl Pattern {
     }
 }
 
-/// Reads `len` bytes of the pattern.
+/// Reads `len` bytes and compares them with the pattern.
 fn check_output(running: &mut Running, len: u64) {
     let (mut pattern, mut offset) = (Pattern::new(), 0);
     let mut bytes = vec![0; 256 * 1024];
@@ -99,7 +99,7 @@ fn a_gibibyte_through_cat_is_exact_and_takes_no_more_memory_than_its_rings() {
     let agent = Agent::start();
     let len = stream_len();
     let mut running = agent.run(["exec", "-i"], ["cat"]);
-    // Once a byte has gone there and back, both are as they are without a load.
+    // After one byte has gone there and back, both programs have their size without a load.
     running.say(b"x");
     assert_eq!(running.read(1), b"x");
     let (client, guest) = (running.status("VmHWM"), agent.status("VmHWM"));
@@ -109,7 +109,7 @@ fn a_gibibyte_through_cat_is_exact_and_takes_no_more_memory_than_its_rings() {
         input
     });
     check_output(&mut running, len);
-    // Every byte has come back, and both still run.
+    // Every byte has come back, and both programs still run.
     let client = running.status("VmHWM").saturating_sub(client);
     let guest = agent.status("VmHWM").saturating_sub(guest);
     assert!(client < SESSION_KIB_MAX, "the client grew by {client} KiB");
@@ -121,7 +121,7 @@ fn a_gibibyte_through_cat_is_exact_and_takes_no_more_memory_than_its_rings() {
     );
 }
 
-/// Sixty-four megabytes there, where nobody reads them until all are sent, and none back.
+/// The guest's command reads nothing until all 64 MiB are sent, and prints only their count.
 #[test]
 fn the_end_of_a_long_input_is_seen() {
     let agent = Agent::start();
@@ -146,7 +146,7 @@ fn both_outputs_and_the_input_at_once_do_not_lock_each_other() {
     }
 }
 
-/// Every way in which a session can stop going on.
+/// Every way in which a session can be stuck.
 #[test]
 fn blocked_sessions_delay_nobody() {
     let agent = Agent::start();
@@ -161,13 +161,13 @@ fn blocked_sessions_delay_nobody() {
     // The child is stopped.
     let mut stopped = agent.greet();
     stopped.start(&shell(3, "kill -STOP $$"));
-    // The child does not read, and its input is as full as it gets.
+    // The child does not read its input, which is full.
     let mut unfed = agent.greet();
     let mut request = exec(4, &["cat", fifo.path()]);
     request.stdin = true;
     let credit = unfed.start(&request).stdin.limit;
     unfed.feed(0, &vec![0; usize::try_from(credit).unwrap()]);
-    // The client is stopped in the midst of its output.
+    // The client is stopped in the middle of its output.
     let mut client = agent.run(["exec"], ["cat", "/dev/zero"]);
     client.read(1);
     client.signal(Signal::SIGSTOP);
@@ -191,7 +191,7 @@ fn blocked_sessions_delay_nobody() {
     client.finish();
 }
 
-/// Acknowledged piece by piece, a ring that was full passes on a piece each time and no more.
+/// A full ring continues with each acknowledgement, by what was acknowledged and no more.
 #[test]
 fn a_full_ring_goes_on_as_far_as_it_was_acknowledged() {
     let agent = Agent::start();
@@ -212,15 +212,15 @@ fn a_full_ring_goes_on_as_far_as_it_was_acknowledged() {
     assert_eq!(owner.hear_exited().stdout_end, total as u64);
 }
 
-/// Wherever a client is when it is killed, its command ends and nothing of it stays.
+/// Wherever a client is killed, its command ends and leaves nothing behind.
 #[test]
 fn a_client_can_be_killed_at_any_point() {
     let agent = Agent::start();
     agent.exec(["true"]).exits(0);
     let fds = agent.idle_fd_count();
-    // Before anything came, after each of many bytes, and when all but the end has been read.
+    // Points: before any output, after some amounts of it, and when all output was read.
     let total = 2_000_000;
-    // It does not end by itself, because its input has no end.
+    // The command does not end by itself, because its input stays open.
     let script = format!("head -c {total} /dev/zero; cat >/dev/null");
     let points = [
         0,
@@ -246,7 +246,7 @@ fn a_client_can_be_killed_at_any_point() {
     agent.reaps_all();
 }
 
-/// The same for a client in the midst of its input, which then has no end.
+/// The same for a client that is killed while it sends input.
 #[test]
 fn a_client_killed_while_it_sends_takes_its_command_along() {
     let agent = Agent::start();

@@ -1,9 +1,9 @@
-//! Goal: `host-tool exec -it` is a terminal as ssh gives one: programs draw and resize, keys do
-//! what they do there, and the caller's terminal is as it was, whatever happened. Method: a real
+//! Goal: `host-tool exec -it` is a terminal as ssh gives one: programs draw and resize, keys have
+//! their usual effect, and the caller's terminal has its old settings after any end. Method: a real
 //! terminal (tmux), a shell in it that runs the built `host-tool`, and its screen.
 //!
-//! Texts that are waited for are typed with a pair of quotes in them, so that the echo of what was
-//! typed is not taken for what came of it.
+//! Texts that a test waits for are typed with a pair of quotes in the middle, so that the echo of
+//! the typed line does not match them.
 
 use nix::sys::signal::Signal;
 use tests::agent::Agent;
@@ -11,15 +11,15 @@ use tests::process::signal;
 use tests::program;
 use tests::terminal::Terminal;
 
-/// A terminal in whose shell `$HT ARGV` is `host-tool exec -it … -- ARGV`.
+/// A terminal whose shell has `host-tool exec` and its target in `$EXEC`.
 struct Fixture {
-    // Dropped first: what runs in it lets go of the agent.
+    // Dropped before the agent, which its programs use.
     terminal: Terminal,
     agent: Agent,
 }
 
 impl Fixture {
-    /// None where there is no tmux, which is said.
+    /// `None`, reported as skipped, without tmux.
     fn new(test: &str) -> Option<Self> {
         if !Terminal::is_available() {
             tests::skip(&format!("terminal {test}"), "tmux is not installed");
@@ -37,17 +37,17 @@ impl Fixture {
         Some(Self { terminal, agent })
     }
 
-    /// A shell in the guest, at its prompt.
+    /// Starts a shell in the guest and waits for its prompt.
     fn enter_guest(&self) {
         self.terminal.enters("$EXEC -it -e PS1='guest$ ' -- sh");
         self.terminal.prompts("guest$");
     }
 
-    /// Runs a line in the outer shell between two looks at its terminal's settings.
+    /// Runs a line in the outer shell, and compares the terminal's settings before and after it.
     #[track_caller]
     fn with_settings(&self, line: &str, meanwhile: impl FnOnce(&Terminal)) -> String {
         let line = format!("stty -g >$DIR/before; {line}; echo co''de=$?; stty -g >$DIR/after");
-        // What is waited for must not be there from before.
+        // An older match must not be on the screen.
         self.terminal.enters("clear");
         self.terminal
             .waits_for("nothing but a prompt", |screen| screen.trim() == "outer$");
@@ -101,7 +101,8 @@ fn a_full_screen_program_draws_and_resizes() {
     let text: String = (1..=10).map(|number| format!("row {number}\n")).collect();
     std::fs::write(fixture.agent.folder().join("text"), text).unwrap();
     fixture.terminal.enters("$EXEC -it -- busybox vi $DIR/text");
-    // 24 rows: ten of the text, a row for the state, the rest are past its end.
+    // The rows of `vi`: ten of the text, one for its state, the others are past the end of the
+    // text.
     let is_drawn = |rows: usize| {
         move |screen: &str| {
             let past_end = screen.lines().filter(|line| line.starts_with('~')).count();
@@ -114,7 +115,7 @@ fn a_full_screen_program_draws_and_resizes() {
     fixture.terminal.types("Gonew row");
     fixture.terminal.shows("new row");
     fixture.terminal.presses("Escape");
-    // Out of insert mode: what follows an escape too fast is taken for one key with it.
+    // Leaves insert mode first: vi takes an escape and a key that follows at once for one key.
     let is_command = |screen: &str| screen.lines().last().is_some_and(|it| it.starts_with('-'));
     fixture.terminal.waits_for("command mode", is_command);
     fixture.terminal.enters(":wq");
@@ -123,7 +124,7 @@ fn a_full_screen_program_draws_and_resizes() {
     assert!(text.ends_with("row 10\nnew row\n"), "{text}");
 }
 
-/// Starts `cat` in the guest's shell, which has said so when its echo is doubled.
+/// Starts `cat` in the guest's shell, and waits until it has printed what was typed.
 #[track_caller]
 fn start_cat(terminal: &Terminal, word: &str) {
     terminal.enters("cat");
@@ -142,7 +143,7 @@ fn control_c_interrupts_and_the_shell_goes_on() {
     fixture.terminal.prompts("guest$");
     fixture.terminal.enters("echo co''de=$?");
     fixture.terminal.shows("code=130");
-    // At the prompt it does no more than begin a new line.
+    // At the prompt, Ctrl-C only begins a new line.
     fixture.terminal.types("half a line");
     fixture.terminal.shows("half a line");
     fixture.terminal.presses("C-c");
@@ -250,7 +251,7 @@ fn the_terminal_is_as_it_was_after_the_guest_has_died() {
     assert!(is_unknown && screen.contains("unknown"), "{screen}");
 }
 
-/// A client that was killed, and another one that takes over.
+/// A client is killed, and another one takes the session over.
 #[test]
 fn attach_to_a_terminal_goes_on_where_it_was() {
     let Some(fixture) = Fixture::new("attach") else {
@@ -263,10 +264,10 @@ fn attach_to_a_terminal_goes_on_where_it_was() {
     fixture.terminal.prompts("guest$");
     fixture.terminal.enters("x=kept");
     fixture.terminal.prompts("guest$");
-    // Killed without a chance to tidy up, the client leaves its command for a while.
+    // A client that is killed cannot end its command, which is kept for a while.
     signal(fixture.terminal.foreground(), Signal::SIGKILL);
     fixture.terminal.shows("Killed");
-    // Nobody has put the terminal back, in which Enter does not end a line now.
+    // The killed client has left the terminal raw, so that Enter does not end a line.
     fixture.terminal.types("stty sane; clear");
     fixture.terminal.presses("C-j");
     fixture

@@ -1,6 +1,6 @@
-//! Goal: programs beside the agent learn what became of their machine. Method: a real agent with a
-//! local socket, `guest-agent checkpoint` and `guest-agent generation` as ordinary processes, and a
-//! client that plays the host.
+//! Goal: programs in the guest learn whether their machine was snapshotted or restored. Method: a
+//! real agent with a local socket, `guest-agent checkpoint` and `guest-agent generation` as
+//! ordinary processes, and a client that plays the host.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -33,21 +33,21 @@ impl Guest {
         self.folder.path().join("local").join(name)
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("guest-agent"));
-        command.args(words).arg("--local");
+        command.args(args).arg("--local");
         command.arg(self.local("agent.sock"));
         command
     }
 
-    /// A command that waits, with its input and output as pipes.
-    fn wait(&self, words: &[&str]) -> Child {
-        let mut command = self.command(words);
+    /// Starts a command that waits, with pipes for its streams.
+    fn wait(&self, args: &[&str]) -> Child {
+        let mut command = self.command(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Returns when a program stands at this checkpoint.
+    /// Waits until a program is at this checkpoint.
     fn await_checkpoint(&self, tag: &str) {
         let tag = Some(tag.to_owned());
         let wanted = Message::AwaitCheckpoint(AwaitCheckpoint { tag: tag.clone() });
@@ -57,14 +57,14 @@ impl Guest {
         }
     }
 
-    /// What a host does around a snapshot, and in a clone of it.
+    /// Quiesces and rebinds the guest, as a host does around a snapshot.
     fn cut(&self, byte: u8, cause: Cause) {
         let mut control = self.agent.greet();
         control.quiesced(&quiesce(byte, Policy::Keep));
-        self.name(byte, cause);
+        self.rebind(byte, cause);
     }
 
-    fn name(&self, byte: u8, cause: Cause) {
+    fn rebind(&self, byte: u8, cause: Cause) {
         let rebind = Rebind {
             cause,
             entropy: Some([byte; 32]),
@@ -72,7 +72,7 @@ impl Guest {
         };
         self.agent.greet().rebound(&Message::Rebind(rebind));
         self.agent.greet().probed(&probe(byte, Depth::Listener));
-        // What follows PROBED is done before the next one is heard.
+        // The agent completes what follows PROBED before it accepts another connection.
         drop(self.agent.greet());
     }
 }
@@ -84,7 +84,7 @@ fn end_of(child: Child) -> Finished {
 #[test]
 fn a_checkpoint_ends_with_what_the_host_did() {
     let guest = Guest::start();
-    guest.name(1, Cause::Boot);
+    guest.rebind(1, Cause::Boot);
     for (byte, cause) in [(2, Cause::Resume), (3, Cause::Restore)] {
         let waiting = guest.wait(&["checkpoint", "--tag", "sha256:1", "--timeout", "1h"]);
         guest.await_checkpoint("sha256:1");
@@ -102,7 +102,7 @@ fn a_checkpoint_ends_with_what_the_host_did() {
 #[test]
 fn several_wait_and_one_of_them_dies() {
     let guest = Guest::start();
-    guest.name(1, Cause::Boot);
+    guest.rebind(1, Cause::Boot);
     let tags = ["a", "b", "c"];
     let mut waiting: Vec<_> = tags
         .iter()
@@ -120,11 +120,11 @@ fn several_wait_and_one_of_them_dies() {
 }
 
 #[test]
-fn the_name_is_in_a_file_and_can_be_waited_for() {
+fn the_generation_is_in_a_file_and_can_be_waited_for() {
     let guest = Guest::start();
     let print = || run(&mut guest.command(&["generation"]));
     print().exits(1).complains("no host has given");
-    guest.name(1, Cause::Boot);
+    guest.rebind(1, Cause::Boot);
     let first = format!("{}\n", generation(1));
     assert_eq!(print().exits(0).out(), first);
     let file = guest.local("generation");
@@ -148,18 +148,18 @@ fn the_name_is_in_a_file_and_can_be_waited_for() {
 #[test]
 fn without_an_agent_there_is_no_verdict() {
     let folder = TempDir::new().unwrap();
-    for words in [&["checkpoint"][..], &["generation", "--wait"]] {
+    for args in [&["checkpoint"][..], &["generation", "--wait"]] {
         let mut command = Command::new(program("guest-agent"));
-        command.args(words).arg("--local");
+        command.args(args).arg("--local");
         command.arg(folder.path().join("none"));
         run(&mut command).exits(1).complains("cannot ask the agent");
     }
-    for words in [
+    for args in [
         &["checkpoint", "--tag", "a b"][..],
         &["checkpoint", "--timeout", "soon"],
     ] {
         let mut command = Command::new(program("guest-agent"));
-        assert_eq!(run(command.args(words)).code(), 2, "{words:?}");
+        assert_eq!(run(command.args(args)).code(), 2, "{args:?}");
     }
     let help = run(Command::new(program("guest-agent")).args(["checkpoint", "--help"]));
     assert!(help.exits(0).out().contains("source"));

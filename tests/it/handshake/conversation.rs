@@ -1,5 +1,5 @@
-//! Goal: the agent keeps its side of the protocol whatever a client does. Method: a real agent
-//! process on a Unix socket, and clients that say frames a well-behaved one would not.
+//! Goal: the agent keeps to the protocol whatever a client sends. Method: a real agent process on a
+//! Unix socket, and clients that send frames which a well-behaved client would not.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use tests::client::{exec, frame, generation, probe, quiesce, rebind, rebind_fiel
 use tests::fifo::Fifo;
 
 #[test]
-fn hello_is_answered_with_a_name_only_after_a_rebind() {
+fn hello_carries_a_generation_only_after_a_rebind() {
     let agent = Agent::start();
     let mut client = agent.connect();
     let hello = client.greet();
@@ -62,7 +62,7 @@ fn broken_frames_end_the_connection_with_a_word() {
         let fail = client.is_refused(FailCode::Protocol);
         assert!(!fail.text.is_empty(), "{name}");
     }
-    // None of it did any harm.
+    // The agent still works.
     assert_eq!(agent.exec(["true"]).code(), 0);
 }
 
@@ -129,8 +129,8 @@ fn a_probe_proves_the_listener_it_came_through() {
     agent.refuses(&probe(2, Depth::Exec), FailCode::Stale);
 }
 
-/// One event of the listener stands for all who came while the guest stood still. The last of them
-/// speaks first, so that nobody who came earlier wakes the guest for it.
+/// One event of the listener stands for all connections that came while the guest was paused. The
+/// last one speaks first, so that the earlier ones cannot wake the agent for it.
 #[test]
 fn connections_that_come_during_a_pause_are_all_served() {
     let agent = Agent::start();
@@ -142,8 +142,8 @@ fn connections_that_come_during_a_pause_are_all_served() {
     }
 }
 
-/// The guest finds a probe and, behind it, a connection in its queue: proving itself is nothing
-/// that whoever is at the door then would have to come again for.
+/// The guest finds a probe and, behind it, a new connection in the accept queue. Accepting must not
+/// stop at the probe: the new connection would get no event of its own.
 #[test]
 fn a_connection_that_comes_with_a_probe_is_served() {
     let agent = Agent::start();
@@ -158,7 +158,7 @@ fn a_connection_that_comes_with_a_probe_is_served() {
 }
 
 #[test]
-fn an_exec_under_another_name_does_not_run() {
+fn an_exec_of_another_generation_does_not_run() {
     let agent = Agent::start();
     agent.greet().rebound(&rebind(1));
     let file = agent.folder().join("ran");
@@ -180,7 +180,7 @@ fn an_exec_under_another_name_does_not_run() {
 }
 
 #[test]
-fn a_quiesced_agent_refuses_work_until_it_is_reopened_or_renamed() {
+fn a_quiesced_agent_refuses_work_until_it_is_reopened_or_rebound() {
     let agent = Agent::start();
     for (round, reopen) in [(1, true), (2, false)] {
         let mut other = agent.greet();
@@ -224,7 +224,8 @@ fn quiesce_refuses_or_waits_for_sessions_as_its_policy_says() {
     }
 }
 
-/// Whoever connects when the asker has gone is somebody else, and is cut off like all others.
+/// A connection that comes after the asker has closed is another client, and is cut like all
+/// others.
 #[test]
 fn what_a_lost_connection_has_asked_for_is_told_to_no_other() {
     let agent = Agent::start();
@@ -266,7 +267,7 @@ fn a_restore_without_entropy_is_no_restore() {
 fn more_clients_than_there_is_room_for_are_told_so() {
     let agent = Agent::start();
     let mut clients = Vec::new();
-    // Well past any limit that is documented, and each of them silent.
+    // Many more than any documented limit, and none of them sends anything after HELLO.
     let refused = (0..5000).find_map(|_| {
         let mut client = agent.connect();
         client.try_send(&Message::Hello(Hello::host("test")).encode());

@@ -1,6 +1,6 @@
-//! Goal: a step of a rebind that fails is told to the host, and the next rebind does it; an answer
-//! that is lost is asked for again. Method: a real agent with faults of its own, `GUEST_AGENT_
-//! FAILPOINTS`, and a client or `host-tool` that meets them.
+//! Goal: the host learns of a step of a rebind that fails, and the next rebind performs it; the
+//! host asks again for an answer that is lost. Method: a real agent with faults
+//! (`GUEST_AGENT_FAILPOINTS`), and a client or `host-tool`.
 
 use shared::message::{
     Depth, FailCode, Identity, Message, Policy, Rebind, Rebound, StepName, StepResult,
@@ -12,7 +12,7 @@ fn agent_with(faults: &str) -> Agent {
     Agent::start_in(&[], &[("GUEST_AGENT_FAILPOINTS", faults)])
 }
 
-/// A REBIND with something to do for every step.
+/// A REBIND that gives every step something to do.
 fn full_rebind(byte: u8) -> Message {
     Message::Rebind(Rebind {
         entropy: Some([byte; 32]),
@@ -42,7 +42,7 @@ fn a_step_that_fails_is_told_and_the_next_rebind_does_it() {
             Message::Fail(fail) => {
                 assert_eq!(fail.code, FailCode::Rebind, "{fail:?}");
                 assert!(fail.text.contains("injected"), "{fail:?}");
-                // In a turn that is not over yet it would be accepted in any case.
+                // While the failing turn runs, a connection would be accepted in any case.
                 agent.await_idle();
                 let mut refused = agent.greet();
                 let answer = refused.ask(&probe(1, Depth::Listener));
@@ -57,9 +57,9 @@ fn a_step_that_fails_is_told_and_the_next_rebind_does_it() {
     }
 }
 
-/// What was asked for counts, not what came of it: the host of the first name is gone.
+/// A generation counts as replaced even when its own rebind failed: its host is gone.
 #[test]
-fn a_name_whose_rebind_failed_does_not_come_back() {
+fn a_generation_whose_rebind_failed_does_not_come_back() {
     let agent = agent_with("connections");
     agent.refuses(&rebind(1), FailCode::Rebind);
     agent.greet().rebound(&rebind(2));
@@ -67,7 +67,7 @@ fn a_name_whose_rebind_failed_does_not_come_back() {
     agent.greet().probed(&probe(2, Depth::Exec));
 }
 
-/// The probe with which each of these agents starts meets the fault.
+/// Each of these agents loses the answer to the probe with which it is started.
 #[test]
 fn an_answer_that_is_lost_is_asked_for_again() {
     for fault in ["cut:probed", "mute:probed"] {

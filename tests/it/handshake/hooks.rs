@@ -1,4 +1,4 @@
-//! Goal: the image's hooks run in order, within their time, and the host hears what came of them.
+//! Goal: the image's hooks run in order and within their time, and the host learns their results.
 //! Method: a real agent with a folder of hooks, and a client that asks for them.
 
 use std::fs;
@@ -89,7 +89,7 @@ fn a_failure_is_told_and_the_next_one_does_not_run() {
     assert_eq!(results.len(), 1, "{results:?}");
     assert_eq!(results[0].status, ExitStatus::Code(3));
     assert!(!folder.path().join("ran").exists());
-    // Lines are written at the end of a turn, so that one more turn has them.
+    // The agent writes its log at the end of a turn; one more turn has written it.
     assert_eq!(agent.exec(["true"]).code(), 0);
     let log = fs::read_to_string(agent.folder().join("log")).unwrap();
     assert!(

@@ -1,4 +1,4 @@
-//! Goal: every command that talks to a guest does so over hybrid vsock, whatever the transport does
+//! Goal: every command that talks to a guest works over hybrid vsock, whatever the transport does
 //! to its connections. Method: the built programs and a vsock device between them that loses,
 //! splits, holds and reorders.
 
@@ -11,7 +11,7 @@ use tests::proxy::{Closed, Direction};
 use std::process::Command;
 
 struct Fixture {
-    // Dropped first: its socket lies in the agent's folder.
+    // Dropped before the agent, in whose folder its socket lies.
     muxer: Muxer,
     agent: Agent,
 }
@@ -23,21 +23,21 @@ impl Fixture {
         Self { muxer, agent }
     }
 
-    /// `host-tool COMMAND --uds SOCKET WORDS…`
-    fn tool(&self, command: &str, words: &[&str]) -> Command {
+    /// `host-tool COMMAND --uds SOCKET ARGS…`
+    fn tool(&self, command: &str, args: &[&str]) -> Command {
         let mut tool = Command::new(program("host-tool"));
         tool.arg(command).arg("--uds").arg(self.muxer.socket());
-        tool.args(["--timeout", "60s"]).args(words);
+        tool.args(["--timeout", "60s"]).args(args);
         tool
     }
 
     #[track_caller]
-    fn run(&self, command: &str, words: &[&str]) -> Finished {
-        run(&mut self.tool(command, words))
+    fn run(&self, command: &str, args: &[&str]) -> Finished {
+        run(&mut self.tool(command, args))
     }
 }
 
-/// A command's number, as `exec --detach` prints it.
+/// The session's number, as `exec --detach` prints it.
 fn session(detached: &Finished) -> String {
     detached.out().trim().to_owned()
 }
@@ -62,7 +62,7 @@ fn every_command_takes_what_comes_byte_by_byte() {
     assert_eq!(fixture.muxer.malformed_count(), 0);
 }
 
-/// What each command asks first never arrives, or only once it has been asked again and answered.
+/// The first request of each command never arrives, or arrives after its repetition was answered.
 #[test]
 fn every_command_asks_again() {
     let fixture = Fixture::new();
@@ -81,10 +81,10 @@ fn every_command_asks_again() {
             ("wait", &[&id], 5),
             ("ps", &[], 0),
         ];
-        for (command, words, code) in commands {
+        for (command, args, code) in commands {
             let count = fixture.muxer.count();
             fixture.muxer.plan(&[treatment]);
-            let running = Running::start(&mut fixture.tool(command, words));
+            let running = Running::start(&mut fixture.tool(command, args));
             fixture.muxer.await_count(count + 2);
             let ended = running.finish();
             assert_eq!(ended.code(), code, "{command} {treatment:?}: {ended}");
@@ -96,9 +96,9 @@ fn every_command_asks_again() {
     }
 }
 
-/// The connection that was held back comes to the guest when the command has long been started by
-/// a later one. It runs once; and as the guest can only tell that this connection came last, it has
-/// the session now, of which the client on the other is told.
+/// The held connection reaches the guest after a later one has started the command. The command
+/// runs once. The guest cannot tell that this connection is older than its number, so it becomes
+/// the owner, and the client on the other connection is told.
 #[test]
 fn a_request_that_arrives_after_its_repetition_runs_nothing_twice() {
     let fixture = Fixture::new();
@@ -114,7 +114,7 @@ fn a_request_that_arrives_after_its_repetition_runs_nothing_twice() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "ran\n");
 }
 
-/// Many at once, which the guest sees in the opposite order.
+/// Many requests at once, which reach the guest in the opposite order.
 #[test]
 fn commands_that_arrive_backwards_are_each_answered_as_asked() {
     let fixture = Fixture::new();
@@ -133,7 +133,7 @@ fn commands_that_arrive_backwards_are_each_answered_as_asked() {
     }
 }
 
-/// All connections of a guest end at once, for both sides or for one, with output on its way.
+/// All connections of a guest are closed while output is on its way, for both sides or for one.
 #[test]
 fn output_goes_on_after_a_reset() {
     let fixture = Fixture::new();

@@ -1,6 +1,6 @@
-//! Goal: a new restore epoch in the metadata is a wake-up that shows, and whatever the service does
-//! the agent goes on. Method: a scripted HTTP server in the service's place, which says what it was
-//! asked, and the agent's own counters.
+//! Goal: a new restore epoch in the metadata wakes the agent and shows in its counters; whatever
+//! the metadata service does, the agent keeps working. Method: a scripted HTTP server in place of
+//! the service, and the agent's counters.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,20 +12,20 @@ use tests::DEADLINE;
 use tests::agent::Agent;
 use tests::client::{generation, probe, rebind};
 
-/// What the server does about one question.
+/// What the server does with a request.
 #[derive(Debug)]
 enum Reply {
     /// Sends this at once.
     Whole(String),
     /// Sends this a byte at a time.
     Pieces(String),
-    /// Sends this, and goes on sending until nobody reads any more.
+    /// Sends this again and again until the client closes the connection.
     Endless(String),
-    /// Sends nothing until the client has gone.
+    /// Sends nothing until the client closes the connection.
     Silence,
     /// Closes the connection.
     Close,
-    /// Sends this once it is told to.
+    /// Sends this when the test says so.
     Later(String, Receiver<()>),
 }
 
@@ -43,18 +43,18 @@ fn epoch(byte: u8) -> Reply {
     ok(&generation(byte).to_string())
 }
 
-/// A server that replies to one question after another as it is told, each on its own connection,
-/// and then as the real one does.
+/// A server that gives one reply after another, each on a connection of its own, and then answers
+/// as the real service does.
 struct Server {
     address: SocketAddr,
-    /// The questions, each before it is replied to.
+    /// The requests, each before its reply.
     questions: Receiver<String>,
-    /// One for each reply, when all that comes of it has been given.
+    /// One message for each reply that is complete.
     given: Receiver<()>,
 }
 
 impl Server {
-    /// With these replies, and this epoch from then on.
+    /// Starts it with these replies; after them it serves this epoch.
     fn start(replies: Vec<Reply>, last: u8) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -70,7 +70,7 @@ impl Server {
                     true => ok("token"),
                     false => epoch(last),
                 });
-                // The test is over.
+                // The test has ended.
                 if tell.send(asked).is_err() {
                     return;
                 }
@@ -85,14 +85,14 @@ impl Server {
         }
     }
 
-    /// A guest that watches it, since it has a name.
+    /// An agent that uses this server.
     fn watched(&self) -> Agent {
         let agent = Agent::start_with(&["--mmds", &self.address.to_string()]);
-        name(&agent, 6);
+        bind(&agent, 6);
         agent
     }
 
-    /// The next question.
+    /// The next request.
     #[track_caller]
     fn asked(&self) -> String {
         self.questions.recv_timeout(DEADLINE).expect("a question")
@@ -115,7 +115,7 @@ impl Server {
     }
 }
 
-/// Reads a question, which ends with an empty line.
+/// Reads a request up to its empty line.
 fn question(stream: &mut TcpStream) -> String {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut bytes = Vec::new();
@@ -129,7 +129,7 @@ fn question(stream: &mut TcpStream) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// A client that has gone before all was sent is what some replies are about.
+/// Some replies are about a client that closes the connection early, so write errors are ignored.
 fn give(reply: Reply, stream: &mut TcpStream) {
     stream.set_nodelay(true).unwrap();
     match reply {
@@ -140,7 +140,8 @@ fn give(reply: Reply, stream: &mut TcpStream) {
             }
         }
         Reply::Endless(text) => {
-            // With more in the same segment: a whole answer by itself would be taken.
+            // With one byte more in the same segment, because a complete answer by itself would be
+            // accepted.
             drop(stream.write_all(format!("{text}x").as_bytes()));
             while stream.write_all(&[b'x'; 1024]).is_ok() {}
         }
@@ -153,7 +154,7 @@ fn give(reply: Reply, stream: &mut TcpStream) {
     }
 }
 
-/// Asks the agent until its counters are as they should be. Each answer is a turn of its loop.
+/// Asks the agent until its counters match. With each answer its loop completes a turn.
 #[track_caller]
 fn await_info(agent: &Agent, is_met: impl Fn(&Info) -> bool) -> Info {
     let started_at = std::time::Instant::now();
@@ -167,8 +168,8 @@ fn await_info(agent: &Agent, is_met: impl Fn(&Info) -> bool) -> Info {
     }
 }
 
-/// Gives the guest a name, upon which the agent looks soon: the first time for the first time.
-fn name(agent: &Agent, byte: u8) {
+/// Rebinds the guest, which makes the agent look at the metadata soon.
+fn bind(agent: &Agent, byte: u8) {
     agent.greet().rebound(&rebind(byte));
     agent.greet().probed(&probe(byte, Depth::Listener));
 }
@@ -188,13 +189,16 @@ fn a_new_epoch_wakes_the_listener_and_decides_nothing() {
     server.is_asked_for_a_token();
     server.is_asked_for_the_epoch("token");
     await_info(&agent, |info| info.counters["mmds_reads"] == 1);
-    name(&agent, 7);
+    bind(&agent, 7);
     server.is_asked_for_the_epoch("token");
-    // The slow timer looks again, with nothing else going on.
+    // With nothing else to do, the slow timer makes the agent look again.
     server.is_asked_for_the_epoch("token");
     let before = agent.greet().info();
     assert_eq!(before.counters["mmds_reads"], 2);
-    assert_eq!(before.counters["mmds_epochs"], 0, "the first is no news");
+    assert_eq!(
+        before.counters["mmds_epochs"], 0,
+        "the first one is not new"
+    );
     open.send(()).unwrap();
     let after = await_info(&agent, |info| info.counters["mmds_epochs"] == 1);
     let by = |name: &str| after.counters[name] - before.counters[name];
@@ -228,14 +232,14 @@ fn a_token_of_another_vmm_is_replaced() {
     server.is_asked_for_a_token();
     server.is_asked_for_the_epoch("one");
     await_info(&agent, |info| info.counters["mmds_reads"] == 1);
-    name(&agent, 7);
+    bind(&agent, 7);
     server.is_asked_for_the_epoch("one");
     server.is_asked_for_a_token();
     server.is_asked_for_the_epoch("two");
     await_info(&agent, |info| info.counters["mmds_epochs"] == 1);
 }
 
-/// Each is one failure, a while without a question, and then a look like any other.
+/// Each of these is one failure, a pause without requests, and then a normal look.
 #[test]
 fn a_service_that_does_not_serve_is_asked_again_later() {
     let long = "x".repeat(10_000);
@@ -269,7 +273,7 @@ fn a_service_that_does_not_serve_is_asked_again_later() {
         ("no epoch", vec![ok("t"), ok("yesterday")]),
         ("refused", vec![ok("t"), refused()]),
     ];
-    // All at once, since most of the time is spent waiting.
+    // All at once, since they mostly wait.
     let watches = cases.into_iter().map(|(case, replies)| {
         let count = replies.len();
         let server = Server::start(replies, 1);
@@ -283,10 +287,10 @@ fn a_service_that_does_not_serve_is_asked_again_later() {
         }
         await_info(agent, |info| info.counters["mmds_failures"] > 0);
         assert_eq!(agent.exec(["true"]).code(), 0, "{case}");
-        name(agent, 7);
+        bind(agent, 7);
     }
     for (case, _, server, agent) in &watches {
-        // Either the token is asked for again, or the epoch alone.
+        // The agent asks for the token again, or for the epoch alone.
         server.given.recv_timeout(DEADLINE).expect(case);
         let info = await_info(agent, |info| info.counters["mmds_reads"] > 0);
         assert_eq!(info.counters["mmds_epochs"], 0, "{case}");
@@ -295,9 +299,9 @@ fn a_service_that_does_not_serve_is_asked_again_later() {
 
 #[test]
 fn nobody_at_the_address_is_a_failure_and_no_descriptor_stays() {
-    // An address of this machine that no other test listens at.
+    // Nothing listens at this address of the loopback.
     let agent = Agent::start_with(&["--mmds", "127.0.0.77:9"]);
-    name(&agent, 6);
+    bind(&agent, 6);
     let before = agent.settled_fd_count();
     await_info(&agent, |info| info.counters["mmds_failures"] > 0);
     assert_eq!(agent.settled_fd_count(), before);

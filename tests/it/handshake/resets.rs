@@ -1,7 +1,7 @@
-//! Goal: whatever becomes of the transport reset around a snapshot, `host-tool restore` ends with a
-//! guest that is ready. Method: the built programs, a fake Firecracker, and a vsock device
-//! between them that loses, repeats and delays on demand. SIGSTOP of the agent stands for the pause
-//! of its VM, and the accept queue of its Unix socket for that of its vsock port: it is as long.
+//! Goal: whatever happens to the transport reset around a snapshot, `host-tool restore` ends with a
+//! guest that is ready. Method: the built programs, a fake Firecracker, and a vsock device between
+//! them that loses, repeats and delays on demand. SIGSTOP of the agent stands for the pause of its
+//! VM, and the accept queue of its Unix socket, which is as long, for that of its vsock port.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -18,7 +18,7 @@ use tests::process::{Finished, Running};
 use tests::proxy::{Closed, Direction};
 use tests::raise_descriptor_limit;
 
-/// A guest that can be restored.
+/// A guest that can be restored, and its host.
 struct Fixture {
     host: TestHost,
     agent: Agent,
@@ -31,7 +31,7 @@ impl Fixture {
         Self { host, agent }
     }
 
-    /// Connections of the generation before, which know nothing of any snapshot.
+    /// Greeted connections of the generation before the snapshot.
     fn stale(&self, count: usize) -> Vec<Client> {
         let socket = self.host.muxer().socket();
         let greeted = |_| {
@@ -42,7 +42,7 @@ impl Fixture {
         (0..count).map(greeted).collect()
     }
 
-    /// Leaves the guest as a snapshot finds it: silent, with the connection that asked for it.
+    /// Quiesces the guest as for a snapshot, and gives the connection that asked for it.
     fn quiesced(&self, round: u8) -> Client {
         let mut control = self.stale(1).remove(0);
         control.quiesced(&quiesce(round, Policy::Keep));
@@ -51,11 +51,11 @@ impl Fixture {
 
     fn restoring(&self) -> Running {
         let artifact = self.host.artifact();
-        let words = ["restore", "--name", "clone", "--json", "--timeout", "60s"];
-        Running::start(self.host.tool(words).arg(artifact))
+        let args = ["restore", "--name", "clone", "--json", "--timeout", "60s"];
+        Running::start(self.host.tool(args).arg(artifact))
     }
 
-    /// The restored guest is ready, takes commands, and goes.
+    /// Checks that the restored guest is ready and runs commands, and removes it.
     #[track_caller]
     fn is_ready(&self, restored: Finished) -> serde_json::Value {
         let record = restored.exits(0).json();
@@ -73,12 +73,12 @@ impl Fixture {
     }
 }
 
-/// How often the guest was asked in a phase.
+/// How often the host asked in a phase.
 fn attempts(record: &serde_json::Value, phase: &str) -> u64 {
     record["attempts"][phase].as_u64().unwrap()
 }
 
-/// The host's ends are gone with the old VMM, and the guest does not hear of it.
+/// The host's ends are closed with the old VMM, and the guest does not notice.
 #[test]
 fn a_reset_that_is_never_delivered() {
     let fixture = Fixture::new();
@@ -87,7 +87,7 @@ fn a_reset_that_is_never_delivered() {
     let _late = fixture.stale(3);
     fixture.host.muxer().reset(Closed::ForHost);
     let record = fixture.restores();
-    // The five were closed by QUIESCE, and the control connection is still there.
+    // QUIESCE has closed the first five; the control connection and the three later ones are open.
     let dropped = record["guest"]["connections_dropped"].as_u64().unwrap();
     assert!(dropped >= 4, "{record}");
     fixture.host.is_clean();
@@ -102,7 +102,7 @@ fn a_reset_that_is_delivered_once() {
     fixture.host.is_clean();
 }
 
-/// The second one takes the connection with it over which the guest is being named.
+/// The second reset also closes the connection that carries the REBIND.
 #[test]
 fn a_reset_that_is_delivered_twice() {
     let fixture = Fixture::new();
@@ -120,8 +120,8 @@ fn a_reset_that_is_delivered_twice() {
     fixture.host.is_clean();
 }
 
-/// The first connections of the new generation are accepted, and then the reset comes: at places
-/// all over the two conversations that make a guest ready, seen by both sides or by one.
+/// The reset comes after the first connections of the new generation were accepted: at many places
+/// of the two conversations that make a guest ready, seen by both sides or by one.
 #[test]
 fn a_reset_after_the_first_accept() {
     let fixture = Fixture::new();
@@ -152,8 +152,8 @@ fn a_reset_after_the_first_accept() {
     fixture.host.is_clean();
 }
 
-/// Bytes of a conversation come one at a time, and the connections before it never arrive, are
-/// refused, or have a line and nobody behind it.
+/// A conversation comes byte by byte, and the connections before it are lost, refused, or get an OK
+/// line and nothing more.
 #[test]
 fn connections_that_are_lost_refused_or_dead_delay_nothing_for_good() {
     let fixture = Fixture::new();
@@ -164,7 +164,7 @@ fn connections_that_are_lost_refused_or_dead_delay_nothing_for_good() {
         Treatment::Dead,
         Treatment::Held,
     ] {
-        // One for the rebind and, behind the one that goes well, one for the probe.
+        // The first pair is for the rebind, the second one for the probe.
         muxer.plan(&[
             treatment,
             Treatment::Bytewise,
@@ -178,7 +178,7 @@ fn connections_that_are_lost_refused_or_dead_delay_nothing_for_good() {
     }
 }
 
-/// The guest's kernel has taken the host's connection before the guest runs again.
+/// The host's connection is in the guest's accept queue before the guest runs again.
 #[test]
 fn a_connection_that_is_accepted_while_the_vm_is_paused() {
     let fixture = Fixture::new();
@@ -190,7 +190,7 @@ fn a_connection_that_is_accepted_while_the_vm_is_paused() {
         let restoring = fixture.restoring();
         muxer.await_arrival(index);
         if let Some(closed) = closed {
-            // What is in the queue is dead when the guest comes to it.
+            // When the guest comes to the connection in its queue, it is closed.
             muxer.reset(closed);
             muxer.await_arrival(index + 1);
         }
@@ -200,7 +200,7 @@ fn a_connection_that_is_accepted_while_the_vm_is_paused() {
     fixture.host.is_clean();
 }
 
-/// Connects to the agent until its kernel takes no more, and leaves each in the accept queue.
+/// Connects to the agent until its accept queue is full.
 fn fill_accept_queue(agent: &Path) -> Vec<OwnedFd> {
     let address = UnixAddr::new(agent).unwrap();
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -217,7 +217,7 @@ fn fill_accept_queue(agent: &Path) -> Vec<OwnedFd> {
     }
 }
 
-/// Some of the dead have said something, some nothing, and one hangs on to the end.
+/// Half of the dead connections have sent something, and one stays open to the end.
 #[test]
 fn an_accept_queue_that_is_full_of_dead_connections() {
     raise_descriptor_limit();
@@ -235,7 +235,7 @@ fn an_accept_queue_that_is_full_of_dead_connections() {
         let last = queued.pop();
         drop(queued);
         let restoring = fixture.restoring();
-        // The queue is full for the host, too: it is refused until the guest runs again.
+        // The queue is full for the host, too, which is refused until the guest runs again.
         fixture.host.muxer().await_refused(refused + 2);
         fixture.agent.signal(Signal::SIGCONT);
         fixture.is_ready(restoring.finish());

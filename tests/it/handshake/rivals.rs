@@ -1,7 +1,7 @@
-//! Goal: two host-tools that name one guest come to one outcome for each generation, and the one
-//! that loses is told why. Method: real processes, each with a vsock device and a fake
-//! Firecracker of its own before the same agent, so that the order in which their requests reach
-//! the guest is the test's choice; and without such a choice, again and again.
+//! Goal: when two hosts rebind one guest at the same time, each generation has one outcome, and the
+//! losing host learns why. Method: two `host-tool` processes, each with a vsock device and a fake
+//! Firecracker of its own in front of the same agent. The test chooses the order in which their
+//! requests reach the guest, or leaves it to chance many times.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use tests::host::TestHost;
 use tests::muxer::Treatment;
 use tests::process::{Finished, Running};
 
-/// One of those who name the guest.
+/// One of the hosts that rebind the guest.
 struct Rival {
     host: TestHost,
 }
@@ -24,8 +24,8 @@ impl Rival {
     }
 
     fn restoring(&self) -> Running {
-        let words = ["restore", "--name", "clone", "--json", "--timeout", "60s"];
-        Running::start(self.host.tool(words).arg(self.host.artifact()))
+        let args = ["restore", "--name", "clone", "--json", "--timeout", "60s"];
+        Running::start(self.host.tool(args).arg(self.host.artifact()))
     }
 
     fn probing(&self) -> Running {
@@ -38,9 +38,9 @@ impl Rival {
     }
 }
 
-/// The name that the guest has now.
+/// The guest's current generation.
 #[track_caller]
-fn name_of(agent: &Agent) -> String {
+fn generation_of(agent: &Agent) -> String {
     let probed = agent.host_tool(["probe", "--json"], []).exits(0).json();
     generation(&probed)
 }
@@ -49,7 +49,7 @@ fn generation(record: &Value) -> String {
     record["generation"].as_str().unwrap().to_owned()
 }
 
-/// A failure that says that another has named the guest.
+/// The host has lost, because another one has rebound the guest.
 #[track_caller]
 fn is_told(lost: Finished) -> Value {
     let lost = lost.exits(6);
@@ -61,9 +61,9 @@ fn is_told(lost: Finished) -> Value {
     lost.json()
 }
 
-/// The first has its REBOUND, and its PROBE is held up until the second is ready.
+/// The first host has its REBOUND. Its PROBE is held until the second host is ready.
 #[test]
-fn a_probe_behind_another_name_is_stale() {
+fn a_probe_after_another_rebind_is_stale() {
     let agent = Agent::start();
     let (first, second) = (Rival::new(&agent), Rival::new(&agent));
     first.host.muxer().plan(&[Treatment::Passed]);
@@ -75,13 +75,13 @@ fn a_probe_behind_another_name_is_stale() {
     first.host.muxer().release_backwards();
     let lost = is_told(losing.finish());
     assert_ne!(generation(&lost), generation(&won));
-    assert_eq!(name_of(&agent), generation(&won));
+    assert_eq!(generation_of(&agent), generation(&won));
     first.host.is_clean();
     second.remove();
 }
 
-/// The first one's REBIND, sent before the second one's, comes behind it: the guest has never heard
-/// of it, so that it is the latest. Both are told the truth, each about its own name.
+/// The first host's REBIND is sent before the second one's and arrives after it. The guest has not
+/// seen it before, so it is the latest. Each host gets a true answer for its own generation.
 #[test]
 fn a_rebind_that_comes_late_is_the_latest() {
     let agent = Agent::start();
@@ -90,19 +90,19 @@ fn a_rebind_that_comes_late_is_the_latest() {
     let late = first.restoring();
     first.host.muxer().await_count(1);
     let early = second.restoring().finish().exits(0).json();
-    assert_eq!(name_of(&agent), generation(&early));
+    assert_eq!(generation_of(&agent), generation(&early));
     first.host.muxer().pass_all();
     first.host.muxer().release_backwards();
     let late = late.finish().exits(0).json();
-    assert_eq!(name_of(&agent), generation(&late));
+    assert_eq!(generation_of(&agent), generation(&late));
     first.remove();
     second.remove();
 }
 
-/// A copy of a REBIND that was given up on arrives when another name has replaced its name: it is
-/// refused, and the guest keeps the name that it has.
+/// A copy of an abandoned REBIND arrives after another generation has replaced its own. It is
+/// refused, and the guest keeps its generation.
 #[test]
-fn a_copy_that_comes_behind_another_name_changes_nothing() {
+fn a_late_copy_of_a_replaced_rebind_changes_nothing() {
     let agent = Agent::start();
     let (first, second) = (Rival::new(&agent), Rival::new(&agent));
     first.host.muxer().plan(&[Treatment::Held]);
@@ -111,50 +111,51 @@ fn a_copy_that_comes_behind_another_name_changes_nothing() {
     assert_ne!(generation(&replaced), generation(&won));
     first.host.muxer().release(0);
     first.host.muxer().await_delivery(0);
-    assert_eq!(name_of(&agent), generation(&won));
+    assert_eq!(generation_of(&agent), generation(&won));
     first.remove();
     second.remove();
 }
 
-/// Both at once: whoever is ready had its name in the guest, and at least the last one is. No name
-/// is given twice, however many are asked for within a second.
+/// Both at once: a host that gets ready had its generation in the guest, and at least the last one
+/// does. No generation occurs twice, however many are drawn within a second.
 #[test]
-fn of_two_at_once_the_guest_has_one_name() {
+fn of_two_at_once_the_guest_has_one_generation() {
     let agent = Agent::start();
     let rivals = [Rival::new(&agent), Rival::new(&agent)];
-    let mut names = BTreeSet::new();
+    let mut generations = BTreeSet::new();
     for round in 0..20 {
         let running = rivals.each_ref().map(Rival::restoring);
         let mut ready = Vec::new();
         for (rival, finished) in rivals.iter().zip(running.map(Running::finish)) {
-            let name = if finished.code() == 0 {
+            let given = if finished.code() == 0 {
                 rival.remove();
-                let name = generation(&finished.json());
-                ready.push(name.clone());
-                name
+                let given = generation(&finished.json());
+                ready.push(given.clone());
+                given
             } else {
                 rival.host.is_clean();
                 generation(&is_told(finished))
             };
-            assert!(names.insert(name), "round {round}: a name of {names:?}");
+            assert!(generations.insert(given), "round {round}: {generations:?}");
         }
-        let name = name_of(&agent);
+        let current = generation_of(&agent);
         assert!(
-            ready.contains(&name),
-            "round {round}: {name} is not of {ready:?}"
+            ready.contains(&current),
+            "round {round}: {current} is not of {ready:?}"
         );
     }
 }
 
-/// A guest that nobody has named yet gets the one name that was left for it, whoever asks.
+/// A restored guest that waits for its rebind gets the one generation that was left for it,
+/// whichever host asks.
 #[test]
-fn two_probes_give_one_name_once() {
+fn two_probes_rebind_the_guest_once() {
     let agent = Agent::start();
     let rival = Rival::new(&agent);
     for held in [0, 1, 2] {
-        let words = ["restore", "--name", "clone", "--no-wait"];
+        let args = ["restore", "--name", "clone", "--no-wait"];
         let artifact = rival.host.artifact();
-        tests::process::run(rival.host.tool(words).arg(artifact)).exits(0);
+        tests::process::run(rival.host.tool(args).arg(artifact)).exits(0);
         let before = agent.host_tool(["probe", "--json"], []).exits(0).json();
         rival.host.muxer().plan(&vec![Treatment::Held; held]);
         let count = rival.host.muxer().count();
@@ -165,7 +166,7 @@ fn two_probes_give_one_name_once() {
         assert_eq!(generation(&one), generation(&other));
         assert_ne!(one["generation"], before["generation"]);
         for probed in [one, other] {
-            // Registered once for the name.
+            // The listener is registered once for the generation.
             let serial = |value: &Value| value["listener_serial"].as_u64().unwrap();
             assert_eq!(serial(&probed), serial(&before) + 1, "{probed}");
         }

@@ -1,5 +1,5 @@
-//! Goal: over real vsock the agent serves the host and nobody else. Method: the built programs and
-//! the kernel's loopback, whose peers have another context id than the host.
+//! Goal: over real vsock the agent serves the host only. Method: the built programs and the
+//! kernel's loopback, whose peers do not have the host's context id.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
@@ -17,8 +17,8 @@ use tests::{DEADLINE, program, skip};
 /// The context id of the kernel's loopback (`VMADDR_CID_LOCAL`).
 const CID_LOOPBACK: u32 = 1;
 
-/// A stream to a port of this machine. It is a Unix stream in name only: what it does with its
-/// descriptor is the same for every stream socket.
+/// A stream to a port of this machine. `UnixStream` stands for any stream socket here: it only
+/// reads and writes the descriptor.
 fn connect_loopback(port: u32) -> nix::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
@@ -26,12 +26,12 @@ fn connect_loopback(port: u32) -> nix::Result<UnixStream> {
     Ok(UnixStream::from(fd))
 }
 
-/// A port that nobody has, or why there is no loopback here.
+/// An unused port, or why there is no loopback.
 fn free_port() -> Result<u32, String> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None);
     let fd = fd.map_err(|errno| format!("no AF_VSOCK ({errno})"))?;
-    // Far from the default, and another in each process that tests.
+    // Far from the default port, and different for each test process.
     let port = 20_000 + std::process::id() % 40_000;
     let address = VsockAddr::new(libc::VMADDR_CID_ANY, port);
     bind(fd.as_raw_fd(), &address).map_err(|errno| format!("cannot bind vsock ({errno})"))?;
@@ -58,7 +58,7 @@ fn a_peer_that_is_not_the_host_is_closed_without_a_word() {
         }
     };
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    // It may be closed already.
+    // The agent may have closed the connection already.
     let _ = stream.write_all(&Message::Hello(Hello::host("test")).encode());
     match stream.read(&mut [0; 64]) {
         Ok(0) => {}

@@ -1,6 +1,5 @@
-//! Goal: `host-tool bench` measures a guest part by part, names what it could not measure, and its
-//! exit code says whether there was any of that.
-//! Method: the agent on a Unix socket. Restores are the lab's.
+//! Goal: `host-tool bench` measures a guest part by part and names what it could not measure, also
+//! by its exit code. Method: the agent on a Unix socket. Restores are measured in the lab.
 
 use std::path::Path;
 
@@ -10,8 +9,8 @@ use tests::agent::Agent;
 #[test]
 fn every_part_has_its_figures() {
     let agent = Agent::start();
-    let words = ["bench", "--json", "--runs", "20", "--size", "1M"];
-    let report = agent.host_tool(words, []).exits(0).json();
+    let args = ["bench", "--json", "--runs", "20", "--size", "1M"];
+    let report = agent.host_tool(args, []).exits(0).json();
     assert_eq!(report["event"], "done");
     assert_eq!(report["failures"], json!({}));
     let exec = report["exec"].as_array().unwrap();
@@ -32,8 +31,8 @@ fn every_part_has_its_figures() {
 #[test]
 fn people_get_a_table() {
     let agent = Agent::start();
-    let words = ["bench", "--runs", "10", "--size", "0"];
-    let ended = agent.host_tool(words, ["true"]).exits(0);
+    let args = ["bench", "--runs", "10", "--size", "0"];
+    let ended = agent.host_tool(args, ["true"]).exits(0);
     let out = ended.out();
     for line in [
         "guest-agent ",
@@ -50,8 +49,8 @@ fn people_get_a_table() {
 #[test]
 fn a_part_that_fails_costs_no_other() {
     let agent = Agent::start();
-    let words = ["bench", "--json", "--runs", "5", "--size", "1M"];
-    let ended = agent.host_tool(words, ["false"]).exits(6);
+    let args = ["bench", "--json", "--runs", "5", "--size", "1M"];
+    let ended = agent.host_tool(args, ["false"]).exits(6);
     let report = ended.json();
     assert_eq!(report["exit"], 6);
     let failures = report["failures"].as_object().unwrap();
@@ -68,9 +67,9 @@ fn a_part_that_fails_costs_no_other() {
 fn an_artifact_that_is_none_is_named() {
     let agent = Agent::start();
     let artifact = agent.folder().join("none");
-    let tool = |words: &[&str]| {
+    let tool = |args: &[&str]| {
         let mut command = agent.host_tool_command(["bench"], []);
-        command.args(words);
+        command.args(args);
         tests::process::run(&mut command)
     };
     let artifact = artifact.to_str().unwrap();

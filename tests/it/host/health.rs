@@ -1,6 +1,6 @@
-//! Goal: `ls` says how a VM is, by a command that its supervisor runs in it, and snapshots are no
-//! illness. Method: a supervisor whose VMM is an agent, and a command that passes while a file is
-//! there.
+//! Goal: `ls` shows the health of a VM, which its supervisor checks by a command in the guest; a
+//! snapshot does not make it unhealthy. Method: a supervisor whose VMM is an agent, and a check
+//! that passes while a file exists.
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -16,7 +16,7 @@ use tests::process::{run, signal};
 
 use crate::host::logs::Supervised;
 
-/// A VM under a health check.
+/// A VM with a health check.
 struct Patient {
     supervised: Supervised,
     well: PathBuf,
@@ -90,7 +90,7 @@ fn a_command_that_changes_the_vm_is_waited_for() {
     let file = File::create(patient.supervised.vm.path().join("lock")).unwrap();
     let lock = Flock::lock(file, FlockArg::LockExclusive).unwrap();
     fs::remove_file(&patient.well).unwrap();
-    // What a snapshot did to a run that it met says nothing, and no other begins.
+    // A check that a snapshot may have disturbed does not count, and no other one begins.
     for _ in 0..20 {
         assert_eq!(patient.inspect()["health"]["status"], "healthy");
     }

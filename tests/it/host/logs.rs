@@ -1,6 +1,6 @@
-//! Goal: `host-tool logs` shows every byte of the workload once, whoever is killed meanwhile.
-//! Method: an agent whose workload prints what the test writes into a pipe, and a VM directory that
-//! takes this agent for its VMM, with a supervisor that is dead.
+//! Goal: `host-tool logs` shows every byte of the workload once, whichever process is killed
+//! meanwhile. Method: an agent whose workload prints what the test writes into a pipe, and a VM
+//! directory that has this agent as its VMM and a dead supervisor.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,7 +20,7 @@ use tests::muxer::Muxer;
 use tests::process::{run, signal};
 use tests::{DEADLINE, program};
 
-/// A workload that prints what is written into a pipe, and ends with it.
+/// A workload that prints what is written into a pipe, and ends when the pipe is closed.
 struct Workload {
     folder: TempDir,
     agent: Agent,
@@ -45,14 +45,14 @@ impl Workload {
     }
 }
 
-/// Makes the pipe, and gives the workload that prints what is written into it.
+/// Makes the pipe. Gives the workload's command line.
 fn make_pipe(folder: &Path) -> String {
     let path = folder.join("pipe");
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     format!("cat {}", path.display())
 }
 
-/// Waits for the workload to open the other end.
+/// Waits until the workload has opened the pipe.
 fn open_pipe(folder: &Path) -> File {
     let mut options = OpenOptions::new();
     options.write(true).open(folder.join("pipe")).unwrap()
@@ -62,10 +62,10 @@ fn text(lines: std::ops::Range<u32>) -> String {
     lines.map(|line| format!("line {line}\n")).collect()
 }
 
-/// A VM directory whose VMM is the agent.
+/// A VM directory with the agent as its VMM.
 pub(crate) struct VmDir {
     state_dir: PathBuf,
-    /// Firecracker's vsock device, once the VM can be found.
+    /// Firecracker's vsock device, once the VM is published.
     muxer: Option<Muxer>,
 }
 
@@ -91,7 +91,7 @@ impl VmDir {
         self.state_dir.join("vm")
     }
 
-    /// Lets the VM be found, with process `pid` for its VMM.
+    /// Writes `state.json` with process `pid` as the VMM.
     fn publish(&mut self, pid: u32, agent: &Path) {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         let behind_name = stat.rsplit(')').next().unwrap();
@@ -170,7 +170,7 @@ impl Follower {
         self.seen
     }
 
-    /// Everything that it printed, once it has ended well by itself.
+    /// Everything that it printed. Waits until it has ended successfully by itself.
     fn join(mut self) -> String {
         loop {
             match self.lines.recv_timeout(DEADLINE) {
@@ -188,7 +188,8 @@ impl Follower {
 fn writers_that_are_killed_lose_and_repeat_nothing() {
     let mut workload = Workload::start();
     let vm = VmDir::new(&workload);
-    // The first one stands in for the supervisor, the second one waits for its turn.
+    // The first follower writes the log in the supervisor's place; the second one waits for its
+    // turn.
     let mut writer = vm.follow();
     workload.print(0..1);
     writer.await_line(0);
@@ -197,7 +198,7 @@ fn writers_that_are_killed_lose_and_repeat_nothing() {
     for round in 1..8u32 {
         let end = round * 500;
         workload.print(end - 499..end);
-        // Killed in the middle of it.
+        // Killed in the middle of these lines.
         writer.await_line(end - 250);
         assert!(text(0..end).starts_with(&writer.kill()));
         workload.print(end..end + 1);
@@ -215,7 +216,7 @@ fn writers_that_are_killed_lose_and_repeat_nothing() {
     assert_eq!(inspected.json()["workload_exit"]["restarts"], 0);
 }
 
-/// A supervisor whose VMM is an agent.
+/// A supervisor with the agent as its VMM.
 pub(crate) struct Supervised {
     pub(crate) vm: VmDir,
     pub(crate) supervisor: Child,
@@ -229,7 +230,7 @@ impl Supervised {
         Self::start_in(TempDir::new().unwrap())
     }
 
-    /// As [`start`](Self::start), with what lies in `state/vm` of the folder already.
+    /// The same, in a folder that may already have files in `state/vm`.
     pub(crate) fn start_in(folder: TempDir) -> Self {
         let command = make_pipe(folder.path());
         let mut vm = VmDir::empty(folder.path());
@@ -255,7 +256,7 @@ impl Supervised {
         let vmm = u32::try_from(report["spawned"]["pid"].as_u64().unwrap()).unwrap();
         vm.publish(vmm, &socket);
         let pipe = open_pipe(folder.path());
-        // In use from now on, and no longer the business of whoever started it.
+        // Tells the supervisor that the VM is in use, so that it outlives its starter.
         supervisor.stdin.take().unwrap().write_all(b"k").unwrap();
         Self {
             vm,
@@ -299,7 +300,7 @@ fn the_last_words_are_written_down_before_the_end_is() {
         let mut logs = supervised.vm.host_tool(&["logs", "--name", "vm"]);
         run(&mut logs).out()
     };
-    // The agent may have to be asked twice before it has read the pipe.
+    // The agent may need more than one request until it has read the pipe.
     while !shown().ends_with("last word") {}
     signal(supervised.vmm, Signal::SIGTERM);
     supervised.supervisor.wait().unwrap();
@@ -314,11 +315,11 @@ fn what_the_guest_had_when_asked_is_shown_also_after_its_end() {
     let mut workload = Workload::start();
     let vm = VmDir::new(&workload);
     let logs = |arguments: &[&str]| {
-        let words = [&["logs", "--name", "vm"], arguments].concat();
-        run(&mut vm.host_tool(&words)).exits(0).out()
+        let args = [&["logs", "--name", "vm"], arguments].concat();
+        run(&mut vm.host_tool(&args)).exits(0).out()
     };
     workload.print(0..1000);
-    // The agent may have to be asked twice before it has read all of the pipe.
+    // The agent may need more than one request until it has read the whole pipe.
     while !logs(&[]).ends_with("line 999\n") {}
     assert_eq!(logs(&[]), text(0..1000));
     assert_eq!(logs(&["--tail", "2"]), text(998..1000));
@@ -340,7 +341,11 @@ fn a_guest_without_a_directory_is_looked_at() {
     let shown = workload.agent.host_tool(["logs", "--tail", "3"], []);
     assert_eq!(shown.exits(0).out(), text(97..100));
     let shown = workload.agent.host_tool(["logs"], []);
-    assert_eq!(shown.exits(0).out(), text(0..100), "nobody took it away");
+    assert_eq!(
+        shown.exits(0).out(),
+        text(0..100),
+        "the first reader took it away"
+    );
     drop(workload.pipe);
     assert!(text(0..100).ends_with(&follower.join()));
 }
@@ -357,7 +362,7 @@ fn a_reader_that_has_had_enough_ends_it() {
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut first).unwrap();
     assert_eq!(&first, b"line 0\n");
-    // Nothing more is printed: the closed pipe itself is what it hears.
+    // No more output comes, so only the closed pipe itself can end the command.
     drop(stdout);
     assert_eq!(child.wait().unwrap().code(), Some(141));
 }

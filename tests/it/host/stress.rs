@@ -1,5 +1,5 @@
-//! Goal: `host-tool stress` counts what happens, and its exit code says whether all went well.
-//! Method: the agent on a Unix socket, and commands whose outcome is known.
+//! Goal: `host-tool stress` counts results, and its exit code says whether all runs succeeded.
+//! Method: the agent on a Unix socket, and commands with a known result.
 
 use std::process::Command;
 
@@ -58,7 +58,7 @@ fn failures_are_counted_by_kind() {
     agent.host_tool(["stress", "--parallel", "0"], []).exits(2);
 }
 
-/// The soft limit is 1024 nearly everywhere, and of what 500 runs need, it is a quarter.
+/// The soft limit is usually 1024, a quarter of what 500 runs need.
 #[test]
 fn limit_of_open_files_is_raised_or_named() {
     let agent = Agent::start();

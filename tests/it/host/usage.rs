@@ -1,5 +1,5 @@
-//! Goal: bad input to `host-tool` gets a clear error, its documented exit code, and nothing left
-//! behind. Method: the built program, a private state directory, and no VMM that could run.
+//! Goal: bad input to `host-tool` gets a clear error, its documented exit code, and leaves nothing
+//! behind. Method: the built program, a private state directory, and VMMs that cannot run.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use tests::host::{Kind, manifest};
 use tests::process::{Finished, run};
 use tests::program;
 
-/// A place where `host-tool` finds nothing but what a test puts there.
+/// An environment in which `host-tool` finds only what a test puts there.
 struct Fixture {
     folder: TempDir,
 }
@@ -60,7 +60,7 @@ impl Fixture {
         restored.exits(code).complains(text);
     }
 
-    /// Nothing of a failed command may stay.
+    /// Fails when a command has left something behind.
     #[track_caller]
     fn is_clean(&self) {
         let left: Vec<_> = fs::read_dir(self.path("state"))
@@ -76,7 +76,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn usage_errors_exit_2_and_name_the_word() {
+fn usage_errors_exit_2_and_name_the_argument() {
     let fixture = Fixture::new();
     let cases: [(&[&str], &str); 8] = [
         (&[], "Usage"),
@@ -125,9 +125,9 @@ fn help_goes_to_standard_output() {
 #[test]
 fn nobody_at_the_socket_is_no_answer() {
     let fixture = Fixture::new();
-    let path = fixture.path("nobody");
+    let path = fixture.path("missing.sock");
     let ended = fixture.run(&["probe", "--unix", text(&path), "--timeout", "200ms"]);
-    ended.exits(2).complains("nobody");
+    ended.exits(2).complains("missing.sock");
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn an_artifact_that_is_missing_or_damaged_is_named() {
 }
 
 impl Fixture {
-    /// An artifact whose files are all there.
+    /// An artifact with all its files.
     fn artifact(&self, manifest: &serde_json::Value) -> PathBuf {
         let folder = self.path("artifact");
         drop(fs::remove_dir_all(&folder));
@@ -248,8 +248,8 @@ fn names_that_are_no_names_are_refused() {
         ended.complains("cannot name a VM");
     }
     fixture.run(&["inspect", "-x"]).exits(2).complains("-x");
-    let unknown = fixture.run(&["inspect", "nobody"]);
-    unknown.exits(2).complains("nobody");
+    let unknown = fixture.run(&["inspect", "unknown"]);
+    unknown.exits(2).complains("unknown");
     fixture.is_clean();
 }
 

@@ -1,6 +1,6 @@
-//! Goal: an artifact that somebody prepared is refused by every command that reads one, with its
-//! fault named, at once, in little memory, and without a look at anything outside. Method: a good
-//! artifact, changed in one place, and a fake Firecracker that would load it.
+//! Goal: every command that reads a prepared artifact refuses it at once, names its fault, needs
+//! little memory, and touches nothing outside of it. Method: a good artifact, changed in one place,
+//! and a fake Firecracker that would load it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -18,7 +18,7 @@ use super::floods::limited;
 
 const MANIFEST: &str = "manifest.json";
 
-/// A good artifact and who reads it.
+/// A host with a good artifact.
 struct Fixture {
     host: TestHost,
     _agent: Agent,
@@ -33,14 +33,14 @@ impl Fixture {
         }
     }
 
-    /// `host-tool WORDS… ARTIFACT`, with a limit to its memory.
-    fn run(&self, words: &[&str], dir: &Path) -> Finished {
-        let mut tool = self.host.tool(words);
+    /// Runs `host-tool ARGS… ARTIFACT` with a limited memory.
+    fn run(&self, args: &[&str], dir: &Path) -> Finished {
+        let mut tool = self.host.tool(args);
         tool.arg(dir).args(["--timeout", "60s"]);
         run(&mut limited(&tool))
     }
 
-    /// Has each command read the artifact as `change` leaves it.
+    /// Fails unless each command refuses the artifact after this change.
     #[track_caller]
     fn is_refused(&self, change: impl FnOnce(&Path), text: &str) {
         let dir = self.host.artifact();
@@ -50,11 +50,11 @@ impl Fixture {
             &["snapshots", "inspect"],
             &["snapshots", "verify"],
         ];
-        for words in commands {
-            // What has no time limit reads no more than the manifest.
-            let ended = match words {
-                ["snapshots", "inspect"] => self.host.run([words, &[path(&dir)]].concat()),
-                words => self.run(words, &dir),
+        for args in commands {
+            // `inspect` takes no time limit and reads only the manifest.
+            let ended = match args {
+                ["snapshots", "inspect"] => self.host.run([args, &[path(&dir)]].concat()),
+                args => self.run(args, &dir),
             };
             ended.exits(3).complains(text);
             self.host.is_clean();
@@ -64,7 +64,7 @@ impl Fixture {
         assert!(listed.out().contains(text), "{text} is not in {listed}");
     }
 
-    /// The same, for a change of the manifest.
+    /// The same for a change of the manifest.
     #[track_caller]
     fn is_refused_with(&self, change: impl FnOnce(&mut Value), text: &str) {
         let edit = |dir: &Path| {
@@ -99,7 +99,7 @@ fn names_and_sizes_that_lie_are_refused() {
     }
     let lie = "instead of 18446744073709551615";
     fixture.is_refused_with(|it| it["files"][1]["len"] = u64::MAX.into(), lie);
-    // As long as a file can be, and nothing in it.
+    // A sparse file of 4 TiB.
     let sparse = |dir: &Path| {
         File::create(dir.join("memory"))
             .unwrap()
@@ -126,7 +126,7 @@ fn manifests_beyond_reason_are_refused() {
         "recursion limit",
     );
     fixture.is_refused(write("\u{0}".repeat(1000)), "not a JSON object");
-    // Of a field that is there twice the last one counts, for every reader.
+    // Of a field that occurs twice, every reader takes the last one.
     fixture.is_refused(
         |dir| {
             let text = fs::read_to_string(dir.join(MANIFEST)).unwrap();
@@ -148,7 +148,7 @@ fn what_is_no_plain_file_is_not_touched() {
     let fixture = Fixture::new();
     type Put = fn(&Path);
     let mut puts: Vec<Put> = vec![
-        // Nobody ever writes to it: whoever opens it to read waits for ever.
+        // A pipe without a writer: opening it to read would block.
         |path| mkfifo(path, Mode::S_IRWXU).unwrap(),
         |path| symlink("/dev/zero", path).unwrap(),
         |path| symlink("nowhere", path).unwrap(),
@@ -171,7 +171,7 @@ fn what_is_no_plain_file_is_not_touched() {
     }
 }
 
-/// A file of terabytes that has its recorded length, and a digest, takes longer than there is time.
+/// A file of 4 TiB with its recorded length and a digest takes longer to read than there is time.
 #[test]
 fn a_file_that_takes_for_ever_to_read_meets_the_deadline() {
     let fixture = Fixture::new();

@@ -1,6 +1,6 @@
-//! Goal: whatever stands where a VM's own file, directory or socket should be is neither followed
-//! nor waited for: a command ends with its name and what to do. Method: a VM that has ended, with
-//! one of its files replaced after the other.
+//! Goal: a command neither follows nor waits for an odd file in place of a VM's own file, directory
+//! or socket; it ends with the file's name and a remedy. Method: a VM that has ended, with one of
+//! its files replaced after the other.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,11 +12,11 @@ use nix::unistd::mkfifo;
 use tests::agent::Agent;
 use tests::host::TestHost;
 
-/// What is not a file, and how it is made. The first path is where a link leads.
+/// What stands there, and how to make it. The first path is a link's target.
 type Put = fn(&Path, &Path);
 
 const ODD: [(&str, Put); 5] = [
-    // Nobody is at the other end: whoever opens it waits for ever.
+    // A pipe without a writer: opening it would block.
     ("pipe", |_, path| mkfifo(path, Mode::S_IRWXU).unwrap()),
     ("link", |bait, path| symlink(bait, path).unwrap()),
     ("dangling link", |bait, path| {
@@ -28,10 +28,10 @@ const ODD: [(&str, Put); 5] = [
 
 const REMEDY: &str = "not a regular file; remove it";
 
-/// A place with a VM that has ended.
+/// A host with a VM that has ended.
 struct Fixture {
     host: TestHost,
-    /// Somebody's file, which is not to change.
+    /// The target of links, which must not change.
     bait: PathBuf,
     _agent: Agent,
 }
@@ -41,8 +41,8 @@ impl Fixture {
         let agent = Agent::start();
         let host = TestHost::new(&agent);
         let artifact = host.artifact();
-        let words = ["restore", "--name", "clone", "--timeout", "60s"];
-        tests::process::run(host.tool(words).arg(artifact)).exits(0);
+        let args = ["restore", "--name", "clone", "--timeout", "60s"];
+        tests::process::run(host.tool(args).arg(artifact)).exits(0);
         host.run(["stop", "--force", "clone"]).exits(0);
         let bait = host.path("bait");
         fs::write(&bait, "{}").unwrap();
@@ -57,7 +57,7 @@ impl Fixture {
         self.host.path("state/clone").join(name)
     }
 
-    /// Puts something odd in a file's place while `check` looks, and the file back.
+    /// Replaces a file by each odd one in turn, calls `check`, and puts the file back.
     fn replaced(&self, name: &str, check: impl Fn(&str)) {
         let (file, kept) = (self.file(name), self.host.path("kept"));
         let was_there = fs::rename(&file, &kept).is_ok();
@@ -75,11 +75,11 @@ impl Fixture {
         assert!(!self.bait.with_extension("none").exists(), "it was made");
     }
 
-    /// Fails unless these commands say what is wrong with the file, with their codes.
+    /// Fails unless these commands name the file and its remedy, with these exit codes.
     fn is_named(&self, name: &str, commands: &[(&[&str], i32)]) {
         self.replaced(name, |what| {
-            for (words, code) in commands {
-                let ended = self.host.run(*words);
+            for (args, code) in commands {
+                let ended = self.host.run(*args);
                 let ended = ended.exits(*code).complains(REMEDY);
                 ended.complains(&format!("clone/{name}: it is"));
                 assert!(self.file(name).symlink_metadata().is_ok(), "no {what}");
@@ -112,7 +112,7 @@ fn odd_files_of_a_vm_are_named_and_not_touched() {
     fixture.is_named("output.json", &[(logs, 1)]);
     fixture.is_named("lock", &[(&["stop", "clone"], 1), (&["rm", "clone"], 1)]);
     fixture.is_named("supervisor.lock", &[(&["rm", "clone"], 1)]);
-    // With everything back in its place the VM can be taken away.
+    // With all files back, the VM can be removed.
     fixture.host.run(["rm", "clone"]).exits(0);
     fixture.host.is_clean();
 }
@@ -125,7 +125,7 @@ fn odd_output_logs_are_not_read() {
     for name in ["output.log", "output.log.1"] {
         fixture.is_named(name, &[(&["logs", "--name", "clone"], 1)]);
     }
-    // Lengths that cannot be are no reason to print anything, or to wait.
+    // Impossible lengths must print nothing and must not block.
     let record = r#"{"older_start":18446744073709551615,"start":18446744073709551615,
         "len":18446744073709551615,"line_open":false,"stdout":0,"stderr":0}"#;
     fs::write(fixture.file("output.json"), record).unwrap();
@@ -137,7 +137,7 @@ fn odd_output_logs_are_not_read() {
     fixture.host.run(["rm", "clone"]).exits(0);
 }
 
-/// A link with a VM's name leads out of the state directory.
+/// What has a VM's name is a link out of the state directory, a file, or a pipe.
 #[test]
 fn what_has_a_vms_name_must_be_its_directory() {
     let fixture = Fixture::new();
@@ -152,13 +152,13 @@ fn what_has_a_vms_name_must_be_its_directory() {
     let text = "state/other has a VM's name and is not a directory but a link or a file; take it";
     for put in puts {
         put();
-        for words in [
+        for args in [
             &["inspect", "other"][..],
             &["stop", "other"],
             &["rm", "--force", "other"],
             &["logs", "--name", "other"],
         ] {
-            fixture.host.run(words).exits(2).complains(text);
+            fixture.host.run(args).exits(2).complains(text);
         }
         let listed = fixture.host.run(["ls"]).exits(0).complains(text);
         assert!(listed.out().contains("other  unreadable"), "{listed}");

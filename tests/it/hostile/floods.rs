@@ -1,7 +1,7 @@
-//! Goal: no flood of a guest, of whatever frames, takes more memory than what passes it on, holds a
-//! command beyond its deadline or falsifies its result. Method: a guest that repeats a frame for as
-//! long as it is let, before every command; and one that repeats some of them very often while the
-//! kernel counts the memory of the command.
+//! Goal: no flood of frames from a guest takes more memory than its buffers, holds a command beyond
+//! its deadline, or falsifies its result. Method: a guest that repeats one frame without end, for
+//! every command; and one that repeats some frames very often while the kernel counts the command's
+//! memory.
 
 use std::io::Write;
 use std::process::Command;
@@ -19,7 +19,7 @@ use tests::process::{Finished, Running, run};
 
 use super::guest::{Ear, Guest, exited, hello, probed, say, started, stdout};
 
-/// Every command that talks to a guest, in little time, and the codes that it fails with.
+/// Every command that talks to a guest, with a short time limit and the exit codes for a failure.
 const COMMANDS: [(&[&str], &[i32]); 8] = [
     (&["probe", "--timeout", "200ms"], &[1, 2]),
     (&["ps", "--timeout", "200ms"], &[6, 124]),
@@ -34,16 +34,16 @@ const COMMANDS: [(&[&str], &[i32]); 8] = [
     (&["stress", "--total", "1", "--timeout", "200ms"], &[6, 124]),
 ];
 
-/// What a command may map, in KiB: several times of what it has without a guest.
+/// Most virtual memory of a command, in KiB: several times of what it needs without a guest.
 const MAPPED_KIB_MAX: u64 = 256 * 1024;
 
-/// What a command may grow by in a flood, in KiB: its limits, and as much again for an allocator.
+/// Most growth of a command in a flood, in KiB: its buffers, and as much again for the allocator.
 const GROWTH_KIB_MAX: u64 = 3 * 1024;
 
-/// Frames of a long flood: kept or answered, each with a few dozen bytes, they would be twice that.
+/// Frames in a long flood. With a few dozen bytes kept for each, growth would be twice the limit.
 const FRAMES: u64 = 200_000;
 
-/// A frame of this kind that a guest might send, or one with nothing in it.
+/// A frame of this kind as a guest might send it, or else with an empty object.
 fn frame(kind: FrameKind) -> Vec<u8> {
     let session = |started| match started {
         Message::Started(started) => started,
@@ -87,12 +87,12 @@ fn frame(kind: FrameKind) -> Vec<u8> {
     message.encode()
 }
 
-/// The same command, which ends by SIGABRT where it wants more memory than it may.
+/// The same command with limited memory; it ends by SIGABRT when it wants more.
 pub(super) fn limited(command: &Command) -> Command {
     through_shell(command, &format!("ulimit -v {MAPPED_KIB_MAX}"))
 }
 
-/// The same command, from a shell that has run `first`.
+/// The same command, from a shell that runs `first` before.
 pub(super) fn through_shell(command: &Command, first: &str) -> Command {
     let mut shell = Command::new("/bin/sh");
     let script = format!("{first}; exec \"$0\" \"$@\"");
@@ -103,7 +103,7 @@ pub(super) fn through_shell(command: &Command, first: &str) -> Command {
     shell
 }
 
-/// What a guest makes a command say is short, and steers no terminal.
+/// What a guest's texts make a command print is short and has no control characters.
 #[track_caller]
 pub(super) fn is_harmless(ended: &Finished) {
     let is_plain = |&byte: &u8| byte == b'\n' || !byte.is_ascii_control();
@@ -122,7 +122,7 @@ pub(super) fn is_harmless(ended: &Finished) {
 #[test]
 fn a_frame_without_end_ends_no_command_well() {
     thread::scope(|scope| {
-        for (words, codes) in COMMANDS {
+        for (args, codes) in COMMANDS {
             scope.spawn(move || {
                 for &kind in FrameKind::ALL {
                     let mut block = Vec::new();
@@ -133,15 +133,15 @@ fn a_frame_without_end_ends_no_command_well() {
                         let _ = stream.write_all(&hello(SUPPORTED));
                         while stream.write_all(&block).is_ok() {}
                     });
-                    let ended = run(&mut limited(&guest.command(words)));
-                    // The first of them was the answer, and what comes behind it is nobody's.
+                    let ended = run(&mut limited(&guest.command(args)));
+                    // The first frame was the answer; what follows it belongs to no request.
                     let is_answer = matches!(
-                        (words[0], kind),
+                        (args[0], kind),
                         ("ps", FrameKind::Sessions) | ("kill", FrameKind::Ok)
                     );
                     let is_right = codes.contains(&ended.code());
                     let is_right = is_right || (is_answer && ended.code() == 0);
-                    assert!(is_right, "{words:?}, {kind}: {ended}");
+                    assert!(is_right, "{args:?}, {kind}: {ended}");
                     is_harmless(&ended);
                 }
             });
@@ -149,26 +149,26 @@ fn a_frame_without_end_ends_no_command_well() {
     });
 }
 
-/// A guest with one command, which goes on when the test says so, and says when it has.
+/// A guest with one running command. It continues when the test says so, and reports when it has.
 struct Flood {
     _guest: Guest,
     running: Running,
-    go_on: Sender<()>,
+    release: Sender<()>,
     done: Receiver<()>,
 }
 
 impl Flood {
-    /// Frame `n` of the flood and the ends of both outputs behind it are the test's.
+    /// `frames` appends frame N of the flood; `ends` are the lengths of both outputs after it.
     fn start(
         frames: impl Fn(u64, &mut Vec<u8>) + Send + 'static,
         ends: (u64, u64),
-        words: &[&str],
+        args: &[&str],
     ) -> Self {
-        let (go_on, gone_on) = channel::<()>();
+        let (release, released) = channel::<()>();
         let (has_done, done) = channel::<()>();
         let guest = Guest::asked(move |stream, _| {
             say(stream, &[started(), stdout(0, b"x")]);
-            let _ = gone_on.recv();
+            let _ = released.recv();
             let mut block = Vec::new();
             for number in 0..FRAMES {
                 frames(number, &mut block);
@@ -178,27 +178,27 @@ impl Flood {
                 }
             }
             let _ = has_done.send(());
-            let _ = gone_on.recv();
+            let _ = released.recv();
             say(stream, &[exited(ends.0, ends.1)]);
         });
         let mut command = guest.command(&["exec", "-q"]);
-        command.args(words).args(["--", "true"]);
+        command.args(args).args(["--", "true"]);
         let mut running = Running::start(&mut command);
         assert_eq!(running.read(1), b"x");
         Self {
             _guest: guest,
             running,
-            go_on,
+            release,
             done,
         }
     }
 
-    /// Lets the flood come, of which `output_len` bytes are output, and fails when the command
-    /// grows with it or does not end as the guest says.
+    /// Lets the flood come, `output_len` bytes of which are output. Fails when the command grows
+    /// with it, or does not end as the guest says.
     #[track_caller]
     fn check(mut self, output_len: u64) {
         let before = self.running.status("VmHWM");
-        self.go_on.send(()).unwrap();
+        self.release.send(()).unwrap();
         let mut left = usize::try_from(output_len).unwrap();
         let mut piece = [0; 4096];
         while left > 0 {
@@ -209,7 +209,7 @@ impl Flood {
         self.done.recv_timeout(tests::DEADLINE).unwrap();
         let growth = self.running.status("VmHWM") - before;
         assert!(growth < GROWTH_KIB_MAX, "it grew by {growth} KiB");
-        self.go_on.send(()).unwrap();
+        self.release.send(()).unwrap();
         assert!(self.running.finish().exits(7).stdout.is_empty());
     }
 }
@@ -224,7 +224,7 @@ fn hundreds_of_thousands_of_tiny_frames_of_output_take_no_memory() {
     Flood::start(frames, (1 + FRAMES, 0), &[]).check(FRAMES);
 }
 
-/// The guest pays no heed to credit, and the reader takes little at a time.
+/// The guest ignores credit, and the reader of the command's output is slow.
 #[test]
 fn output_that_is_read_slowly_is_left_with_the_guest() {
     const LEN: usize = 400;
@@ -245,7 +245,7 @@ fn questions_without_end_get_no_answers_without_end() {
     Flood::start(frames, (1, 0), &[]).check(0);
 }
 
-/// Each piece is worth an acknowledgement, of which the guest reads none.
+/// Each piece deserves an acknowledgement; the guest reads none.
 #[test]
 fn gaps_without_end_take_no_memory() {
     const STEP: u64 = 100_000;
@@ -261,7 +261,7 @@ fn gaps_without_end_take_no_memory() {
     Flood::start(frames, (1 + FRAMES * STEP, 0), &[]).check(FRAMES);
 }
 
-/// Credit, farewells and answers to what nobody asked.
+/// Credit, SEVER, and answers that were not asked for.
 #[test]
 fn notices_without_end_take_no_memory() {
     let frames = |number, block: &mut Vec<u8>| match number % 3 {
@@ -280,7 +280,7 @@ fn notices_without_end_take_no_memory() {
     Flood::start(frames, (1, 0), &["-i"]).check(0);
 }
 
-/// Nobody reads the warnings either: what is said of a flood of gaps has an end.
+/// The warnings about gaps are limited, too.
 #[test]
 fn gaps_are_announced_but_not_without_end() {
     let guest = Guest::asked(|stream, _| {
@@ -301,7 +301,7 @@ fn gaps_are_announced_but_not_without_end() {
     assert_eq!(ended.err().lines().count(), 65, "{ended}");
 }
 
-/// Whoever wanted the output is gone: the command ends, and the guest is told.
+/// The reader of the command's output has closed it: the command ends, and the guest is told.
 #[test]
 fn a_flood_that_nobody_reads_any_more_ends_the_command() {
     let (told, heard) = channel();

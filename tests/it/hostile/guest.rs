@@ -1,4 +1,4 @@
-//! A guest that a test scripts frame by frame, and `host-tool` in front of it.
+//! A guest whose frames a test scripts, and `host-tool` in front of it.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,19 +18,19 @@ use tests::client::frame;
 use tests::process::{Finished, run};
 use tests::program;
 
-/// A guest that answers every connection in the same way.
+/// A guest that handles every connection in the same way.
 pub(super) struct Guest {
     folder: TempDir,
 }
 
 impl Guest {
-    /// What comes from the host is read by nobody unless `answer` does.
+    /// Only `answer` reads what the host sends.
     pub(super) fn new(answer: impl Fn(&mut UnixStream) + Send + 'static) -> Self {
         let guest = Self {
             folder: TempDir::new().unwrap(),
         };
         let listener = UnixListener::bind(guest.socket()).unwrap();
-        // Ends with the test program; a connection that breaks is the point of the exercise.
+        // Runs until the test program ends.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 answer(&mut stream.unwrap());
@@ -39,7 +39,7 @@ impl Guest {
         guest
     }
 
-    /// A guest that says these bytes and then waits for the host to go away.
+    /// A guest that sends these bytes and then waits for the host to close.
     pub(super) fn saying(bytes: Vec<u8>) -> Self {
         Self::new(move |stream| {
             let _ = stream.write_all(&bytes);
@@ -47,7 +47,7 @@ impl Guest {
         })
     }
 
-    /// A guest that says HELLO, hears one request, and goes on as `answer` does.
+    /// A guest that sends HELLO, reads one request, and continues with `answer`.
     pub(super) fn asked(answer: impl Fn(&mut UnixStream, Message) + Send + 'static) -> Self {
         Self::new(move |stream| {
             let _ = stream.write_all(&hello(SUPPORTED));
@@ -62,28 +62,28 @@ impl Guest {
         self.folder.path().join("guest.sock")
     }
 
-    /// `host-tool WORDS… --unix SOCKET`, where a `--` ends the words that are ours.
-    pub(super) fn command(&self, words: &[&str]) -> Command {
+    /// `host-tool ARGS… --unix SOCKET`; the guest's args follow a `--`.
+    pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("host-tool"));
-        let (command_word, rest) = words.split_first().unwrap();
-        command.arg(command_word).arg("--unix").arg(self.socket());
+        let (name, rest) = args.split_first().unwrap();
+        command.arg(name).arg("--unix").arg(self.socket());
         command.args(rest);
         command
     }
 
-    pub(super) fn tool(&self, words: &[&str]) -> Finished {
-        run(&mut self.command(words))
+    pub(super) fn tool(&self, args: &[&str]) -> Finished {
+        run(&mut self.command(args))
     }
 }
 
-/// What has come of a host.
+/// What has come from a host.
 #[derive(Default)]
 pub(super) struct Ear {
     decoder: Decoder,
 }
 
 impl Ear {
-    /// The next message; `None` when the host is gone.
+    /// The next message; `None` when the host has closed.
     pub(super) fn hear(&mut self, stream: &mut UnixStream) -> Option<Message> {
         let mut bytes = [0; 4096];
         loop {
@@ -114,7 +114,7 @@ pub(super) fn drain(stream: &mut UnixStream) {
     while matches!(stream.read(&mut bytes), Ok(count) if count > 0) {}
 }
 
-/// Says messages to a host that may be gone.
+/// Sends messages to a host that may have closed.
 pub(super) fn say(stream: &mut UnixStream, messages: &[Message]) {
     let bytes: Vec<u8> = messages.iter().flat_map(Message::encode).collect();
     let _ = stream.write_all(&bytes);
@@ -182,7 +182,7 @@ pub(super) fn raw(kind: FrameKind, payload: &Value) -> Vec<u8> {
     frame(kind, payload.to_string())
 }
 
-/// A PROBED that nobody has asked for.
+/// A PROBED with a nonce of zeroes.
 pub(super) fn probed() -> Probed {
     Probed {
         generation: None,

@@ -1,6 +1,6 @@
-//! Goal: what a guest says of its rebind and its probe makes it ready or not, and nothing else.
-//! Method: a fake Firecracker in front of a guest that answers REBIND and PROBE with what
-//! cannot be.
+//! Goal: what a guest says of its rebind and its probe decides about its own readiness and nothing
+//! else. Method: a fake Firecracker in front of a guest that answers REBIND and PROBE with
+//! impossible values.
 
 use std::fs;
 use std::io::Write;
@@ -18,23 +18,23 @@ use tests::process::Finished;
 use super::floods::is_harmless;
 use super::guest::{Ear, drain, hello, raw, say};
 
-/// A guest behind a fake Firecracker, which answers REBIND and PROBE as it is told to.
+/// A guest behind a fake Firecracker, with scripted answers to REBIND and PROBE.
 struct Liar {
     host: TestHost,
     _folder: TempDir,
 }
 
 impl Liar {
-    /// `rebound` is said in answer to REBIND, once it has the name that is asked for.
+    /// `rebound` is the answer to REBIND, completed with the requested generation.
     fn new(rebound: Value, probed: fn(Probe) -> Probed) -> Self {
         let folder = TempDir::new().unwrap();
         let socket = folder.path().join("guest.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        // Ends with the test program.
+        // Runs until the test program ends.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let (mut stream, rebound) = (stream.unwrap(), rebound.clone());
-                // The connection of the one answer stays open while the next is asked for.
+                // The connection of REBIND stays open while the host opens the one of PROBE.
                 thread::spawn(move || answer(&mut stream, rebound, probed));
             }
         });
@@ -44,9 +44,9 @@ impl Liar {
         }
     }
 
-    fn restore(&self, words: &[&str]) -> Finished {
+    fn restore(&self, args: &[&str]) -> Finished {
         let mut command = self.host.tool(["restore", "--name", "clone", "--json"]);
-        command.args(["--timeout", "60s"]).args(words);
+        command.args(["--timeout", "60s"]).args(args);
         tests::process::run(command.arg(self.host.artifact()))
     }
 }
@@ -167,8 +167,7 @@ fn a_probed_that_cannot_be_is_no_readiness() {
     }
 }
 
-/// Figures that can be, but hardly are, are passed on and drawn, and nothing is computed of them
-/// that does not fit.
+/// Extreme but possible figures are passed on and drawn, and no calculation with them overflows.
 #[test]
 fn figures_beyond_reason_are_passed_on_as_they_are() {
     let rebound = rebound(|it| {

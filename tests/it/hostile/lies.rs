@@ -1,5 +1,5 @@
-//! Goal: what a guest says breaks nothing, however absurd it is, and what cannot be is named.
-//! Method: payloads that no agent would write, as bytes, in answer to real commands.
+//! Goal: absurd messages of a guest break nothing, and impossible ones are named. Method: payloads
+//! that no agent would write, as bytes, in answer to real commands.
 
 use std::io::Write;
 use std::sync::mpsc::channel;
@@ -12,8 +12,8 @@ use tests::process::{Finished, Running};
 use super::floods::is_harmless;
 use super::guest::{Ear, Guest, raw, say, started, stdout};
 
-/// What a guest prints to somebody's terminal if it can: an escape sequence, one in a single
-/// character, a line end, a direction mark, and far too much.
+/// A text that would steer a terminal: an escape sequence, one in a single character, a line end, a
+/// direction mark, and far too many bytes.
 fn hostile_text() -> String {
     format!(
         "\u{1b}]0;owned\u{7}\u{9b}2J\r\n\u{202e}\u{7f}{}",
@@ -21,14 +21,14 @@ fn hostile_text() -> String {
     )
 }
 
-/// A session that begins well and goes on with these frames.
-fn exec(frames: Vec<Vec<u8>>, words: &[&str]) -> Finished {
+/// A session that starts properly and continues with these frames.
+fn exec(frames: Vec<Vec<u8>>, args: &[&str]) -> Finished {
     let guest = Guest::asked(move |stream, _| {
         say(stream, &[started(), stdout(0, b"abc")]);
         let _ = stream.write_all(&frames.concat());
     });
-    let words = [&["exec"], words, &["--timeout", "60s", "--", "true"]].concat();
-    let ended = guest.tool(&words);
+    let args = [&["exec"], args, &["--timeout", "60s", "--", "true"]].concat();
+    let ended = guest.tool(&args);
     is_harmless(&ended);
     ended
 }
@@ -162,7 +162,7 @@ fn offsets_and_credit_that_cannot_be_are_named() {
     }
 }
 
-/// Credit for standard input, from a guest that claims to have what it was never sent.
+/// Credit for standard input from a guest that claims to have bytes which were never sent.
 #[test]
 fn input_is_not_believed_to_be_where_it_was_not_sent() {
     let open = |received: u64, limit: u64| match started() {
@@ -184,7 +184,8 @@ fn input_is_not_believed_to_be_where_it_was_not_sent() {
         let text = format!("standard input received up to {received}, where {first} to {first}");
         ended.complains(&text);
     }
-    // Credit that goes back is no credit lost, and endless credit is no reason to hold it all.
+    // Credit that shrinks is ignored, and unlimited credit does not make the client buffer
+    // everything.
     let guest = Guest::asked(move |stream, _| {
         say(stream, &[open(u64::MAX - 3, u64::MAX)]);
         let mut ear = Ear::default();
@@ -217,11 +218,11 @@ fn texts_of_a_guest_are_short_and_steer_no_terminal() {
         &["logs"],
         &["stress", "--total", "1"],
     ];
-    for words in commands {
+    for args in commands {
         let fail = fail.clone();
         let guest = Guest::asked(move |stream, _| drop(stream.write_all(&fail)));
-        let ended = guest.tool(words).complains("\\u{1b}]0;owned");
-        assert!(![0, 101, 134].contains(&ended.code()), "{words:?}: {ended}");
+        let ended = guest.tool(args).complains("\\u{1b}]0;owned");
+        assert!(![0, 101, 134].contains(&ended.code()), "{args:?}: {ended}");
         is_harmless(&ended);
     }
     // Not UTF-8 at all.
@@ -253,30 +254,30 @@ fn info() -> Value {
 fn a_list_shows_hostile_commands_in_a_few_characters() {
     let page = json!({ "sessions": [session(u64::MAX, &hostile_text())], "more": true });
     let page = raw(FrameKind::Sessions, &page);
-    for words in [&["ps"][..], &["ps", "--json"]] {
+    for args in [&["ps"][..], &["ps", "--json"]] {
         let page = page.clone();
         let guest = Guest::asked(move |stream, request| match request {
             Message::SessionsRequest(request) if request.after == 0 => {
                 drop(stream.write_all(&page));
             }
             Message::InfoRequest => drop(stream.write_all(&raw(FrameKind::Info, &info()))),
-            // There is no number behind the highest.
+            // No number follows the highest one.
             _ => drop(stream.write_all(&raw(
                 FrameKind::Sessions,
                 &json!({ "sessions": [], "more": true }),
             ))),
         });
-        let ended = guest.tool(words).exits(0);
+        let ended = guest.tool(args).exits(0);
         let is_plain = |c: char| c == '\n' || !c.is_control();
         assert!(ended.out().chars().all(is_plain), "{ended}");
-        // The list is short; of the agent's own texts and counters only their limits are kept.
-        let len_max = if words.len() == 1 { 2048 } else { 64 * 1024 };
+        // The table is short. JSON has the agent's texts and counters, which are only limited.
+        let len_max = if args.len() == 1 { 2048 } else { 64 * 1024 };
         assert!(ended.stdout.len() < len_max, "{} bytes", ended.stdout.len());
         assert!(ended.out().contains("18446744073709551615"), "{ended}");
     }
 }
 
-/// More output than there is, of a workload whose guest says that it lives whenever it is asked.
+/// The workload has printed less than its end says, and the guest answers every PING.
 #[test]
 fn output_that_never_comes_is_not_waited_for_without_end() {
     let guest = Guest::asked(|stream, request| {
@@ -304,20 +305,20 @@ fn output_that_never_comes_is_not_waited_for_without_end() {
             _ => {}
         }
     });
-    for words in [&["logs"][..], &["logs", "--timeout", "300ms"]] {
-        let ended = guest.tool(words).exits(124);
+    for args in [&["logs"][..], &["logs", "--timeout", "300ms"]] {
+        let ended = guest.tool(args).exits(124);
         assert_eq!(ended.out(), "all\n", "{ended}");
         is_harmless(&ended);
     }
 }
 
-/// Numbers that grow from answer to answer, each with as much text as a frame takes.
+/// Session numbers that grow with every page, and pages that are as long as a frame can be.
 #[test]
 fn a_list_of_sessions_has_an_end() {
-    /// Answers of which the memory is looked at.
+    /// After how many pages to measure the memory.
     const ANSWERS: u64 = 300;
     let (reached, is_reached) = channel();
-    let (go_on, gone_on) = channel::<()>();
+    let (release, released) = channel::<()>();
     let guest = Guest::asked(move |stream, request| {
         let Message::SessionsRequest(request) = request else {
             return;
@@ -328,7 +329,7 @@ fn a_list_of_sessions_has_an_end() {
         };
         if request.after == ANSWERS * 3 {
             let _ = reached.send(());
-            let _ = gone_on.recv();
+            let _ = released.recv();
         }
         let numbers = request.after + 1..=request.after + count;
         let sessions: Vec<_> = numbers.map(|number| session(number, &command)).collect();
@@ -339,7 +340,7 @@ fn a_list_of_sessions_has_an_end() {
     is_reached.recv_timeout(tests::DEADLINE).unwrap();
     let resident = running.status("VmHWM");
     assert!(resident < 20 * 1024, "{resident} KiB for {ANSWERS} answers");
-    go_on.send(()).unwrap();
+    release.send(()).unwrap();
     let ended = running.finish().exits(6);
     ended.complains("the guest lists more than 16384 sessions");
 }

@@ -1,6 +1,6 @@
-//! Goal: a program in the guest, which reaches the agent by a socket that is open to every user,
-//! can take its own kind of places and nothing else. Method: an agent with a local socket, and raw
-//! connections that say what no program of ours would.
+//! Goal: a program in the guest can connect to a socket of the agent that is open to all users. It
+//! can use up the places of programs and nothing else. Method: an agent with a local socket, and
+//! raw connections that send what none of our programs would.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -13,10 +13,10 @@ use tests::client::{exec, frame, header};
 
 use crate::handshake::checkpoints::Guest;
 
-/// Programs that are served at once (`docs/agent.md`).
+/// How many programs are served at once (`docs/agent.md`).
 const CONNECTIONS_MAX: usize = 64;
 
-/// What the agent may grow by, in KiB, for whatever programs say.
+/// Most growth of the agent, in KiB, whatever programs send.
 const GROWTH_KIB_MAX: u64 = 8 * 1024;
 
 impl Guest {
@@ -27,7 +27,7 @@ impl Guest {
         stream
     }
 
-    /// A program that has said HELLO.
+    /// A connection of a program that has sent HELLO.
     fn greet(&self) -> UnixStream {
         let mut stream = self.connect();
         let hello = Message::Hello(Hello::of(Role::Local, "test"));
@@ -35,7 +35,7 @@ impl Guest {
         stream
     }
 
-    /// Hosts are served as if no program were there.
+    /// Checks that hosts are served as if no program were there.
     #[track_caller]
     fn serves_hosts(&self) {
         assert_eq!(self.agent.exec(["echo", "hi"]).exits(0).out(), "hi\n");
@@ -43,7 +43,7 @@ impl Guest {
     }
 }
 
-/// Everything that the agent says until it closes.
+/// Everything that the agent sends until it closes.
 fn heard(stream: &mut UnixStream) -> Vec<Message> {
     let mut decoder = Decoder::new();
     let (mut messages, mut bytes) = (Vec::new(), [0; 4096]);
@@ -60,7 +60,7 @@ fn heard(stream: &mut UnixStream) -> Vec<Message> {
     }
 }
 
-/// Says bytes, and fails unless the answer is a FAIL with this code and the end.
+/// Sends bytes, and expects a FAIL with this code and the end of the connection.
 #[track_caller]
 fn is_refused(mut stream: UnixStream, bytes: &[u8], code: FailCode) {
     let _ = stream.write_all(bytes);
@@ -76,13 +76,13 @@ fn programs_that_say_nothing_take_the_places_of_programs_only() {
     let guest = Guest::start();
     let before = guest.agent.greet().info();
     let silent: Vec<_> = (0..CONNECTIONS_MAX).map(|_| guest.connect()).collect();
-    // They are taken in the order in which they came.
+    // The agent accepts connections in their order.
     is_refused(guest.connect(), b"", FailCode::Limit);
     guest.serves_hosts();
     let info = guest.agent.greet().info();
     let refused = |info: &shared::message::Info| info.counters["peers_refused"];
     assert_eq!(refused(&info), refused(&before) + 1, "{info:?}");
-    // Their places are free when they are gone.
+    // Their places are free once they are closed.
     drop(silent);
     let _fds = guest.agent.settled_fd_count();
     let mut program = guest.greet();
@@ -94,7 +94,7 @@ fn programs_that_say_nothing_take_the_places_of_programs_only() {
     assert_eq!(pong, Some(Message::Pong(Ping { nonce: 4 })));
 }
 
-/// Whatever a host may ask for: to run a command, to end the guest, to name it.
+/// Everything that a host may ask for: to run a command, to end the guest, to rebind it.
 #[test]
 fn what_is_the_hosts_to_ask_is_refused_to_programs() {
     let guest = Guest::start();
@@ -111,7 +111,7 @@ fn what_is_the_hosts_to_ask_is_refused_to_programs() {
         }
         is_refused(guest.greet(), &frame(kind, "{}"), FailCode::Protocol);
     }
-    // Nor by saying that it is a host, nor to hosts by saying that it is a program.
+    // A program cannot pass as a host, and hosts are not served as programs.
     let hello = |role| Message::Hello(Hello::of(role, "test")).encode();
     is_refused(guest.connect(), &hello(Role::Host), FailCode::Protocol);
     is_refused(guest.connect(), &hello(Role::Guest), FailCode::Protocol);
@@ -130,7 +130,7 @@ fn nonsense_of_a_program_ends_its_connection() {
     let rows = [
         vec![0xff; 4096],
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
-        // A length that no frame has; nothing is set aside for it.
+        // A length that no frame has; the agent allocates nothing for it.
         header(FrameKind::Checkpoint, u32::MAX),
         checkpoint(""),
         checkpoint(&"[".repeat(60_000)),
@@ -144,7 +144,7 @@ fn nonsense_of_a_program_ends_its_connection() {
     for bytes in rows {
         is_refused(guest.greet(), &bytes, FailCode::Protocol);
     }
-    // A wait for longer than there will be time is a wait.
+    // A wait with an endless time limit is accepted.
     let forever = CheckpointRequest {
         tag: None,
         timeout_ms: Some(u64::MAX),
@@ -152,7 +152,7 @@ fn nonsense_of_a_program_ends_its_connection() {
     let mut waiting = guest.greet();
     let forever = Message::CheckpointRequest(forever).encode();
     waiting.write_all(&forever).unwrap();
-    // One at a time.
+    // But only one at a time.
     waiting.write_all(&forever).unwrap();
     waiting.shutdown(Shutdown::Write).unwrap();
     let messages = heard(&mut waiting);
@@ -164,7 +164,7 @@ fn nonsense_of_a_program_ends_its_connection() {
     guest.serves_hosts();
 }
 
-/// Each asks again and again and reads none of the answers.
+/// Each program sends requests without end and reads no answer.
 #[test]
 fn programs_that_ask_and_do_not_read_take_no_memory() {
     let guest = Guest::start();
@@ -177,7 +177,7 @@ fn programs_that_ask_and_do_not_read_take_no_memory() {
     let flood = |_| {
         let mut stream = guest.greet();
         stream.set_nonblocking(true).unwrap();
-        // Until the agent takes no more.
+        // Until the agent reads no more.
         let mut len = 0;
         while let Ok(count) = stream.write(&ping[len % ping.len()..]) {
             len += count;

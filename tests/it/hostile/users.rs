@@ -1,6 +1,6 @@
-//! Goal: other users of the host are kept out by file permissions alone, whatever the umask, and a
-//! directory that is theirs is not used. Method: a VM and an artifact of root, made under umask
-//! 000, and processes of `nobody`.
+//! Goal: file permissions alone keep other users of the host out, whatever the umask, and a
+//! directory of another user is not used. Method: a VM and an artifact that root made under umask
+//! 000, and processes of the user `nobody`.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -17,14 +17,14 @@ use super::floods::through_shell;
 
 const NOBODY: u32 = 65_534;
 
-/// A place in which only its own permissions protect a thing, with a VM that runs and an artifact.
+/// A running VM and an artifact, in folders that other users may enter.
 struct Fixture {
     host: TestHost,
     _agent: Agent,
 }
 
 impl Fixture {
-    /// `None`, said as skipped, where processes of another user cannot be had.
+    /// `None`, reported as skipped, without the right to start processes of another user.
     fn new(test: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             skip(&format!("hostile::users::{test}"), "it takes root");
@@ -37,8 +37,8 @@ impl Fixture {
             fs::set_permissions(host.path(folder), public).unwrap();
         }
         let artifact = host.artifact();
-        let open = |words: &[&str]| {
-            let mut tool = through_shell(&host.tool(words), "umask 000");
+        let open = |args: &[&str]| {
+            let mut tool = through_shell(&host.tool(args), "umask 000");
             run(&mut tool).exits(0);
         };
         let artifact = artifact.to_str().unwrap();
@@ -67,7 +67,8 @@ impl Fixture {
     }
 }
 
-/// Nobody but the owner may do anything, here and below. Gives how much there was.
+/// Fails unless the path and everything below it is private to its owner. Gives the number of files
+/// and folders.
 fn is_private(path: &Path) -> usize {
     let metadata = fs::symlink_metadata(path).unwrap();
     if metadata.is_symlink() {
@@ -101,12 +102,12 @@ fn another_user_can_neither_read_nor_connect() {
     let Some(fixture) = Fixture::new("another_user_can_neither_read_nor_connect") else {
         return;
     };
-    // Where the program is, another user may not get to.
+    // Other users may have no access to the folder of the built program.
     let tool = fixture.host.path("host-tool");
     fs::copy(program("host-tool"), &tool).unwrap();
     let path = |name: &str| fixture.host.path(name).to_str().unwrap().to_owned();
-    let as_nobody = |program: &str, words: &[&str]| -> Finished {
-        run(Command::new(program).args(words).uid(NOBODY).gid(NOBODY))
+    let as_nobody = |program: &str, args: &[&str]| -> Finished {
+        run(Command::new(program).args(args).uid(NOBODY).gid(NOBODY))
     };
     let tool = tool.to_str().unwrap();
     for file in [
@@ -123,19 +124,19 @@ fn another_user_can_neither_read_nor_connect() {
     let ran = as_nobody(tool, &["exec", "--uds", &uds, "--", "true"]);
     ran.exits(125).complains("Permission denied");
     let state = path("state");
-    for words in [
+    for args in [
         &["ls"][..],
         &["inspect", "clone"],
         &["rm", "--force", "clone"],
     ] {
-        let words = [words, &["--state-dir", &state]].concat();
-        as_nobody(tool, &words)
+        let args = [args, &["--state-dir", &state]].concat();
+        as_nobody(tool, &args)
             .exits(2)
             .complains("it belongs to another user");
     }
     let shown = as_nobody(tool, &["snapshots", "inspect", &path("snapshots/out")]);
     shown.exits(3).complains("Permission denied");
-    // What nobody could see is all still there.
+    // The other user's commands have changed nothing.
     fixture.host.run(["probe", "--name", "clone"]).exits(0);
     fixture.end();
 }

@@ -1,4 +1,4 @@
-//! Who is attached, what they get of the output, and what their acknowledgements do.
+//! Who is attached, what output they get, and the effect of their acknowledgements.
 
 use shared::message::{
     Attach, AttachMode, Exec, ExitStatus, FailCode, Message, OutputPolicy, SessionRef, Stream,
@@ -53,7 +53,7 @@ fn a_later_owner_supersedes_an_earlier_one_and_loses_nothing() {
     assert_eq!(second.follow(&attached).stdout.bytes, b"one\ntwo\n");
 }
 
-/// A connection that was cut may still have an ATTACH on its way: it must not win over the newer.
+/// The ATTACH of an older connection may arrive late. It must not win over the newer connection.
 #[test]
 fn of_two_owners_the_one_that_was_accepted_later_wins() {
     let agent = Agent::start();
@@ -128,7 +128,7 @@ fn what_was_acknowledged_is_gone_and_the_gap_says_so() {
     let started = owner.start(&one_and_two(&fifo));
     assert_eq!(owner.hear_stdout(4), b"one\n");
     owner.ack(Stream::Stdout, 4);
-    // Answered in order: the ACK has been seen.
+    // Answers come in order, so the agent has seen the ACK.
     owner.info();
     let mut observer = agent.greet();
     let request = Attach {
@@ -155,7 +155,7 @@ fn an_observer_that_does_not_read_holds_nobody_up() {
     let attached = observer.attach(by_number(&started, AttachMode::Observe));
     fifo.release();
     assert_eq!(owner.follow(&started).stdout.bytes.len(), 10_000_000);
-    // Once it reads, each byte has come or is named as missing.
+    // Each byte has come, or is in a gap.
     let observed = observer.observe(&attached).stdout;
     let missing = observed.missing();
     assert_eq!(missing + observed.bytes.len() as u64, 10_000_000);
@@ -245,7 +245,7 @@ fn there_is_no_attaching_to_what_is_not_there() {
 }
 
 #[test]
-fn an_attach_under_another_name_is_stale() {
+fn an_attach_of_another_generation_is_stale() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
     agent.greet().rebound(&rebind(1));

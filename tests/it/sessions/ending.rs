@@ -1,4 +1,4 @@
-//! Owners that go away, time limits, and cuts that the guest makes itself.
+//! Owners that close their connections, time limits, and cuts that the guest makes itself.
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use tests::fifo::Fifo;
 
 use super::by_number;
 
-/// What the session of this id ended with, for somebody who has not seen it.
+/// How a session ended, asked over a new connection.
 #[track_caller]
 fn end_of(agent: &Agent, id: shared::id::ExecId) -> shared::message::Exited {
     let mut waiter = agent.greet();
@@ -66,7 +66,7 @@ fn a_kept_command_waits_for_an_owner_and_then_ends() {
     owner.start(&request);
     let held = fifo.hold();
     drop(owner);
-    // The time that it was given is over when its end is there: an event.
+    // The command ends when its `keep_ms` is over.
     held.wait_gone();
     assert_eq!(
         end_of(&agent, request.id).status,
@@ -80,7 +80,7 @@ fn an_owner_that_comes_back_in_time_ends_the_countdown() {
     let fifo = Fifo::new(agent.folder(), "fifo");
     let other = Fifo::new(agent.folder(), "other");
     let mut request = shell(1, &format!("cat {}; exit 7", fifo.path()));
-    // Far more than a greeting takes, and what the other command below is given too.
+    // Far longer than a connection takes. The second command below has the same time.
     request.keep_ms = Some(2_000);
     let mut owner = agent.greet();
     owner.start(&request);
@@ -88,7 +88,8 @@ fn an_owner_that_comes_back_in_time_ends_the_countdown() {
     drop(owner);
     let mut again = agent.greet();
     let started = again.start(&request);
-    // A command that nobody comes back for measures that the time of the first one is over.
+    // This command's owner does not come back. Its end shows that the time of the first one is
+    // over.
     let mut measure = shell(2, &format!("exec cat {}", other.path()));
     measure.keep_ms = Some(2_000);
     agent.greet().start(&measure);
@@ -109,7 +110,7 @@ fn a_detached_command_needs_nobody() {
     starter.start(&request);
     let held = fifo.hold();
     drop(starter);
-    // A turn of the loop after which the connection is known to be gone.
+    // After this turn of the loop the agent knows that the connection is closed.
     let _fds = agent.settled_fd_count();
     assert!(held.is_read());
     drop(held);
@@ -119,8 +120,8 @@ fn a_detached_command_needs_nobody() {
     assert_eq!(late.follow(&attached).stdout.bytes, b"done\n");
 }
 
-/// What the leader left behind still writes, so that the session goes on; but the number of its
-/// group may be another's by now, and so no signal goes there.
+/// A process that the leader left behind still writes, so the session runs on. But the number of
+/// the leader's group may belong to another group by now, so the agent must not signal it.
 #[test]
 fn a_group_whose_leader_was_reaped_is_not_signalled() {
     let agent = Agent::start();
@@ -131,7 +132,7 @@ fn a_group_whose_leader_was_reaped_is_not_signalled() {
     let mut other = agent.greet();
     let began = Instant::now();
     while Path::new(&format!("/proc/{}", started.pid)).exists() {
-        // Each answer is a turn of the agent's loop, in which it reaps what there is.
+        // With each answer the agent's loop completes a turn, in which it reaps ended children.
         other.info();
         assert!(began.elapsed() < DEADLINE, "it is not reaped");
     }
@@ -145,8 +146,8 @@ fn a_group_whose_leader_was_reaped_is_not_signalled() {
     assert_eq!(fifo.read(), "alive\n");
 }
 
-/// The leader is gone, standard output is closed, and what standard error still has lies in its
-/// pipe, for which the ring has no room until somebody reads.
+/// The leader has ended and standard output is closed. The rest of standard error is still in its
+/// pipe, because the ring has no room until the owner reads.
 #[test]
 fn the_end_comes_after_the_last_byte_of_each_output() {
     let agent = Agent::start();
@@ -202,10 +203,10 @@ fn a_command_in_time_did_not_time_out() {
     );
 }
 
-/// The planned cut of a snapshot: the guest closes the connection itself, so the command is kept
-/// although its client did not ask for that, and goes on under the next name.
+/// At a snapshot the guest closes the connection itself. Therefore it keeps the command although
+/// the client did not ask for that, and the command runs on under the next generation.
 #[test]
-fn a_session_outlives_the_cut_of_a_snapshot_and_the_new_name() {
+fn a_session_outlives_the_cut_of_a_snapshot_and_the_rebind() {
     let agent = Agent::start();
     let fifo = Fifo::new(agent.folder(), "fifo");
     agent.greet().rebound(&rebind(1));
@@ -248,7 +249,7 @@ fn a_rebind_can_do_away_with_the_sessions_it_inherits() {
     held.wait_gone();
     let attach = Message::Attach(by_number(&started, AttachMode::Wait));
     match agent.greet().ask(&attach) {
-        // What became of it may be asked, or is forgotten with the name it ran under.
+        // The end can be asked for, or was dropped together with the generation.
         Message::Attached(_) | Message::Fail(_) => {}
         other => panic!("{other:?}"),
     }

@@ -1,4 +1,4 @@
-//! Standard input with credit, the end of it, terminals, and signals.
+//! Standard input and its credit, its end, terminals, and signals.
 
 use nix::sys::signal::Signal::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use shared::message::{
@@ -55,7 +55,7 @@ fn without_stdin_the_input_is_closed_from_the_start() {
     assert_eq!(client.follow(&started).exited.status, ExitStatus::Code(0));
 }
 
-/// Sends `total` bytes as far as the credit goes, again and again, to a command that reads them.
+/// Sends as much as the credit allows, again and again, to a command that reads it.
 #[test]
 fn credit_is_given_as_the_command_reads() {
     let agent = Agent::start();
@@ -90,7 +90,7 @@ fn a_command_that_does_not_read_gets_no_more_than_its_credit() {
     let _held = fifo.hold();
     let limit = started.stdin.limit;
     client.feed(0, &vec![0; usize::try_from(limit).unwrap()]);
-    // What the pipe took besides is new credit; after that, one byte more is a mistake.
+    // The guest gives new credit for what the pipe took, and no more than that.
     let mut highest = limit;
     client.say(&Message::Ping(shared::message::Ping { nonce: 1 }));
     loop {
@@ -127,7 +127,7 @@ fn a_hole_and_too_much_and_a_stranger_are_mistakes() {
     let mut owner = agent.greet();
     let started = owner.start(&with_input(2, &["sleep", "1000"]));
     let limit = usize::try_from(started.stdin.limit).unwrap();
-    // More than the credit and all that a pipe takes on top of it, which the agent may widen.
+    // More than the credit and the pipe, which the agent may enlarge.
     for offset in (0..limit * 3).step_by(32 * 1024) {
         let bytes = tests::client::stdin(offset as u64, &[0; 32 * 1024]);
         if !owner.try_send(&bytes) {
@@ -154,7 +154,7 @@ fn input_that_nobody_reads_any_more_is_closed_and_ignored() {
     let script = format!("exec <&-; cat {}", fifo.path());
     let started = client.start(&with_input(1, &["sh", "-c", &script]));
     let held = fifo.hold();
-    // Writing finds out that nobody reads.
+    // Only a write finds out that the pipe has no reader any more.
     client.feed(0, b"x");
     let window = hear_window(&mut client);
     assert!(window.is_closed, "{window:?}");
@@ -164,7 +164,7 @@ fn input_that_nobody_reads_any_more_is_closed_and_ignored() {
     assert_eq!(client.follow(&started).exited.status, ExitStatus::Code(0));
 }
 
-/// Of a pipe that is full, the end of its reader is an error and nothing else.
+/// When a full pipe loses its reader, epoll reports an error and not that it is writable.
 #[test]
 fn a_full_input_that_nobody_reads_any_more_is_closed() {
     let agent = Agent::start();
@@ -175,7 +175,7 @@ fn a_full_input_that_nobody_reads_any_more_is_closed() {
     let held = full.hold();
     let limit = started.stdin.limit;
     client.feed(0, &vec![0; usize::try_from(limit).unwrap()]);
-    // Answered in order: the guest has all of it, and the pipe as much as it takes.
+    // Answers come in order: the guest has received everything, and the pipe is full.
     client.say(&Message::Ping(shared::message::Ping { nonce: 1 }));
     loop {
         match client.hear() {
@@ -208,7 +208,7 @@ fn a_new_owner_goes_on_where_the_guest_has_the_input() {
     assert_eq!(second.follow(&started).stdout.bytes, b"abcdef");
 }
 
-/// A command with a terminal, whose echo is off and which says so.
+/// A command with a terminal. It switches the echo off and then prints `ready`.
 fn on_terminal(client: &mut Client, byte: u8, script: &str) -> Started {
     let script = format!("stty -echo; echo ready; {script}");
     let mut request = shell(byte, &script);
@@ -258,8 +258,8 @@ fn the_end_of_a_terminals_input_is_its_end_of_file() {
     }
 }
 
-/// A program lets go of its terminal before it has exited. Closed by the agent in between, the
-/// terminal would hang it up, and its exit code would be lost.
+/// A program closes its terminal before it exits. If the agent closed its own end in between, the
+/// program would get SIGHUP and its exit code would be lost.
 #[test]
 fn a_command_that_ends_by_itself_is_not_hung_up() {
     let agent = Agent::start();
@@ -288,7 +288,7 @@ fn keys_of_a_terminal_are_signals() {
     }
 }
 
-/// What remains of a session whose terminal goes away with its owner.
+/// The terminal must not be closed together with the owner's connection.
 #[test]
 fn a_terminal_stays_while_its_session_is_kept() {
     let agent = Agent::start();
@@ -338,9 +338,9 @@ fn a_signal_can_name_any_session_and_none_that_is_not_there() {
     assert_eq!(other.ask(&signal(number, 18)), Message::Ok);
     assert_eq!(other.ask(&signal(id, 10)), Message::Ok);
     assert_eq!(owner.hear_exited().status, killed_by(SIGUSR1));
-    // It has ended, which is what most signals are for.
+    // A signal to a session that has ended is no failure.
     assert_eq!(other.ask(&signal(id, 9)), Message::Ok);
-    let nobody = Some(SessionRef::Number(4711));
-    other.ask_in_vain(&signal(nobody, 9), FailCode::NoSession);
+    let unknown = Some(SessionRef::Number(4711));
+    other.ask_in_vain(&signal(unknown, 9), FailCode::NoSession);
     other.ask_in_vain(&signal(None, 9), FailCode::NoSession);
 }

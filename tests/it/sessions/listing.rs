@@ -1,4 +1,4 @@
-//! SESSIONS, page by page, and the commands of `host-tool` that show and use it.
+//! SESSIONS, page by page, and the commands of `host-tool` that list sessions and use the list.
 
 use shared::message::{ExitStatus, SessionState};
 use tests::agent::Agent;
@@ -52,7 +52,7 @@ fn more_sessions_than_fit_a_frame_come_in_pages() {
     let agent = Agent::start();
     let mut client = agent.greet();
     let long = "x".repeat(200);
-    // More than the results that are kept.
+    // More than the number of results that are kept.
     for number in 1..=300 {
         let code = (number % 256).to_string();
         let argv = ["sh", "-c", "exit $0", &code, &long];
@@ -111,12 +111,15 @@ fn attach_observe_gets_a_copy_while_the_owner_goes_on() {
     let mut asking = agent.greet();
     let started = std::time::Instant::now();
     while asking.sessions().0[0].attached < 2 {
-        assert!(started.elapsed() < tests::DEADLINE, "nobody attaches");
+        assert!(
+            started.elapsed() < tests::DEADLINE,
+            "the observer does not attach"
+        );
     }
     fifo.release();
     assert_eq!(owner.finish().exits(4).out(), "two\n");
     let observed = observer.finish().exits(4);
-    // What the owner had before is gone, which is said.
+    // The owner has acknowledged the first line, so the observer may get a gap instead.
     assert!(observed.out().ends_with("two\n"), "{observed}");
 }
 

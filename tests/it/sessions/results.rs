@@ -1,20 +1,20 @@
-//! What is kept of commands that have ended, for how long, and what a retry is told.
+//! What the agent keeps of commands that have ended, for how long, and how it answers retries.
 
 use shared::message::{Attach, AttachMode, ExitStatus, FailCode, Message, SessionRef, Stream};
 use tests::agent::Agent;
 use tests::client::{Client, attach, exec_id, exec_numbered, shell};
 
-/// Results that are kept (`docs/protocol.md`, EXITED).
+/// How many results are kept (`docs/protocol.md`, EXITED).
 const RESULTS_MAX: u64 = 256;
 
-/// Output that ended sessions may keep together.
+/// How much output all ended sessions keep together.
 const ENDED_OUTPUT_LEN_MAX: u64 = 4 * 1024 * 1024;
 
-/// Output of one of them: as much as a ring holds without becoming full, which would stop the
-/// reading before the end is found.
+/// Output of one session: one byte less than a ring. A full ring would stop the reading before the
+/// end of file is found.
 const OUTPUT_LEN: u64 = 256 * 1024 - 1;
 
-/// Runs a command to its end, which is acknowledged.
+/// Runs a command to its end and acknowledges the end.
 #[track_caller]
 fn run(client: &mut Client, number: u64) {
     let started = client.start(&exec_numbered(number, &["true"]));
@@ -44,7 +44,7 @@ fn an_acknowledged_end_frees_the_output_and_keeps_the_result() {
     let mut client = agent.greet();
     let started = client.start(&request);
     let first = client.follow(&started);
-    // Answered in order: the EXIT_ACK has been seen.
+    // Answers come in order, so the agent has seen the EXIT_ACK.
     client.info();
     let mut again = agent.greet();
     let started = again.start(&request);
@@ -75,7 +75,8 @@ fn the_257th_result_pushes_the_first_one_out() {
     agent.refuses(&Message::Attach(forgotten), FailCode::NoSession);
 }
 
-/// A client that has had output of a command must never have it run again, whatever was forgotten.
+/// Once a client has output of a command, the command must never run again, even when the agent has
+/// forgotten it.
 #[test]
 fn an_unknown_id_with_an_offset_is_refused_and_runs_nothing() {
     let agent = Agent::start();
@@ -86,7 +87,7 @@ fn an_unknown_id_with_an_offset_is_refused_and_runs_nothing() {
         (request.stdout_from, request.stderr_from) = (stdout_from, stderr_from);
         agent.refuses(&Message::Exec(request), FailCode::NoSession);
     }
-    // The same id without one is a new request.
+    // The same id without an offset is a new request.
     let mut client = agent.greet();
     assert!(!file.exists());
     let started = client.start(&shell(1, &script));

@@ -115,7 +115,7 @@ fn vmm_pid(machine: &Machine) -> u32 {
 fn kill_vmm(machine: &Machine) {
     signal(vmm_pid(machine), Signal::SIGKILL);
     machine.await_processes();
-    let words = [
+    let args = [
         "exec",
         "--name",
         "clone",
@@ -124,11 +124,7 @@ fn kill_vmm(machine: &Machine) {
         "--",
         "true",
     ];
-    assert_ne!(
-        machine.tool(words).code(),
-        0,
-        "a dead machine ran a command"
-    );
+    assert_ne!(machine.tool(args).code(), 0, "a dead machine ran a command");
 }
 
 /// A command that prints numbered lines until it is told to stop.
@@ -173,7 +169,7 @@ fn cut(machine: &Machine) {
 }
 
 fn load(machine: &Machine) {
-    let words = [
+    let args = [
         "stress",
         "--name",
         "clone",
@@ -182,7 +178,7 @@ fn load(machine: &Machine) {
         "--total",
         "50",
     ];
-    let mut command = machine.command(words);
+    let mut command = machine.command(args);
     run(command.args(["--timeout", TIMEOUT, "--", "sh", "-c", ":"])).exits(0);
 }
 

@@ -13,11 +13,11 @@ use nix::unistd::{Pid, setpgid};
 const PIPE_LEN_MAX: usize = 1024 * 1024;
 
 fn main() -> ExitCode {
-    let mut words = std::env::args_os().skip(1);
-    let behaviour = words.next().unwrap_or_default();
+    let mut args = std::env::args_os().skip(1);
+    let behaviour = args.next().unwrap_or_default();
     let done = match behaviour.to_str() {
         Some("fill-pipe") => fill_pipe(),
-        Some("regroup") => regroup(words),
+        Some("regroup") => regroup(args),
         _ => Err(io::Error::other("give one of: fill-pipe, regroup ARGV...")),
     };
     match done {

@@ -1,4 +1,4 @@
-//! One conformance case: what is run and how, what must come of it, and what `podman exec` does.
+//! One conformance case: what is run and how, what its result must be, and what `podman exec` does.
 
 use std::fmt;
 use std::fs::File;
@@ -15,26 +15,24 @@ use tests::fifo::Fifo;
 use tests::process::{Finished, Running, run};
 use tests::program;
 
-/// Podman does what we do.
+/// Podman behaves as `host-tool` does.
 const SAME: &str = "same";
 
-/// Podman has nothing of the kind.
+/// Podman has no such feature.
 pub(super) const NONE: &str = "has no such thing";
 
-/// What `host-tool` itself has as its standard input.
+/// The standard input of `host-tool`.
 #[derive(Debug, Clone)]
 pub(super) enum Input {
-    /// `/dev/null`.
     Null,
-    /// None at all.
+    /// Closed from the start.
     Closed,
-    /// A pipe that ends behind these bytes.
+    /// A pipe with these bytes and then the end of file.
     Pipe(Vec<u8>),
-    /// A pipe that holds these bytes and does not end before the command has.
+    /// A pipe with these bytes that stays open until the command has ended.
     OpenPipe(Vec<u8>),
-    /// A file with these bytes.
     File(Vec<u8>),
-    /// A terminal at which these bytes were typed.
+    /// A terminal in which these bytes were typed.
     Terminal(Vec<u8>),
 }
 
@@ -43,28 +41,28 @@ pub(super) enum Input {
 pub(super) enum How {
     /// `host-tool exec OPTIONS -- ARGV`.
     Plain,
-    /// By a function, because one command is not all there is to it.
+    /// A function, where one command is not enough.
     Special(fn(&Fixture<'_>) -> Finished),
 }
 
-/// What must be on an output.
+/// What an output must be.
 #[derive(Clone)]
 pub(super) enum Want {
-    /// These bytes and no others.
+    /// Exactly these bytes.
     Exactly(Vec<u8>),
-    /// Each of these texts, somewhere.
+    /// Each of these texts occurs.
     Holds(Vec<&'static str>),
 }
 
 impl fmt::Debug for Want {
-    /// A megabyte of bytes helps nobody.
+    /// Shortened, since some are a megabyte.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exactly(bytes) => {
                 let start = &bytes[..bytes.len().min(200)];
                 write!(f, "{} bytes: {}", bytes.len(), start.escape_ascii())
             }
-            Self::Holds(words) => write!(f, "{words:?} somewhere"),
+            Self::Holds(texts) => write!(f, "{texts:?} somewhere"),
         }
     }
 }
@@ -74,45 +72,43 @@ impl Want {
         let text = String::from_utf8_lossy(bytes);
         match self {
             Self::Exactly(wanted) => fixture.fill(wanted) == bytes,
-            Self::Holds(words) => words.iter().all(|word| text.contains(word)),
+            Self::Holds(texts) => texts.iter().all(|it| text.contains(it)),
         }
     }
 }
 
-/// What has to be there for a case.
+/// What a case needs of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// Nothing but the agent.
     Nothing,
-    /// An agent that runs as root, to become somebody else.
+    /// An agent that runs as root, to switch users.
     Root,
-    /// And one that may mount, to have user files of its own.
+    /// Root that may mount, for user files of its own.
     Mounts,
 }
 
-/// What EXITED must say, in words and as a condition.
+/// What EXITED must say, as a text and as a condition.
 type Ended = (&'static str, fn(&Exited) -> bool);
 
-/// One case. `{dir}` in its words is a folder of its own, `{odd}` the program `odd-child`.
+/// One case. In its arguments, `{dir}` is a folder of its own and `{odd}` the program `odd-child`.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
-    /// What holds, in a few words. No two cases have the same.
+    /// A unique description of the behaviour.
     pub name: &'static str,
-    /// What is typed behind `exec`, where the words alone do not say it.
+    /// What the document shows in place of options and command.
     typed: Option<&'static str>,
     how: How,
     options: Vec<Vec<u8>>,
     argv: Vec<Vec<u8>>,
     input: Input,
-    /// Named pipes in `{dir}`, opened when the case is over.
+    /// Named pipes in `{dir}`, released when the case is over.
     fifos: Vec<&'static str>,
     needs: Needs,
     code: i32,
     stdout: Want,
     stderr: Want,
-    /// What EXITED must say besides.
     ended: Option<Ended>,
-    /// What `podman exec` does.
+    /// What `podman exec` does, for the document.
     pub podman: &'static str,
 }
 
@@ -138,20 +134,19 @@ pub(super) fn case(name: &'static str) -> Case {
 impl Case {
     /// Options, separated by spaces.
     pub(super) fn with(mut self, options: &str) -> Self {
-        let words = options.split_whitespace().map(|word| word.into());
-        self.options.extend(words);
+        self.options
+            .extend(options.split_whitespace().map(Into::into));
         self
     }
 
-    /// One option's value that is no plain word.
+    /// One option's value with any bytes.
     pub(super) fn with_bytes(mut self, option: &[u8]) -> Self {
         self.options.push(option.to_vec());
         self
     }
 
-    /// The command.
     pub(super) fn run<A: AsRef<[u8]>>(mut self, argv: &[A]) -> Self {
-        self.argv = argv.iter().map(|word| word.as_ref().to_vec()).collect();
+        self.argv = argv.iter().map(|arg| arg.as_ref().to_vec()).collect();
         self
     }
 
@@ -160,14 +155,14 @@ impl Case {
         self.run(&["sh", "-c", script])
     }
 
-    /// A function in place of a command, and what it does, for the document.
+    /// A function in place of a command, and what the document shows for it.
     pub(super) fn special(mut self, typed: &'static str, f: fn(&Fixture<'_>) -> Finished) -> Self {
         self.how = How::Special(f);
         self.typed = Some(typed);
         self
     }
 
-    /// What is typed, where the words are too long for a document.
+    /// What the document shows in place of long arguments.
     pub(super) fn typed(mut self, typed: &'static str) -> Self {
         self.typed = Some(typed);
         self
@@ -206,8 +201,8 @@ impl Case {
     }
 
     /// Parts of standard output.
-    pub(super) fn mentions(mut self, words: &[&'static str]) -> Self {
-        self.stdout = Want::Holds(words.to_vec());
+    pub(super) fn mentions(mut self, texts: &[&'static str]) -> Self {
+        self.stdout = Want::Holds(texts.to_vec());
         self
     }
 
@@ -218,14 +213,14 @@ impl Case {
     }
 
     /// Parts of standard error.
-    pub(super) fn complains(mut self, words: &[&'static str]) -> Self {
-        self.stderr = Want::Holds(words.to_vec());
+    pub(super) fn complains(mut self, texts: &[&'static str]) -> Self {
+        self.stderr = Want::Holds(texts.to_vec());
         self
     }
 
-    /// What EXITED must say besides.
-    pub(super) fn ends(mut self, words: &'static str, holds: fn(&Exited) -> bool) -> Self {
-        self.ended = Some((words, holds));
+    /// What EXITED must say as well.
+    pub(super) fn ends(mut self, text: &'static str, holds: fn(&Exited) -> bool) -> Self {
+        self.ended = Some((text, holds));
         self
     }
 
@@ -236,22 +231,24 @@ impl Case {
 
     /// The row of `docs/conformance.md`.
     pub(super) fn row(&self) -> String {
-        let typed = self.typed.map_or_else(|| self.words(), str::to_owned);
+        let typed = self
+            .typed
+            .map_or_else(|| self.command_line(), str::to_owned);
         let typed = typed.replace('|', "\\|");
-        let ended = self.ended.map(|(words, _)| format!(", {words}"));
+        let ended = self.ended.map(|(text, _)| format!(", {text}"));
         let (name, code, podman) = (self.name, self.code, self.podman);
         let ended = ended.unwrap_or_default();
         format!("| {name} | `{typed}` | {code}{ended} | {podman} |\n")
     }
 
     /// Options and command as a shell would take them.
-    fn words(&self) -> String {
-        let quoted = |word: &Vec<u8>| {
+    fn command_line(&self) -> String {
+        let quoted = |arg: &Vec<u8>| {
             let shown = |byte: &u8| match byte {
                 b' '..=b'~' => char::from(*byte).to_string(),
                 _ => byte.escape_ascii().to_string(),
             };
-            let text: String = word.iter().map(shown).collect();
+            let text: String = arg.iter().map(shown).collect();
             let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_/.:,={}".contains(c);
             match !text.is_empty() && text.chars().all(is_plain) {
                 true => text,
@@ -264,7 +261,7 @@ impl Case {
         all.join(" ")
     }
 
-    /// Runs it on an agent, as the case with this number, and says what is wrong.
+    /// Runs it on an agent, as the case with this number. The error says what is wrong.
     pub(super) fn check(&self, agent: &Agent, number: u8) -> Result<(), String> {
         let fixture = Fixture::new(agent, number);
         let fifos: Vec<_> = self
@@ -287,10 +284,10 @@ impl Case {
         if !self.stderr.is_met_by(&ended.stderr, &fixture) {
             wrong.push(format!("standard error is not {:?}", self.stderr));
         }
-        if let Some((words, holds)) = self.ended {
+        if let Some((text, holds)) = self.ended {
             let exited = fixture.exited();
             if !holds(&exited) {
-                wrong.push(format!("not {words}: {exited:?}"));
+                wrong.push(format!("not {text}: {exited:?}"));
             }
         }
         match wrong.is_empty() {
@@ -328,7 +325,7 @@ impl Case {
         }
     }
 
-    /// Whether it can be run here, and if not, why.
+    /// Why it cannot run on this machine, if it cannot.
     pub(super) fn missing(&self) -> Option<&'static str> {
         let is_root = nix::unistd::geteuid().is_root();
         match self.needs {
@@ -344,14 +341,14 @@ impl Case {
     }
 }
 
-/// Runs a command with the standard input that it was given.
+/// Runs a command with the standard input that it has.
 #[track_caller]
 pub(super) fn run_with(command: &mut Command) -> Finished {
     let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
     Running::start_as_it_is(command).finish()
 }
 
-/// The same command with its standard input closed, which takes a shell.
+/// The same command with a closed standard input, through a shell.
 fn without_input(command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec \"$@\" <&-", "sh"]);
@@ -359,14 +356,11 @@ fn without_input(command: &Command) -> Command {
     shell
 }
 
-/// Where one case is run.
+/// What one case runs with.
 #[derive(Debug)]
 pub(super) struct Fixture<'a> {
-    /// The agent of its group.
     pub agent: &'a Agent,
-    /// A folder of its own.
     pub folder: PathBuf,
-    /// The id of its EXEC.
     pub id: ExecId,
 }
 
@@ -383,12 +377,12 @@ impl<'a> Fixture<'a> {
         let mut tool = Command::new(program("host-tool"));
         tool.args(["exec", "--id", &self.id.to_string(), "--unix"]);
         tool.arg(self.agent.socket());
-        let is_limited = options.iter().any(|word| word.as_ref() == b"--timeout");
+        let is_limited = options.iter().any(|arg| arg.as_ref() == b"--timeout");
         if !is_limited {
             tool.args(["--timeout", "60s"]);
         }
-        let filled = |word: &A| {
-            let bytes = self.fill(word.as_ref());
+        let filled = |arg: &A| {
+            let bytes = self.fill(arg.as_ref());
             std::ffi::OsStr::from_bytes(&bytes).to_owned()
         };
         tool.args(options.iter().map(filled)).arg("--");
@@ -396,19 +390,19 @@ impl<'a> Fixture<'a> {
         tool
     }
 
-    /// A shell script, started, with a pipe for each stream.
+    /// Starts a shell script with a pipe for each stream.
     pub(super) fn start(&self, options: &[&str], script: &str) -> Running {
         Running::start(&mut self.command(options, &["sh", "-c", script]))
     }
 
-    /// Another command of `host-tool` on the case's session.
-    pub(super) fn about<const N: usize>(&self, words: [&str; N]) -> Finished {
+    /// Runs another command of `host-tool` on the case's session.
+    pub(super) fn about<const N: usize>(&self, args: [&str; N]) -> Finished {
         let id = self.id.to_string();
-        let words = words.map(|word| if word == "{id}" { &id } else { word });
-        self.agent.host_tool(words, [])
+        let args = args.map(|arg| if arg == "{id}" { &id } else { arg });
+        self.agent.host_tool(args, [])
     }
 
-    /// What the agent says of the session's end, as often as it is asked.
+    /// The end of the case's session, asked over a new connection.
     pub(super) fn exited(&self) -> Exited {
         let mut client = self.agent.greet();
         let session = SessionRef::Exec(self.id);
@@ -423,10 +417,10 @@ impl<'a> Fixture<'a> {
         of_case.next().expect("a session of this id")
     }
 
-    /// The words with `{dir}` and `{odd}` in them replaced.
-    fn fill(&self, word: &[u8]) -> Vec<u8> {
-        let Ok(text) = std::str::from_utf8(word) else {
-            return word.to_vec();
+    /// The argument with `{dir}` and `{odd}` replaced.
+    fn fill(&self, arg: &[u8]) -> Vec<u8> {
+        let Ok(text) = std::str::from_utf8(arg) else {
+            return arg.to_vec();
         };
         let text = text.replace("{dir}", self.folder.to_str().unwrap());
         let odd = program("odd-child");

@@ -1,4 +1,4 @@
-//! How commands end, and programs that do not even begin.
+//! How commands end, and programs that cannot be started.
 
 use nix::sys::signal::Signal;
 use tests::client::killed_by;
@@ -6,8 +6,8 @@ use tests::process::Finished;
 
 use super::case::{Case, Fixture, NONE, case};
 
-/// Whether a signal's default is to end a process (`signal(7)`). 32 and 33 are the C library's own:
-/// who starts an agent with `posix_spawn` may leave it with these ignored, and a shell with them.
+/// Whether a signal ends a process by default (`signal(7)`). 32 and 33 belong to the C library: a
+/// caller of `posix_spawn` may leave them ignored in an agent, and a shell in its children.
 const fn is_deadly(number: i32) -> bool {
     let is_harmless = matches!(number, 17 | 18 | 23 | 28);
     let is_stop = matches!(number, 19..=22);
@@ -49,13 +49,13 @@ pub(super) fn signals() -> Vec<Case> {
         case("a signal whose default the agent changed for itself: PIPE")
             .sh("kill -PIPE $$")
             .exits(141),
-        case("a code above 128 is no signal")
+        case("a code above 128 is not a signal")
             .sh("exit 143")
             .exits(143)
             .ends("a code", |it| {
                 it.status == shared::message::ExitStatus::Code(143)
             }),
-        case("a signal is no code above 128")
+        case("a signal is not a code above 128")
             .sh("kill -TERM $$")
             .exits(143)
             .ends("signal 15", |it| it.status == killed_by(Signal::SIGTERM))
@@ -134,12 +134,12 @@ pub(super) fn programs() -> Vec<Case> {
             .exits(126)
             .complains(&["bad-script"])
             .podman("differs: 1"),
-        case("a script without an interpreter is no program")
+        case("a script without an interpreter is not a program")
             .special("./script, which is executable text", no_interpreter)
             .exits(126)
             .complains(&["plain-script"])
             .podman("differs: 1"),
-        case("an empty file is no program")
+        case("an empty file is not a program")
             .special("./empty, which is executable", empty_program)
             .exits(126)
             .complains(&["empty-file"])
@@ -198,7 +198,7 @@ fn each_signal(fixture: &Fixture<'_>) -> Finished {
     last.unwrap()
 }
 
-/// Whether a core is dumped depends on the machine; what a process of our own gets is the measure.
+/// Whether a core is dumped depends on the machine, so the same command is run directly to compare.
 fn core_dump(fixture: &Fixture<'_>) -> Finished {
     use shared::message::ExitStatus;
     use std::os::unix::process::ExitStatusExt;
@@ -206,8 +206,8 @@ fn core_dump(fixture: &Fixture<'_>) -> Finished {
     let mut here = std::process::Command::new("sh");
     here.args(["-c", script]).current_dir(&fixture.folder);
     let core = tests::process::run(&mut here).status.core_dumped();
-    let words = ["-w", "{dir}"];
-    let ended = tests::process::run(&mut fixture.command(&words, &["sh", "-c", script]));
+    let args = ["-w", "{dir}"];
+    let ended = tests::process::run(&mut fixture.command(&args, &["sh", "-c", script]));
     assert_eq!(
         fixture.exited().status,
         ExitStatus::Signal { number: 6, core }
@@ -262,6 +262,6 @@ fn later_in_path(fixture: &Fixture<'_>) -> Finished {
         std::fs::write(&path, "#!/bin/sh\necho ran\n").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
-    let words = ["-e", "PATH={dir}/1:{dir}/2:/bin:/usr/bin"];
-    tests::process::run(&mut fixture.command(&words, &["tool"]))
+    let args = ["-e", "PATH={dir}/1:{dir}/2:/bin:/usr/bin"];
+    tests::process::run(&mut fixture.command(&args, &["tool"]))
 }

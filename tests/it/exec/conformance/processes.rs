@@ -1,4 +1,4 @@
-//! Commands that are not one well-behaved process, and clients that are not either.
+//! Commands of several processes, and clients that are signalled, killed or detached.
 
 use std::process::Stdio;
 
@@ -18,7 +18,7 @@ pub(super) fn processes() -> Vec<Case> {
             .prints("started\n")
             .exits(5)
             .ends("writers alive", |it| it.writers_alive)
-            .podman("same; that somebody still writes is not told"),
+            .podman("same; it does not report the writers"),
         case("a background process that does not")
             .fifo("hold")
             .sh("cat {dir}/hold >/dev/null 2>&1 & exit 5")
@@ -40,8 +40,8 @@ pub(super) fn processes() -> Vec<Case> {
             .sh("(setsid cat {dir}/hold &); exit 6")
             .exits(6)
             .ends("writers alive", |it| it.writers_alive)
-            .podman("same; that somebody still writes is not told"),
-        case("a child that stops itself, until it is told to go on")
+            .podman("same; it does not report the writers"),
+        case("a child that stops itself, until it gets SIGCONT")
             .special(
                 "-- sh -c 'kill -STOP $$; exit 8', and kill -s CONT",
                 stops_itself,
@@ -173,12 +173,12 @@ pub(super) fn detached_commands() -> Vec<Case> {
             .fifo("hold")
             .special("-d -- cat FIFO", detached)
             .podman("same, with an id of its own"),
-        case("the end of a detached command is there for whoever waits")
+        case("the end of a detached command can be waited for")
             .fifo("hold")
             .special("-d -- sh -c 'cat FIFO; exit 7', and wait ID", waited_for)
             .exits(7)
             .podman(NONE),
-        case("and its output for whoever attaches, afterwards too")
+        case("and its output can be attached to, also after the end")
             .special(
                 "-d -- sh -c 'echo out; echo err >&2; exit 3', and attach ID",
                 attached_later,
@@ -230,7 +230,7 @@ pub(super) fn terminals() -> Vec<Case> {
     ]
 }
 
-/// Started with a time limit that only a defect reaches, and a shell that says when it is ready.
+/// Starts a shell that reports when it is ready, with a time limit that only a defect reaches.
 fn ready(fixture: &Fixture<'_>, options: &[&str], script: &str) -> Running {
     let mut running = fixture.start(options, &format!("echo ready; {script}"));
     assert_eq!(running.read_line(), "ready");
@@ -251,7 +251,7 @@ fn daemon(fixture: &Fixture<'_>) -> Finished {
     let script = format!("(setsid sh -c '{body}' >/dev/null 2>&1 </dev/null &); exit 6");
     let ended = fixture.start(&[], &script).finish();
     assert!(!fixture.exited().writers_alive, "it holds nothing of ours");
-    // It says so itself: by then the session has ended.
+    // The daemon writes its process id; by then the session has ended.
     let pid = read_gate(alive);
     let group = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap();
     assert!(group.contains("(sh)") || group.contains("(cat)"), "{group}");
@@ -265,7 +265,7 @@ fn read_gate(path: std::path::PathBuf) -> String {
 
 fn stops_itself(fixture: &Fixture<'_>) -> Finished {
     let running = ready(fixture, &[], "kill -STOP $$; exit 8");
-    // Nobody else is delayed by it.
+    // Other commands run meanwhile.
     fixture.agent.exec(["true"]).exits(0);
     let pid = fixture.session().pid;
     wait_for_state(pid, 'T');
@@ -273,8 +273,7 @@ fn stops_itself(fixture: &Fixture<'_>) -> Finished {
     running.finish()
 }
 
-/// Waits until a process is in this state, asking the kernel again and again: nothing tells a
-/// process that is not its parent.
+/// Waits until a process is in this state. It polls, since the kernel notifies only the parent.
 fn wait_for_state(pid: u32, state: char) {
     let started = std::time::Instant::now();
     let is_there = || {
@@ -298,11 +297,11 @@ fn limit_for_all(fixture: &Fixture<'_>) -> Finished {
     ended
 }
 
-/// A signal to the client while its command waits for it in a shell.
+/// Signals the client while its command waits in a shell.
 fn passes(fixture: &Fixture<'_>, signal: Signal) -> Finished {
     let hold = Fifo::new(&fixture.folder, "wait");
     let name = signal.as_str().trim_start_matches("SIG");
-    // The signal interrupts `wait`; a foreground process would be ended by it as well.
+    // The signal interrupts `wait`. A foreground process would be ended by it as well.
     let script = format!(
         "trap 'echo got; exit 9' {name}; echo ready; cat {} & wait",
         hold.path()
@@ -379,7 +378,7 @@ fn waited_for(fixture: &Fixture<'_>) -> Finished {
     run(&mut fixture.command(&["-d"], &["sh", "-c", &script])).exits(0);
     let id = fixture.id.to_string();
     let waiting = fixture.agent.run(["wait", &id], []);
-    // Lets the command go on once it has come so far.
+    // Releases the command once it reads the pipe.
     let path = fixture.folder.join("hold");
     let open = move || std::fs::OpenOptions::new().write(true).open(path);
     drop(tests::within_deadline("cat", open).unwrap());
@@ -393,7 +392,7 @@ fn attached_later(fixture: &Fixture<'_>) -> Finished {
     fixture.about(["attach", "{id}"])
 }
 
-/// Types at the terminal of a command that has said that it is ready.
+/// Types at the terminal of a command that has reported that it is ready.
 fn typed(fixture: &Fixture<'_>, options: &[&str], script: &str, keys: &[u8]) -> Finished {
     let pair = nix::pty::openpty(None, None).unwrap();
     let script = format!("ulimit -c 0; echo ready; {script}");

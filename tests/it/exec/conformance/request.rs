@@ -1,4 +1,4 @@
-//! What a command is given: arguments, environment, folder, user, and a clean slate.
+//! What a command is given: arguments, environment, working directory, user, and what it inherits.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use tests::program;
 
 use super::case::{Case, Fixture, Needs, case};
 
-/// Every byte that can be in an argument.
+/// Every byte that an argument may have.
 fn all_bytes() -> Vec<u8> {
     (1..=255).collect()
 }
@@ -22,10 +22,10 @@ pub(super) fn arguments() -> Vec<Case> {
         case("empty arguments stay")
             .run(&["sh", "-c", "echo $#", "sh", "", ""])
             .prints("2\n"),
-        case("no shell reads the words")
+        case("no shell reads the arguments")
             .run(&["printf", "%s|", "a b", "$HOME", "*", "'\"", "a;b"])
             .prints("a b|$HOME|*|'\"|a;b|"),
-        case("words behind -- are the command's, options of ours too")
+        case("what follows -- is the command's, options of host-tool as well")
             .run(&["printf", "%s|", "--", "-t", "--timeout", "--help"])
             .prints("--|-t|--timeout|--help|"),
         case("60,000 arguments")
@@ -126,14 +126,14 @@ pub(super) fn inheritance() -> Vec<Case> {
             .prints("/usr\n"),
         case("the umask is 022").sh("umask").prints("0022\n"),
         case("no signal is blocked or ignored")
-            // All but 32 and 33, of which the C library says what becomes of them.
+            // All signals but 32 and 33, which belong to the C library.
             .sh(
                 "grep -E 'Sig(Blk|Ign)' /proc/self/status | while read name set; do \
                  echo $name $((0x$set & ~0x180000000)); done",
             )
             .prints("SigBlk: 0\nSigIgn: 0\n"),
         case("no descriptor but 0, 1 and 2 is open")
-            // The fourth is the directory itself.
+            // The fourth descriptor is the directory that `ls` reads.
             .sh("ls /proc/self/fd | tr '\\n' ' '")
             .prints("0 1 2 3 "),
         case("a process group of its own")
@@ -225,8 +225,8 @@ fn private_folder(fixture: &Fixture<'_>) -> Finished {
 
 fn many(fixture: &Fixture<'_>, argv: &[&str], word: &str, count: usize) -> Finished {
     let none: [&str; 0] = [];
-    let words = std::iter::repeat_n(word, count);
-    let argv: Vec<_> = argv.iter().copied().chain(words).collect();
+    let args = std::iter::repeat_n(word, count);
+    let argv: Vec<_> = argv.iter().copied().chain(args).collect();
     run(&mut fixture.command(&none[..], &argv))
 }
 
@@ -238,13 +238,13 @@ fn hundred_thousand(fixture: &Fixture<'_>) -> Finished {
     many(fixture, &["true"], "x", 100_000)
 }
 
-/// Linux takes 32 pages for one string, its end included (`MAX_ARG_STRLEN`, `execve(2)`).
+/// Linux takes 32 pages for one string with its NUL (`MAX_ARG_STRLEN`, `execve(2)`).
 fn longest_argument(fixture: &Fixture<'_>) -> Finished {
     let word = "x".repeat(128 * 1024 - 1);
     many(fixture, &["sh", "-c", "echo ${#1}", "sh"], &word, 1)
 }
 
-/// Too long for an argument of `host-tool` itself, but not for a line of a file.
+/// It cannot be an argument of `host-tool` itself, but it can be a line of a file.
 fn too_long_variable(fixture: &Fixture<'_>) -> Finished {
     let path = fixture.folder.join("variables");
     std::fs::write(&path, format!("A={}\n", "x".repeat(128 * 1024))).unwrap();
@@ -265,7 +265,7 @@ fn named_variable(fixture: &Fixture<'_>) -> Finished {
         .env("A", "1"))
 }
 
-/// Every byte that can be in a line.
+/// Every byte that a line may have.
 fn file_bytes() -> Vec<u8> {
     (1..=255).filter(|byte| !b"\n\r".contains(byte)).collect()
 }
@@ -300,7 +300,7 @@ fn descriptor_limit(_: &Fixture<'_>) -> Finished {
     Agent::start_through(shell, &[]).exec(["sh", "-c", "ulimit -n"])
 }
 
-/// An agent whose image has users of the test's own making.
+/// An agent whose user files are the test's own.
 fn agent_with_users(fixture: &Fixture<'_>) -> Agent {
     let write = |name: &str, text: &str| std::fs::write(fixture.folder.join(name), text).unwrap();
     write(

@@ -6,12 +6,12 @@ use tests::process::{Finished, Running};
 
 use super::case::{Case, Fixture, Input, NONE, case};
 
-/// Every byte there is, four times over.
+/// Every byte, four times.
 fn all_bytes() -> Vec<u8> {
     (0..=255).cycle().take(1024).collect()
 }
 
-/// Bytes that compress to no pattern of ours, and more than any buffer on the way holds.
+/// More bytes than any buffer on the way holds, without a pattern.
 fn much(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
     let mut next = || {
@@ -84,7 +84,7 @@ pub(super) fn unread_input() -> Vec<Case> {
             .piped(&b"yes\n".repeat(1_000_000))
             .run(&["head", "-n", "1"])
             .prints("yes\n"),
-        case("a command that closes its input and goes on")
+        case("a command that closes its input and runs on")
             .with("-i")
             .piped(&vec![b'x'; 1_000_000])
             .sh("exec <&-; echo still here; exit 6")
@@ -143,7 +143,7 @@ pub(super) fn output_as_it_is() -> Vec<Case> {
         case("exit while 1 MiB is still in the pipe")
             .run(&["{odd}", "fill-pipe"])
             .prints(vec![b'x'; 1 << 20])
-            .ends("1 MiB, nobody else writes", |it| {
+            .ends("1 MiB, no other writer", |it| {
                 it.stdout_end == 1 << 20 && !it.writers_alive
             }),
     ]
@@ -154,7 +154,7 @@ pub(super) fn output_and_its_readers() -> Vec<Case> {
         case("standard output closed early")
             .sh("exec >&-; exit 7")
             .exits(7),
-        case("standard output closed, standard error goes on")
+        case("standard output closed, standard error still written")
             .sh("exec >&-; echo err >&2; exit 7")
             .exits(7)
             .errs("err\n"),
@@ -176,7 +176,7 @@ pub(super) fn output_and_its_readers() -> Vec<Case> {
             .special("-- yes | head -n 1", reader_leaves)
             .exits(141)
             .complains(&["Broken pipe"])
-            .podman("same code, without a word"),
+            .podman("same code, without a message"),
         case("our output cannot be written")
             .special("-- echo hi > /dev/full", full_disk)
             .exits(125)
@@ -196,7 +196,7 @@ pub(super) fn output_and_its_readers() -> Vec<Case> {
     ]
 }
 
-/// Two lines on one pipe, the first and second of which a shell reads around an exec.
+/// Two lines on one pipe: a shell reads the first before an exec and the second after it.
 fn leaves_input(fixture: &Fixture<'_>) -> Finished {
     let none: [&str; 0] = [];
     let exec = fixture.command(&none[..], &["true"]);
@@ -228,11 +228,11 @@ fn closes_both(fixture: &Fixture<'_>) -> Finished {
     let fifo = fixture.folder.join("go");
     let script = format!("exec >&- 2>&-; read x <{}; exit 7", fifo.display());
     let running = fixture.start(&[], &script);
-    // Waits until the shell reads, which it does after both were closed.
+    // The shell reads this pipe after it has closed both outputs.
     let path = fifo.clone();
     let open = move || std::fs::OpenOptions::new().write(true).open(path);
     let held = tests::within_deadline("the shell", open).unwrap();
-    // It is not taken for ended: it has a process still.
+    // The session has not ended, since its process runs.
     assert_eq!(fixture.agent.greet().info().sessions, 1);
     drop(held);
     running.finish()
@@ -297,7 +297,7 @@ fn gap_is_told(fixture: &Fixture<'_>) -> Finished {
     let options = ["--output", "drop-oldest"];
     let mut running = fixture.start(&options, "echo; seq 2000000");
     assert_eq!(running.read_line(), "");
-    // The command ends although nobody reads its output.
+    // The command ends although its output is not read.
     assert_eq!(
         fixture.exited().status,
         shared::message::ExitStatus::Code(0)

@@ -47,10 +47,9 @@ fn main() -> ExitCode {
 
 /// `--api-sock PATH`, or `-qmp unix:PATH,…`.
 fn api_socket(arguments: &[String]) -> &str {
-    let mut words = arguments.iter();
-    words
-        .find(|word| *word == "--api-sock" || *word == "-qmp")
-        .and_then(|_| words.next())
+    let mut args = arguments.iter();
+    args.find(|word| *word == "--api-sock" || *word == "-qmp")
+        .and_then(|_| args.next())
         .and_then(|value| value.trim_start_matches("unix:").split(',').next())
         .expect("an API socket on the command line")
 }
