@@ -1,4 +1,4 @@
-//! What a command did, for people and for scripts: its record, its time line, lists and progress.
+//! What a command did, for people and for scripts: its record, its timeline, lists and progress.
 
 pub mod chrome;
 pub mod log;
@@ -11,3 +11,5 @@ pub mod svg;
 pub mod table;
 pub mod text;
 pub mod timeline;
+
+const MIB: u64 = 1024 * 1024;

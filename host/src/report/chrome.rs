@@ -1,32 +1,36 @@
 //! The Chrome trace format: JSON that Perfetto and `chrome://tracing` open.
 //!
-//! Each machine is two processes of the trace, its host side and its guest; nesting follows from
-//! times, as the format has it. Times are µs since the command began.
+//! Each machine is two processes of the trace: its host side and its guest. The viewer nests spans
+//! by their times, which are µs since the command began.
 
 use serde_json::{Map, Value, json};
 
-use crate::report::timeline::{Lane, Outcome, Slice, Track};
+use crate::report::timeline::{Outcome, Side, Span, Track};
 
-/// The trace of these machines, which share one axis.
+/// The trace of these machines, which share one axis. `facts` are shown as metadata.
 #[must_use]
-pub fn render(lanes: &[Lane], facts: Value) -> Value {
+pub fn render(tracks: &[Track], facts: Value) -> Value {
     let mut events = Vec::new();
-    for (index, lane) in lanes.iter().enumerate() {
+    for (index, track) in tracks.iter().enumerate() {
         let host = 2 * index + 1;
         let guest = host + 1;
-        let has_guest = lane.slices.iter().any(|slice| slice.track == Track::Guest);
-        events.extend(names(host, &format!("{} (host)", lane.title), "phases"));
+        let has_guest = track.spans.iter().any(|span| span.side == Side::Guest);
+        events.extend(names(host, &format!("{} (host)", track.title), "phases"));
         if has_guest {
-            events.extend(names(guest, &format!("{} (guest)", lane.title), "requests"));
+            events.extend(names(
+                guest,
+                &format!("{} (guest)", track.title),
+                "requests",
+            ));
         }
-        events.extend(lane.slices.iter().map(|slice| {
-            let process = match slice.track {
-                Track::Host => host,
-                Track::Guest => guest,
+        events.extend(track.spans.iter().map(|span| {
+            let process = match span.side {
+                Side::Host => host,
+                Side::Guest => guest,
             };
-            complete(slice, process)
+            complete(span, process)
         }));
-        if let Some((at_us, text)) = &lane.failure {
+        if let Some((at_us, text)) = &track.failure {
             events.push(json!({
                 "ph": "i", "s": "p", "cat": "failure", "name": "failed",
                 "ts": at_us, "pid": host, "tid": 1, "args": { "error": text },
@@ -36,7 +40,7 @@ pub fn render(lanes: &[Lane], facts: Value) -> Value {
     json!({ "displayTimeUnit": "ms", "otherData": facts, "traceEvents": events })
 }
 
-/// What the viewer shows beside the rows of one process, and in which order it shows them.
+/// Metadata events: the labels of one process and its place in the viewer's order.
 fn names(process: usize, name: &str, thread: &str) -> [Value; 3] {
     let event = |kind: &str, args: Value| json!({ "ph": "M", "name": kind, "pid": process, "tid": 1, "args": args });
     [
@@ -46,29 +50,29 @@ fn names(process: usize, name: &str, thread: &str) -> [Value; 3] {
     ]
 }
 
-/// A slice as a complete event.
-fn complete(slice: &Slice, process: usize) -> Value {
-    let category = match (slice.track, slice.depth) {
-        (Track::Host, 0) => "phase",
-        (Track::Host, _) => "attempt",
-        (Track::Guest, 0) => "request",
-        (Track::Guest, _) => "step",
+/// A span as the format's "complete" event: begin and duration in one.
+fn complete(span: &Span, process: usize) -> Value {
+    let category = match (span.side, span.depth) {
+        (Side::Host, 0) => "phase",
+        (Side::Host, _) => "attempt",
+        (Side::Guest, 0) => "request",
+        (Side::Guest, _) => "step",
     };
-    let outcome = match slice.outcome {
+    let outcome = match span.outcome {
         Outcome::Done => "done",
         Outcome::Retried => "retried",
         Outcome::Failed => "failed",
     };
     let mut args = Map::from_iter([("outcome".to_owned(), outcome.into())]);
-    for (name, value) in &slice.notes {
+    for (name, value) in &span.notes {
         args.insert((*name).to_owned(), value.as_str().into());
     }
     json!({
         "ph": "X",
         "cat": category,
-        "name": slice.name,
-        "ts": slice.begin_us,
-        "dur": slice.end_us - slice.begin_us,
+        "name": span.name,
+        "ts": span.begin_us,
+        "dur": span.end_us - span.begin_us,
         "pid": process,
         "tid": 1,
         "args": args,
@@ -80,12 +84,13 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::report::timeline::tests::story;
+    use crate::report::timeline::tests::timeline;
 
     fn trace(is_failed: bool) -> Value {
         let origin = Instant::now();
-        let lanes = ["a", "b"].map(|name| story(origin, is_failed).lane(name.to_owned(), origin));
-        render(&lanes, json!({ "command": "restore" }))
+        let tracks =
+            ["a", "b"].map(|name| timeline(origin, is_failed).track(name.to_owned(), origin));
+        render(&tracks, json!({ "command": "restore" }))
     }
 
     fn of_kind<'a>(trace: &'a Value, kind: &str) -> Vec<&'a Value> {
@@ -111,15 +116,15 @@ mod tests {
     }
 
     #[test]
-    fn slices_nest_and_say_how_they_ended() {
+    fn spans_nest_and_say_how_they_ended() {
         let trace = trace(false);
-        let slices = of_kind(&trace, "X");
-        let range = |slice: &Value| {
-            let begin = slice["ts"].as_u64().unwrap();
-            begin..=begin + slice["dur"].as_u64().unwrap()
+        let spans = of_kind(&trace, "X");
+        let range = |span: &Value| {
+            let begin = span["ts"].as_u64().unwrap();
+            begin..=begin + span["dur"].as_u64().unwrap()
         };
-        let phases: Vec<_> = slices.iter().filter(|s| s["cat"] == "phase").collect();
-        for attempt in slices.iter().filter(|slice| slice["cat"] == "attempt") {
+        let phases: Vec<_> = spans.iter().filter(|s| s["cat"] == "phase").collect();
+        for attempt in spans.iter().filter(|span| span["cat"] == "attempt") {
             let own = range(attempt);
             let is_within = |phase: &&&&Value| {
                 let of = range(phase);
@@ -127,7 +132,7 @@ mod tests {
             };
             assert!(phases.iter().any(|phase| is_within(&phase)), "{attempt}");
         }
-        let first = slices.iter().find(|slice| slice["name"] == "attempt 1");
+        let first = spans.iter().find(|span| span["name"] == "attempt 1");
         let args = &first.unwrap()["args"];
         assert_eq!(args["outcome"], "retried");
         assert_eq!(args["cause"], "<refused> & \"gone\"");
@@ -139,7 +144,7 @@ mod tests {
         let instants = of_kind(&trace, "i");
         assert_eq!(instants.len(), 2);
         assert_eq!(instants[1]["pid"], 3);
-        // What is written is JSON whatever a guest has said.
+        // Control characters of a guest's text leave it valid JSON.
         let text = trace.to_string();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), trace);
     }

@@ -1,5 +1,5 @@
-//! Standard output and standard error as a command's results go there: exactly, and with an end
-//! to the wait for whoever reads them.
+//! Writing results to standard output and standard error: all bytes or an error, and never past a
+//! deadline because of a slow reader.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,14 +12,14 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::deadline::{WaitError, Watch};
 
-/// What a pipe that polls writable takes without blocking (`PIPE_BUF`, pipe(7)).
+/// A pipe that polls writable takes this many bytes without blocking (`PIPE_BUF`, pipe(7)).
 const PIECE_LEN: usize = 4096;
 
 /// Writes all of `bytes` to standard output or standard error, unbuffered.
 ///
-/// With a `watch`, whoever reads slowly cannot hold this program beyond the deadline (the error is
-/// `TimedOut`). The descriptor may be shared with other programs, so that it is left in its mode;
-/// pieces that a writable pipe always takes do instead.
+/// With a `watch`, a slow reader cannot hold this program beyond the deadline (the error is
+/// `TimedOut`). Other programs may share the descriptor, so it is not made non-blocking: we write
+/// pieces that a writable pipe takes without blocking instead.
 pub fn write_stream(stream: Stream, bytes: &[u8], watch: Option<&Watch<'_>>) -> io::Result<()> {
     match stream {
         Stream::Stdout => write_fd(io::stdout().as_fd(), bytes, watch),
@@ -40,7 +40,7 @@ fn write_fd(fd: BorrowedFd<'_>, bytes: &[u8], watch: Option<&Watch<'_>>) -> io::
         match write(fd, piece) {
             Ok(len) => rest = &rest[len..],
             Err(Errno::EINTR) => {}
-            // Somebody else made the shared descriptor non-blocking.
+            // Another program made the shared descriptor non-blocking.
             Err(Errno::EAGAIN) if watch.is_none() => wait_writable(fd)?,
             Err(Errno::EAGAIN) => {}
             Err(errno) => return Err(errno.into()),
@@ -68,13 +68,13 @@ fn wait_error(error: WaitError) -> io::Error {
     }
 }
 
-/// Prints one result, which may be several lines, on standard output. What is a guest's in it
-/// steers no terminal, also where it is JSON, which leaves some control characters as they are.
+/// Prints one result, which may have several lines, on standard output. Escapes the control
+/// characters that JSON leaves as they are, so that a guest's text cannot steer the terminal.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut line = String::with_capacity(text.len() + 1);
     for char in text.chars() {
         match char {
-            // As JSON has it, and in a table these are escaped already.
+            // An escape that JSON understands; tables have escaped theirs before.
             '\u{7f}'..='\u{9f}' => line.push_str(&format!("\\u{:04x}", u32::from(char))),
             char => line.push(char),
         }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stopped_cannot_hold_us_beyond_the_deadline() {
+    fn a_stopped_reader_cannot_hold_us_beyond_the_deadline() {
         let (_reader, writer) = io::pipe().unwrap();
         let watch = Watch::until(Instant::now() + Duration::from_millis(20));
         let error = write_fd(writer.as_fd(), &[0; 300_000], Some(&watch)).unwrap_err();

@@ -1,59 +1,58 @@
 //! The named parts of a command.
 
 macro_rules! phases {
-    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
-        /// A named part of a command. The names are stable: records, messages and documents
-        /// use them.
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// A named part of a command. Records, messages and documents use the names: they are
+        /// stable.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Phase { $($(#[$doc])* $name,)* }
+        pub enum Phase { $($(#[$doc])* $variant,)* }
 
         impl Phase {
-            /// The name in records and messages.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $word,)* }
+                match self { $(Self::$variant => $name,)* }
             }
         }
     };
 }
 
 phases! {
-    /// The kernel and the image are looked at.
+    /// Checks the kernel and the image.
     Image = "image",
-    /// The artifact's manifest is read and its files are looked at.
+    /// Reads the artifact's manifest and checks its files.
     Artifact = "artifact",
-    /// The VMM's version is judged.
+    /// Checks the VMM's version.
     Version = "version",
-    /// The VM's directory is made and the VMM started in it.
+    /// Makes the VM's directory and starts the VMM in it.
     Spawn = "spawn",
-    /// The machine is described to the VMM and started.
+    /// Describes the machine to the VMM and starts it.
     Start = "start",
-    /// The snapshot is loaded and resumed.
+    /// Loads the snapshot and resumes it.
     Load = "load",
-    /// The VM's lock is taken.
+    /// Takes the VM's lock.
     Lock = "lock",
-    /// What an interrupted command left is put right.
+    /// Repairs what an interrupted command left.
     Converge = "converge",
-    /// A program in the guest is waited for.
+    /// Waits for a program in the guest to reach its checkpoint.
     Checkpoint = "checkpoint",
-    /// The image's hooks run.
+    /// Runs the image's hooks.
     Hooks = "hooks",
-    /// The guest is made silent.
+    /// Quiesces the guest.
     Quiesce = "quiesce",
-    /// The vCPUs are stopped.
+    /// Stops the vCPUs.
     Pause = "pause",
-    /// The machine's state is written.
+    /// Writes the machine's state and memory.
     Save = "save",
-    /// The disks are copied.
+    /// Copies the disks.
     Disks = "disks",
-    /// The vCPUs run again.
+    /// Starts the vCPUs again.
     Resume = "resume",
-    /// The guest is given its new name.
+    /// Gives the guest its new generation.
     Rebind = "rebind",
-    /// The guest proves that commands can run.
+    /// Has the guest prove that it can run commands.
     Probe = "probe",
-    /// The VM is ended.
+    /// Ends the VM.
     Stop = "stop",
-    /// The result is made visible to others.
+    /// Makes the result visible to other commands.
     Publish = "publish",
 }

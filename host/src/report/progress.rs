@@ -1,11 +1,10 @@
-//! How far a long step is, for whoever waits at a terminal.
+//! The progress of a long step, for a user at a terminal.
 
 use std::io::{IsTerminal, Write};
 
-/// Bytes of a mebibyte.
-const MIB: u64 = 1024 * 1024;
+use super::MIB;
 
-/// How far a step is, on a terminal and nowhere else. The line goes away with the value.
+/// Shown only if standard error is a terminal. Dropping it clears the line.
 #[derive(Debug)]
 pub struct Progress {
     verb: &'static str,
@@ -15,7 +14,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For a step that is called `verb` ("saving") and goes through most of `total` bytes.
+    /// For a step called `verb` ("saving") of about `total` bytes.
     #[must_use]
     pub fn new(verb: &'static str, total: u64) -> Self {
         let is_terminal = std::io::stderr().is_terminal() && log::log_enabled!(log::Level::Warn);
@@ -32,7 +31,7 @@ impl Progress {
         let mib = bytes / MIB;
         if self.is_terminal && self.shown_mib != Some(mib) {
             let mut stderr = std::io::stderr().lock();
-            // A progress that cannot be shown is no reason to stop.
+            // The step must not fail because its progress cannot be shown.
             let _ = write!(stderr, "\r{} {mib} of {} MiB", self.verb, self.total_mib);
             self.shown_mib = Some(mib);
         }

@@ -1,5 +1,5 @@
-//! What a command did: its phases with their times, and what came of it, as one line for people or
-//! one JSON object for scripts.
+//! What a command did: its phases with their times, and its outcome, as one line for people or one
+//! JSON object for scripts.
 
 use std::time::{Duration, Instant};
 
@@ -14,27 +14,27 @@ use crate::report::output::print;
 use crate::report::phase::Phase;
 use crate::report::reports::Reports;
 use crate::report::text::render;
-use crate::report::timeline::{Lane, Span, Story};
+use crate::report::timeline::{PhaseSpan, Timeline, Track};
 
 /// What a command did so far.
 #[derive(Debug)]
 pub struct Record {
-    /// Finished phases in order, with what happened in them. A phase that was entered twice is
-    /// there twice.
-    story: Story,
+    /// Finished phases in order; a phase that was entered twice is there twice.
+    timeline: Timeline,
     current: Option<(Phase, Instant)>,
+    /// The phase to report a failure for, in place of the current one.
     blamed: Option<Phase>,
+    /// Attempts by phase.
     attempts: Map<String, Value>,
     fields: Map<String, Value>,
     reports: Reports,
 }
 
 impl Record {
-    /// A record that begins now.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            story: Story::new(Instant::now()),
+            timeline: Timeline::new(Instant::now()),
             current: None,
             blamed: None,
             attempts: Map::new(),
@@ -43,15 +43,14 @@ impl Record {
         }
     }
 
-    /// Has the outcome, whichever it is, written to these files as well.
+    /// Has success and failure written to these files as well.
     pub fn report_to(&mut self, reports: Reports) {
         self.reports = reports;
     }
 
-    /// When it began.
     #[must_use]
     pub const fn begun_at(&self) -> Instant {
-        self.story.begun_at()
+        self.timeline.begun_at()
     }
 
     /// Ends the current phase and begins `phase`.
@@ -67,7 +66,7 @@ impl Record {
     /// Ends the current phase.
     pub fn end(&mut self) {
         if let Some((phase, begun_at)) = self.current.take() {
-            self.story.add_span(Span {
+            self.timeline.add_phase(PhaseSpan {
                 phase,
                 begun_at,
                 ended_at: Instant::now(),
@@ -75,55 +74,54 @@ impl Record {
         }
     }
 
-    /// The phase that is under way.
     #[must_use]
     pub fn current(&self) -> Option<Phase> {
         self.current.map(|(phase, _)| phase)
     }
 
-    /// Makes `phase` the one that a failure is reported for, where more had to be done after it.
+    /// Reports a failure for `phase`, although later phases follow (to undo what was done).
     pub const fn blame(&mut self, phase: Option<Phase>) {
         self.blamed = phase;
     }
 
-    /// Notes how many attempts the current phase took.
+    /// Notes how many attempts `phase` took.
     pub fn attempts(&mut self, phase: Phase, count: u32) {
         self.attempts
             .insert(phase.as_str().to_owned(), count.into());
     }
 
-    /// Notes how the attempts of the current phase went.
+    /// Notes how the attempts of `phase` went.
     pub fn note_attempts(&mut self, phase: Phase, log: &[AttemptLog]) {
-        self.story.add_attempts(phase, log);
+        self.timeline.add_attempts(phase, log);
     }
 
-    /// Notes the guest's steps, told in the answer to the last of these attempts.
+    /// Notes the guest's steps, from the answer to the last of these attempts.
     pub fn note_rebind(&mut self, steps: &[Step], log: &[AttemptLog]) {
-        self.story.add_rebind_steps(steps, log);
+        self.timeline.add_rebind_steps(steps, log);
     }
 
-    /// Notes how long the guest's no-op took, told in the answer to the last of these attempts.
+    /// Notes how long the guest's no-op command took, from the answer to the last of these
+    /// attempts.
     pub fn note_exec(&mut self, us: u64, log: &[AttemptLog]) {
-        self.story.add_exec(us, log);
+        self.timeline.add_exec(us, log);
     }
 
-    /// Notes a fact.
+    /// Notes a fact, which becomes a field of the JSON object.
     pub fn set(&mut self, field: &str, value: impl Into<Value>) {
         self.fields.insert(field.to_owned(), value.into());
     }
 
-    /// Notes the VM's generation.
     pub fn set_generation(&mut self, generation: Generation) {
         self.set("generation", generation.to_string());
     }
 
-    /// A fact that was noted, if it is a text.
+    /// A noted fact, if it is a string.
     #[must_use]
     pub fn text(&self, field: &str) -> Option<&str> {
         self.fields.get(field).and_then(Value::as_str)
     }
 
-    /// Notes who the guest is told to be.
+    /// Notes the identity that the guest is given.
     pub fn set_identity(&mut self, identity: &Identity) {
         for (field, value) in [
             ("hostname", &identity.hostname),
@@ -153,7 +151,7 @@ impl Record {
         }
         let line = self.to_line(event);
         match self.fields.get("guest") {
-            // Whoever asked for a guest wants to know what it took until it was ready.
+            // Users of commands that start a guest ask first how long each phase took.
             Some(guest) => {
                 let timeline = render(&self.phases(), &self.attempts, Some(guest));
                 format!("{line}\n{}", timeline.trim_end())
@@ -162,41 +160,41 @@ impl Record {
         }
     }
 
-    /// The outcome as a JSON object.
     #[must_use]
     pub fn success_value(&self, event: &str) -> Value {
         self.to_value(json!({ "event": event, "exit": 0 }))
     }
 
-    /// Prints the JSON object of a failure, if that is asked for; the message is printed by the
-    /// caller of the command. Gives the failure back, with the phase in front.
+    /// Prints the JSON object of a failure, if wanted; `lib.rs` prints the message. Returns the
+    /// failure with the phase in front.
     pub fn fail(mut self, failure: Failure, is_json: bool) -> Failure {
         let (failure, value) = self.failure(failure);
         self.write_reports(Vec::new());
         if is_json {
-            // The failure itself is the news; a closed output beside it is not.
+            // A closed output must not replace the failure as the command's error.
             let _ = print(&value.to_string());
         }
         failure
     }
 
-    /// Notes that the command failed. Gives the failure back, with the phase in front, and the
-    /// JSON object.
+    /// Notes that the command failed. Returns the failure with the phase in front, and the JSON
+    /// object.
     pub fn failure(&mut self, failure: Failure) -> (Failure, Value) {
         let phase = self.blamed.or_else(|| self.current());
         let value = self.note_failure(&failure);
         match phase.map(Phase::as_str) {
-            // What is wrong with a command line is wrong before all phases.
+            // A usage error is about the command line, which no phase has changed.
             Some(phase) if failure.exit() != Exit::Usage => (failure.in_phase(phase), value),
             _ => (failure, value),
         }
     }
 
-    /// Notes that the command failed. Gives the JSON object.
+    /// Notes that the command failed. Returns the JSON object.
     pub fn note_failure(&mut self, failure: &Failure) -> Value {
         let phase = self.blamed.or_else(|| self.current());
         self.end();
-        self.story.fail(Instant::now(), phase, failure.to_string());
+        self.timeline
+            .fail(Instant::now(), phase, failure.to_string());
         let phase = phase.map(Phase::as_str);
         let mut head = json!({
             "event": "failed",
@@ -210,34 +208,33 @@ impl Record {
         self.to_value(head)
     }
 
-    /// Writes the files that were asked for, with what happened to `others` as well.
-    pub fn write_reports(&self, others: Vec<Lane>) {
-        let mut lanes = vec![self.lane(self.begun_at())];
-        lanes.extend(others);
-        self.reports.write(&lanes);
+    /// Writes the requested files, with the tracks of `others` after this record's own.
+    pub fn write_reports(&self, others: Vec<Track>) {
+        let mut tracks = vec![self.track(self.begun_at())];
+        tracks.extend(others);
+        self.reports.write(&tracks);
     }
 
-    /// What happened, on an axis that begins at `origin`.
+    /// This record's track, on an axis that begins at `origin`.
     #[must_use]
-    pub fn lane(&self, origin: Instant) -> Lane {
+    pub fn track(&self, origin: Instant) -> Track {
         let title = self.text("name").unwrap_or("host-tool");
-        self.story.lane(title.to_owned(), origin)
+        self.timeline.track(title.to_owned(), origin)
     }
 
     fn phases(&self) -> Vec<(Phase, Duration)> {
-        let spans = self.story.spans().iter();
-        spans.map(|span| (span.phase, span.took())).collect()
+        let phases = self.timeline.phases().iter();
+        phases.map(|span| (span.phase, span.took())).collect()
     }
 
     fn to_value(&self, head: Value) -> Value {
         let mut phases = Map::new();
         for (phase, took) in self.phases() {
             let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-            let earlier = phases
-                .get(phase.as_str())
-                .and_then(Value::as_u64)
-                .unwrap_or(0);
-            phases.insert(phase.as_str().to_owned(), (earlier + us).into());
+            // A phase that was entered twice counts as one.
+            let earlier = phases.get(phase.as_str()).and_then(Value::as_u64);
+            let total = earlier.unwrap_or(0).saturating_add(us);
+            phases.insert(phase.as_str().to_owned(), total.into());
         }
         let mut value = head;
         for (field, fact) in &self.fields {
@@ -248,7 +245,6 @@ impl Record {
         value
     }
 
-    /// The outcome on one line, which begins with `event`.
     #[must_use]
     pub fn to_line(&self, event: &str) -> String {
         let mut parts = vec![event.to_owned()];

@@ -1,8 +1,8 @@
 //! The files that `--trace` and `--timeline` ask for.
 //!
-//! They are about a command and no part of its result: a path that cannot be right is refused
-//! before anything is done, but a file that cannot be written at the end is a warning. They are
-//! written when the command fails, too, which is when they are looked at.
+//! They describe a command and are not part of its result. An impossible path is refused before the
+//! command does anything; a file that cannot be written at the end is a warning. A command that
+//! fails writes them, too: that is when they are needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,11 @@ use serde_json::{Value, json};
 use crate::error::Failure;
 use crate::guest::HOST_VERSION;
 use crate::os::clock::unix_ms;
-use crate::report::timeline::Lane;
+use crate::report::timeline::Track;
 use crate::report::{chrome, svg};
 
-/// Where to write them.
 #[derive(Debug, Clone, Default)]
 pub struct Reports {
-    /// What the command does.
     title: String,
     trace: Option<PathBuf>,
     timeline: Option<PathBuf>,
@@ -26,7 +24,7 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// The files that the command line of `command` asks for, by options of these names.
+    /// Checks the paths given by `--trace` and `--timeline` of `command`.
     pub fn new(
         command: &str,
         trace: Option<&Path>,
@@ -42,14 +40,13 @@ impl Reports {
         })
     }
 
-    /// Writes what was asked for.
-    pub fn write(&self, lanes: &[Lane]) {
+    pub fn write(&self, tracks: &[Track]) {
         if let Some(path) = &self.trace {
-            let text = chrome::render(lanes, self.facts()).to_string();
+            let text = chrome::render(tracks, self.facts()).to_string();
             write("trace", path, &text);
         }
         if let Some(path) = &self.timeline {
-            write("time line", path, &svg::render(&self.title, lanes));
+            write("timeline", path, &svg::render(&self.title, tracks));
         }
     }
 
@@ -70,11 +67,11 @@ fn check(option: &str, path: Option<&Path>) -> Result<(), Failure> {
         Err(Failure::usage(text))
     };
     if path.is_dir() || path.file_name().is_none() {
-        return refuse("that is a directory, and a file is to be written");
+        return refuse("it is a directory; give the path of a file");
     }
     match path.parent() {
         Some(dir) if dir != Path::new("") && !dir.is_dir() => {
-            refuse("the directory that it would be in is not there")
+            refuse("its directory does not exist; create it first")
         }
         _ => Ok(()),
     }
@@ -83,8 +80,7 @@ fn check(option: &str, path: Option<&Path>) -> Result<(), Failure> {
 fn write(what: &str, path: &Path, text: &str) {
     if let Err(error) = fs::write(path, text) {
         log::warn!(
-            "cannot write the {what} {}: {error}; what the command itself did is not touched by \
-             that",
+            "cannot write the {what} {}: {error}; the command's own outcome is not affected",
             path.display()
         );
     }
@@ -97,11 +93,11 @@ mod tests {
     use crate::testing::TempDir;
 
     #[test]
-    fn a_path_that_cannot_be_right_is_refused_at_once() {
+    fn an_impossible_path_is_refused_at_once() {
         let temp = TempDir::new("reports");
         let refused = [
-            (temp.path().to_owned(), "a directory"),
-            (temp.path().join("none/a.json"), "is not there"),
+            (temp.path().to_owned(), "it is a directory;"),
+            (temp.path().join("none/a.json"), "does not exist;"),
         ];
         for (path, part) in refused {
             let failure = Reports::new("restore", Some(&path), None).unwrap_err();

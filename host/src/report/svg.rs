@@ -1,14 +1,14 @@
-//! The time line as a picture: one SVG file that needs nothing else, for a bug report.
+//! The timeline as a picture: one self-contained SVG file, for a bug report.
 //!
-//! Rows are slices, in the order of their beginning, with their durations and what is worth saying
-//! beside them; the rest is in each row's tooltip. It is readable on light and on dark ground,
-//! holds no script, and whatever a guest or a VMM has said in it is escaped.
+//! Each row is a span with its duration and notes, by beginning; the tooltip holds the rest. The
+//! picture is readable on light and dark backgrounds and has no script. Texts of guests and VMMs
+//! are escaped.
 
 use std::fmt::Write as _;
 
-use crate::report::timeline::{Lane, Outcome, Slice, Track};
+use crate::report::timeline::{Outcome, Side, Span, Track};
 
-/// Widths of the columns and heights, in pixels.
+// Widths and heights in pixels.
 const NAME_WIDTH: u64 = 190;
 const TIME_WIDTH: u64 = 100;
 const BAR_WIDTH: u64 = 480;
@@ -20,13 +20,12 @@ const HEAD_HEIGHT: u64 = 34;
 /// Where the bars begin.
 const BAR_LEFT: u64 = MARGIN + NAME_WIDTH + TIME_WIDTH;
 
-/// Longest text of a row; what is longer is in its tooltip.
+/// Longest note of a row, in characters; the tooltip has all of it.
 const NOTE_LEN_MAX: usize = 46;
 
-/// Longest title of a lane.
+/// Longest title of a track, in characters.
 const TITLE_LEN_MAX: usize = 120;
 
-/// Most parts of the axis.
 const TICKS_MAX: u64 = 6;
 
 const STYLE: &str = "
@@ -54,22 +53,22 @@ const STYLE: &str = "
   }
 ";
 
-/// The picture of these machines, which share one axis. `title` says what it is of.
+/// The picture of these machines, which share one axis.
 #[must_use]
-pub fn render(title: &str, lanes: &[Lane]) -> String {
-    let total_us = lanes.iter().map(Lane::end_us).max().unwrap_or(0).max(1);
+pub fn render(title: &str, tracks: &[Track]) -> String {
+    let total_us = tracks.iter().map(Track::end_us).max().unwrap_or(0).max(1);
     let mut page = Page {
         rows: String::new(),
         y: MARGIN,
         total_us,
     };
     page.heading(title, "title");
-    for lane in lanes {
-        page.heading(&lane.title, "title");
-        for slice in &lane.slices {
-            page.row(slice);
+    for track in tracks {
+        page.heading(&track.title, "title");
+        for span in &track.spans {
+            page.row(span);
         }
-        if let Some((at_us, text)) = &lane.failure {
+        if let Some((at_us, text)) = &track.failure {
             let text = format!("failed after {}: {text}", milliseconds(*at_us));
             page.heading(&text, "bad");
         }
@@ -96,26 +95,26 @@ impl Page {
         self.y += ROW_HEIGHT;
     }
 
-    /// A slice: its name, its duration, its bar, and what is worth saying.
-    fn row(&mut self, slice: &Slice) {
-        let depth = u64::try_from(slice.depth).unwrap_or(0);
-        let guest = u64::from(slice.track == Track::Guest);
+    /// A span: its name, duration, bar and notes.
+    fn row(&mut self, span: &Span) {
+        let depth = u64::try_from(span.depth).unwrap_or(0);
+        let guest = u64::from(span.side == Side::Guest);
         let name_x = MARGIN + 14 * (depth + guest);
         let (time_x, note_x) = (BAR_LEFT - 12, BAR_LEFT + BAR_WIDTH + 12);
         let (text_y, bar_y) = (self.y + ROW_HEIGHT - 6, self.y + 4);
-        let (left, right) = (self.x(slice.begin_us), self.x(slice.end_us));
+        let (left, right) = (self.x(span.begin_us), self.x(span.end_us));
         let width = right.saturating_sub(left).max(1);
-        let class = class(slice);
-        let name = match slice.track {
-            Track::Guest if slice.depth == 0 => format!("guest: {}", slice.name),
-            Track::Guest | Track::Host => slice.name.clone(),
+        let class = class(span);
+        let name = match span.side {
+            Side::Guest if span.depth == 0 => format!("guest: {}", span.name),
+            Side::Guest | Side::Host => span.name.clone(),
         };
-        let took = milliseconds(slice.end_us - slice.begin_us);
-        let notes = notes(slice);
+        let took = milliseconds(span.end_us - span.begin_us);
+        let notes = notes(span);
         let tooltip = format!(
             "{name}: {} to {}, {took}{}{notes}",
-            milliseconds(slice.begin_us),
-            milliseconds(slice.end_us),
+            milliseconds(span.begin_us),
+            milliseconds(span.end_us),
             if notes.is_empty() { "" } else { "; " }
         );
         let (name, tooltip) = (escape(&name), escape(&tooltip));
@@ -139,7 +138,7 @@ impl Page {
         self.y += ROW_HEIGHT;
     }
 
-    /// Where a point in time stands.
+    /// The place of a point in time on the axis.
     fn x(&self, us: u64) -> u64 {
         let scaled = u128::from(us) * u128::from(BAR_WIDTH) / u128::from(self.total_us);
         BAR_LEFT + u64::try_from(scaled).unwrap_or(BAR_WIDTH).min(BAR_WIDTH)
@@ -150,7 +149,7 @@ impl Page {
         let _ = writeln!(self.rows, "{text}");
     }
 
-    /// The whole file: the axis behind the rows.
+    /// The whole file. The axis is drawn first, so that the rows cover it.
     fn finish(mut self) -> String {
         let bottom = self.y;
         let rows = std::mem::take(&mut self.rows);
@@ -177,7 +176,7 @@ impl Page {
     }
 }
 
-/// The smallest round number of µs of which at most [`TICKS_MAX`] fit.
+/// The smallest round number of µs that divides the axis into [`TICKS_MAX`] parts or fewer.
 fn tick_step(total_us: u64) -> u64 {
     let powers = (0..19).map(|exponent| 10u64.pow(exponent));
     let mut steps = powers.flat_map(|power| [1, 2, 5].map(|digit| power * digit));
@@ -185,7 +184,7 @@ fn tick_step(total_us: u64) -> u64 {
     step.unwrap_or(total_us)
 }
 
-/// A round number of µs, in the largest unit that leaves it whole.
+/// `us` in the largest unit that leaves it whole.
 fn tick_label(us: u64) -> String {
     match us {
         0 => "0".to_owned(),
@@ -195,21 +194,21 @@ fn tick_label(us: u64) -> String {
     }
 }
 
-const fn class(slice: &Slice) -> &'static str {
-    match (slice.outcome, slice.track, slice.depth) {
+const fn class(span: &Span) -> &'static str {
+    match (span.outcome, span.side, span.depth) {
         (Outcome::Failed, _, _) => "failed",
         (Outcome::Retried, _, _) => "retried",
-        (Outcome::Done, Track::Host, 0) => "host",
-        (Outcome::Done, Track::Host, _) => "attempt",
-        (Outcome::Done, Track::Guest, 0) => "guest",
-        (Outcome::Done, Track::Guest, _) => "step",
+        (Outcome::Done, Side::Host, 0) => "host",
+        (Outcome::Done, Side::Host, _) => "attempt",
+        (Outcome::Done, Side::Guest, 0) => "guest",
+        (Outcome::Done, Side::Guest, _) => "step",
     }
 }
 
-/// What is known of a slice and is not what one expects anyway.
-fn notes(slice: &Slice) -> String {
-    let is_news = |(_, value): &&(&str, String)| value != "done" && value != "answered";
-    let notes = slice.notes.iter().filter(is_news);
+/// The notes that a reader would not expect anyway.
+fn notes(span: &Span) -> String {
+    let is_unusual = |(_, value): &&(&str, String)| value != "done" && value != "answered";
+    let notes = span.notes.iter().filter(is_unusual);
     let texts: Vec<_> = notes
         .map(|(name, value)| match *name {
             "end" | "cause" | "result" => value.clone(),
@@ -231,7 +230,7 @@ fn clip(text: &str, len_max: usize) -> String {
     format!("{head}…")
 }
 
-/// `text` as XML, in which control characters may not even stand escaped.
+/// `text` as XML, which forbids control characters even when they are escaped.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -254,16 +253,16 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::report::timeline::tests::story;
+    use crate::report::timeline::tests::timeline;
 
     fn picture(is_failed: bool) -> String {
         let origin = Instant::now();
-        let lane = story(origin, is_failed).lane("a<b".to_owned(), origin);
-        render("restore of x & y", &[lane])
+        let track = timeline(origin, is_failed).track("a<b".to_owned(), origin);
+        render("restore of x & y", &[track])
     }
 
     #[test]
-    fn every_slice_has_its_row() {
+    fn every_span_has_its_row() {
         let svg = picture(false);
         assert!(svg.starts_with("<svg xmlns="), "{svg}");
         assert!(svg.ends_with("</svg>\n"), "{svg}");
@@ -281,14 +280,14 @@ mod tests {
     }
 
     #[test]
-    fn what_others_said_is_escaped() {
+    fn texts_of_guests_and_vmms_are_escaped() {
         let svg = picture(true);
         assert!(svg.contains("restore of x &amp; y"), "{svg}");
         assert!(svg.contains("connection closed: &lt;refused&gt; &amp; &quot;gone&quot;"));
         assert!(svg.contains("probe failed: \u{fffd}&lt;b&gt;"), "{svg}");
         assert!(!svg.contains('\u{1b}') && !svg.contains("<b>"), "{svg}");
         assert!(svg.contains("class=\"failed\""), "{svg}");
-        // Each tag that opens is closed, or closes itself.
+        // No text of others has opened or closed a tag.
         let count = |text: &str| svg.matches(text).count();
         for tag in ["g", "text", "title", "style", "svg"] {
             let opened = count(&format!("<{tag}>")) + count(&format!("<{tag} "));

@@ -1,9 +1,8 @@
-//! Lists for people: columns that line up, sizes and ages in one unit.
+//! Lists for people: aligned columns, sizes and ages in one unit.
 
-/// Bytes of a mebibyte.
-const MIB: u64 = 1024 * 1024;
+use super::MIB;
 
-/// Lays out lines of cells, the widest cell of each column giving its width.
+/// Lays out lines of cells. Each column is as wide as its widest cell.
 #[must_use]
 pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
     let width = |column: usize| {
@@ -23,7 +22,7 @@ pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
     text
 }
 
-/// A duration in its largest unit.
+/// A duration in its largest unit, rounded down.
 #[must_use]
 pub fn age(ms: u64) -> String {
     let s = ms / 1000;
@@ -35,7 +34,7 @@ pub fn age(ms: u64) -> String {
     }
 }
 
-/// A number of bytes in mebibytes, rounded up, or gibibytes from ten of them on.
+/// A number of bytes in MiB, rounded up, or from 10 GiB on in GiB.
 #[must_use]
 pub fn size(bytes: u64) -> String {
     match bytes.div_ceil(MIB) {

@@ -1,4 +1,4 @@
-//! A record's phases and the guest's steps on one time line, for people to read.
+//! A record's phases and the guest's steps as lines of text, for people.
 //!
 //! ```text
 //!          at µs    took µs
@@ -8,8 +8,8 @@
 //!         160946      15120  rebind                 #   2 attempts; guest: listener 9, clock 3
 //! ```
 //!
-//! Host figures are of the host's clock and guest figures of the guest's; a step of the guest lies
-//! somewhere within the phase that it stands beside.
+//! Each side measures with its own clock. A guest's step lies somewhere within the phase on its
+//! line.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use serde_json::{Map, Value};
 
 use crate::report::phase::Phase;
 
-/// Characters of the widest bar.
+/// In characters.
 const BAR_WIDTH: u128 = 24;
 
-/// The time line, one line for each phase, each with a line end.
+/// A heading and one line for each phase, each with a line end.
 #[must_use]
 pub fn render(
     phases: &[(Phase, Duration)],
@@ -51,7 +51,6 @@ pub fn render(
     text
 }
 
-/// What is worth saying beside a phase.
 fn notes(phase: Phase, attempts: &Map<String, Value>, guest: Option<&Value>) -> String {
     let mut notes = Vec::new();
     let count = attempts.get(phase.as_str()).and_then(Value::as_u64);
@@ -69,7 +68,7 @@ fn notes(phase: Phase, attempts: &Map<String, Value>, guest: Option<&Value>) -> 
     notes.join("; ")
 }
 
-/// The steps of a rebind as the guest has measured them.
+/// The steps of a rebind with the guest's own durations; `None` if it reported none.
 fn steps(guest: &Value) -> Option<String> {
     let step = |step: &Value| -> Option<String> {
         let name = step.get("name")?.as_str()?;

@@ -251,7 +251,7 @@ fn report(command: &Restore, mut record: Record, clones: Vec<CloneEnd>) -> Resul
     let event = if command.no_wait { "started" } else { "ready" };
     let count = clones.len();
     let mut failures = Vec::new();
-    let (mut lines, mut values, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut lines, mut values, mut tracks) = (Vec::new(), Vec::new(), Vec::new());
     for mut clone in clones {
         let phase = clone.record.current();
         match clone.vm {
@@ -264,7 +264,7 @@ fn report(command: &Restore, mut record: Record, clones: Vec<CloneEnd>) -> Resul
                 failures.push((clone.name, phase, failure));
             }
         }
-        lanes.push(clone.record.lane(record.begun_at()));
+        tracks.push(clone.record.track(record.begun_at()));
     }
     let ready_count = count - failures.len();
     record.set("count", count);
@@ -281,7 +281,7 @@ fn report(command: &Restore, mut record: Record, clones: Vec<CloneEnd>) -> Resul
     } else {
         fail(&mut record, failures, count)
     };
-    record.write_reports(lanes);
+    record.write_reports(tracks);
     let text = if command.json {
         value.to_string()
     } else {
