@@ -2,48 +2,47 @@
 //!
 //! ```text
 //! STATE_DIR/NAME/lock             held by a command that changes the VM
-//!                supervisor.lock  held by the VM's supervisor, for its life
+//!                supervisor.lock  held by the VM's supervisor while it runs
 //!                launch.json      what the supervisor runs
 //!                state.json       what is known about the VM, replaced by rename
-//!                exit.json        how the VMM ended; there once it has
+//!                exit.json        how the VMM ended, once it has
 //!                health-check.json, health.json  see [`health`]
 //!                vmm.log, console.log, supervisor.log
 //!                output.log …     the workload's output; see [`output_log`]
 //!                api.sock, vsock.sock, drive0 …  the VMM's own, by relative names
 //! ```
 //!
-//! Each file has one writer: `state.json` whoever holds `lock`, `exit.json` and the logs the
-//! supervisor. A directory appears and disappears by rename, so that no name is ever half there.
+//! Each file has one writer: the holder of `lock` writes `state.json`, the supervisor `exit.json`
+//! and the logs. A directory appears and disappears by rename, so no name is ever half there.
 
 mod error;
+pub mod health;
 pub mod launch_file;
 mod lock;
+pub mod log_tails;
+pub mod output_log;
 pub mod pending_rebind;
 pub mod state;
 mod state_dir;
 pub mod stray;
+#[cfg(test)]
+mod tests;
 mod vm_dir;
 
 pub use self::error::VmDirError;
 pub use self::lock::Lock;
 pub use self::state_dir::StateDir;
-pub use self::vm_dir::{Life, RunningVm, VmDir};
+pub use self::vm_dir::{RunningVm, VmDir, VmStatus};
 
 /// The guest's serial console, as the VMM printed it.
 pub const CONSOLE_LOG: &str = "console.log";
 
-/// What the supervisor has to say.
+/// The supervisor's standard error.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 
-/// Names of directories that are being made or taken away begin with these.
+/// Prefixes of directories that are being made or removed. No VM name begins with a dot.
 const NEW_PREFIX: &str = ".new-";
 const TRASH_PREFIX: &str = ".trash-";
 
-/// The lock that every command holds which changes the VM.
+/// The lock that a command holds while it changes the VM.
 const LOCK: &str = "lock";
-
-pub mod health;
-pub mod log_tails;
-pub mod output_log;
-#[cfg(test)]
-mod tests;

@@ -13,7 +13,7 @@ use crate::report::output::print;
 use crate::report::table::{age, columns};
 use crate::vmdir::health::{Health, HealthCheck};
 use crate::vmdir::state::{ExitRecord, State, WorkloadEnd};
-use crate::vmdir::{Life, StateDir, VmDir};
+use crate::vmdir::{StateDir, VmDir, VmStatus};
 
 /// Lists the VMs.
 pub fn list(command: &Ls) -> Result<(), Failure> {
@@ -41,12 +41,12 @@ impl Row {
     /// A VM that cannot be looked at is listed all the same: with why.
     fn of(dir: &VmDir) -> Self {
         let name = dir.name().to_string();
-        match dir.life() {
-            Ok((life, state)) => Self {
+        match dir.status() {
+            Ok((vm_status, state)) => Self {
                 name,
-                status: status(life, state.as_ref()),
-                health: health(dir, life),
-                is_supervised: is_supervised(dir, life, state.as_ref()),
+                status: status(vm_status, state.as_ref()),
+                health: health(dir, vm_status),
+                is_supervised: is_supervised(dir, vm_status, state.as_ref()),
                 state,
             },
             Err(error) => {
@@ -79,21 +79,21 @@ impl Row {
 
 /// How the VM is, if it has a health check. One that was killed with its supervisor has nobody who
 /// would have written its end down.
-fn health(dir: &VmDir, life: Life) -> Option<Health> {
+fn health(dir: &VmDir, vm_status: VmStatus) -> Option<Health> {
     let mut health = Health::read(dir).unwrap_or_else(|error| {
         log::warn!("{}", Failure::from(error));
         None
     })?;
-    match life {
-        Life::Exited | Life::Dead => health.handle_end(),
-        Life::Starting | Life::Running => {}
+    match vm_status {
+        VmStatus::Exited | VmStatus::Dead => health.handle_end(),
+        VmStatus::Starting | VmStatus::Running => {}
     }
     Some(health)
 }
 
 /// Whether the supervisor of a VM that runs lives. What is lost without it is said.
-fn is_supervised(dir: &VmDir, life: Life, state: Option<&State>) -> Option<bool> {
-    let state = state.filter(|_| life == Life::Running)?;
+fn is_supervised(dir: &VmDir, vm_status: VmStatus, state: Option<&State>) -> Option<bool> {
+    let state = state.filter(|_| vm_status == VmStatus::Running)?;
     let now = Watch::until(Instant::now());
     // A process that ended and was not waited for yet is as good as gone.
     let is_alive = |pidfd: &OwnedFd| now.readable(pidfd).is_err();
@@ -109,13 +109,13 @@ fn is_supervised(dir: &VmDir, life: Life, state: Option<&State>) -> Option<bool>
 }
 
 /// One word for how a VM is.
-fn status(life: Life, state: Option<&State>) -> String {
+fn status(vm_status: VmStatus, state: Option<&State>) -> String {
     let stage = state.map_or("starting", |state| state.stage.as_str());
-    match life {
-        Life::Running => stage,
-        Life::Starting => "starting",
-        Life::Exited => "exited",
-        Life::Dead => "dead",
+    match vm_status {
+        VmStatus::Running => stage,
+        VmStatus::Starting => "starting",
+        VmStatus::Exited => "exited",
+        VmStatus::Dead => "dead",
     }
     .to_owned()
 }
@@ -166,16 +166,16 @@ fn table(rows: &[Row]) -> String {
 /// Shows one VM.
 pub fn inspect(command: &Inspect) -> Result<(), Failure> {
     let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
-    let (life, state) = dir.life()?;
+    let (vm_status, state) = dir.status()?;
     let value = json!({
         "name": dir.name().as_str(),
-        "status": status(life, state.as_ref()),
+        "status": status(vm_status, state.as_ref()),
         "dir": crate::os::json::os_to_value(dir.path()),
         "state": state.as_ref().map(State::to_value),
         "exit": dir.read_exit()?.map(ExitRecord::to_value),
         "workload_exit": dir.read_workload_end()?.map(WorkloadEnd::to_value),
-        "supervised": is_supervised(&dir, life, state.as_ref()),
-        "health": health(&dir, life).map(|health| health.to_value()),
+        "supervised": is_supervised(&dir, vm_status, state.as_ref()),
+        "health": health(&dir, vm_status).map(|health| health.to_value()),
         "health_check": HealthCheck::read(&dir)?.map(|check| check.to_value()),
     });
     if command.json {

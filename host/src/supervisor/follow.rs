@@ -24,7 +24,8 @@ use crate::guest::answer::{AskError, AskErrorReason};
 use crate::guest::connection::{Connection, ConnectionError};
 use crate::guest::driver::{ask, pause};
 use crate::os::deadline::Watch;
-use crate::vmdir::output_log::journal::{Journal, Record};
+use crate::vmdir::output_log::journal::Journal;
+use crate::vmdir::output_log::record::Record;
 
 /// Bytes after which a batch is complete: a quarter of the guest's ring.
 const BATCH_LEN: usize = 64 * 1024;

@@ -1,4 +1,4 @@
-//! What can be wrong with the state directory or a VM in it.
+//! Errors of the state directory and of the VMs in it.
 
 use std::fmt;
 use std::io;
@@ -12,62 +12,47 @@ use crate::values::VmName;
 /// Environment variable that names the state directory.
 pub(super) const STATE_DIR_VARIABLE: &str = "HOST_TOOL_STATE_DIR";
 
-/// What is wrong with the state directory or a VM in it.
 #[derive(Debug)]
 pub enum VmDirError {
-    /// There is no place to keep VMs.
+    /// No option or variable names a state directory.
     NoStateDir,
-    /// The directory belongs to someone else, or others may write to it.
+    /// Another user owns the directory or may write to it.
     NotPrivate {
-        /// The directory.
         path: PathBuf,
-        /// How it is not private.
         reason: &'static str,
     },
-    /// What has a VM's name is a link or a file.
-    NoDirectory {
-        /// The link or file.
+    /// A link or a file has a VM's name.
+    NotADirectory {
         path: PathBuf,
     },
-    /// The name is taken.
     NameInUse {
-        /// The name.
         name: VmName,
     },
-    /// There is no VM of that name.
     NoSuchVm {
-        /// The name.
         name: VmName,
-        /// Where it was looked for.
         state_dir: PathBuf,
     },
     /// The VM has ended.
     NotRunning {
-        /// The name.
         name: VmName,
-        /// How it ended.
         how: String,
     },
-    /// Another command is changing the VM, or is not finished with making it.
+    /// Another command is changing or creating the VM.
     Busy {
-        /// The name.
         name: VmName,
     },
-    /// A file or directory could not be handled.
     File {
-        /// What was attempted, as a verb.
+        /// A verb.
         operation: &'static str,
-        /// The file.
         path: PathBuf,
-        /// What the file system said.
         source: io::Error,
     },
-    /// A file was not understood.
+    /// A file could not be read or parsed.
     Json(JsonFileError),
 }
 
 impl VmDirError {
-    /// The error of an operation, named by its verb, on a file.
+    /// `operation` is a verb.
     #[must_use]
     pub fn file(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::File {
@@ -89,12 +74,12 @@ impl fmt::Display for VmDirError {
             Self::NotPrivate { path, reason } => write!(
                 f,
                 "the directory {} is not safe: {reason}; run 'chmod 700' on it as its owner, or \
-                 name another state directory with --state-dir",
+                 choose another state directory with --state-dir",
                 path.display()
             ),
-            Self::NoDirectory { path } => write!(
+            Self::NotADirectory { path } => write!(
                 f,
-                "{} has a VM's name and is not a directory but a link or a file; take it away",
+                "{} has a VM's name, but is a link or a file and not a directory; remove it",
                 path.display()
             ),
             Self::NameInUse { name } => write!(
@@ -117,8 +102,8 @@ impl fmt::Display for VmDirError {
             }
             Self::Busy { name } => write!(
                 f,
-                "another host-tool command was changing the VM '{name}' all the time; try again, \
-                 or give a longer --timeout"
+                "another host-tool command is still changing the VM '{name}'; try again, or give \
+                 a longer --timeout"
             ),
             Self::File {
                 operation, path, ..
@@ -135,7 +120,7 @@ impl std::error::Error for VmDirError {
             Self::Json(error) => error.source(),
             Self::NoStateDir
             | Self::NotPrivate { .. }
-            | Self::NoDirectory { .. }
+            | Self::NotADirectory { .. }
             | Self::NameInUse { .. }
             | Self::NoSuchVm { .. }
             | Self::NotRunning { .. }
@@ -155,7 +140,7 @@ impl From<VmDirError> for Failure {
         let exit = match error {
             VmDirError::NoStateDir
             | VmDirError::NotPrivate { .. }
-            | VmDirError::NoDirectory { .. }
+            | VmDirError::NotADirectory { .. }
             | VmDirError::NameInUse { .. }
             | VmDirError::NoSuchVm { .. } => Exit::Usage,
             VmDirError::NotRunning { .. } => Exit::VmmEnded,
@@ -166,7 +151,7 @@ impl From<VmDirError> for Failure {
     }
 }
 
-/// The error of a file operation, for `map_err`.
+/// [`VmDirError::file`] for `map_err`.
 pub(super) fn file_error(
     operation: &'static str,
     path: &Path,

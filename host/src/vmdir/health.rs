@@ -1,16 +1,15 @@
-//! Whether a VM does what it is for: a command that is run in the guest now and then, and what its
-//! outcomes say.
+//! Whether a VM does what it is for: a command that runs in the guest at intervals, and what its
+//! outcomes mean.
 //!
 //! ```text
 //!             passed                    R failures in a row
 //! starting ──────────▶ healthy ──────────────────────────▶ unhealthy, or unreachable
-//!     └────────────────────│─────────────────────────────▶     │    when the last had no answer
+//!     └────────────────────│─────────────────────────────▶     │    if the last had no answer
 //!                          ◀────────────────────────────────────┘
 //!                                     passed
 //! ```
 //!
-//! When the VMM ends the VM is `stopped`, whatever it was before. The supervisor runs the command;
-//! `supervisor/health.rs` is where.
+//! Once the VMM has ended the VM is `stopped`. `supervisor/health.rs` runs the command.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -20,61 +19,53 @@ use shared::json::{JsonError, Object};
 
 use crate::error::Failure;
 use crate::os::clock::unix_ms;
-use crate::os::json::{self, os_to_value, value_to_os};
+use crate::os::json::{os_to_value, value_to_os};
 use crate::vmdir::{VmDir, VmDirError};
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(10);
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 const RETRIES_DEFAULT: u32 = 3;
 
-/// Most words of a command; the command line's own limit comes earlier.
-const WORDS_MAX: usize = 4096;
+/// Of a command, in its file.
+const ARGS_MAX: usize = 4096;
 
-/// The file that says what is to be run, written by the command that makes the VM.
+/// Written by the command that creates the VM.
 const CHECK_FILE: &str = "health-check.json";
 
-/// The file that says what came of it, written by the supervisor.
+/// Written by the supervisor.
 const HEALTH_FILE: &str = "health.json";
 
-/// What is run, and how failures count.
+/// What to run, and how failures count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthCheck {
     /// The command in the guest.
     pub argv: Vec<OsString>,
     /// From the end of one run to the start of the next.
     pub interval: Duration,
-    /// How long a run may take.
+    /// For one run.
     pub timeout: Duration,
-    /// How many failures in a row mean something.
+    /// How many failures in a row change the status.
     pub retries: u32,
 }
 
-/// The options about it, as they were given.
+/// The `--health-…` options as given.
 #[derive(Debug, Clone, Copy)]
 pub struct HealthOptions<'a> {
-    /// `--health-cmd`.
     pub command: Option<&'a str>,
-    /// `--health-interval`.
     pub interval: Option<Duration>,
-    /// `--health-timeout`.
     pub timeout: Option<Duration>,
-    /// `--health-retries`.
     pub retries: Option<u32>,
 }
 
 impl HealthOptions<'_> {
-    /// What they ask for.
-    ///
-    /// # Errors
-    ///
-    /// When they ask for nothing that could be run.
+    /// The health check that they describe, if any.
     pub fn check(self) -> Result<Option<HealthCheck>, Failure> {
         let Some(command) = self.command else {
             let is_given =
                 self.interval.is_some() || self.timeout.is_some() || self.retries.is_some();
             return if is_given {
-                let text = "--health-interval, --health-timeout and --health-retries are about the \
-                            command of --health-cmd";
+                let text = "--health-interval, --health-timeout and --health-retries need \
+                            --health-cmd";
                 Err(Failure::usage(text))
             } else {
                 Ok(None)
@@ -83,7 +74,7 @@ impl HealthOptions<'_> {
         let argv: Vec<OsString> = command.split_whitespace().map(Into::into).collect();
         let retries = self.retries.unwrap_or(RETRIES_DEFAULT);
         if argv.is_empty() || retries == 0 {
-            let text = "--health-cmd takes a command, and --health-retries 1 or more";
+            let text = "--health-cmd needs a command, and --health-retries 1 or more";
             return Err(Failure::usage(text));
         }
         Ok(Some(HealthCheck {
@@ -96,20 +87,17 @@ impl HealthOptions<'_> {
 }
 
 impl HealthCheck {
-    /// Writes it down for the supervisor.
+    /// Only for the command that creates the VM.
     pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
-        dir.replace(CHECK_FILE, &self.to_value().to_string())
+        dir.replace(CHECK_FILE, &self.to_value())
     }
 
-    /// What was written down, if a check is wanted.
+    /// `None` if the VM has no health check.
     pub fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
-        Ok(json::read_if_exists(
-            &dir.file(CHECK_FILE),
-            Self::from_object,
-        )?)
+        dir.read(CHECK_FILE, Self::from_object)
     }
 
-    /// For the file and for `inspect`.
+    /// As in the file and in `inspect`.
     #[must_use]
     pub fn to_value(&self) -> Value {
         let argv: Vec<Value> = self.argv.iter().map(os_to_value).collect();
@@ -124,7 +112,7 @@ impl HealthCheck {
     fn from_object(object: &Object) -> Result<Self, JsonError> {
         let time = |field: &'static str| object.number(field).map(Duration::from_millis);
         Ok(Self {
-            argv: object.list("argv", WORDS_MAX, "a list of arguments", value_to_os)?,
+            argv: object.list("argv", ARGS_MAX, "a list of arguments", value_to_os)?,
             interval: time("interval_ms")?,
             timeout: time("timeout_ms")?,
             retries: object.number("retries")?,
@@ -132,14 +120,11 @@ impl HealthCheck {
     }
 }
 
-/// One word for how the VM is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HealthStatus {
     /// No run has passed, and not enough have failed.
     Starting,
-    /// It passes.
     Healthy,
-    /// It fails.
     Unhealthy,
     /// The guest does not answer.
     Unreachable,
@@ -156,7 +141,6 @@ impl HealthStatus {
         Self::Stopped,
     ];
 
-    /// The word.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -169,29 +153,28 @@ impl HealthStatus {
     }
 }
 
-/// What came of one run.
+/// The outcome of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It ended with exit code 0.
     Passed,
-    /// It ended otherwise, in time or not, or could not be run; why.
+    /// It ended in another way, timed out or could not be run; why.
     Failed(String),
-    /// The guest could not be asked; why.
+    /// The guest did not answer; why.
     NoAnswer(String),
 }
 
-/// What the runs so far say.
+/// The result of the runs so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// How the VM is.
     pub status: HealthStatus,
-    /// Since when, ms since 1970 UTC.
+    /// When the status last changed, ms since 1970 UTC.
     pub since_ms: u64,
     /// Runs so far.
     pub runs: u64,
-    /// How many have failed since the last that passed.
+    /// Failures since the last run that passed.
     pub failures: u32,
-    /// Why the last one failed, if it did.
+    /// Why the last run failed, if it did.
     pub reason: Option<String>,
 }
 
@@ -208,7 +191,7 @@ impl Health {
         }
     }
 
-    /// A run has ended.
+    /// Counts a run.
     pub fn handle(&mut self, outcome: Outcome, retries: u32) {
         self.runs += 1;
         let (status, reason) = match outcome {
@@ -240,20 +223,17 @@ impl Health {
         }
     }
 
-    /// Writes it down. Only for the supervisor.
+    /// Only for the supervisor.
     pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
-        dir.replace(HEALTH_FILE, &self.to_value().to_string())
+        dir.replace(HEALTH_FILE, &self.to_value())
     }
 
-    /// What was written down, if a check is wanted.
+    /// `None` if the VM has no health check.
     pub fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
-        Ok(json::read_if_exists(
-            &dir.file(HEALTH_FILE),
-            Self::from_object,
-        )?)
+        dir.read(HEALTH_FILE, Self::from_object)
     }
 
-    /// For the file and for `inspect`.
+    /// As in the file and in `inspect`.
     #[must_use]
     pub fn to_value(&self) -> Value {
         json!({
@@ -266,10 +246,10 @@ impl Health {
     }
 
     fn from_object(object: &Object) -> Result<Self, JsonError> {
-        let word = object.text("status")?;
+        let name = object.text("status")?;
         let status = HealthStatus::ALL
             .into_iter()
-            .find(|status| status.as_str() == word);
+            .find(|status| status.as_str() == name);
         Ok(Self {
             status: status.ok_or_else(|| object.error("status", "a state of health"))?,
             since_ms: object.number("since_ms")?,
@@ -305,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_a_check_or_refused() {
+    fn options_describe_a_check_or_are_refused() {
         let check = options(Some(" curl  -f http://[::1]/ "), None).check();
         let check = check.unwrap().unwrap();
         assert_eq!(check.argv, ["curl", "-f", "http://[::1]/"]);
@@ -317,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_make_it_unhealthy_and_one_pass_makes_it_well() {
+    fn failures_in_a_row_make_it_unhealthy_and_one_pass_makes_it_healthy() {
         let failed = || Outcome::Failed("exit code 1".to_owned());
         let silent = || Outcome::NoAnswer("silence".to_owned());
         let mut health = Health::new();

@@ -1,4 +1,4 @@
-//! The file that says what the supervisor is to run.
+//! `launch.json` in a VM directory: the VMM command line that the supervisor runs.
 
 use serde_json::{Value, json};
 
@@ -7,24 +7,20 @@ use super::vm_dir::VmDir;
 use crate::os::json::{self, os_to_value, value_to_os, value_to_path};
 use crate::vmm::Launch;
 
-/// Most arguments of a VMM.
 const ARGS_MAX: usize = 1024;
 
-/// The file in a VM directory that says what the supervisor is to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchFile(pub Launch);
 
 impl LaunchFile {
     const NAME: &str = "launch.json";
 
-    /// Writes the file.
     pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
         let args: Vec<Value> = self.0.args.iter().map(os_to_value).collect();
         let value = json!({ "program": os_to_value(&self.0.program), "args": args });
-        dir.replace(Self::NAME, &value.to_string())
+        dir.replace(Self::NAME, &value)
     }
 
-    /// Reads the file.
     pub fn read(dir: &VmDir) -> Result<Self, VmDirError> {
         let launch = json::read(&dir.file(Self::NAME), |object| {
             Ok(Launch {

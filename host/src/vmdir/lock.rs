@@ -1,4 +1,4 @@
-//! Locks between processes, with an end to the wait for one.
+//! Locks between processes, with a deadline on the wait for one.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,14 +14,14 @@ use super::error::{VmDirError, file_error};
 use crate::os::deadline::{WaitError, Watch};
 use crate::os::files;
 
-/// An exclusive lock on a file, held until it is dropped or its process ends.
+/// An exclusive flock(2), held until it is dropped or its process ends.
 #[derive(Debug)]
 pub struct Lock {
     file: Flock<File>,
 }
 
 impl Lock {
-    /// Takes the lock if nobody has it.
+    /// Takes the lock; `None` if it is held.
     pub(super) fn try_new(path: &Path) -> Result<Option<Self>, VmDirError> {
         match Flock::lock(lock_file(path)?, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Some(Self { file })),
@@ -30,18 +30,18 @@ impl Lock {
         }
     }
 
-    /// Device and inode of the locked file, which may have lost its name since.
+    /// Device and inode of the locked file, which may have been unlinked since.
     pub(super) fn inode(&self) -> io::Result<(u64, u64)> {
         self.file.metadata().map(|found| (found.dev(), found.ino()))
     }
 
-    /// Takes the lock as soon as it is free; `None` when it is not before `deadline`.
+    /// Takes the lock as soon as it is free; `None` at `deadline`.
     pub(super) fn wait(path: &Path, deadline: Instant) -> Result<Option<Self>, VmDirError> {
         if let Some(lock) = Self::try_new(path)? {
             return Ok(Some(lock));
         }
-        // The system call has no time limit, so that a thread waits in it. Past the deadline it
-        // is left behind, for the end of this process.
+        // flock(2) has no time limit, so a thread waits in it. At the deadline we abandon the
+        // thread, which ends with this process.
         let file = lock_file(path)?;
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
@@ -56,14 +56,14 @@ impl Lock {
     }
 }
 
-/// Waits until nobody has the lock, without keeping it, for as long as `watch` lasts.
+/// Waits until the lock is free, without keeping it, or until `watch` ends.
 pub(super) fn await_free(path: &Path, watch: &Watch<'_>) -> Result<(), VmDirError> {
     if let Some(_free) = Lock::try_new(path)? {
         return Ok(());
     }
     let file = lock_file(path)?;
     let (reader, writer) = io::pipe().map_err(file_error("wait for", path))?;
-    // The reader sees the end of the pipe. As above, the thread may be left behind.
+    // The thread reports by closing its end of the pipe. As above, it may be abandoned.
     std::thread::spawn(move || {
         drop(Flock::lock(file, FlockArg::LockExclusive));
         drop(writer);

@@ -1,4 +1,4 @@
-//! The ends of a VM's logs, for messages.
+//! The last lines of a VM's logs, for messages.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
@@ -9,20 +9,22 @@ use crate::values::printable;
 use crate::vmdir::{CONSOLE_LOG, SUPERVISOR_LOG, VmDir};
 use crate::vmm::VMM_LOG;
 
-/// How much of each log a message shows, at most: of the console as much as a kernel panic takes.
+/// Most lines and bytes of a log that a message shows.
 const LINES_MAX: usize = 8;
-const CONSOLE_LINES_MAX: usize = 28;
 const BYTES_MAX: u64 = 8192;
 
-/// The ends of the VM's logs, a heading each, safe for a terminal; `None` if there is nothing.
+/// Of the console: as long as a kernel panic.
+const CONSOLE_LINES_MAX: usize = 28;
+
+/// The last lines of each log under a heading, safe for a terminal; `None` if all are empty.
 #[must_use]
 pub fn tails(dir: &VmDir) -> Option<String> {
     let mut text = String::new();
     for name in [SUPERVISOR_LOG, VMM_LOG, CONSOLE_LOG] {
-        // What the supervisor says of a VM that came up is no news.
+        // The supervisor's info lines are about a VM that started well.
         let lines = tail(&dir.file(name)).unwrap_or_default();
-        let is_news = |line: &&String| name != SUPERVISOR_LOG || !line.contains(": info: ");
-        let lines: Vec<_> = lines.iter().filter(is_news).collect();
+        let is_shown = |line: &&String| name != SUPERVISOR_LOG || !line.contains(": info: ");
+        let lines: Vec<_> = lines.iter().filter(is_shown).collect();
         let lines_max = if name == CONSOLE_LOG {
             CONSOLE_LINES_MAX
         } else {
@@ -39,7 +41,7 @@ pub fn tails(dir: &VmDir) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The lines at the end of a file, each with everything escaped that could steer a terminal.
+/// The lines at the end of a file, with control characters escaped.
 fn tail(path: &Path) -> std::io::Result<Vec<String>> {
     let mut file = files::open_regular(path, OpenOptions::new().read(true))?;
     let len = file.metadata()?.len();
@@ -51,7 +53,7 @@ fn tail(path: &Path) -> std::io::Result<Vec<String>> {
     Ok(lines.map(|line| printable(line.trim_end())).collect())
 }
 
-/// The raw end of the VMM's own log, in which the VMM layer looks for known faults.
+/// The end of the VMM's own log, in which the VMM layer looks for known faults.
 #[must_use]
 pub fn vmm_log(dir: &VmDir) -> String {
     tail(&dir.file(VMM_LOG)).unwrap_or_default().join("\n")
@@ -69,7 +71,7 @@ mod tests {
     use crate::testing::TempDir;
 
     #[test]
-    fn the_ends_are_short_and_harmless() {
+    fn tails_are_short_and_escaped() {
         let temp = TempDir::new("logs");
         let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
         assert_eq!(tails(&dir), None);
@@ -84,9 +86,9 @@ mod tests {
         assert!(text.ends_with("  \\u{1b}[31mline 99\n"), "{text}");
     }
 
-    /// The VMM writes its logs itself, and could put something else in their place.
+    /// The VMM can write to the directory, and could put other things in the place of its logs.
     #[test]
-    fn odd_files_have_no_end() {
+    fn other_than_regular_files_are_not_read() {
         let temp = TempDir::new("logs");
         let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
         mkfifo(&dir.file(VMM_LOG), Mode::S_IRWXU).unwrap();

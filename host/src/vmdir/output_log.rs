@@ -1,38 +1,36 @@
-//! The workload's output in a VM directory: every byte once, whoever is killed and when.
+//! The workload's output in a VM directory: every byte once, whichever process is killed and when.
 //!
 //! ```text
-//! output.log    what came, standard output and standard error as they came
-//! output.log.1  what was there before, once `output.log` had grown too long
-//! output.json   how much of `output.log` counts, and which offsets that stands for
-//! output.lock   held by whoever writes the three
+//! output.log    standard output and standard error, as they arrived
+//! output.log.1  the previous output.log, which had reached its limit
+//! output.json   how much of output.log counts, and which stream offsets that stands for
+//! output.lock   held by the process that writes the three
 //! workload.json how the workload ended, once it has
 //! ```
 //!
-//! The guest keeps its output until it is acknowledged, which happens when the record that covers
-//! it has replaced the one before. A writer that was killed in between leaves bytes behind the
-//! recorded length; the next one cuts them off and has them from the guest again. Readers go by
-//! the record, too, so that they never see what may be cut off.
+//! The guest keeps output until it is acknowledged, and we acknowledge it once the record that
+//! covers it is on disk. A writer that is killed before leaves bytes behind the recorded length;
+//! the next writer cuts them off and gets them from the guest again. Readers stop at the recorded
+//! length, so they never see bytes that may be cut off.
 //!
-//! What must survive a crash of the host is not here: no VM does.
+//! Nothing is synced to disk, because no VM survives a crash of the host.
 
 pub mod journal;
 pub mod reader;
+pub mod record;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 
-use self::journal::{Journal, OUTPUT_LEN_MAX, Record, Step};
-use crate::os::{files, json};
+use self::journal::{Journal, OUTPUT_LEN_MAX, Step};
+use self::record::Record;
+use crate::os::files;
 use crate::vmdir::{Lock, VmDir, VmDirError};
 
-/// The workload's output.
 pub const OUTPUT_LOG: &str = "output.log";
-
-/// What was in [`OUTPUT_LOG`] before.
 pub const OLDER_LOG: &str = "output.log.1";
-
-/// How much of [`OUTPUT_LOG`] counts.
 pub const OUTPUT_RECORD: &str = "output.json";
 
 /// The log, open for its one writer.
@@ -46,8 +44,8 @@ pub struct OutputLog {
 }
 
 impl OutputLog {
-    /// Opens the log, or begins one. Of a VM that was booted the streams are wanted from their
-    /// first bytes, of a clone (`from` is `None`) from the first ones that its guest still has.
+    /// Opens the log, or starts one at offset `from` of the streams: 0 for a booted VM, `None` (the
+    /// first byte that the guest still has) for a clone.
     pub fn open(dir: &VmDir, lock: Lock, from: Option<u64>) -> Result<Self, VmDirError> {
         let files = Files {
             dir: dir.clone(),
@@ -63,7 +61,7 @@ impl OutputLog {
         })
     }
 
-    /// Forgets everything since the last commit, which failed half-way.
+    /// Discards everything since the last commit, after a commit has failed half-way.
     pub fn roll_back(&mut self) -> Result<(), VmDirError> {
         self.files.file = None;
         let record = *self.journal.committed();
@@ -72,13 +70,12 @@ impl OutputLog {
         Ok(())
     }
 
-    /// Where what comes is brought in.
     pub const fn journal(&mut self) -> &mut Journal {
         &mut self.journal
     }
 
-    /// Makes everything so far durable, also that there was nothing. After an error only
-    /// [`roll_back`](Self::roll_back) helps.
+    /// Writes everything so far, and a first record even if there is nothing. After an error call
+    /// [`roll_back`](Self::roll_back).
     pub fn commit(&mut self) -> Result<(), VmDirError> {
         for step in self.journal.poll_commit() {
             self.files.perform(step)?;
@@ -92,28 +89,27 @@ impl OutputLog {
     }
 }
 
-/// The record; `None` when nothing was logged yet.
+/// `None` if no log was started yet.
 pub fn read_record(dir: &VmDir) -> Result<Option<Record>, VmDirError> {
-    let path = dir.file(OUTPUT_RECORD);
-    Ok(json::read_if_exists(&path, Record::from_object)?)
+    dir.read(OUTPUT_RECORD, Record::from_object)
 }
 
-/// Performs steps.
+/// Performs a commit's steps.
 #[derive(Debug)]
 struct Files {
     dir: VmDir,
-    /// The log file, once something was appended.
+    /// The log file, open since the first append.
     file: Option<File>,
 }
 
 impl Files {
-    /// Makes the log file what the record says, and gives the record of what is there.
+    /// Makes the log file as long as the record says, and returns the record of what is there.
     fn recover(&self, record: Option<Record>, from: Option<u64>) -> Result<Record, VmDirError> {
         let path = self.dir.file(OUTPUT_LOG);
         let record = record.unwrap_or_else(|| Record::empty(from));
         let found = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata.len(),
-            // Killed between the steps of a rotation: the file has the other name already.
+            // A writer was killed after `Rotate` and before the record of it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && record.len > 0 => {
                 let rotated = record.rotated();
                 self.replace_record(&rotated)?;
@@ -127,7 +123,7 @@ impl Files {
             file.and_then(|file| file.set_len(record.len))
                 .map_err(|source| VmDirError::file("cut", &path, source))?;
         }
-        // Somebody emptied the file to make room. It goes on from where it is.
+        // If the user truncated the file to make room, we continue at its present end.
         let len = record.len.min(found);
         Ok(Record { len, ..record })
     }
@@ -150,23 +146,14 @@ impl Files {
     fn append(&mut self, bytes: &[u8]) -> Result<(), VmDirError> {
         let path = self.dir.file(OUTPUT_LOG);
         let error = |source| VmDirError::file("write", &path, source);
-        if self.file.is_none() {
-            let mut options = OpenOptions::new();
-            options.append(true).create(true).mode(0o600);
-            let opened = files::open_regular(&path, &mut options);
-            self.file = Some(opened.map_err(error)?);
-        }
-        match &mut self.file {
-            Some(file) => file.write_all(bytes).map_err(error),
-            None => Ok(()),
-        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            closed => closed.insert(self.dir.append_to(OUTPUT_LOG).map_err(error)?),
+        };
+        file.write_all(bytes).map_err(error)
     }
 
     fn replace_record(&self, record: &Record) -> Result<(), VmDirError> {
-        self.dir
-            .replace(OUTPUT_RECORD, &record.to_value().to_string())
+        self.dir.replace(OUTPUT_RECORD, &record.to_value())
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,4 +1,4 @@
-//! The rebind that a guest still waits for: `naming.json` in the VM directory.
+//! `naming.json` in a VM directory: the rebind that the guest still waits for.
 
 use std::fs;
 use std::io;
@@ -12,12 +12,10 @@ use super::vm_dir::VmDir;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::requests::RebindPlan;
-use crate::os::json;
 
-/// Name of the file in a VM directory.
 const FILE: &str = "naming.json";
 
-/// Leaves it for the command that asks the guest first.
+/// Leaves the rebind to the first command that asks the guest something.
 pub fn write_pending(dir: &VmDir, plan: &RebindPlan) -> Result<(), VmDirError> {
     let value = json!({
         "generation": plan.generation.to_string(),
@@ -27,10 +25,10 @@ pub fn write_pending(dir: &VmDir, plan: &RebindPlan) -> Result<(), VmDirError> {
         "machine_id": plan.identity.machine_id,
         "network": plan.identity.network.to_value(),
     });
-    dir.replace(FILE, &value.to_string())
+    dir.replace(FILE, &value)
 }
 
-/// Removes it: the guest has its generation.
+/// For a guest that has its generation.
 pub fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
     let path = dir.file(FILE);
     match fs::remove_file(&path) {
@@ -41,9 +39,8 @@ pub fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
     }
 }
 
-/// What was left, if anything.
 pub fn read_pending(dir: &VmDir) -> Result<Option<RebindPlan>, VmDirError> {
-    Ok(json::read_if_exists(&dir.file(FILE), from_object)?)
+    dir.read(FILE, from_object)
 }
 
 fn from_object(object: &Object) -> Result<RebindPlan, JsonError> {
@@ -64,7 +61,7 @@ mod tests {
     use crate::vmdir::StateDir;
 
     #[test]
-    fn a_rebind_that_was_left_is_found() {
+    fn a_pending_rebind_is_found_until_it_is_removed() {
         let temp = TempDir::new("pending");
         let state_dir = StateDir::open(Some(&temp.path().join("state"))).unwrap();
         let (dir, _lock) = state_dir.create_vm(None).unwrap();
@@ -91,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sent_is_refused() {
+    fn a_file_that_describes_no_valid_rebind_is_refused() {
         let parse = |text: &str| Object::parse(text.as_bytes()).unwrap();
         let good = r#""generation":"00112233445566778899aabbccddeeff","cause":"boot""#;
         from_object(&parse(&format!("{{{good}}}"))).unwrap();

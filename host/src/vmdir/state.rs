@@ -1,32 +1,33 @@
-//! What is known about a VM, and how its VMM ended, as they stand in files.
+//! What is known about a VM, as `state.json` and manifests have it.
 
-use std::fmt;
+mod ended;
+
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use shared::id::Generation;
 use shared::json::{JsonError, Object};
-use shared::message::{Cause, ExitStatus};
+use shared::message::Cause;
 
+pub use self::ended::{ExitRecord, WorkloadEnd};
 use crate::os::json::{os_to_value, value_to_path};
 use crate::os::process::ProcessId;
 use crate::vmm::network::{nic_from_object, nic_to_value};
 use crate::vmm::{Drive, MachineSpec, VmmKind};
 
-/// Most drives of one VM.
 pub const DRIVES_MAX: usize = 16;
 
-/// How many of its ancestors a guest's record names. Those further back are forgotten.
+/// Most ancestors that a state lists; earlier ones are forgotten.
 pub const ANCESTORS_MAX: usize = 64;
 
-/// How far a command has come with the VM.
+/// How far commands have come with a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// A command is starting it.
     Starting,
-    /// It was proven ready.
+    /// Its guest was proven ready.
     Ready,
-    /// It was started without a proof, or failed it and was kept for a look.
+    /// It was started without a proof, or kept although its guest failed it.
     Unproven,
     /// A command is taking a snapshot of it; it may be paused.
     Snapshotting,
@@ -40,7 +41,7 @@ impl Stage {
         Self::Snapshotting,
     ];
 
-    /// The word in files and lists.
+    /// The name in files and lists.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -63,39 +64,35 @@ impl std::str::FromStr for Stage {
     }
 }
 
-/// What is known about a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
-    /// How far a command has come with it.
     pub stage: Stage,
-    /// Which VMM runs it.
     pub vmm_kind: VmmKind,
-    /// The VMM's version, in its own words.
+    /// As the VMM prints it.
     pub vmm_version: String,
     /// The VMM's process.
     pub process: ProcessId,
     /// The VMM's parent.
     pub supervisor: ProcessId,
-    /// The machine.
     pub machine: MachineSpec,
-    /// The guest's name, once it was given one.
+    /// The guest's generation, once a rebind has given it one.
     pub generation: Option<Generation>,
-    /// The name that its snapshot, or it before its latest snapshot, had.
+    /// The generation of its snapshot, or its own before its latest snapshot.
     pub parent: Option<Generation>,
-    /// All names that its memory had before, as far as they are remembered, the latest first.
+    /// All earlier generations of its memory, the latest first, up to [`ANCESTORS_MAX`].
     pub ancestors: Vec<Generation>,
-    /// Why it has the name.
+    /// What the guest's generation was given for.
     pub cause: Cause,
     /// The artifact it was restored from.
     pub artifact: Option<PathBuf>,
-    /// Version of the guest's agent, once it has said so.
+    /// Of the guest's agent, once it has reported it.
     pub agent_version: Option<String>,
-    /// When it was started, ms since 1970 UTC.
+    /// ms since 1970 UTC.
     pub created_ms: u64,
 }
 
 impl State {
-    /// For the file and for `inspect`.
+    /// As in the file and in `inspect`.
     #[must_use]
     pub fn to_value(&self) -> Value {
         json!({
@@ -114,7 +111,6 @@ impl State {
         })
     }
 
-    /// Reads what [`to_value`](Self::to_value) wrote.
     pub fn from_object(object: &Object) -> Result<Self, JsonError> {
         let digits = "32 hexadecimal digits";
         let vmm = object.object("vmm")?;
@@ -136,21 +132,21 @@ impl State {
     }
 }
 
-/// `latest` in front of the names before it, as many as are remembered.
+/// `latest` and the generations before it, up to [`ANCESTORS_MAX`] in all.
 #[must_use]
 pub fn lineage(latest: Option<Generation>, before: &[Generation]) -> Vec<Generation> {
-    let names = latest.into_iter().chain(before.iter().copied());
-    names.take(ANCESTORS_MAX).collect()
+    let generations = latest.into_iter().chain(before.iter().copied());
+    generations.take(ANCESTORS_MAX).collect()
 }
 
-/// A list of names, for files.
 #[must_use]
 pub fn generations_to_value(generations: &[Generation]) -> Value {
     let texts = generations.iter().map(Generation::to_string);
     texts.collect::<Vec<_>>().into()
 }
 
-/// Reads what [`generations_to_value`] wrote; nothing where an older version wrote nothing.
+/// Reads what [`generations_to_value`] wrote. The list is empty where an older version of this
+/// program wrote none.
 pub fn generations_from_object(
     object: &Object,
     field: &'static str,
@@ -164,7 +160,6 @@ pub fn generations_from_object(
     })
 }
 
-/// The machine, for files.
 #[must_use]
 pub fn machine_to_value(machine: &MachineSpec) -> Value {
     let drive =
@@ -181,7 +176,6 @@ pub fn machine_to_value(machine: &MachineSpec) -> Value {
     })
 }
 
-/// Reads what [`machine_to_value`] wrote.
 pub fn machine_from_object(object: &Object) -> Result<MachineSpec, JsonError> {
     let drive = |drive: &Object| -> Result<Drive, JsonError> {
         Ok(Drive {
@@ -200,88 +194,6 @@ pub fn machine_from_object(object: &Object) -> Result<MachineSpec, JsonError> {
         append: object.text("append")?,
         guest_cid: object.number("guest_cid")?,
     })
-}
-
-/// How a VMM ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExitRecord {
-    /// Its exit code, unless a signal ended it.
-    pub code: Option<i32>,
-    /// The signal that ended it.
-    pub signal: Option<i32>,
-    /// When, ms since 1970 UTC.
-    pub ended_ms: u64,
-}
-
-impl ExitRecord {
-    /// Whether it ended by itself and without a complaint.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.code == Some(0)
-    }
-
-    /// For the file and for `inspect`.
-    #[must_use]
-    pub fn to_value(self) -> Value {
-        json!({ "code": self.code, "signal": self.signal, "ended_ms": self.ended_ms })
-    }
-
-    /// Reads what [`to_value`](Self::to_value) wrote.
-    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
-        Ok(Self {
-            code: object.opt_number("code")?,
-            signal: object.opt_number("signal")?,
-            ended_ms: object.number("ended_ms")?,
-        })
-    }
-}
-
-impl fmt::Display for ExitRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.code, self.signal) {
-            (Some(code), _) => write!(f, "exit code {code}"),
-            (None, Some(signal)) => write!(f, "signal {signal}"),
-            (None, None) => f.write_str("unknown"),
-        }
-    }
-}
-
-/// How the workload that the image names ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WorkloadEnd {
-    /// How its last process ended.
-    pub status: ExitStatus,
-    /// How often it was started again, if the guest has said so.
-    pub restarts: Option<u32>,
-    /// When the host heard of it, ms since 1970 UTC.
-    pub ended_ms: u64,
-}
-
-impl WorkloadEnd {
-    /// For the file and for `inspect`.
-    #[must_use]
-    pub fn to_value(self) -> Value {
-        let (code, signal, core) = match self.status {
-            ExitStatus::Code(code) => (Some(code), None, false),
-            ExitStatus::Signal { number, core } => (None, Some(number), core),
-        };
-        json!({
-            "code": code,
-            "signal": signal,
-            "core": core,
-            "restarts": self.restarts,
-            "ended_ms": self.ended_ms,
-        })
-    }
-
-    /// Reads what [`to_value`](Self::to_value) wrote.
-    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
-        Ok(Self {
-            status: ExitStatus::from_object(object)?,
-            restarts: object.opt_number("restarts")?,
-            ended_ms: object.number("ended_ms")?,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -352,60 +264,24 @@ pub(crate) mod tests {
 
     #[test]
     fn a_lineage_is_remembered_up_to_a_limit() {
-        let name = |number: u8| Generation::from_bytes([number; 16]);
-        let mut names = Vec::new();
+        let generation = |number: u8| Generation::from_bytes([number; 16]);
+        let mut list = Vec::new();
         for number in 0..=u8::try_from(ANCESTORS_MAX).unwrap() {
-            names = lineage(Some(name(number)), &names);
+            list = lineage(Some(generation(number)), &list);
         }
-        assert_eq!(names.len(), ANCESTORS_MAX);
-        assert_eq!(names[..2], [name(64), name(63)]);
-        assert_eq!(lineage(None, &names), names);
+        assert_eq!(list.len(), ANCESTORS_MAX);
+        assert_eq!(list[..2], [generation(64), generation(63)]);
+        assert_eq!(lineage(None, &list), list);
 
         let read = |value: Value| {
             let text = json!({ "a": value }).to_string();
             let object = Object::parse(text.as_bytes()).unwrap();
             generations_from_object(&object, "a")
         };
-        assert_eq!(read(generations_to_value(&names)).unwrap(), names);
+        assert_eq!(read(generations_to_value(&list)).unwrap(), list);
         assert_eq!(read(Value::Null).unwrap(), []);
-        names.push(name(0));
-        read(generations_to_value(&names)).expect_err("too many");
-        read(json!(["x"])).expect_err("no name");
-    }
-
-    #[test]
-    fn an_end_survives_its_file() {
-        for (code, signal, text) in [(Some(0), None, "exit code 0"), (None, Some(9), "signal 9")] {
-            let exit = ExitRecord {
-                code,
-                signal,
-                ended_ms: 1,
-            };
-            let bytes = exit.to_value().to_string();
-            let object = Object::parse(bytes.as_bytes()).unwrap();
-            assert_eq!(ExitRecord::from_object(&object).unwrap(), exit);
-            assert_eq!(
-                (exit.to_string().as_str(), exit.is_clean()),
-                (text, code == Some(0))
-            );
-        }
-    }
-
-    #[test]
-    fn the_end_of_a_workload_survives_its_file() {
-        let signal = ExitStatus::Signal {
-            number: 11,
-            core: true,
-        };
-        for (status, restarts) in [(ExitStatus::Code(0), None), (signal, Some(3))] {
-            let end = WorkloadEnd {
-                status,
-                restarts,
-                ended_ms: 1,
-            };
-            let bytes = end.to_value().to_string();
-            let object = Object::parse(bytes.as_bytes()).unwrap();
-            assert_eq!(WorkloadEnd::from_object(&object).unwrap(), end);
-        }
+        list.push(generation(0));
+        read(generations_to_value(&list)).expect_err("too many");
+        read(json!(["x"])).expect_err("not a generation");
     }
 }

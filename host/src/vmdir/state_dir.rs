@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{STATE_DIR_VARIABLE, VmDirError, file_error};
 use super::lock::Lock;
-use super::stray::remove_cut_short;
+use super::stray::remove_interrupted_start;
 use super::vm_dir::{VmDir, check_private};
 use super::{LOCK, NEW_PREFIX, TRASH_PREFIX};
 use crate::os::random;
@@ -20,8 +20,8 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Finds, or makes, the state directory: the one given, else `HOST_TOOL_STATE_DIR`, else
-    /// `host-tool` in the XDG runtime directory, else /run/host-tool for root.
+    /// Finds or creates the state directory: `given`, else `HOST_TOOL_STATE_DIR`, else `host-tool`
+    /// in `XDG_RUNTIME_DIR`, else /run/host-tool for root.
     pub fn open(given: Option<&Path>) -> Result<Self, VmDirError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let path = match given {
@@ -41,29 +41,25 @@ impl StateDir {
         Ok(Self { path })
     }
 
-    /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the directory of a new VM, with its lock held.
+    /// Creates the directory of a new VM, and holds its lock. Without a `name` one is generated.
     pub fn create_vm(&self, name: Option<&VmName>) -> Result<(VmDir, Lock), VmDirError> {
         self.sweep();
         let random = random::bytes::<4>().map_err(file_error("draw a name in", &self.path))?;
         let name = name.cloned().unwrap_or_else(|| VmName::generated(random));
-        let temporary = self
-            .path
-            .join(format!("{NEW_PREFIX}{}-{name}", std::process::id()));
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&temporary)
-            .map_err(file_error("create", &temporary))?;
+        let pid = std::process::id();
+        let temporary = self.path.join(format!("{NEW_PREFIX}{pid}-{name}"));
+        let made = DirBuilder::new().mode(0o700).create(&temporary);
+        made.map_err(file_error("create", &temporary))?;
         let lock = Lock::try_new(&temporary.join(LOCK))?
             .ok_or_else(|| VmDirError::Busy { name: name.clone() })?;
         let path = self.path.join(name.as_str());
         self.free(&name)?;
-        // A directory that holds anything is not replaced by a rename, and each VM's holds a lock.
+        // rename(2) replaces only empty directories, and every VM's holds at least its lock file.
         match fs::rename(&temporary, &path) {
             Ok(()) => Ok((VmDir::new(name, path), lock)),
             Err(error) => {
@@ -78,12 +74,12 @@ impl StateDir {
         }
     }
 
-    /// Takes away what has a VM's name and never was of use: the command that was making it was
-    /// killed. A VM is left alone, and so is what is no VM.
+    /// Frees a name whose VM was never released, because the command that created it was killed.
+    /// Leaves every other VM alone, and what is not a VM.
     pub fn free(&self, name: &VmName) -> Result<(), VmDirError> {
         let dir = VmDir::new(name.clone(), self.path.join(name.as_str()));
-        match remove_cut_short(&dir) {
-            // It was taken away meanwhile.
+        match remove_interrupted_start(&dir) {
+            // Another command or the VM's supervisor has removed it meanwhile.
             Err(VmDirError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Ok(())
             }
@@ -91,19 +87,18 @@ impl StateDir {
         }
     }
 
-    /// The directory of a VM.
     pub fn vm(&self, name: &VmName) -> Result<VmDir, VmDirError> {
         let dir = VmDir::new(name.clone(), self.path.join(name.as_str()));
         dir.check()?;
         Ok(dir)
     }
 
-    /// Every VM, by name.
+    /// All VMs, sorted by name.
     pub fn vms(&self) -> Result<Vec<VmDir>, VmDirError> {
         let mut vms = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(file_error("read", &self.path))? {
             let entry = entry.map_err(file_error("read", &self.path))?;
-            // Other entries are not ours, or on their way in or out.
+            // Other names are not ours, or are directories being made or removed.
             if let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<VmName>) {
                 vms.push(VmDir::new(name, entry.path()));
             }
@@ -112,26 +107,24 @@ impl StateDir {
         Ok(vms)
     }
 
-    /// Takes away what commands that were killed left on the way in or out.
+    /// Removes the directories that killed commands left half made or half removed.
     fn sweep(&self) {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
         for entry in entries {
             let name = entry.file_name();
+            let path = entry.path();
             let is_left = name.to_str().is_some_and(is_left_behind);
-            // Whoever is still at work holds the lock.
-            if is_left && let Ok(Some(_lock)) = Lock::try_new(&entry.path().join(LOCK)) {
-                log::info!(
-                    "removing {}, left by a command that was killed",
-                    entry.path().display()
-                );
-                let _ = fs::remove_dir_all(entry.path());
+            // A directory that is still in use is locked, whatever its name says.
+            if is_left && let Ok(Some(_lock)) = Lock::try_new(&path.join(LOCK)) {
+                log::info!("removing {}, left by a killed command", path.display());
+                let _ = fs::remove_dir_all(path);
             }
         }
     }
 }
 
-/// Whether a directory of this name is on its way in or out, and the process that it is named
-/// after is gone. One that lives may just not have its lock yet, or not any more.
+/// Whether `name` is that of a directory being made or removed, and the process in it is gone. A
+/// living process may not hold the lock yet, or no longer.
 fn is_left_behind(name: &str) -> bool {
     let rest = [NEW_PREFIX, TRASH_PREFIX]
         .into_iter()

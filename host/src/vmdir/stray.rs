@@ -1,5 +1,5 @@
-//! What commands and supervisors that were killed leave: a VMM that nobody knows of, and a
-//! directory that never was of use.
+//! Leftovers of killed commands and supervisors: VMMs that no file records, and directories of VMs
+//! that were never released.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,12 +14,12 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::process::{find_in, kill_process};
 
-/// How long the supervisor of a VM that never was of use may take to end it.
+/// How long a supervisor may take to end a VM that was never released.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Removes the directory of a VM whose start was cut short: the command that made it was killed.
-/// Any other VM is left alone.
-pub(super) fn remove_cut_short(dir: &VmDir) -> Result<(), VmDirError> {
+/// Removes the directory of a VM whose start was interrupted, because the command that created it
+/// was killed. Leaves any other VM alone.
+pub(super) fn remove_interrupted_start(dir: &VmDir) -> Result<(), VmDirError> {
     let path = dir.file(LOCK);
     if dir.check().is_err() || !path.is_file() {
         return Ok(());
@@ -27,52 +27,53 @@ pub(super) fn remove_cut_short(dir: &VmDir) -> Result<(), VmDirError> {
     let Some(lock) = Lock::try_new(&path)? else {
         return Ok(());
     };
-    let is_cut_short = match dir.read_state() {
-        Ok(state) => state.stage == Stage::Starting,
-        Err(VmDirError::Json(error)) => error.is_not_found(),
+    let is_interrupted = match dir.find_state() {
+        Ok(state) => state.is_none_or(|state| state.stage == Stage::Starting),
         Err(_) => false,
     };
-    if !is_cut_short {
+    if !is_interrupted {
         return Ok(());
     }
-    // Its supervisor ends the VMM, and takes the directory away itself.
+    // Its supervisor ends the VMM and removes the directory itself.
     let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
     let supervisor_lock = dir.supervisor_lock(deadline)?;
     let is_over = supervisor_lock.is_some() && dir.is_locked_by(&lock);
     match dir.clone().running_under(&lock) {
         Err(VmDirError::NotRunning { .. }) if is_over => {
-            log::info!("removing '{}', whose start was cut short", dir.name());
+            log::info!("removing '{}', whose start was interrupted", dir.name());
             drop(supervisor_lock);
             end_stray(dir, &lock, deadline)
                 .map_err(io::Error::other)
                 .map_err(file_error("end what runs in", dir.path()))?;
             dir.remove()
         }
-        // A VMM whose supervisor was killed, too, is there for a look, and for `rm --force`.
+        // A VMM whose supervisor was killed, too, stays for the user to inspect; `rm --force`
+        // removes it.
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// Kills a VMM that was started in this directory, if there is one that nobody knows: what a
-/// supervisor leaves that is killed before it has told anybody of its VMM.
+/// Kills a VMM that was started in this directory but never recorded in `state.json`: a supervisor
+/// that is killed before it reports its VMM leaves one.
 ///
-/// `lock` is the directory's: while it is held, no other command starts a VMM there. The
-/// supervisor has been killed or is about to end, and `deadline` is for that.
+/// `lock` is the directory's: while it is held, no other command starts a VMM there. `deadline` is
+/// for the end of the supervisor, which has been killed or is about to end.
 pub fn end_stray(dir: &VmDir, lock: &Lock, deadline: Instant) -> Result<(), Failure> {
     let Ok(LaunchFile(launch)) = LaunchFile::read(dir) else {
-        // Nothing was to be started yet.
+        // No supervisor was started yet.
         return Ok(());
     };
-    // What was forked to become the VMM holds the supervisor's lock until it is the VMM.
+    // A forked child holds the supervisor's lock until it executes the VMM. Once the lock is free,
+    // the search below finds the VMM, or there is none.
     let supervisor = dir.supervisor_lock(deadline)?;
     if supervisor.is_none() || !dir.is_locked_by(lock) {
-        // One that lives ends its VMM itself, and a VM of somebody else's is none of ours.
+        // A living supervisor ends its VMM itself, and a new VM with the old name is not ours.
         return Ok(());
     }
     let strays = find_in(dir.path(), &launch.args);
-    let looked = || format!("cannot look for what was left in {}", dir.path().display());
-    for stray in strays.or_fail(Exit::Internal, looked)? {
-        log::warn!("killing a VMM that was left in {}", dir.path().display());
+    let failed = || format!("cannot look for a stray VMM in {}", dir.path().display());
+    for stray in strays.or_fail(Exit::Internal, failed)? {
+        log::warn!("killing a stray VMM in {}", dir.path().display());
         kill_process(&stray)?;
     }
     Ok(())
@@ -90,7 +91,7 @@ mod tests {
     use crate::vmm::Launch;
 
     #[test]
-    fn a_stray_is_killed_under_the_lock_of_its_directory_and_after_its_supervisor() {
+    fn a_stray_is_killed_only_under_its_directorys_lock_and_without_a_supervisor() {
         let temp = TempDir::new("stray");
         let state_dir = StateDir::open(Some(&temp.path().join("state"))).unwrap();
         let (dir, lock) = state_dir.create_vm(None).unwrap();

@@ -1,5 +1,5 @@
-//! The state directory's promises: names are whole or not there, locks end with their holders, and
-//! a directory that others could write to is not used.
+//! The state directory's promises: a name has a whole directory or none, locks end with their
+//! holders, and a directory that others may write to is refused.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -53,11 +53,11 @@ fn a_name_is_taken_until_it_is_removed() {
 }
 
 #[test]
-fn a_name_is_free_whose_start_was_cut_short() {
+fn an_interrupted_start_leaves_its_name_free() {
     let temp = TempDir::new("vmdir");
     let state_dir = state_dir(&temp);
     drop(state_dir.create_vm(Some(&name("a"))).unwrap());
-    // What is no VM's is left alone.
+    // A directory that is not a VM's is left alone.
     fs::create_dir(state_dir.path().join("b")).unwrap();
     fs::write(state_dir.path().join("b/file"), "").unwrap();
     let _again = state_dir.create_vm(Some(&name("a"))).unwrap();
@@ -77,7 +77,7 @@ fn a_lock_is_waited_for_until_the_deadline() {
     });
 }
 
-/// The lock of a directory that was removed while one waited for it is worth nothing.
+/// A directory can be removed while another command waits for its lock.
 #[test]
 fn a_removed_vm_cannot_be_locked() {
     let temp = TempDir::new("vmdir");
@@ -88,7 +88,7 @@ fn a_removed_vm_cannot_be_locked() {
         vm.remove().unwrap();
         let replacement = state_dir.create_vm(Some(&name("a"))).unwrap();
         drop((lock, replacement));
-        // Either it waited at the old lock and was told so, or it came late and got the new one.
+        // It waited for the old lock and got an error, or came late and got the new one.
         if let Err(error) = waiting.join().unwrap() {
             assert!(matches!(
                 error,
@@ -99,23 +99,23 @@ fn a_removed_vm_cannot_be_locked() {
 }
 
 #[test]
-fn leftovers_of_killed_commands_are_swept_but_not_those_at_work() {
+fn leftovers_of_killed_commands_are_removed_and_directories_in_use_are_not() {
     let temp = TempDir::new("vmdir");
     let state_dir = state_dir(&temp);
-    // Process numbers stay below 2^22 (proc(5), pid_max).
+    // No process has such a number: they stay below 2^22 (proc(5), pid_max).
     let leftover = state_dir.path().join(".trash-4194305-a");
-    let at_work = state_dir.path().join(".new-4194305-b");
+    let in_use = state_dir.path().join(".new-4194305-b");
     let without_lock = state_dir.path().join(".trash-1-c");
-    for path in [&leftover, &at_work, &without_lock] {
+    for path in [&leftover, &in_use, &without_lock] {
         fs::create_dir(path).unwrap();
     }
-    let _lock = Lock::try_new(&at_work.join(LOCK)).unwrap().unwrap();
+    let _lock = Lock::try_new(&in_use.join(LOCK)).unwrap().unwrap();
     let _vm = state_dir.create_vm(None).unwrap();
-    assert!(!leftover.exists() && at_work.exists() && without_lock.exists());
+    assert!(!leftover.exists() && in_use.exists() && without_lock.exists());
 }
 
 #[test]
-fn a_directory_that_others_may_write_to_is_not_used() {
+fn a_directory_that_others_may_write_to_is_refused() {
     let temp = TempDir::new("vmdir");
     let path = temp.path().join("state");
     StateDir::open(Some(&path)).unwrap();
@@ -130,20 +130,20 @@ fn a_directory_that_others_may_write_to_is_not_used() {
 }
 
 #[test]
-fn life_is_told_from_files_and_processes() {
+fn status_follows_from_files_and_processes() {
     let temp = TempDir::new("vmdir");
     let (vm, lock) = state_dir(&temp).create_vm(Some(&name("a"))).unwrap();
-    assert_eq!(vm.life().unwrap().0, Life::Starting);
+    assert_eq!(vm.status().unwrap().0, VmStatus::Starting);
     let error = vm.clone().running().unwrap_err();
     assert!(matches!(error, VmDirError::Busy { .. }), "{error}");
-    // Whoever holds the lock knows that nobody is starting it: what is there is a leftover.
+    // To the holder of the lock it is a leftover: no other command can be starting it.
     let error = vm.clone().running_under(&lock).unwrap_err();
     assert!(
-        error.to_string().contains("its start was cut short"),
+        error.to_string().contains("its start was interrupted"),
         "{error}"
     );
     drop(lock);
-    assert_eq!(vm.life().unwrap().0, Life::Dead);
+    assert_eq!(vm.status().unwrap().0, VmStatus::Dead);
 
     let process = crate::os::process::ProcessId::of_child(std::process::id()).unwrap();
     let mut state = State {
@@ -151,19 +151,22 @@ fn life_is_told_from_files_and_processes() {
         ..state::tests::state()
     };
     vm.write_state(&state).unwrap();
-    assert_eq!(vm.life().unwrap(), (Life::Running, Some(state.clone())));
+    assert_eq!(
+        vm.status().unwrap(),
+        (VmStatus::Running, Some(state.clone()))
+    );
     assert_eq!(vm.clone().running().unwrap().state, state);
 
     state.process.start_time += 1;
     vm.write_state(&state).unwrap();
-    assert_eq!(vm.life().unwrap().0, Life::Dead);
+    assert_eq!(vm.status().unwrap().0, VmStatus::Dead);
     vm.write_exit(&ExitRecord {
         code: Some(3),
         signal: None,
         ended_ms: 1,
     })
     .unwrap();
-    assert_eq!(vm.life().unwrap().0, Life::Exited);
+    assert_eq!(vm.status().unwrap().0, VmStatus::Exited);
     let error = vm.running().unwrap_err();
     let text = "the VM 'a' has ended (exit code 3); see 'host-tool inspect a'";
     assert_eq!(error.to_string(), text);

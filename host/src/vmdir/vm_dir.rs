@@ -1,11 +1,14 @@
-//! The directory of one VM: its locks, its files, and whether it runs.
+//! The directory of one VM: its locks, its files, and whether the VM runs.
 
-use std::fs::{self, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+use serde_json::Value;
+use shared::json::{JsonError, Object};
 
 use super::error::{VmDirError, file_error};
 use super::lock::{self, Lock};
@@ -23,16 +26,15 @@ const STATE: &str = "state.json";
 const EXIT: &str = "exit.json";
 const WORKLOAD: &str = "workload.json";
 
-/// Whether a VM runs, as far as its files and processes tell.
+/// Whether a VM runs, according to its files and processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Life {
-    /// A command is making it.
+pub enum VmStatus {
+    /// A command is creating it.
     Starting,
-    /// Its VMM runs.
     Running,
-    /// Its VMM ended and the supervisor wrote down how.
+    /// Its VMM ended, and the supervisor recorded how.
     Exited,
-    /// Its VMM is gone and nobody wrote down how.
+    /// Its VMM is gone, and its end was not recorded.
     Dead,
 }
 
@@ -43,12 +45,10 @@ pub struct VmDir {
     path: PathBuf,
 }
 
-/// A VM whose VMM runs.
+/// A VM whose VMM was running when it was looked up.
 #[derive(Debug)]
 pub struct RunningVm {
-    /// Its directory.
     pub dir: VmDir,
-    /// What is known about it.
     pub state: State,
     /// The VMM's pidfd.
     pub process: OwnedFd,
@@ -67,19 +67,18 @@ impl RunningVm {
 }
 
 impl VmDir {
-    /// The directory of the VM `name` at `path`, for the supervisor, which was told.
+    /// Takes `path` on trust. Commands get a checked directory from [`StateDir`](super::StateDir).
     #[must_use]
     pub const fn new(name: VmName, path: PathBuf) -> Self {
         Self { name, path }
     }
 
-    /// The VM's name.
     #[must_use]
     pub const fn name(&self) -> &VmName {
         &self.name
     }
 
-    /// Where it is; an absolute path.
+    /// An absolute path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -91,48 +90,46 @@ impl VmDir {
         self.path.join(name)
     }
 
-    /// Whether it is there, and nobody else's. A link would lead out of the state directory.
+    /// Fails unless it is a private directory. A link would lead out of the state directory.
     pub(super) fn check(&self) -> Result<(), VmDirError> {
         let metadata = match fs::symlink_metadata(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(VmDirError::NoSuchVm {
-                    name: self.name.clone(),
-                    state_dir: self.path.parent().unwrap_or(&self.path).to_owned(),
-                });
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.no_such_vm()),
             found => found.map_err(file_error("look at", &self.path))?,
         };
         if !metadata.is_dir() {
             let path = self.path.clone();
-            return Err(VmDirError::NoDirectory { path });
+            return Err(VmDirError::NotADirectory { path });
         }
         check_private(&self.path, &metadata)
     }
 
-    /// Takes the lock that every command holds which changes the VM.
+    fn no_such_vm(&self) -> VmDirError {
+        VmDirError::NoSuchVm {
+            name: self.name.clone(),
+            state_dir: self.path.parent().unwrap_or(&self.path).to_owned(),
+        }
+    }
+
+    /// Takes the lock that a command holds while it changes the VM.
     pub fn lock(&self, deadline: Instant) -> Result<Lock, VmDirError> {
-        let path = self.file(LOCK);
-        let lock = Lock::wait(&path, deadline)?;
+        let lock = Lock::wait(&self.file(LOCK), deadline)?;
         let lock = lock.ok_or_else(|| VmDirError::Busy {
             name: self.name.clone(),
         })?;
         if self.is_locked_by(&lock) {
             return Ok(lock);
         }
-        Err(VmDirError::NoSuchVm {
-            name: self.name.clone(),
-            state_dir: self.path.parent().unwrap_or(&self.path).to_owned(),
-        })
+        Err(self.no_such_vm())
     }
 
-    /// Whether this is the directory that the lock is of. Whoever had it may have taken that away,
-    /// and a new VM may have the name.
+    /// Whether `lock` is this directory's. Its previous holder may have removed the directory, and
+    /// a new VM may have taken the name.
     pub fn is_locked_by(&self, lock: &Lock) -> bool {
         let found = fs::metadata(self.file(LOCK)).map(|found| (found.dev(), found.ino()));
         matches!((found, lock.inode()), (Ok(found), Ok(held)) if found == held)
     }
 
-    /// Whether a command changes the VM right now.
+    /// Whether a command is changing the VM.
     pub fn is_locked(&self) -> Result<bool, VmDirError> {
         Ok(Lock::try_new(&self.file(LOCK))?.is_none())
     }
@@ -142,107 +139,117 @@ impl VmDir {
         lock::await_free(&self.file(LOCK), watch)
     }
 
-    /// Takes the lock that the supervisor holds for its life; `None` when it is not free before
-    /// `deadline`.
+    /// Takes the lock that the supervisor holds while it runs; `None` at `deadline`.
     pub fn supervisor_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
         Lock::wait(&self.file(SUPERVISOR_LOCK), deadline)
     }
 
-    /// Takes the lock of whoever writes the workload's output down; `None` when it is not free
-    /// before `deadline`.
+    /// Takes the lock of the process that logs the workload's output; `None` at `deadline`.
     pub fn output_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
         Lock::wait(&self.file(OUTPUT_LOCK), deadline)
     }
 
-    /// What is known about the VM.
     pub fn read_state(&self) -> Result<State, VmDirError> {
         Ok(json::read(&self.file(STATE), State::from_object)?)
     }
 
+    /// `None` until the command that creates the VM has recorded its VMM.
+    pub(super) fn find_state(&self) -> Result<Option<State>, VmDirError> {
+        self.read(STATE, State::from_object)
+    }
+
     /// Replaces what is known about the VM. Only for holders of the lock.
     pub fn write_state(&self, state: &State) -> Result<(), VmDirError> {
-        self.replace(STATE, &state.to_value().to_string())
+        self.replace(STATE, &state.to_value())
     }
 
-    /// How the VMM ended, once it has.
+    /// How the VMM ended; `None` until the supervisor has recorded it.
     pub fn read_exit(&self) -> Result<Option<ExitRecord>, VmDirError> {
-        let path = self.file(EXIT);
-        Ok(json::read_if_exists(&path, ExitRecord::from_object)?)
+        self.read(EXIT, ExitRecord::from_object)
     }
 
-    /// Writes down how the VMM ended. Only for the supervisor.
+    /// Records how the VMM ended. Only for the supervisor.
     pub fn write_exit(&self, exit: &ExitRecord) -> Result<(), VmDirError> {
-        self.replace(EXIT, &exit.to_value().to_string())
+        self.replace(EXIT, &exit.to_value())
     }
 
-    /// How the workload ended, once it has and somebody who wrote its output down has seen it.
+    /// How the workload ended; `None` until the holder of the output's lock has recorded it.
     pub fn read_workload_end(&self) -> Result<Option<WorkloadEnd>, VmDirError> {
-        let path = self.file(WORKLOAD);
-        Ok(json::read_if_exists(&path, WorkloadEnd::from_object)?)
+        self.read(WORKLOAD, WorkloadEnd::from_object)
     }
 
-    /// Writes down how the workload ended. Only for who holds the output's lock.
+    /// Records how the workload ended. Only for the holder of the output's lock.
     pub fn write_workload_end(&self, end: &WorkloadEnd) -> Result<(), VmDirError> {
-        self.replace(WORKLOAD, &end.to_value().to_string())
+        self.replace(WORKLOAD, &end.to_value())
     }
 
-    /// Replaces a file by rename: a reader finds the old one or the new one. What must survive a
-    /// crash of the machine is not here: no VM does.
-    pub fn replace(&self, name: &str, text: &str) -> Result<(), VmDirError> {
+    /// Reads one of its JSON files; `None` if it does not exist.
+    pub fn read<T>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&Object) -> Result<T, JsonError>,
+    ) -> Result<Option<T>, VmDirError> {
+        Ok(json::read_if_exists(&self.file(name), parse)?)
+    }
+
+    /// Replaces one of its JSON files by rename: a reader finds the old file or the new one.
+    /// Nothing is synced to disk, because no VM survives a crash of the machine.
+    pub fn replace(&self, name: &str, value: &Value) -> Result<(), VmDirError> {
         let temporary = self.file(&format!("{name}.tmp"));
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         let written = files::open_regular(&temporary, &mut options)
-            .and_then(|mut file| file.write_all(text.as_bytes()));
+            .and_then(|mut file| file.write_all(value.to_string().as_bytes()));
         written.map_err(file_error("write", &temporary))?;
         let path = self.file(name);
         fs::rename(&temporary, &path).map_err(file_error("replace", &path))
     }
 
-    /// Whether the VM runs, and its state where there is one.
-    pub fn life(&self) -> Result<(Life, Option<State>), VmDirError> {
-        self.check()?;
-        let state = match self.read_state() {
-            Ok(state) => state,
-            Err(VmDirError::Json(error)) if error.is_not_found() => {
-                // Nobody who holds the lock and has no state yet is anything but a beginner.
-                return Ok((
-                    if self.is_locked()? {
-                        Life::Starting
-                    } else {
-                        Life::Dead
-                    },
-                    None,
-                ));
-            }
-            Err(error) => return Err(error),
-        };
-        let life = if self.read_exit()?.is_some() {
-            Life::Exited
-        } else if self.vmm_process(&state)?.is_some() {
-            Life::Running
-        } else {
-            Life::Dead
-        };
-        Ok((life, Some(state)))
+    /// Opens one of its logs to append to it.
+    pub fn append_to(&self, name: &str) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        files::open_regular(&self.file(name), &mut options)
     }
 
-    /// The VM, if its VMM runs.
+    /// Whether the VM runs, and its state if it has one.
+    pub fn status(&self) -> Result<(VmStatus, Option<State>), VmDirError> {
+        self.check()?;
+        let Some(state) = self.find_state()? else {
+            // Locked and without state.json: another command is still creating this VM.
+            let status = if self.is_locked()? {
+                VmStatus::Starting
+            } else {
+                VmStatus::Dead
+            };
+            return Ok((status, None));
+        };
+        let status = if self.read_exit()?.is_some() {
+            VmStatus::Exited
+        } else if self.vmm_process(&state)?.is_some() {
+            VmStatus::Running
+        } else {
+            VmStatus::Dead
+        };
+        Ok((status, Some(state)))
+    }
+
+    /// Fails unless the VM's VMM runs.
     pub fn running(self) -> Result<RunningVm, VmDirError> {
-        if self.life()?.0 == Life::Starting {
+        if self.status()?.0 == VmStatus::Starting {
             return Err(VmDirError::Busy { name: self.name });
         }
         self.find_running()
     }
 
-    /// The VM, if its VMM runs, for a holder of its lock: nobody else is starting it then.
+    /// The same for the holder of the VM's lock: no other command can be starting the VM.
     pub fn running_under(self, _lock: &Lock) -> Result<RunningVm, VmDirError> {
         self.find_running()
     }
 
     fn find_running(self) -> Result<RunningVm, VmDirError> {
-        let how = match self.read_state() {
-            Ok(state) => match self.vmm_process(&state)? {
+        let how = match self.find_state()? {
+            Some(state) => match self.vmm_process(&state)? {
                 Some(process) => {
                     return Ok(RunningVm {
                         dir: self,
@@ -252,18 +259,13 @@ impl VmDir {
                 }
                 None => match self.read_exit()? {
                     Some(exit) => exit.to_string(),
-                    None => "nobody saw how".to_owned(),
+                    None => "its end was not recorded".to_owned(),
                 },
             },
-            Err(VmDirError::Json(error)) if error.is_not_found() => {
-                "its start was cut short".to_owned()
-            }
-            Err(error) => return Err(error),
+            None => "its start was interrupted".to_owned(),
         };
-        Err(VmDirError::NotRunning {
-            name: self.name,
-            how,
-        })
+        let name = self.name;
+        Err(VmDirError::NotRunning { name, how })
     }
 
     /// The VMM's pidfd, unless it has ended.
@@ -271,31 +273,30 @@ impl VmDir {
         let opened = state.process.open();
         let pidfd = opened.map_err(file_error("look for the VMM of", &self.path))?;
         let now = Watch::until(Instant::now());
-        // A process that ended and was not waited for yet is as good as gone.
+        // The pidfd of a zombie opens, but polls readable.
         Ok(pidfd.filter(|pidfd| now.readable(pidfd).is_err()))
     }
 
-    /// Unlinks the VMM's sockets, so that nobody waits at a door behind which nobody lives.
+    /// Unlinks the VMM's sockets, so that later commands get ENOENT instead of waiting for a dead
+    /// VMM.
     pub fn remove_sockets(&self) {
         for name in [API_SOCKET, VSOCK_SOCKET] {
             let _ = fs::remove_file(self.file(name));
         }
     }
 
-    /// Takes the directory away, in one step for everyone who looks.
+    /// Removes the directory. To other commands it disappears at once.
     pub fn remove(&self) -> Result<(), VmDirError> {
         let parent = self.path.parent().unwrap_or(&self.path);
-        let trash = parent.join(format!(
-            "{TRASH_PREFIX}{}-{}",
-            std::process::id(),
-            self.name
-        ));
+        let pid = std::process::id();
+        let trash = parent.join(format!("{TRASH_PREFIX}{pid}-{}", self.name));
         fs::rename(&self.path, &trash).map_err(file_error("remove", &self.path))?;
         fs::remove_dir_all(&trash).map_err(file_error("remove", &trash))
     }
 }
 
-/// Whoever may write to a directory could have this program run what they like.
+/// A user with write access to the directory could replace its files and so choose which program
+/// the supervisor runs.
 pub(super) fn check_private(path: &Path, metadata: &Metadata) -> Result<(), VmDirError> {
     let reason = if metadata.uid() != nix::unistd::geteuid().as_raw() {
         "it belongs to another user"

@@ -149,7 +149,8 @@ fn what_has_a_vms_name_must_be_its_directory() {
         &|| fs::write(&other, "").unwrap(),
         &|| mkfifo(&other, Mode::S_IRWXU).unwrap(),
     ];
-    let text = "state/other has a VM's name and is not a directory but a link or a file; take it";
+    let text =
+        "state/other has a VM's name, but is a link or a file and not a directory; remove it";
     for put in puts {
         put();
         for args in [

@@ -13,7 +13,8 @@ use crate::error::Failure;
 use crate::exit::Exit;
 use crate::supervisor::follow::{End, Follower, Lengths, Sink, lengths};
 use crate::supervisor::scribe::NO_LIMIT;
-use crate::vmdir::output_log::journal::{Journal, Record, Step};
+use crate::vmdir::output_log::journal::{Journal, Step};
+use crate::vmdir::output_log::record::Record;
 
 /// Most bytes that are held back until it is known which of them are the last lines. A guest has
 /// half of that in its rings.

@@ -1,136 +1,40 @@
-//! Which bytes of the workload stand in the log, and the steps that put more there. No I/O, no
-//! clock.
+//! What the log holds of the workload's output, and the steps that append more. No I/O, no clock.
 //!
 //! ```text
 //! output ─▶ pending ──commit──▶ [Rotate, Record,] Append, Record ──▶ acknowledged to the guest
 //! ```
 //!
 //! Invariants:
-//! - A record says how long the log is and which offsets that length stands for, together. What is
-//!   behind the recorded length was not acknowledged, so it is cut off and had again.
-//! - Of each stream the log holds every byte once and in order. What is missing is a line that says
-//!   so.
+//! - One record states both the log's length and the stream offsets that this length stands for.
+//!   Bytes behind the recorded length were not acknowledged: they are cut off, and the guest sends
+//!   them again.
+//! - The log holds every byte of each stream once and in order. A line states where bytes are lost.
 
-use serde_json::{Value, json};
-use shared::json::{JsonError, Object};
 use shared::message::{Gap, Started, Stream};
 
-/// Longest log file, in bytes. With the older one it is twice that.
+use super::record::Record;
+
+/// Longest log file, in bytes. The older file can be as long.
 pub const OUTPUT_LEN_MAX: u64 = 64 * 1024 * 1024;
 
-/// The log as of one commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record {
-    /// Bytes that were ever logged before the first one of the older file.
-    pub older_start: u64,
-    /// Bytes that were ever logged before the first one of the log file.
-    pub start: u64,
-    /// Bytes of the log file that count.
-    pub len: u64,
-    /// Whether the last line has no end yet.
-    pub is_line_open: bool,
-    /// Offset of the first byte of standard output that is not in the log; `None`: whichever is
-    /// the first that the guest still has.
-    pub stdout: Option<u64>,
-    /// The same for standard error.
-    pub stderr: Option<u64>,
-}
-
-impl Record {
-    /// An empty log, of streams that are wanted from `from` on.
-    #[must_use]
-    pub const fn empty(from: Option<u64>) -> Self {
-        Self {
-            older_start: 0,
-            start: 0,
-            len: 0,
-            is_line_open: false,
-            stdout: from,
-            stderr: from,
-        }
-    }
-
-    /// Bytes that were ever logged.
-    #[must_use]
-    pub const fn end(&self) -> u64 {
-        self.start.saturating_add(self.len)
-    }
-
-    /// The record after the log file has become the older one.
-    #[must_use]
-    pub const fn rotated(self) -> Self {
-        Self {
-            older_start: self.start,
-            start: self.end(),
-            len: 0,
-            ..self
-        }
-    }
-
-    /// Offset of the first byte of `stream` that is not in the log.
-    #[must_use]
-    pub const fn wanted(&self, stream: Stream) -> Option<u64> {
-        match stream {
-            Stream::Stdout => self.stdout,
-            Stream::Stderr => self.stderr,
-        }
-    }
-
-    const fn wanted_mut(&mut self, stream: Stream) -> &mut Option<u64> {
-        match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-        }
-    }
-
-    /// For the file.
-    #[must_use]
-    pub fn to_value(self) -> Value {
-        json!({
-            "older_start": self.older_start,
-            "start": self.start,
-            "len": self.len,
-            "line_open": self.is_line_open,
-            "stdout": self.stdout,
-            "stderr": self.stderr,
-        })
-    }
-
-    /// Reads what [`to_value`](Self::to_value) wrote.
-    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
-        let record = Self {
-            older_start: object.number("older_start")?,
-            start: object.number("start")?,
-            len: object.number("len")?,
-            is_line_open: object.flag("line_open")?,
-            stdout: object.opt_number("stdout")?,
-            stderr: object.opt_number("stderr")?,
-        };
-        if record.older_start > record.start {
-            return Err(object.error("start", "no less than \"older_start\""));
-        }
-        Ok(record)
-    }
-}
-
-/// What is to be done next. A crash between two steps, or in the middle of an append, loses and
-/// repeats nothing.
+/// A part of a commit. The process may be killed between two steps or within an append: no byte is
+/// lost or repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// The log file becomes the older one.
+    /// Rename the log file to be the older file.
     Rotate,
-    /// These bytes go to the end of the log file, which is made if there is none.
+    /// Append to the log file, creating it if necessary.
     Append(Vec<u8>),
-    /// This becomes the record, all at once.
+    /// Replace the record, atomically.
     Record(Record),
 }
 
-/// The log's end as it is in memory.
+/// The end of the log, with what is not on disk yet.
 #[derive(Debug)]
 pub struct Journal {
     /// The record on disk.
     committed: Record,
-    /// What it will be with `pending`; its length is not kept up to date in between.
+    /// What it will be with `pending`, apart from the length, which `poll_commit` sets.
     next: Record,
     /// Bytes that are not in the file yet.
     pending: Vec<u8>,
@@ -138,7 +42,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// A journal that goes on where `record` ends.
+    /// Continues where `record` ends. The log file is rotated when it would exceed `len_max`.
     #[must_use]
     pub const fn new(record: Record, len_max: u64) -> Self {
         Self {
@@ -149,7 +53,7 @@ impl Journal {
         }
     }
 
-    /// The record on disk. What comes before its offsets may be acknowledged.
+    /// The record on disk. The guest may be told that all before its offsets is logged.
     #[must_use]
     pub const fn committed(&self) -> &Record {
         &self.committed
@@ -161,8 +65,8 @@ impl Journal {
         self.pending.len()
     }
 
-    /// A connection was attached. A guest whose streams are shorter than what was had of them has
-    /// begun anew: its agent was started again.
+    /// A connection was attached. If the guest's streams are shorter than what we logged, its agent
+    /// has restarted, and offsets start over.
     pub fn handle_attached(&mut self, started: &Started) {
         let streams = [
             (Stream::Stdout, started.stdout_from),
@@ -172,10 +76,11 @@ impl Journal {
             self.next.wanted(stream).is_some_and(|wanted| from < wanted)
         };
         if streams.iter().any(is_shorter) {
-            self.mark("the workload's output begins anew");
+            self.mark("the agent was restarted; the workload's output starts over");
             for (stream, from) in streams {
                 *self.next.wanted_mut(stream) = Some(from);
-                // Asking for what had not come yet has given up what there was.
+                // We asked for later bytes than the new streams have. The guest took this as leave
+                // to drop the earlier ones.
                 if from > 0 {
                     self.mark_lost(stream, 0, from);
                 }
@@ -186,7 +91,7 @@ impl Journal {
         }
     }
 
-    /// The next bytes of `stream` came.
+    /// The next bytes of `stream` arrived.
     pub fn handle_output(&mut self, stream: Stream, bytes: &[u8]) {
         let Some(last) = bytes.last() else { return };
         self.next.is_line_open = *last != b'\n';
@@ -196,7 +101,7 @@ impl Journal {
         *wanted = Some(wanted.unwrap_or(0).saturating_add(len));
     }
 
-    /// The next bytes of a stream are gone.
+    /// The guest has dropped the next bytes of a stream.
     pub fn handle_gap(&mut self, gap: Gap) {
         self.mark_lost(gap.stream, gap.from, gap.to);
         *self.next.wanted_mut(gap.stream) = Some(gap.to);
@@ -206,7 +111,7 @@ impl Journal {
         self.mark(&format!("{stream} bytes {from} to {to} are lost"));
     }
 
-    /// Puts a line of our own into the log.
+    /// Adds a line of our own to the log.
     fn mark(&mut self, text: &str) {
         if self.next.is_line_open {
             self.pending.push(b'\n');
@@ -216,14 +121,14 @@ impl Journal {
             .extend_from_slice(format!("[host-tool: {text}]\n").as_bytes());
     }
 
-    /// Whether there is something to commit.
+    /// Whether a commit is needed.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
         !self.pending.is_empty() || self.next != self.committed
     }
 
-    /// The steps that make everything so far durable, in order. Once they are done, and not
-    /// before, [`handle_committed`](Self::handle_committed) is called.
+    /// The steps that commit everything so far, in order. Call
+    /// [`handle_committed`](Self::handle_committed) once they are done.
     pub fn poll_commit(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         let pending = std::mem::take(&mut self.pending);
@@ -251,7 +156,6 @@ impl Journal {
         steps
     }
 
-    /// The steps of the last commit are done.
     pub fn handle_committed(&mut self) {
         debug_assert!(self.pending.is_empty(), "a commit in the middle of output");
         self.committed = self.next;
@@ -281,7 +185,7 @@ mod tests {
         }
     }
 
-    /// What a fresh journal logs when `feed` has brought something in.
+    /// Checks what a new journal logs of the input that `feed` gives it.
     #[track_caller]
     fn check(from: Option<u64>, feed: impl FnOnce(&mut Journal), expected: &str) -> Record {
         let mut journal = Journal::new(Record::empty(from), 1000);
@@ -298,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_interleaved_as_they_come() {
+    fn streams_are_interleaved_as_they_arrive() {
         let feed = |journal: &mut Journal| {
             journal.handle_attached(&attached(0, 0));
             journal.handle_output(Stream::Stdout, b"one\n");
@@ -312,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_one_line_of_its_own() {
+    fn a_gap_has_a_line_of_its_own() {
         let gap = |from, to| Gap {
             stream: Stream::Stdout,
             from,
@@ -341,19 +245,20 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_was_started_again_begins_anew() {
+    fn a_restarted_agent_starts_over() {
         let feed = |journal: &mut Journal| {
             journal.handle_output(Stream::Stdout, b"abc");
             journal.handle_attached(&attached(2, 0));
             journal.handle_output(Stream::Stdout, b"x");
         };
-        let expected = "abc\n[host-tool: the workload's output begins anew]\n\
+        let expected = "abc\n[host-tool: the agent was restarted; the workload's output starts \
+                        over]\n\
                         [host-tool: stdout bytes 0 to 2 are lost]\nx";
         assert_eq!(check(Some(0), feed, expected).stdout, Some(3));
     }
 
     #[test]
-    fn a_full_log_makes_room_before_it_is_too_long() {
+    fn a_full_log_is_rotated_before_it_is_too_long() {
         let mut journal = Journal::new(Record::empty(Some(0)), 4);
         journal.handle_output(Stream::Stdout, b"abcd");
         assert_eq!(journal.poll_commit().len(), 2, "full is not too long");
@@ -367,27 +272,5 @@ mod tests {
         let record = journal.committed();
         assert_eq!((record.older_start, record.start, record.len), (0, 4, 1));
         assert_eq!(steps[3], Step::Record(*record));
-    }
-
-    #[test]
-    fn a_record_survives_its_file() {
-        for record in [
-            Record::empty(None),
-            Record {
-                older_start: 1,
-                start: 2,
-                len: 3,
-                is_line_open: true,
-                stdout: Some(4),
-                stderr: Some(u64::MAX),
-            },
-        ] {
-            let text = record.to_value().to_string();
-            let object = Object::parse(text.as_bytes()).unwrap();
-            assert_eq!(Record::from_object(&object).unwrap(), record);
-        }
-        let text = br#"{"older_start":3,"start":2,"len":0,"line_open":false}"#;
-        let object = Object::parse(text).unwrap();
-        Record::from_object(&object).unwrap_err();
     }
 }

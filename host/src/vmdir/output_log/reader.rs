@@ -1,7 +1,7 @@
-//! Reading the workload's output while somebody writes it: what was committed, and no more.
+//! Reading the workload's output while another process writes it: only what was committed.
 //!
-//! Places in the log are counted from its first byte ever, so that they stay what they are when a
-//! file gets another name.
+//! Positions in the log count from the first byte that was ever logged, so a rotation does not
+//! change them.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -12,14 +12,14 @@ use super::{OLDER_LOG, OUTPUT_LOG, read_record};
 use crate::os::files;
 use crate::vmdir::{VmDir, VmDirError};
 
-/// Bytes read at once.
+/// In bytes.
 const BLOCK_LEN: usize = 64 * 1024;
 
-/// The log as it was committed at one moment.
+/// The log as of one commit.
 #[derive(Debug)]
 pub struct View {
     files: Vec<Part>,
-    /// Behind the last byte.
+    /// Position behind the last byte.
     end: u64,
 }
 
@@ -27,14 +27,14 @@ pub struct View {
 #[derive(Debug)]
 struct Part {
     file: File,
-    /// Place of the file's first byte.
+    /// Position of the file's first byte.
     start: u64,
-    /// Behind the last byte that counts.
+    /// Position behind the last byte that counts.
     end: u64,
 }
 
 impl View {
-    /// The log as it is now. Empty when nothing was logged yet.
+    /// The log as it is now; empty if none was started yet.
     pub fn open(dir: &VmDir) -> Result<Self, VmDirError> {
         loop {
             let Some(record) = read_record(dir)? else {
@@ -43,16 +43,17 @@ impl View {
             };
             let mut current = open(&dir.file(OUTPUT_LOG))?;
             let mut older = open(&dir.file(OLDER_LOG))?;
-            // The files may have got other names between the record and now.
+            // The log may have been rotated after we read the record.
             if read_record(dir)?.is_none_or(|now| now.start != record.start) {
                 continue;
             }
             if current.is_none() && record.len > 0 {
-                // In the middle of a rotation, or killed there.
+                // A rotation is between its rename and its record, or was killed there.
                 current = older.take();
             } else if let (Some((_, one)), Some((_, other))) = (&current, &older)
                 && (one.dev(), one.ino()) == (other.dev(), other.ino())
             {
+                // It was renamed between our two opens.
                 older = None;
             }
             let older = older.map(|(file, metadata)| Part {
@@ -74,35 +75,35 @@ impl View {
         }
     }
 
-    /// Place of the first byte that is still there.
+    /// Position of the first byte that is still there.
     #[must_use]
     pub fn start(&self) -> u64 {
         self.files.first().map_or(self.end, |part| part.start)
     }
 
-    /// Place behind the last byte.
+    /// Position behind the last byte.
     #[must_use]
     pub const fn end(&self) -> u64 {
         self.end
     }
 
-    /// Fills `buffer` with bytes from `place` on. Gives the place of the first of them, which is
-    /// higher where bytes are gone, and their number: 0 at the end.
-    pub fn read(&self, place: u64, buffer: &mut [u8]) -> io::Result<(u64, usize)> {
-        for part in self.files.iter().filter(|part| place < part.end) {
-            let from = place.max(part.start);
+    /// Fills `buffer` with bytes from `position` on. Returns the position of the first, which is
+    /// higher if bytes at `position` are gone, and their number: 0 at the end.
+    pub fn read(&self, position: u64, buffer: &mut [u8]) -> io::Result<(u64, usize)> {
+        for part in self.files.iter().filter(|part| position < part.end) {
+            let from = position.max(part.start);
             let left = usize::try_from(part.end - from).unwrap_or(usize::MAX);
             let len = buffer.len().min(left);
             match part.file.read_at(&mut buffer[..len], from - part.start)? {
-                // Somebody cut the file short.
+                // The file was truncated behind our back.
                 0 => {}
                 len => return Ok((from, len)),
             }
         }
-        Ok((place.max(self.end), 0))
+        Ok((position.max(self.end), 0))
     }
 
-    /// Where the last `count` lines begin. A last line without an end is one, too.
+    /// Position of the last `count` lines. A last line without a newline counts.
     pub fn tail(&self, count: u64) -> io::Result<u64> {
         let start = self.start();
         let mut block_end = self.end;
@@ -115,30 +116,30 @@ impl View {
             let block_len = u64::try_from(BLOCK_LEN).unwrap_or(u64::MAX);
             let block_start = block_end.saturating_sub(block_len).max(start);
             let bytes = self.read_between(block_start, block_end, &mut buffer)?;
-            let mut place = block_end;
+            let mut position = block_end;
             for &byte in bytes.iter().rev() {
-                // The end of the last line begins no further one.
-                if byte == b'\n' && place != self.end {
+                // The newline at the very end does not begin another line.
+                if byte == b'\n' && position != self.end {
                     left -= 1;
                     if left == 0 {
-                        return Ok(place);
+                        return Ok(position);
                     }
                 }
-                place -= 1;
+                position -= 1;
             }
             block_end = block_start;
         }
         Ok(start)
     }
 
-    /// All bytes between two places that are less than a block apart.
+    /// All bytes between two positions that are at most a block apart.
     fn read_between<'a>(&self, from: u64, to: u64, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
         let len = usize::try_from(to - from).unwrap_or(usize::MAX);
         let mut filled = 0;
         while filled < len {
-            let place = to - u64::try_from(len - filled).unwrap_or(u64::MAX);
-            match self.read(place, &mut buffer[filled..len])? {
-                (found, read) if found == place && read > 0 => filled += read,
+            let position = to - u64::try_from(len - filled).unwrap_or(u64::MAX);
+            match self.read(position, &mut buffer[filled..len])? {
+                (found, read) if found == position && read > 0 => filled += read,
                 _ => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
@@ -146,7 +147,7 @@ impl View {
     }
 }
 
-/// The file, if there is one.
+/// `None` if there is no such file.
 fn open(path: &Path) -> Result<Option<(File, Metadata)>, VmDirError> {
     let opened = files::open_regular(path, OpenOptions::new().read(true)).and_then(|file| {
         let metadata = file.metadata()?;

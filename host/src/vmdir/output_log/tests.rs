@@ -1,5 +1,5 @@
-//! A writer that is killed after any step, and in the middle of any append, with a guest that sends
-//! again what was not acknowledged: the log holds every byte once.
+//! The log holds every byte once. Method: a writer is killed after each step and within appends,
+//! and the guest sends again what was not acknowledged.
 
 use super::reader::View;
 use super::*;
@@ -7,17 +7,17 @@ use crate::testing::TempDir;
 use shared::message::Stream;
 use std::time::{Duration, Instant};
 
-/// How long a lock may stay taken after it was given back.
+/// How long a lock may stay held after its release.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Short enough to be full every few lines.
+/// In bytes: full after a few lines.
 const LEN_MAX: u64 = 30;
 
 fn vm_dir(temp: &TempDir) -> VmDir {
     VmDir::new("a".parse().unwrap(), temp.path().to_owned())
 }
 
-/// A guest with two streams, as far as the log can tell.
+/// The guest's two streams.
 struct Guest {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
@@ -35,7 +35,7 @@ impl Guest {
         }
     }
 
-    /// Sends the next line of each stream from where the log is.
+    /// Sends the next line of each stream from where the log ends.
     fn send(&self, journal: &mut Journal) {
         for (stream, bytes) in [
             (Stream::Stdout, &self.stdout),
@@ -67,41 +67,41 @@ fn journal(dir: &VmDir) -> Journal {
     Journal::new(record, LEN_MAX)
 }
 
-/// Everything that a reader finds.
+/// Start position and text of what a reader finds.
 fn read(dir: &VmDir) -> (u64, String) {
     let view = View::open(dir).unwrap();
     let mut text = Vec::new();
-    let mut place = view.start();
+    let mut position = view.start();
     let mut buffer = [0; 7];
     loop {
-        let (found, len) = view.read(place, &mut buffer).unwrap();
-        assert_eq!(found, place, "a hole");
+        let (found, len) = view.read(position, &mut buffer).unwrap();
+        assert_eq!(found, position, "a gap");
         if len == 0 {
             break;
         }
         text.extend_from_slice(&buffer[..len]);
-        place += len as u64;
+        position += len as u64;
     }
-    assert_eq!(place, view.end());
+    assert_eq!(position, view.end());
     (view.start(), String::from_utf8(text).unwrap())
 }
 
-/// The log as it would be without any limit.
+/// The log as it would be without a limit.
 fn expected() -> String {
     let lines = (0..6).map(|n| format!("out {n}\nerr {n}\n"));
     lines.collect()
 }
 
 #[track_caller]
-fn check_is_part_of_the_log(dir: &VmDir) {
+fn check_reader_finds_part_of_the_log(dir: &VmDir) {
     let (start, text) = read(dir);
     let whole = expected();
     let rest = &whole[usize::try_from(start).unwrap()..];
     assert!(rest.starts_with(&text), "from {start}: {text}");
 }
 
-/// Logs everything, and is killed after `steps` steps and, if the next one appends, after
-/// `bytes` bytes of it. `None` once there are not so many steps.
+/// Logs everything, but is killed after `steps` steps, and after `bytes` bytes of the next step if
+/// that appends. `None` if everything takes fewer steps.
 fn run_killed(dir: &VmDir, guest: &Guest, steps: usize, bytes: usize) -> Option<()> {
     let mut left = steps;
     let (mut files, mut journal) = (files(dir), journal(dir));
@@ -134,13 +134,13 @@ fn nothing_is_lost_or_repeated_whenever_the_writer_is_killed() {
             let temp = TempDir::new("output");
             let dir = vm_dir(&temp);
             let killed = run_killed(&dir, &guest, steps, bytes);
-            check_is_part_of_the_log(&dir);
+            check_reader_finds_part_of_the_log(&dir);
             // A second writer finishes it, and a third finds nothing to do.
             assert_eq!(run_killed(&dir, &guest, usize::MAX, 0), None);
             assert_eq!(run_killed(&dir, &guest, 0, 0), None);
             let (start, text) = read(&dir);
             assert_eq!(text, expected()[usize::try_from(start).unwrap()..]);
-            assert!(start > 0, "the log was never full");
+            assert!(start > 0, "the log was never rotated");
             if killed.is_none() {
                 break;
             }
@@ -151,7 +151,7 @@ fn nothing_is_lost_or_repeated_whenever_the_writer_is_killed() {
 }
 
 #[test]
-fn one_writer_at_a_time_and_the_next_goes_on() {
+fn one_writer_at_a_time_and_the_next_continues() {
     let temp = TempDir::new("output");
     let dir = vm_dir(&temp);
     let now = Instant::now();
@@ -166,7 +166,7 @@ fn one_writer_at_a_time_and_the_next_goes_on() {
     log.journal().handle_output(Stream::Stdout, b"b\n");
     log.commit().unwrap();
     drop(log);
-    // Not at once: a program that another test starts has the file open until it is executed.
+    // Not at once: a child that another test forks holds the file open until it executes a program.
     let lock = dir.output_lock(now + LIMIT).unwrap().unwrap();
     let mut log = OutputLog::open(&dir, lock, Some(0)).unwrap();
     assert_eq!(log.journal().committed().stdout, Some(4));
@@ -174,7 +174,7 @@ fn one_writer_at_a_time_and_the_next_goes_on() {
 }
 
 #[test]
-fn a_log_that_somebody_emptied_goes_on() {
+fn a_log_that_the_user_emptied_continues() {
     let temp = TempDir::new("output");
     let dir = vm_dir(&temp);
     let guest = Guest::new();
@@ -199,7 +199,7 @@ fn the_tail_is_counted_in_lines_across_both_files() {
         let tail = &text[usize::try_from(from - start).unwrap()..];
         assert_eq!(tail.lines().count() as u64, count.min(lines), "{tail}");
     }
-    // A line that has no end yet is one.
+    // A line without a newline counts.
     let mut journal = journal(&dir);
     journal.handle_output(Stream::Stdout, b"x\ny");
     for step in journal.poll_commit() {

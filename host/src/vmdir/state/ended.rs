@@ -1,0 +1,127 @@
+//! How a VMM and a workload ended, as files have it.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+use shared::json::{JsonError, Object};
+use shared::message::ExitStatus;
+
+/// The end of a VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitRecord {
+    /// The exit code, unless a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// ms since 1970 UTC.
+    pub ended_ms: u64,
+}
+
+impl ExitRecord {
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.code == Some(0)
+    }
+
+    /// As in the file and in `inspect`.
+    #[must_use]
+    pub fn to_value(self) -> Value {
+        json!({ "code": self.code, "signal": self.signal, "ended_ms": self.ended_ms })
+    }
+
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+        Ok(Self {
+            code: object.opt_number("code")?,
+            signal: object.opt_number("signal")?,
+            ended_ms: object.number("ended_ms")?,
+        })
+    }
+}
+
+impl fmt::Display for ExitRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "exit code {code}"),
+            (None, Some(signal)) => write!(f, "signal {signal}"),
+            (None, None) => f.write_str("unknown"),
+        }
+    }
+}
+
+/// The end of the workload that the image names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkloadEnd {
+    /// Of its last process.
+    pub status: ExitStatus,
+    /// How often it was restarted; `None` if the guest did not answer in time.
+    pub restarts: Option<u32>,
+    /// When the host learned of it, ms since 1970 UTC.
+    pub ended_ms: u64,
+}
+
+impl WorkloadEnd {
+    /// As in the file and in `inspect`.
+    #[must_use]
+    pub fn to_value(self) -> Value {
+        let (code, signal, core) = match self.status {
+            ExitStatus::Code(code) => (Some(code), None, false),
+            ExitStatus::Signal { number, core } => (None, Some(number), core),
+        };
+        json!({
+            "code": code,
+            "signal": signal,
+            "core": core,
+            "restarts": self.restarts,
+            "ended_ms": self.ended_ms,
+        })
+    }
+
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+        Ok(Self {
+            status: ExitStatus::from_object(object)?,
+            restarts: object.opt_number("restarts")?,
+            ended_ms: object.number("ended_ms")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_survives_its_file() {
+        for (code, signal, text) in [(Some(0), None, "exit code 0"), (None, Some(9), "signal 9")] {
+            let exit = ExitRecord {
+                code,
+                signal,
+                ended_ms: 1,
+            };
+            let bytes = exit.to_value().to_string();
+            let object = Object::parse(bytes.as_bytes()).unwrap();
+            assert_eq!(ExitRecord::from_object(&object).unwrap(), exit);
+            assert_eq!(
+                (exit.to_string().as_str(), exit.is_clean()),
+                (text, code == Some(0))
+            );
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_workload_survives_its_file() {
+        let signal = ExitStatus::Signal {
+            number: 11,
+            core: true,
+        };
+        for (status, restarts) in [(ExitStatus::Code(0), None), (signal, Some(3))] {
+            let end = WorkloadEnd {
+                status,
+                restarts,
+                ended_ms: 1,
+            };
+            let bytes = end.to_value().to_string();
+            let object = Object::parse(bytes.as_bytes()).unwrap();
+            assert_eq!(WorkloadEnd::from_object(&object).unwrap(), end);
+        }
+    }
+}
