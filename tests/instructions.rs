@@ -1,17 +1,17 @@
-//! Goal: the agent does not get slower unnoticed. Method: callgrind counts its instructions in five
-//! fixed scenarios, which no other load on the machine changes, and `instructions.json` beside this
-//! file holds what they were.
+//! Goal: a slower agent is noticed. Method: callgrind counts the agent's instructions in five fixed
+//! scenarios, independently of other load, and compares them with `instructions.json` beside this
+//! file.
 //!
-//! Run again and again, on an idle machine and on a busy one, the counts of a scenario differ by
-//! less than 1 %, and those of the one that moves output by 2 % (more or fewer turns of the loop),
-//! so a growth of 5 % is one of the code. Whoever means it updates the file in the same commit:
+//! Repeated counts of a scenario differ by less than 1 %, and those of the scenario that moves
+//! output by 2 % (more or fewer turns of the loop). So a growth of 5 % comes from the code. A
+//! commit that means it updates the file:
 //!
 //! ```console
 //! $ TEST_UPDATE_INSTRUCTIONS=1 cargo test --package tests --test instructions
 //! ```
 //!
-//! Another compiler or C library makes another program, so the file names those it was made with,
-//! and elsewhere the cases are listed as ignored.
+//! Another compiler or C library makes another program. So the file names the ones it was made
+//! with, and with others the cases are listed as ignored.
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 use std::collections::BTreeMap;
@@ -32,26 +32,26 @@ use tests::client::{Client, probe, rebind};
 use tests::process::{run, signal};
 use tests::{DEADLINE, release_agent, top};
 
-/// Most that a count may exceed what the file says, in percent.
+/// Most percent by which a count may exceed the file's.
 const GROWTH_PERCENT_MAX: u64 = 5;
 
-/// How often a scenario is counted before its growth is believed. The least count stands.
+/// How often a scenario is counted before a growth is believed. The lowest count is taken.
 const COUNTS_MAX: usize = 3;
 
-/// How often for the file, where the median stands.
+/// How often a scenario is counted for the file, which gets the median.
 const COUNTS_FOR_FILE: usize = 5;
 
 /// Bytes that the output scenario moves.
 const OUTPUT_LEN: u64 = 16 << 20;
 
-/// Half a ring: how much output is acknowledged at once.
+/// Half a ring: how much output is acknowledged at a time.
 const ACK_LEN: u64 = 128 * 1024;
 
-/// The C library chooses its copying functions by what the processor can do; these settings leave
+/// The C library chooses its copying functions by the processor's features. These settings leave
 /// one choice on every processor.
 const TUNABLES: &str = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX2,-AVX2_Usable,-AVX,-ERMS,-FSRM";
 
-/// What an agent under callgrind is made to do.
+/// What an agent under callgrind has to do.
 type Scenario = fn(&Path);
 
 const SCENARIOS: [(&str, Scenario); 5] = [
@@ -90,8 +90,8 @@ fn connections_100(socket: &Path) {
     }
 }
 
-/// The probe does not go as deep as a process: the agent would run itself by `/proc/self/exe`,
-/// which under callgrind is callgrind. A command stands for it.
+/// The probe has depth `listener`. For `exec` the agent would start itself through
+/// `/proc/self/exe`, which under callgrind is callgrind. A command stands for it.
 fn rebind_and_probe(socket: &Path) {
     let mut client = Client::connect(socket);
     client.greet();
@@ -104,7 +104,7 @@ fn rebind_and_probe(socket: &Path) {
     exec(&mut fresh, 1, &["true"]);
 }
 
-/// Runs a command to its end, as a client does that keeps what it gets.
+/// Runs a command to its end, as a client that acknowledges what it gets.
 fn exec(client: &mut Client, number: u128, argv: &[&str]) {
     let string = |text: &&str| ByteString::new(*text).unwrap();
     let id = ExecId::from_bytes(number.to_le_bytes());
@@ -134,7 +134,7 @@ fn exec(client: &mut Client, number: u128, argv: &[&str]) {
     }
 }
 
-/// An agent under callgrind, killed when the scenario fails.
+/// An agent under callgrind, killed when dropped.
 struct Counted {
     child: Child,
     folder: TempDir,
@@ -177,7 +177,7 @@ impl Counted {
         socket
     }
 
-    /// Ends the agent and gives what callgrind counted.
+    /// Ends the agent and gives the count.
     fn finish(mut self) -> u64 {
         signal(self.child.id(), Signal::SIGTERM);
         let status = self.child.wait().unwrap();
@@ -196,11 +196,11 @@ impl Drop for Counted {
     }
 }
 
-/// Instructions of the agent's process, from its start to its end, with the scenario in between.
+/// Instructions of the agent's process from its start to its end, with a scenario in between.
 fn count(agent: &Path, scenario: Scenario) -> u64 {
     let mut counted = Counted::start(agent);
     let socket = counted.socket();
-    // So that the scenario begins with an agent that waits.
+    // The scenario begins when the agent waits for events.
     Client::connect(&socket).greet();
     scenario(&socket);
     counted.finish()
@@ -216,7 +216,7 @@ fn file() -> PathBuf {
     top().join("tests/instructions.json")
 }
 
-/// What else than our code decides how many instructions there are.
+/// Everything but our code that decides the number of instructions.
 fn toolchain(agent: &Path) -> String {
     let first_line = |program: &str| {
         let text = run(Command::new(program).arg("--version")).exits(0).out();
@@ -245,7 +245,7 @@ fn check(agent: &Path, name: &str, scenario: Scenario, limit: u64) -> Result<(),
     Err(text.into())
 }
 
-/// Counts everything anew and writes the file.
+/// Counts everything again and writes the file.
 fn update(agent: &Path) {
     let counts: BTreeMap<&str, u64> = SCENARIOS
         .iter()
@@ -257,7 +257,7 @@ fn update(agent: &Path) {
     println!("{counts:#?}");
 }
 
-/// Why the cases cannot be counted here.
+/// Why the cases cannot be counted on this machine, if they cannot.
 fn missing(agent: Option<&Path>, kept: &Value) -> Option<String> {
     let Some(agent) = agent else {
         return Some("valgrind is not installed".to_owned());
@@ -268,7 +268,7 @@ fn missing(agent: Option<&Path>, kept: &Value) -> Option<String> {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each case has two processes that want a processor.
+    // Each case has two processes that need a processor.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let has_valgrind = std::env::split_paths(&path).any(|folder| folder.join("valgrind").exists());

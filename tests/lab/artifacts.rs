@@ -1,7 +1,6 @@
-//! Snapshots that are cut short, that others take, that are checked, and that come one after
-//! another.
+//! Snapshots: killed half-way, taken by other programs, verified, and one after another.
 //!
-//! A command is killed when its log says that a phase has begun: never by the clock.
+//! A command is killed when its log says that a phase has begun, never after a time.
 
 use std::collections::HashSet;
 use std::fs;
@@ -45,14 +44,14 @@ pub(crate) const CASES: &[Case] = &[
     ("lineage_ten_deep", |machine| lineage(machine, 10)),
 ];
 
-/// Takes a snapshot and kills the command when `phase` has begun.
+/// Starts a snapshot and kills it when `phase` has begun.
 fn kill_at(machine: &Machine, phase: &str, artifact: &Path) {
     let mut child = start_to(machine, phase, artifact).0;
     signal(child.id(), Signal::SIGKILL);
     child.wait().unwrap();
 }
 
-/// Starts a snapshot, and comes back with the rest of its log when `phase` has begun.
+/// Starts a snapshot. Returns with the rest of its log when `phase` has begun.
 fn start_to(
     machine: &Machine,
     phase: &str,
@@ -81,7 +80,7 @@ fn a_snapshot_killed_at_any_phase(machine: &Machine) {
     for phase in phases {
         let artifact = folder.join("a");
         kill_at(machine, phase, &artifact);
-        // Killed in its last moment it may have published.
+        // Killed in its last moment, it may have published the artifact.
         if !artifact.exists() {
             machine.snapshot("vm", "artifacts/a", &["--sha256"]);
         }
@@ -93,7 +92,7 @@ fn a_snapshot_killed_at_any_phase(machine: &Machine) {
         assert_eq!(file, "kept\n", "killed at {phase}");
         fs::remove_dir_all(&artifact).unwrap();
     }
-    // What another command finds is put right as well.
+    // Other commands repair what a killed snapshot has left, too.
     kill_at(machine, "save", &folder.join("a"));
     let probe = ["probe", "--name", "vm", "--timeout", TIMEOUT];
     machine.tool(probe).exits(0);
@@ -124,7 +123,7 @@ fn a_vmm_killed_during_its_snapshot(machine: &Machine) {
         signal(vmm, Signal::SIGKILL);
         let log: Vec<String> = log.map_while(Result::ok).collect();
         let status = child.wait().unwrap();
-        // It may have been done with the VMM, or talking to it when it died.
+        // When it was killed, it may have been talking to the VMM or not.
         let log = log.join("\n");
         let is_known = matches!(status.code(), Some(0 | 5 | 8));
         assert!(is_known, "killed at {phase}: {status}\n{log}");
@@ -170,7 +169,7 @@ fn an_artifact_is_listed(machine: &Machine) {
     verify(&bad).exits(3).complains("vmstate has 0 bytes");
     let inspected = machine.tool(["snapshots", "inspect", good.to_str().unwrap()]);
     assert!(inspected.exits(0).out().contains("128M"));
-    // One byte of the guest's memory, or of its devices, is another one.
+    // Changes one byte of the guest's memory or of its devices.
     let state = good.join("vmstate");
     let mut bytes = fs::read(&state).unwrap();
     let middle = bytes.len() / 2;
@@ -204,7 +203,8 @@ fn disks_are_the_clones_own(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Everything that is left of `host-tool` here is its `snapshot`: no VM directory, no supervisor.
+/// `host-tool snapshot` of a VM that it has not started: there is no VM directory and no
+/// supervisor.
 fn a_vm_of_another_program(machine: &Machine) {
     match machine.vmm {
         Vmm::Qemu => {
@@ -271,7 +271,7 @@ fn snapshot_of(
     run(command.arg(machine.path(artifact)).args(more))
 }
 
-/// Without QUIESCE the guest wakes in the midst of what it did, under its source's name.
+/// Without QUIESCE the guest wakes in the middle of its work, with its source's generation.
 fn a_snapshot_taken_behind_our_back(machine: &Machine) {
     machine.boot("vm");
     machine.exec("vm", "echo kept > /tmp/file");
@@ -300,7 +300,7 @@ fn a_snapshot_taken_behind_our_back(machine: &Machine) {
             execute("cont", json!({}));
         }
     }
-    // The manifest is right but for the lengths.
+    // The manifest is right except for the lengths.
     let manifest = PathBuf::from(path("manifest.json"));
     let mut value: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
     for file in value["files"].as_array_mut().unwrap() {
@@ -348,7 +348,7 @@ fn policies_towards_running_commands(machine: &Machine) {
         let mut command = machine.command(args);
         run(command.arg(policy).arg("--out").arg(machine.path(policy)))
     };
-    // Waits until somebody writes to it.
+    // Blocks until the test writes to the pipe.
     let waiting = start("mkfifo /tmp/fifo; read line < /tmp/fifo; echo $line");
     machine.exec("vm", "until test -p /tmp/fifo; do :; done");
     let refused = snapshot("refuse", TIMEOUT).exits(6);
@@ -361,7 +361,7 @@ fn policies_towards_running_commands(machine: &Machine) {
     machine.exec("vm", "echo released > /tmp/fifo");
     assert_eq!(waiting.finish().exits(0).out(), "released\n");
 
-    // Counts for some seconds, in which the guest says that it is busy.
+    // Counts for some seconds, during which the guest answers BUSY.
     let line = "touch /tmp/counting; n=0; until test $n = 300000; do n=$((n+1)); done; echo $n";
     let counting = start(line);
     machine.exec("vm", "until test -e /tmp/counting; do :; done");
@@ -371,7 +371,7 @@ fn policies_towards_running_commands(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Clones of clones, each of which is snapshotted twice at once.
+/// Clones of clones, each of which is snapshotted twice in a row.
 fn lineage(machine: &Machine, depth: usize) {
     let mut artifact = machine.artifact();
     let mut expected = names(machine, &artifact);
@@ -395,7 +395,7 @@ fn lineage(machine: &Machine, depth: usize) {
     machine.is_clean();
 }
 
-/// The names that an artifact's memory had, its own first.
+/// The generations of an artifact's memory, the latest first.
 fn names(machine: &Machine, artifact: &Path) -> Vec<String> {
     let inspected = inspect(machine, artifact);
     let ancestors = inspected["ancestors"].as_array().unwrap().iter();

@@ -1,4 +1,4 @@
-//! What goes wrong is named, has its exit code, and leaves nothing behind.
+//! Bad input: the command names it, has its exit code, and leaves nothing behind.
 
 use std::fs;
 use std::path::Path;
@@ -31,8 +31,8 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 fn a_kernel_that_panics(machine: &Machine) {
-    // An archive of nothing (a newc trailer, padded to a block), and no root device: the kernel
-    // finds no init. Firecracker would refuse a file of no bytes itself.
+    // An empty archive (a newc trailer, padded to a block) and no root device: the kernel finds no
+    // init. Firecracker itself would refuse an empty file.
     let mut archive = format!("070701{:0>88}{:08X}{:08X}", 0, "TRAILER!!!".len() + 1, 0);
     archive.push_str("TRAILER!!!");
     archive.extend(std::iter::repeat_n('\0', 512 - archive.len()));
@@ -77,12 +77,12 @@ fn a_damaged_state_file(machine: &Machine) {
     let ended = run(&mut machine.restore_command(&bad, "clone"));
     assert!([3, 8].contains(&ended.code()), "{ended}");
     machine.is_clean();
-    // The good one was not touched.
+    // The original was not touched.
     machine.restore(&good, "clone");
     machine.end("clone");
 }
 
-/// A flat copy of a folder.
+/// Copies the files of a folder.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
@@ -115,7 +115,7 @@ fn a_disk_that_is_full(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Kills the VMM as soon as a file shows that it has come so far.
+/// Kills the VMM as soon as a file shows how far it has come.
 fn a_vmm_killed_while_it_restores(machine: &Machine) {
     let artifact = machine.artifact();
     let signs: &[&str] = match machine.vmm {
@@ -168,14 +168,14 @@ fn an_interrupted_restore_leaves_nothing(machine: &Machine) {
         signal(child.id(), which);
         let ended = tests::process::finish(child, Vec::new(), "restore", tests::DEADLINE * 3);
         assert_eq!(ended.code(), 128 + which as i32, "{ended}");
-        // The supervisor cleans up after a command that ended early, in whichever way it did.
+        // The supervisor cleans up after a command that ended early.
         machine.await_processes();
         machine.is_clean();
     }
 }
 
 fn a_very_long_state_directory(machine: &Machine) {
-    // Longer than a socket's path may be (108 bytes, unix(7)), and still not our user's problem.
+    // Longer than a socket's path may be (108 bytes, unix(7)). It must work all the same.
     let long = machine.path(&"long".repeat(40));
     fs::create_dir(&long).unwrap();
     let mut command = machine.restore_command(&machine.artifact(), "clone");

@@ -1,4 +1,4 @@
-//! Checkpoints and hooks: what programs in the guest learn of a snapshot, and what the image does
+//! Checkpoints and hooks: what programs in the guest learn of a snapshot, and what the image runs
 //! around one.
 
 use std::collections::HashSet;
@@ -15,20 +15,20 @@ pub(crate) const CASES: &[Case] = &[
     ("hooks_run_around_a_snapshot", hooks_run_around_a_snapshot),
 ];
 
-/// A program that waits at a checkpoint and leaves the verdict in a file.
+/// A program that waits at a checkpoint and writes the result to a file.
 const WAIT: &str = "setsid sh -c 'guest-agent checkpoint --tag built > /tmp/v; mv /tmp/v /verdict' \
                     > /dev/null 2>&1 < /dev/null &";
 
-/// The agent's own program under its name.
+/// Makes the agent available as `guest-agent`.
 const LINK: &str = "ln -sf /init /bin/guest-agent";
 
-/// Waits for the verdict and prints it.
+/// Waits for the result and prints it.
 const VERDICT: &str = "while ! test -e /verdict; do usleep 10000; done; cat /verdict";
 
 fn a_checkpoint_has_a_verdict_in_each_machine(machine: &Machine) {
     machine.boot("vm");
     machine.exec("vm", LINK);
-    let nobody = machine.tool([
+    let waited = machine.tool([
         "snapshot",
         "--name",
         "vm",
@@ -38,8 +38,8 @@ fn a_checkpoint_has_a_verdict_in_each_machine(machine: &Machine) {
         "--out",
         machine.path("none").to_str().unwrap(),
     ]);
-    let nobody = nobody.exits(124);
-    nobody.complains("no program in the guest came to checkpoint other");
+    let waited = waited.exits(124);
+    waited.complains("no program in the guest came to checkpoint other");
     assert!(!machine.path("none").exists());
 
     machine.exec("vm", WAIT);
@@ -64,7 +64,7 @@ fn a_checkpoint_has_a_verdict_in_each_machine(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Puts a hook into a running machine, and its snapshots.
+/// Adds a hook to a running machine, and so to its snapshots.
 fn add_hook(machine: &Machine, name: &str, script: &str) {
     let path = format!("/etc/guest-agent/{name}");
     let text = format!("#!/bin/sh\\n{script}\\n");
@@ -88,7 +88,7 @@ fn hooks_run_around_a_snapshot(machine: &Machine) {
     }
     let artifact = machine.snapshot("vm", "artifact", &[]);
     let before = "snapshot.d/20-b\nsnapshot.d/10-a\n";
-    // In the source nothing is to be put right.
+    // Restore hooks do not run in the source.
     assert_eq!(machine.exec("vm", "cat /seen"), before);
     let record = machine.restore(&artifact, "clone");
     let after = "restore.d/10-a\nrestore.d/20-b\n";

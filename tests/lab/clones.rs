@@ -1,4 +1,4 @@
-//! Clones differ in what must differ, answer at once, and can be measured.
+//! Clones differ where they must, answer at once, and can be measured.
 
 use std::time::SystemTime;
 
@@ -38,7 +38,7 @@ fn two_clones_at_once(machine: &Machine) {
         let before = unix_seconds();
         let inside: f64 = machine.exec(name, "date +%s").trim().parse().unwrap();
         let after = unix_seconds();
-        // `date` prints whole seconds, and 1 s is what is promised on either side.
+        // `date` prints whole seconds, and the agent promises 1 s either way.
         let is_right = (before - 2.0..=after + 1.0).contains(&inside);
         assert!(
             is_right,

@@ -1,8 +1,8 @@
-//! Each step of restore, snapshot and boot is made to fail, and to kill its command.
+//! Each step of restore, snapshot and boot fails once, and once kills its command.
 //!
-//! Goal: whatever step fails, the command says which one, leaves nothing behind that is not a VM or
-//! an artifact as a whole, and works when it is given again. Method: `HOST_TOOL_FAILPOINTS`, a
-//! point at a time, and a look at the mark that each leaves when it fires.
+//! Goal: whichever step fails, the command names it, leaves nothing but complete VMs and artifacts,
+//! and works when it is repeated. Method: `HOST_TOOL_FAILPOINTS`, one point at a time. Each point
+//! prints a mark when it fires, which the cases check.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,7 +45,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_step_fails_in_a_clone", a_step_fails_in_a_clone),
 ];
 
-/// A point, and the exit code of a failure there. The phase is the front of the name.
+/// A point, and the exit code when it fails. The point's name begins with the phase.
 pub(crate) type Point = (&'static str, i32);
 
 pub(crate) const RESTORE: &[Point] = &[
@@ -97,7 +97,7 @@ const STOP: Point = ("stop.before", 1);
 
 const BOOT: &[Point] = &[("start.before", 5), ("start.after", 5)];
 
-/// The supervisor's own points, before the VM is in use.
+/// Points of the supervisor before the VM is in use.
 const SUPERVISOR_EARLY: &[&str] = &[
     "supervisor.started",
     "supervisor.locked",
@@ -105,16 +105,15 @@ const SUPERVISOR_EARLY: &[&str] = &[
     "supervisor.reported",
 ];
 
-/// While it is in use.
+/// While the VM is in use.
 const SUPERVISOR_LATE: &[&str] = &["supervisor.kept", "supervisor.scribe", "supervisor.health"];
 
-/// When the VMM has ended.
+/// After the VMM has ended.
 const SUPERVISOR_LAST: &[&str] = &["supervisor.reaped", "supervisor.recorded"];
 
-/// When the command that was bringing the VM up has died.
+/// After the command that was starting the VM has died.
 const SUPERVISOR_REMOVE: &str = "supervisor.remove";
 
-/// What a point does to its command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Fail,
@@ -130,7 +129,7 @@ impl Fault {
     }
 }
 
-/// Runs the command with one point armed. Fails unless that fired, and ended the command as it
+/// Runs the command with one point armed. Fails unless the point fired and the command ended as it
 /// should.
 #[track_caller]
 fn run_with(command: &mut Command, (name, exit): Point, fault: Fault) -> Finished {
@@ -155,7 +154,7 @@ fn run_with(command: &mut Command, (name, exit): Point, fault: Fault) -> Finishe
     }
 }
 
-/// A point that no case fires would be a point that does nothing.
+/// Each point of the program must be in one of these lists.
 fn every_failpoint_has_a_case(machine: &Machine) {
     let mut command = machine.command(["ls"]);
     let refused = run(command.env("HOST_TOOL_FAILPOINTS", "?")).exits(2).err();
@@ -169,7 +168,7 @@ fn every_failpoint_has_a_case(machine: &Machine) {
     assert_eq!(listed, fired);
 }
 
-/// Arms all of them with a delay, and fails unless all have fired.
+/// Runs the command with a delay at all points, and fails unless all have fired.
 #[track_caller]
 fn delay_all(command: &mut Command, points: &[Point]) {
     let armed: Vec<String> = points
@@ -182,7 +181,7 @@ fn delay_all(command: &mut Command, points: &[Point]) {
     }
 }
 
-/// Nothing depends on one step following another at once.
+/// No step relies on the next one following at once.
 fn a_slow_host(machine: &Machine) {
     let artifact = machine.artifact();
     delay_all(&mut machine.restore_command(&artifact, "vm"), RESTORE);
@@ -196,15 +195,16 @@ fn a_slow_host(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Each command goes past the points of those before it, so that it also is the same command given
-/// again.
+/// Each command passes the points of those before it, so each is also the repetition of the one
+/// before.
 fn restore_at_each_point(machine: &Machine, fault: Fault) {
     let artifact = machine.artifact();
     for &point in RESTORE {
         run_with(&mut machine.restore_command(&artifact, "vm"), point, fault);
         match fault {
             Fault::Fail => machine.is_clean(),
-            // What its supervisor is still taking away must be in nobody's way.
+            // The supervisor may still be removing what the killed command left. It must not
+            // disturb the next.
             Fault::Kill => {}
         }
     }
@@ -221,7 +221,7 @@ fn snapshot_command(machine: &Machine, artifact: &Path) -> Command {
     command
 }
 
-/// What a snapshot with a fault left is a whole artifact or none, and a source that goes on.
+/// After a failed snapshot the artifact is complete or absent, and the source runs.
 #[track_caller]
 fn is_whole(machine: &Machine, folder: &Path, point: Point, fault: Fault) {
     let kept = machine.exec("vm", "cat /tmp/file");
@@ -232,13 +232,13 @@ fn is_whole(machine: &Machine, folder: &Path, point: Point, fault: Fault) {
         machine.tool(args).exits(0);
         fs::remove_dir_all(&artifact).unwrap();
     }
-    // The draft of a command that was killed is there until the next one for the same target.
+    // The draft of a killed command stays until the next command for the same target.
     let drafts_max = usize::from(fault == Fault::Kill);
     let drafts = fs::read_dir(folder).unwrap().count();
     assert!(drafts <= drafts_max, "{drafts} drafts at {point:?}");
 }
 
-/// As for a restore, each command also is the one before it, given again.
+/// As for a restore, each command is also the repetition of the one before.
 fn snapshot_at_each_point(machine: &Machine, fault: Fault) {
     machine.restore(&machine.artifact(), "vm");
     machine.exec("vm", "echo kept > /tmp/file");
@@ -282,7 +282,7 @@ fn a_boot_fails(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Boots a guest with faults of its own, and takes a snapshot that carries what is left of them.
+/// Boots a guest with faults, and takes a snapshot that carries those which have not happened yet.
 fn faulty_artifact(machine: &Machine, faults: &str) -> std::path::PathBuf {
     let image = std::env::var("TEST_INITRD_FAILPOINTS").unwrap();
     let mut command = machine.command(machine.boot_image("origin", &image));
@@ -295,7 +295,7 @@ fn faulty_artifact(machine: &Machine, faults: &str) -> std::path::PathBuf {
     artifact
 }
 
-/// What was not answered is asked for again, and one more attempt is all that shows.
+/// The host asks again for a lost answer; only the count of attempts shows it.
 fn answers_are_lost(machine: &Machine) {
     let artifact = faulty_artifact(machine, "cut:quiesced,mute:rebound@2,cut:probed@2");
     let record = machine.restore(&artifact, "clone");
@@ -308,7 +308,7 @@ fn answers_are_lost(machine: &Machine) {
     machine.is_clean();
 }
 
-/// The failure is told, and again to whoever asks a guest that was kept.
+/// The failure is reported, and again by each command to a guest that was kept.
 fn a_step_fails_in_a_clone(machine: &Machine) {
     let artifact = faulty_artifact(machine, "listener@2");
     let text = "injected at failpoint listener";
@@ -324,7 +324,7 @@ fn a_step_fails_in_a_clone(machine: &Machine) {
     machine.is_clean();
 }
 
-/// A restore whose supervisor has one point armed; with a health check, for its thread.
+/// A restore with points armed in its supervisor, and with a health check for that thread's point.
 fn restore_with(machine: &Machine, artifact: &Path, points: &str) -> Command {
     let mut command = machine.restore_command(artifact, "vm");
     command.args(["--health-cmd", "true"]);
@@ -332,7 +332,7 @@ fn restore_with(machine: &Machine, artifact: &Path, points: &str) -> Command {
     command
 }
 
-/// Waits until the supervisor has ended, if it has not.
+/// Waits for the supervisor's end.
 fn await_supervisor(machine: &Machine) {
     for (pid, name) in machine.processes() {
         if name.starts_with("host-tool") {
@@ -342,14 +342,14 @@ fn await_supervisor(machine: &Machine) {
     }
 }
 
-/// Fails unless the supervisor's log comes to hold `text`.
+/// Waits until the supervisor's log contains `text`.
 #[track_caller]
 fn supervisor_says(machine: &Machine, text: &str) {
     let path = machine.state_dir().join("vm/supervisor.log");
     let started_at = Instant::now();
     while !fs::read_to_string(&path).unwrap_or_default().contains(text) {
         assert!(started_at.elapsed() < tests::DEADLINE, "no {text:?}");
-        // As somebody would who waits for it.
+        // Another command meanwhile must not disturb.
         machine.tool(["ls"]);
     }
 }
@@ -360,8 +360,8 @@ fn listed(machine: &Machine) -> serde_json::Value {
     machine.tool(["ls", "--json"]).exits(0).json()["vms"][0].take()
 }
 
-/// The command fails with what the supervisor said, or that it said nothing. Nothing is left, not
-/// even of a VMM that nobody but the supervisor knew of.
+/// The command fails with the supervisor's error, or because the supervisor said nothing. Nothing
+/// is left, not even a VMM that only the supervisor knew.
 fn a_supervisor_fails_early(machine: &Machine) {
     let artifact = machine.artifact();
     for point in SUPERVISOR_EARLY {
@@ -369,7 +369,7 @@ fn a_supervisor_fails_early(machine: &Machine) {
             let points = format!("{point}={}", fault.word());
             let ended = run(&mut restore_with(machine, &artifact, &points));
             let expected: &[i32] = match (*point, fault) {
-                // The VMM was known, so that its end is what is noticed, or the lost supervisor.
+                // The VMM was known, so the command notices its end or the lost supervisor.
                 ("supervisor.reported", Fault::Fail) => &[5, 8],
                 ("supervisor.reported", Fault::Kill) => &[1],
                 _ => &[5],
@@ -391,7 +391,7 @@ fn a_supervisor_fails_early(machine: &Machine) {
     machine.is_clean();
 }
 
-/// The VM goes on, `ls` says whether somebody looks after it, and it ends as any other.
+/// The VM runs on, `ls` says whether it is supervised, and it ends like any other.
 fn a_supervisor_fails_late(machine: &Machine) {
     let artifact = machine.artifact();
     for point in SUPERVISOR_LATE {
@@ -399,7 +399,7 @@ fn a_supervisor_fails_late(machine: &Machine) {
             let points = format!("{point}={}", fault.word());
             run(&mut restore_with(machine, &artifact, &points)).exits(0);
             supervisor_says(machine, &format!("failpoint {point} fired"));
-            // A thread that fails is not missed by the others.
+            // When one thread fails, the others run on.
             let is_gone = fault == Fault::Kill || *point == "supervisor.kept";
             if is_gone {
                 await_supervisor(machine);
@@ -412,7 +412,7 @@ fn a_supervisor_fails_late(machine: &Machine) {
     }
 }
 
-/// How the VMM ended may be lost, and nothing else.
+/// At most the record of how the VMM ended is lost.
 fn a_supervisor_fails_last(machine: &Machine) {
     let artifact = machine.artifact();
     for point in SUPERVISOR_LAST {
@@ -430,7 +430,7 @@ fn a_supervisor_fails_last(machine: &Machine) {
             machine.is_clean();
         }
     }
-    // The command dies, and its supervisor while it takes away what they made together.
+    // The command dies, and then its supervisor while it removes the VM.
     for fault in [Fault::Fail, Fault::Kill] {
         let points = format!("load.before=kill,{SUPERVISOR_REMOVE}={}", fault.word());
         run(&mut restore_with(machine, &artifact, &points)).exits(137);
@@ -442,7 +442,7 @@ fn a_supervisor_fails_last(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Nothing depends on the supervisor being quick.
+/// No step relies on a fast supervisor.
 fn a_slow_supervisor(machine: &Machine) {
     let artifact = machine.artifact();
     let points = [SUPERVISOR_EARLY, SUPERVISOR_LATE, SUPERVISOR_LAST].concat();

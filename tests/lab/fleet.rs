@@ -1,5 +1,5 @@
-//! Many clones with one command, VMMs that others started, and what is told on the way: traces,
-//! states, a service manager.
+//! Many clones with one command, VMMs that other programs started, traces, states, and a service
+//! manager.
 
 use std::collections::HashSet;
 use std::fs;
@@ -35,14 +35,14 @@ pub(crate) const CASES: &[Case] = &[
     ("a_service_manager_is_told", a_service_manager_is_told),
 ];
 
-/// The command that restores `count` clones.
+/// A command that restores `count` clones.
 fn fleet_command(machine: &Machine, artifact: &Path, count: &str) -> Command {
     let mut command = machine.restore_command(artifact, "job");
     command.args(["--count", count, "--parallel", "2"]);
     command
 }
 
-/// Starts a command whose pipes are read at its end.
+/// Starts a command with pipes that are read at its end.
 fn spawn(command: &mut Command) -> Child {
     let piped = Stdio::piped;
     command.stdin(piped()).stdout(piped()).stderr(piped());
@@ -53,7 +53,7 @@ fn end_of(child: Child, text: &str) -> Finished {
     finish(child, Vec::new(), text, tests::DEADLINE * 3)
 }
 
-/// Events of a trace, by kind.
+/// The events of a trace that have this kind.
 fn events(trace: &Value, kind: &str) -> Vec<Value> {
     let events = trace["traceEvents"].as_array().unwrap().iter();
     events
@@ -99,7 +99,7 @@ fn three_clones_with_one_command(machine: &Machine) {
         assert!(picture.contains(name.as_str()), "no {name} in the picture");
     }
 
-    // A name that is in use costs nothing: no clone is started for the others.
+    // A name that is in use is found before any clone is started.
     machine.end("job-1");
     let again = run(&mut fleet_command(machine, &artifact, "3")).exits(2);
     again.complains("job-2");
@@ -110,7 +110,7 @@ fn three_clones_with_one_command(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Fails unless the trace shows every phase of this clone, its attempts and its guest's steps.
+/// Fails unless the trace shows all phases of this clone, its attempts, and its guest's steps.
 #[track_caller]
 fn is_whole(trace: &Path, name: &str) {
     let trace: Value = serde_json::from_slice(&fs::read(trace).unwrap()).unwrap();
@@ -192,7 +192,7 @@ fn a_clone_that_fails_alone(machine: &Machine) {
 
 fn an_interrupted_fleet_leaves_nothing(machine: &Machine) {
     let artifact = machine.artifact();
-    // The third one begins when another is ready already.
+    // The third clone begins when another one is ready already.
     for sign in ["job-1/api.sock", "job-3/api.sock"] {
         let mut child = spawn(&mut fleet_command(machine, &artifact, "3"));
         let path = machine.state_dir().join(sign);
@@ -206,11 +206,11 @@ fn an_interrupted_fleet_leaves_nothing(machine: &Machine) {
     }
 }
 
-/// A VMM that this test started, as another program would.
+/// A VMM that the test starts itself, as another program would.
 struct Foreign {
     child: Child,
     folder: PathBuf,
-    /// How `host-tool` is told about its guest.
+    /// The options with which `host-tool` reaches its guest.
     target: [String; 2],
 }
 
@@ -256,7 +256,7 @@ impl Foreign {
 
 const FOREIGN_CID: &str = "4711";
 
-/// What `host-tool` itself starts for a clone, under another context id.
+/// QEMU's command line as `host-tool` writes it for a clone, with another context id.
 fn qemu_arguments(machine: &Machine, artifact: &Path) -> (String, Vec<String>) {
     machine.restore(artifact, "model");
     let path = machine.state_dir().join("model").join("launch.json");
@@ -284,7 +284,7 @@ fn a_vmm_that_somebody_else_started(machine: &Machine) {
         .args(["--", "sh", "-c", "echo here"]);
     assert_eq!(run(&mut exec).exits(0).out(), "here\n");
 
-    // A machine that is there is not replaced, and a failure leaves it to its owner.
+    // A running machine is not replaced, and a failure does not end it.
     let again = foreign.restore(machine, &artifact);
     again.exits(5).complains("has a machine already");
     assert_eq!(run(&mut exec).exits(0).out(), "here\n");
@@ -334,7 +334,7 @@ fn a_clone_is_named_by_its_first_probe(machine: &Machine) {
     assert_eq!(machine.exec("clone", "hostname"), "late\n");
     machine.end("clone");
 
-    // Nobody there: the time limit ends it, and what was seen is told.
+    // Without a guest the time limit ends the command, which reports what it saw.
     let path = machine.path("none");
     let mut command = machine.command(["probe", "--watch", "--json", "--timeout", "1500ms"]);
     let ended = run(command.arg("--unix").arg(path)).exits(2);

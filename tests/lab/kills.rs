@@ -1,9 +1,9 @@
-//! A VMM and a supervisor are killed at each point of the commands that work with them.
+//! A VMM or a supervisor is killed at each point of the commands that work with them.
 //!
-//! Goal: whoever dies whenever, the command says so long before its time is up, and the same
-//! command given again works. Method: `HOST_TOOL_FAILPOINTS` with a delay, whose mark says that
-//! the command has come to the point; the delay is time enough to be killed in, and nothing but the
-//! point at which that happens hangs on it.
+//! Goal: whichever process dies at whatever point, the command fails long before its time limit,
+//! and works when it is repeated. Method: `HOST_TOOL_FAILPOINTS` with a delay. Its mark says that
+//! the command has come to the point, and the delay leaves time to kill there; nothing else depends
+//! on it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -32,7 +32,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
 ];
 
-/// Who is killed.
+/// The process to kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
     Vmm,
@@ -49,7 +49,7 @@ impl Victim {
     }
 }
 
-/// Runs the command, and kills when it has come to the point.
+/// Runs the command, and calls `kill` when it has come to the point.
 #[track_caller]
 fn run_and_kill(command: &mut Command, point: &str, kill: impl FnOnce()) -> Finished {
     command.env("HOST_TOOL_FAILPOINTS", format!("{point}=delay:1000"));
@@ -71,17 +71,17 @@ fn run_and_kill(command: &mut Command, point: &str, kill: impl FnOnce()) -> Fini
     }
 }
 
-/// Each restore also is the one before it, given again.
+/// Each restore is also the repetition of the one before.
 fn killed_during_restores(machine: &Machine, victim: Victim) {
     let artifact = machine.artifact();
     let points = RESTORE.iter().map(|(point, _)| *point);
-    // Nobody is there to be killed before.
+    // Before this point there is no process to kill.
     for point in points.skip_while(|point| *point != "spawn.spawned") {
         let mut command = machine.restore_command(&artifact, "vm");
         let ended = run_and_kill(&mut command, point, || victim.kill(machine));
         eprintln!("{victim:?} killed at {point}: {ended}");
         match ended.code() {
-            // Too late to do harm to the command, or no harm at all.
+            // It came too late to disturb the command, or does not matter there.
             0 => drop(machine.tool(["rm", "vm", "--force"]).exits(0)),
             1 | 5 | 8 => {}
             _ => panic!("{victim:?} killed at {point}: {ended}"),
@@ -94,7 +94,7 @@ fn killed_during_restores(machine: &Machine, victim: Victim) {
     machine.is_clean();
 }
 
-/// A supervisor is not in the path of a snapshot, so that its death changes nothing.
+/// A snapshot does not need the supervisor, so its death changes nothing.
 fn a_supervisor_killed_during_snapshots(machine: &Machine) {
     let origin = machine.artifact();
     let artifact = machine.path("copy");

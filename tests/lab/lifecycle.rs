@@ -33,7 +33,7 @@ fn boot_exec_stop(machine: &Machine) {
             .last(),
         Some("init")
     );
-    // The agent goes before what it runs.
+    // The agent has a higher priority than its commands.
     let niceness =
         "for p in 1 self; do read -r line </proc/$p/stat; set -- $line; echo ${19}; done";
     assert_eq!(machine.exec("vm", niceness), "-10\n0\n");
@@ -133,7 +133,7 @@ fn a_health_check_in_a_machine(machine: &Machine) {
     };
     runs_until(1);
     assert_eq!(health()["status"], "healthy");
-    // A snapshot is no illness, whatever it does to a run.
+    // A snapshot does not make the VM unhealthy, even when it disturbs a check.
     for number in 0..3 {
         machine.snapshot("vm", &format!("artifact-{number}"), &[]);
         let runs = health()["runs"].as_u64().unwrap();

@@ -1,4 +1,5 @@
-//! A state directory of its own, the built `host-tool` in it, and a look at what is left over.
+//! The environment of a case: a state directory of its own, the built `host-tool`, and checks of
+//! what is left behind.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -13,7 +14,7 @@ use tests::program;
 
 use crate::standstill;
 
-/// How long a command may take that starts a virtual machine. The emulated lab boots one in 5 s.
+/// Time limit of commands that start a virtual machine. The emulated lab boots one in 5 s.
 pub(crate) const TIMEOUT: &str = "120s";
 
 /// A VMM that cases run on.
@@ -26,7 +27,7 @@ pub(crate) enum Vmm {
 impl Vmm {
     pub(crate) const ALL: [Self; 2] = [Self::Qemu, Self::Firecracker];
 
-    /// Why cases cannot run on this VMM here.
+    /// Why cases cannot run on this VMM, if they cannot.
     pub(crate) fn missing(self) -> Option<String> {
         if std::env::var_os("LAB").is_none() {
             return Some("not in the lab; use scripts/test.sh lab".to_owned());
@@ -64,10 +65,10 @@ impl fmt::Display for Vmm {
     }
 }
 
-/// Artifacts that several cases only read, one for each VMM.
+/// Artifacts that several cases read and do not change, one for each VMM.
 static ARTIFACTS: Mutex<Vec<(Vmm, TempDir)>> = Mutex::new(Vec::new());
 
-/// One case's world. Whatever it started is ended when it is dropped.
+/// The environment of one case. Everything that the case has started is ended when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) vmm: Vmm,
@@ -92,7 +93,7 @@ impl Machine {
         self.path("state")
     }
 
-    /// `host-tool` with these arguments, not started yet.
+    /// A `host-tool` command.
     pub(crate) fn command<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
@@ -103,13 +104,13 @@ impl Machine {
         tool
     }
 
-    /// `host-tool` with these arguments, to its end.
+    /// Runs a `host-tool` command to its end.
     #[track_caller]
     pub(crate) fn tool<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Finished {
         run(&mut self.command(arguments))
     }
 
-    /// `host-tool` with these arguments, running.
+    /// Starts a `host-tool` command.
     #[track_caller]
     pub(crate) fn start<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
         let mut command = self.command(arguments);
@@ -123,13 +124,13 @@ impl Machine {
         }
     }
 
-    /// The arguments that boot the test image.
+    /// Arguments that boot the test image.
     pub(crate) fn boot_arguments(&self, name: &str) -> Vec<String> {
         let variable = |name: &str| std::env::var(name).unwrap();
         self.boot_image(name, &variable("TEST_INITRD"))
     }
 
-    /// The arguments that boot another image.
+    /// Arguments that boot another image.
     pub(crate) fn boot_image(&self, name: &str, initrd: &str) -> Vec<String> {
         let kernel = std::env::var("TEST_KERNEL").unwrap();
         let args = [
@@ -151,7 +152,7 @@ impl Machine {
         args.map(str::to_owned).to_vec()
     }
 
-    /// Boots the test image under `name` and gives its record.
+    /// Boots the test image. Gives the command's record.
     #[track_caller]
     pub(crate) fn boot(&self, name: &str) -> serde_json::Value {
         let record = self.tool(self.boot_arguments(name)).exits(0).json();
@@ -159,7 +160,7 @@ impl Machine {
         record
     }
 
-    /// Runs a shell line in the guest and gives what it printed.
+    /// Runs a shell line in the guest. Gives its output.
     #[track_caller]
     pub(crate) fn exec(&self, name: &str, line: &str) -> String {
         self.tool([
@@ -177,7 +178,7 @@ impl Machine {
         .out()
     }
 
-    /// Takes a snapshot into a fresh folder and gives it.
+    /// Takes a snapshot into a new folder. Gives the folder.
     #[track_caller]
     pub(crate) fn snapshot(&self, name: &str, artifact: &str, more: &[&str]) -> PathBuf {
         let path = self.path(artifact);
@@ -196,7 +197,7 @@ impl Machine {
         path
     }
 
-    /// Restores an artifact under `name` and gives the record.
+    /// Restores an artifact. Gives the command's record.
     #[track_caller]
     pub(crate) fn restore(&self, artifact: &Path, name: &str) -> serde_json::Value {
         let record = run(&mut self.restore_command(artifact, name))
@@ -206,7 +207,6 @@ impl Machine {
         record
     }
 
-    /// The command that does.
     pub(crate) fn restore_command(&self, artifact: &Path, name: &str) -> Command {
         let args = [
             "restore",
@@ -222,7 +222,7 @@ impl Machine {
         command
     }
 
-    /// Stops a machine and forgets it.
+    /// Stops and removes a machine.
     #[track_caller]
     pub(crate) fn end(&self, name: &str) {
         self.tool(["stop", name, "--timeout", TIMEOUT]).exits(0);
@@ -269,7 +269,7 @@ impl Machine {
         found
     }
 
-    /// Waits until every process in the state directory has ended.
+    /// Waits until all processes in the state directory have ended.
     pub(crate) fn await_processes(&self) {
         for (pid, _) in self.processes() {
             let pid = format!("--pid={pid}");
@@ -277,7 +277,7 @@ impl Machine {
         }
     }
 
-    /// Fails when anything of a machine is left.
+    /// Fails when something of a machine is left.
     #[track_caller]
     pub(crate) fn is_clean(&self) {
         assert_eq!(self.processes(), [], "processes are left");
@@ -288,7 +288,7 @@ impl Machine {
         assert!(left.is_empty(), "left behind: {left:?}");
     }
 
-    /// The logs of every machine, for a case that failed.
+    /// The logs of all machines, for a case that failed.
     pub(crate) fn logs(&self) -> String {
         let mut text = String::new();
         for folder in fs::read_dir(self.state_dir()).unwrap().flatten() {
@@ -302,7 +302,7 @@ impl Machine {
         text
     }
 
-    /// What the machines that still run do: one that is deaf, or one that stands still.
+    /// What running machines do: whether a guest does not answer or its processor stands still.
     pub(crate) fn look_at_processors(&self) -> String {
         let mut text = String::new();
         let list_threads = || {
@@ -338,7 +338,6 @@ impl Drop for Machine {
     }
 }
 
-/// A `host-tool` that runs.
 #[derive(Debug)]
 pub(crate) struct Running {
     text: String,
@@ -346,12 +345,10 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Whether it has ended.
     pub(crate) fn is_over(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end.
     #[track_caller]
     pub(crate) fn finish(self) -> Finished {
         finish(self.child, Vec::new(), &self.text, tests::DEADLINE * 3)

@@ -1,9 +1,9 @@
-//! Real microVMs: every case runs on every VMM that is here.
+//! Real microVMs: every case runs on every VMM that is installed.
 //!
-//! Goal: the whole path, boot to stop, on real Firecracker and real QEMU. Method: the built
-//! `host-tool`, an image with the release agent as its `/init`, and nothing in between. Run it
-//! through `scripts/test.sh lab`, which makes the image and runs this program inside
-//! `scripts/lab.sh`. A VMM that is not here has its cases listed as ignored, by name.
+//! Goal: the whole path, from boot to stop, on real Firecracker and real QEMU. Method: the built
+//! `host-tool`, and an image with the release agent as its `/init`. Run it through `scripts/test.sh
+//! lab`, which makes the image and runs this program inside `scripts/lab.sh`. The cases of a VMM
+//! that is missing are listed as ignored, by name.
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 mod artifacts;
@@ -32,7 +32,7 @@ use libtest_mimic::{Arguments, Trial};
 use machine::{Machine, Vmm};
 use soak::Plan;
 
-/// One case: its name, and what it does on a VMM.
+/// A case: its name, and what it does on a VMM.
 type Case = (&'static str, fn(&Machine));
 
 /// The cases that `TEST_LAB_SET=quick` leaves out: each takes several minutes in the emulated lab,

@@ -1,4 +1,4 @@
-//! Guests with a network interface: clones get an address of their own, on a link that stays up.
+//! Guests with a network interface: clones get an address of their own, and their link stays up.
 
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -25,7 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
 ];
 
-/// Why no case here can run on this machine.
+/// Why no case of this file can run on this machine, if so.
 pub(crate) fn missing() -> Option<String> {
     if !Path::new("/dev/net/tun").exists() {
         return Some("no /dev/net/tun".to_owned());
@@ -43,7 +43,7 @@ pub(crate) fn missing() -> Option<String> {
     }
 }
 
-/// A tap device of this machine, gone with the value.
+/// A tap device of this machine, removed when dropped.
 struct Tap(&'static str);
 
 impl Tap {
@@ -64,7 +64,7 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        // The machine ends soon, and the device with it.
+        // The lab ends soon, and the device with it.
         let _ = Command::new("ip").args(["link", "delete", self.0]).output();
     }
 }
@@ -74,7 +74,7 @@ fn ip(args: &[&str]) {
     run(Command::new("ip").args(args)).exits(0);
 }
 
-/// Fails unless the guest answers at this address. Nobody listens there, which it says itself.
+/// Fails unless the guest answers at this address. No program listens there, so it refuses.
 #[track_caller]
 fn answers(address: &str) {
     let address = SocketAddr::new(address.parse::<IpAddr>().unwrap(), 9);
@@ -96,7 +96,7 @@ fn reaches(machine: &Machine, name: &str, address: &str) {
     greeter.join().unwrap();
 }
 
-/// The tap devices of the cases, each with a network of its own.
+/// The tap devices of the cases, each in a network of its own.
 fn taps() -> [Tap; 2] {
     [
         Tap::new("labtap0", &["10.77.0.1/24"]),
@@ -104,8 +104,8 @@ fn taps() -> [Tap; 2] {
     ]
 }
 
-/// A snapshot of a machine that has used its network. How often its link went up or down before
-/// stands in a file of it.
+/// A snapshot of a machine that has used its network. It contains the number of link changes so
+/// far.
 fn artifact(machine: &Machine, more: &[&str]) -> PathBuf {
     let mut args = machine.boot_arguments("origin");
     let network = "--nic labtap0,mac=02:00:00:00:77:02 --net-address 10.77.0.2/24 \
@@ -131,7 +131,7 @@ fn restore(machine: &Machine, artifact: &Path, name: &str, args: &str) {
     run(command.args(args.split_whitespace())).exits(0);
 }
 
-/// Fails if the link of a clone went up or down after it was the origin's.
+/// Fails if a clone's link went up or down since the snapshot.
 #[track_caller]
 fn link_stayed_up(machine: &Machine, name: &str) {
     let line = format!("cat /tmp/carrier_changes {CARRIER_CHANGES} /sys/class/net/eth0/operstate");
@@ -147,7 +147,7 @@ const CARRIER_CHANGES: &str = "/sys/class/net/eth0/carrier_changes";
 fn clones_have_a_network_of_their_own(machine: &Machine) {
     let _taps = taps();
     let artifact = artifact(machine, &[]);
-    // In the network of the origin, where the kernel takes a second address away with the first.
+    // In the origin's network, where the kernel removes a second address together with the first.
     let near = "--net-address 10.77.0.3/24 --net-mac 02:00:00:00:77:03";
     restore(machine, &artifact, "one", near);
     let far = "--nic labtap1 --net-address 10.77.1.2/24 --net-gateway 10.77.1.1 \
@@ -172,7 +172,7 @@ fn clones_have_a_network_of_their_own(machine: &Machine) {
     let neighbours = machine.exec("two", "cat /proc/net/arp");
     assert!(!neighbours.contains("10.77.0.1"), "{neighbours}");
 
-    // A tap device that another VM is on, before a VMM is started.
+    // A tap device that another VM uses is found before a VMM is started.
     let mut command = machine.restore_command(&artifact, "three");
     run(&mut command).exits(5).complains("another VM uses it");
     for name in ["one", "two"] {
@@ -203,7 +203,7 @@ fn a_network_that_cannot_be_is_said(machine: &Machine) {
         (&["--nic", "labtap9"][..], 5, "there is no tap device"),
         (&["--nic", "lo"], 5, "is no tap device"),
         (&["--count", "2"], 2, "each clone needs a tap device"),
-        // The guest is not ready with half of a network.
+        // A guest with half of its network is not ready.
         (
             &[
                 "--net-address",
@@ -221,7 +221,7 @@ fn a_network_that_cannot_be_is_said(machine: &Machine) {
     }
 }
 
-/// Asks the metadata service for the epoch, as its second version wants it: with a token.
+/// Asks the metadata service for the epoch, with a token as its second version demands.
 const ASK_EPOCH: &str = r"
 ask() { timeout 10 nc 169.254.169.254 80 | tail -n 1; }
 token=$(printf 'PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n' | ask)
@@ -253,8 +253,8 @@ fn metadata_of_a_clone(machine: &Machine) {
     machine.is_clean();
 }
 
-/// What the agent of a machine has counted, once that is as it should be. Each answer of the agent
-/// is a turn of its loop.
+/// Waits until the counters of a machine's agent match, and gives them. With each answer the
+/// agent's loop completes a turn.
 #[track_caller]
 fn await_counters(
     machine: &Machine,
@@ -273,10 +273,11 @@ fn await_counters(
     }
 }
 
-/// The agent's own watch, through a snapshot and into a clone, whose VMM knows no token of before.
+/// The agent's own watch of the metadata, through a snapshot and into a clone. The clone's VMM does
+/// not know the token from before.
 fn a_clone_sees_its_epoch(machine: &Machine) {
     if machine.vmm == Vmm::Qemu {
-        // It has no metadata service; `metadata_of_a_clone` has that.
+        // QEMU has no metadata service; `metadata_of_a_clone` covers it.
         return;
     }
     let _taps = taps();
@@ -303,7 +304,7 @@ fn a_clone_sees_its_epoch(machine: &Machine) {
     assert_eq!(machine.exec("clone", "echo ready"), "ready\n");
     machine.end("clone");
 
-    // Nothing hangs on it: a clone without data, and without an address that is answered.
+    // A clone without metadata, and without an answer from the service, is ready as well.
     machine.restore(&artifact, "deaf");
     await_counters(machine, "deaf", |counters| {
         counters["mmds_failures"].as_u64() > before["counters"]["mmds_failures"].as_u64()

@@ -1,7 +1,7 @@
-//! A plain Unix socket in front of a guest's agent, whose connections a test can cut.
+//! A Unix socket in front of a guest's agent, whose connections a test can cut.
 //!
 //! It speaks hybrid vsock or vsock to the guest, so that `host-tool --unix` reaches a real machine
-//! through it. A cut closes both ends at once, as the loss of a transport does.
+//! through it. A cut closes both ends, as when a transport is lost.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,10 +19,8 @@ use tests::acceptor::Acceptor;
 
 use crate::machine::{Machine, Vmm};
 
-/// The agent's port.
 const PORT: u32 = 5252;
 
-/// Where the guest listens.
 #[derive(Debug, Clone)]
 enum Upstream {
     Hybrid(PathBuf),
@@ -32,9 +30,9 @@ enum Upstream {
 /// The connections through a proxy.
 #[derive(Debug, Default)]
 struct Connections {
-    /// Both ends of each that was not cut.
+    /// Both ends of each open connection.
     open: Mutex<Vec<(OwnedFd, OwnedFd)>>,
-    /// Somebody connected.
+    /// Signalled for each new connection.
     opened: Condvar,
 }
 
@@ -45,23 +43,23 @@ impl Connections {
         self.opened.notify_all();
     }
 
-    /// Closes those that are there once there are so many.
+    /// Closes all connections once there are `count_min`.
     fn cut(&self, count_min: usize) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut open, timeout) = self
             .opened
             .wait_timeout_while(open, tests::DEADLINE, |open| open.len() < count_min)
             .unwrap_or_else(PoisonError::into_inner);
-        assert!(!timeout.timed_out(), "nobody connected");
+        assert!(!timeout.timed_out(), "no client connected");
         for (one, other) in open.drain(..) {
-            // One that its own end closed already is cut as well as can be.
+            // An end that the peer has closed already is shut down as well.
             let _ = shutdown(one.as_raw_fd(), Shutdown::Both);
             let _ = shutdown(other.as_raw_fd(), Shutdown::Both);
         }
     }
 }
 
-/// A running proxy. With it go its socket and its connections.
+/// A running proxy. When dropped, it removes its socket and closes its connections.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     connections: Arc<Connections>,
@@ -85,8 +83,8 @@ impl Proxy {
         self.acceptor.socket()
     }
 
-    /// Cuts every connection. A client that was cut before may have its output yet to read, and
-    /// no connection; it is waited for.
+    /// Cuts all connections. First waits for one: a client that was cut may still be reading its
+    /// output and not have connected again.
     pub(crate) fn cut(&self) {
         self.connections.cut(1);
     }
@@ -110,7 +108,7 @@ fn upstream(machine: &Machine, name: &str) -> Upstream {
     }
 }
 
-/// Connects one client to the guest, and moves bytes both ways until one end closes.
+/// Connects one client to the guest, and copies bytes both ways until one end closes.
 fn relay(client: UnixStream, upstream: &Upstream, connections: &Connections) {
     let Some(guest) = open(upstream) else {
         return;
@@ -142,7 +140,7 @@ fn open(upstream: &Upstream) -> Option<OwnedFd> {
                 .write_all(format!("CONNECT {PORT}\n").as_bytes())
                 .ok()?;
             let mut byte = [0];
-            // Byte by byte, since what comes behind the line is the agent's.
+            // Byte by byte, since the bytes after the line belong to the client.
             while byte != *b"\n" {
                 stream.read_exact(&mut byte).ok()?;
             }

@@ -1,4 +1,4 @@
-//! Commands and the workload keep their output, whatever snapshots and cuts do to connections.
+//! Commands and the workload keep their output through snapshots and cuts.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -36,8 +36,8 @@ pub(crate) const CASES: &[Case] = &[
     ("a_terminal_in_a_machine", a_terminal_in_a_machine),
 ];
 
-/// A line with the next number about every millisecond, until the file is there. `usleep` is a
-/// process of its own, so that in the emulated lab it is rather ten.
+/// Prints a line with the next number every millisecond until the file exists. `usleep` is a
+/// process, so in the emulated lab it is ten milliseconds rather.
 pub(crate) const NUMBERED: &str =
     "i=0; while [ ! -e /tmp/stop ]; do echo $i; i=$((i+1)); usleep 1000; done";
 
@@ -73,7 +73,7 @@ impl Follower {
         Self::start(command)
     }
 
-    /// Reads numbered lines, which must go on from `next`, until `count` more have come.
+    /// Reads numbered lines, starting at `next`, until `count` more have come.
     #[track_caller]
     pub(crate) fn expect_numbers(&self, next: &mut u64, count: u64) {
         for _ in 0..count {
@@ -83,7 +83,7 @@ impl Follower {
         }
     }
 
-    /// Reads to the end, where numbered lines must go on, too.
+    /// Reads numbered lines to the end.
     #[track_caller]
     pub(crate) fn finish_numbers(self, mut next: u64) -> (Finished, u64) {
         while let Ok(line) = self.lines.recv_timeout(tests::DEADLINE) {
@@ -119,7 +119,7 @@ fn an_exec_runs_across_snapshots(machine: &Machine) {
     let (ended, count) = follower.finish_numbers(next);
     assert!(ended.exits(0).stderr.is_empty());
     assert!(count >= 170, "{count} lines");
-    // The clone has a copy of the command, which goes on there, and whose client is elsewhere.
+    // The clone has a copy of the command, which runs on there without a client.
     machine.restore(&machine.path("artifact-2"), "clone");
     let listed = machine
         .tool(["ps", "--name", "clone", "--json"])
@@ -155,7 +155,7 @@ fn an_exec_runs_across_hard_cuts(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Bytes that no compression or repetition could hide an error in.
+/// Random bytes, so that no error can hide in a repetition.
 struct Noise(u64);
 
 impl Noise {
@@ -191,7 +191,7 @@ fn through_cat(machine: &Machine, mebibytes: u64) {
     let (mut noise, mut expected, mut got) = (Noise(42), vec![0; 1 << 20], vec![0; 1 << 20]);
     for number in 0..mebibytes {
         noise.fill(&mut expected);
-        // The client cannot end before the second half is read: a pipe holds less.
+        // The client cannot end before the second half is read, since a pipe holds less.
         let (first, second) = got.split_at_mut(1 << 19);
         stdout.read_exact(first).unwrap();
         if number == mebibytes / 2 {
@@ -210,7 +210,7 @@ fn through_cat(machine: &Machine, mebibytes: u64) {
     machine.is_clean();
 }
 
-/// Most memory that a process of this machine has had, KiB.
+/// Peak resident memory of a process of this machine, in KiB.
 fn peak_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
@@ -249,7 +249,7 @@ fn flood(machine: &Machine, total: u32, parallel: u32) {
     let growth = resident_kib(machine).saturating_sub(before.1);
     assert!(growth <= 512, "the agent grew by {growth} KiB");
     let zombies = machine.exec("vm", "grep -l 'State:.Z' /proc/[0-9]*/status | wc -l");
-    assert_eq!(zombies, "0\n", "processes that nobody reaped");
+    assert_eq!(zombies, "0\n", "processes that were not reaped");
     machine.end("vm");
     machine.is_clean();
 }
@@ -259,8 +259,8 @@ fn resident_kib(machine: &Machine) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// The image's workload prints a numbered line every few milliseconds for ever. Each snapshot cuts
-/// the connection on which the supervisor reads them.
+/// The image's workload prints a numbered line every few milliseconds without end. Each snapshot
+/// cuts the connection on which the supervisor reads them.
 fn the_workloads_output_is_whole(machine: &Machine, snapshot_count: u32) {
     let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
     machine.tool(machine.boot_image("vm", &image)).exits(0);
@@ -277,7 +277,7 @@ fn the_workloads_output_is_whole(machine: &Machine, snapshot_count: u32) {
     }
     kill_supervisor(machine);
     drop(follower);
-    // Whoever asks catches up, from what the supervisor had written.
+    // A reader gets everything from the supervisor's log.
     for _ in 0..2 {
         let printed = machine.tool(["logs", "--name", "vm"]).exits(0).out();
         let numbers: Vec<u64> = printed.lines().map(|line| line.parse().unwrap()).collect();
@@ -294,7 +294,7 @@ fn the_workloads_output_is_whole(machine: &Machine, snapshot_count: u32) {
         .tool(["logs", "--name", "vm", "--tail", "3"])
         .exits(0);
     assert_eq!(tail.out().lines().count(), 3, "{tail}");
-    // A clone's log begins with what the guest still has, and has no hole in it.
+    // A clone's log begins with what its guest still has, without a gap.
     machine.restore(&early, "clone");
     let clone = Follower::start(machine.command(["logs", "--name", "clone", "--follow"]));
     let first = clone.lines.recv_timeout(tests::DEADLINE).expect("a line");

@@ -1,4 +1,4 @@
-//! A snapshot leaves its source as it found it, and can be restored.
+//! A snapshot leaves its source unchanged, and can be restored.
 
 use std::collections::HashSet;
 
@@ -48,7 +48,7 @@ fn a_source_answers_after_each_of_its_snapshots(machine: &Machine) {
 fn open_connections_do_no_harm(machine: &Machine) {
     machine.boot("vm");
     machine.exec("vm", "mkfifo /tmp/fifo");
-    // Holds a connection open through the snapshot.
+    // Keeps a connection open through the snapshot.
     let line = [
         "exec",
         "--name",
@@ -63,7 +63,7 @@ fn open_connections_do_no_harm(machine: &Machine) {
     let running = machine.start(line);
     machine.exec("vm", "until pidof cat >/dev/null; do :; done");
     let artifact = machine.snapshot("vm", "artifact", &[]);
-    // The connection is cut, the command is not, and its client finds it again.
+    // The connection is cut. The command runs on, and its client attaches again.
     machine.exec("vm", "echo more > /tmp/fifo");
     let ended = running.finish().exits(0);
     assert_eq!(ended.out(), "\nmore\n");
@@ -93,7 +93,7 @@ fn a_client_that_connects_during_the_pause(machine: &Machine) {
         .chain([artifact.clone().into_os_string()]);
     let mut snapshot = machine.start(args);
     let mut answered = 0;
-    // One client after another, so that at least one of them meets the pause.
+    // One client after another, so that one of them meets the pause.
     while !snapshot.is_over() {
         let probe = machine.tool([
             "probe",

@@ -1,9 +1,9 @@
-//! Restores for as long as one likes, with faults at random.
+//! Restores for any length of time, with random faults.
 //!
-//! Goal: what holds once holds the five hundredth time, and nothing adds up: no process, no memory,
-//! no descriptor, no file, neither here nor in a guest that is the clone of a clone of a clone.
-//! Method: a seeded generator picks what happens to each clone; all that is promised of a clone is
-//! looked at before. `scripts/soak.sh` sets the variables that ask for it.
+//! Goal: what holds once also holds the five hundredth time, and nothing accumulates: no process,
+//! memory, descriptor or file, on the host or in a guest that is a clone of a clone of a clone.
+//! Method: a seeded generator chooses what happens to each clone, after all promises about the
+//! clone were checked. `scripts/soak.sh` sets the variables that enable it.
 
 mod fault;
 mod tally;
@@ -22,32 +22,32 @@ use crate::machine::{Machine, TIMEOUT, Vmm};
 use self::fault::Fault;
 use self::tally::Tally;
 
-/// Restores between one boot and the next. The emulated lab loses a guest about once in fifty
-/// cases, and a life that is lost takes its rounds with it.
+/// Restores between one boot and the next. When the emulator loses a guest, the remaining rounds of
+/// its boot are lost.
 const ROUNDS_PER_LIFE: u32 = 20;
 
-/// Generations of clones before the line begins anew at the booted machine.
+/// Generations of clones before the line starts again at the booted machine.
 const DEPTH_MAX: u32 = 8;
 
-/// Commands that are run at once in each clone.
+/// Commands that run at once in each clone.
 const COMMAND_COUNT: u32 = 10;
 
-/// How far a guest's clock may be from this machine's once it is ready, s: the emulated lab delays
-/// an answer by many seconds, and a clock that was not set is off by hours.
+/// Most seconds between a ready guest's clock and this machine's. The emulated lab delays an answer
+/// by many seconds; a clock that was not set is off by hours.
 const CLOCK_ERROR_MAX: u64 = 60;
 
-/// How much an agent's memory may grow along a line of clones, KiB: the ring of the workload, which
-/// fills as time passes, and what it outgrows on the way.
+/// Most growth of an agent's memory along a line of clones, in KiB: the ring of the workload, which
+/// fills over time, and its reallocations.
 const GROWTH_MAX: u64 = 512;
 
-/// Commands after which an agent remembers as many results as it ever does (256).
+/// Commands after which an agent keeps its maximum of results (256).
 const WARM_UP_COUNT: &str = "300";
 
-/// How many descriptors an agent may have open beyond those of the first clone: the connections of
-/// the supervisor and of the command before, which are there at times.
+/// Descriptors that an agent may have beyond those of the first clone: connections of the
+/// supervisor and of the last command, which are there at times.
 const SPARE_FDS: u64 = 2;
 
-/// What is asked for.
+/// What the environment asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     seconds: u64,
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// What the environment asks for; `None` if it does not ask.
+    /// `None` if the environment does not ask for a soak.
     pub(crate) fn from_environment() -> Option<Self> {
         let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
         let plan = Self {
@@ -69,7 +69,7 @@ impl Plan {
     }
 }
 
-/// xorshift64*: small, and the same everywhere.
+/// xorshift64*: small, and the same on every machine.
 #[derive(Debug)]
 struct Random(u64);
 
@@ -83,7 +83,7 @@ impl Random {
     }
 }
 
-/// Runs the plan on a VMM, and prints what came of it.
+/// Runs the plan on a VMM, and prints the result.
 pub(crate) fn run(vmm: Vmm, plan: Plan) {
     let started_at = Instant::now();
     let mut soak = Soak {
@@ -120,13 +120,13 @@ pub(crate) fn run(vmm: Vmm, plan: Plan) {
     );
 }
 
-/// Whether these texts of a case tell of a fault of the emulator.
+/// Whether these texts of a failure show a fault of the emulator.
 fn is_lost(text: &str) -> bool {
     std::env::var("LAB").as_deref() == Ok("emulated") && is_triple_fault(text)
 }
 
-/// Whether a VMM says that its guest's processor was shut down. Firecracker says it in words; QEMU,
-/// told not to reboot, ends well, and the guest's kernel has not said that it powers off.
+/// Whether a VMM's guest ended by a triple fault. Firecracker reports it; QEMU, told not to reboot,
+/// exits with 0 although the guest's kernel has not logged a power-off.
 fn is_triple_fault(text: &str) -> bool {
     let ended_well = text.contains("the VMM ended with exit code 0")
         || text.contains("the VMM ended: exit code 0");
@@ -134,7 +134,7 @@ fn is_triple_fault(text: &str) -> bool {
         || (ended_well && !text.contains("reboot: "))
 }
 
-/// What a soak could leave on this machine: processes of the programs, and files.
+/// Processes and files that a soak could leave on this machine.
 fn leftovers() -> (Vec<String>, usize) {
     let names = fs::read_dir("/proc")
         .unwrap()
@@ -164,7 +164,7 @@ impl Soak {
         in_time && self.tally.restores < self.plan.restores
     }
 
-    /// Boots a machine, and restores clones of it and of them.
+    /// Boots a machine, and restores clones of it and of its clones.
     fn live(&mut self, machine: &Machine) {
         let image = std::env::var("TEST_INITRD_WORKLOAD").unwrap();
         machine.tool(machine.boot_image("vm", &image)).exits(0);
@@ -189,7 +189,7 @@ impl Soak {
         }
     }
 
-    /// One clone, and what happens to it.
+    /// Restores one clone, checks it, and does something to it.
     fn round(&mut self, line: &mut Line<'_>) {
         let fault = self.random.pick(&Fault::ALL);
         self.tally.begin(fault);
@@ -202,7 +202,7 @@ impl Soak {
         self.tally.restores += 1;
         let generation = record["generation"].as_str().unwrap().to_owned();
         assert!(self.generations.insert(generation), "{record}");
-        // A clone made at work has its source's command, which nobody will come back for.
+        // A clone of a busy machine has a copy of its command, without a client.
         line.machine.exec("clone", "touch /tmp/stop");
         self.look_at(line);
         line.machine.exec("clone", "rm /tmp/stop");
@@ -213,8 +213,8 @@ impl Soak {
         line.machine.tool(["rm", "clone", "--force"]).exits(0);
     }
 
-    /// A clone that is ready runs commands, knows the time, has random bytes of its own, has lost
-    /// nothing of its workload's output, and holds no more than the first one did.
+    /// A ready clone runs commands, has the right time and random bytes of its own, has lost none
+    /// of its workload's output, and holds no more than the first clone did.
     fn look_at(&mut self, line: &mut Line<'_>) {
         let machine = line.machine;
         run_commands(machine);
@@ -242,7 +242,7 @@ fn run_commands(machine: &Machine) {
     }
 }
 
-/// A guest's clock is this machine's.
+/// Compares the guest's clock with this machine's.
 fn check_clock(machine: &Machine, name: &str) {
     let guest: u64 = machine.exec(name, "date +%s").trim().parse().unwrap();
     let here = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -250,7 +250,7 @@ fn check_clock(machine: &Machine, name: &str) {
     assert!(error <= CLOCK_ERROR_MAX, "the clock is off by {error} s");
 }
 
-/// What the workload printed is there from some line on, each line once.
+/// The workload's output is complete from some line on, each line once.
 fn check_output(machine: &Machine) {
     let printed = machine.tool(["logs", "--name", "clone"]).exits(0).out();
     let numbers: Vec<u64> = printed.lines().map(|line| line.parse().unwrap()).collect();
@@ -258,16 +258,16 @@ fn check_output(machine: &Machine) {
     assert!(is_counted, "a line is lost or repeated");
 }
 
-/// Clones of clones.
+/// A line of clones of clones.
 struct Line<'a> {
     machine: &'a Machine,
-    /// Of the booted machine.
+    /// The booted machine's artifact.
     base: PathBuf,
-    /// What the next clone is made of.
+    /// The artifact of the next clone.
     artifact: PathBuf,
-    /// Clones between the booted machine and that.
+    /// How many clones lie between the two.
     depth: u32,
-    /// What the agent held in the first clone: descriptors, and memory in KiB.
+    /// The agent's descriptors and memory in KiB in the first clone.
     first: Option<(u64, u64)>,
 }
 

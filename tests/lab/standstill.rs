@@ -1,9 +1,9 @@
-//! What a machine does when its case has failed: whether its processor moves, and whether its guest
-//! can be reached.
+//! What a machine does whose case has failed: whether its processor moves, and how much its threads
+//! run.
 //!
-//! A guest that does not answer may be deaf, which is our defect, or may stand still under an
-//! emulator, which is not. Its console tells neither. QEMU's monitor tells where its processor is,
-//! and the kernel how much its threads have run meanwhile.
+//! A guest that does not answer may be defective, which is our fault, or its processor may stand
+//! still under an emulator, which is not. Its console does not tell them apart. QEMU's monitor
+//! shows where its processor is, and the kernel how much its threads have run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,12 +14,11 @@ use serde_json::json;
 
 use crate::vmms::Qmp;
 
-/// How often the processor is looked at.
 const LOOKS: usize = 20;
 
 /// Where the processor of the QEMU behind this socket was, and how often.
 ///
-/// An idle guest stays at one place, too, but there `HLT=1` is said of it.
+/// An idle guest stays at one address as well, but shows `HLT=1`.
 pub(crate) fn processor(socket: &Path) -> io::Result<String> {
     let mut qmp = Qmp::connect(socket)?;
     let mut ask = |line: &str| -> io::Result<String> {
@@ -43,7 +42,7 @@ pub(crate) fn processor(socket: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The threads of a process: name, state, and clock ticks in user and in kernel mode.
+/// The threads of a process: name, state, and clock ticks in user and kernel mode.
 pub(crate) fn threads(pid: u32) -> String {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     let threads = tasks.into_iter().flatten().flatten().filter_map(|task| {

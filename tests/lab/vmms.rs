@@ -1,4 +1,4 @@
-//! VMMs as programs other than ours use them: Firecracker and QEMU through their own APIs.
+//! Firecracker and QEMU as other programs use them, through their own APIs.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-/// Says something to Firecracker, which must agree.
+/// Sends a request to Firecracker, which must succeed.
 #[track_caller]
 pub(crate) fn http(api_socket: &Path, method: &str, path: &str, body: &Value) {
     let mut stream = UnixStream::connect(api_socket).unwrap();
@@ -25,7 +25,7 @@ pub(crate) fn http(api_socket: &Path, method: &str, path: &str, body: &Value) {
     );
 }
 
-/// A Firecracker that a test started, with the test image. It ends with the value.
+/// A Firecracker with the test image, ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Firecracker {
     folder: PathBuf,
@@ -93,7 +93,6 @@ impl Drop for Firecracker {
     }
 }
 
-/// A connection to QEMU's monitor.
 #[derive(Debug)]
 pub(crate) struct Qmp {
     lines: io::Lines<BufReader<UnixStream>>,
@@ -110,7 +109,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Has QEMU do something and gives what it returns. Events and the greeting are passed over.
+    /// Executes a command and gives what it returns. The greeting and events are skipped.
     pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
         let line = json!({ "execute": command, "arguments": arguments });
         writeln!(self.stream, "{line}")?;

@@ -13,28 +13,27 @@ use crate::sessions::{Follower, NUMBERED, kill_supervisor};
 
 use super::{Random, check_clock};
 
-/// Lines that a command has to print before and after something happens to it.
+/// Lines that a command has to print before and after a fault.
 const LINE_COUNT: u64 = 10;
 
-/// What happens in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
     Nothing,
-    /// A step of the restore before fails.
+    /// A step of an earlier restore fails.
     FailedStep,
-    /// The command that restores is killed at one of its steps.
+    /// The restoring command is killed at one of its steps.
     KilledTool,
     KilledVmm,
     KilledSupervisor,
-    /// The VMM stands still until its guest no longer answers.
+    /// The VMM is stopped until its guest no longer answers.
     Pause,
     /// The connection of a running command is cut, three times.
     Cut,
     /// Fifty commands, ten at a time.
     Load,
-    /// The guest's clock is set wrong, and a clone of it is right again.
+    /// The guest's clock is set wrong; a clone of it must be right.
     TimeJump,
-    /// A snapshot of the clone while a command runs; the line goes on with it.
+    /// The clone is snapshotted while a command runs, and the line continues from that snapshot.
     Chain,
 }
 
@@ -49,12 +48,12 @@ impl Fault {
         Self::Cut,
         Self::Load,
         Self::TimeJump,
-        // Twice as likely, so that lines grow.
+        // Twice as likely, so that lines get long.
         Self::Chain,
         Self::Chain,
     ];
 
-    /// What happens before the clone is there.
+    /// What happens before the clone is restored.
     pub(super) fn before_restore(self, machine: &Machine, artifact: &Path, random: &mut Random) {
         let action = match self {
             Self::FailedStep => "fail",
@@ -66,11 +65,11 @@ impl Fault {
         command.env("HOST_TOOL_FAILPOINTS", format!("{point}={action}"));
         let ended = run(&mut command).complains(&format!("failpoint {point} fired"));
         assert_ne!(ended.code(), 0, "{ended}");
-        // A supervisor whose command died ends its machine, which may take a moment.
+        // When the command has died, its supervisor ends the machine, which may take a moment.
         machine.await_processes();
     }
 
-    /// What happens to the clone. Gives an artifact of it, if one was made that is to stay.
+    /// What happens to the clone. Gives an artifact of it for the next clone, if one was made.
     pub(super) fn after_restore(self, machine: &Machine, random: &mut Random) -> Option<PathBuf> {
         match self {
             Self::Nothing | Self::FailedStep | Self::KilledTool => {}
@@ -127,7 +126,7 @@ fn kill_vmm(machine: &Machine) {
     assert_ne!(machine.tool(args).code(), 0, "a dead machine ran a command");
 }
 
-/// A command that prints numbered lines until it is told to stop.
+/// Starts a command that prints numbered lines until it is told to stop.
 fn start_counting(machine: &Machine, target: &[&str]) -> (Follower, u64) {
     let follower = Follower::exec(machine, target, NUMBERED);
     let mut next = 0;
@@ -135,7 +134,7 @@ fn start_counting(machine: &Machine, target: &[&str]) -> (Follower, u64) {
     (follower, next)
 }
 
-/// Ends it, with every line once and in order.
+/// Ends it, and checks that every line came once and in order.
 fn finish_counting(machine: &Machine, (follower, mut next): (Follower, u64)) {
     follower.expect_numbers(&mut next, LINE_COUNT);
     machine.exec("clone", "touch /tmp/stop");
@@ -182,7 +181,7 @@ fn load(machine: &Machine) {
     run(command.args(["--timeout", TIMEOUT, "--", "sh", "-c", ":"])).exits(0);
 }
 
-/// Sets the clock years back or ahead, and sees that a clone's is right again.
+/// Sets the clock years back or ahead, and checks that a clone's clock is right.
 fn time_jump(machine: &Machine, random: &mut Random) {
     let date = random.pick(&["2001-02-03 04:05:06", "2037-08-09 10:11:12"]);
     machine.exec("clone", &format!("date -s '{date}'"));

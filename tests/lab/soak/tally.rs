@@ -1,19 +1,18 @@
-//! What a soak has done, in one line.
+//! What a soak has done, as one line.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::fault::Fault;
 
-/// Counts.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) lives: u32,
-    /// Lives that the emulator ended.
+    /// Boots whose guest the emulator ended.
     pub(super) lost_lives: u32,
     pub(super) restores: u32,
     pub(super) snapshots: u32,
-    /// Commands run at once after a restore; those of the faults do not count.
+    /// Commands after restores, without those of the faults.
     pub(super) commands: u32,
     faults: BTreeMap<Fault, u32>,
 }
