@@ -1,4 +1,4 @@
-//! Has the program begin at `guest_agent_entry`, which `src/sys/entry.rs` defines.
+//! Makes `guest_agent_entry` of `src/sys/entry.rs` the program's entry point.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,59 +1,53 @@
-//! Whose rights a command gets: `NAME[:GROUP]` against the text of `passwd(5)` and `group(5)`. No
-//! I/O, and no name service: the image's own files are all there is.
+//! The user and groups of a command: looks up `USER[:GROUP]` in the text of `passwd(5)` and
+//! `group(5)`. No I/O and no name service.
 //!
-//! The rules are those of container runtimes, so that an image means the same here as there:
-//! - What consists of digits is a number, for users and for groups, also when an entry has such a
-//!   name. A number needs no entry; without one the group is 0 and the folder is `/`.
-//! - Of entries with the same name or number the first counts.
-//! - Without a group, the user gets that of its entry and every group that lists it as a member.
-//!   With one, it gets that group alone.
-//! - The primary group is always in the list of groups too, as `initgroups(3)` has it: a program
-//!   that changes its primary group must not thereby leave the old one.
+//! The rules are those of container runtimes, so that an image behaves here as it does there:
+//! - Digits are a number, for users and groups, even if an entry has such a name. A number needs no
+//!   entry; without one the group is 0 and the home directory is `/`.
+//! - The first of several entries with the same name or number counts.
+//! - Without a group, the user gets the group of its entry and every group that lists it as a
+//!   member. With a group, it gets only that one.
+//! - The list of groups always contains the primary group, as with `initgroups(3)`: a program that
+//!   changes its primary group stays in the old one.
 //!
-//! Lines that are not an entry are skipped, as the C library does: comments, lines for a name
-//! service, lines without the fields that matter here, numbers out of range.
+//! As in the C library, invalid lines are skipped: comments, lines for a name service, lines with
+//! missing fields or numbers out of range.
 
 use std::fmt;
 
-/// The number that system calls take for "leave it as it is", which therefore is nobody's.
+/// The number that means "unchanged" to system calls, so that no user or group can have it.
 const ID_NONE: u32 = u32::MAX;
 
-/// Folder of a user that has none.
+/// Home directory of a user without one.
 const HOME_DEFAULT: &[u8] = b"/";
 
-/// Group of a user that has no entry.
+/// Group of a user without an entry.
 const GID_DEFAULT: u32 = 0;
 
-/// What a process becomes that runs as a user.
+/// The identity of a process that runs as a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// Number of the user.
     pub uid: u32,
-    /// Number of the primary group.
     pub gid: u32,
-    /// Every group, the primary one first.
+    /// All groups, the primary one first.
     pub groups: Vec<u32>,
-    /// The user's folder.
     pub home: Vec<u8>,
 }
 
-/// Why a user or group cannot be told.
+/// Why the lookup failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccountError {
-    /// There is nothing where a user should be named.
     NoUserGiven,
-    /// No entry has the user's name.
     UserUnknown,
-    /// No entry has the group's name.
     GroupUnknown,
-    /// A number that no user or group can have.
+    /// No user or group can have this number.
     OutOfRange,
 }
 
 impl fmt::Display for AccountError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoUserGiven => "no user in front of the group",
+            Self::NoUserGiven => "no user before the group",
             Self::UserUnknown => "no such user in /etc/passwd",
             Self::GroupUnknown => "no such group in /etc/group",
             Self::OutOfRange => "a number that no user or group can have",
@@ -63,7 +57,7 @@ impl fmt::Display for AccountError {
 
 impl std::error::Error for AccountError {}
 
-/// Finds the account that `wanted` means, by the text of the two files.
+/// Looks up `wanted`, `USER[:GROUP]`, in the text of the two files.
 pub fn resolve(wanted: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, AccountError> {
     let mut parts = wanted.splitn(2, |&byte| byte == b':');
     let user =
@@ -101,7 +95,7 @@ pub fn resolve(wanted: &[u8], passwd: &[u8], group: &[u8]) -> Result<Account, Ac
     })
 }
 
-/// How a user or a group is named.
+/// A user or a group, as it was given.
 #[derive(Clone, Copy)]
 enum Reference<'a> {
     Name(&'a [u8]),
@@ -109,7 +103,7 @@ enum Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// `None`: nothing is named.
+    /// `None` if the text is empty.
     fn read(text: &'a [u8]) -> Result<Option<Self>, AccountError> {
         if text.is_empty() {
             Ok(None)
@@ -129,7 +123,7 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// What matters of a line of `/etc/passwd`.
+/// The needed fields of a line of `/etc/passwd`.
 struct User<'a> {
     name: &'a [u8],
     uid: u32,
@@ -155,7 +149,7 @@ impl<'a> User<'a> {
     }
 }
 
-/// What matters of a line of `/etc/group`.
+/// The needed fields of a line of `/etc/group`.
 struct Group<'a> {
     name: &'a [u8],
     gid: u32,
@@ -198,20 +192,20 @@ fn groups_with(member: &[u8], group: &[u8]) -> Vec<u32> {
         .collect()
 }
 
-/// The lines, without line ends of either kind. One that holds a zero is none, since nothing of it
-/// could be handed to a program.
+/// The lines, without `\n` and `\r\n`. Lines with NUL are skipped, because no program could receive
+/// their fields.
 fn entries(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&byte| byte == b'\n')
         .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
         .filter(|line| !line.contains(&0))
 }
 
-/// A name, unless the line is a comment or asks a name service.
+/// The name, unless the line is a comment or for a name service.
 fn entry_name(name: &[u8]) -> Option<&[u8]> {
     (!matches!(name.first(), None | Some(b'#' | b'+' | b'-'))).then_some(name)
 }
 
-/// A number of digits alone, which a user or group can have.
+/// A number of digits only that a user or group can have.
 fn number(text: &[u8]) -> Option<u32> {
     let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let number = std::str::from_utf8(text).ok()?.parse().ok()?;
@@ -268,7 +262,7 @@ mod tests {
     fn users_are_found_with_their_groups() {
         check(b"root", 0, 0, &[0, 10], b"/root");
         check(b"ann", 1000, 1000, &[1000, 10, 29, 30], b"/users/ann");
-        // The first entry with a number lends its name to the search for groups.
+        // The name of the first entry with the number is used for the groups.
         check(b"1000", 1000, 1000, &[1000, 10, 29, 30], b"/users/ann");
         check(b"twin", 1000, 50, &[50], b"/twin");
         check(b"bob", 1002, 100, &[100, 29, 11], b"/");
@@ -283,7 +277,7 @@ mod tests {
         check(b"ann:wheel", 1000, 10, &[10], b"/users/ann");
         check(b"ann:4242", 1000, 4242, &[4242], b"/users/ann");
         check(b"1000:0", 1000, 0, &[0], b"/users/ann");
-        // As `chown` has it: nothing behind the colon is the user's own group.
+        // As in `chown`, nothing after the colon means the user's own group.
         check(b"bob:", 1002, 100, &[100, 29, 11], b"/");
     }
 
@@ -293,7 +287,7 @@ mod tests {
         check(b"4242:4343", 4242, 4343, &[4343], b"/");
         check(b"4242:users", 4242, 100, &[100], b"/");
         check(b"0012", 12, 0, &[0], b"/");
-        // An entry that is named like a number is no match for one.
+        // An entry whose name is a number does not match the number.
         check(b"12", 12, 0, &[0], b"/");
         check(b"root:7", 0, 7, &[7], b"/root");
         let largest = ID_NONE - 1;
@@ -301,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_an_error() {
+    fn what_cannot_be_found_is_an_error() {
         let cases: &[(&[u8], AccountError)] = &[
             (b"", AccountError::NoUserGiven),
             (b":", AccountError::NoUserGiven),
@@ -337,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_the_files_knows_numbers_only() {
+    fn without_the_files_only_numbers_are_found() {
         let account = resolve(b"5:6", b"", b"").unwrap();
         assert_eq!((account.uid, account.gid), (5, 6));
         assert_eq!(resolve(b"root", b"", b""), Err(AccountError::UserUnknown));

@@ -1,12 +1,12 @@
-//! The duties of process 1: make the machine one that programs can run in.
+//! The duties of process 1: preparing the machine for programs.
 //!
 //! ```text
 //! mount ─▶ console as standard input and output ─▶ modules ─▶ loopback ─▶ host name
 //! ```
 //!
-//! Nothing here ends the start: a machine without `/dev/pts` still runs most commands, and one
-//! without vsock fails a moment later, where the failure has a name. What went wrong is reported
-//! when the console is there.
+//! No failure here ends the start: a machine without `/dev/pts` still runs most commands, and one
+//! without vsock fails a moment later with a clear error. Failures before the console is open are
+//! reported after it is.
 
 use std::fmt;
 use std::io;
@@ -20,14 +20,15 @@ use crate::sys::modules::Load;
 use crate::sys::mount::{Mount, mount};
 use crate::sys::{console, modules, net};
 
-/// Names the kernel modules to load: one absolute path a line, in load order; `#` starts a comment.
+/// List of the kernel modules to load: one absolute path a line, in load order; `#` begins a
+/// comment.
 const MODULES_PATH: &str = "/etc/guest-agent/modules";
 
 const NO_PROGRAMS: MsFlags = MsFlags::MS_NOSUID
     .union(MsFlags::MS_NODEV)
     .union(MsFlags::MS_NOEXEC);
 
-/// What is mounted, in this order. What an earlier stage has mounted stays as it is.
+/// The file systems to mount, in this order, unless an earlier stage has mounted them.
 const MOUNTS: [Mount; 6] = [
     Mount {
         kind: "proc",
@@ -67,7 +68,7 @@ const MOUNTS: [Mount; 6] = [
     },
 ];
 
-/// Something that could not be done. The start goes on.
+/// A failed step, which does not end the start.
 #[derive(Debug)]
 pub(crate) struct Problem {
     what: String,
@@ -80,8 +81,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Mounts the kernel's file systems and takes the console as standard input, output and error.
-/// Returns what went wrong, since there is nowhere to write it yet.
+/// Mounts the file systems and opens the console as standard input, output and error. Returns the
+/// failures, because they cannot be logged yet.
 pub(crate) fn mount_and_take_console() -> Vec<Problem> {
     let mut problems = Vec::new();
     for wanted in &MOUNTS {
@@ -101,7 +102,7 @@ pub(crate) fn mount_and_take_console() -> Vec<Problem> {
     problems
 }
 
-/// The rest, which reports as it goes.
+/// The steps after the console is open. Logs its failures.
 pub(crate) fn set_up(hostname: Option<&str>) {
     load_modules(Path::new(MODULES_PATH));
     if let Err(err) = net::bring_loopback_up() {
@@ -112,8 +113,7 @@ pub(crate) fn set_up(hostname: Option<&str>) {
     {
         warn!("cannot set the host name to {hostname}: {errno}");
     }
-    // Ctrl-Alt-Del, which a VMM can press, becomes SIGINT to this process instead of an immediate
-    // reset.
+    // Ctrl-Alt-Del, which a VMM can send, becomes SIGINT to this process instead of a reset.
     if let Err(errno) = reboot::set_cad_enabled(false) {
         warn!("cannot take over ctrl-alt-del: {errno}");
     }
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn module_list_takes_paths_and_skips_comments() {
+    fn module_list_has_paths_and_comments() {
         let text = "# order matters\n/lib/a.ko\n  /lib/b.ko.zst # needs a\n\nrelative.ko\n";
         let paths: Vec<_> = module_paths(text).collect();
         assert_eq!(paths, ["/lib/a.ko", "/lib/b.ko.zst"]);

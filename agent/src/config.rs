@@ -1,4 +1,4 @@
-//! What can be set, where, and which setting wins.
+//! The settings, their sources, and which source wins.
 //!
 //! | Name | Value | Default |
 //! |---|---|---|
@@ -7,25 +7,25 @@
 //! | `log` | least severe log line: `off`, `error`, `warn`, `info`, `debug` or `trace` | `info` |
 //! | `console` | file for log lines | standard error |
 //! | `hostname` | host name to set at boot | none |
-//! | `local` | socket for programs of this machine; empty: none | in `/run/guest-agent` |
+//! | `local` | socket for programs in the guest; empty: none | in `/run/guest-agent` |
 //! | `hooks` | folder with `snapshot.d` and `restore.d` | `/etc/guest-agent` |
 //! | `mmds` | watch the metadata service: `0`, `1` or `ADDRESS:PORT` | as in `config`, or `0` |
-//! | `unprivileged` | `1`: leave the machine's clock, random pool and names alone | `0` |
-//! | `config` | file that names a workload | `/etc/guest-agent/agent.json`, if it is there |
-//! | `workload` | its command: words at spaces outside of quotes; empty: none | as in `config` |
-//! | `workload_restart` | when it starts again: `no` or `on-failure` | as in `config`, or `no` |
-//! | `workload_end` | what its end means: `keep` or `poweroff` | as in `config`, or `keep` |
+//! | `unprivileged` | `1`: do not set the clock, the random pool or the identity | `0` |
+//! | `config` | file with the workload | `/etc/guest-agent/agent.json`, if it exists |
+//! | `workload` | its arguments, split at spaces outside of quotes; empty: none | as in `config` |
+//! | `workload_restart` | when it is restarted: `no` or `on-failure` | as in `config`, or `no` |
+//! | `workload_end` | what follows its end: `keep` or `poweroff` | as in `config`, or `keep` |
 //!
-//! Debug builds also have `failpoints`, which is no flag; see `Failpoints`.
+//! Debug builds also have `failpoints`, without a flag; see `Failpoints`.
 //!
-//! Each is given as a flag (`--listen`, `--workload-end`; `--unprivileged` takes no value), in the
-//! environment (`GUEST_AGENT_LISTEN`) or on the kernel command line (`agent.listen=`), there in
-//! double quotes when it has spaces.
+//! Each can be a flag (`--listen`, `--workload-end`; `--unprivileged` has no value), a variable of
+//! the environment (`GUEST_AGENT_LISTEN`) or a parameter of the kernel (`agent.listen=`), there in
+//! double quotes if it contains spaces.
 //!
-//! A flag wins over the environment, which wins over the kernel command line, which wins over the
-//! file. Process 1 gets its flags and part of its environment from the kernel command line too,
-//! among them words that mean nothing to it; so there a bad value is reported and the next source
-//! is asked, while a service refuses to start.
+//! A flag wins over the environment, the environment over the kernel command line, and that over
+//! the file. The kernel passes parameters for others to process 1 too, as flags and in its
+//! environment. So process 1 reports an invalid value and uses the next source, while a service
+//! refuses to start.
 
 pub(crate) mod mmds;
 pub mod workload;
@@ -39,20 +39,20 @@ use log::LevelFilter;
 use shared::limits::PORT_DEFAULT;
 use shared::message::Identity;
 
-use crate::local::SOCKET_PATH_DEFAULT;
+use crate::client::SOCKET_PATH_DEFAULT;
 use crate::shell::failpoint::Failpoints;
 use crate::sys::socket::Address;
 
 use mmds::Mmds;
 use workload::{
-    END_EXPECTED, Overrides, RESTART_EXPECTED, WORDS_EXPECTED, parse_end, parse_restart,
-    parse_words,
+    ARGUMENTS_EXPECTED, END_EXPECTED, Overrides, RESTART_EXPECTED, parse_end, parse_restart,
+    split_arguments,
 };
 
-/// Where an image has its hooks.
+/// The folder of an image's hooks.
 const HOOKS_DEFAULT: &str = "/etc/guest-agent";
 
-/// What `--help` prints. argh would take five times as many bytes of the binary for it.
+/// The text of `--help`. argh's own help would take five times as many bytes of the binary.
 pub(crate) const HELP: &str = "\
 Usage: guest-agent [OPTION]...
 
@@ -64,11 +64,11 @@ Runs commands in a microVM for host-tool, and answers every restore.
   --console FILE     for log lines
   --hostname NAME    to set at boot, as process 1
   --hooks DIR        with snapshot.d and restore.d
-  --local PATH       socket for programs here, '' for none
+  --local PATH       socket for programs in the guest, '' for none
   --mmds 0|1|ADDRESS:PORT
                      watch the metadata service
-  --unprivileged     leave clock, random pool and names alone
-  --config FILE      names the workload
+  --unprivileged     do not set clock, random pool and identity
+  --config FILE      with the workload
   --workload COMMAND, --workload-restart no|on-failure,
   --workload-end keep|poweroff
   --version
@@ -96,26 +96,26 @@ pub struct Flags {
     /// folder with snapshot.d and restore.d (default: /etc/guest-agent)
     #[argh(option)]
     hooks: Option<String>,
-    /// socket for programs of this machine, empty for none (default:
+    /// socket for programs in the guest, empty for none (default:
     /// /run/guest-agent/agent.sock, none with --unprivileged)
     #[argh(option)]
     local: Option<String>,
     /// watch the metadata service for restores: 0, 1 or ADDRESS:PORT (default: 0)
     #[argh(option)]
     mmds: Option<String>,
-    /// leave the machine's clock, random pool and names alone (development and tests)
+    /// do not set clock, random pool and identity (for development and tests)
     #[argh(switch)]
     unprivileged: bool,
-    /// file that names the workload (default: /etc/guest-agent/agent.json, if it is there)
+    /// file with the workload (default: /etc/guest-agent/agent.json, if it exists)
     #[argh(option)]
     config: Option<String>,
-    /// command to run as the workload (default: what the file names)
+    /// arguments of the workload (default: those in the file)
     #[argh(option)]
     workload: Option<String>,
-    /// when the workload is started again: no or on-failure (default: no)
+    /// when the workload is restarted: no or on-failure (default: no)
     #[argh(option)]
     workload_restart: Option<String>,
-    /// what it means that the workload has ended: keep or poweroff (default: keep)
+    /// what follows the workload's end: keep or poweroff (default: keep)
     #[argh(option)]
     workload_end: Option<String>,
     /// print the version and exit
@@ -123,41 +123,33 @@ pub struct Flags {
     pub(crate) version: bool,
 }
 
-/// Settings, each from the strongest source that has it.
+/// The settings, each from the strongest source that has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen.
     pub(crate) address: Address,
-    /// Least severe log line.
     pub(crate) log: LevelFilter,
-    /// File for log lines; standard error if none.
+    /// File for log lines; `None` is standard error.
     pub(crate) console: Option<String>,
-    /// Host name to set at boot.
     pub(crate) hostname: Option<String>,
-    /// Folder with the folders of the hooks.
     pub(crate) hooks: PathBuf,
-    /// Socket for programs of this machine.
+    /// Socket for programs in the guest.
     pub(crate) local: Option<PathBuf>,
-    /// What is said of the metadata service outside of the file.
+    /// The setting outside of the file, which has one too.
     pub(crate) mmds: Option<Mmds>,
-    /// Whether to leave the machine's clock, random pool and names alone.
     pub(crate) is_unprivileged: bool,
-    /// The file that names the workload, if one is given: then it must be there.
+    /// The file with the workload. If it is given, it must exist.
     pub(crate) file: Option<PathBuf>,
-    /// What is said of the workload outside of that file.
+    /// The settings of the workload outside of the file.
     pub(crate) workload: Overrides,
-    /// Faults that a test asks for.
     pub(crate) failpoints: Failpoints,
 }
 
-/// A value that means nothing.
+/// An invalid value of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadValue {
-    /// Where it was given, as the user wrote it.
+    /// The flag, variable or parameter, as the user wrote it.
     pub source: String,
-    /// The value.
     pub value: String,
-    /// What is taken there.
     pub expected: &'static str,
 }
 
@@ -174,7 +166,7 @@ impl fmt::Display for BadValue {
 
 impl std::error::Error for BadValue {}
 
-/// The three places where settings come from.
+/// The three sources of settings besides the file.
 #[derive(Debug, Default)]
 pub struct Sources {
     flags: BTreeMap<&'static str, String>,
@@ -183,7 +175,6 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Flags as parsed, the environment as given, and the kernel command line as one text.
     pub fn new(
         flags: &Flags,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -212,13 +203,13 @@ impl Sources {
         Self {
             flags,
             environment: environment.into_iter().collect(),
-            kernel: kernel_words(kernel_command_line)
+            kernel: kernel_parameters(kernel_command_line)
                 .filter_map(assignment)
                 .collect(),
         }
     }
 
-    /// What each source says, the strongest first, with the source as the user wrote it.
+    /// The setting's values, the strongest first, each with its source as the user wrote it.
     fn candidates(&self, name: &'static str) -> impl Iterator<Item = (String, &str)> {
         let variable = format!("GUEST_AGENT_{}", name.to_ascii_uppercase());
         let flag = self
@@ -237,7 +228,7 @@ impl Sources {
     }
 }
 
-/// Settings and the values that had to be passed over.
+/// The settings, and the invalid values.
 pub fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     let mut bad = Vec::new();
     let mut pick = Picker {
@@ -267,12 +258,12 @@ pub fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         (!text.is_empty()).then(|| PathBuf::from(text))
     });
     let workload = Overrides {
-        argv: pick.first("workload", WORDS_EXPECTED, parse_words),
+        argv: pick.first("workload", ARGUMENTS_EXPECTED, split_arguments),
         restart: pick.first("workload_restart", RESTART_EXPECTED, parse_restart),
         at_end: pick.first("workload_end", END_EXPECTED, parse_end),
     };
     let is_unprivileged = is_unprivileged.unwrap_or(false);
-    // Agents for development may be many, and share a machine with one that is in charge of it.
+    // Several agents for development may share a machine with the one that manages it.
     let local_default = if is_unprivileged {
         ""
     } else {
@@ -303,7 +294,7 @@ struct Picker<'a> {
 }
 
 impl Picker<'_> {
-    /// The strongest value that means something.
+    /// The strongest valid value.
     fn first<T>(
         &mut self,
         name: &'static str,
@@ -318,8 +309,8 @@ impl Picker<'_> {
         parsed
     }
 
-    /// Goes through the values until one is accepted. Apart from [`Self::first`], so that there is
-    /// one of it in the program and not one for each setting.
+    /// Tries the values until one is accepted. Not generic like [`Self::first`], so that the
+    /// program contains it once and not once for each setting.
     fn find(
         &mut self,
         name: &'static str,
@@ -340,8 +331,8 @@ impl Picker<'_> {
 }
 
 /// Splits the kernel command line as the kernel does (`next_arg` of `lib/cmdline.c`): at white
-/// space outside of double quotes, with which a word or its value can begin.
-fn kernel_words(line: &str) -> impl Iterator<Item = &str> {
+/// space outside of double quotes.
+fn kernel_parameters(line: &str) -> impl Iterator<Item = &str> {
     let mut is_quoted = false;
     line.split(move |character: char| {
         is_quoted ^= character == '"';
@@ -349,14 +340,16 @@ fn kernel_words(line: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Name and value of a word of ours, without the quotes around the word or the value. Quotes inside
-/// are the value's own.
-fn assignment(word: &str) -> Option<(String, String)> {
-    let (name, value) = unquoted(word).strip_prefix("agent.")?.split_once('=')?;
+/// Name and value of an `agent.` parameter, without the quotes around the parameter or the value.
+/// Quotes inside are part of the value.
+fn assignment(parameter: &str) -> Option<(String, String)> {
+    let (name, value) = unquoted(parameter)
+        .strip_prefix("agent.")?
+        .split_once('=')?;
     Some((name.to_owned(), unquoted(value).to_owned()))
 }
 
-/// The text without a quote that it begins with, and then without one at its end.
+/// The text without its first quote and the one at its end, if it begins with one.
 fn unquoted(text: &str) -> &str {
     match text.strip_prefix('"') {
         Some(rest) => rest.strip_suffix('"').unwrap_or(rest),
@@ -416,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_gives_way_to_the_next_source_and_is_named() {
+    fn an_invalid_value_is_reported_and_the_next_source_used() {
         let environment = [("GUEST_AGENT_LOG", "loud")];
         let (config, bad) = resolve(&sources(Flags::default(), &environment, "agent.log=warn"));
         assert_eq!(config.log, LevelFilter::Warn);
@@ -426,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn kernel_words_may_be_quoted() {
+    fn kernel_parameters_may_be_quoted() {
         let cases = [
             ("agent.workload=/bin/app quiet", "/bin/app"),
             ("agent.workload=\"/bin/app -x\" quiet", "/bin/app -x"),
@@ -446,8 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn workload_is_said_in_each_source() {
-        let words = |text: &str| parse_words(text);
+    fn each_source_can_set_the_workload() {
         let restart = Flags {
             workload_restart: Some("on-failure".to_owned()),
             ..Flags::default()
@@ -461,7 +453,7 @@ mod tests {
         assert_eq!(bad, []);
         assert_eq!(config.file, Some(PathBuf::from("/a.json")));
         let expected = Overrides {
-            argv: words("app '1 2'"),
+            argv: split_arguments("app '1 2'"),
             restart: Some(Restart::OnFailure),
             at_end: Some(WorkloadEnd::PowerOff),
         };
@@ -473,17 +465,17 @@ mod tests {
             ..Flags::default()
         };
         let (config, bad) = resolve(&sources(wrong, &[], "agent.workload=app"));
-        assert_eq!(config.workload.argv, words("app"));
+        assert_eq!(config.workload.argv, split_arguments("app"));
         let texts: Vec<_> = bad.iter().map(ToString::to_string).collect();
         let expected = [
-            "bad value \"it's\" for --workload: expected words, with no quote left open",
+            "bad value \"it's\" for --workload: expected arguments, with every quote closed",
             "bad value \"explode\" for --workload-end: expected keep or poweroff",
         ];
         assert_eq!(texts, expected);
     }
 
     #[test]
-    fn the_metadata_service_is_said_like_the_rest() {
+    fn each_source_can_set_the_metadata_service() {
         let kernel = "agent.mmds=127.0.0.1:8080";
         for (environment, expected) in [
             (&[("GUEST_AGENT_MMDS", "0")][..], "0"),

@@ -1,4 +1,4 @@
-//! The guest's side: process 1 or a service, runs commands, and answers every restore.
+//! The guest's side: runs as process 1 or as a service, runs commands, and answers every restore.
 //!
 //! ```text
 //! main ▶ run ▶ config, boot ─────────────▶ sys ▶ libc, nix
@@ -6,9 +6,8 @@
 //!                        └──────▶ agent (pure) ▶ shared
 //! ```
 //!
-//! [`agent`] decides and knows no system call; `shell` performs and decides nothing; `event_loop`
-//! is the only one that waits; `sys` is the only one that is unsafe. There are no threads, no locks
-//! and no async.
+//! [`agent`] makes all decisions and no system calls; `shell` performs what it decides. Only
+//! `event_loop` waits, and only `sys` is unsafe. There are no threads, no locks and no async.
 #![expect(
     missing_docs,
     reason = "the library serves this program and its tests: names that say it all need no comment"
@@ -17,9 +16,9 @@
 pub mod accounts;
 pub mod agent;
 mod boot;
+mod client;
 pub mod config;
 mod event_loop;
-mod local;
 mod netlink;
 mod shell;
 mod sys;
@@ -44,15 +43,15 @@ use sys::file::read_small;
 use sys::power::PowerMode;
 use sys::{clock, console, power, process, signals, spawn};
 
-/// What sessions get between TERM and KILL when a signal ends the agent.
+/// How long sessions have between SIGTERM and SIGKILL when a signal ends the agent.
 const SIGNAL_GRACE: Duration = Duration::from_secs(5);
 
-/// Exit status of a service that was started with arguments or settings that mean nothing.
+/// Exit status of a service with invalid arguments or settings.
 const EXIT_USAGE: u8 = 2;
 
-/// Why the agent could not start.
 #[derive(Debug)]
 struct StartError {
+    /// What failed, to follow "cannot".
     what: String,
     source: io::Error,
 }
@@ -63,18 +62,18 @@ impl fmt::Display for StartError {
     }
 }
 
-/// The program. The order of its first steps matters; each says why.
+/// The program. The order of its first steps matters.
 pub fn run() -> ExitCode {
     let is_init = process::is_init();
     let arguments = read_arguments();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    if !is_init && local::is_command(&arguments) {
-        return local::run(&arguments);
+    if !is_init && client::is_command(&arguments) {
+        return client::run(&arguments);
     }
-    // First of all: a signal that arrives before this acts by its default.
+    // First, because a signal that arrives earlier has its default action.
     let blocked = signals::block();
     power::power_off_on_panic();
-    // Before any descriptor is opened, so that 0, 1 and 2 are never something else.
+    // Before anything else is opened, which could get descriptor 0, 1 or 2.
     let problems = if is_init {
         boot::mount_and_take_console()
     } else {
@@ -103,8 +102,8 @@ pub fn run() -> ExitCode {
 
     let started = start(&config, workload, is_init);
     let ended = match started {
-        // ---- From here on process 1 may not exit: the kernel would panic. It ends by ending the
-        // machine. ----
+        // ---- From here on process 1 must not exit, or the kernel panics. It ends the machine
+        // instead. ----
         Ok((mut poll, mut shell, mut agent)) => {
             info!(
                 "guest-agent {} listens on {}",
@@ -121,7 +120,7 @@ pub fn run() -> ExitCode {
     finish(ended, is_init)
 }
 
-/// Opens everything that the loop needs.
+/// Opens everything that the event loop needs.
 fn start(
     config: &Config,
     workload: Option<WorkloadSettings>,
@@ -177,7 +176,7 @@ fn start(
     Ok((poll, shell, Agent::new(settings, clock::now())))
 }
 
-/// Ends the machine, if it is ours to end, or this service.
+/// Ends the machine as process 1, or this service.
 fn finish(ended: Result<End, StartError>, is_init: bool) -> ExitCode {
     let (end, code) = match ended {
         Ok(end) => (end, ExitCode::SUCCESS),
@@ -196,14 +195,14 @@ fn finish(ended: Result<End, StartError>, is_init: bool) -> ExitCode {
     };
     let failure = power::end_machine(mode);
     console::write_epitaph(&format!("guest-agent: cannot end the machine: {failure}"));
-    // Still process 1, so still not allowed to exit, and nothing is left to do.
+    // Process 1 must not exit even now.
     loop {
         nix::unistd::pause();
     }
 }
 
-/// Reads the settings, and what the image's file says of its workload. A service with bad ones
-/// prints what is wrong and does not start; process 1 has nobody to ask, and goes on without them.
+/// Reads the settings and the image's file. If any is invalid, a service prints why and does not
+/// start; process 1 prints it and continues without.
 fn read_config(
     arguments: &[&str],
     is_init: bool,
@@ -220,8 +219,7 @@ fn read_config(
     let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
     let environment = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
     let kernel = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    // A service in a machine that another init has booted shares the kernel command line with it,
-    // as it should.
+    // A service under another init reads the kernel command line too.
     let (mut config, bad) = config::resolve(&Sources::new(&flags, environment, &kernel));
     let mut problems: Vec<_> = bad.iter().map(ToString::to_string).collect();
     let file = read_file(config.file.as_deref()).unwrap_or_else(|problem| {
@@ -240,9 +238,9 @@ fn read_config(
     }
 }
 
-/// Prints what the flags ask for instead of a start, or what is wrong with them.
+/// Prints the help, or what is wrong with the flags.
 fn leave_early(early: &argh::EarlyExit) -> ExitCode {
-    // A closed standard output is the caller's wish not to know.
+    // A caller that closed standard output does not want the text.
     if early.status.is_ok() {
         let _ = writeln!(io::stdout(), "{HELP}");
         return ExitCode::SUCCESS;
@@ -252,7 +250,7 @@ fn leave_early(early: &argh::EarlyExit) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-/// What the file says. Only a file that was asked for has to be there.
+/// Reads the image's file. The default one may be missing.
 fn read_file(path: Option<&Path>) -> Result<ImageFile, String> {
     let is_given = path.is_some();
     let path = path.unwrap_or_else(|| Path::new(FILE_PATH_DEFAULT));
@@ -270,7 +268,7 @@ fn read_arguments() -> Vec<String> {
         .collect()
 }
 
-/// Short lines, collected and released by the event loop.
+/// Log lines are held until the event loop releases them; see [`console`].
 fn start_logging(config: &Config) {
     if let Err(err) = console::open(config.console.as_deref()) {
         let _ = writeln!(io::stderr(), "guest-agent: cannot open the log: {err}");

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The probe's process: proof that spawning, executing and reaping work, so it does nothing at
-    // all.
+    // The process of a probe, which only has to be executed and reaped. On x86-64 `sys/entry.rs`
+    // ends it earlier.
     if std::env::args_os()
         .nth(1)
         .is_some_and(|argument| argument == "--noop")

@@ -1,12 +1,11 @@
-//! Messages of rtnetlink, as far as one network interface takes them. No I/O.
+//! The messages of rtnetlink that configure one network interface. No I/O.
 //!
-//! A request is built of a fixed header, which depends on its kind, and attributes. A dump is
-//! answered by one message for each thing there is, and a last one; any other request by an
-//! acknowledgement. What is to go is removed by a request that is made of the very message that
-//! showed it.
+//! A request has a fixed header, which depends on its kind, and attributes. The kernel answers a
+//! dump with one message for each object and a last one, and any other request with an
+//! acknowledgement. The request that removes an object is built from the message that showed it.
 //!
-//! What the kernel sends is trusted to be meant well and not to be well-formed: whatever is cut
-//! off, overlong or unknown is passed over or refused, and nothing here panics.
+//! The kernel's messages are not trusted to be well-formed: truncated, overlong and unknown parts
+//! are skipped or refused, and nothing here panics.
 
 use std::net::IpAddr;
 
@@ -35,13 +34,13 @@ const ROUTE_HEADER_LEN: usize = 12;
 /// `struct ndmsg`: family, pad, pad u16, index i32, state u16, flags, type.
 const NEIGHBOUR_HEADER_LEN: usize = 12;
 
-/// The two bits of an attribute's kind that are not its kind.
+/// The two bits of an attribute's kind field that are flags.
 const ATTRIBUTE_FLAGS: u16 = 0xc000;
 
 /// An Ethernet device, in a link's type (`ARPHRD_ETHER`).
 const ETHERNET: u16 = 1;
 
-/// A request, complete but for its serial.
+/// A request, complete except for its serial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     bytes: Vec<u8>,
@@ -59,7 +58,7 @@ impl Request {
     }
 
     fn with(mut self, kind: u16, value: &[u8]) -> Self {
-        // The values are numbers and addresses.
+        // Always fits: values are numbers and addresses.
         let len = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len()).unwrap_or_default();
         self.bytes.extend(len.to_ne_bytes());
         self.bytes.extend(kind.to_ne_bytes());
@@ -75,7 +74,6 @@ impl Request {
         }
     }
 
-    /// The request as it is sent.
     pub(crate) fn encode(&self, serial: u32) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         let len = u32::try_from(bytes.len()).unwrap_or_default();
@@ -123,17 +121,16 @@ pub(crate) fn list_neighbours() -> Request {
     Request::new(libc::RTM_GETNEIGH, libc::NLM_F_DUMP, &header)
 }
 
-/// Gives a link another hardware address, and leaves everything else of it as it is.
+/// Changes a link's hardware address and nothing else.
 pub(crate) fn set_mac(index: u32, mac: [u8; 6]) -> Request {
     set_link(index, 0).with(libc::IFLA_ADDRESS, &mac)
 }
 
-/// Sets a link up.
 pub(crate) fn set_up(index: u32) -> Request {
     set_link(index, libc::IFF_UP)
 }
 
-/// `flags` are set, and no other is changed.
+/// Sets `flags` and changes no others.
 fn set_link(index: u32, flags: c_int) -> Request {
     let flags = u32::try_from(flags).unwrap_or_default().to_ne_bytes();
     let mut header = [0; LINK_HEADER_LEN];
@@ -143,14 +140,13 @@ fn set_link(index: u32, flags: c_int) -> Request {
     Request::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &header)
 }
 
-/// Adds an address, or leaves it as it is where it is there. An address of IPv6 is used at once,
-/// without a second's search for another machine that has it: the host has given it out.
+/// Adds an address unless it exists. An IPv6 address is usable at once: the host assigned it, so
+/// the second for duplicate address detection is saved.
 pub(crate) fn add_address(index: u32, address: InterfaceAddress) -> Request {
     let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     about_address(libc::RTM_NEWADDR, flags, index, address)
 }
 
-/// Removes an address.
 pub(crate) fn drop_address(index: u32, address: InterfaceAddress) -> Request {
     about_address(libc::RTM_DELADDR, 0, index, address)
 }
@@ -168,7 +164,7 @@ fn about_address(kind: u16, flags: c_int, index: u32, address: InterfaceAddress)
         .with_ip(libc::IFA_ADDRESS, address.ip())
 }
 
-/// The link-local address of IPv6 that the kernel makes of a MAC address (RFC 4291, appendix A).
+/// The IPv6 link-local address that the kernel derives from a MAC address (RFC 4291, appendix A).
 pub(crate) fn link_local_address(mac: [u8; 6]) -> Option<InterfaceAddress> {
     let [a, b, c, d, e, f] = mac;
     let octets = [
@@ -192,7 +188,6 @@ pub(crate) fn link_local_address(mac: [u8; 6]) -> Option<InterfaceAddress> {
     InterfaceAddress::new(IpAddr::from(octets), 64)
 }
 
-/// Adds a default route through `gateway`.
 pub(crate) fn add_default_route(index: u32, gateway: IpAddr) -> Request {
     let mut header = [0; ROUTE_HEADER_LEN];
     header[0] = family(gateway);
@@ -209,15 +204,12 @@ pub(crate) fn add_default_route(index: u32, gateway: IpAddr) -> Request {
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
-    /// Its number.
     pub(crate) index: u32,
-    /// Its name.
     pub(crate) name: String,
-    /// Whether it is an Ethernet device that no software made up (as it does bridges).
+    /// Whether it is an Ethernet device, and not a virtual one such as a bridge.
     pub(crate) is_hardware: bool,
-    /// Whether it is set up.
     pub(crate) is_up: bool,
-    /// Its hardware address, where that is as long as Ethernet's.
+    /// Its hardware address, if that is as long as Ethernet's.
     pub(crate) mac: Option<[u8; 6]>,
 }
 
@@ -229,19 +221,19 @@ impl Link {
         let name = name.split(|byte| *byte == 0).next()?;
         let flags = u32_at(header, 8)?;
         let up = u32::try_from(libc::IFF_UP).ok()?;
-        let is_made_up = attribute(attributes, libc::IFLA_LINKINFO).is_some();
+        let is_virtual = attribute(attributes, libc::IFLA_LINKINFO).is_some();
         Some(Self {
             index: u32_at(header, 4)?,
             name: String::from_utf8_lossy(name).into_owned(),
-            is_hardware: u16_at(header, 2)? == ETHERNET && !is_made_up,
+            is_hardware: u16_at(header, 2)? == ETHERNET && !is_virtual,
             is_up: flags & up != 0,
             mac: attribute(attributes, libc::IFLA_ADDRESS).and_then(|bytes| bytes.try_into().ok()),
         })
     }
 }
 
-/// Removes the address that a message of [`list_addresses`] shows, if it is one of the interface
-/// and another one than `kept`. Link-local ones of IPv6 stay: they are the kernel's.
+/// Removes the address in a message of [`list_addresses`], if it is one of the interface and not
+/// `kept`. IPv6 link-local addresses stay: the kernel manages them.
 pub(crate) fn remove_address(
     payload: &[u8],
     index: u32,
@@ -261,17 +253,14 @@ pub(crate) fn remove_address(
     Some(request.with(libc::IFA_ADDRESS, whole))
 }
 
-/// What is to be done about a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RouteChange {
-    /// It goes.
     Remove,
-    /// It comes back.
+    /// Add it again after it was lost with its address.
     Restore,
 }
 
-/// Changes the route that a message of [`list_routes`] shows, if it is a default route over the
-/// interface.
+/// Changes the route in a message of [`list_routes`], if it is a default route over the interface.
 pub(crate) fn change_default_route(
     payload: &[u8],
     index: u32,
@@ -288,7 +277,7 @@ pub(crate) fn change_default_route(
         RouteChange::Remove => (libc::RTM_DELROUTE, 0),
         RouteChange::Restore => (libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
     };
-    // Some flags of a route that is shown are refused in a request.
+    // A request must not contain some of the flags that the kernel shows.
     let mut header: [u8; ROUTE_HEADER_LEN] = header.try_into().ok()?;
     header[8..].fill(0);
     let mut request = Request::new(kind, libc::NLM_F_ACK | flags, &header);
@@ -300,8 +289,8 @@ pub(crate) fn change_default_route(
     Some(request)
 }
 
-/// Removes the neighbour that a message of [`list_neighbours`] shows, if it is one of the interface
-/// that the kernel has learned.
+/// Removes the neighbour in a message of [`list_neighbours`], if the kernel has learned it on the
+/// interface.
 pub(crate) fn remove_neighbour(payload: &[u8], index: u32) -> Option<Request> {
     let (header, attributes) = payload.split_at_checked(NEIGHBOUR_HEADER_LEN)?;
     let given = libc::NUD_PERMANENT | libc::NUD_NOARP;
@@ -314,21 +303,21 @@ pub(crate) fn remove_neighbour(payload: &[u8], index: u32) -> Option<Request> {
     Some(request.with(libc::NDA_DST, destination))
 }
 
-/// What a datagram says about a request.
+/// What a datagram means for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// There is more to come.
+    /// More datagrams follow.
     More,
-    /// This was all of it, and the request was met.
+    /// The request succeeded, and its answer is complete.
     Done,
-    /// The request was refused, with this error number.
+    /// The kernel refused the request with this error number.
     Refused(i32),
-    /// The datagram is not what the kernel would send.
+    /// The datagram is not a valid one of the kernel.
     Malformed,
 }
 
-/// Reads a datagram, and gives `each` the payload of every message that answers request `serial`
-/// with a thing there is.
+/// Reads a datagram. Calls `each` with the payload of every message that shows an object in answer
+/// to request `serial`.
 pub(crate) fn read(datagram: &[u8], serial: u32, each: &mut dyn FnMut(&[u8])) -> Answer {
     let mut rest = datagram;
     while !rest.is_empty() {
@@ -340,7 +329,7 @@ pub(crate) fn read(datagram: &[u8], serial: u32, each: &mut dyn FnMut(&[u8])) ->
         }
         match c_int::from(kind) {
             libc::NLMSG_NOOP => {}
-            // The last message of a dump has a result in newer kernels only.
+            // Older kernels send no result in the last message of a dump.
             libc::NLMSG_ERROR | libc::NLMSG_DONE => {
                 let result = u32_at(payload, 0).map_or(0, u32::cast_signed);
                 return match result {
@@ -354,7 +343,7 @@ pub(crate) fn read(datagram: &[u8], serial: u32, each: &mut dyn FnMut(&[u8])) ->
     Answer::More
 }
 
-/// Takes the next message: its kind, the request that it answers, and its payload.
+/// Takes the next message: its kind, the serial of the request that it answers, and its payload.
 fn split_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, u32, &'a [u8])> {
     let whole = *rest;
     let len = usize::try_from(u32_at(whole, 0)?).ok()?;
@@ -363,7 +352,7 @@ fn split_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, u32, &'a [u8])> {
     Some((u16_at(whole, 4)?, u32_at(whole, 8)?, payload))
 }
 
-/// The value of the first attribute of this kind. What is behind a cut is not there.
+/// The value of the first attribute of this kind before any truncation.
 fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     loop {
         let len = usize::from(u16_at(attributes, 0)?);

@@ -1,15 +1,15 @@
-//! Every system call of the agent, one file per concern.
+//! The agent's system calls, one file per concern.
 //!
-//! What belongs here: one system call (or one tight sequence that only makes sense together) with
-//! typed arguments and `io::Result`. What does not: policy, retries, logging, and any type of
-//! [`crate::agent`].
+//! A function here makes one system call, or one sequence of calls that belong together, with typed
+//! arguments and an `io::Result`. Policy, retries, logging and types of [`crate::agent`] are not
+//! for this folder.
 //!
 //! Invariants:
-//! - `unsafe` appears under this folder and nowhere else in the agent. Each file that needs it says
-//!   why in its `expect`, and each block says which condition of the callee holds for which reason.
-//! - A descriptor is an `OwnedFd` on the line after the call that made it, and is close-on-exec
-//!   from birth. What the event loop polls is also non-blocking from birth.
-//! - Children are waited for in one function, [`process::reap`].
+//! - Only this folder contains `unsafe`. Each file that needs it says why in its `expect`, and each
+//!   block says why the conditions of the call hold.
+//! - A new descriptor becomes an `OwnedFd` on the line after the call that made it, and is created
+//!   close-on-exec. A descriptor that the event loop polls is also created non-blocking.
+//! - Only one function waits for children: [`process::reap`].
 
 pub(crate) mod clock;
 pub(crate) mod console;
@@ -24,13 +24,14 @@ pub(crate) mod power;
 pub(crate) mod process;
 pub(crate) mod signals;
 pub(crate) mod socket;
+mod source;
 pub(crate) mod spawn;
 pub(crate) mod stdio;
 pub(crate) mod vsock;
 
 use std::io;
 
-/// Turns the `-1` of a failed call into the error that `errno` names.
+/// Turns the `-1` of a failed call into the error of `errno`.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 {
         Err(io::Error::last_os_error())
@@ -39,7 +40,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// As [`check`], for calls that return a length.
+/// [`check`] for calls that return a length.
 fn check_len(result: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }

@@ -1,24 +1,21 @@
-//! Whether and where the metadata service is watched. No I/O.
+//! The setting of the watch of the metadata service. No I/O.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// Where Firecracker's metadata service is unless a VM is told otherwise.
+/// The default address of Firecracker's metadata service.
 const ADDRESS_DEFAULT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
 
-/// What [`parse`] takes.
+/// The values that [`parse`] accepts.
 pub(crate) const EXPECTED: &str = "0, 1 or ADDRESS:PORT";
 
-/// What is said of the watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mmds {
-    /// There is to be none.
     Off,
-    /// The service is here.
+    /// Watch the service at this address.
     At(SocketAddrV4),
 }
 
 impl Mmds {
-    /// Where the service is, if it is to be watched.
     pub(crate) fn address(self) -> Option<SocketAddrV4> {
         match self {
             Self::Off => None,
@@ -27,7 +24,6 @@ impl Mmds {
     }
 }
 
-/// Reads the setting.
 pub(crate) fn parse(text: &str) -> Option<Mmds> {
     match text {
         "0" => Some(Mmds::Off),
@@ -41,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_off_or_somewhere_else() {
+    fn on_off_or_another_address() {
         let address = |text| parse(text).map(Mmds::address);
         assert_eq!(address("0"), Some(None));
         assert_eq!(address("1"), Some(Some(ADDRESS_DEFAULT)));

@@ -1,4 +1,4 @@
-//! What the image asks for: `agent.json`, and what may be said on top of its workload. No I/O.
+//! The image's file `agent.json`, and the settings that override its workload. No I/O.
 //!
 //! ```json
 //! {"workload": {"argv": ["/bin/app", "-x"], "env": ["A=1"], "cwd": "/", "user": "app",
@@ -6,80 +6,72 @@
 //!  "mmds": "1"}
 //! ```
 //!
-//! A workload's `argv` is required and everything else may be missing. What is said elsewhere
-//! replaces the arguments, the restarts or the end, each alone: as in a container, another command
-//! still runs with the environment, the directory and the user of the image.
+//! A workload's `argv` is required, everything else may be missing. Settings elsewhere override
+//! `argv`, `restart` or `at_end`, each alone: as in a container, another command still runs with
+//! the environment, the directory and the user of the image.
 //!
 //! Unknown fields are ignored, so that an image may be made for a newer agent. A field of another
-//! type refuses the file: nothing is half valid.
+//! type makes the whole file invalid.
 
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
+use shared::json::{JsonError, Object};
 
 use super::mmds::{self, Mmds};
 use crate::agent::{Restart, WorkloadEnd, WorkloadSettings};
 
-/// Where the file is unless another is named.
 pub(crate) const FILE_PATH_DEFAULT: &str = "/etc/guest-agent/agent.json";
 
-/// Most bytes of the file.
+/// Largest file that is read, in bytes.
 pub const FILE_LEN_MAX: usize = 1024 * 1024;
 
-/// Why the file means nothing.
+/// Why the file is invalid.
 #[derive(Debug)]
-pub enum FileError {
-    /// It is no JSON object.
-    Syntax(serde_json::Error),
-    /// A field is missing or of the wrong type.
-    Field {
-        /// Its name, with the names of what it is in.
-        field: &'static str,
-        /// What is taken there.
-        expected: &'static str,
-    },
+pub struct FileError {
+    error: JsonError,
+    /// Prefix of the field's name: that of the object that contains it, and a dot.
+    parent: &'static str,
 }
 
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Syntax(source) => write!(f, "not a JSON object: {source}"),
-            Self::Field { field, expected } => write!(f, "field \"{field}\" must be {expected}"),
+        let parent = self.parent;
+        match &self.error {
+            JsonError::Syntax(source) => write!(f, "not a JSON object: {source}"),
+            JsonError::Field { name, expected } => {
+                write!(f, "field \"{parent}{name}\" must be {expected}")
+            }
         }
     }
 }
 
-impl std::error::Error for FileError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Syntax(source) => Some(source),
-            Self::Field { .. } => None,
-        }
+impl std::error::Error for FileError {}
+
+impl From<JsonError> for FileError {
+    fn from(error: JsonError) -> Self {
+        Self { error, parent: "" }
     }
 }
 
-/// What the file says.
+/// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageFile {
-    /// The program that the image asks for.
     pub workload: Option<WorkloadSettings>,
-    /// What is said of the metadata service.
     pub(crate) mmds: Option<Mmds>,
 }
 
-/// What is said outside of the file.
+/// The settings of the workload outside of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Overrides {
-    /// The arguments. None at all: no workload, whatever the file says.
+    /// An empty list means that there is no workload, even if the file has one.
     pub argv: Option<Vec<Vec<u8>>>,
-    /// Whether it is started again.
     pub restart: Option<Restart>,
-    /// What its end means.
     pub at_end: Option<WorkloadEnd>,
 }
 
 impl Overrides {
-    /// The workload, given what the file names.
+    /// The workload, given that of the file.
     pub(crate) fn on_top_of(self, file: Option<WorkloadSettings>) -> Option<WorkloadSettings> {
         let mut workload = match (self.argv, file) {
             (Some(argv), _) if argv.is_empty() => return None,
@@ -93,92 +85,53 @@ impl Overrides {
     }
 }
 
-/// Reads the file.
 pub fn parse_file(text: &[u8]) -> Result<ImageFile, FileError> {
-    let file: Map<String, Value> = serde_json::from_slice(text).map_err(FileError::Syntax)?;
-    let mmds = match file.get("mmds") {
-        None | Some(Value::Null) => None,
-        Some(value) => {
-            let parsed = value.as_str().and_then(mmds::parse);
-            Some(parsed.ok_or_else(|| error("mmds", mmds::EXPECTED))?)
-        }
-    };
-    let workload = parse_workload(file.get("workload"))?;
+    let file = Object::parse(text)?;
+    let mmds = file.opt("mmds", mmds::EXPECTED, |value| mmds::parse(value.as_str()?))?;
+    let workload = file.opt_object("workload")?;
+    let workload = workload.as_ref().map(parse_workload).transpose();
+    let workload = workload.map_err(|error| FileError {
+        error,
+        parent: "workload.",
+    })?;
     Ok(ImageFile { workload, mmds })
 }
 
-/// `None`: the file names no workload.
-fn parse_workload(value: Option<&Value>) -> Result<Option<WorkloadSettings>, FileError> {
-    let fields = match value {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Object(fields)) => fields,
-        Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
-            return Err(error("workload", "an object"));
-        }
-    };
-    let field = |name| fields.get(name).filter(|value| !value.is_null());
-    let strings = |name, path, expected| match field(name) {
-        None => Ok(Vec::new()),
-        Some(value) => strings(value).ok_or_else(|| error(path, expected)),
-    };
-    let optional = |name, path, expected| match field(name) {
-        None => Ok(None),
-        Some(value) => match string(value).filter(|bytes| !bytes.is_empty()) {
-            Some(bytes) => Ok(Some(bytes)),
-            None => Err(error(path, expected)),
-        },
-    };
-    let expected = "a list of at least one string without NUL";
-    let argv = strings("argv", "workload.argv", expected)?;
-    if argv.is_empty() {
-        return Err(error("workload.argv", expected));
-    }
-    let expected = "a list of NAME=value strings without NUL";
-    let env = strings("env", "workload.env", expected)?;
-    if !env.iter().all(|pair| is_environment_pair(pair)) {
-        return Err(error("workload.env", expected));
-    }
-    let expected = "a path without NUL";
-    let cwd = optional("cwd", "workload.cwd", expected)?;
-    let expected = "NAME, UID, NAME:GROUP or UID:GID";
-    let user = optional("user", "workload.user", expected)?;
-    let restart = match field("restart") {
-        None => None,
-        Some(value) => Some(
-            value
-                .as_str()
-                .and_then(parse_restart)
-                .ok_or_else(|| error("workload.restart", RESTART_EXPECTED))?,
-        ),
-    };
-    let at_end = match field("at_end") {
-        None => None,
-        Some(value) => Some(
-            value
-                .as_str()
-                .and_then(parse_end)
-                .ok_or_else(|| error("workload.at_end", END_EXPECTED))?,
-        ),
-    };
+fn parse_workload(object: &Object) -> Result<WorkloadSettings, JsonError> {
+    let non_empty = |value: &Value| string(value).filter(|bytes| !bytes.is_empty());
+    let argv = object.get(
+        "argv",
+        "a list of at least one string without NUL",
+        |value| strings(value).filter(|argv| !argv.is_empty()),
+    )?;
+    let env = object.opt("env", "a list of NAME=value strings without NUL", |value| {
+        strings(value).filter(|env| env.iter().all(|pair| is_environment_pair(pair)))
+    })?;
+    let cwd = object.opt("cwd", "a path without NUL", non_empty)?;
+    let user = object.opt("user", "NAME, UID, NAME:GROUP or UID:GID", non_empty)?;
+    let restart = object.opt("restart", RESTART_EXPECTED, |value| {
+        parse_restart(value.as_str()?)
+    })?;
+    let at_end = object.opt("at_end", END_EXPECTED, |value| parse_end(value.as_str()?))?;
     let defaults = with_defaults(argv);
-    Ok(Some(WorkloadSettings {
-        env,
+    Ok(WorkloadSettings {
+        env: env.unwrap_or_default(),
         cwd,
         user,
         restart: restart.unwrap_or(defaults.restart),
         at_end: at_end.unwrap_or(defaults.at_end),
         ..defaults
-    }))
+    })
 }
 
-/// What [`parse_restart`] takes.
+/// The values that [`parse_restart`] accepts.
 pub(super) const RESTART_EXPECTED: &str = "no or on-failure";
 
-/// What [`parse_end`] takes.
+/// The values that [`parse_end`] accepts.
 pub(super) const END_EXPECTED: &str = "keep or poweroff";
 
-/// What [`parse_words`] takes.
-pub(super) const WORDS_EXPECTED: &str = "words, with no quote left open";
+/// The values that [`split_arguments`] accepts.
+pub(super) const ARGUMENTS_EXPECTED: &str = "arguments, with every quote closed";
 
 pub(super) fn parse_restart(text: &str) -> Option<Restart> {
     match text {
@@ -196,28 +149,28 @@ pub(super) fn parse_end(text: &str) -> Option<WorkloadEnd> {
     }
 }
 
-/// Splits a command at white space. Quotes of either kind keep a part of it together, as in a
-/// shell, and nothing else has a meaning. `None`: a quote is left open.
-pub(super) fn parse_words(text: &str) -> Option<Vec<Vec<u8>>> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
+/// Splits a command at white space outside of quotes. As in a shell, single and double quotes keep
+/// a part of it together; no other character is special. `None` if a quote is not closed.
+pub(super) fn split_arguments(text: &str) -> Option<Vec<Vec<u8>>> {
+    let mut arguments = Vec::new();
+    let mut argument: Option<String> = None;
     let mut quote = None;
     for character in text.chars() {
         match quote {
             Some(open) if character == open => quote = None,
             None if matches!(character, '"' | '\'') => {
                 quote = Some(character);
-                // Two quotes with nothing between are a word too.
-                word.get_or_insert_default();
+                // Two quotes with nothing between are an argument too.
+                argument.get_or_insert_default();
             }
             None if character.is_ascii_whitespace() => {
-                words.extend(word.take().map(String::into_bytes));
+                arguments.extend(argument.take().map(String::into_bytes));
             }
-            Some(_) | None => word.get_or_insert_default().push(character),
+            Some(_) | None => argument.get_or_insert_default().push(character),
         }
     }
-    words.extend(word.map(String::into_bytes));
-    quote.is_none().then_some(words)
+    arguments.extend(argument.map(String::into_bytes));
+    quote.is_none().then_some(arguments)
 }
 
 fn with_defaults(argv: Vec<Vec<u8>>) -> WorkloadSettings {
@@ -231,21 +184,17 @@ fn with_defaults(argv: Vec<Vec<u8>>) -> WorkloadSettings {
     }
 }
 
-fn error(field: &'static str, expected: &'static str) -> FileError {
-    FileError::Field { field, expected }
-}
-
 fn strings(value: &Value) -> Option<Vec<Vec<u8>>> {
     value.as_array()?.iter().map(string).collect()
 }
 
-/// A string that programs can receive.
+/// A string without NUL, which no program could receive.
 fn string(value: &Value) -> Option<Vec<u8>> {
     let text = value.as_str()?;
     (!text.contains('\0')).then(|| text.as_bytes().to_vec())
 }
 
-/// Whether it is `NAME=value` with a name.
+/// Whether it is `NAME=value` and NAME is not empty.
 fn is_environment_pair(pair: &[u8]) -> bool {
     pair.iter().position(|&byte| byte == b'=') > Some(0)
 }
@@ -254,8 +203,10 @@ fn is_environment_pair(pair: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn words(list: &[&str]) -> Vec<Vec<u8>> {
-        list.iter().map(|word| word.as_bytes().to_vec()).collect()
+    fn argv(list: &[&str]) -> Vec<Vec<u8>> {
+        list.iter()
+            .map(|argument| argument.as_bytes().to_vec())
+            .collect()
     }
 
     #[test]
@@ -265,8 +216,8 @@ mod tests {
             "cwd": "/srv", "user": "app:app", "restart": "on-failure", "at_end": "poweroff",
             "later": 1}, "later": []}"#;
         let expected = WorkloadSettings {
-            argv: words(&["/bin/app", "", "grüß"]),
-            env: words(&["A=1", "B="]),
+            argv: argv(&["/bin/app", "", "grüß"]),
+            env: argv(&["A=1", "B="]),
             cwd: Some(b"/srv".to_vec()),
             user: Some(b"app:app".to_vec()),
             restart: Restart::OnFailure,
@@ -276,8 +227,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_null_has_its_default() {
-        let expected = with_defaults(words(&["a"]));
+    fn missing_fields_and_null_have_their_default() {
+        let expected = with_defaults(argv(&["a"]));
         for text in [
             r#"{"workload": {"argv": ["a"]}}"#,
             r#"{"workload": {"argv": ["a"], "env": null, "cwd": null, "user": null, "restart": null,
@@ -294,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_metadata_service_is_said_beside_the_workload() {
+    fn the_metadata_service_is_set_beside_the_workload() {
         let file = parse_file(br#"{"mmds": "1"}"#).unwrap();
         assert_eq!((file.workload, file.mmds), (None, mmds::parse("1")));
         let file = parse_file(br#"{"mmds": null}"#).unwrap();
@@ -302,22 +253,25 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_field_is_named() {
-        let argv = "field \"workload.argv\" must be a list of at least one string without NUL";
-        let env = "field \"workload.env\" must be a list of NAME=value strings without NUL";
+    fn errors_name_the_field() {
+        let argv_text = "field \"workload.argv\" must be a list of at least one string without NUL";
+        let env_text = "field \"workload.env\" must be a list of NAME=value strings without NUL";
         let cases = [
             (
                 r#"{"workload": "app"}"#,
                 "field \"workload\" must be an object",
             ),
-            (r#"{"workload": {}}"#, argv),
-            (r#"{"workload": {"argv": []}}"#, argv),
-            (r#"{"workload": {"argv": "app"}}"#, argv),
-            (r#"{"workload": {"argv": ["app", 1]}}"#, argv),
-            (r#"{"workload": {"argv": ["a\u0000b"]}}"#, argv),
-            (r#"{"workload": {"argv": ["a"], "env": {"A": "1"}}}"#, env),
-            (r#"{"workload": {"argv": ["a"], "env": ["A"]}}"#, env),
-            (r#"{"workload": {"argv": ["a"], "env": ["=1"]}}"#, env),
+            (r#"{"workload": {}}"#, argv_text),
+            (r#"{"workload": {"argv": []}}"#, argv_text),
+            (r#"{"workload": {"argv": "app"}}"#, argv_text),
+            (r#"{"workload": {"argv": ["app", 1]}}"#, argv_text),
+            (r#"{"workload": {"argv": ["a\u0000b"]}}"#, argv_text),
+            (
+                r#"{"workload": {"argv": ["a"], "env": {"A": "1"}}}"#,
+                env_text,
+            ),
+            (r#"{"workload": {"argv": ["a"], "env": ["A"]}}"#, env_text),
+            (r#"{"workload": {"argv": ["a"], "env": ["=1"]}}"#, env_text),
             (
                 r#"{"workload": {"argv": ["a"], "cwd": ""}}"#,
                 "field \"workload.cwd\" must be a path without NUL",
@@ -350,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn words_end_at_space_unless_quoted() {
+    fn arguments_end_at_space_unless_quoted() {
         let cases: &[(&str, Option<&[&str]>)] = &[
             ("", Some(&[])),
             ("  ", Some(&[])),
@@ -365,34 +319,34 @@ mod tests {
             ("a \"b", None),
         ];
         for (text, expected) in cases {
-            let expected = expected.map(words);
-            assert_eq!(parse_words(text), expected, "{text}");
+            let expected = expected.map(argv);
+            assert_eq!(split_arguments(text), expected, "{text}");
         }
     }
 
     #[test]
-    fn what_is_said_outside_replaces_its_part_of_the_file() {
+    fn each_override_replaces_its_part_of_the_file() {
         let file = || WorkloadSettings {
             user: Some(b"app".to_vec()),
             restart: Restart::OnFailure,
-            ..with_defaults(words(&["a"]))
+            ..with_defaults(argv(&["a"]))
         };
         let none = Overrides::default();
         assert_eq!(none.clone().on_top_of(None), None);
         assert_eq!(none.on_top_of(Some(file())), Some(file()));
 
-        let argv = |list: &[&str]| Overrides {
-            argv: Some(words(list)),
+        let other = |list: &[&str]| Overrides {
+            argv: Some(argv(list)),
             ..Overrides::default()
         };
         let expected = WorkloadSettings {
-            argv: words(&["b", "c"]),
+            argv: argv(&["b", "c"]),
             ..file()
         };
-        assert_eq!(argv(&["b", "c"]).on_top_of(Some(file())), Some(expected));
-        let expected = with_defaults(words(&["b"]));
-        assert_eq!(argv(&["b"]).on_top_of(None), Some(expected));
-        assert_eq!(argv(&[]).on_top_of(Some(file())), None);
+        assert_eq!(other(&["b", "c"]).on_top_of(Some(file())), Some(expected));
+        let expected = with_defaults(argv(&["b"]));
+        assert_eq!(other(&["b"]).on_top_of(None), Some(expected));
+        assert_eq!(other(&[]).on_top_of(Some(file())), None);
 
         let rest = Overrides {
             argv: None,

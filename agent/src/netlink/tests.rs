@@ -1,11 +1,12 @@
-//! Requests against bytes written down by hand, answers as the kernel sends them, and what comes of
-//! damage.
+//! Goal: requests are what the kernel expects, and answers are understood or refused. Method:
+//! requests are compared with bytes written by hand; answers are built as the kernel does, and
+//! damaged.
 
 use super::*;
 
 const SERIAL: u32 = 7;
 
-/// A message as the kernel sends it.
+/// A message of the kernel.
 fn message(kind: u16, serial: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(MESSAGE_HEADER_LEN + payload.len()).unwrap();
     let mut bytes = len.to_ne_bytes().to_vec();
@@ -18,7 +19,7 @@ fn message(kind: u16, serial: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A payload with attributes behind its header.
+/// A payload: a header and attributes.
 fn payload(header: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
     let request = Request::new(0, 0, header);
     let request = attributes
@@ -62,7 +63,7 @@ fn requests_are_the_bytes_that_the_kernel_reads() {
         [
             [44, 0, 0, 0, 19, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0].as_slice(),
             &[0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            // Padded to a multiple of four; the length is without the padding.
+            // Padded to a multiple of four. The length does not count the padding.
             &[10, 0, 1, 0, 2, 0, 0, 0, 0, 9, 0, 0],
         ]
         .concat()
@@ -86,7 +87,7 @@ fn requests_are_the_bytes_that_the_kernel_reads() {
 }
 
 #[test]
-fn an_address_of_ipv6_is_not_searched_for_first() {
+fn an_ipv6_address_is_used_without_duplicate_detection() {
     let request = add_address(2, address("fd00::2/64")).encode(SERIAL);
     let header = &request[MESSAGE_HEADER_LEN..];
     assert_eq!(
@@ -96,7 +97,7 @@ fn an_address_of_ipv6_is_not_searched_for_first() {
 }
 
 #[test]
-fn link_local_addresses_are_made_of_the_mac() {
+fn link_local_addresses_are_derived_from_the_mac() {
     let made = link_local_address([0x02, 0, 0, 0, 0x77, 0x04]).unwrap();
     assert_eq!(made, address("fe80::ff:fe00:7704/64"));
     let request = drop_address(2, made).encode(SERIAL);
@@ -129,7 +130,7 @@ fn links_are_read() {
 }
 
 #[test]
-fn only_other_addresses_of_the_interface_go() {
+fn only_other_addresses_of_the_interface_are_removed() {
     let kept = address("10.0.0.2/24");
     let shown = |prefix_len: u8, index: u8, ip: [u8; 4]| {
         let mut header = [2, prefix_len, 0x80, 0, 0, 0, 0, 0];
@@ -160,7 +161,7 @@ fn only_other_addresses_of_the_interface_go() {
 }
 
 #[test]
-fn only_default_routes_of_the_interface_go() {
+fn only_default_routes_of_the_interface_are_changed() {
     let shown = |dst_len: u8, table: u8, index: u32| {
         let flags = 16;
         let header = [2, dst_len, 0, 0, table, 3, 0, 1, flags, 0, 0, 0];
@@ -200,7 +201,7 @@ fn only_default_routes_of_the_interface_go() {
 }
 
 #[test]
-fn only_learned_neighbours_of_the_interface_go() {
+fn only_learned_neighbours_of_the_interface_are_removed() {
     let shown = |index: u32, state: u16| {
         let mut header = vec![2, 0, 0, 0];
         header.extend(index.to_ne_bytes());
@@ -215,7 +216,7 @@ fn only_learned_neighbours_of_the_interface_go() {
     assert_eq!(reachable[4..6], libc::RTM_DELNEIGH.to_ne_bytes());
 }
 
-/// Reads a datagram, and gives the first byte of each payload that answers the request.
+/// Reads a datagram. Returns the first byte of each payload too.
 fn read_all(datagram: &[u8]) -> (Answer, Vec<u8>) {
     let mut found = Vec::new();
     let answer = read(datagram, SERIAL, &mut |payload| {
@@ -244,7 +245,7 @@ fn answers_end_a_request_and_belong_to_one() {
 }
 
 #[test]
-fn lengths_that_lie_are_refused_or_passed_over() {
+fn wrong_lengths_are_refused_or_skipped() {
     let whole = message(libc::RTM_NEWLINK, SERIAL, &[1; 4]);
     for len in 1..whole.len() {
         assert_eq!(read_all(&whole[..len]).0, Answer::Malformed, "{len}");
@@ -263,7 +264,6 @@ fn lengths_that_lie_are_refused_or_passed_over() {
     }
 }
 
-/// Whatever comes, and wherever it is cut off, nothing panics.
 #[test]
 fn damaged_messages_never_panic() {
     let shown = payload(

@@ -16,7 +16,7 @@ use nix::unistd::mkdir;
 use shared::id::Generation;
 
 use super::Source;
-use crate::local::GENERATION_FILE;
+use crate::client::GENERATION_FILE;
 use crate::sys::socket::{Address, Listener};
 
 /// A program that finds the queue full waits.

@@ -264,7 +264,7 @@ mod tests {
         for (user, errno, text) in [
             ("nosuchuser", libc::ENOENT, "no such user in /etc/passwd"),
             ("0:nosuchgroup", libc::ENOENT, "no such group in /etc/group"),
-            (":0", libc::EINVAL, "no user in front of the group"),
+            (":0", libc::EINVAL, "no user before the group"),
         ] {
             let command = Command {
                 user: Some(user.as_bytes().to_vec()),

@@ -1,15 +1,15 @@
-//! The console: log lines that never block, never come at the wrong moment, and the question
-//! whether all are out.
+//! The console: writing log lines without blocking and at the right moment, and checking whether
+//! all have been transmitted.
 //!
 //! ```text
 //! log line ─▶ Writer ─▶ held (bounded) ── release ─▶ non-blocking write ─▶ console
 //! ```
 //!
-//! A UART that is snapshotted in the middle of a transmission is dead in every clone, and a console
-//! that nobody reads fills up. So lines are only collected here, and the event loop releases them
-//! at the end of a turn in which it may make noise. What the console does not take then stays held;
-//! past the limit lines are counted and dropped. The descriptor is an open file of its own, so that
-//! children keep a blocking one.
+//! A UART whose snapshot is taken during a transmission is dead in every clone, and a console
+//! without a reader fills up. So lines are held here, and the event loop releases them at the end
+//! of a turn, unless a snapshot is about to be taken. Lines that the console does not accept stay
+//! held; beyond the limit they are dropped and counted. The descriptor is a separate open file, so
+//! that the children's stays blocking.
 
 #![expect(
     unsafe_code,
@@ -26,10 +26,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::check;
 
-/// Bytes of log text held back at most.
+/// Most bytes of log lines that are held.
 const HELD_LEN_MAX: usize = 16 * 1024;
 
-/// Most that is written at once: below `PIPE_BUF`, so that `poll` tells whether it fits a pipe.
+/// Most bytes of one write: up to `PIPE_BUF`, so that `poll` tells whether they fit a pipe.
 const WRITE_LEN_MAX: usize = 4096;
 
 /// `TIOCSER_TEMT` of `linux/tty_flags.h`: the transmitter has sent its last bit.
@@ -46,11 +46,11 @@ struct Console {
     lines_dropped: u64,
 }
 
-/// Where the logger writes to.
+/// The logger's target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Writer;
 
-/// Opens a console path, or the file behind descriptor 2 when there is none, for [`release`].
+/// Opens the console for [`release`]: a path, or the file of descriptor 2.
 pub(crate) fn open(path: Option<&str>) -> io::Result<()> {
     let path = path.unwrap_or("/proc/self/fd/2");
     let opened = OpenOptions::new()
@@ -59,40 +59,38 @@ pub(crate) fn open(path: Option<&str>) -> io::Result<()> {
         .open(path);
     let file = match opened {
         Ok(file) => file,
-        // A socket cannot be opened by name. A copy shares its blocking mode; `poll` is asked
-        // before each write.
+        // A socket cannot be opened by path. Its copy may block, so `poll` comes before each write.
         Err(_) => File::from(io::stderr().as_fd().try_clone_to_owned()?),
     };
     CONSOLE.with_borrow_mut(|console| console.file = Some(file));
     Ok(())
 }
 
-/// Writes what has been held back, as far as the console takes it now.
+/// Writes held lines, as far as the console accepts them now.
 pub(crate) fn release() {
     CONSOLE.with(|console| {
-        // Borrowed already means that a panic came out of this very module: then there is nothing
-        // to add.
+        // Borrowed already: this module itself panicked.
         if let Ok(mut console) = console.try_borrow_mut() {
             console.release();
         }
     });
 }
 
-/// Whether the terminal's queue and, where the driver tells, the transmitter's FIFO are empty.
-/// Always true of what is not a terminal. Never blocks, unlike `tcdrain`.
+/// Whether the terminal's queue is empty, and the transmitter's FIFO too if the driver reports it.
+/// Always true for other files. Never blocks, unlike `tcdrain`.
 pub(crate) fn is_drained() -> bool {
     CONSOLE.with_borrow(|console| console.file.as_ref().is_none_or(is_file_drained))
 }
 
-/// Writes the last line of a dying process to descriptor 2, blocking: it is worth waiting for.
+/// Writes the last line of a dying process to descriptor 2, even if that blocks.
 pub(crate) fn write_epitaph(text: &str) {
     release();
     let mut stderr = io::stderr().lock();
-    // If even this fails there is nobody left to tell.
+    // A failure could not be reported anywhere.
     let _ = writeln!(stderr, "{text}");
 }
 
-/// Makes `path` the standard input, output and error of this process.
+/// Opens `path` as standard input, output and error of this process.
 pub(crate) fn become_stdio(path: &str) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
@@ -102,12 +100,10 @@ pub(crate) fn become_stdio(path: &str) -> io::Result<()> {
     let source = file.as_raw_fd();
     for target in 0..3 {
         if source == target {
-            // It stays open as what it is: std opened it close-on-exec, which children do not mind,
-            // since each gets its own three.
+            // It stays open, close-on-exec. That is fine: each child gets three of its own.
             continue;
         }
-        // SAFETY: integers only; 0, 1 and 2 are owned by nobody in this process, by the convention
-        // of `std`.
+        // SAFETY: integers only. By the convention of `std`, no value owns 0, 1 and 2.
         check(unsafe { libc::dup2(source, target) })?;
     }
     if source < 3 {
@@ -140,7 +136,7 @@ impl Console {
             let end = self.held.len().min(written + WRITE_LEN_MAX);
             match (&*file).write(&self.held[written..end]) {
                 Ok(len) => written += len,
-                // Full, or gone. Either way nothing may wait for it.
+                // Full, or closed. Nothing may wait for it.
                 Err(_) => break,
             }
         }
@@ -193,13 +189,12 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn a_full_console_holds_lines_back_and_counts_what_it_drops() {
+    fn a_full_console_holds_lines_and_counts_dropped_ones() {
         let (mut read, write) = io::pipe().unwrap();
         let mut console = Console::new();
         console.file = Some(File::from(std::os::fd::OwnedFd::from(write)));
         let line = [b'x'; 1024];
-        // A pipe takes at most 64 KiB, the buffer 16 KiB more; the rest is dropped, and nothing
-        // blocks.
+        // A pipe holds at most 64 KiB and the console 16 KiB; the rest is dropped without blocking.
         for _ in 0..100 {
             console.hold(&line);
             console.release();

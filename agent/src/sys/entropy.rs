@@ -1,7 +1,7 @@
 //! Feeding the kernel's random number generator.
 //!
-//! Only the pair of requests below makes two clones of one memory image diverge: bytes written to
-//! `/dev/urandom` are mixed in but neither credited nor used before the next timed reseed.
+//! Two clones of one memory image only diverge by the pair of requests below. Bytes written to
+//! `/dev/urandom` are mixed in, but not credited and not used before the next timed reseed.
 
 #![expect(
     unsafe_code,
@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 
 use super::check;
 
-/// Most bytes that one call credits.
+/// Most bytes of one call.
 pub(crate) const ENTROPY_LEN_MAX: usize = 64;
 
 /// `RNDADDENTROPY`: `_IOW('R', 0x03, int[2])` of `linux/random.h`.
@@ -31,13 +31,12 @@ struct PoolInfo {
     buffer: [u8; ENTROPY_LEN_MAX],
 }
 
-/// What the reseed did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reseed {
-    /// The generator runs on the new bytes from now on.
+    /// The generator uses the new bytes from now on.
     Done,
-    /// The generator was not initialized yet and will be from these bytes among others: no output
-    /// exists that a clone could share.
+    /// The generator was not initialized yet, and these bytes count for it. It has produced no
+    /// output that clones could share.
     NotReadyYet,
 }
 

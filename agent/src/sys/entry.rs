@@ -1,37 +1,38 @@
-//! Where the program begins: before the C library, for the one invocation that needs none.
+//! The program's entry point, before that of the C library, for the process of a probe.
 //!
 //! A probe runs this program as `guest-agent --noop`, to prove that the guest starts, executes and
-//! reaps processes. A C library that starts up asks the processor for its features first, with some
-//! dozens of CPUID instructions, each of which leaves the guest (Intel SDM volume 3C, 25.1.2; AMD
-//! APM volume 2, 15.9), then makes a dozen system calls and writes to as many pages, and each of
-//! those is a page that a restored guest has to load. None of it proves anything, and it took two
-//! thirds of the time of such a process. So that invocation ends at the first instructions.
+//! reaps processes. The C library's start-up executes dozens of CPUID instructions, each of which
+//! exits to the VMM (Intel SDM volume 3C, 25.1.2; AMD APM volume 2, 15.9). Then it makes a dozen
+//! system calls and writes to as many pages, which a restored guest has to load. This proves
+//! nothing more and took two thirds of the process's time, so `--noop` exits within the first
+//! instructions.
 //!
-//! Elsewhere than on x86-64 the program begins as usual, and `main` knows the option as well.
+//! On other architectures than x86-64 the program begins as usual, and `main` handles the option.
 
 #![cfg_attr(
     all(target_arch = "x86_64", target_os = "linux"),
     expect(
         unsafe_code,
-        reason = "the first instructions of a program are in no language"
+        reason = "the entry point of a program can only be written in assembly"
     )
 )]
 
-// SAFETY: it only reads the stack that execve(2) has made, within its bounds as said below, and
-// either ends the process, or goes on where it would have begun, with stack and registers as they
-// were but for rax, which nobody expects anything in.
+// SAFETY: it only reads the stack that execve(2) has made, within the bounds described below. Then
+// it ends the process, or jumps to the usual entry point with an unchanged stack and all registers
+// but rax unchanged, whose value is unspecified there.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 std::arch::global_asm!(
     // The stack as execve(2) leaves it (System V ABI, AMD64 supplement, 3.4.1): argc, argv[0],
-    // argv[1]. Only rax is used, since rdx holds what a dynamic linker wants called at the end.
+    // argv[1]. Only rax is changed: rdx holds the function that a dynamic linker registers for
+    // exit.
     ".pushsection .text.guest_agent_entry, \"ax\", @progbits",
     ".globl guest_agent_entry",
     ".type guest_agent_entry, @function",
     "guest_agent_entry:",
     "cmp qword ptr [rsp], 2",
     "jb 2f",
-    // Seven bytes can be read of the shortest argument: the environment follows, the program's
-    // name and eight bytes of zero (Linux, fs/exec.c and fs/binfmt_elf.c).
+    // Seven bytes are readable even at the shortest argument: after it come the environment, the
+    // program's path and eight bytes of zero (Linux, fs/exec.c and fs/binfmt_elf.c).
     "mov rax, qword ptr [rsp + 16]",
     "cmp dword ptr [rax], {first}",
     "jne 2f",

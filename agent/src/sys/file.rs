@@ -1,13 +1,12 @@
-//! Small files of the image, read whole.
+//! Reading small files of the image.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Reads a regular file of at most `len_max` bytes.
-///
-/// Opened non-blocking, so that a named pipe in its place is refused instead of waited for.
+/// Reads a regular file of at most `len_max` bytes. Opening it non-blocking avoids waiting for a
+/// named pipe in its place.
 pub(crate) fn read_small(path: &Path, len_max: usize) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new()
         .read(true)
@@ -18,7 +17,7 @@ pub(crate) fn read_small(path: &Path, len_max: usize) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     let mut bytes = Vec::new();
-    // One more than is allowed tells that there is more.
+    // One byte over the limit tells that the file is too long.
     file.take(len_max as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > len_max {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
@@ -32,7 +31,7 @@ mod tests {
     use nix::sys::stat::Mode;
 
     #[test]
-    fn files_are_read_up_to_the_limit_and_nothing_else_is() {
+    fn only_regular_files_up_to_the_limit_are_read() {
         let folder = std::env::temp_dir().join(format!("agent-file-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("file");

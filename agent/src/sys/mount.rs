@@ -1,4 +1,4 @@
-//! Mounting the kernel's file systems.
+//! Mounting file systems.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -7,37 +7,27 @@ use std::path::Path;
 
 use nix::mount::MsFlags;
 
-/// One file system that init mounts.
+/// A file system to mount.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mount {
-    /// Type, as the kernel names it. Also given as the source, which none of these has.
+    /// The kernel's name of the type. Also passed as the source, which these types do not have.
     pub kind: &'static str,
-    /// Where it goes. Made if missing.
+    /// The mount point; created if missing.
     pub target: &'static str,
-    /// Flags of the mount.
     pub flags: MsFlags,
-    /// Options of this type of file system.
+    /// Options of the type.
     pub options: &'static str,
 }
 
-/// What mounting did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mounted {
-    /// It was mounted now.
-    Now,
-    /// Something was mounted there already.
-    Before,
-}
-
-/// Mounts it, unless the target is a mount point already.
-pub(crate) fn mount(wanted: &Mount) -> io::Result<Mounted> {
+/// Mounts a file system, unless the target is a mount point already.
+pub(crate) fn mount(wanted: &Mount) -> io::Result<()> {
     let target = Path::new(wanted.target);
     match DirBuilder::new().mode(0o755).create(target) {
         Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
         Ok(()) | Err(_) => {}
     }
     if is_mount_point(target)? {
-        return Ok(Mounted::Before);
+        return Ok(());
     }
     nix::mount::mount(
         Some(wanted.kind),
@@ -46,11 +36,11 @@ pub(crate) fn mount(wanted: &Mount) -> io::Result<Mounted> {
         wanted.flags,
         Some(wanted.options),
     )?;
-    Ok(Mounted::Now)
+    Ok(())
 }
 
-/// Whether a directory is on another device than its parent: reliable for what is not a bind mount,
-/// and it needs no `/proc`.
+/// Whether a directory is on another device than its parent. Bind mounts apart this is reliable,
+/// and it works without `/proc`.
 fn is_mount_point(path: &Path) -> io::Result<bool> {
     let own = path.metadata()?;
     let parent = path.join("..").metadata()?;

@@ -1,4 +1,4 @@
-//! The loopback interface, the only one the agent cares for.
+//! The loopback interface. See `shell/network.rs` for the others.
 
 #![expect(unsafe_code, reason = "interface requests are ioctls on a socket")]
 
@@ -7,8 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::check;
 
-/// Brings `lo` up, so that programs in the guest reach each other on 127.0.0.1. Never takes a link
-/// down.
+/// Sets `lo` up, so that programs in the guest reach each other on 127.0.0.1.
 pub(crate) fn bring_loopback_up() -> io::Result<()> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
     // SAFETY: `socket` takes three integers and no pointer.
@@ -20,7 +19,7 @@ pub(crate) fn bring_loopback_up() -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
-    // SAFETY: the pointer is to a live `ifreq` with a terminated name; the request fills its flags.
+    // SAFETY: the pointer is to a live `ifreq` with a terminated name. The request fills its flags.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) })?;
     let up = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
     // SAFETY: the request above wrote this member of the union.

@@ -1,8 +1,8 @@
-//! The kernel's routing socket.
+//! The rtnetlink socket.
 //!
-//! The kernel answers within the call that sends a request, and goes on with a dump within each
-//! call that takes a part of it. So what is not there when it is asked for never comes: the socket
-//! is non-blocking, and nobody waits for it.
+//! The kernel answers within the call that sends a request, and continues a dump within each call
+//! that receives a part of it. So an answer is available at once or never: the socket is
+//! non-blocking and is not polled.
 
 #![expect(unsafe_code, reason = "AF_NETLINK addresses are beyond std and nix")]
 
@@ -11,10 +11,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::{check, check_len};
 
-/// Most bytes of one datagram: the kernel makes none that are longer.
+/// Most bytes of a datagram of the kernel.
 const DATAGRAM_LEN_MAX: usize = 32 * 1024;
 
-/// A socket of rtnetlink.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     fd: OwnedFd,
@@ -22,7 +21,7 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// Opens one. It belongs to no group, so that it gets answers only.
+    /// Opens a socket without multicast groups, so that it only receives answers.
     pub(crate) fn open() -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: `socket` takes three integers and no pointer.
@@ -34,9 +33,9 @@ impl Netlink {
         })
     }
 
-    /// Sends a request to the kernel, to which an unconnected socket of this family sends.
+    /// Sends a request to the kernel, the default destination of an unconnected socket.
     pub(crate) fn send(&self, request: &[u8]) -> io::Result<()> {
-        // SAFETY: the pointer is to `request`, which lives on, and the length is its length.
+        // SAFETY: the pointer and the length are those of one live slice.
         let sent = check_len(unsafe {
             libc::send(
                 self.fd.as_raw_fd(),
@@ -52,15 +51,15 @@ impl Netlink {
         }
     }
 
-    /// Takes one datagram. `WouldBlock` means that the kernel has no more to say.
+    /// Receives one datagram. `WouldBlock` means that there is none.
     pub(crate) fn receive(&mut self) -> io::Result<&[u8]> {
         // SAFETY: an all-zero `sockaddr_nl` is a valid value of that plain C struct.
         let mut from: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         let size = libc::socklen_t::try_from(size_of_val(&from)).map_err(io::Error::other)?;
         loop {
             let mut from_len = size;
-            // SAFETY: the three pointers are to live values that nothing else uses meanwhile, and
-            // the lengths say how large the two buffers are.
+            // SAFETY: the three pointers are to live values that nothing else uses during the call,
+            // and the lengths are those of the two buffers.
             let len = check_len(unsafe {
                 libc::recvfrom(
                     self.fd.as_raw_fd(),
@@ -71,7 +70,7 @@ impl Netlink {
                     &raw mut from_len,
                 )
             })?;
-            // Other processes of the machine could send here as well. The kernel is port 0.
+            // Other processes can send to this socket too. The kernel's port is 0.
             if from.nl_pid != 0 {
                 continue;
             }

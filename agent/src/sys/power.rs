@@ -1,9 +1,8 @@
-//! The end of the machine, and the last words before it.
+//! Ending the machine, and the last log line before it.
 //!
-//! Not every machine can be switched off: Firecracker's x86 machines have no power button behind
-//! ACPI, and a guest that tries just halts, which its VMM cannot tell from being idle. They end by
-//! a reset, which Firecracker answers by exiting. So the firmware's tables are asked which of the
-//! two ends this machine.
+//! Not every machine can power off: Firecracker's x86 machines cannot by ACPI, and a guest that
+//! tries just halts, which the VMM cannot tell from an idle one. Such a machine ends by a reset,
+//! which makes Firecracker exit. The firmware's tables tell which of the two ends this machine.
 
 use std::io;
 use std::panic;
@@ -19,24 +18,22 @@ const FADT_PATH: &str = "/sys/firmware/acpi/tables/FACP";
 /// Where the flags are in that table (ACPI 6.5, table 5.9).
 const FADT_FLAGS_OFFSET: usize = 112;
 
-/// `HW_REDUCED_ACPI` among the flags: there are no power management ports, only the sleep control
-/// register below.
+/// The flag `HW_REDUCED_ACPI`: there are no power management ports, only the sleep control register
+/// below.
 const FADT_HW_REDUCED: u32 = 1 << 20;
 
-/// Where the address of the sleep control register is, by which such a machine is switched off;
-/// zero if it has none.
+/// Where the address of the sleep control register is, which powers such a machine off; zero if it
+/// has none.
 const FADT_SLEEP_CONTROL_OFFSET: usize = 248;
 
-/// What becomes of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PowerMode {
-    /// Off, or reset where that is the only end.
+    /// Power off, or a reset where only that ends the machine.
     Off,
-    /// Started again.
     Restart,
 }
 
-/// Writes dirty pages back, then ends the machine. Returns only on failure.
+/// Writes dirty pages back and ends the machine. Returns only on failure.
 pub(crate) fn end_machine(mode: PowerMode) -> io::Error {
     nix::unistd::sync();
     let mode = match mode {
@@ -49,27 +46,27 @@ pub(crate) fn end_machine(mode: PowerMode) -> io::Error {
     }
 }
 
-/// From now on a panic of process 1 leaves a line on the console and ends the machine.
+/// Makes a panic write a line to the console, and as process 1 end the machine.
 ///
-/// An init that dies makes the kernel panic, and one that hangs makes the host wait. A host that
-/// sees the machine end knows at once, and finds the reason in the console log.
+/// If process 1 exited the kernel would panic, and if it hung the host would wait. The end of the
+/// machine tells the host at once, and the console log has the reason.
 pub(crate) fn power_off_on_panic() {
     panic::set_hook(Box::new(|info| {
         console::write_epitaph(&format!("guest-agent: {info}; powering off"));
         if process::is_init() {
-            // Nothing is left to report a failure to.
+            // A failure could not be reported anywhere.
             let _ = end_machine(PowerMode::Off);
         }
     }));
 }
 
-/// Whether switching off does anything. Only x86 has machines where it does not; elsewhere the
-/// firmware interface that Linux needs to start can also switch off.
+/// Whether power-off ends the machine. Other architectures than x86 always can: the firmware
+/// interface by which Linux boots there can power off too.
 fn can_power_off() -> bool {
     if cfg!(not(target_arch = "x86_64")) {
         return true;
     }
-    // A PC without ACPI has no way at all.
+    // A PC without ACPI cannot power off.
     std::fs::read(Path::new(FADT_PATH)).is_ok_and(|fadt| fadt_can_power_off(&fadt))
 }
 
@@ -90,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_reduced_machine_without_sleep_control_cannot_be_switched_off() {
+    fn only_a_reduced_machine_without_sleep_control_cannot_power_off() {
         let fadt = |flags: u32, address: u64| {
             let mut table = vec![0; 276];
             table[FADT_FLAGS_OFFSET..][..4].copy_from_slice(&flags.to_le_bytes());
@@ -106,7 +103,7 @@ mod tests {
             !fadt_can_power_off(&fadt(FADT_HW_REDUCED, 0)),
             "Firecracker"
         );
-        // A table of an older revision ends before the field, and knows no reduced hardware.
+        // A table of an older revision ends before the field and has no reduced hardware.
         assert!(fadt_can_power_off(&fadt(0, 0)[..116]));
     }
 }

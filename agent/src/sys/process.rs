@@ -1,5 +1,4 @@
-//! Children and limits: the one place that waits, signals to process groups, and this process's own
-//! limits.
+//! Waiting for children, signals to process groups, and limits of this process.
 
 #![expect(
     unsafe_code,
@@ -13,23 +12,21 @@ use super::check;
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It returned or called exit.
+    /// It exited with this code.
     Code(u8),
     /// A signal killed it.
     Signal {
-        /// Number of the signal.
         number: i32,
-        /// Whether a core was dumped.
+        /// Whether the kernel dumped core.
         core: bool,
     },
 }
 
-/// A child that has been waited for.
+/// A reaped child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reaped {
-    /// Its process id, free for reuse from now on.
+    /// Its former process id, which the kernel may reuse.
     pub pid: i32,
-    /// How it ended.
     pub ending: Ending,
     /// User time in µs.
     pub user_us: u64,
@@ -39,10 +36,10 @@ pub(crate) struct Reaped {
     pub rss_max_kib: u64,
 }
 
-/// Waits for one child that has ended, without blocking. `None`: no other has.
+/// Reaps one child that has ended, without blocking; `None` if there is none.
 ///
-/// This is the only wait in the program. A second one would race it: whoever came late would find
-/// the child gone.
+/// This is the program's only wait. A second one would race it, and the later one would miss the
+/// child.
 pub(crate) fn reap() -> io::Result<Option<Reaped>> {
     let mut status: libc::c_int = 0;
     // SAFETY: an all-zero `rusage` is a valid value of that plain C struct.
@@ -52,7 +49,7 @@ pub(crate) fn reap() -> io::Result<Option<Reaped>> {
         match check(unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) }) {
             Ok(0) => return Ok(None),
             Ok(pid) => pid,
-            // No child at all is the common end of the loop, not a failure.
+            // Without any children this is not a failure.
             Err(err) if err.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
             Err(err) => return Err(err),
         };
@@ -62,7 +59,7 @@ pub(crate) fn reap() -> io::Result<Option<Reaped>> {
             core: libc::WCOREDUMP(status),
         }
     } else {
-        // Without WUNTRACED and WCONTINUED the kernel reports no third kind. An exit status is one
+        // Without WUNTRACED and WCONTINUED the kernel reports no other kind. An exit status is one
         // byte.
         Ending::Code(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX))
     };
@@ -82,10 +79,10 @@ fn micros(time: libc::timeval) -> u64 {
         .saturating_add(u64::try_from(time.tv_usec).unwrap_or(0))
 }
 
-/// Sends a signal to every process of a group, and to its leader wherever that is: one that has
-/// joined another group must not be out of reach for it. `ESRCH`: there is nobody.
+/// Sends a signal to every process of a group, and to its leader even if that has moved to another
+/// group. `ESRCH` if there is no such process.
 pub(crate) fn kill_group(leader: i32, signal: i32) -> io::Result<()> {
-    // Zero and negative ids mean other sets of processes to `kill`, down to "everybody".
+    // Zero and negative ids mean other sets of processes to `kill`, among them "all".
     if leader <= 1 {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
@@ -101,31 +98,28 @@ pub(crate) fn kill_group(leader: i32, signal: i32) -> io::Result<()> {
     sent.map(|_| ())
 }
 
-/// Sends a signal to every process but this one and the kernel's own. Only process 1 may ask for
-/// that.
+/// Sends a signal to every process but this one and kernel threads. Only for process 1.
 pub(crate) fn kill_all(signal: i32) -> io::Result<()> {
     // SAFETY: `kill` takes two integers and no pointer.
     check(unsafe { libc::kill(-1, signal) })?;
     Ok(())
 }
 
-/// Makes this process the one that inherits orphans, as process 1 is by nature.
+/// Makes this process the parent of its descendants' orphans, as process 1 always is.
 pub(crate) fn become_subreaper() -> io::Result<()> {
     // SAFETY: this option takes an integer and no pointer.
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) })?;
     Ok(())
 }
 
-/// Soft and hard limit on open descriptors.
+/// Limit on open descriptors (`RLIMIT_NOFILE`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileLimit {
-    /// What the kernel enforces.
     pub soft: libc::rlim_t,
-    /// Up to where the soft limit may be raised.
     pub hard: libc::rlim_t,
 }
 
-/// Raises the limit on open descriptors to what is allowed and returns the limit found, for the
+/// Raises the soft limit on open descriptors to the hard one. Returns the earlier limit, for the
 /// children.
 pub(crate) fn raise_file_limit() -> io::Result<FileLimit> {
     let mut found = libc::rlimit {
@@ -150,11 +144,10 @@ pub(crate) fn raise_file_limit() -> io::Result<FileLimit> {
 /// (kernel/sched/core.c, `sched_prio_to_weight`: 9548 and 1024).
 const NICENESS: libc::c_int = -10;
 
-/// Has the scheduler prefer this thread, the only one, and tells whether that worked: a guest with
-/// more to do than its processors can is to answer all the same. A niceness that somebody chose is
-/// kept.
+/// Raises the priority of this thread, the only one, so that an overloaded guest answers its host.
+/// Returns whether it did: an agent that was started with a niceness keeps it.
 pub(crate) fn raise_priority() -> bool {
-    // SAFETY: integers only. -1 may be an error or a niceness, and neither is changed.
+    // SAFETY: integers only. -1 is an error or a niceness; both leave the priority unchanged.
     let found = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     // SAFETY: integers only.
     found == 0 && unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } == 0

@@ -1,23 +1,20 @@
-//! Signals as events: blocked from the first statement on and read from a descriptor.
+//! Signals as events: blocked by the program's first statement and read from a descriptor.
 //!
-//! A child gets an empty mask and default dispositions: [`block`] also resets what this process
-//! inherited as ignored, so that nothing is left to undo between the fork and the exec.
+//! A child gets an empty mask and default dispositions. [`block`] also resets inherited
+//! dispositions of this process, so that only the mask has to be changed between clone and exec.
 
 #![expect(
     unsafe_code,
     reason = "changing a disposition is unsafe; only the two fixed ones are ever set"
 )]
 
-use std::io;
-use std::os::fd::AsRawFd;
-
-use mio::event::Source;
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::io;
 
-/// What the loop is told about. Everything else stays blocked and pending, which harms nobody.
+use super::source::source_by_fd;
+
+/// The signals that the event loop handles. All others stay blocked and pending.
 const WATCHED: [Signal; 4] = [
     Signal::SIGCHLD,
     Signal::SIGTERM,
@@ -25,7 +22,7 @@ const WATCHED: [Signal; 4] = [
     Signal::SIGPWR,
 ];
 
-/// Faults of this very thread. Blocking them would turn a crash with a message into a silent kill.
+/// Faults of the thread itself. If these were blocked, a crash would print no message.
 const SYNCHRONOUS: [Signal; 6] = [
     Signal::SIGABRT,
     Signal::SIGBUS,
@@ -35,15 +32,13 @@ const SYNCHRONOUS: [Signal; 6] = [
     Signal::SIGTRAP,
 ];
 
-/// The readable end of the process's signals.
+/// A signalfd.
 #[derive(Debug)]
 pub(crate) struct Signals {
     fd: SignalFd,
 }
 
-/// Blocks every signal but the synchronous faults, and sets ignored ones back to their default.
-///
-/// Must be the first thing the program does: a signal that arrives earlier acts by its default.
+/// Blocks every signal but the synchronous faults, and gives all others their default disposition.
 pub(crate) fn block() -> io::Result<()> {
     let mut blocked = SigSet::all();
     for signal in SYNCHRONOUS {
@@ -53,7 +48,7 @@ pub(crate) fn block() -> io::Result<()> {
     restore_defaults()
 }
 
-/// Opens the descriptor. What arrived since [`block`] is read first.
+/// Opens the descriptor. Signals that arrived since [`block`] are read from it too.
 pub(crate) fn open() -> io::Result<Signals> {
     let mut watched = SigSet::empty();
     for signal in WATCHED {
@@ -64,8 +59,7 @@ pub(crate) fn open() -> io::Result<Signals> {
 }
 
 impl Signals {
-    /// The next signal, or `None` when all have been read. One `SIGCHLD` may stand for many
-    /// children.
+    /// The next signal; `None` if all have been read. One `SIGCHLD` may stand for several children.
     pub(crate) fn read(&self) -> io::Result<Option<Signal>> {
         let Some(info) = self.fd.read_signal()? else {
             return Ok(None);
@@ -75,41 +69,19 @@ impl Signals {
     }
 }
 
-/// Rust's runtime ignores `SIGPIPE`, and a parent may have ignored others; exec would pass both on.
+/// Rust's runtime ignores `SIGPIPE`, and a parent may have ignored others; children would inherit
+/// it.
 fn restore_defaults() -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     for signal in Signal::iterator() {
         let fixed = matches!(signal, Signal::SIGKILL | Signal::SIGSTOP);
         if !fixed && !SYNCHRONOUS.contains(&signal) {
-            // SAFETY: installing the default action runs no code of ours in signal context. The
-            // stack overflow handlers of the runtime are on synchronous signals, which are left
-            // alone.
+            // SAFETY: the default action runs none of our code in signal context. The runtime's
+            // handlers for stack overflow are on synchronous signals, which are not changed.
             unsafe { sigaction(signal, &default) }?;
         }
     }
     Ok(())
 }
 
-impl Source for Signals {
-    fn register(
-        &mut self,
-        registry: &Registry,
-        token: Token,
-        interests: Interest,
-    ) -> io::Result<()> {
-        SourceFd(&self.fd.as_raw_fd()).register(registry, token, interests)
-    }
-
-    fn reregister(
-        &mut self,
-        registry: &Registry,
-        token: Token,
-        interests: Interest,
-    ) -> io::Result<()> {
-        SourceFd(&self.fd.as_raw_fd()).reregister(registry, token, interests)
-    }
-
-    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        SourceFd(&self.fd.as_raw_fd()).deregister(registry)
-    }
-}
+source_by_fd!(Signals, fd);

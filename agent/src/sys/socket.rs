@@ -1,7 +1,4 @@
-//! Listening and connected stream sockets of the two families the agent serves.
-//!
-//! Both types delegate `event::Source` to mio's `SourceFd`, which borrows the descriptor and never
-//! closes it: ownership stays here, and dropping the value closes.
+//! Listening and connected stream sockets of the agent's two address families.
 
 #![expect(
     unsafe_code,
@@ -14,26 +11,20 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use mio::event::Source;
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
-
+use super::source::source_by_fd;
 use super::{check, check_len, vsock};
 
-/// Most pieces that are written at once. More are left for the next time.
+/// Most pieces of one write; the rest is left for the next one.
 const PIECES_MAX: usize = 24;
 
-/// Where a listener listens.
+/// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
     /// A vsock port, on every context id.
-    Vsock {
-        /// The port.
-        port: u32,
-    },
-    /// A Unix stream socket, for development and tests.
+    Vsock { port: u32 },
+    /// A Unix stream socket.
     Unix {
-        /// Path of the socket file, made by the listener and removed when it is dropped.
+        /// The socket file. The listener creates it, and removes it when dropped.
         path: PathBuf,
     },
 }
@@ -47,17 +38,15 @@ impl fmt::Display for Address {
     }
 }
 
-/// Who connected.
+/// The identity of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// A vsock peer, by its context id.
     Vsock {
-        /// Context id; 2 is the host.
+        /// Its context id; 2 is the host.
         cid: u32,
     },
-    /// A process of this machine, by its user id.
     Unix {
-        /// Effective user id when it connected.
+        /// Its effective user id when it connected.
         uid: u32,
     },
 }
@@ -70,8 +59,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Binds and listens. The socket file a dead process left behind is replaced; a live one is
-    /// not.
+    /// Binds and listens. Replaces a socket file on which no process listens.
     pub(crate) fn bind(address: &Address, backlog: libc::c_int) -> io::Result<Self> {
         let fd = match address {
             Address::Vsock { port } => vsock::listen(*port, backlog)?,
@@ -83,15 +71,14 @@ impl Listener {
         })
     }
 
-    /// Where it listens.
     pub(crate) fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Takes one connection from the queue. `WouldBlock` means that the queue is empty.
+    /// Accepts one connection. `WouldBlock` means that the queue is empty.
     pub(crate) fn accept(&self) -> io::Result<(Stream, Peer)> {
-        // Large enough and aligned for both families; the kernel writes no more than the given
-        // length. SAFETY: an all-zero `sockaddr_storage` is a valid value of that plain C struct.
+        // Large and aligned enough for both families. SAFETY: an all-zero `sockaddr_storage` is a
+        // valid value of that plain C struct.
         let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
         let mut storage_len = socklen_of::<libc::sockaddr_storage>()?;
         // SAFETY: both pointers are to live values, and the length says how large the first one is.
@@ -108,8 +95,8 @@ impl Listener {
         let stream = Stream { fd };
         let peer = match &self.address {
             Address::Vsock { .. } => {
-                // SAFETY: the kernel filled the storage with an address of the listener's own
-                // family, and `sockaddr_storage` is large enough and aligned for it.
+                // SAFETY: the kernel filled the storage with an address of the listener's family,
+                // and `sockaddr_storage` is large and aligned enough for it.
                 let address = unsafe { *(&raw const storage).cast::<libc::sockaddr_vm>() };
                 Peer::Vsock {
                     cid: address.svm_cid,
@@ -126,7 +113,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Address::Unix { path } = &self.address {
-            // Nothing to do about a failure: the next start replaces a dead socket file.
+            // A failure does not matter: the next start replaces the file.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -139,7 +126,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Reads what is there. Zero means that the peer has closed.
+    /// Reads what is available. Zero means that the peer has closed.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         // SAFETY: the pointer and the length are those of one live, writable slice.
         check_len(unsafe {
@@ -152,10 +139,9 @@ impl Stream {
         })
     }
 
-    /// Writes as much as fits of some pieces, in their order. A closed peer is an error, never a
-    /// signal.
+    /// Writes as much of the pieces as fits. A closed peer is an error, not a signal.
     pub(crate) fn write(&self, pieces: &[&[u8]]) -> io::Result<usize> {
-        // Answers come alone, and this call costs less.
+        // Answers are single pieces, and this call costs less.
         if let &[bytes] = pieces {
             // SAFETY: the pointer and the length are those of one live slice.
             return check_len(unsafe {
@@ -176,10 +162,10 @@ impl Stream {
         // control data.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = slices.as_mut_ptr().cast();
-        // As wide as the C library's version of the struct has it.
+        // The type of this field differs between C libraries.
         message.msg_iovlen = count as _;
-        // SAFETY: the message is live, and so are the first `count` slices, which have the layout
-        // of `iovec` (`IoSlice`) and are to live bytes.
+        // SAFETY: the message and the first `count` slices are live; `IoSlice` has the layout of
+        // `iovec`.
         check_len(unsafe {
             libc::sendmsg(self.fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
         })
@@ -207,13 +193,13 @@ impl Stream {
     }
 }
 
-/// Binds a Unix stream socket, replacing a socket file that nobody listens on.
+/// Binds a Unix stream socket. Replaces a socket file on which no process listens.
 fn listen_unix(path: &Path, backlog: libc::c_int) -> io::Result<OwnedFd> {
     let address = unix_address(path)?;
     let fd = unix_socket()?;
     match bind_unix(&fd, &address) {
         Err(err) if err.kind() == io::ErrorKind::AddrInUse => {
-            // A refused connection is the proof that the owner is gone. A full queue is not.
+            // Only a refused connection proves that no process listens; a full queue does not.
             match connect_unix(&unix_socket()?, &address) {
                 Err(probe) if probe.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path)?;
@@ -247,7 +233,7 @@ fn bind_unix(fd: &OwnedFd, address: &libc::sockaddr_un) -> io::Result<()> {
 
 fn connect_unix(fd: &OwnedFd, address: &libc::sockaddr_un) -> io::Result<()> {
     let len = socklen_of::<libc::sockaddr_un>()?;
-    // SAFETY: as for `bind` above.
+    // SAFETY: as for `bind`.
     check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const *address).cast(), len) })?;
     Ok(())
 }
@@ -257,7 +243,7 @@ fn unix_address(path: &Path) -> io::Result<libc::sockaddr_un> {
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).map_err(io::Error::other)?;
     let bytes = path.as_os_str().as_bytes();
-    // One byte stays zero: the terminator.
+    // One byte stays zero as the terminator.
     if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -274,37 +260,8 @@ fn socklen_of<T>() -> io::Result<libc::socklen_t> {
     libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)
 }
 
-/// Delegates registration to mio's borrowed-descriptor source.
-macro_rules! source_by_fd {
-    ($type:ty) => {
-        impl Source for $type {
-            fn register(
-                &mut self,
-                registry: &Registry,
-                token: Token,
-                interests: Interest,
-            ) -> io::Result<()> {
-                SourceFd(&self.fd.as_raw_fd()).register(registry, token, interests)
-            }
-
-            fn reregister(
-                &mut self,
-                registry: &Registry,
-                token: Token,
-                interests: Interest,
-            ) -> io::Result<()> {
-                SourceFd(&self.fd.as_raw_fd()).reregister(registry, token, interests)
-            }
-
-            fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-                SourceFd(&self.fd.as_raw_fd()).deregister(registry)
-            }
-        }
-    };
-}
-
-source_by_fd!(Listener);
-source_by_fd!(Stream);
+source_by_fd!(Listener, fd);
+source_by_fd!(Stream, fd);
 
 #[cfg(test)]
 mod tests {
@@ -342,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_socket_file_is_replaced_and_a_live_one_is_not() {
+    fn only_a_socket_file_without_a_listener_is_replaced() {
         let path = scratch("stale");
         let address = Address::Unix { path: path.clone() };
         // std's listener leaves its file behind when it is dropped.
@@ -354,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn path_that_does_not_fit_is_refused() {
+    fn a_path_that_does_not_fit_is_refused() {
         let len_max = 107;
         assert!(unix_address(Path::new(&"x".repeat(len_max))).is_ok());
         assert!(unix_address(Path::new(&"x".repeat(len_max + 1))).is_err());

@@ -1,21 +1,21 @@
 //! Starting a program: one `clone` that shares memory until the exec.
 //!
 //! ```text
-//! parent   clone ────────── suspended ──────────▶ reads the outcome, goes on
+//! parent   clone ────────── suspended ──────────▶ reads the outcome
 //! child      └▶ system calls only, execve ─▶ the program
 //!                                   └ failed ─▶ note stage and errno, _exit
 //! ```
 //!
-//! `CLONE_VM | CLONE_VFORK` copies no page tables, so the cost does not grow with the agent, and a
-//! failed exec comes back through the shared memory instead of through one more pipe. The price is
-//! that the child runs in the parent's memory: what it does is in `child`, makes system calls only,
-//! on its own stack, and never returns into Rust code of the parent. So everything that has to be
-//! looked up or allocated, such as a user's groups, is there before the clone.
+//! `CLONE_VM | CLONE_VFORK` copies no page tables, so its cost does not grow with the agent, and a
+//! failed exec is reported through the shared memory instead of another pipe. In return the child
+//! runs in the parent's memory: its code in `child` only makes system calls, on its own stack, and
+//! never returns into Rust code of the parent. So everything that has to be looked up or allocated,
+//! such as a user's groups, is prepared before the clone.
 //!
 //! Invariants:
-//! - Descriptors 0, 1 and 2 of the agent are open, so none that is passed here is below 3.
+//! - The agent's descriptors 0, 1 and 2 are open, so every descriptor passed here is 3 or above.
 //! - Every signal that could run a handler is blocked in the parent, so none can run in the child
-//!   before its mask is opened, which happens last; see [`super::signals`].
+//!   before its mask is cleared, as its last step; see [`super::signals`].
 
 #![expect(unsafe_code, reason = "clone, and descriptors that only may be open")]
 
@@ -31,77 +31,68 @@ use super::check;
 use super::process::FileLimit;
 use super::stdio::{self, AgentEnds, Wiring};
 
-/// Stack of a child until its exec. The deepest path is one libc wrapper with a `sigset_t`.
+/// Stack of a child until its exec, in bytes. The deepest call is a libc wrapper with a `sigset_t`.
 const STACK_LEN: usize = 32 * 1024;
 
-/// What to start, ready for the kernel.
+/// A program to start, in the form that the kernel needs.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// Paths to try, in order. The first that can be executed wins.
+    /// Paths to try, in order, until one can be executed.
     pub candidates: Vec<CString>,
-    /// Arguments, the first of which is the name the program sees.
     pub argv: Vec<CString>,
-    /// Environment, `NAME=value` each.
+    /// `NAME=value` each.
     pub env: Vec<CString>,
-    /// Directory to start in.
     pub cwd: CString,
-    /// What its standard descriptors are.
     pub wiring: Wiring,
-    /// Whose rights it gets; the agent's when missing.
+    /// The user to run as; `None` is the agent's.
     pub user: Option<User>,
 }
 
-/// Rights of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct User {
-    /// Number of the user.
     pub uid: u32,
-    /// Number of its primary group.
     pub gid: u32,
-    /// Every group that it is to be in.
     pub groups: Vec<u32>,
 }
 
-/// A program that runs.
+/// A running program.
 #[derive(Debug)]
 pub(crate) struct Started {
-    /// Its process id, which is also that of its process group.
+    /// Its process and process group id.
     pub pid: i32,
-    /// The agent's ends of its standard descriptors.
     pub stdio: AgentEnds,
 }
 
-/// The step between the clone and the program that failed.
+/// A step of starting a program, to say which one failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Making a terminal, before any child existed.
+    /// Making a terminal, before the clone.
     Terminal,
-    /// Before any child existed: out of memory, of processes or of descriptors.
+    /// Making pipes, and the clone: out of memory, processes or descriptors.
     Clone,
-    /// Making the child its own process group, limits and standard descriptors.
+    /// Process group, limits and standard descriptors of the child.
     SetUp,
-    /// Taking on the user's rights.
+    /// Becoming the user.
     User,
     /// Entering the working directory.
     Chdir,
-    /// Executing each candidate.
+    /// Executing a candidate.
     Exec,
-    /// Executing a file that is there, by an interpreter that is not.
+    /// Executing an existing file whose interpreter is missing.
     Interpreter,
 }
 
 /// Why a program could not be started.
 #[derive(Debug)]
 pub(crate) struct SpawnError {
-    /// The step that failed.
     pub stage: Stage,
-    /// How it failed. For [`Stage::Exec`], what the most telling candidate said.
+    /// The error; for [`Stage::Exec`] that of the most informative candidate.
     pub source: io::Error,
-    /// A child that existed for a moment and still has to be reaped.
+    /// The child, if it was cloned, which still has to be reaped.
     pub stillborn: Option<i32>,
 }
 
-/// Starts programs, one at a time, with what all of them share.
+/// Starts programs, one at a time.
 #[derive(Debug)]
 pub(crate) struct Spawner {
     stack: Box<[u8]>,
@@ -111,8 +102,8 @@ pub(crate) struct Spawner {
 }
 
 impl Spawner {
-    /// `limit` is what children get back, since the agent raised its own; if the scheduler prefers
-    /// the agent, it does not prefer them.
+    /// Children get `limit` back, because the agent raised its own. If the agent's priority was
+    /// raised (`is_preferred`), theirs is reset.
     pub(crate) fn new(limit: FileLimit, is_preferred: bool) -> io::Result<Self> {
         let null = File::open("/dev/null")?;
         Ok(Self {
@@ -123,10 +114,8 @@ impl Spawner {
         })
     }
 
-    /// Starts a program in its own process group, with a terminal in its own session.
-    ///
-    /// Returns when the program has been executed or has failed to be, which takes well under a
-    /// millisecond.
+    /// Starts a program in its own process group, or with a terminal in its own session. Returns
+    /// when it has been executed or that has failed, which takes well under a millisecond.
     pub(crate) fn spawn(&mut self, program: &Program) -> Result<Started, SpawnError> {
         let no_child = |stage| {
             move |source| SpawnError {
@@ -186,17 +175,17 @@ impl Spawner {
     fn clone_child(&mut self, shared: &mut child::Shared) -> io::Result<i32> {
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         let top = self.stack.as_mut_ptr_range().end;
-        // The ABIs we run on want the stack pointer at a multiple of 16.
+        // The ABIs require a stack pointer that is a multiple of 16.
         let top = top.wrapping_sub(top.addr() % 16);
         // SAFETY: `top` is the end of a live buffer that nothing else uses, because the parent is
-        // suspended (CLONE_VFORK) until the child has executed or exited; for the same reason
-        // `shared` and everything it points to outlives the child's use of it. `run` never returns
-        // into the parent's frames.
+        // suspended (CLONE_VFORK) until the child has executed or exited. For the same reason
+        // `shared` and all it points to outlive the child's use. `run` never returns into the
+        // parent's frames.
         check(unsafe { libc::clone(child::run, top.cast(), flags, ptr::from_mut(shared).cast()) })
     }
 }
 
-/// A null-terminated array of pointers, as `execve` wants it. Borrows from `strings`.
+/// A null-terminated array of pointers into `strings`, for `execve`.
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings
         .iter()
@@ -205,22 +194,21 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
         .collect()
 }
 
-/// Opens `/dev/null` as each of the descriptors 0, 1 and 2 that is closed, so that none is reused
-/// for a socket.
+/// Opens `/dev/null` as each closed one of the descriptors 0, 1 and 2, so that no socket gets it.
 pub(crate) fn open_missing_standard_descriptors() -> io::Result<()> {
     for fd in 0..3 {
         // SAFETY: the descriptor is only borrowed for a query that tells whether it is open.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
         if nix::fcntl::fcntl(borrowed, nix::fcntl::FcntlArg::F_GETFD).is_err() {
-            // SAFETY: the path is a C string constant. The lowest free descriptor is `fd`, since
-            // those below are open by now; it stays open for the life of the process.
+            // SAFETY: the path is a C string constant. `open` returns `fd`, the lowest free one,
+            // which stays open for the life of the process.
             check(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) })?;
         }
     }
     Ok(())
 }
 
-/// Makes a C string of bytes that may hold no zero.
+/// A C string; EINVAL if the bytes contain NUL.
 pub(crate) fn c_string(bytes: &[u8]) -> io::Result<CString> {
     CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }

@@ -9,10 +9,11 @@
 //!
 //! Invariants:
 //! - The agent's ends are non-blocking and the child's are not, as programs expect.
-//! - The child's ends are closed in the agent as soon as the child has them: the end of a stream
-//!   shows only when nobody holds the other end.
-//! - The two ends of a terminal are copies of one descriptor, so epoll keeps the registration of
-//!   each beyond its close while the other lives. They must be deregistered before they are closed.
+//! - The agent closes the child's ends as soon as the child has them: a stream ends only when no
+//!   process holds its other end.
+//! - The agent's two ends of a terminal are copies of one descriptor, so epoll keeps the
+//!   registration of a closed one while the other is open. They must be deregistered before they
+//!   are closed.
 
 #![expect(unsafe_code, reason = "the calls of terminals are ioctls")]
 
@@ -21,28 +22,26 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{OpenOptionsExt, fchown};
 
-use mio::event::Source;
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shared::message::TtySize;
 
 use super::check;
+use super::source::source_by_fd;
 
-/// The multiplexer that makes a terminal on each open.
+/// The multiplexer, which makes a new terminal on each open.
 const TERMINALS_PATH: &str = "/dev/ptmx";
 
-/// What a pipe is made with, in bytes (`pipe(7)`).
+/// Capacity of a new pipe, in bytes (`pipe(7)`).
 pub(crate) const PIPE_LEN: usize = 64 * 1024;
 
-/// What one holds through which much flows, in bytes.
+/// Capacity of a widened pipe, in bytes.
 const WIDE_PIPE_LEN: libc::c_int = 256 * 1024;
 
-/// What a child's standard descriptors are.
+/// The kind of a child's standard descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wiring {
-    /// Standard input is `/dev/null`, output and errors are pipes.
+    /// Standard input is `/dev/null`, standard output and error are pipes.
     Output,
     /// Three pipes.
     InputAndOutput,
@@ -50,22 +49,19 @@ pub(crate) enum Wiring {
     Terminal(TtySize),
 }
 
-/// The agent's end of one of them.
+/// The agent's end of a standard descriptor.
 #[derive(Debug)]
 pub(crate) struct StdioEnd(OwnedFd);
 
-/// The agent's ends.
 #[derive(Debug)]
 pub(crate) struct AgentEnds {
-    /// Takes what the child reads, unless that is `/dev/null`.
+    /// `None` if the child reads `/dev/null`.
     pub stdin: Option<StdioEnd>,
-    /// Gives what the child writes.
     pub stdout: StdioEnd,
-    /// Gives what the child writes as errors; with a terminal that is output too.
+    /// `None` for a terminal, where errors are output too.
     pub stderr: Option<StdioEnd>,
 }
 
-/// The child's ends.
 #[derive(Debug)]
 pub(super) enum ChildEnds {
     Pipes {
@@ -76,7 +72,6 @@ pub(super) enum ChildEnds {
     Terminal(OwnedFd),
 }
 
-/// Makes both ends.
 pub(super) fn open(wiring: Wiring) -> io::Result<(ChildEnds, AgentEnds)> {
     match wiring {
         Wiring::Output => open_pipes(None),
@@ -89,7 +84,7 @@ pub(super) fn open(wiring: Wiring) -> io::Result<(ChildEnds, AgentEnds)> {
 }
 
 impl ChildEnds {
-    /// What is to become 0, 1 and 2, with `null` where nothing is read.
+    /// The descriptors to become 0, 1 and 2; `null` is 0 if the child gets no input.
     pub(super) fn descriptors(&self, null: &File) -> [RawFd; 3] {
         match self {
             Self::Pipes {
@@ -104,8 +99,8 @@ impl ChildEnds {
         }
     }
 
-    /// Makes a user the owner, who may then open them by name (`/dev/stdout`, `/dev/pts/0`). Where
-    /// that is not allowed, becoming that user is not either, and fails with a better message.
+    /// Makes a user the owner, so that it may open them by path (`/dev/stdout`, `/dev/pts/0`). If
+    /// that is not permitted, becoming the user is not either, and fails with a better message.
     pub(super) fn give_to(&self, uid: u32) {
         let give = |fd: &OwnedFd| {
             let _ = fchown(fd, Some(uid), None);
@@ -127,8 +122,8 @@ impl StdioEnd {
         Ok(Self(fd))
     }
 
-    /// Reads what is there. Zero is the end: no process holds the other end any more, which a
-    /// terminal says as EIO.
+    /// Reads what is available. Zero is the end: no process holds the other end, which a terminal
+    /// reports as EIO.
     pub(crate) fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match nix::sys::uio::readv(&self.0, slices) {
             Err(nix::errno::Errno::EIO) => Ok(0),
@@ -136,25 +131,25 @@ impl StdioEnd {
         }
     }
 
-    /// Writes as much as the other end takes. EPIPE, or EIO of a terminal: nobody reads any more.
+    /// Writes as much as fits. EPIPE, or EIO for a terminal: no process reads any more.
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         Ok(nix::unistd::write(&self.0, bytes)?)
     }
 
-    /// Lets a pipe hold more than the 64 KiB it is made with, so that both ends do more each time
-    /// that they are woken. Not every user may; a terminal has no such size.
+    /// Gives a pipe more than its 64 KiB, so that both ends move more bytes per wake-up. Fails for
+    /// some users and for terminals, which does not matter.
     pub(crate) fn widen(&self) {
         let _ = fcntl(&self.0, FcntlArg::F_SETPIPE_SZ(WIDE_PIPE_LEN));
     }
 
-    /// Whether no process holds the other end any more.
+    /// Whether no process holds the other end.
     pub(crate) fn is_hung_up(&self) -> bool {
-        // Nothing is asked for: errors and hang-ups are always told.
+        // Errors and hang-ups are reported without being requested.
         let mut descriptors = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
         poll(&mut descriptors, PollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 
-    /// Sets the size of the terminal. Its foreground process group gets SIGWINCH if that is new.
+    /// Sets the terminal's size. Its foreground process group gets SIGWINCH if it changes.
     pub(crate) fn resize(&self, size: TtySize) -> io::Result<()> {
         let size = libc::winsize {
             ws_row: size.rows,
@@ -199,10 +194,10 @@ fn open_terminal(size: TtySize) -> io::Result<(ChildEnds, AgentEnds)> {
     // SAFETY: the request reads one `int` through the pointer, which is to a live one.
     check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) })?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // Not by its path, which could be another terminal of that number, or not there.
+    // Not by its path, which could be missing, or another terminal with the same number.
     // SAFETY: the request takes an integer and no pointer.
     let slave = check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
-    // SAFETY: the call made this descriptor, and nobody else knows it.
+    // SAFETY: the call returned this descriptor just now and nothing else owns it.
     let slave = unsafe { OwnedFd::from_raw_fd(slave) };
     let stdout = StdioEnd(OwnedFd::from(master));
     stdout.resize(size)?;
@@ -220,26 +215,4 @@ impl AsFd for StdioEnd {
     }
 }
 
-impl Source for StdioEnd {
-    fn register(
-        &mut self,
-        registry: &Registry,
-        token: Token,
-        interests: Interest,
-    ) -> io::Result<()> {
-        SourceFd(&self.0.as_raw_fd()).register(registry, token, interests)
-    }
-
-    fn reregister(
-        &mut self,
-        registry: &Registry,
-        token: Token,
-        interests: Interest,
-    ) -> io::Result<()> {
-        SourceFd(&self.0.as_raw_fd()).reregister(registry, token, interests)
-    }
-
-    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        SourceFd(&self.0.as_raw_fd()).deregister(registry)
-    }
-}
+source_by_fd!(StdioEnd, 0);

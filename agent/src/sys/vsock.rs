@@ -1,7 +1,7 @@
-//! The vsock address family: the address type and binding a listener to a port.
+//! Listening on a vsock port.
 //!
-//! Written over `libc` because nix reaches vsock only through its `socket` feature, which would add
-//! crates to every image for the sake of one address type.
+//! Uses `libc`, because nix has vsock only in its `socket` feature, which would add two crates to
+//! every image.
 
 #![expect(
     unsafe_code,
@@ -15,8 +15,8 @@ use super::check;
 
 /// Listens on `port` of every context id.
 ///
-/// `VMADDR_CID_ANY`, because a restored machine may wake under another context id, and a listener
-/// that is bound to one id is matched by that id only.
+/// A restored machine may have another context id, and a listener that is bound to one id only gets
+/// connections to that one.
 pub(crate) fn listen(port: u32, backlog: libc::c_int) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: `socket` takes three integers and no pointer.

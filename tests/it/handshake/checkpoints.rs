@@ -152,7 +152,9 @@ fn without_an_agent_there_is_no_verdict() {
         let mut command = Command::new(program("guest-agent"));
         command.args(args).arg("--local");
         command.arg(folder.path().join("none"));
-        run(&mut command).exits(1).complains("cannot ask the agent");
+        run(&mut command)
+            .exits(1)
+            .complains("cannot reach the agent");
     }
     for args in [
         &["checkpoint", "--tag", "a b"][..],

@@ -5,17 +5,17 @@
 //! ─▶ mask ─▶ exec
 //! ```
 //!
-//! The working directory comes behind the user, so that one that the user may not enter shows. The
-//! user comes behind everything that only the agent may do.
+//! The user comes after everything that only the agent may do, and before the working directory, so
+//! that a directory which the user may not enter is an error.
 //!
 //! The child runs in its parent's memory, on a stack of its own. It makes system calls, reads what
-//! was prepared for it, and writes one word: where it failed. The calls that change the user are
-//! made without the C library, whose versions make every thread of the process follow, and the
-//! library takes the parent's for the child's.
+//! was prepared for it, and writes one value: where it failed. It changes its user by raw system
+//! calls, because the C library's functions change every thread that they believe to be in the
+//! process, and those are the parent's.
 //!
-//! As another user but still in the agent's memory, the child could be traced by that user's other
-//! programs, if it were not that a change of user makes the memory one that cannot be
-//! (`prctl(2)`, PR_SET_DUMPABLE), unless the machine's owner has set `fs.suid_dumpable` to 1.
+//! After the change of user the child is still in the agent's memory. Other programs of that user
+//! cannot trace it, because the change makes the memory not dumpable (`prctl(2)`, PR_SET_DUMPABLE),
+//! unless the machine's owner has set `fs.suid_dumpable` to 1.
 
 #![expect(unsafe_code, reason = "the system calls between clone and execve")]
 
@@ -23,10 +23,10 @@ use std::ptr;
 
 use super::Stage;
 
-/// What a child reports when it could not become the program.
+/// Exit code of a child whose program could not be executed.
 const EXIT_EXEC_FAILED: libc::c_int = 127;
 
-/// Files of commands are writable by their owner only, whatever the agent was started with.
+/// The umask of commands, whatever the agent's own is: only the owner may write their files.
 const UMASK: libc::mode_t = 0o022;
 
 /// What parent and child share while the parent is suspended.
@@ -36,17 +36,17 @@ pub(super) struct Shared {
     pub(super) env: *const *const libc::c_char,
     pub(super) cwd: *const libc::c_char,
     pub(super) descriptors: [libc::c_int; 3],
-    /// Whether the descriptors are a terminal.
+    /// Whether the descriptors are those of a terminal.
     pub(super) is_terminal: bool,
     pub(super) user: Option<User>,
     pub(super) limit: libc::rlimit,
-    /// Whether it has the agent's priority, and gives that back.
+    /// Whether the agent's priority was raised, so that the child resets its own.
     pub(super) is_preferred: bool,
-    /// Written by the child when it fails, read by the parent after the child is gone.
+    /// Written by the child if it fails, and read by the parent after the child's end.
     pub(super) failure: Option<(Stage, libc::c_int)>,
 }
 
-/// Whom to become.
+/// The user to become.
 #[derive(Clone, Copy)]
 pub(super) struct User {
     pub(super) uid: libc::uid_t,
@@ -55,15 +55,15 @@ pub(super) struct User {
     pub(super) groups_count: usize,
 }
 
-// Where integers are wider than 32 bits, the calls below never mean their 16-bit predecessors.
+// On 64-bit architectures the calls below are not their predecessors with 16-bit ids.
 const _: () = assert!(usize::BITS >= 64);
 
-/// Becomes the program, or notes why not and exits.
+/// Executes the program, or writes why that failed and exits.
 pub(super) extern "C" fn run(shared: *mut libc::c_void) -> libc::c_int {
     // SAFETY: the pointer is the `Shared` that `clone_child` passed. The parent is suspended and
-    // touches nothing of it until this child has executed or exited.
+    // does not access it until this child has executed or exited.
     let shared = unsafe { &mut *shared.cast::<Shared>() };
-    // SAFETY: what `shared` points to lives as long as the parent is suspended.
+    // SAFETY: all that `shared` points to lives while the parent is suspended.
     let failure = unsafe { prepare(shared) };
     let failure = match failure {
         // SAFETY: as above.
@@ -75,16 +75,16 @@ pub(super) extern "C" fn run(shared: *mut libc::c_void) -> libc::c_int {
     unsafe { libc::_exit(EXIT_EXEC_FAILED) }
 }
 
-/// Everything up to the exec.
+/// Every step before the exec.
 ///
 /// # Safety
 ///
-/// The pointers in `shared` are to live, null-terminated arrays of C strings, and the caller is a
-/// child that shares its parent's memory: nothing here may allocate, lock or unwind.
+/// The pointers in `shared` are to live, null-terminated arrays of C strings. The caller is a child
+/// in its parent's memory, so nothing here may allocate, lock or unwind.
 unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
     let set_up = |result| check(Stage::SetUp, result);
     if shared.is_terminal {
-        // SAFETY: no argument. A child that was cloned just now leads no group, so it may.
+        // SAFETY: no argument. It is permitted, because a new child does not lead a group.
         set_up(unsafe { libc::setsid() }.into())?;
     } else {
         // SAFETY: integers only.
@@ -93,12 +93,12 @@ unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
     // SAFETY: the pointer is to a live `rlimit`.
     set_up(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const shared.limit) }.into())?;
     if shared.is_preferred {
-        // SAFETY: integers only. Anybody may become nicer.
+        // SAFETY: integers only. Every process may lower its priority.
         set_up(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) }.into())?;
     }
     for (target, &descriptor) in (0..).zip(&shared.descriptors) {
-        // SAFETY: integers only. Every source is 3 or above (invariant of the parent module), so
-        // no target overwrites a source, and the copy is not close-on-exec.
+        // SAFETY: integers only. Every source is 3 or above (invariant of the parent module), so no
+        // target overwrites a source, and the copy is not close-on-exec.
         set_up(unsafe { libc::dup2(descriptor, target) }.into())?;
     }
     if shared.is_terminal {
@@ -107,11 +107,11 @@ unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
     }
     // SAFETY: an integer only; this call cannot fail.
     unsafe { libc::umask(UMASK) };
-    // Everything else is close-on-exec already; this is the second lock on that door. A kernel
-    // before 5.9 has no such call, and then the first lock must do. SAFETY: integers only.
+    // All others are close-on-exec already; this is a second safeguard. Kernels before 5.9 do not
+    // have the call, so its failure is ignored. SAFETY: integers only.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
     if let Some(user) = shared.user {
-        // SAFETY: passed on from the caller.
+        // SAFETY: the caller's contract.
         unsafe { become_user(user) }?;
     }
     // SAFETY: `cwd` is a live C string.
@@ -125,16 +125,16 @@ unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
     Ok(())
 }
 
-/// Groups first: afterwards there is no right to change them.
+/// Becomes the user, groups first: afterwards it has no right to change them.
 ///
 /// # Safety
 ///
-/// As for [`prepare`]; `groups` is to `groups_count` live numbers.
+/// As for [`prepare`]; `groups` points to `groups_count` live numbers.
 unsafe fn become_user(user: User) -> Result<(), (Stage, libc::c_int)> {
     let step = |result| check(Stage::User, result);
     let gid = libc::c_ulong::from(user.gid);
     let uid = libc::c_ulong::from(user.uid);
-    // SAFETY: the pointer is to as many live numbers as are told.
+    // SAFETY: the pointer is to as many live numbers as the count says.
     step(unsafe { libc::syscall(libc::SYS_setgroups, user.groups_count, user.groups) })?;
     // SAFETY: integers only.
     step(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
@@ -142,8 +142,8 @@ unsafe fn become_user(user: User) -> Result<(), (Stage, libc::c_int)> {
     step(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
 }
 
-/// Tries each candidate as a shell does: one that is missing gives way to the next, one that is
-/// there and cannot be run is remembered, and what is no matter of the file ends the search.
+/// Tries each candidate as a shell does: skips a missing one, remembers the first one that exists
+/// and cannot be executed, and stops at an error that is not about the file.
 ///
 /// # Safety
 ///
@@ -166,7 +166,7 @@ unsafe fn execute_first(shared: &Shared) -> (Stage, libc::c_int) {
         // SAFETY: the candidate is a live C string, the arrays are null-terminated.
         unsafe { libc::execve(candidate, shared.argv, shared.env) };
         let failure = match errno() {
-            // The file is there, so what is missing is what it wants to be run by.
+            // The file exists, so its interpreter is missing.
             libc::ENOENT | libc::ENOTDIR => (Stage::Interpreter, libc::ENOENT),
             libc::EACCES => (Stage::Exec, libc::EACCES),
             other => return (Stage::Exec, other),
@@ -177,14 +177,14 @@ unsafe fn execute_first(shared: &Shared) -> (Stage, libc::c_int) {
     }
 }
 
-/// Whether a file is not there. `execve` finds out at a higher price: before Linux 6.8 it even
-/// makes an address space first (`alloc_bprm` in `fs/exec.c`).
+/// Whether a file is missing. `execve` would cost more: before Linux 6.8 it even makes an address
+/// space first (`alloc_bprm` in `fs/exec.c`).
 ///
 /// # Safety
 ///
 /// `candidate` is a live C string.
 unsafe fn is_missing(candidate: *const libc::c_char) -> bool {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller's contract.
     let found = unsafe { libc::access(candidate, libc::F_OK) };
     found == -1 && matches!(errno(), libc::ENOENT | libc::ENOTDIR)
 }
@@ -198,6 +198,6 @@ fn check(stage: Stage, result: libc::c_long) -> Result<(), (Stage, libc::c_int)>
 }
 
 fn errno() -> libc::c_int {
-    // SAFETY: the location is valid for the calling thread, whose storage the child shares.
+    // SAFETY: the location is valid for the calling thread, whose storage the child uses too.
     unsafe { *libc::__errno_location() }
 }

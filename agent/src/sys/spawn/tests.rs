@@ -1,5 +1,5 @@
-//! Goal: a child gets exactly what it was promised, and a failure says what failed. Method: real
-//! programs, whose output tells what they see.
+//! Goal: a child's environment is as documented, and an error says which step failed. Method: real
+//! programs that print what they see.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use super::*;
 use crate::sys::process::raise_priority;
 use crate::sys::stdio::StdioEnd;
 
-/// Longest that a test waits for anything, ms.
+/// Longest wait of a test, ms.
 const DEADLINE_MS: u16 = 30_000;
 
 const SIZE: TtySize = TtySize { rows: 24, cols: 80 };
@@ -47,7 +47,7 @@ fn script(wiring: Wiring, text: &str) -> Program {
     }
 }
 
-/// Reads until `is_enough`, or to the end, which the child's exit is.
+/// Reads until `is_enough`, or until the child's exit ends the stream.
 fn read_until(end: &StdioEnd, is_enough: impl Fn(&str) -> bool) -> String {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
@@ -84,7 +84,7 @@ fn check_output(program: &Program, expected: &str) {
     assert_eq!(read_all(&started.stdio.stdout), expected, "{errors:?}");
 }
 
-/// A folder of its own that goes with the test.
+/// A folder of the test that is removed with it.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -94,7 +94,7 @@ impl Folder {
         Self(path)
     }
 
-    /// An executable file with this content.
+    /// Writes an executable file.
     fn program(&self, name: &str, content: &[u8]) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, content).unwrap();
@@ -109,7 +109,7 @@ impl Drop for Folder {
     }
 }
 
-/// Whether this process may become another user. Says so if not.
+/// Whether this process may become another user. Prints that the test is skipped if not.
 fn may_change_user(test: &str) -> bool {
     let may = nix::unistd::geteuid().is_root();
     if !may {
@@ -122,17 +122,17 @@ fn may_change_user(test: &str) -> bool {
 fn child_gets_its_environment_group_limit_and_no_descriptors() {
     let text = "echo $NAME; ulimit -n; ls /proc/self/fd | wc -l; pwd; umask; echo err >&2";
     let started = spawner().spawn(&script(Wiring::Output, text)).unwrap();
-    // `ls` itself holds the directory open: 0, 1, 2 and that one.
+    // 0, 1, 2, and the directory that `ls` itself opens.
     let output = read_all(&started.stdio.stdout);
     assert_eq!(output, "value\n256\n4\n/\n0022\n");
     assert_eq!(read_all(started.stdio.stderr.as_ref().unwrap()), "err\n");
     assert!(started.stdio.stdin.is_none());
 }
 
-/// Niceness is a thread's on Linux (setpriority(2), "C library/kernel differences"), so that a
-/// thread stands for the agent, and no other test is touched.
+/// On Linux niceness belongs to a thread (setpriority(2), "C library/kernel differences"), so a
+/// thread plays the agent without affecting other tests.
 #[test]
-fn the_agent_goes_before_its_children() {
+fn the_agent_has_a_higher_priority_than_its_children() {
     let niceness = |chosen: libc::c_int| {
         let thread = std::thread::spawn(move || {
             // SAFETY: integers only.
@@ -146,7 +146,7 @@ fn the_agent_goes_before_its_children() {
         });
         thread.join().unwrap()
     };
-    // Somebody chose this.
+    // A niceness that the agent was started with stays.
     assert_eq!(niceness(5), Some((5, "5\n".to_owned())));
     if niceness(-5).is_none() {
         return eprintln!("skipped: the_agent_goes_before_its_children needs CAP_SYS_NICE");
@@ -198,19 +198,18 @@ fn terminal_is_all_three_and_controls_the_childs_session() {
     let pid = started.pid;
     let expected = format!("24 80\r\n4\r\n{pid} {pid} {pid}\r\nerr\r\n");
     assert_eq!(read_all(&started.stdio.stdout), expected);
-    // The end is the end, however often it is asked for, and the other end tells it too.
+    // The end stays the end when read again, and the other end reports it too.
     assert_eq!(read_all(&started.stdio.stdout), "");
     assert!(started.stdio.stdin.unwrap().is_hung_up());
 }
 
 #[test]
 fn terminal_takes_input_signals_and_sizes() {
-    // Shells differ in whether a signal with a trap ends `read`, so each is asked until it has its
-    // line.
+    // Shells differ in whether a trapped signal ends `read`, so each reads until it has its line.
     let text = "trap 'stty size' WINCH; trap 'echo int' INT; echo ready; \
         until read a; do :; done; echo a=$a; until read b; do :; done; echo b=$b";
-    // An interrupt throws away what was not read, in both directions, and does so after it has sent
-    // the signal: the trap's own words could be among it.
+    // An interrupt discards unread bytes in both directions, after it has sent the signal: the
+    // trap's own output could be among them.
     let program = script(
         Wiring::Terminal(SIZE),
         &format!("stty -echo noflsh; {text}"),
@@ -225,7 +224,7 @@ fn terminal_takes_input_signals_and_sizes() {
             cols: 132,
         })
         .unwrap();
-    // A trap may run only when what it interrupted has ended, so a line follows each.
+    // A trap may run only after the interrupted command, so a line follows each signal.
     stdin.write(b"one\n").unwrap();
     read_until(stdout, |text| {
         text.contains("50 132") && text.contains("a=one\r\n")
@@ -288,7 +287,7 @@ fn failed_exec_names_stage_and_errno() {
     check(&[&orphan], Stage::Interpreter, libc::ENOENT);
     let misled = folder.program("misled", b"#!/etc/passwd/sh\n");
     check(&[&misled], Stage::Interpreter, libc::ENOENT);
-    // What is there and cannot be run is more telling than what is missing, in either order.
+    // A file that cannot be executed is more informative than a missing one, in either order.
     check(&["/etc/passwd", "/nonexistent"], Stage::Exec, libc::EACCES);
     check(&["/nonexistent", "/etc/passwd"], Stage::Exec, libc::EACCES);
     check(&[&orphan, "/nonexistent"], Stage::Interpreter, libc::ENOENT);
@@ -301,7 +300,7 @@ fn failed_exec_of_a_good_program_says_why() {
     absent.cwd = CString::new("/nonexistent").unwrap();
     check_failure(&absent, Stage::Chdir, libc::ENOENT);
 
-    // One byte more than the kernel takes in one argument (`MAX_ARG_STRLEN`).
+    // One byte more than the kernel accepts in an argument (`MAX_ARG_STRLEN`).
     let long = program(&["/bin/sh"], &["sh", &"x".repeat(32 * 4096)]);
     check_failure(&long, Stage::Exec, libc::E2BIG);
 
@@ -369,13 +368,13 @@ fn users_directory_and_program_are_tried_with_the_users_rights() {
     std::fs::set_permissions(&folder.0, mode(0o700)).unwrap();
     program.cwd = CString::new(folder.0.to_str().unwrap()).unwrap();
     check_failure(&program, Stage::Chdir, libc::EACCES);
-    // More groups than the kernel takes (`NGROUPS_MAX`).
+    // More groups than the kernel accepts (`NGROUPS_MAX`).
     let groups = vec![1; 65_537];
     program.user.as_mut().unwrap().groups = groups;
     check_failure(&program, Stage::User, libc::EINVAL);
 }
 
-/// The limit is one of the whole process, so the test proper runs in a process of its own.
+/// The limit affects the whole process, so the test runs in a process of its own.
 #[test]
 fn running_out_of_descriptors_is_an_error_that_passes() {
     const VARIABLE: &str = "AGENT_TEST_DESCRIPTORS";
@@ -406,10 +405,10 @@ fn running_out_of_descriptors_is_an_error_that_passes() {
         check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).unwrap();
     };
     let before = open();
-    // The lowest number that is free: every limit up to it leaves no descriptor.
+    // The lowest free number: with any limit up to it no descriptor can be opened.
     let free = File::open("/dev/null").unwrap().as_raw_fd();
     for wiring in [Wiring::InputAndOutput, Wiring::Terminal(SIZE)] {
-        // Each count that is not enough.
+        // Each number of descriptors that is not enough.
         for count in 0..3 {
             set_limit(free + count);
             let err = spawner.spawn(&script(wiring, "true")).unwrap_err();

@@ -1,7 +1,7 @@
-//! `guest-agent checkpoint` and `guest-agent generation`: what programs in the guest ask the agent,
-//! by its local socket.
+//! `guest-agent checkpoint` and `guest-agent generation`: the guest's own client of the agent, over
+//! its local socket.
 //!
-//! The socket is the guest's own, so that a wait lives through the snapshot that it waits for, in
+//! Both ends of the socket are in the guest, so a wait survives the snapshot that it waits for, in
 //! the source and in each clone.
 
 use std::fmt;
@@ -17,47 +17,46 @@ use shared::message::{
     CheckpointRequest, GenerationRequest, Hello, Message, Role, Verdict, is_tag,
 };
 
-/// Where the agent listens for programs of its machine.
+/// The socket on which the agent listens for programs of its machine.
 pub(crate) const SOCKET_PATH_DEFAULT: &str = "/run/guest-agent/agent.sock";
 
-/// Name of the file with the machine's name, beside the socket.
+/// Name of the file with the guest's generation, in the socket's folder.
 pub(crate) const GENERATION_FILE: &str = "generation";
 
-/// The environment variable that says otherwise, to the agent and to its commands.
+/// The environment variable with another path of the socket, for the agent and for its client.
 const SOCKET_VARIABLE: &str = "GUEST_AGENT_LOCAL";
 
-/// Exit status when the agent could not be asked.
+/// Exit status when the agent did not answer, or refused.
 const EXIT_FAILED: u8 = 1;
 
-/// Exit status of a wait that ended without what it was for.
+/// Exit status of a wait that timed out.
 const EXIT_TIMED_OUT: u8 = 124;
 
-/// Exit status of a command line that means nothing.
+/// Exit status for invalid arguments.
 const EXIT_USAGE: u8 = 2;
 
 const HELP: &str = "\
 Usage: guest-agent checkpoint [--tag TAG] [--timeout TIME] [--local PATH]
-       guest-agent generation [--wait [--from NAME] [--timeout TIME]] [--local PATH]
+       guest-agent generation [--wait [--from ID] [--timeout TIME]] [--local PATH]
 
-checkpoint waits for a snapshot of this machine. It prints 'source' when one was
-taken, in a clone of it 'clone' and the clone's generation, and 'cold' when nobody
-took one in time. The exit status of each is 0; it is 1 when the agent cannot be
-asked.
+checkpoint waits for a snapshot of this machine. After one it prints 'source', or
+in a clone 'clone' and the clone's generation. It prints 'cold' if the wait timed
+out without a snapshot. The exit status is 0 for each, and 1 if the agent does not
+answer.
 
-generation prints the name of this life of the machine, which is another one after
-each snapshot and in each clone. The exit status is 1 when it has none yet or the
-agent cannot be asked, and 124 when a wait took too long.
+generation prints the id of the machine's generation, which changes with each
+snapshot and differs in each clone. The exit status is 1 if there is none yet or
+the agent does not answer, and 124 if a wait timed out.
 
-  --tag TAG       name of this point of the work, such as a digest, for
+  --tag TAG       tag of this point of the work, such as a digest, for
                   host-tool snapshot --at-checkpoint=TAG
-  --wait          wait for the next name, and print that
-  --from NAME     with --wait: return at once unless the name is still this one
-  --timeout TIME  how long to wait: 500ms, 30s, 2m or 1h; for ever if missing
-  --local PATH    socket of the agent; default GUEST_AGENT_LOCAL, or else
+  --wait          wait for the next generation, and print its id
+  --from ID       with --wait: return at once if the generation is another one
+  --timeout TIME  how long to wait: 500ms, 30s, 2m or 1h; default for ever
+  --local PATH    the agent's socket; default GUEST_AGENT_LOCAL, or else
                   /run/guest-agent/agent.sock";
 
-/// What a command line asks for. One reader for both commands: a parser for each would be a good
-/// part of what they add to the program.
+/// The options of both commands. One parser for both keeps the program small.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     tag: Option<String>,
@@ -68,22 +67,24 @@ struct Options {
 }
 
 impl Options {
-    fn parse(command: &str, words: &[&str]) -> Result<Self, String> {
+    fn parse(command: &str, arguments: &[&str]) -> Result<Self, String> {
         let is_generation = command == "generation";
         let mut options = Self::default();
-        let mut words = words.iter();
-        while let Some(&word) = words.next() {
-            let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
-            match word {
+        let mut arguments = arguments.iter();
+        while let Some(&option) = arguments.next() {
+            let missing = || format!("{option} needs a value");
+            let mut value = || arguments.next().ok_or_else(missing);
+            match option {
                 "--wait" if is_generation => options.wait = true,
                 "--from" if is_generation => {
                     let from = value()?.parse();
-                    options.from = Some(from.map_err(|_| "a name has 32 hexadecimal digits")?);
+                    options.from =
+                        Some(from.map_err(|_| "a generation has 32 hexadecimal digits")?);
                 }
                 "--tag" if !is_generation => options.tag = Some(parse_tag(value()?)?),
                 "--timeout" => options.timeout = Some(parse_time(value()?)?),
                 "--local" => options.local = Some((*value()?).to_owned()),
-                _ => return Err(format!("{command} takes no {word:?}; see --help")),
+                _ => return Err(format!("{command} takes no {option:?}; see --help")),
             }
         }
         Ok(options)
@@ -97,18 +98,18 @@ impl Options {
     }
 }
 
-/// Why there is no answer.
+/// Why a command failed.
 #[derive(Debug)]
 enum AskError {
     Io(io::Error),
-    /// The agent said no, or something that means nothing here.
+    /// The agent refused or broke the protocol, with this text for the user.
     Answer(String),
 }
 
 impl fmt::Display for AskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Io(err) => write!(f, "cannot ask the agent: {err}"),
+            Self::Io(err) => write!(f, "cannot reach the agent: {err}"),
             Self::Answer(text) => f.write_str(text),
         }
     }
@@ -120,22 +121,22 @@ impl From<io::Error> for AskError {
     }
 }
 
-/// Whether these arguments are one of the commands.
+/// Whether the arguments are one of the client's commands.
 pub(crate) fn is_command(arguments: &[&str]) -> bool {
     matches!(arguments, ["checkpoint" | "generation", ..])
 }
 
-/// Runs the command that the arguments begin with.
+/// Runs a command of the client.
 pub(crate) fn run(arguments: &[&str]) -> ExitCode {
-    let Some((command, words)) = arguments.split_first() else {
+    let Some((command, options)) = arguments.split_first() else {
         return ExitCode::from(EXIT_USAGE);
     };
-    if words.contains(&"--help") {
-        // A closed standard output is the caller's wish not to know, here and below.
+    if options.contains(&"--help") {
+        // A caller that closed standard output does not want the text, here and below.
         let _ = writeln!(io::stdout(), "{HELP}");
         return ExitCode::SUCCESS;
     }
-    let options = match Options::parse(command, words) {
+    let options = match Options::parse(command, options) {
         Ok(options) => options,
         Err(problem) => {
             let _ = writeln!(io::stderr(), "guest-agent: {problem}");
@@ -170,7 +171,7 @@ fn wait_at_checkpoint(options: &Options) -> Result<String, AskError> {
         tag: options.tag.clone(),
         timeout_ms: options.timeout.map(in_ms),
     });
-    // The agent counts the time: it knows when it stands still.
+    // The agent counts the time, because it knows when the guest is stopped for a snapshot.
     match ask(options, &request, None)? {
         Message::Verdict(verdict) => Ok(match (verdict.verdict, verdict.generation) {
             (Verdict::Clone, Some(generation)) => format!("{} {generation}", Verdict::Clone),
@@ -195,20 +196,20 @@ fn read_generation(options: &Options) -> Result<String, AskError> {
     match std::fs::read_to_string(folder.join(GENERATION_FILE)) {
         Ok(text) => Ok(text.trim_end().to_owned()),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Err(AskError::Answer(
-            "no host has given this machine a name yet".to_owned(),
+            "no host has given this machine a generation yet".to_owned(),
         )),
         Err(err) => Err(err.into()),
     }
 }
 
-/// Sends a request and waits for what answers it.
+/// Sends a request and waits for its answer.
 fn ask(
     options: &Options,
     request: &Message,
     timeout: Option<Duration>,
 ) -> Result<Message, AskError> {
     let mut stream = UnixStream::connect(options.socket_path())?;
-    // One answer is all that is read, and so the limit on one read is the limit on all.
+    // Only one answer is read, so the limit of one read is the limit of the wait.
     stream.set_read_timeout(timeout)?;
     let hello = Hello::of(Role::Local, env!("CARGO_PKG_VERSION"));
     let mut bytes = Message::Hello(hello).encode();
@@ -252,7 +253,7 @@ fn parse_tag(text: &str) -> Result<String, String> {
     }
 }
 
-/// Reads a time as host-tool takes it.
+/// Parses a time as host-tool does.
 fn parse_time(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let millis = match &text[digits.len()..] {
@@ -278,15 +279,15 @@ mod tests {
 
     #[test]
     fn each_command_has_its_options() {
-        let parse = |command, words: &[&str]| Options::parse(command, words);
+        let parse = Options::parse;
         let options = parse("checkpoint", &["--tag", "a", "--timeout", "2s"]).unwrap();
         assert_eq!(options.tag.as_deref(), Some("a"));
         assert_eq!(options.timeout, Some(Duration::from_secs(2)));
-        let name = "01".repeat(16);
-        let options = parse("generation", &["--wait", "--from", &name, "--local", "/s"]).unwrap();
+        let id = "01".repeat(16);
+        let options = parse("generation", &["--wait", "--from", &id, "--local", "/s"]).unwrap();
         assert_eq!(options.from, Some(Generation::from_bytes([1; 16])));
         assert!(options.wait && options.socket_path() == "/s");
-        for (command, words) in [
+        for (command, arguments) in [
             ("checkpoint", &["--wait"][..]),
             ("checkpoint", &["--tag", "a b"]),
             ("checkpoint", &["--tag"]),
@@ -294,12 +295,15 @@ mod tests {
             ("generation", &["--from", "1"]),
             ("generation", &["now"]),
         ] {
-            assert!(parse(command, words).is_err(), "{command} {words:?}");
+            assert!(
+                parse(command, arguments).is_err(),
+                "{command} {arguments:?}"
+            );
         }
     }
 
     #[test]
-    fn times_are_read_with_their_unit() {
+    fn times_have_a_unit() {
         for (text, ms) in [
             ("500ms", 500),
             ("30s", 30_000),
