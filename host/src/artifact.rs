@@ -11,8 +11,8 @@
 //! files are regular and have the recorded sizes. What is in the state and the memory is up to the
 //! VMM: to restore an artifact is to run it.
 
-pub mod digest;
-pub mod draft;
+pub(crate) mod digest;
+pub(crate) mod draft;
 mod error;
 mod manifest;
 
@@ -31,14 +31,14 @@ use crate::os::json::JsonFileError;
 use crate::vmdir::state::{DRIVES_MAX, lineage};
 use crate::vmm::{Drive, StateFiles};
 
-pub use self::error::ArtifactError;
-pub use self::manifest::{FileEntry, Manifest};
+pub(crate) use self::error::ArtifactError;
+pub(crate) use self::manifest::{FileEntry, Manifest};
 
 /// The one format of manifest there is so far.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// Name of the manifest in an artifact directory.
-pub const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// Most files of one artifact.
 const FILES_MAX: usize = DRIVES_MAX + 2;
@@ -51,14 +51,14 @@ const FILE_NAME_LEN_MAX: usize = 255;
 
 /// An artifact whose manifest was understood and whose files are there.
 #[derive(Debug)]
-pub struct Artifact {
+pub(crate) struct Artifact {
     dir: PathBuf,
     manifest: Manifest,
 }
 
 impl Artifact {
     /// Reads the artifact in `dir` and checks everything that can be checked without the VMM.
-    pub fn open(dir: &Path) -> Result<Self, ArtifactError> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, ArtifactError> {
         let dir = std::path::absolute(dir).map_err(|source| ArtifactError::Read {
             path: dir.to_owned(),
             source,
@@ -80,19 +80,19 @@ impl Artifact {
 
     /// What the artifact is.
     #[must_use]
-    pub const fn manifest(&self) -> &Manifest {
+    pub(crate) const fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
     /// Where it is; an absolute path.
     #[must_use]
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The VMM's own files.
     #[must_use]
-    pub fn state_files(&self) -> StateFiles {
+    pub(crate) fn state_files(&self) -> StateFiles {
         StateFiles {
             overrides_vsock: self.manifest.vsock_path.is_some(),
             ..StateFiles::in_dir(self.manifest.vmm_kind, &self.dir)
@@ -102,7 +102,7 @@ impl Artifact {
     /// The path of the drive at `path` in the manifest's machine, if its content is in the
     /// artifact.
     #[must_use]
-    pub fn stored_drive(&self, path: &Path) -> Option<PathBuf> {
+    pub(crate) fn stored_drive(&self, path: &Path) -> Option<PathBuf> {
         let is_stored = |file: &FileEntry| Path::new(&file.name) == path;
         self.manifest
             .files
@@ -146,7 +146,7 @@ impl Artifact {
 
     /// Reads every file that has a digest, and compares. `progress` is told how many bytes were
     /// read so far.
-    pub fn verify(
+    pub(crate) fn verify(
         &self,
         progress: &mut dyn FnMut(u64),
         deadline: Instant,
@@ -206,14 +206,14 @@ impl Artifact {
 /// The names that a guest out of `artifact` had before it gets its first own one, the latest,
 /// `parent`, first. An artifact that cannot be read is for others to complain about.
 #[must_use]
-pub fn ancestors(artifact: Option<&Path>, parent: Option<Generation>) -> Vec<Generation> {
+pub(crate) fn ancestors(artifact: Option<&Path>, parent: Option<Generation>) -> Vec<Generation> {
     let manifest = artifact.and_then(|dir| read_manifest(dir).ok());
     let before = manifest.map(|manifest| manifest.ancestors);
     lineage(parent, &before.unwrap_or_default())
 }
 
 /// The digest of a file of an artifact. `progress` is told how many bytes each piece had.
-pub fn digest_of(
+pub(crate) fn digest_of(
     path: &Path,
     progress: &mut dyn FnMut(u64),
     deadline: Instant,

@@ -2,72 +2,66 @@
 
 mod machines;
 mod observe;
-pub mod parse;
+pub(crate) mod parse;
 mod sessions;
-pub mod snapshots;
+pub(crate) mod snapshots;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use argh::{FromArgs, SubCommand};
 
-pub use self::machines::{Boot, Doctor, Inspect, Ls, Restore, Rm, Snapshot, Stop};
-pub use self::observe::{BenchCommand, LogsCommand, ProbeCommand, StressCommand};
-pub use self::sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
+pub(crate) use self::machines::{Boot, Doctor, Inspect, Ls, Restore, Rm, Snapshot, Stop};
+pub(crate) use self::observe::{BenchCommand, LogsCommand, ProbeCommand, StressCommand};
+pub(crate) use self::sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 use self::snapshots::Snapshots;
 use crate::exit::Table;
 use crate::values::VmName;
 
-/// What every command takes.
-#[derive(Debug, Clone, Default)]
-pub struct Common {
-    /// `--timeout`.
-    pub timeout: Option<Duration>,
-    /// `--json`.
-    pub json: bool,
-    /// `--quiet`.
-    pub quiet: bool,
-    /// `--verbose`, as often as it was given.
-    pub verbose: u8,
-    /// `--state-dir`.
-    pub state_dir: Option<PathBuf>,
+/// The options that every command has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Common<'a> {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+    /// How often `--verbose` was given.
+    pub(crate) verbose: u8,
+    pub(crate) state_dir: Option<&'a Path>,
 }
 
 /// Defines a command with the options that every command has.
 macro_rules! command {
-    ($(#[$attribute:meta])* pub struct $name:ident { $($fields:tt)* }) => {
+    ($(#[$attribute:meta])* pub(crate) struct $name:ident { $($fields:tt)* }) => {
         #[derive(FromArgs, Debug)]
         #[argh(help_triggers("-h", "--help"))]
         $(#[$attribute])*
-        pub struct $name {
+        pub(crate) struct $name {
             $($fields)*
             /// how long all of it may take: 500ms, 30s, 2m
             #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-            pub timeout: Option<Duration>,
+            pub(crate) timeout: Option<Duration>,
             /// one JSON object on standard output
             #[argh(switch)]
-            pub json: bool,
+            pub(crate) json: bool,
             /// say nothing but errors on standard error
             #[argh(switch, short = 'q')]
-            pub quiet: bool,
+            pub(crate) quiet: bool,
             /// say more on standard error; may be given three times
             #[argh(switch, short = 'v')]
-            pub verbose: u8,
+            pub(crate) verbose: u8,
             /// where VMs are kept; HOST_TOOL_STATE_DIR is the same
             #[argh(option, arg_name = "dir")]
-            pub state_dir: Option<PathBuf>,
+            pub(crate) state_dir: Option<PathBuf>,
         }
 
         impl $name {
-            /// The options that every command has.
-            #[must_use]
-            pub fn common(&self) -> Common {
+            pub(crate) fn common(&self) -> Common<'_> {
                 Common {
                     timeout: self.timeout,
                     json: self.json,
                     quiet: self.quiet,
                     verbose: self.verbose,
-                    state_dir: self.state_dir.clone(),
+                    state_dir: self.state_dir.as_deref(),
                 }
             }
         }
@@ -78,41 +72,41 @@ use command;
 
 /// A guest as the command line names it. Exactly one of the four is given.
 #[derive(Debug, Clone, Copy)]
-pub struct TargetArguments<'a> {
+pub(crate) struct TargetArguments<'a> {
     /// `--name`.
-    pub name: Option<&'a VmName>,
+    pub(crate) name: Option<&'a VmName>,
     /// `--uds`.
-    pub uds: Option<&'a PathBuf>,
+    pub(crate) uds: Option<&'a PathBuf>,
     /// `--cid`.
-    pub cid: Option<u32>,
+    pub(crate) cid: Option<u32>,
     /// `--unix`.
-    pub unix: Option<&'a PathBuf>,
+    pub(crate) unix: Option<&'a PathBuf>,
     /// `--port`.
-    pub port: u32,
+    pub(crate) port: u32,
 }
 
 /// Defines a command about one guest, which four options can name.
 macro_rules! guest_command {
-    ($(#[$attribute:meta])* pub struct $name:ident { $($fields:tt)* }) => {
+    ($(#[$attribute:meta])* pub(crate) struct $name:ident { $($fields:tt)* }) => {
         command! {
             $(#[$attribute])*
-            pub struct $name {
+            pub(crate) struct $name {
                 $($fields)*
                 /// a VM of this host
                 #[argh(option)]
-                pub name: Option<VmName>,
+                pub(crate) name: Option<VmName>,
                 /// hybrid vsock socket of a VM that something else runs
                 #[argh(option, arg_name = "path")]
-                pub uds: Option<PathBuf>,
+                pub(crate) uds: Option<PathBuf>,
                 /// vsock context id of a VM that something else runs
                 #[argh(option)]
-                pub cid: Option<u32>,
+                pub(crate) cid: Option<u32>,
                 /// plain Unix socket of an agent
                 #[argh(option, arg_name = "path")]
-                pub unix: Option<PathBuf>,
+                pub(crate) unix: Option<PathBuf>,
                 /// the agent's vsock port; default 5252
                 #[argh(option, default = "PORT_DEFAULT")]
-                pub port: u32,
+                pub(crate) port: u32,
             }
         }
 
@@ -138,10 +132,10 @@ use guest_command;
     note = "'{command_name} COMMAND --help' describes a command, with examples and exit codes.\n\
             '{command_name} --version' prints the version and the protocol it speaks."
 )]
-pub struct HostTool {
+pub(crate) struct HostTool {
     /// what to do
     #[argh(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// Defines [`Command`] from the table of all commands: each with its arguments, and with its table
@@ -151,7 +145,7 @@ macro_rules! commands {
         /// What to do.
         #[derive(FromArgs, Debug)]
         #[argh(subcommand)]
-        pub enum Command {
+        pub(crate) enum Command {
             $(
                 /// With its arguments.
                 $name($arguments),
@@ -159,19 +153,17 @@ macro_rules! commands {
         }
 
         /// The commands by name, each with its table of exit codes.
-        pub const COMMANDS: &[(&str, Table)] =
+        pub(crate) const COMMANDS: &[(&str, Table)] =
             &[$((<$arguments as SubCommand>::COMMAND.name, Table::$table),)*];
 
         impl Command {
-            /// The options that every command has.
-            #[must_use]
-            pub fn common(&self) -> Common {
+            pub(crate) fn common(&self) -> Common<'_> {
                 match self { $(Self::$name(command) => command.common(),)* }
             }
 
             /// The table of exit codes that this command uses.
             #[must_use]
-            pub const fn table(&self) -> Table {
+            pub(crate) const fn table(&self) -> Table {
                 match self { $(Self::$name(_) => Table::$table,)* }
             }
         }

@@ -7,7 +7,7 @@ use crate::exit::Exit;
 
 /// Why a command failed.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     exit: Exit,
     error: Box<dyn Error + Send + Sync>,
     /// More lines for people, such as the end of a log; control characters are escaped already.
@@ -16,7 +16,7 @@ pub struct Failure {
 
 impl Failure {
     /// A failure with this meaning. A text is an error, too.
-    pub fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    pub(crate) fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             exit,
             error: error.into(),
@@ -25,38 +25,38 @@ impl Failure {
     }
 
     /// A wrong command line.
-    pub fn usage(text: impl Into<String>) -> Self {
+    pub(crate) fn usage(text: impl Into<String>) -> Self {
         Self::new(Exit::Usage, text.into())
     }
 
     /// What it means for the exit code.
     #[must_use]
-    pub const fn exit(&self) -> Exit {
+    pub(crate) const fn exit(&self) -> Exit {
         self.exit
     }
 
     /// Further lines for people.
     #[must_use]
-    pub fn details(&self) -> Option<&str> {
+    pub(crate) fn details(&self) -> Option<&str> {
         self.details.as_deref()
     }
 
     /// Adds further lines for people.
     #[must_use]
-    pub fn with_details(mut self, details: Option<String>) -> Self {
+    pub(crate) fn with_details(mut self, details: Option<String>) -> Self {
         self.details = details.or(self.details);
         self
     }
 
     /// Puts the phase in front of the message.
     #[must_use]
-    pub fn in_phase(self, phase: &str) -> Self {
+    pub(crate) fn in_phase(self, phase: &str) -> Self {
         self.context(format!("{phase} failed"))
     }
 
     /// Puts a sentence in front of the message.
     #[must_use]
-    pub fn context(self, text: String) -> Self {
+    pub(crate) fn context(self, text: String) -> Self {
         let context = Context {
             text,
             source: self.error,
@@ -69,7 +69,7 @@ impl Failure {
 
     /// Replaces the meaning.
     #[must_use]
-    pub const fn with_exit(mut self, exit: Exit) -> Self {
+    pub(crate) const fn with_exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self
     }
@@ -92,7 +92,7 @@ impl Error for Failure {}
 
 /// An error behind a sentence that says what was attempted on what.
 #[derive(Debug)]
-pub struct Context {
+pub(crate) struct Context {
     text: String,
     source: Box<dyn Error + Send + Sync>,
 }
@@ -110,7 +110,7 @@ impl Error for Context {
 }
 
 /// Adds to an error what was attempted, and its exit code.
-pub trait FailureContext<T> {
+pub(crate) trait FailureContext<T> {
     /// Turns the error into a failure. `text` is called only if there is one.
     fn or_fail(self, exit: Exit, text: impl FnOnce() -> String) -> Result<T, Failure>;
 }

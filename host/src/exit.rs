@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 /// What the outcome of a command means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// Everything was done and proven.
     Success,
     /// A defect of this program, or a fault of this machine, without a code of its own.
@@ -40,7 +40,7 @@ pub enum Exit {
 
 /// Which numbers a command uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Table {
+pub(crate) enum Table {
     /// Every command but the two below.
     General,
     /// `probe`: as `pg_isready`.
@@ -52,7 +52,7 @@ pub enum Table {
 impl Table {
     /// The number for `exit`.
     #[must_use]
-    pub const fn code(self, exit: Exit) -> u8 {
+    pub(crate) const fn code(self, exit: Exit) -> u8 {
         match self {
             Self::General => general_code(exit),
             Self::Probe => probe_code(exit),
@@ -62,7 +62,7 @@ impl Table {
 
     /// The table that ends the command's `--help`.
     #[must_use]
-    pub fn help(self) -> String {
+    pub(crate) fn help(self) -> String {
         let mut text = String::from("\nExit codes:\n");
         for (code, meaning) in self.rows() {
             // Writing to a string cannot fail.

@@ -32,21 +32,21 @@ macro_rules! points {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $exit:ident;)*) => {
         /// A point. Its name begins with the phase that its failure is reported in.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Point { $($(#[$doc])* $name,)* }
+        pub(crate) enum Point { $($(#[$doc])* $name,)* }
 
         impl Point {
             /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
 
             /// The name in the environment variable.
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
 
             /// What a real failure at this point would mean.
             #[must_use]
-            pub const fn exit(self) -> Exit {
+            pub(crate) const fn exit(self) -> Exit {
                 match self { $(Self::$name => Exit::$exit,)* }
             }
         }
@@ -164,7 +164,7 @@ static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
 
 /// The failure that a point injects.
 #[derive(Debug)]
-pub struct Injected {
+pub(crate) struct Injected {
     point: Point,
 }
 
@@ -193,7 +193,7 @@ impl From<Injected> for io::Error {
 /// # Errors
 ///
 /// If it is not a list of points: a test would pass without its fault.
-pub fn arm() -> Result<(), Failure> {
+pub(crate) fn arm() -> Result<(), Failure> {
     if !cfg!(debug_assertions) {
         return Ok(());
     }
@@ -209,7 +209,7 @@ pub fn arm() -> Result<(), Failure> {
 /// # Errors
 ///
 /// If it is armed to fail.
-pub fn reach(point: Point) -> Result<(), Injected> {
+pub(crate) fn reach(point: Point) -> Result<(), Injected> {
     if !cfg!(debug_assertions) {
         return Ok(());
     }
@@ -224,7 +224,7 @@ pub fn reach(point: Point) -> Result<(), Injected> {
 
 /// The point that is reached once this request was written, if there is one.
 #[must_use]
-pub const fn sent(request: &Request) -> Option<Point> {
+pub(crate) const fn sent(request: &Request) -> Option<Point> {
     match request {
         Request::Quiesce(_) => Some(Point::QuiesceSent),
         Request::Rebind(_) => Some(Point::RebindSent),

@@ -5,15 +5,15 @@
 //! texts are escaped before a terminal sees them, and a wait for it always has an end. The
 //! conversations themselves are pure machines ([`shared::exchange`], [`shared::session_client`]).
 
-pub mod address;
-pub mod answer;
-pub mod connection;
-pub mod driver;
+pub(crate) mod address;
+pub(crate) mod answer;
+pub(crate) mod connection;
+pub(crate) mod driver;
 pub mod hybrid_vsock;
-pub mod outlet;
-pub mod requests;
-pub mod session;
+pub(crate) mod outlet;
+pub(crate) mod requests;
+pub(crate) mod session;
 mod session_error;
 
 /// This program's version, as it stands in HELLO.
-pub const HOST_VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const HOST_VERSION: &str = env!("CARGO_PKG_VERSION");

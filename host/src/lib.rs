@@ -23,28 +23,24 @@
 //! sys                   system calls; the only unsafe
 //! ```
 
-#![expect(
-    missing_docs,
-    reason = "nothing but the fuzz targets links this library"
-)]
-
-pub mod artifact;
-pub mod cli;
-pub mod commands;
-pub mod error;
-pub mod exit;
-pub mod failpoint;
-pub mod guest;
-pub mod lifecycle;
-pub mod os;
-pub mod report;
-pub mod supervisor;
-pub mod sys;
+mod artifact;
+mod cli;
+mod commands;
+mod error;
+mod exit;
+mod failpoint;
+pub mod fuzzing;
+mod guest;
+mod lifecycle;
+mod os;
+mod report;
+mod supervisor;
+mod sys;
 #[cfg(test)]
-pub(crate) mod testing;
-pub mod values;
-pub mod vmdir;
-pub mod vmm;
+mod testing;
+mod values;
+mod vmdir;
+mod vmm;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -1,11 +1,11 @@
 //! A VM from a plan to a proven guest, to a snapshot, to its end.
 
-pub mod ending;
-pub mod foreground;
-pub mod handshake;
-pub mod hooks;
-pub mod plan;
-pub mod rebind;
-pub mod snapshot;
-pub mod start;
-pub mod starting;
+pub(crate) mod ending;
+pub(crate) mod foreground;
+pub(crate) mod handshake;
+pub(crate) mod hooks;
+pub(crate) mod plan;
+pub(crate) mod rebind;
+pub(crate) mod snapshot;
+pub(crate) mod start;
+pub(crate) mod starting;

@@ -1,14 +1,14 @@
 //! This machine, with a deadline on everything: files, sockets, processes, signals, the clock.
 
-pub mod clock;
-pub mod deadline;
-pub mod descriptors;
-pub mod disk;
-pub mod files;
-pub mod json;
-pub mod notify;
-pub mod process;
-pub mod random;
-pub mod signals;
-pub mod terminal;
-pub mod uds;
+pub(crate) mod clock;
+pub(crate) mod deadline;
+pub(crate) mod descriptors;
+pub(crate) mod disk;
+pub(crate) mod files;
+pub(crate) mod json;
+pub(crate) mod notify;
+pub(crate) mod process;
+pub(crate) mod random;
+pub(crate) mod signals;
+pub(crate) mod terminal;
+pub(crate) mod uds;

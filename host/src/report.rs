@@ -1,15 +1,15 @@
 //! What a command did, for people and for scripts: its record, its timeline, lists and progress.
 
-pub mod chrome;
-pub mod log;
-pub mod output;
-pub mod phase;
-pub mod progress;
-pub mod record;
-pub mod reports;
-pub mod svg;
-pub mod table;
-pub mod text;
-pub mod timeline;
+pub(crate) mod chrome;
+pub(crate) mod log;
+pub(crate) mod output;
+pub(crate) mod phase;
+pub(crate) mod progress;
+pub(crate) mod record;
+pub(crate) mod reports;
+pub(crate) mod svg;
+pub(crate) mod table;
+pub(crate) mod text;
+pub(crate) mod timeline;
 
 const MIB: u64 = 1024 * 1024;

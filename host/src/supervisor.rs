@@ -16,12 +16,12 @@
 //! - `supervisor.lock` is held from before the VMM is spawned until its end is written down.
 //! - Nothing here waits without the VMM's pidfd in the set.
 
-pub mod client;
-pub mod console;
-pub mod follow;
-pub mod health;
-pub mod link;
-pub mod scribe;
+pub(crate) mod client;
+pub(crate) mod console;
+pub(crate) mod follow;
+pub(crate) mod health;
+pub(crate) mod link;
+pub(crate) mod scribe;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -59,7 +59,7 @@ use crate::vmdir::{CONSOLE_LOG, Lock, VmDir};
 use crate::vmm::VMM_LOG;
 
 /// The command's name. It is not for users, and not in any help.
-pub const COMMAND: &str = "supervise";
+pub(crate) const COMMAND: &str = "supervise";
 
 /// How long a VMM that was asked to end is given before it is killed.
 const TERM_GRACE: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Runs the supervisor of the VM directory that is its one argument. Standard input is the stream
 /// of orders, standard output that of reports, standard error the log.
 #[must_use]
-pub fn run(arguments: &[OsString]) -> ExitCode {
+pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     // Nothing was opened yet, so that what is open was inherited.
     let closed = inherited::close_inherited();
     start_log(false, 1);

@@ -1,9 +1,9 @@
 //! System calls that neither std nor nix wraps safely. The only place with `unsafe`.
 
-pub mod child;
-pub mod disposition;
-pub mod inherited;
-pub mod pidfd;
-pub mod reflink;
-pub mod tap;
-pub mod terminal;
+pub(crate) mod child;
+pub(crate) mod disposition;
+pub(crate) mod inherited;
+pub(crate) mod pidfd;
+pub(crate) mod reflink;
+pub(crate) mod tap;
+pub(crate) mod terminal;

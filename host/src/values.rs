@@ -1,6 +1,6 @@
 //! Values as users write them on the command line: times, sizes, names, drives.
 
-pub mod network;
+pub(crate) mod network;
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,7 @@ use shared::message::{Identity, is_tag};
 use crate::os::random;
 
 /// Longest name of a VM. A name is one path component and, as the default, a host name.
-pub const NAME_LEN_MAX: usize = 63;
+pub(crate) const NAME_LEN_MAX: usize = 63;
 
 /// Longest time limit. More than a day is a mistake in the unit.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -27,7 +27,7 @@ const MEMORY_MIB_MAX: u64 = 16 * 1024 * 1024;
 ///
 /// A sentence for the user. A number without a unit is refused, because half of the tools in use
 /// take it for seconds and the other half for milliseconds.
-pub fn parse_timeout(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_timeout(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let millis_per_unit: u64 = match unit {
@@ -55,7 +55,7 @@ pub fn parse_timeout(text: &str) -> Result<Duration, String> {
 /// # Errors
 ///
 /// A sentence for the user.
-pub fn parse_memory_mib(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_memory_mib(text: &str) -> Result<u32, String> {
     let error = || format!("'{text}' is not an amount of memory such as 256M or 1G");
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
@@ -74,18 +74,18 @@ pub fn parse_memory_mib(text: &str) -> Result<u32, String> {
 
 /// The name of a VM: one safe path component that is also a host name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VmName(String);
+pub(crate) struct VmName(String);
 
 impl VmName {
     /// The name as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// A name for a VM that was given none.
     #[must_use]
-    pub fn generated(random: [u8; 4]) -> Self {
+    pub(crate) fn generated(random: [u8; 4]) -> Self {
         Self(format!("vm-{:08x}", u32::from_be_bytes(random)))
     }
 }
@@ -120,11 +120,11 @@ impl fmt::Display for VmName {
 
 /// A block device as `--drive` names it: `FILE` or `FILE:ro`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DriveArgument {
+pub(crate) struct DriveArgument {
     /// The image file.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The guest may not write to it.
-    pub read_only: bool,
+    pub(crate) read_only: bool,
 }
 
 impl FromStr for DriveArgument {
@@ -147,7 +147,7 @@ impl FromStr for DriveArgument {
 
 /// What becomes of a guest's machine id (`machine-id(5)`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MachineId {
+pub(crate) enum MachineId {
     /// It stays what it is.
     Keep,
     /// One is drawn: clones of one guest are told apart by it.
@@ -162,7 +162,7 @@ impl MachineId {
     /// # Errors
     ///
     /// When one cannot be drawn.
-    pub fn choose(&self) -> io::Result<Option<String>> {
+    pub(crate) fn choose(&self) -> io::Result<Option<String>> {
         match self {
             Self::Keep => Ok(None),
             Self::Draw => {
@@ -193,7 +193,7 @@ impl FromStr for MachineId {
 /// never was for a terminal, stays as it is: this is for messages whose parts come from elsewhere,
 /// from a VMM or a file, on the last step before a terminal sees them.
 #[must_use]
-pub fn without_controls(message: &str) -> String {
+pub(crate) fn without_controls(message: &str) -> String {
     let mut safe = String::with_capacity(message.len());
     for char in message.chars() {
         if char.is_control() {
@@ -207,7 +207,7 @@ pub fn without_controls(message: &str) -> String {
 
 /// `text` with everything that could steer a terminal escaped, on one line.
 #[must_use]
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.escape_debug()
         .to_string()
         .replace("\\'", "'")
@@ -216,14 +216,14 @@ pub fn printable(text: &str) -> String {
 
 /// Most clones of one command. Each needs four descriptors until the last one is done, and a
 /// process has 1024 of them.
-pub const COUNT_MAX: usize = 128;
+pub(crate) const COUNT_MAX: usize = 128;
 
 /// Reads `--count` and `--parallel`.
 ///
 /// # Errors
 ///
 /// A sentence for the user.
-pub fn parse_count(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
     let count = text
         .parse()
         .ok()
@@ -238,7 +238,7 @@ pub fn parse_count(text: &str) -> Result<usize, String> {
 
 /// The checkpoint that is waited for: one with this tag, or any.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CheckpointTag(pub Option<String>);
+pub(crate) struct CheckpointTag(pub(crate) Option<String>);
 
 impl CheckpointTag {
     /// Reads what stands behind `--at-checkpoint=`; nothing is any.
@@ -246,7 +246,7 @@ impl CheckpointTag {
     /// # Errors
     ///
     /// A sentence for the user.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "" => Ok(Self(None)),
             text if is_tag(text) => Ok(Self(Some(text.to_owned()))),

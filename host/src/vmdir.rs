@@ -16,29 +16,29 @@
 //! and the logs. A directory appears and disappears by rename, so no name is ever half there.
 
 mod error;
-pub mod health;
-pub mod launch_file;
+pub(crate) mod health;
+pub(crate) mod launch_file;
 mod lock;
-pub mod log_tails;
-pub mod output_log;
-pub mod pending_rebind;
-pub mod state;
+pub(crate) mod log_tails;
+pub(crate) mod output_log;
+pub(crate) mod pending_rebind;
+pub(crate) mod state;
 mod state_dir;
-pub mod stray;
+pub(crate) mod stray;
 #[cfg(test)]
 mod tests;
 mod vm_dir;
 
-pub use self::error::VmDirError;
-pub use self::lock::Lock;
-pub use self::state_dir::StateDir;
-pub use self::vm_dir::{RunningVm, VmDir, VmStatus};
+pub(crate) use self::error::VmDirError;
+pub(crate) use self::lock::Lock;
+pub(crate) use self::state_dir::StateDir;
+pub(crate) use self::vm_dir::{RunningVm, VmDir, VmStatus};
 
 /// The guest's serial console, as the VMM printed it.
-pub const CONSOLE_LOG: &str = "console.log";
+pub(crate) const CONSOLE_LOG: &str = "console.log";
 
 /// The supervisor's standard error.
-pub const SUPERVISOR_LOG: &str = "supervisor.log";
+pub(crate) const SUPERVISOR_LOG: &str = "supervisor.log";
 
 /// Prefixes of directories that are being made or removed. No VM name begins with a dot.
 const NEW_PREFIX: &str = ".new-";

@@ -10,12 +10,12 @@
 
 mod binary;
 mod error;
-pub mod firecracker;
+pub(crate) mod firecracker;
 mod format;
 mod kvm;
-pub mod qemu;
+pub(crate) mod qemu;
 mod socket;
-pub mod version;
+pub(crate) mod version;
 
 use std::env;
 use std::ffi::OsString;
@@ -28,12 +28,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-pub use binary::{FindError, find_binary};
-pub use error::VmmError;
-pub use firecracker::ForeignMachine;
-pub use format::load_gate;
-pub use kvm::{HostProblem, host_problem};
-pub use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
+pub(crate) use binary::{FindError, find_binary};
+pub(crate) use error::VmmError;
+pub(crate) use firecracker::ForeignMachine;
+pub(crate) use format::load_gate;
+pub(crate) use kvm::host_problem;
+pub(crate) use version::{Gate, Purpose, VersionError, VmmKind, VmmVersion, gate};
 
 use serde_json::Value;
 use shared::message::MacAddress;
@@ -44,84 +44,84 @@ use crate::guest::address::GuestAddress;
 use crate::os::deadline::Watch;
 
 /// Name of the API socket inside the VM directory, for every kind of VMM.
-pub const API_SOCKET: &str = "api.sock";
+pub(crate) const API_SOCKET: &str = "api.sock";
 
 /// Name under which a VMM knows the network interface.
-pub const NIC_ID: &str = "nic0";
+pub(crate) const NIC_ID: &str = "nic0";
 
 /// Name of Firecracker's vsock socket inside the VM directory.
-pub const VSOCK_SOCKET: &str = "vsock.sock";
+pub(crate) const VSOCK_SOCKET: &str = "vsock.sock";
 
 /// Name of the VMM's own log inside the VM directory: what it prints on standard error, and on
 /// Firecracker its log as well. Firecracker writes that from the start of the file, so the file
 /// has to be fresh, and whoever else writes to it has to append.
-pub const VMM_LOG: &str = "vmm.log";
+pub(crate) const VMM_LOG: &str = "vmm.log";
 
 /// A VMM binary found on this machine.
 #[derive(Debug, Clone)]
-pub struct VmmBinary {
+pub(crate) struct VmmBinary {
     /// Which implementation drives it.
-    pub kind: VmmKind,
+    pub(crate) kind: VmmKind,
     /// Absolute path of the program.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// What `--version` printed, parsed.
-    pub version: VmmVersion,
+    pub(crate) version: VmmVersion,
 }
 
 /// The command line that the supervisor runs in the VM directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Launch {
+pub(crate) struct Launch {
     /// Absolute path of the program.
-    pub program: PathBuf,
+    pub(crate) program: PathBuf,
     /// Arguments after the program's name.
-    pub args: Vec<OsString>,
+    pub(crate) args: Vec<OsString>,
 }
 
 /// The machine that `boot` asks for. All paths are absolute, all files were checked by the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MachineSpec {
+pub(crate) struct MachineSpec {
     /// Uncompressed ELF kernel.
-    pub kernel: PathBuf,
+    pub(crate) kernel: PathBuf,
     /// Initramfs with the agent as `/init`.
-    pub initrd: PathBuf,
+    pub(crate) initrd: PathBuf,
     /// Guest memory in MiB.
-    pub memory_mib: u32,
+    pub(crate) memory_mib: u32,
     /// Number of virtual CPUs.
-    pub vcpu_count: u8,
+    pub(crate) vcpu_count: u8,
     /// Block devices, in order.
-    pub drives: Vec<Drive>,
+    pub(crate) drives: Vec<Drive>,
     /// The network interface, if there is one.
-    pub nic: Option<Nic>,
+    pub(crate) nic: Option<Nic>,
     /// Appended to the kernel command line that the VMM needs.
-    pub append: String,
+    pub(crate) append: String,
     /// The guest's vsock CID, 3 or more. Only vhost-vsock shows it on the host.
-    pub guest_cid: u32,
+    pub(crate) guest_cid: u32,
 }
 
 /// One block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drive {
+pub(crate) struct Drive {
     /// Image file on the host.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The guest may not write to it.
-    pub read_only: bool,
+    pub(crate) read_only: bool,
 }
 
 /// The guest's network interface, on a tap device that is there already.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Nic {
+pub(crate) struct Nic {
     /// Name of the tap device.
-    pub tap: String,
+    pub(crate) tap: String,
     /// The MAC address that the machine was booted with. A clone's guest may have been given
     /// another since.
-    pub mac: MacAddress,
+    pub(crate) mac: MacAddress,
     /// Firecracker's metadata service answers on it.
-    pub has_mmds: bool,
+    pub(crate) has_mmds: bool,
 }
 
 /// What the VMM says of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RunState {
+pub(crate) enum RunState {
     /// Nothing was booted or loaded yet.
     NotStarted,
     /// The vCPUs run.
@@ -134,7 +134,7 @@ pub enum RunState {
 
 /// Which way a VMM process that is being started will go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub(crate) enum Start {
     /// It will be told to [`boot`](Vmm::boot).
     Boot,
     /// It will be told to [`load`](Vmm::load).
@@ -143,23 +143,23 @@ pub enum Start {
 
 /// Files of one VMM state inside an artifact directory. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateFiles {
+pub(crate) struct StateFiles {
     /// Device and vCPU state. For QEMU the migration stream, memory included.
-    pub state: PathBuf,
+    pub(crate) state: PathBuf,
     /// Guest memory; `None` where it is part of `state`.
-    pub memory: Option<PathBuf>,
+    pub(crate) memory: Option<PathBuf>,
     /// The state names a vsock socket elsewhere than in the VM directory, so that a load has to
     /// name that one.
-    pub overrides_vsock: bool,
+    pub(crate) overrides_vsock: bool,
     /// The tap device to load with, where it is not the one that the state names. QEMU is told on
     /// its command line.
-    pub tap: Option<String>,
+    pub(crate) tap: Option<String>,
 }
 
 impl StateFiles {
     /// The files that a VMM of this kind needs, under their usual names in `dir`.
     #[must_use]
-    pub fn in_dir(kind: VmmKind, dir: &Path) -> Self {
+    pub(crate) fn in_dir(kind: VmmKind, dir: &Path) -> Self {
         let memory = match kind {
             VmmKind::Firecracker => Some(dir.join("memory")),
             VmmKind::Qemu => None,
@@ -175,7 +175,7 @@ impl StateFiles {
 
 /// One VMM process, spoken to over its API socket. Every call blocks until it is answered, the
 /// deadline passes, or the process dies.
-pub trait Vmm: fmt::Debug {
+pub(crate) trait Vmm: fmt::Debug {
     /// Which VMM this is.
     fn kind(&self) -> VmmKind;
 
@@ -216,15 +216,11 @@ pub trait Vmm: fmt::Debug {
     /// way. A machine that runs is left alone: on Firecracker 1.16.0 and 1.16.1 a redundant resume
     /// ends host-to-guest vsock for good.
     fn resume(&mut self, deadline: Instant) -> Result<(), VmmError>;
-
-    /// Asks the VMM process to end, where its API can; one that has ended already is a success.
-    /// The caller still waits for, and may kill, it.
-    fn quit(&mut self, deadline: Instant) -> Result<(), VmmError>;
 }
 
 /// The address under which the guest of the VM in `vm_dir` answers.
 #[must_use]
-pub fn guest_address(kind: VmmKind, vm_dir: &Path, guest_cid: u32) -> GuestAddress {
+pub(crate) fn guest_address(kind: VmmKind, vm_dir: &Path, guest_cid: u32) -> GuestAddress {
     match kind {
         VmmKind::Firecracker => GuestAddress::HybridVsock {
             uds_path: vm_dir.join(VSOCK_SOCKET),
@@ -241,7 +237,7 @@ pub fn guest_address(kind: VmmKind, vm_dir: &Path, guest_cid: u32) -> GuestAddre
 /// the machine has to be the one that was saved. `HOST_TOOL_FIRECRACKER_ARGS` and
 /// `HOST_TOOL_QEMU_ARGS` add arguments, separated by blanks.
 #[must_use]
-pub fn launch(binary: &VmmBinary, name: &str, spec: &MachineSpec, start: Start) -> Launch {
+pub(crate) fn launch(binary: &VmmBinary, name: &str, spec: &MachineSpec, start: Start) -> Launch {
     let (mut args, variable) = match binary.kind {
         VmmKind::Firecracker => (firecracker::launch_args(name), "HOST_TOOL_FIRECRACKER_ARGS"),
         VmmKind::Qemu => (qemu::launch_args(name, spec, start), "HOST_TOOL_QEMU_ARGS"),
@@ -259,7 +255,7 @@ pub fn launch(binary: &VmmBinary, name: &str, spec: &MachineSpec, start: Start) 
 ///
 /// VMMs open a drive by its link's name, [`drive_link`], relative to the VM directory. A snapshot
 /// records that name, so that each clone finds its own file behind it.
-pub fn prepare_dir(vm_dir: &Path, drives: &[Drive]) -> io::Result<()> {
+pub(crate) fn prepare_dir(vm_dir: &Path, drives: &[Drive]) -> io::Result<()> {
     for entry in fs::read_dir(vm_dir)? {
         let entry = entry?;
         let is_link = entry.file_type()?.is_symlink();
@@ -298,12 +294,12 @@ const DRIVE_PREFIX: &str = "drive";
 
 /// Name inside the VM directory under which the VMM finds drive number `index`.
 #[must_use]
-pub fn drive_link(index: usize) -> String {
+pub(crate) fn drive_link(index: usize) -> String {
     format!("{DRIVE_PREFIX}{index}")
 }
 
 /// Connects to a VMM that serves `api_socket` already. `process` is its pidfd, where known.
-pub fn connect(
+pub(crate) fn connect(
     kind: VmmKind,
     api_socket: &Path,
     process: Option<OwnedFd>,
@@ -315,7 +311,7 @@ pub fn connect(
 }
 
 /// Connects to a VMM that was just started, as soon as it serves `api_socket`.
-pub fn await_and_connect(
+pub(crate) fn await_and_connect(
     kind: VmmKind,
     api_socket: &Path,
     process: Option<OwnedFd>,
@@ -327,7 +323,7 @@ pub fn await_and_connect(
 }
 
 /// Connects to a Firecracker that another program started, and asks what machine that described.
-pub fn adopt(
+pub(crate) fn adopt(
     api_socket: &Path,
     process: Option<OwnedFd>,
     deadline: Instant,
@@ -339,7 +335,7 @@ pub fn adopt(
 }
 
 /// Has the vCPUs run: an interrupted snapshot may have left them paused.
-pub fn resume_if_paused(vmm: &mut dyn Vmm, deadline: Instant) -> Result<(), Failure> {
+pub(crate) fn resume_if_paused(vmm: &mut dyn Vmm, deadline: Instant) -> Result<(), Failure> {
     match vmm.run_state(deadline)? {
         RunState::Paused => {
             log::warn!("an interrupted snapshot left the VM paused; it goes on now");
@@ -360,8 +356,8 @@ fn wrap(kind: VmmKind, stream: UnixStream, process: Option<OwnedFd>) -> Box<dyn 
     }
 }
 
-pub mod metadata;
-pub mod network;
+pub(crate) mod metadata;
+pub(crate) mod network;
 #[cfg(test)]
 pub(crate) mod testing;
 

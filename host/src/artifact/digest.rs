@@ -19,12 +19,12 @@ const READ_LEN: usize = 1024 * 1024;
 
 /// A SHA-256 digest.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Digest([u8; DIGEST_LEN]);
+pub(crate) struct Digest([u8; DIGEST_LEN]);
 
 impl Digest {
     /// Reads `file` to its end. `go_on` is told how many bytes each piece had, and ends it all with
     /// its error.
-    pub fn of<E: From<io::Error>>(
+    pub(crate) fn of<E: From<io::Error>>(
         mut file: &File,
         mut go_on: impl FnMut(u64) -> Result<(), E>,
     ) -> Result<Self, E> {
@@ -58,7 +58,7 @@ impl fmt::Debug for Digest {
 
 /// The text is not 64 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ParseDigestError;
+pub(crate) struct ParseDigestError;
 
 impl FromStr for Digest {
     type Err = ParseDigestError;

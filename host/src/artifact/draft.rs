@@ -29,7 +29,7 @@ const DRAFT_DIGITS: usize = 8;
 
 /// Why an artifact could not be written.
 #[derive(Debug)]
-pub enum DraftError {
+pub(crate) enum DraftError {
     /// The target is there already.
     Exists {
         /// The target.
@@ -106,7 +106,7 @@ fn write_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -
 
 /// A directory that will be the artifact `target`.
 #[derive(Debug)]
-pub struct Draft {
+pub(crate) struct Draft {
     target: PathBuf,
     dir: PathBuf,
     /// Says that somebody is still at work here.
@@ -115,7 +115,7 @@ pub struct Draft {
 
 impl Draft {
     /// Makes the directory. The target must not be there.
-    pub fn create(target: &Path) -> Result<Self, DraftError> {
+    pub(crate) fn create(target: &Path) -> Result<Self, DraftError> {
         let target = std::path::absolute(target).map_err(write_error("find", target))?;
         let name = target.file_name().map(OsString::from);
         let (Some(parent), Some(mut name)) = (target.parent(), name) else {
@@ -143,18 +143,12 @@ impl Draft {
 
     /// Where its files go.
     #[must_use]
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What it will be.
-    #[must_use]
-    pub fn target(&self) -> &Path {
-        &self.target
-    }
-
     /// Makes the draft the artifact.
-    pub fn publish(self, manifest: &Manifest) -> Result<PathBuf, DraftError> {
+    pub(crate) fn publish(self, manifest: &Manifest) -> Result<PathBuf, DraftError> {
         for file in &manifest.files {
             let path = self.dir.join(&file.name);
             sync(&path)?;
@@ -238,7 +232,7 @@ fn create_locked(dir: &Path) -> Result<Option<Flock<File>>, DraftError> {
 
 /// What a directory is that has a draft's name.
 #[derive(Debug)]
-pub enum DraftLife {
+pub(crate) enum DraftLife {
     /// A command is writing it.
     AtWork,
     /// The command that wrote it was killed.
@@ -251,7 +245,7 @@ pub enum DraftLife {
 /// Looks at a directory entry; `None` when it is no draft of ours. Name, type and owner have to be
 /// right: what is left is removed, and somebody's own `a.tmp-old` must not be.
 #[must_use]
-pub fn draft_life(path: &Path) -> Option<DraftLife> {
+pub(crate) fn draft_life(path: &Path) -> Option<DraftLife> {
     let name = path.file_name()?.as_encoded_bytes();
     let digits_at = name.len().checked_sub(DRAFT_DIGITS)?;
     let (front, digits) = name.split_at(digits_at);

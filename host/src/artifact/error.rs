@@ -13,7 +13,7 @@ use crate::os::json::JsonFileError;
 
 /// Why an artifact cannot be used.
 #[derive(Debug)]
-pub enum ArtifactError {
+pub(crate) enum ArtifactError {
     /// There is no such directory.
     NotThere {
         /// The directory.

@@ -17,13 +17,13 @@ use crate::vmm::{MachineSpec, VmmKind};
 
 /// One file of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileEntry {
+pub(crate) struct FileEntry {
     /// Its name in the directory.
-    pub name: String,
+    pub(crate) name: String,
     /// Its length in bytes.
-    pub len: u64,
+    pub(crate) len: u64,
     /// Its digest, where one was asked for.
-    pub sha256: Option<Digest>,
+    pub(crate) sha256: Option<Digest>,
 }
 
 impl FileEntry {
@@ -46,37 +46,37 @@ impl FileEntry {
 
 /// What an artifact is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     /// Which VMM wrote the state.
-    pub vmm_kind: VmmKind,
+    pub(crate) vmm_kind: VmmKind,
     /// The VMM's version, in its own words.
-    pub vmm_version: String,
+    pub(crate) vmm_version: String,
     /// Version of the agent in the guest.
-    pub agent_version: String,
+    pub(crate) agent_version: String,
     /// Protocol versions that the agent speaks.
-    pub agent_protocol: VersionRange,
+    pub(crate) agent_protocol: VersionRange,
     /// The guest's name when it was stopped.
-    pub generation: Generation,
+    pub(crate) generation: Generation,
     /// The names that its memory had before, the latest first: of the same VM before its earlier
     /// snapshots, and of those that it was cloned from.
-    pub ancestors: Vec<Generation>,
+    pub(crate) ancestors: Vec<Generation>,
     /// The machine. A drive that is in the artifact has its file's name for a path.
-    pub machine: MachineSpec,
+    pub(crate) machine: MachineSpec,
     /// Where the VMM's state has its vsock socket, if that is not in the VM directory: the VM was
     /// started by another program.
-    pub vsock_path: Option<PathBuf>,
+    pub(crate) vsock_path: Option<PathBuf>,
     /// The files.
-    pub files: Vec<FileEntry>,
+    pub(crate) files: Vec<FileEntry>,
     /// When it was made, ms since 1970 UTC.
-    pub created_ms: u64,
+    pub(crate) created_ms: u64,
     /// Version of host-tool that made it.
-    pub host_version: String,
+    pub(crate) host_version: String,
 }
 
 impl Manifest {
     /// For the file and for records.
     #[must_use]
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         json!({
             "format": FORMAT,
             "vmm": { "kind": self.vmm_kind.to_string(), "version": self.vmm_version },
@@ -96,7 +96,7 @@ impl Manifest {
     }
 
     /// Parses the content of the file `path`. It may come from an attacker.
-    pub fn parse(path: &Path, text: &[u8]) -> Result<Self, ArtifactError> {
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Self, ArtifactError> {
         let at_path = JsonFileError::content(path);
         let object = Object::parse(text).map_err(&at_path)?;
         let found: u32 = object.number("format").map_err(&at_path)?;
@@ -133,14 +133,14 @@ impl Manifest {
 
     /// Bytes of all files together.
     #[must_use]
-    pub fn files_len(&self) -> u64 {
+    pub(crate) fn files_len(&self) -> u64 {
         let len = |sum: u64, file: &FileEntry| sum.saturating_add(file.len);
         self.files.iter().fold(0, len)
     }
 
     /// Whether every file has a digest.
     #[must_use]
-    pub fn has_digests(&self) -> bool {
+    pub(crate) fn has_digests(&self) -> bool {
         self.files.iter().all(|file| file.sha256.is_some())
     }
 }

@@ -23,86 +23,86 @@ command! {
         example = "{command_name} --name base --kernel vmlinux --initrd image.cpio\n\
                    {command_name} --kernel vmlinux --initrd image.cpio --vmm qemu --mem 1G --json"
     )]
-    pub struct Boot {
+    pub(crate) struct Boot {
         /// name of the VM; one is made up if missing
         #[argh(option)]
-        pub name: Option<VmName>,
+        pub(crate) name: Option<VmName>,
         /// uncompressed ELF kernel
         #[argh(option, arg_name = "file")]
-        pub kernel: PathBuf,
+        pub(crate) kernel: PathBuf,
         /// initramfs with guest-agent as /init
         #[argh(option, arg_name = "file")]
-        pub initrd: PathBuf,
+        pub(crate) initrd: PathBuf,
         /// firecracker or qemu; the first one found if missing
         #[argh(option)]
-        pub vmm: Option<VmmKind>,
+        pub(crate) vmm: Option<VmmKind>,
         /// guest memory: 256M, 1G; default 256M
         #[argh(option, from_str_fn(parse_memory_mib), default = "256", arg_name = "size")]
-        pub mem: u32,
+        pub(crate) mem: u32,
         /// number of virtual processors; default 1
         #[argh(option, default = "1", arg_name = "count")]
-        pub vcpus: u8,
+        pub(crate) vcpus: u8,
         /// a disk image, FILE or FILE:ro; may be repeated
         #[argh(option, arg_name = "file")]
-        pub drive: Vec<DriveArgument>,
+        pub(crate) drive: Vec<DriveArgument>,
         /// a network interface on an existing tap device, TAP or TAP,mac=MAC
         #[argh(option, arg_name = "tap")]
-        pub nic: Option<NicArgument>,
+        pub(crate) nic: Option<NicArgument>,
         /// more kernel parameters
         #[argh(option, default = "String::new()", arg_name = "text")]
-        pub append: String,
+        pub(crate) append: String,
         /// host name the guest is given; the VM's name if missing
         #[argh(option)]
-        pub hostname: Option<String>,
+        pub(crate) hostname: Option<String>,
         /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
         #[argh(option, from_str_fn(parse_address), arg_name = "address")]
-        pub net_address: Option<InterfaceAddress>,
+        pub(crate) net_address: Option<InterfaceAddress>,
         /// the MAC address of its network interface
         #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
-        pub net_mac: Option<MacAddress>,
+        pub(crate) net_mac: Option<MacAddress>,
         /// where its default route leads
         #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
-        pub net_gateway: Option<IpAddr>,
+        pub(crate) net_gateway: Option<IpAddr>,
         /// a JSON file that Firecracker's metadata service tells the guest, with a restore epoch
         #[argh(option, arg_name = "file")]
-        pub mmds: Option<PathBuf>,
+        pub(crate) mmds: Option<PathBuf>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
-        pub vsock_cid: Option<u32>,
+        pub(crate) vsock_cid: Option<u32>,
         /// return when the guest is proven ready (the default)
         #[argh(switch)]
-        pub wait_ready: bool,
+        pub(crate) wait_ready: bool,
         /// return when the VMM runs the guest
         #[argh(switch)]
-        pub no_wait: bool,
+        pub(crate) no_wait: bool,
         /// stay attached until the VM ends; a signal stops it
         #[argh(switch)]
-        pub foreground: bool,
+        pub(crate) foreground: bool,
         /// go on despite a VMM version that may not work
         #[argh(switch)]
-        pub force: bool,
+        pub(crate) force: bool,
         /// run this command in the guest now and then, its words split at spaces; exit code 0 is
         /// healthy, and 'host-tool ls' says so
         #[argh(option, arg_name = "command")]
-        pub health_cmd: Option<String>,
+        pub(crate) health_cmd: Option<String>,
         /// pause between two runs of it; default 10s
         #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-        pub health_interval: Option<Duration>,
+        pub(crate) health_interval: Option<Duration>,
         /// how long a run may take; default 5s
         #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-        pub health_timeout: Option<Duration>,
+        pub(crate) health_timeout: Option<Duration>,
         /// failures in a row that make it unhealthy; default 3
         #[argh(option, arg_name = "count")]
-        pub health_retries: Option<u32>,
+        pub(crate) health_retries: Option<u32>,
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
-        pub keep_on_failure: bool,
+        pub(crate) keep_on_failure: bool,
         /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
         #[argh(option, arg_name = "file")]
-        pub trace: Option<PathBuf>,
+        pub(crate) trace: Option<PathBuf>,
         /// draw what happened when as an SVG picture; also when it fails
         #[argh(option, arg_name = "file")]
-        pub timeline: Option<PathBuf>,
+        pub(crate) timeline: Option<PathBuf>,
     }
 }
 
@@ -117,47 +117,47 @@ command! {
         note = "Killed at any point, it leaves nothing that the same command, given again, would \
                 not put right."
     )]
-    pub struct Snapshot {
+    pub(crate) struct Snapshot {
         /// name of the VM
         #[argh(option)]
-        pub name: Option<VmName>,
+        pub(crate) name: Option<VmName>,
         /// API socket of a Firecracker that another program started; needs --uds
         #[argh(option, arg_name = "path")]
-        pub api_sock: Option<PathBuf>,
+        pub(crate) api_sock: Option<PathBuf>,
         /// hybrid vsock socket of that Firecracker
         #[argh(option, arg_name = "path")]
-        pub uds: Option<PathBuf>,
+        pub(crate) uds: Option<PathBuf>,
         /// artifact directory to create
         #[argh(option, arg_name = "dir")]
-        pub out: PathBuf,
+        pub(crate) out: PathBuf,
         /// end the VM instead of letting it go on
         #[argh(switch)]
-        pub stop: bool,
+        pub(crate) stop: bool,
         /// wait until a program in the guest stands at a checkpoint ('guest-agent checkpoint'):
         /// --at-checkpoint for any, --at-checkpoint=TAG for one with that tag
         #[argh(option, from_str_fn(CheckpointTag::parse), arg_name = "tag")]
-        pub at_checkpoint: Option<CheckpointTag>,
+        pub(crate) at_checkpoint: Option<CheckpointTag>,
         /// how long each hook of the image may take; default 10s
         #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
-        pub hook_timeout: Duration,
+        pub(crate) hook_timeout: Duration,
         /// go on although a hook of the image fails
         #[argh(switch)]
-        pub ignore_hooks: bool,
+        pub(crate) ignore_hooks: bool,
         /// what to do about running commands: keep (the default), drain or refuse
         #[argh(option, default = "Policy::Keep", from_str_fn(parse_policy))]
-        pub policy: Policy,
+        pub(crate) policy: Policy,
         /// record the SHA-256 of every file, for 'host-tool snapshots verify'
         #[argh(switch)]
-        pub sha256: bool,
+        pub(crate) sha256: bool,
         /// go on despite a VMM version that may not work
         #[argh(switch)]
-        pub force: bool,
+        pub(crate) force: bool,
         /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
         #[argh(option, arg_name = "file")]
-        pub trace: Option<PathBuf>,
+        pub(crate) trace: Option<PathBuf>,
         /// draw what happened when as an SVG picture; also when it fails
         #[argh(option, arg_name = "file")]
-        pub timeline: Option<PathBuf>,
+        pub(crate) timeline: Option<PathBuf>,
     }
 }
 
@@ -171,125 +171,125 @@ command! {
                    {command_name} base.snap --name job --count 8 --parallel 2\n\
                    {command_name} base.snap --api-sock api.sock --uds vsock.sock"
     )]
-    pub struct Restore {
+    pub(crate) struct Restore {
         /// artifact directory
         #[argh(positional, arg_name = "dir")]
-        pub artifact: PathBuf,
+        pub(crate) artifact: PathBuf,
         /// name of the VM; one is made up if missing. With --count the names are NAME-1, NAME-2 …
         #[argh(option)]
-        pub name: Option<VmName>,
+        pub(crate) name: Option<VmName>,
         /// restore this many clones, 1 to 128. Until the last one is done or has failed an
         /// interrupt takes all of them away; then those that are ready stay
         #[argh(option, from_str_fn(parse_count))]
-        pub count: Option<usize>,
+        pub(crate) count: Option<usize>,
         /// how many of them may start at a time; default: one for each processor
         #[argh(option, from_str_fn(parse_count), arg_name = "number")]
-        pub parallel: Option<usize>,
+        pub(crate) parallel: Option<usize>,
         /// host name the guest is given; the VM's name if missing. With --count a number is put
         /// behind it
         #[argh(option)]
-        pub hostname: Option<String>,
+        pub(crate) hostname: Option<String>,
         /// the guest's machine id: keep, or 32 hexadecimal digits; drawn if missing
         #[argh(option, arg_name = "id")]
-        pub machine_id: Option<MachineId>,
+        pub(crate) machine_id: Option<MachineId>,
         /// the tap device of the guest's network interface; that of the snapshot if missing
         #[argh(option, arg_name = "tap")]
-        pub nic: Option<NicArgument>,
+        pub(crate) nic: Option<NicArgument>,
         /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
         #[argh(option, from_str_fn(parse_address), arg_name = "address")]
-        pub net_address: Option<InterfaceAddress>,
+        pub(crate) net_address: Option<InterfaceAddress>,
         /// the MAC address of its network interface
         #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
-        pub net_mac: Option<MacAddress>,
+        pub(crate) net_mac: Option<MacAddress>,
         /// where its default route leads
         #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
-        pub net_gateway: Option<IpAddr>,
+        pub(crate) net_gateway: Option<IpAddr>,
         /// a JSON file that Firecracker's metadata service tells the guest, with a restore epoch
         #[argh(option, arg_name = "file")]
-        pub mmds: Option<PathBuf>,
+        pub(crate) mmds: Option<PathBuf>,
         /// the guest's vsock context id, 3 or more; a free one is taken if missing
         #[argh(option, arg_name = "cid")]
-        pub vsock_cid: Option<u32>,
+        pub(crate) vsock_cid: Option<u32>,
         /// API (or QMP) socket of a VMM that something else has started and not configured: the
         /// artifact is loaded into that one, which stays its owner's
         #[argh(option, arg_name = "path")]
-        pub api_sock: Option<PathBuf>,
+        pub(crate) api_sock: Option<PathBuf>,
         /// with --api-sock: where that Firecracker will have its vsock socket
         #[argh(option, arg_name = "path")]
-        pub uds: Option<PathBuf>,
+        pub(crate) uds: Option<PathBuf>,
         /// with --api-sock: the vsock context id that QEMU was given
         #[argh(option)]
-        pub cid: Option<u32>,
+        pub(crate) cid: Option<u32>,
         /// return when a command has run in the guest (the default)
         #[argh(switch)]
-        pub wait_ready: bool,
+        pub(crate) wait_ready: bool,
         /// return when the VMM runs the guest
         #[argh(switch)]
-        pub no_wait: bool,
+        pub(crate) no_wait: bool,
         /// how long each hook of the image may take; default 10s
         #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
-        pub hook_timeout: Duration,
+        pub(crate) hook_timeout: Duration,
         /// be ready although a hook of the image fails
         #[argh(switch)]
-        pub ignore_hooks: bool,
+        pub(crate) ignore_hooks: bool,
         /// stay attached until the VM ends; a signal stops it
         #[argh(switch)]
-        pub foreground: bool,
+        pub(crate) foreground: bool,
         /// go on despite a VMM version that may not work
         #[argh(switch)]
-        pub force: bool,
+        pub(crate) force: bool,
         /// run this command in the guest now and then, its words split at spaces; exit code 0 is
         /// healthy, and 'host-tool ls' says so
         #[argh(option, arg_name = "command")]
-        pub health_cmd: Option<String>,
+        pub(crate) health_cmd: Option<String>,
         /// pause between two runs of it; default 10s
         #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-        pub health_interval: Option<Duration>,
+        pub(crate) health_interval: Option<Duration>,
         /// how long a run may take; default 5s
         #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-        pub health_timeout: Option<Duration>,
+        pub(crate) health_timeout: Option<Duration>,
         /// failures in a row that make it unhealthy; default 3
         #[argh(option, arg_name = "count")]
-        pub health_retries: Option<u32>,
+        pub(crate) health_retries: Option<u32>,
         /// leave a VM that failed as it is, for a look at it
         #[argh(switch)]
-        pub keep_on_failure: bool,
+        pub(crate) keep_on_failure: bool,
         /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
         #[argh(option, arg_name = "file")]
-        pub trace: Option<PathBuf>,
+        pub(crate) trace: Option<PathBuf>,
         /// draw what happened when as an SVG picture; also when it fails
         #[argh(option, arg_name = "file")]
-        pub timeline: Option<PathBuf>,
+        pub(crate) timeline: Option<PathBuf>,
     }
 }
 
 command! {
     /// List the VMs of this host.
     #[argh(subcommand, name = "ls", example = "{command_name} --json")]
-    pub struct Ls {
+    pub(crate) struct Ls {
     }
 }
 
 command! {
     /// Show everything known about a VM.
     #[argh(subcommand, name = "inspect", example = "{command_name} clone-1 --json")]
-    pub struct Inspect {
+    pub(crate) struct Inspect {
         /// name of the VM
         #[argh(positional)]
-        pub name: VmName,
+        pub(crate) name: VmName,
     }
 }
 
 command! {
     /// Power a VM off. Within the time limit (default 30s) it goes by itself, then it is killed.
     #[argh(subcommand, name = "stop", example = "{command_name} clone-1 --timeout 5s")]
-    pub struct Stop {
+    pub(crate) struct Stop {
         /// name of the VM
         #[argh(positional)]
-        pub name: VmName,
+        pub(crate) name: VmName,
         /// do not ask the guest first
         #[argh(switch)]
-        pub force: bool,
+        pub(crate) force: bool,
     }
 }
 
@@ -300,20 +300,20 @@ command! {
         name = "rm",
         example = "{command_name} clone-1\n{command_name} clone-1 --force"
     )]
-    pub struct Rm {
+    pub(crate) struct Rm {
         /// name of the VM
         #[argh(positional)]
-        pub name: VmName,
+        pub(crate) name: VmName,
         /// end the VM first, without asking the guest
         #[argh(switch)]
-        pub force: bool,
+        pub(crate) force: bool,
     }
 }
 
 command! {
     /// Check whether this machine can run microVMs, and say what is missing.
     #[argh(subcommand, name = "doctor", example = "{command_name} --json")]
-    pub struct Doctor {
+    pub(crate) struct Doctor {
     }
 }
 

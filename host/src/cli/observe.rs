@@ -21,13 +21,13 @@ guest_command! {
                    {command_name} --cid 42 --depth listener --json\n\
                    {command_name} --name clone-1 --watch --timeout 2m"
     )]
-    pub struct ProbeCommand {
+    pub(crate) struct ProbeCommand {
         /// how far to go: exec (the default) or listener
         #[argh(option, default = "Depth::Exec", from_str_fn(parse_depth))]
-        pub depth: Depth,
+        pub(crate) depth: Depth,
         /// say on standard error what changes until it is ready; the default limit is then 60s
         #[argh(switch)]
-        pub watch: bool,
+        pub(crate) watch: bool,
     }
 }
 
@@ -44,13 +44,13 @@ guest_command! {
                 that are gone are a line '[host-tool: …]'.\nWith --follow it ends, with 0, when \
                 the workload has ended, or its VM has."
     )]
-    pub struct LogsCommand {
+    pub(crate) struct LogsCommand {
         /// go on until the workload or its VM ends
         #[argh(switch, short = 'f')]
-        pub follow: bool,
+        pub(crate) follow: bool,
         /// no more than this many lines of what is there; 0 is none
         #[argh(option, arg_name = "lines")]
-        pub tail: Option<u64>,
+        pub(crate) tail: Option<u64>,
     }
 }
 
@@ -67,13 +67,13 @@ guest_command! {
                 code.\nThe exit code is 0 only if every run exited with 0; it is 6 if they failed \
                 in different ways."
     )]
-    pub struct StressCommand {
+    pub(crate) struct StressCommand {
         /// how many run at once; default 10
         #[argh(option, default = "10", arg_name = "count")]
-        pub parallel: u32,
+        pub(crate) parallel: u32,
         /// how many run in all; default 10
         #[argh(option, default = "10", arg_name = "count")]
-        pub total: u32,
+        pub(crate) total: u32,
     }
 }
 
@@ -93,19 +93,19 @@ guest_command! {
                 A part that fails is named, and the others go on. The exit code is 0 only if all \
                 went well; it is 6 if parts failed in different ways."
     )]
-    pub struct BenchCommand {
+    pub(crate) struct BenchCommand {
         /// artifact directory to restore clones from
         #[argh(option, arg_name = "dir")]
-        pub artifact: Option<PathBuf>,
+        pub(crate) artifact: Option<PathBuf>,
         /// how many clones are measured; default 20
         #[argh(option, default = "20", arg_name = "count")]
-        pub restores: u32,
+        pub(crate) restores: u32,
         /// how often the command is run, and with each number at once; default 200
         #[argh(option, default = "200", arg_name = "count")]
-        pub runs: u32,
+        pub(crate) runs: u32,
         /// how much each stream carries, five times: 64M, 1G; default 64M; 0 for no streams
         #[argh(option, from_str_fn(parse_stream_size), default = "64", arg_name = "size")]
-        pub size: u32,
+        pub(crate) size: u32,
     }
 }
 

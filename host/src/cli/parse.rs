@@ -15,20 +15,20 @@ use crate::guest::HOST_VERSION;
 
 /// A command line that was understood.
 #[derive(Debug)]
-pub struct Invocation {
+pub(crate) struct Invocation {
     /// What to do.
-    pub command: Command,
+    pub(crate) command: Command,
     /// What stood behind `--`, if there was one.
-    pub argv: Option<Vec<OsString>>,
+    pub(crate) argv: Option<Vec<OsString>>,
 }
 
 /// A command line that says all there is to do: text to print, and the exit code.
 #[derive(Debug, PartialEq, Eq)]
-pub struct EarlyExit {
+pub(crate) struct EarlyExit {
     /// The text, with its last line end.
-    pub text: String,
+    pub(crate) text: String,
     /// Exit code. Help that was asked for goes to standard output, all else to standard error.
-    pub code: u8,
+    pub(crate) code: u8,
 }
 
 /// The table of exit codes that the named command uses.
@@ -42,7 +42,7 @@ fn table_of(command: Option<&str>) -> Table {
 /// # Errors
 ///
 /// When there is nothing more to do than to print something.
-pub fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
+pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
     let (arguments, argv) = split_argv(arguments);
     let words = as_text(&arguments)?;
     let first = words.first().copied();
@@ -310,9 +310,11 @@ mod tests {
             invocation.argv.unwrap(),
             ["--help".into(), "--".into(), odd.clone()]
         );
-        let common = invocation.command.common();
+        let Command::Exec(exec) = invocation.command else {
+            panic!("exec")
+        };
         assert_eq!(
-            (common.verbose, common.timeout),
+            (exec.verbose, exec.timeout),
             (2, Some(Duration::from_secs(120)))
         );
 

@@ -26,31 +26,31 @@ guest_command! {
                    {command_name} --name clone-1 --timeout 10s -- make test\n\
                    {command_name} --name clone-1 -d -- ./server"
     )]
-    pub struct ExecCommand {
+    pub(crate) struct ExecCommand {
         /// pass standard input on
         #[argh(switch, short = 'i')]
-        pub interactive: bool,
+        pub(crate) interactive: bool,
         /// give the command a terminal
         #[argh(switch, short = 't')]
-        pub tty: bool,
+        pub(crate) tty: bool,
         /// NAME=VALUE for the command's environment, or NAME for the value here; may be repeated
         #[argh(option, short = 'e', arg_name = "pair")]
-        pub env: Vec<String>,
+        pub(crate) env: Vec<String>,
         /// file with such lines, and comments behind #; may be repeated
         #[argh(option, arg_name = "file")]
-        pub env_file: Vec<PathBuf>,
+        pub(crate) env_file: Vec<PathBuf>,
         /// directory to run the command in
         #[argh(option, short = 'w', arg_name = "dir")]
-        pub workdir: Option<String>,
+        pub(crate) workdir: Option<String>,
         /// whose rights it gets: NAME, UID, NAME:GROUP or UID:GID
         #[argh(option, short = 'u', arg_name = "user")]
-        pub user: Option<String>,
+        pub(crate) user: Option<String>,
         /// return when it runs, and print its id for attach, wait and kill
         #[argh(switch, short = 'd')]
-        pub detach: bool,
+        pub(crate) detach: bool,
         /// 32 hexadecimal digits that name this run: given again, it attaches
         #[argh(option)]
-        pub id: Option<ExecId>,
+        pub(crate) id: Option<ExecId>,
         /// how long it runs on when the connection is lost, until it is attached to again; default
         /// 30s
         #[argh(
@@ -59,15 +59,15 @@ guest_command! {
             default = "Duration::from_secs(30)",
             arg_name = "time"
         )]
-        pub keep: Duration,
+        pub(crate) keep: Duration,
         /// how long the guest may be gone once the connection is lost, before this gives up;
         /// default 1m
         #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
-        pub reconnect: Duration,
+        pub(crate) reconnect: Duration,
         /// what becomes of output that nobody takes: block, where the command waits, or drop-oldest
         /// (the default with -d)
         #[argh(option, from_str_fn(parse_output), arg_name = "policy")]
-        pub output: Option<OutputPolicy>,
+        pub(crate) output: Option<OutputPolicy>,
     }
 }
 
@@ -80,24 +80,24 @@ guest_command! {
                    {command_name} --name clone-1 3 --observe --from 0\n\
                    {command_name} --name clone-1 workload"
     )]
-    pub struct AttachCommand {
+    pub(crate) struct AttachCommand {
         /// number or id of a session, as ps lists them, or workload
         #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
-        pub session: SessionRef,
+        pub(crate) session: SessionRef,
         /// first byte of standard output wanted; what is there if missing
         #[argh(option, arg_name = "offset")]
-        pub from: Option<u64>,
+        pub(crate) from: Option<u64>,
         /// take nothing from whoever has the session: a copy of the output, and no input. For
         /// workload always
         #[argh(switch)]
-        pub observe: bool,
+        pub(crate) observe: bool,
         /// do not pass standard input on
         #[argh(switch)]
-        pub no_stdin: bool,
+        pub(crate) no_stdin: bool,
         /// how long the guest may be gone once the connection is lost, before this gives up;
         /// default 1m
         #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
-        pub reconnect: Duration,
+        pub(crate) reconnect: Duration,
     }
 }
 
@@ -109,14 +109,14 @@ guest_command! {
         example = "{command_name} --name clone-1 3\n\
                    {command_name} --name clone-1 3 --timeout 1m --json"
     )]
-    pub struct WaitCommand {
+    pub(crate) struct WaitCommand {
         /// number or id of a session, as ps lists them, or workload
         #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
-        pub session: SessionRef,
+        pub(crate) session: SessionRef,
         /// how long the guest may be gone once the connection is lost, before this gives up;
         /// default 1m
         #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
-        pub reconnect: Duration,
+        pub(crate) reconnect: Duration,
     }
 }
 
@@ -127,13 +127,13 @@ guest_command! {
         name = "kill",
         example = "{command_name} --name clone-1 3\n{command_name} --name clone-1 3 -s HUP"
     )]
-    pub struct KillCommand {
+    pub(crate) struct KillCommand {
         /// number or id of a session, as ps lists them, or workload
         #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
-        pub session: SessionRef,
+        pub(crate) session: SessionRef,
         /// name or number of the signal; default TERM
         #[argh(option, short = 's', default = "15", from_str_fn(parse_signal))]
-        pub signal: u8,
+        pub(crate) signal: u8,
     }
 }
 
@@ -144,10 +144,10 @@ guest_command! {
         name = "ps",
         example = "{command_name} --name clone-1\n{command_name} --name clone-1 -a --json"
     )]
-    pub struct PsCommand {
+    pub(crate) struct PsCommand {
         /// list those that have ended, too
         #[argh(switch, short = 'a')]
-        pub all: bool,
+        pub(crate) all: bool,
     }
 }
 

@@ -17,16 +17,16 @@ use crate::values::parse_timeout;
     example = "{command_name} ls\n{command_name} inspect base.snap\n{command_name} verify base.snap",
     note = "'{command_name} COMMAND --help' describes a command."
 )]
-pub struct Snapshots {
+pub(crate) struct Snapshots {
     /// what to do
     #[argh(subcommand)]
-    pub command: SnapshotsCommand,
+    pub(crate) command: SnapshotsCommand,
 }
 
 /// What to do with artifacts.
 #[derive(FromArgs, Debug)]
 #[argh(subcommand)]
-pub enum SnapshotsCommand {
+pub(crate) enum SnapshotsCommand {
     /// See [`SnapshotsLs`].
     Ls(SnapshotsLs),
     /// See [`SnapshotsInspect`].
@@ -36,9 +36,7 @@ pub enum SnapshotsCommand {
 }
 
 impl Snapshots {
-    /// The options that every command has.
-    #[must_use]
-    pub fn common(&self) -> Common {
+    pub(crate) fn common(&self) -> Common<'_> {
         match &self.command {
             SnapshotsCommand::Ls(command) => command.common(),
             SnapshotsCommand::Inspect(command) => command.common(),
@@ -55,10 +53,10 @@ command! {
         name = "ls",
         example = "{command_name}\n{command_name} /srv/snapshots --json"
     )]
-    pub struct SnapshotsLs {
+    pub(crate) struct SnapshotsLs {
         /// directories; the current one if missing
         #[argh(positional, arg_name = "dir")]
-        pub dirs: Vec<PathBuf>,
+        pub(crate) dirs: Vec<PathBuf>,
     }
 }
 
@@ -70,10 +68,10 @@ command! {
         name = "inspect",
         example = "{command_name} base.snap\n{command_name} base.snap --json"
     )]
-    pub struct SnapshotsInspect {
+    pub(crate) struct SnapshotsInspect {
         /// artifact directory
         #[argh(positional, arg_name = "dir")]
-        pub dir: PathBuf,
+        pub(crate) dir: PathBuf,
     }
 }
 
@@ -84,12 +82,12 @@ command! {
         name = "verify",
         example = "{command_name} base.snap\n{command_name} base.snap --sha256 --timeout 10m"
     )]
-    pub struct SnapshotsVerify {
+    pub(crate) struct SnapshotsVerify {
         /// artifact directory
         #[argh(positional, arg_name = "dir")]
-        pub dir: PathBuf,
+        pub(crate) dir: PathBuf,
         /// fail where no SHA-256 was recorded ('host-tool snapshot --sha256' does that)
         #[argh(switch)]
-        pub sha256: bool,
+        pub(crate) sha256: bool,
     }
 }

@@ -16,7 +16,7 @@ use crate::guest::session::{self, Local, Outcome, Session};
 use crate::os::terminal::Terminal;
 
 /// Attaches, and gives the exit code of the session's command.
-pub fn run(command: &AttachCommand) -> Result<u8, Failure> {
+pub(crate) fn run(command: &AttachCommand) -> Result<u8, Failure> {
     if command.json {
         return Err(Failure::usage(
             "attach has no record: its output is the session's; wait has one",

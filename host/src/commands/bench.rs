@@ -38,7 +38,7 @@ const PARALLEL: [u32; 3] = [1, 10, 100];
 const COUNT_MAX: u32 = 100_000;
 
 /// Runs the command.
-pub fn run(command: &BenchCommand, argv: Option<Vec<OsString>>) -> Result<(), Failure> {
+pub(crate) fn run(command: &BenchCommand, argv: Option<Vec<OsString>>) -> Result<(), Failure> {
     check_count("--runs", command.runs, COUNT_MAX)?;
     check_count("--restores", command.restores, COUNT_MAX)?;
     let argv = words(argv)?;

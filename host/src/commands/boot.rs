@@ -28,7 +28,7 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const VCPUS_MAX: u8 = 32;
 
 /// Runs the command.
-pub fn run(command: &Boot) -> Result<(), Failure> {
+pub(crate) fn run(command: &Boot) -> Result<(), Failure> {
     let mut record = Record::new();
     match plan(command, &mut record) {
         Ok(plan) => start(&plan, record),
@@ -37,7 +37,7 @@ pub fn run(command: &Boot) -> Result<(), Failure> {
 }
 
 fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure> {
-    let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
+    let deadline = Instant::now() + command.common().timeout.unwrap_or(TIMEOUT_DEFAULT);
     record.report_to(Reports::new(
         "boot",
         command.trace.as_deref(),
@@ -81,10 +81,11 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     };
     network::require_nic(&network, &machine)?;
     require_service(metadata.as_ref(), &machine, binary.kind)?;
+    let common = command.common();
     Ok(Plan {
         name: command.name.as_ref(),
-        state_dir: command.state_dir.as_deref(),
-        json: command.json,
+        state_dir: common.state_dir,
+        json: common.json,
         hostname: command.hostname.as_deref(),
         network,
         metadata,

@@ -51,7 +51,7 @@ fn finding(what: impl Into<String>, status: Status, text: impl Into<String>) -> 
 }
 
 /// Runs the command.
-pub fn run(command: &Doctor) -> Result<(), Failure> {
+pub(crate) fn run(command: &Doctor) -> Result<(), Failure> {
     let mut findings = Vec::new();
     let mut usable = Vec::new();
     for kind in VmmKind::ALL {

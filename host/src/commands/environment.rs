@@ -21,11 +21,11 @@ use crate::exit::Exit;
 
 /// Names and values, which may be any bytes but NUL.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Environment(BTreeMap<Vec<u8>, Vec<u8>>);
+pub(crate) struct Environment(BTreeMap<Vec<u8>, Vec<u8>>);
 
 impl Environment {
     /// Puts the files and then the pairs together.
-    pub fn collect<P: AsRef<Path>>(files: &[P], pairs: &[String]) -> Result<Self, Failure> {
+    pub(crate) fn collect<P: AsRef<Path>>(files: &[P], pairs: &[String]) -> Result<Self, Failure> {
         let mut environment = Self::default();
         for file in files {
             environment.read_file(file.as_ref())?;
@@ -42,7 +42,7 @@ impl Environment {
     }
 
     /// Passes on the value of `name` here, unless there is an entry for it.
-    pub fn pass_on(&mut self, name: &str) {
+    pub(crate) fn pass_on(&mut self, name: &str) {
         if !self.0.contains_key(name.as_bytes())
             && let Some(value) = env::var_os(name)
         {
@@ -52,7 +52,7 @@ impl Environment {
 
     /// The entries as they are sent.
     #[must_use]
-    pub fn into_pairs(self) -> Vec<ByteString> {
+    pub(crate) fn into_pairs(self) -> Vec<ByteString> {
         let pairs = self.0.into_iter();
         // Neither holds a NUL: that was refused, or came from this process's own environment.
         let pair =

@@ -23,14 +23,14 @@ use crate::os::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
 use crate::report::output::print;
 
 /// How long the guest may take to start the command unless the caller says.
-pub const START_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the guest is waited for beyond the command's own time limit: what it takes from TERM to
 /// KILL, and as much again for its answer.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
 /// Runs the command, and gives the exit code of the one in the guest.
-pub fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<u8, Failure> {
+pub(crate) fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<u8, Failure> {
     if command.json && !command.detach {
         return Err(Failure::usage(
             "exec has no record but with -d: its output is the command's",
@@ -74,7 +74,7 @@ pub fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<u8, Fai
 }
 
 /// Holds back the signals that are passed on, and those about the terminal where there is one.
-pub fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals, Failure> {
+pub(crate) fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals, Failure> {
     let mut wanted = PASSED_ON.to_vec();
     if has_tty {
         wanted.push(Signal::SIGWINCH);
@@ -87,7 +87,7 @@ pub fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals, Failur
 }
 
 /// What the client's error means, with who was asked where that is not the point.
-pub fn failure(error: ClientError, target: &Target) -> Failure {
+pub(crate) fn failure(error: ClientError, target: &Target) -> Failure {
     let exit = error.exit();
     if error.is_unknown_session() {
         return Failure::new(
@@ -104,7 +104,7 @@ pub fn failure(error: ClientError, target: &Target) -> Failure {
 }
 
 /// Says what there is to say of the end beside its exit code, which it gives.
-pub fn report(exited: &Exited) -> Result<u8, Failure> {
+pub(crate) fn report(exited: &Exited) -> Result<u8, Failure> {
     let usage = &exited.usage;
     let ms = |us: u64| us / 1000;
     log::info!(

@@ -17,7 +17,7 @@ use crate::report::output::print;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// Sends the signal. A session that has ended is as good as told.
-pub fn run(command: &KillCommand) -> Result<(), Failure> {
+pub(crate) fn run(command: &KillCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let watch = target.watch(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
     let request = Request::Signal(Signal {

@@ -43,7 +43,7 @@ const NO_WORKLOAD: &str = "the guest has no workload; its image names one in \
                            agent.workload=";
 
 /// Prints the output.
-pub fn run(command: &LogsCommand) -> Result<(), Failure> {
+pub(crate) fn run(command: &LogsCommand) -> Result<(), Failure> {
     if command.json {
         return Err(Failure::usage(
             "logs has no record: its output is the workload's",

@@ -16,7 +16,7 @@ use crate::vmdir::state::{ExitRecord, State, WorkloadEnd};
 use crate::vmdir::{StateDir, VmDir, VmStatus};
 
 /// Lists the VMs.
-pub fn list(command: &Ls) -> Result<(), Failure> {
+pub(crate) fn list(command: &Ls) -> Result<(), Failure> {
     let state_dir = StateDir::open(command.state_dir.as_deref())?;
     let rows: Vec<Row> = state_dir.vms()?.iter().map(Row::of).collect();
     if command.json {
@@ -164,7 +164,7 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// Shows one VM.
-pub fn inspect(command: &Inspect) -> Result<(), Failure> {
+pub(crate) fn inspect(command: &Inspect) -> Result<(), Failure> {
     let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
     let (vm_status, state) = dir.status()?;
     let value = json!({

@@ -36,7 +36,7 @@ const WATCH_PAUSE: Duration = Duration::from_millis(250);
 const CHANGES_MAX: usize = 64;
 
 /// Runs the command.
-pub fn run(command: &ProbeCommand) -> Result<(), Failure> {
+pub(crate) fn run(command: &ProbeCommand) -> Result<(), Failure> {
     let asked_at = Instant::now();
     let mut changes = Changes::new(asked_at, command.quiet);
     let result = probe(command, asked_at, &mut changes);

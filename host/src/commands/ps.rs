@@ -24,7 +24,7 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const SESSIONS_MAX: usize = 16_384;
 
 /// Lists the sessions.
-pub fn run(command: &PsCommand) -> Result<(), Failure> {
+pub(crate) fn run(command: &PsCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let watch = target.watch(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
     let mut sessions = all(&target.endpoint, &watch)?;

@@ -2,7 +2,7 @@
 
 mod adopt;
 mod fleet;
-pub mod plan;
+pub(crate) mod plan;
 
 use crate::cli::Restore;
 use crate::error::Failure;
@@ -10,7 +10,7 @@ use crate::lifecycle::start::start;
 use crate::report::record::Record;
 
 /// Runs the command.
-pub fn run(command: &Restore) -> Result<(), Failure> {
+pub(crate) fn run(command: &Restore) -> Result<(), Failure> {
     if command.api_sock.is_some() || command.uds.is_some() || command.cid.is_some() {
         return adopt::run(command);
     }

@@ -14,7 +14,7 @@ use crate::report::reports::Reports;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
 /// Runs the command.
-pub fn run(command: &Snapshot) -> Result<(), Failure> {
+pub(crate) fn run(command: &Snapshot) -> Result<(), Failure> {
     let mut record = Record::new();
     if let Some(name) = &command.name {
         record.set("name", name.as_str());

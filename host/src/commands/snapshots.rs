@@ -29,7 +29,7 @@ use crate::values::{printable, without_controls};
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10 * 60);
 
 /// Runs the command.
-pub fn run(command: &Snapshots) -> Result<(), Failure> {
+pub(crate) fn run(command: &Snapshots) -> Result<(), Failure> {
     match &command.command {
         SnapshotsCommand::Ls(command) => list(command),
         SnapshotsCommand::Inspect(command) => inspect(command),

@@ -19,7 +19,7 @@ use crate::vmm::{API_SOCKET, connect, resume_if_paused};
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 /// Powers a VM off, or else kills it.
-pub fn stop(command: &Stop) -> Result<(), Failure> {
+pub(crate) fn stop(command: &Stop) -> Result<(), Failure> {
     let mut record = Record::new();
     record.set("name", command.name.as_str());
     match do_stop(command, &mut record) {
@@ -71,7 +71,7 @@ fn resume_vcpus(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
 }
 
 /// Removes what a VM left.
-pub fn remove(command: &Rm) -> Result<(), Failure> {
+pub(crate) fn remove(command: &Rm) -> Result<(), Failure> {
     let mut record = Record::new();
     record.set("name", command.name.as_str());
     match do_remove(command, &mut record) {

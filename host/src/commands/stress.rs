@@ -1,6 +1,6 @@
 //! `host-tool stress`: many runs of one command at once, through the client that `exec` uses.
 
-pub mod latency;
+pub(crate) mod latency;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -44,7 +44,7 @@ const TOTAL_MAX: u32 = 1_000_000;
 const COMMAND_DEFAULT: &str = "true";
 
 /// Runs the command as often as asked for.
-pub fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), Failure> {
+pub(crate) fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), Failure> {
     check_count("--parallel", command.parallel, PARALLEL_MAX)?;
     check_count("--total", command.total, TOTAL_MAX)?;
     let argv = words(argv)?;
@@ -76,7 +76,7 @@ pub fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Result<(), F
 /// # Errors
 ///
 /// When it is empty or holds a NUL byte.
-pub fn words(argv: Option<Vec<OsString>>) -> Result<Vec<ByteString>, Failure> {
+pub(crate) fn words(argv: Option<Vec<OsString>>) -> Result<Vec<ByteString>, Failure> {
     let argv = argv.unwrap_or_else(|| vec![COMMAND_DEFAULT.into()]);
     let argv = argv.into_iter().map(|word| {
         let word = ByteString::new(word.into_vec());
@@ -94,18 +94,18 @@ pub fn words(argv: Option<Vec<OsString>>) -> Result<Vec<ByteString>, Failure> {
 /// # Errors
 ///
 /// Names `what` when this machine does not allow as many.
-pub fn make_room(parallel: u32, what: &str) -> Result<(), Failure> {
+pub(crate) fn make_room(parallel: u32, what: &str) -> Result<(), Failure> {
     descriptors::make_room(u64::from(parallel) * DESCRIPTORS_PER_RUN, what)
 }
 
 /// What takes all output and keeps none.
-pub fn open_sink() -> Result<File, Failure> {
+pub(crate) fn open_sink() -> Result<File, Failure> {
     let opened = OpenOptions::new().write(true).open("/dev/null");
     opened.or_fail(Exit::Internal, || "cannot open /dev/null".to_owned())
 }
 
 /// Checks a number that the user gave for `option`: 1 to `count_max`.
-pub fn check_count(option: &str, count: u32, count_max: u32) -> Result<(), Failure> {
+pub(crate) fn check_count(option: &str, count: u32, count_max: u32) -> Result<(), Failure> {
     if (1..=count_max).contains(&count) {
         return Ok(());
     }
@@ -115,25 +115,25 @@ pub fn check_count(option: &str, count: u32, count_max: u32) -> Result<(), Failu
 
 /// What is to be run.
 #[derive(Debug)]
-pub struct Load<'a> {
+pub(crate) struct Load<'a> {
     /// Where.
-    pub target: &'a Target,
+    pub(crate) target: &'a Target,
     /// The command.
-    pub argv: Vec<ByteString>,
+    pub(crate) argv: Vec<ByteString>,
     /// How many run at once.
-    pub parallel: u32,
+    pub(crate) parallel: u32,
     /// How many run in all.
-    pub total: u32,
+    pub(crate) total: u32,
     /// When all of them must have ended.
-    pub deadline: Instant,
+    pub(crate) deadline: Instant,
     /// Where all output goes.
-    pub sink: File,
+    pub(crate) sink: File,
 }
 
 impl Load<'_> {
     /// Runs all, and counts.
     #[must_use]
-    pub fn run(&self) -> Report {
+    pub(crate) fn run(&self) -> Report {
         let next = AtomicU32::new(0);
         let started_at = Instant::now();
         let tallies = thread::scope(|scope| {
@@ -182,13 +182,13 @@ impl Load<'_> {
 
 /// The ends of a run's streams on this side.
 #[derive(Debug, Clone, Copy)]
-pub struct Streams<'a> {
+pub(crate) struct Streams<'a> {
     /// Where its standard input comes from; `None` sends none.
-    pub stdin: Option<BorrowedFd<'a>>,
+    pub(crate) stdin: Option<BorrowedFd<'a>>,
     /// Where its standard output goes.
-    pub stdout: BorrowedFd<'a>,
+    pub(crate) stdout: BorrowedFd<'a>,
     /// Where its standard error goes.
-    pub stderr: BorrowedFd<'a>,
+    pub(crate) stderr: BorrowedFd<'a>,
 }
 
 /// Has `exec` run to its end before `deadline`, which is also its time limit in the guest.
@@ -196,7 +196,7 @@ pub struct Streams<'a> {
 /// # Errors
 ///
 /// For every end but exit code 0.
-pub fn run_once(
+pub(crate) fn run_once(
     target: &Target,
     exec: Exec,
     streams: Streams<'_>,
@@ -242,13 +242,13 @@ pub fn run_once(
 
 /// A run that was no success.
 #[derive(Debug)]
-pub struct Failed {
+pub(crate) struct Failed {
     /// How it is counted.
-    pub kind: String,
+    pub(crate) kind: String,
     /// What it means for the exit code.
-    pub exit: Exit,
+    pub(crate) exit: Exit,
     /// In full, for people.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl Failed {
@@ -356,7 +356,7 @@ impl Tally {
 }
 
 /// What failures mean together: what each of them means, or else that the guest failed.
-pub fn common_exit(mut exits: impl Iterator<Item = Exit>) -> Exit {
+pub(crate) fn common_exit(mut exits: impl Iterator<Item = Exit>) -> Exit {
     match exits.next() {
         None => Exit::Success,
         Some(first) if exits.all(|exit| exit == first) => first,
@@ -366,7 +366,7 @@ pub fn common_exit(mut exits: impl Iterator<Item = Exit>) -> Exit {
 
 /// What came of all runs.
 #[derive(Debug)]
-pub struct Report {
+pub(crate) struct Report {
     parallel: u32,
     total: u32,
     took: Duration,
@@ -376,13 +376,13 @@ pub struct Report {
 impl Report {
     /// How many runs exited with 0.
     #[must_use]
-    pub fn succeeded(&self) -> usize {
+    pub(crate) fn succeeded(&self) -> usize {
         self.tally.latencies.len()
     }
 
     /// Runs that succeeded in a second.
     #[must_use]
-    pub fn per_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         let succeeded = u32::try_from(self.succeeded()).unwrap_or(u32::MAX);
         let seconds = self.took.as_secs_f64().max(f64::MIN_POSITIVE);
         // One decimal is all that repeated runs agree in.
@@ -391,7 +391,7 @@ impl Report {
 
     /// How long those took that succeeded; `None` if none did.
     #[must_use]
-    pub fn summary(&self) -> Option<Summary> {
+    pub(crate) fn summary(&self) -> Option<Summary> {
         Summary::of(self.tally.latencies.clone())
     }
 
@@ -401,7 +401,7 @@ impl Report {
 
     /// The failure that all failures are together; `None` if there were none.
     #[must_use]
-    pub fn failure(&self) -> Option<Failure> {
+    pub(crate) fn failure(&self) -> Option<Failure> {
         let (_, first) = self
             .tally
             .failures
@@ -414,7 +414,7 @@ impl Report {
 
     /// For scripts.
     #[must_use]
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         let failures = &self.tally.failures;
         let counts: BTreeMap<_, _> = failures
             .iter()

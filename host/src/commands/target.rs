@@ -17,9 +17,9 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A guest that can be talked to.
 #[derive(Debug)]
-pub struct Target {
+pub(crate) struct Target {
     /// Where its agent listens.
-    pub endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     /// The VMM's pidfd, where it is a VM of ours.
     process: Option<OwnedFd>,
 }
@@ -27,12 +27,15 @@ pub struct Target {
 impl Target {
     /// A guest with this address, in the VMM behind `process`.
     #[must_use]
-    pub const fn new(endpoint: Endpoint, process: Option<OwnedFd>) -> Self {
+    pub(crate) const fn new(endpoint: Endpoint, process: Option<OwnedFd>) -> Self {
         Self { endpoint, process }
     }
 
     /// Finds the guest that the command line names.
-    pub fn find(arguments: TargetArguments<'_>, state_dir: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn find(
+        arguments: TargetArguments<'_>,
+        state_dir: Option<&Path>,
+    ) -> Result<Self, Failure> {
         let TargetArguments {
             name,
             uds,
@@ -61,7 +64,7 @@ impl Target {
 
     /// A watch over waits for this guest.
     #[must_use]
-    pub fn watch(&self, deadline: Instant) -> Watch<'_> {
+    pub(crate) fn watch(&self, deadline: Instant) -> Watch<'_> {
         Watch::with_process(deadline, self.process.as_ref().map(AsFd::as_fd))
     }
 }

@@ -17,7 +17,7 @@ use crate::guest::session::{self, Local, Outcome, Session};
 use crate::report::output::print;
 
 /// Waits, and gives the exit code of the session's command.
-pub fn run(command: &WaitCommand) -> Result<u8, Failure> {
+pub(crate) fn run(command: &WaitCommand) -> Result<u8, Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let now = Instant::now();
     let end = command.timeout.map(|timeout| now + timeout);

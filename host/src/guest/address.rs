@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// How the host reaches the guest's vsock port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum GuestAddress {
+pub(crate) enum GuestAddress {
     /// Firecracker's Unix socket with its `CONNECT <port>` line.
     HybridVsock {
         /// Path of the Unix socket.
@@ -25,11 +25,11 @@ pub enum GuestAddress {
 
 /// Where the guest's agent listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// How to reach the guest.
-    pub address: GuestAddress,
+    pub(crate) address: GuestAddress,
     /// The agent's vsock port. Without meaning for a plain Unix socket.
-    pub port: u32,
+    pub(crate) port: u32,
 }
 
 impl fmt::Display for Endpoint {

@@ -13,46 +13,46 @@ use crate::exit::Exit;
 
 /// One attempt that has ended, for records.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttemptLog {
+pub(crate) struct AttemptLog {
     /// When it was made, and how it ended.
-    pub attempt: Attempt,
+    pub(crate) attempt: Attempt,
     /// What ended its connection, where the system said that.
-    pub cause: Option<String>,
+    pub(crate) cause: Option<String>,
 }
 
 /// What came of a request that was met.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The completion frame.
-    pub message: Message,
+    pub(crate) message: Message,
     /// The guest's HELLO.
-    pub hello: Hello,
+    pub(crate) hello: Hello,
     /// Attempts made.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// The first of them, at most `ATTEMPTS_KEPT_MAX`.
-    pub log: Vec<AttemptLog>,
+    pub(crate) log: Vec<AttemptLog>,
     /// The connection that carried the completion frame, still open. Only QUIESCE needs it.
-    pub connection: Connection,
+    pub(crate) connection: Connection,
 }
 
 /// A request that was not met.
 #[derive(Debug)]
-pub struct AskError {
+pub(crate) struct AskError {
     /// Who was asked, for people.
-    pub endpoint: Box<str>,
+    pub(crate) endpoint: Box<str>,
     /// Attempts made.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// The first of them that have ended, at most `ATTEMPTS_KEPT_MAX`.
-    pub log: Box<[AttemptLog]>,
+    pub(crate) log: Box<[AttemptLog]>,
     /// Why.
-    pub reason: AskErrorReason,
+    pub(crate) reason: AskErrorReason,
     /// The latest connection that could not be made, or ended, which explains a deadline.
-    pub last: Option<io::Error>,
+    pub(crate) last: Option<io::Error>,
 }
 
 /// Why a request was not met.
 #[derive(Debug)]
-pub enum AskErrorReason {
+pub(crate) enum AskErrorReason {
     /// The conversation failed.
     Exchange(ExchangeError),
     /// The VMM has ended.
@@ -97,7 +97,7 @@ impl std::error::Error for AskError {
 
 /// What it means when a request to a guest is not met.
 #[must_use]
-pub const fn exit_of(error: &AskError) -> Exit {
+pub(crate) const fn exit_of(error: &AskError) -> Exit {
     match &error.reason {
         AskErrorReason::Exchange(ExchangeError::Deadline { .. }) => Exit::Deadline,
         AskErrorReason::Exchange(

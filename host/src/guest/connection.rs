@@ -24,7 +24,7 @@ const READ_LEN: usize = 64 * 1024 + 8;
 
 /// Why a connection is of no more use.
 #[derive(Debug)]
-pub enum ConnectionError {
+pub(crate) enum ConnectionError {
     /// It could not be made, or it ended. A fresh one may do better.
     Closed {
         /// What ended it; end of file is `UnexpectedEof`.
@@ -77,7 +77,7 @@ impl From<WaitError> for ConnectionError {
 
 /// One open connection.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     stream: File,
     /// What was read in front of a hybrid vsock answer's end; `None` once that has come.
     answer: Option<Vec<u8>>,
@@ -86,7 +86,7 @@ pub struct Connection {
 
 impl Connection {
     /// Connects and writes `flight`, in one write with the CONNECT line where there is one.
-    pub fn open(
+    pub(crate) fn open(
         endpoint: &Endpoint,
         flight: &[u8],
         watch: &Watch<'_>,
@@ -118,7 +118,11 @@ impl Connection {
     }
 
     /// Writes all of `bytes`.
-    pub fn write_all(&mut self, bytes: &[u8], watch: &Watch<'_>) -> Result<(), ConnectionError> {
+    pub(crate) fn write_all(
+        &mut self,
+        bytes: &[u8],
+        watch: &Watch<'_>,
+    ) -> Result<(), ConnectionError> {
         let mut rest = bytes;
         while !rest.is_empty() {
             match self.stream.write(rest) {
@@ -134,7 +138,7 @@ impl Connection {
     }
 
     /// Waits for bytes of the guest and gives them. Never empty: an end of file is an error.
-    pub fn read(&mut self, watch: &Watch<'_>) -> Result<&[u8], ConnectionError> {
+    pub(crate) fn read(&mut self, watch: &Watch<'_>) -> Result<&[u8], ConnectionError> {
         let range = self.read_ahead(Some(watch))?;
         Ok(&self.buffer[range])
     }
@@ -163,7 +167,7 @@ impl Connection {
 
     /// Bytes of the guest that are there, without waiting; `None` when there are none. An end of
     /// file is an error.
-    pub fn try_read(&mut self) -> Result<Option<&[u8]>, ConnectionError> {
+    pub(crate) fn try_read(&mut self) -> Result<Option<&[u8]>, ConnectionError> {
         match self.read_ahead(None) {
             Ok(range) => Ok(Some(&self.buffer[range])),
             Err(ConnectionError::Deadline) => Ok(None),
@@ -172,7 +176,7 @@ impl Connection {
     }
 
     /// Writes what is taken of `bytes` without waiting.
-    pub fn try_write(&mut self, bytes: &[u8]) -> Result<usize, ConnectionError> {
+    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> Result<usize, ConnectionError> {
         loop {
             match self.stream.write(bytes) {
                 Ok(len) => return Ok(len),

@@ -27,7 +27,11 @@ const fn first_silence(address: &GuestAddress) -> Duration {
 }
 
 /// Sends `request` until it is met, refused for good, or the watch ends.
-pub fn ask(endpoint: &Endpoint, request: Request, watch: &Watch<'_>) -> Result<Answer, AskError> {
+pub(crate) fn ask(
+    endpoint: &Endpoint,
+    request: Request,
+    watch: &Watch<'_>,
+) -> Result<Answer, AskError> {
     let sent = failpoint::sent(&request);
     let exchange = Exchange::new(request, HOST_VERSION, Instant::now(), watch.deadline())
         .with_first_silence(first_silence(&endpoint.address));

@@ -36,7 +36,7 @@ enum Way {
 
 /// One output. What cannot be written yet is kept; whoever fills it watches its length.
 #[derive(Debug)]
-pub struct Outlet<'a> {
+pub(crate) struct Outlet<'a> {
     fd: BorrowedFd<'a>,
     way: Way,
     /// A ring, since a reader that is always a little behind never empties it.
@@ -46,7 +46,7 @@ pub struct Outlet<'a> {
 impl<'a> Outlet<'a> {
     /// An output that nothing has been written to.
     #[must_use]
-    pub fn new(fd: BorrowedFd<'a>) -> Self {
+    pub(crate) fn new(fd: BorrowedFd<'a>) -> Self {
         Self {
             fd,
             way: way(fd),
@@ -56,12 +56,12 @@ impl<'a> Outlet<'a> {
 
     /// Whether there are bytes that could not be written yet.
     #[must_use]
-    pub fn is_pending(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         !self.pending.is_empty()
     }
 
     /// Takes all of `bytes`, and gives how many were written, of these and of earlier ones.
-    pub fn push(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_pending() {
             self.pending.extend(bytes);
             return self.flush();
@@ -73,14 +73,14 @@ impl<'a> Outlet<'a> {
     }
 
     /// Forgets what could not be written, and gives how much that was.
-    pub fn discard(&mut self) -> usize {
+    pub(crate) fn discard(&mut self) -> usize {
         let len = self.pending.len();
         self.pending.clear();
         len
     }
 
     /// Writes what it can of what is pending, and gives how much that was.
-    pub fn flush(&mut self) -> io::Result<usize> {
+    pub(crate) fn flush(&mut self) -> io::Result<usize> {
         let mut len = 0;
         // The ring has two ends, and the second is next only when the first was taken whole.
         while self.is_pending() {

@@ -10,20 +10,20 @@ use crate::os::random;
 
 /// A generation for a guest, and why it gets one.
 #[derive(Debug, Clone)]
-pub struct RebindPlan {
+pub(crate) struct RebindPlan {
     /// The generation. The guest acts once on it, however often it is told.
-    pub generation: Generation,
+    pub(crate) generation: Generation,
     /// The generation of the snapshot, or the one that the source had.
-    pub parent: Option<Generation>,
+    pub(crate) parent: Option<Generation>,
     /// Why the guest gets a generation.
-    pub cause: Cause,
+    pub(crate) cause: Cause,
     /// What tells the guest from its siblings.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
 }
 
 impl RebindPlan {
     /// Draws a generation.
-    pub fn new(
+    pub(crate) fn new(
         cause: Cause,
         parent: Option<Generation>,
         identity: Identity,
@@ -38,7 +38,7 @@ impl RebindPlan {
     }
 
     /// The request that tells the guest, with fresh entropy.
-    pub fn request(&self) -> Result<Request, Failure> {
+    pub(crate) fn request(&self) -> Result<Request, Failure> {
         let entropy =
             random::bytes::<32>().or_fail(Exit::Internal, || "cannot draw entropy".to_owned())?;
         Ok(Request::Rebind(Rebind {

@@ -26,7 +26,7 @@ use crate::os::deadline::Watch;
 use crate::os::signals::Signals;
 use crate::os::terminal::{Mode, Terminal};
 
-pub use super::session_error::ClientError;
+pub(crate) use super::session_error::ClientError;
 
 /// Input read at once.
 const INPUT_READ_LEN: usize = 64 * 1024;
@@ -49,37 +49,37 @@ const INTERRUPT_KEY: u8 = 3;
 
 /// What this program has for the session.
 #[derive(Debug)]
-pub struct Local<'a> {
+pub(crate) struct Local<'a> {
     /// Where standard input comes from; `None` sends none.
-    pub stdin: Option<BorrowedFd<'a>>,
+    pub(crate) stdin: Option<BorrowedFd<'a>>,
     /// Where standard output goes.
-    pub stdout: BorrowedFd<'a>,
+    pub(crate) stdout: BorrowedFd<'a>,
     /// Where standard error goes.
-    pub stderr: BorrowedFd<'a>,
+    pub(crate) stderr: BorrowedFd<'a>,
     /// Signals that are passed on.
-    pub signals: Option<&'a Signals>,
+    pub(crate) signals: Option<&'a Signals>,
     /// The terminal on standard input, which a session with a terminal takes over.
-    pub terminal: Option<&'a mut Terminal>,
+    pub(crate) terminal: Option<&'a mut Terminal>,
 }
 
 /// A session to be had.
 #[derive(Debug)]
-pub struct Session<'a> {
+pub(crate) struct Session<'a> {
     /// Where the agent listens.
-    pub endpoint: &'a Endpoint,
+    pub(crate) endpoint: &'a Endpoint,
     /// What is asked of it.
-    pub request: Request,
+    pub(crate) request: Request,
     /// When to give up.
-    pub deadlines: Deadlines,
+    pub(crate) deadlines: Deadlines,
     /// The life of the VMM. Its deadline has no meaning here.
-    pub watch: Watch<'a>,
+    pub(crate) watch: Watch<'a>,
     /// Whether all that is wanted is that the session runs.
-    pub is_done_when_started: bool,
+    pub(crate) is_done_when_started: bool,
 }
 
 /// How a session was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It runs, and nothing else was wanted.
     Started(Started),
     /// It ended.
@@ -87,7 +87,7 @@ pub enum Outcome {
 }
 
 /// Has the session, until it has ended or nothing more can be had of it.
-pub fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, ClientError> {
+pub(crate) fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, ClientError> {
     let now = Instant::now();
     let client = SessionClient::new(session.request, HOST_VERSION, now, session.deadlines);
     let mut driver = Driver {

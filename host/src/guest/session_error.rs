@@ -11,7 +11,7 @@ use crate::exit::Exit;
 
 /// Why there is no exit status.
 #[derive(Debug)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// The conversation failed.
     Session {
         /// How.
@@ -34,7 +34,7 @@ pub enum ClientError {
 impl ClientError {
     /// Whether the guest knows no such session.
     #[must_use]
-    pub fn is_unknown_session(&self) -> bool {
+    pub(crate) fn is_unknown_session(&self) -> bool {
         matches!(
             self,
             Self::Session { error: SessionError::Refused { fail, .. }, .. }
@@ -44,7 +44,7 @@ impl ClientError {
 
     /// What the error means for the exit code.
     #[must_use]
-    pub fn exit(&self) -> Exit {
+    pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Session { error, .. } => session_exit(error),
             Self::VmmEnded(_) => Exit::VmmEnded,

@@ -26,7 +26,7 @@ const TERM_TIMEOUT: Duration = Duration::from_secs(3);
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks the guest to power off, and waits until the VMM, whose process `watch` holds, has ended.
-pub fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> {
+pub(crate) fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> {
     let left = watch.deadline().saturating_duration_since(Instant::now());
     let grace = (left / 2).min(SESSION_GRACE_MAX);
     let request = Request::Shutdown(Shutdown {
@@ -46,7 +46,7 @@ pub fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> 
 }
 
 /// Ends the VMM without asking the guest: TERM, and KILL when that is not enough.
-pub fn end(vm: &RunningVm) -> Result<(), Failure> {
+pub(crate) fn end(vm: &RunningVm) -> Result<(), Failure> {
     send_signal(&vm.process, Signal::SIGTERM)?;
     if !has_ended(&vm.process, TERM_TIMEOUT) {
         kill_process(&vm.process)?;
@@ -55,14 +55,14 @@ pub fn end(vm: &RunningVm) -> Result<(), Failure> {
 }
 
 /// Kills the VMM of a VM of which nothing is needed any more.
-pub fn kill(vm: &RunningVm) -> Result<(), Failure> {
+pub(crate) fn kill(vm: &RunningVm) -> Result<(), Failure> {
     kill_process(&vm.process)?;
     await_exit_record(&vm.dir)
 }
 
 /// Waits until the supervisor has written down how the VMM ended. Where there is none any more,
 /// does what it would have done.
-pub fn await_exit_record(dir: &VmDir) -> Result<(), Failure> {
+pub(crate) fn await_exit_record(dir: &VmDir) -> Result<(), Failure> {
     let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
     if dir.supervisor_lock(deadline)?.is_none() {
         let text = "the VM's supervisor does not end; see supervisor.log in its directory";
@@ -73,7 +73,7 @@ pub fn await_exit_record(dir: &VmDir) -> Result<(), Failure> {
 }
 
 /// As [`await_exit_record`], for a VM whose VMM nobody knows: there may be one all the same.
-pub fn await_or_end_stray(dir: &VmDir, lock: &Lock) -> Result<(), Failure> {
+pub(crate) fn await_or_end_stray(dir: &VmDir, lock: &Lock) -> Result<(), Failure> {
     await_exit_record(dir)?;
     end_stray(dir, lock, Instant::now() + SUPERVISOR_TIMEOUT)
 }

@@ -28,11 +28,11 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Taken before the VM is reported ready: whoever reads that may send one at once, and the guest
 /// shall then be powered off and not just be gone.
 #[derive(Debug)]
-pub struct Signals(SignalFd);
+pub(crate) struct Signals(SignalFd);
 
 impl Signals {
     /// Holds the signals back.
-    pub fn take() -> Result<Self, Failure> {
+    pub(crate) fn take() -> Result<Self, Failure> {
         let taken = block_signals();
         taken
             .map(Self)
@@ -41,7 +41,7 @@ impl Signals {
 }
 
 /// Waits for the end of the VM. A signal powers it off first.
-pub fn stay(
+pub(crate) fn stay(
     signals: &Signals,
     mut supervisor: Supervisor,
     endpoint: &Endpoint,

@@ -18,15 +18,15 @@ use crate::report::record::Record;
 
 /// A guest that has proven itself.
 #[derive(Debug)]
-pub struct Proof {
+pub(crate) struct Proof {
     /// Its HELLO.
-    pub hello: Hello,
+    pub(crate) hello: Hello,
     /// Whether its image has hooks for after a restore.
-    pub has_hooks: bool,
+    pub(crate) has_hooks: bool,
 }
 
 /// Gives the guest its generation and has it prove that commands can run in it.
-pub fn prove(
+pub(crate) fn prove(
     endpoint: &Endpoint,
     plan: &RebindPlan,
     watch: &Watch<'_>,

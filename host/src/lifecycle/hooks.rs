@@ -18,15 +18,15 @@ use crate::report::record::Record;
 use crate::values::printable;
 
 /// How long one hook may take unless the caller says.
-pub const LIMIT_DEFAULT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// What the caller wants of hooks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Options {
+pub(crate) struct Options {
     /// How long each may take.
-    pub limit: Duration,
+    pub(crate) limit: Duration,
     /// Whether one that fails is no failure of the command.
-    pub ignore: bool,
+    pub(crate) ignore: bool,
 }
 
 impl Default for Options {
@@ -39,7 +39,7 @@ impl Default for Options {
 }
 
 /// Has the hooks of a stage run, and fails when one of them does.
-pub fn run(
+pub(crate) fn run(
     endpoint: &Endpoint,
     stage: HookStage,
     options: Options,

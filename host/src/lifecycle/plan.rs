@@ -24,7 +24,7 @@ use crate::vmm::{
 
 /// What a VMM that was just started is told to do.
 #[derive(Debug, Clone)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// To boot the plan's machine.
     Boot,
     /// To load a snapshot from these files.
@@ -34,7 +34,7 @@ pub enum Entry {
 impl Entry {
     /// Which way the VMM's command line has to provide for.
     #[must_use]
-    pub const fn start(&self) -> Start {
+    pub(crate) const fn start(&self) -> Start {
         match self {
             Self::Boot => Start::Boot,
             Self::Load(_) => Start::Load,
@@ -44,51 +44,51 @@ impl Entry {
 
 /// A VM that a command wants to have.
 #[derive(Debug, Clone)]
-pub struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     /// Its name, if the user gave one.
-    pub name: Option<&'a VmName>,
+    pub(crate) name: Option<&'a VmName>,
     /// Where VMs are kept, if the user said so.
-    pub state_dir: Option<&'a Path>,
+    pub(crate) state_dir: Option<&'a Path>,
     /// Whether the record is printed as JSON.
-    pub json: bool,
+    pub(crate) json: bool,
     /// Host name for the guest, if the user gave one.
-    pub hostname: Option<&'a str>,
+    pub(crate) hostname: Option<&'a str>,
     /// What becomes of the guest's machine id.
-    pub machine_id: &'a MachineId,
+    pub(crate) machine_id: &'a MachineId,
     /// What the guest is told about its network interface.
-    pub network: Network,
+    pub(crate) network: Network,
     /// What its metadata service tells it, besides its generation.
-    pub metadata: Option<Metadata>,
+    pub(crate) metadata: Option<Metadata>,
     /// Whether to go without the proof.
-    pub no_wait: bool,
+    pub(crate) no_wait: bool,
     /// Whether to stay until the VM ends.
-    pub foreground: bool,
+    pub(crate) foreground: bool,
     /// Whether to leave a VM that failed as it is.
-    pub keep_on_failure: bool,
+    pub(crate) keep_on_failure: bool,
     /// What is run in the guest to see whether it is well.
-    pub health: Option<HealthCheck>,
+    pub(crate) health: Option<HealthCheck>,
     /// What is wanted of the image's hooks.
-    pub hooks: hooks::Options,
+    pub(crate) hooks: hooks::Options,
     /// When everything must be done.
-    pub deadline: Instant,
+    pub(crate) deadline: Instant,
     /// The VMM.
-    pub binary: VmmBinary,
+    pub(crate) binary: VmmBinary,
     /// The machine. Drives in `stored_drives` get their paths once the VM directory is there.
-    pub machine: MachineSpec,
+    pub(crate) machine: MachineSpec,
     /// By the drives' numbers: the file to copy for the VM's own use.
-    pub stored_drives: Vec<Option<PathBuf>>,
+    pub(crate) stored_drives: Vec<Option<PathBuf>>,
     /// What the VMM does with the machine.
-    pub entry: Entry,
+    pub(crate) entry: Entry,
     /// The generation of the snapshot that it comes from.
-    pub parent: Option<Generation>,
+    pub(crate) parent: Option<Generation>,
     /// The artifact that it comes from.
-    pub artifact: Option<PathBuf>,
+    pub(crate) artifact: Option<PathBuf>,
 }
 
 impl Plan<'_> {
     /// A machine that boots, with the defaults of all options.
     #[must_use]
-    pub fn of_machine(machine: MachineSpec, binary: VmmBinary, deadline: Instant) -> Self {
+    pub(crate) fn of_machine(machine: MachineSpec, binary: VmmBinary, deadline: Instant) -> Self {
         Self {
             name: None,
             state_dir: None,
@@ -115,7 +115,7 @@ impl Plan<'_> {
 
     /// A clone of the artifact's machine, with the defaults of all options. The VMM is chosen, and
     /// checked against the one that took the snapshot.
-    pub fn of_artifact(
+    pub(crate) fn of_artifact(
         artifact: &Artifact,
         force: bool,
         deadline: Instant,
@@ -142,7 +142,7 @@ impl Plan<'_> {
 
     /// Why the guest gets a generation.
     #[must_use]
-    pub const fn cause(&self) -> Cause {
+    pub(crate) const fn cause(&self) -> Cause {
         match self.entry {
             Entry::Boot => Cause::Boot,
             Entry::Load(_) => Cause::Restore,
@@ -151,13 +151,13 @@ impl Plan<'_> {
 
     /// What came of it when it goes well.
     #[must_use]
-    pub const fn event(&self) -> &'static str {
+    pub(crate) const fn event(&self) -> &'static str {
         if self.no_wait { "started" } else { "ready" }
     }
 }
 
 /// Finds the VMM and has the fault table judge it.
-pub fn choose_vmm(
+pub(crate) fn choose_vmm(
     kind: Option<VmmKind>,
     purpose: Purpose,
     force: bool,
@@ -178,7 +178,7 @@ pub fn choose_vmm(
 }
 
 /// Fails on a refusal, and says a warning, both with the version that is meant.
-pub fn judge(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Result<(), Failure> {
+pub(crate) fn judge(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Result<(), Failure> {
     match gate {
         Gate::Allow => Ok(()),
         Gate::Warn(symptoms) => {
@@ -196,7 +196,7 @@ pub fn judge(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Result<(), Fail
 
 /// A context id that is most likely free on this host: there are two thousand million of them.
 /// Those below 1024 are left to people.
-pub fn draw_cid() -> Result<u32, Failure> {
+pub(crate) fn draw_cid() -> Result<u32, Failure> {
     let drawn = random::bytes::<4>().or_fail(Exit::Internal, || "cannot draw a CID".to_owned())?;
     let cid = u32::from_be_bytes(drawn) & 0x7fff_ffff;
     Ok(cid.max(1024))
@@ -204,7 +204,7 @@ pub fn draw_cid() -> Result<u32, Failure> {
 
 /// Checks a context id that the user gave: 0 to 2 are the hypervisor's, the loopback's and the
 /// host's, and the last one is a wildcard.
-pub fn check_cid(cid: u32) -> Result<u32, Failure> {
+pub(crate) fn check_cid(cid: u32) -> Result<u32, Failure> {
     if cid < 3 || cid == u32::MAX {
         let text = format!("{cid} is no vsock context id for a guest; take 3 or more");
         return Err(Failure::usage(text));
@@ -213,7 +213,7 @@ pub fn check_cid(cid: u32) -> Result<u32, Failure> {
 }
 
 /// Asks whether this VMM can load what that one saved.
-pub fn check_format(
+pub(crate) fn check_format(
     manifest: &Manifest,
     kind: VmmKind,
     version: &VmmVersion,
@@ -227,6 +227,6 @@ pub fn check_format(
 
 /// A watch over the VMM behind `process`.
 #[must_use]
-pub fn watch(deadline: Instant, process: Option<&OwnedFd>) -> Watch<'_> {
+pub(crate) fn watch(deadline: Instant, process: Option<&OwnedFd>) -> Watch<'_> {
     Watch::with_process(deadline, process.map(AsFd::as_fd))
 }

@@ -20,7 +20,7 @@ use crate::vmdir::state::Stage;
 
 /// Names the guest of a VM that waits for a name; `ask` carries the request. Does nothing for any
 /// other VM.
-pub fn rebind_pending(
+pub(crate) fn rebind_pending(
     state_dir: &StateDir,
     name: &VmName,
     deadline: Instant,

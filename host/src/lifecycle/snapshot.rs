@@ -12,7 +12,7 @@
 //! when its source fails afterwards. What a command that was killed left is put right by the next
 //! one, by [`finish_interrupted`] where that is no snapshot.
 
-pub mod checkpoint;
+pub(crate) mod checkpoint;
 mod foreign;
 mod sessions;
 mod source;
@@ -76,7 +76,7 @@ impl Limits {
 
 /// The VM that a snapshot is taken of.
 #[derive(Debug, Clone)]
-pub enum Subject<'a> {
+pub(crate) enum Subject<'a> {
     /// One that host-tool started.
     Managed {
         /// Its name.
@@ -95,27 +95,27 @@ pub enum Subject<'a> {
 
 /// What kind of snapshot is wanted.
 #[derive(Debug, Clone)]
-pub struct Options<'a> {
+pub(crate) struct Options<'a> {
     /// The artifact directory to create.
-    pub out: &'a Path,
+    pub(crate) out: &'a Path,
     /// How long all of it may take.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// Whether the VM is ended afterwards.
-    pub stop: bool,
+    pub(crate) stop: bool,
     /// The checkpoint that is waited for first.
-    pub at_checkpoint: Option<&'a CheckpointTag>,
+    pub(crate) at_checkpoint: Option<&'a CheckpointTag>,
     /// What is wanted of the image's hooks.
-    pub hooks: hooks::Options,
+    pub(crate) hooks: hooks::Options,
     /// What becomes of running commands.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// Whether the manifest has the SHA-256 of every file.
-    pub sha256: bool,
+    pub(crate) sha256: bool,
     /// Whether to go on despite a VMM version that may not work.
-    pub force: bool,
+    pub(crate) force: bool,
 }
 
 /// Takes the snapshot. `record` stands in its phase [`Phase::Lock`].
-pub fn take(
+pub(crate) fn take(
     subject: &Subject<'_>,
     options: &Options<'_>,
     record: &mut Record,
@@ -212,7 +212,7 @@ fn check_vsock_path(source: &Source, version: &VmmVersion) -> Result<(), Failure
 /// # Errors
 ///
 /// When it was interrupted and does not go on before `deadline`.
-pub fn finish_interrupted(vm: RunningVm, deadline: Instant) -> Result<RunningVm, Failure> {
+pub(crate) fn finish_interrupted(vm: RunningVm, deadline: Instant) -> Result<RunningVm, Failure> {
     if vm.state.stage != Stage::Snapshotting {
         return Ok(vm);
     }

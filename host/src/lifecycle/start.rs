@@ -11,7 +11,7 @@ use crate::report::record::Record;
 use crate::supervisor::link::Order;
 
 /// Starts the VM, gives the guest its generation and has it prove itself. Prints the record.
-pub fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> {
+pub(crate) fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> {
     let is_json = plan.json;
     record.begin(Phase::Spawn);
     let made = Provisional::create(plan).and_then(|vm| {

@@ -42,7 +42,7 @@ const HANGUP_GRACE: Duration = Duration::from_secs(1);
 
 /// A VM that is coming up.
 #[derive(Debug)]
-pub struct Provisional {
+pub(crate) struct Provisional {
     dir: VmDir,
     lock: Lock,
     supervisor: Option<Supervisor>,
@@ -54,7 +54,7 @@ pub struct Provisional {
 
 impl Provisional {
     /// Takes the VM's name by making its directory. Nothing runs yet.
-    pub fn create(plan: &Plan<'_>) -> Result<Self, Failure> {
+    pub(crate) fn create(plan: &Plan<'_>) -> Result<Self, Failure> {
         reach(Point::SpawnBefore)?;
         let state_dir = StateDir::open(plan.state_dir)?;
         let (dir, lock) = state_dir.create_vm(plan.name)?;
@@ -75,13 +75,17 @@ impl Provisional {
 
     /// The VM's name.
     #[must_use]
-    pub const fn name(&self) -> &VmName {
+    pub(crate) const fn name(&self) -> &VmName {
         self.dir.name()
     }
 
     /// Starts the VMM, has it boot or load the machine, gives the guest its generation and has it
     /// prove itself. When any of that fails the VM is gone again, unless it is to be kept.
-    pub fn bring_up(mut self, plan: &Plan<'_>, record: &mut Record) -> Result<Self, Failure> {
+    pub(crate) fn bring_up(
+        mut self,
+        plan: &Plan<'_>,
+        record: &mut Record,
+    ) -> Result<Self, Failure> {
         match self.go(plan, record) {
             Ok(()) => Ok(self),
             Err(failure) => Err(self.give_up(failure, plan.keep_on_failure)),
@@ -90,7 +94,7 @@ impl Provisional {
 
     /// Stays with a VM that was released to this command, until it ends. `report` tells the user
     /// about it first, once nobody else is kept from it any more.
-    pub fn stay(
+    pub(crate) fn stay(
         self,
         signals: &Signals,
         report: impl FnOnce() -> Result<(), Failure>,
@@ -265,7 +269,7 @@ impl Provisional {
     }
 
     /// Lets the VM outlive this command, or makes it its foreground.
-    pub fn release(&mut self, order: Order) -> Result<(), Failure> {
+    pub(crate) fn release(&mut self, order: Order) -> Result<(), Failure> {
         match &mut self.supervisor {
             Some(supervisor) => supervisor.order(order).map_err(|error| {
                 // A supervisor goes when its VMM has ended, or because it was killed itself.
@@ -286,7 +290,7 @@ impl Provisional {
     }
 
     /// Ends a VM that nobody wants any more, and removes what it left.
-    pub fn discard(mut self) -> Result<(), Failure> {
+    pub(crate) fn discard(mut self) -> Result<(), Failure> {
         self.end();
         Ok(self.dir.remove()?)
     }
@@ -322,13 +326,13 @@ impl Provisional {
 
     /// The VMM's process, once it has been started.
     #[must_use]
-    pub fn pid(&self) -> Option<i32> {
+    pub(crate) fn pid(&self) -> Option<i32> {
         self.state.as_ref().map(|state| state.process.pid)
     }
 
     /// Ends the VM and removes what it left, or keeps both for a look. Either way the failure gets
     /// the last words of the logs.
-    pub fn give_up(mut self, failure: Failure, keep: bool) -> Failure {
+    pub(crate) fn give_up(mut self, failure: Failure, keep: bool) -> Failure {
         let is_spawned = self.process.is_some();
         if keep && is_spawned {
             let kept = self.write_stage(Stage::Unproven);

@@ -15,7 +15,7 @@ use nix::sys::time::TimeSpec;
 
 /// The bounds of a wait: a deadline, and the life of a process where one is known.
 #[derive(Debug, Clone, Copy)]
-pub struct Watch<'a> {
+pub(crate) struct Watch<'a> {
     deadline: Instant,
     /// A pidfd, which polls readable from the moment its process has ended.
     process: Option<BorrowedFd<'a>>,
@@ -24,7 +24,7 @@ pub struct Watch<'a> {
 impl<'a> Watch<'a> {
     /// A watch that only the deadline ends.
     #[must_use]
-    pub const fn until(deadline: Instant) -> Self {
+    pub(crate) const fn until(deadline: Instant) -> Self {
         Self {
             deadline,
             process: None,
@@ -33,7 +33,7 @@ impl<'a> Watch<'a> {
 
     /// A watch that also ends when the process behind `pidfd` does.
     #[must_use]
-    pub const fn with_process(deadline: Instant, pidfd: Option<BorrowedFd<'a>>) -> Self {
+    pub(crate) const fn with_process(deadline: Instant, pidfd: Option<BorrowedFd<'a>>) -> Self {
         Self {
             deadline,
             process: pidfd,
@@ -42,7 +42,7 @@ impl<'a> Watch<'a> {
 
     /// The same process under an earlier (or later) deadline.
     #[must_use]
-    pub const fn at(self, deadline: Instant) -> Self {
+    pub(crate) const fn at(self, deadline: Instant) -> Self {
         Self {
             deadline,
             process: self.process,
@@ -51,29 +51,33 @@ impl<'a> Watch<'a> {
 
     /// When the wait ends at the latest.
     #[must_use]
-    pub const fn deadline(&self) -> Instant {
+    pub(crate) const fn deadline(&self) -> Instant {
         self.deadline
     }
 
     /// The process's pidfd, for callers that poll several descriptors themselves.
     #[must_use]
-    pub const fn process(&self) -> Option<BorrowedFd<'a>> {
+    pub(crate) const fn process(&self) -> Option<BorrowedFd<'a>> {
         self.process
     }
 
     /// Waits until `fd` is readable. A hangup or an error counts, too: the read reports it.
-    pub fn readable(&self, fd: impl AsFd) -> Result<(), WaitError> {
+    pub(crate) fn readable(&self, fd: impl AsFd) -> Result<(), WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLIN, None).map(drop)
     }
 
     /// Waits until `fd` is writable. A hangup or an error counts, too: the write reports it.
-    pub fn writable(&self, fd: impl AsFd) -> Result<(), WaitError> {
+    pub(crate) fn writable(&self, fd: impl AsFd) -> Result<(), WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLOUT, None).map(drop)
     }
 
     /// Like [`readable`](Self::readable), but returns `false` once `slice` has passed, so that the
     /// caller can report progress or try again.
-    pub fn readable_within(&self, fd: impl AsFd, slice: Duration) -> Result<bool, WaitError> {
+    pub(crate) fn readable_within(
+        &self,
+        fd: impl AsFd,
+        slice: Duration,
+    ) -> Result<bool, WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLIN, Some(slice))
     }
 
@@ -120,7 +124,7 @@ impl<'a> Watch<'a> {
 
 /// Why a wait ended before its descriptor was ready.
 #[derive(Debug)]
-pub enum WaitError {
+pub(crate) enum WaitError {
     /// The deadline passed.
     Deadline,
     /// The watched process has ended.

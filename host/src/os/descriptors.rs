@@ -14,7 +14,7 @@ const BASE: u64 = 64;
 /// # Errors
 ///
 /// If the hard limit is lower. `what` is the subject of the message.
-pub fn make_room(count: u64, what: &str) -> Result<(), Failure> {
+pub(crate) fn make_room(count: u64, what: &str) -> Result<(), Failure> {
     let needed = count.saturating_add(BASE);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).or_fail(Exit::Internal, || {
         "cannot read the limit of open files".to_owned()

@@ -22,7 +22,7 @@ const PIECE_LEN: usize = 1024 * 1024;
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// Both share their blocks until one is written to.
     Reflink,
     /// Byte by byte, holes left out.
@@ -32,7 +32,7 @@ pub enum Way {
 impl Way {
     /// The keyword in records.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Reflink => "reflink",
             Self::Copy => "copy",
@@ -42,7 +42,7 @@ impl Way {
 
 /// Why a copy failed.
 #[derive(Debug)]
-pub enum CopyError {
+pub(crate) enum CopyError {
     /// A file could not be read or written.
     Io {
         /// The original.
@@ -84,7 +84,7 @@ impl std::error::Error for CopyError {
 impl CopyError {
     /// The failure of a command: with `exit`, or with [`Exit::Deadline`] if the deadline passed.
     #[must_use]
-    pub fn into_failure(self, exit: Exit) -> Failure {
+    pub(crate) fn into_failure(self, exit: Exit) -> Failure {
         let exit = match &self {
             Self::Io { .. } => exit,
             Self::Deadline { .. } => Exit::Deadline,
@@ -95,7 +95,7 @@ impl CopyError {
 
 /// Copies the image `from` to the new file `to`, which only its owner may read. `progress` gets the
 /// offset in the image that the copy has reached.
-pub fn copy(
+pub(crate) fn copy(
     from: &Path,
     to: &Path,
     progress: &mut dyn FnMut(u64),

@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Opens a regular file. Does not follow a symbolic link and does not open a file of another type.
-pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+pub(crate) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     // A missing file is not an error yet: `options` may create it.
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(NotRegular.into());
@@ -26,7 +26,7 @@ pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
 }
 
 /// Opens a file from the command line for reading. It may be a symbolic link to a regular file.
-pub fn open_named(path: &Path) -> io::Result<File> {
+pub(crate) fn open_named(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let file = options
         .read(true)
@@ -37,7 +37,7 @@ pub fn open_named(path: &Path) -> io::Result<File> {
 
 /// Whether [`open_regular`] failed because the file is not a regular one.
 #[must_use]
-pub fn is_not_regular(error: &io::Error) -> bool {
+pub(crate) fn is_not_regular(error: &io::Error) -> bool {
     error
         .get_ref()
         .is_some_and(|inner| inner.is::<NotRegular>())

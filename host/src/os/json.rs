@@ -20,7 +20,7 @@ const FILE_LEN_MAX: u64 = 1024 * 1024;
 
 /// Why a JSON file could not be used.
 #[derive(Debug)]
-pub enum JsonFileError {
+pub(crate) enum JsonFileError {
     /// The file could not be read.
     Read {
         /// The file.
@@ -62,12 +62,12 @@ impl std::error::Error for JsonFileError {
 impl JsonFileError {
     /// Whether the file does not exist.
     #[must_use]
-    pub fn is_not_found(&self) -> bool {
+    pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
     /// For `map_err`, where the file's content was read by other means than [`read`].
-    pub fn content(path: &Path) -> impl Fn(JsonError) -> Self {
+    pub(crate) fn content(path: &Path) -> impl Fn(JsonError) -> Self {
         let path = path.to_owned();
         move |source| Self::Content {
             path: path.clone(),
@@ -77,7 +77,7 @@ impl JsonFileError {
 }
 
 /// Reads a file as the `T` that `from_object` makes of its object.
-pub fn read<T>(
+pub(crate) fn read<T>(
     path: &Path,
     from_object: impl FnOnce(&Object) -> Result<T, JsonError>,
 ) -> Result<T, JsonFileError> {
@@ -91,7 +91,7 @@ pub fn read<T>(
 }
 
 /// As [`read`]; `None` if the file does not exist.
-pub fn read_if_exists<T>(
+pub(crate) fn read_if_exists<T>(
     path: &Path,
     from_object: impl FnOnce(&Object) -> Result<T, JsonError>,
 ) -> Result<Option<T>, JsonFileError> {
@@ -113,19 +113,19 @@ fn read_text(path: &Path) -> io::Result<Vec<u8>> {
 
 /// A path or argument: a string if it is UTF-8, else `{"hex": "…"}`.
 #[must_use]
-pub fn os_to_value(text: impl AsRef<OsStr>) -> Value {
+pub(crate) fn os_to_value(text: impl AsRef<OsStr>) -> Value {
     bytes_to_value(text.as_ref().as_bytes())
 }
 
 /// Reads what [`os_to_value`] wrote.
 #[must_use]
-pub fn value_to_os(value: &Value) -> Option<OsString> {
+pub(crate) fn value_to_os(value: &Value) -> Option<OsString> {
     value_to_bytes(value).map(OsString::from_vec)
 }
 
 /// Reads what [`os_to_value`] wrote.
 #[must_use]
-pub fn value_to_path(value: &Value) -> Option<PathBuf> {
+pub(crate) fn value_to_path(value: &Value) -> Option<PathBuf> {
     value_to_os(value).map(PathBuf::from)
 }
 

@@ -8,17 +8,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Environment variable that names the socket. A VMM must not inherit it: it is not the service.
-pub const VARIABLE: &str = "NOTIFY_SOCKET";
+pub(crate) const VARIABLE: &str = "NOTIFY_SOCKET";
 
 /// The service is up.
-pub const READY: &str = "READY=1";
+pub(crate) const READY: &str = "READY=1";
 
 /// The service is on its way down.
-pub const STOPPING: &str = "STOPPING=1";
+pub(crate) const STOPPING: &str = "STOPPING=1";
 
 /// Notifies the service manager, if there is one. A failure is only logged: the VM runs all the
 /// same.
-pub fn notify(state: &str) {
+pub(crate) fn notify(state: &str) {
     let socket = env::var_os(VARIABLE).filter(|socket| !socket.is_empty());
     if let Some(socket) = socket
         && let Err(error) = send(&socket, state)

@@ -23,20 +23,20 @@ use crate::os::deadline::Watch;
 use crate::sys::pidfd;
 
 /// How long a VMM may take to end after SIGKILL.
-pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process of this boot of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProcessId {
+pub(crate) struct ProcessId {
     /// The process id.
-    pub pid: i32,
+    pub(crate) pid: i32,
     /// When it was started, in clock ticks since the boot (`proc_pid_stat(5)`).
-    pub start_time: u64,
+    pub(crate) start_time: u64,
 }
 
 impl ProcessId {
     /// Identifies the process that has `pid` now.
-    pub fn of(pid: i32) -> io::Result<Self> {
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read(format!("/proc/{pid}/stat"))?;
         let start_time = parse_start_time(&stat)
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
@@ -44,13 +44,13 @@ impl ProcessId {
     }
 
     /// Identifies a child that this process has not waited for yet, so that `pid` is still its own.
-    pub fn of_child(pid: u32) -> io::Result<Self> {
+    pub(crate) fn of_child(pid: u32) -> io::Result<Self> {
         Self::of(i32::try_from(pid).map_err(io::Error::other)?)
     }
 
     /// Opens a pidfd of this process; `None` if it is gone. A zombie still has a pidfd, which polls
     /// readable.
-    pub fn open(self) -> io::Result<Option<OwnedFd>> {
+    pub(crate) fn open(self) -> io::Result<Option<OwnedFd>> {
         let pidfd = match pidfd::open(self.pid) {
             Ok(pidfd) => pidfd,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
@@ -69,12 +69,12 @@ impl ProcessId {
 
     /// As it stands in files and records.
     #[must_use]
-    pub fn to_value(self) -> Value {
+    pub(crate) fn to_value(self) -> Value {
         json!({ "pid": self.pid, "start_time": self.start_time })
     }
 
     /// Reads what [`to_value`](Self::to_value) wrote.
-    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+    pub(crate) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let pid: i32 = object.number("pid")?;
         if pid < 1 {
             return Err(object.error("pid", "more than zero"));
@@ -95,7 +95,7 @@ impl ProcessId {
 /// # Errors
 ///
 /// If there is no such folder, or `/proc` cannot be listed.
-pub fn find_in(folder: &Path, args: &[OsString]) -> io::Result<Vec<OwnedFd>> {
+pub(crate) fn find_in(folder: &Path, args: &[OsString]) -> io::Result<Vec<OwnedFd>> {
     let folder = fs::canonicalize(folder)?;
     let mut cmdline_end = Vec::new();
     for arg in args {
@@ -134,7 +134,7 @@ fn is_started_in(process: &Path, folder: &Path, cmdline_end: &[u8]) -> bool {
 }
 
 /// Kills the VMM behind `process`, if it still runs, and waits until it has ended.
-pub fn kill_process(process: &OwnedFd) -> Result<(), Failure> {
+pub(crate) fn kill_process(process: &OwnedFd) -> Result<(), Failure> {
     send_signal(process, Signal::SIGKILL)?;
     if has_ended(process, KILL_TIMEOUT) {
         return Ok(());
@@ -144,7 +144,7 @@ pub fn kill_process(process: &OwnedFd) -> Result<(), Failure> {
 }
 
 /// Sends a signal to the VMM behind `process`. A VMM that has ended is not an error.
-pub fn send_signal(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
+pub(crate) fn send_signal(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
     match pidfd::send_signal(process.as_fd(), signal as i32) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         result => result.or_fail(Exit::Internal, || {
@@ -154,7 +154,7 @@ pub fn send_signal(process: &OwnedFd, signal: Signal) -> Result<(), Failure> {
 }
 
 /// Whether the process ends within this time.
-pub fn has_ended(process: &OwnedFd, timeout: Duration) -> bool {
+pub(crate) fn has_ended(process: &OwnedFd, timeout: Duration) -> bool {
     Watch::until(Instant::now() + timeout)
         .readable(process)
         .is_ok()

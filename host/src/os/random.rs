@@ -10,7 +10,7 @@ use shared::id::{ExecId, Generation, ID_LEN, Nonce, Token};
 /// # Errors
 ///
 /// If `/dev/urandom` cannot be read.
-pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
+pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let context = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot read /dev/urandom: {error}"))
@@ -21,22 +21,22 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
 }
 
 /// A fresh generation.
-pub fn generation() -> io::Result<Generation> {
+pub(crate) fn generation() -> io::Result<Generation> {
     bytes::<ID_LEN>().map(Generation::from_bytes)
 }
 
 /// A fresh nonce.
-pub fn nonce() -> io::Result<Nonce> {
+pub(crate) fn nonce() -> io::Result<Nonce> {
     bytes::<ID_LEN>().map(Nonce::from_bytes)
 }
 
 /// A fresh token.
-pub fn token() -> io::Result<Token> {
+pub(crate) fn token() -> io::Result<Token> {
     bytes::<ID_LEN>().map(Token::from_bytes)
 }
 
 /// A fresh exec id.
-pub fn exec_id() -> io::Result<ExecId> {
+pub(crate) fn exec_id() -> io::Result<ExecId> {
     bytes::<ID_LEN>().map(ExecId::from_bytes)
 }
 

@@ -9,7 +9,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::sys::disposition;
 
 /// Signals that a client forwards to its command in the guest.
-pub const PASSED_ON: [Signal; 6] = [
+pub(crate) const PASSED_ON: [Signal; 6] = [
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -20,12 +20,12 @@ pub const PASSED_ON: [Signal; 6] = [
 
 /// A signalfd, and the block on its signals for the rest of the process's life.
 #[derive(Debug)]
-pub struct Signals(SignalFd);
+pub(crate) struct Signals(SignalFd);
 
 impl Signals {
     /// Blocks these signals, except those that this process was started to ignore: a blocked signal
     /// is queued even if it is ignored, and `nohup` would have no effect.
-    pub fn take(wanted: &[Signal]) -> io::Result<Self> {
+    pub(crate) fn take(wanted: &[Signal]) -> io::Result<Self> {
         let mut mask = SigSet::empty();
         for &signal in wanted {
             if !disposition::is_ignored(signal as i32)? {
@@ -38,7 +38,7 @@ impl Signals {
     }
 
     /// The next pending signal, if there is one.
-    pub fn next(&self) -> io::Result<Option<Signal>> {
+    pub(crate) fn next(&self) -> io::Result<Option<Signal>> {
         let Some(info) = self.0.read_signal()? else {
             return Ok(None);
         };

@@ -27,11 +27,11 @@ use shared::message::TtySize;
 use crate::sys;
 
 /// The size to assume where no terminal tells one.
-pub const SIZE_DEFAULT: TtySize = TtySize { rows: 24, cols: 80 };
+pub(crate) const SIZE_DEFAULT: TtySize = TtySize { rows: 24, cols: 80 };
 
 /// How the terminal is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// As it was found.
     Original,
     /// Every key is a byte.
@@ -42,7 +42,7 @@ pub enum Mode {
 
 /// A terminal whose settings are restored when this is dropped.
 #[derive(Debug)]
-pub struct Terminal {
+pub(crate) struct Terminal {
     fd: OwnedFd,
     original: Termios,
     mode: Mode,
@@ -53,7 +53,7 @@ static AT_PANIC: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 
 impl Terminal {
     /// The terminal behind `fd`; `None` if it is not a terminal.
-    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Option<Self>> {
+    pub(crate) fn of(fd: BorrowedFd<'_>) -> io::Result<Option<Self>> {
         if !isatty(fd).unwrap_or(false) {
             return Ok(None);
         }
@@ -69,12 +69,12 @@ impl Terminal {
 
     /// Its size now.
     #[must_use]
-    pub fn size(&self) -> Option<TtySize> {
+    pub(crate) fn size(&self) -> Option<TtySize> {
         sys::terminal::size(self.fd.as_fd())
     }
 
     /// Sets it.
-    pub fn set(&mut self, mode: Mode) -> io::Result<()> {
+    pub(crate) fn set(&mut self, mode: Mode) -> io::Result<()> {
         if mode == self.mode {
             return Ok(());
         }
@@ -95,7 +95,7 @@ impl Terminal {
 
     /// Restores the terminal and stops this process, as Ctrl-Z does. Once the shell continues it,
     /// sets the mode again and returns.
-    pub fn stop_job(&mut self) -> io::Result<()> {
+    pub(crate) fn stop_job(&mut self) -> io::Result<()> {
         let mode = self.mode;
         self.set(Mode::Original)?;
         raise(Signal::SIGSTOP)?;
@@ -103,7 +103,7 @@ impl Terminal {
     }
 
     /// Sets the mode again, in case another program has changed the terminal since.
-    pub fn set_again(&mut self) -> io::Result<()> {
+    pub(crate) fn set_again(&mut self) -> io::Result<()> {
         let mode = std::mem::replace(&mut self.mode, Mode::Original);
         self.set(mode)
     }
@@ -122,7 +122,7 @@ impl Drop for Terminal {
 
 /// The size of the first terminal among `fds`.
 #[must_use]
-pub fn size_of_any(fds: &[BorrowedFd<'_>]) -> Option<TtySize> {
+pub(crate) fn size_of_any(fds: &[BorrowedFd<'_>]) -> Option<TtySize> {
     fds.iter().find_map(|fd| sys::terminal::size(*fd))
 }
 

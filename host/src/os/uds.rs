@@ -21,7 +21,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 ///
 /// A connect blocks only while the listener's backlog is full. At the deadline it fails with
 /// [`io::ErrorKind::TimedOut`], and with `ConnectionRefused` if the listener goes away meanwhile.
-pub fn connect_unix_in(dir: &Path, name: &str, deadline: Instant) -> io::Result<UnixStream> {
+pub(crate) fn connect_unix_in(dir: &Path, name: &str, deadline: Instant) -> io::Result<UnixStream> {
     let (address, _dir_fd) = address_in(dir, name)?;
     let fd = socket(
         AddressFamily::Unix,
@@ -53,7 +53,7 @@ pub fn connect_unix_in(dir: &Path, name: &str, deadline: Instant) -> io::Result<
 }
 
 /// Like [`connect_unix_in`], for a whole path.
-pub fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+pub(crate) fn connect_unix(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let (dir, name) = split(path)?;
     connect_unix_in(&dir, &name, deadline)
 }

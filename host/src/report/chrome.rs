@@ -9,7 +9,7 @@ use crate::report::timeline::{Outcome, Side, Span, Track};
 
 /// The trace of these machines, which share one axis. `facts` are shown as metadata.
 #[must_use]
-pub fn render(tracks: &[Track], facts: Value) -> Value {
+pub(crate) fn render(tracks: &[Track], facts: Value) -> Value {
     let mut events = Vec::new();
     for (index, track) in tracks.iter().enumerate() {
         let host = 2 * index + 1;

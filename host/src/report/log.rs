@@ -7,7 +7,7 @@ use log::LevelFilter;
 use crate::values::without_controls;
 
 /// Sends the log to standard error, one line per record, in the form of this program's messages.
-pub fn start_log(quiet: bool, verbose: u8) {
+pub(crate) fn start_log(quiet: bool, verbose: u8) {
     let level = match (quiet, verbose) {
         (true, _) => LevelFilter::Error,
         (false, 0) => LevelFilter::Warn,

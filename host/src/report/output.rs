@@ -20,7 +20,11 @@ const PIECE_LEN: usize = 4096;
 /// With a `watch`, a slow reader cannot hold this program beyond the deadline (the error is
 /// `TimedOut`). Other programs may share the descriptor, so it is not made non-blocking: we write
 /// pieces that a writable pipe takes without blocking instead.
-pub fn write_stream(stream: Stream, bytes: &[u8], watch: Option<&Watch<'_>>) -> io::Result<()> {
+pub(crate) fn write_stream(
+    stream: Stream,
+    bytes: &[u8],
+    watch: Option<&Watch<'_>>,
+) -> io::Result<()> {
     match stream {
         Stream::Stdout => write_fd(io::stdout().as_fd(), bytes, watch),
         Stream::Stderr => write_fd(io::stderr().as_fd(), bytes, watch),
@@ -70,7 +74,7 @@ fn wait_error(error: WaitError) -> io::Error {
 
 /// Prints one result, which may have several lines, on standard output. Escapes the control
 /// characters that JSON leaves as they are, so that a guest's text cannot steer the terminal.
-pub fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut line = String::with_capacity(text.len() + 1);
     for char in text.chars() {
         match char {

@@ -5,11 +5,11 @@ macro_rules! phases {
         /// A named part of a command. Records, messages and documents use the names: they are
         /// stable.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Phase { $($(#[$doc])* $variant,)* }
+        pub(crate) enum Phase { $($(#[$doc])* $variant,)* }
 
         impl Phase {
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
         }

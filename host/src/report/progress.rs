@@ -6,7 +6,7 @@ use super::MIB;
 
 /// Shown only if standard error is a terminal. Dropping it clears the line.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     verb: &'static str,
     total_mib: u64,
     is_terminal: bool,
@@ -16,7 +16,7 @@ pub struct Progress {
 impl Progress {
     /// For a step called `verb` ("saving") of about `total` bytes.
     #[must_use]
-    pub fn new(verb: &'static str, total: u64) -> Self {
+    pub(crate) fn new(verb: &'static str, total: u64) -> Self {
         let is_terminal = std::io::stderr().is_terminal() && log::log_enabled!(log::Level::Warn);
         Self {
             verb,
@@ -27,7 +27,7 @@ impl Progress {
     }
 
     /// Shows how many bytes are done.
-    pub fn show(&mut self, bytes: u64) {
+    pub(crate) fn show(&mut self, bytes: u64) {
         let mib = bytes / MIB;
         if self.is_terminal && self.shown_mib != Some(mib) {
             let mut stderr = std::io::stderr().lock();

@@ -18,7 +18,7 @@ use crate::report::timeline::{PhaseSpan, Timeline, Track};
 
 /// What a command did so far.
 #[derive(Debug)]
-pub struct Record {
+pub(crate) struct Record {
     /// Finished phases in order; a phase that was entered twice is there twice.
     timeline: Timeline,
     current: Option<(Phase, Instant)>,
@@ -32,7 +32,7 @@ pub struct Record {
 
 impl Record {
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             timeline: Timeline::new(Instant::now()),
             current: None,
@@ -44,17 +44,17 @@ impl Record {
     }
 
     /// Has success and failure written to these files as well.
-    pub fn report_to(&mut self, reports: Reports) {
+    pub(crate) fn report_to(&mut self, reports: Reports) {
         self.reports = reports;
     }
 
     #[must_use]
-    pub const fn begun_at(&self) -> Instant {
+    pub(crate) const fn begun_at(&self) -> Instant {
         self.timeline.begun_at()
     }
 
     /// Ends the current phase and begins `phase`.
-    pub fn begin(&mut self, phase: Phase) {
+    pub(crate) fn begin(&mut self, phase: Phase) {
         self.end();
         match self.text("name") {
             Some(name) => log::info!("{name}: phase {}", phase.as_str()),
@@ -64,7 +64,7 @@ impl Record {
     }
 
     /// Ends the current phase.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if let Some((phase, begun_at)) = self.current.take() {
             self.timeline.add_phase(PhaseSpan {
                 phase,
@@ -75,54 +75,54 @@ impl Record {
     }
 
     #[must_use]
-    pub fn current(&self) -> Option<Phase> {
+    pub(crate) fn current(&self) -> Option<Phase> {
         self.current.map(|(phase, _)| phase)
     }
 
     /// Reports a failure for `phase`, although later phases follow (to undo what was done).
-    pub const fn blame(&mut self, phase: Option<Phase>) {
+    pub(crate) const fn blame(&mut self, phase: Option<Phase>) {
         self.blamed = phase;
     }
 
     /// Notes how many attempts `phase` took.
-    pub fn attempts(&mut self, phase: Phase, count: u32) {
+    pub(crate) fn attempts(&mut self, phase: Phase, count: u32) {
         self.attempts
             .insert(phase.as_str().to_owned(), count.into());
     }
 
     /// Notes how the attempts of `phase` went.
-    pub fn note_attempts(&mut self, phase: Phase, log: &[AttemptLog]) {
+    pub(crate) fn note_attempts(&mut self, phase: Phase, log: &[AttemptLog]) {
         self.timeline.add_attempts(phase, log);
     }
 
     /// Notes the guest's steps, from the answer to the last of these attempts.
-    pub fn note_rebind(&mut self, steps: &[Step], log: &[AttemptLog]) {
+    pub(crate) fn note_rebind(&mut self, steps: &[Step], log: &[AttemptLog]) {
         self.timeline.add_rebind_steps(steps, log);
     }
 
     /// Notes how long the guest's no-op command took, from the answer to the last of these
     /// attempts.
-    pub fn note_exec(&mut self, us: u64, log: &[AttemptLog]) {
+    pub(crate) fn note_exec(&mut self, us: u64, log: &[AttemptLog]) {
         self.timeline.add_exec(us, log);
     }
 
     /// Notes a fact, which becomes a field of the JSON object.
-    pub fn set(&mut self, field: &str, value: impl Into<Value>) {
+    pub(crate) fn set(&mut self, field: &str, value: impl Into<Value>) {
         self.fields.insert(field.to_owned(), value.into());
     }
 
-    pub fn set_generation(&mut self, generation: Generation) {
+    pub(crate) fn set_generation(&mut self, generation: Generation) {
         self.set("generation", generation.to_string());
     }
 
     /// A noted fact, if it is a string.
     #[must_use]
-    pub fn text(&self, field: &str) -> Option<&str> {
+    pub(crate) fn text(&self, field: &str) -> Option<&str> {
         self.fields.get(field).and_then(Value::as_str)
     }
 
     /// Notes the identity that the guest is given.
-    pub fn set_identity(&mut self, identity: &Identity) {
+    pub(crate) fn set_identity(&mut self, identity: &Identity) {
         for (field, value) in [
             ("hostname", &identity.hostname),
             ("machine_id", &identity.machine_id),
@@ -137,7 +137,7 @@ impl Record {
     }
 
     /// Prints the outcome: the JSON object, or the line that begins with `event`.
-    pub fn finish(mut self, event: &str, is_json: bool) -> Result<(), Failure> {
+    pub(crate) fn finish(mut self, event: &str, is_json: bool) -> Result<(), Failure> {
         self.end();
         self.write_reports(Vec::new());
         print(&self.success(event, is_json))
@@ -145,7 +145,7 @@ impl Record {
 
     /// The outcome as it is printed: the JSON object, or the line that begins with `event`.
     #[must_use]
-    pub fn success(&self, event: &str, is_json: bool) -> String {
+    pub(crate) fn success(&self, event: &str, is_json: bool) -> String {
         if is_json {
             return self.success_value(event).to_string();
         }
@@ -161,13 +161,13 @@ impl Record {
     }
 
     #[must_use]
-    pub fn success_value(&self, event: &str) -> Value {
+    pub(crate) fn success_value(&self, event: &str) -> Value {
         self.to_value(json!({ "event": event, "exit": 0 }))
     }
 
     /// Prints the JSON object of a failure, if wanted; `lib.rs` prints the message. Returns the
     /// failure with the phase in front.
-    pub fn fail(mut self, failure: Failure, is_json: bool) -> Failure {
+    pub(crate) fn fail(mut self, failure: Failure, is_json: bool) -> Failure {
         let (failure, value) = self.failure(failure);
         self.write_reports(Vec::new());
         if is_json {
@@ -179,7 +179,7 @@ impl Record {
 
     /// Notes that the command failed. Returns the failure with the phase in front, and the JSON
     /// object.
-    pub fn failure(&mut self, failure: Failure) -> (Failure, Value) {
+    pub(crate) fn failure(&mut self, failure: Failure) -> (Failure, Value) {
         let phase = self.blamed.or_else(|| self.current());
         let value = self.note_failure(&failure);
         match phase.map(Phase::as_str) {
@@ -190,7 +190,7 @@ impl Record {
     }
 
     /// Notes that the command failed. Returns the JSON object.
-    pub fn note_failure(&mut self, failure: &Failure) -> Value {
+    pub(crate) fn note_failure(&mut self, failure: &Failure) -> Value {
         let phase = self.blamed.or_else(|| self.current());
         self.end();
         self.timeline
@@ -209,7 +209,7 @@ impl Record {
     }
 
     /// Writes the requested files, with the tracks of `others` after this record's own.
-    pub fn write_reports(&self, others: Vec<Track>) {
+    pub(crate) fn write_reports(&self, others: Vec<Track>) {
         let mut tracks = vec![self.track(self.begun_at())];
         tracks.extend(others);
         self.reports.write(&tracks);
@@ -217,7 +217,7 @@ impl Record {
 
     /// This record's track, on an axis that begins at `origin`.
     #[must_use]
-    pub fn track(&self, origin: Instant) -> Track {
+    pub(crate) fn track(&self, origin: Instant) -> Track {
         let title = self.text("name").unwrap_or("host-tool");
         self.timeline.track(title.to_owned(), origin)
     }
@@ -246,7 +246,7 @@ impl Record {
     }
 
     #[must_use]
-    pub fn to_line(&self, event: &str) -> String {
+    pub(crate) fn to_line(&self, event: &str) -> String {
         let mut parts = vec![event.to_owned()];
         parts.extend(self.text("name").map(str::to_owned));
         parts.extend(self.text("artifact").map(str::to_owned));

@@ -16,7 +16,7 @@ use crate::report::timeline::Track;
 use crate::report::{chrome, svg};
 
 #[derive(Debug, Clone, Default)]
-pub struct Reports {
+pub(crate) struct Reports {
     title: String,
     trace: Option<PathBuf>,
     timeline: Option<PathBuf>,
@@ -25,7 +25,7 @@ pub struct Reports {
 
 impl Reports {
     /// Checks the paths given by `--trace` and `--timeline` of `command`.
-    pub fn new(
+    pub(crate) fn new(
         command: &str,
         trace: Option<&Path>,
         timeline: Option<&Path>,
@@ -40,7 +40,7 @@ impl Reports {
         })
     }
 
-    pub fn write(&self, tracks: &[Track]) {
+    pub(crate) fn write(&self, tracks: &[Track]) {
         if let Some(path) = &self.trace {
             let text = chrome::render(tracks, self.facts()).to_string();
             write("trace", path, &text);

@@ -4,7 +4,7 @@ use super::MIB;
 
 /// Lays out lines of cells. Each column is as wide as its widest cell.
 #[must_use]
-pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
+pub(crate) fn columns<const N: usize>(lines: &[[String; N]]) -> String {
     let width = |column: usize| {
         let widths = lines.iter().map(|line| line[column].chars().count());
         widths.max().unwrap_or(0)
@@ -24,7 +24,7 @@ pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
 
 /// A duration in its largest unit, rounded down.
 #[must_use]
-pub fn age(ms: u64) -> String {
+pub(crate) fn age(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0..60 => format!("{s}s"),
@@ -36,7 +36,7 @@ pub fn age(ms: u64) -> String {
 
 /// A number of bytes in MiB, rounded up, or from 10 GiB on in GiB.
 #[must_use]
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes.div_ceil(MIB) {
         mib @ 0..10_240 => format!("{mib}M"),
         mib => format!("{}G", mib / 1024),

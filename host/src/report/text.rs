@@ -23,7 +23,7 @@ const BAR_WIDTH: u128 = 24;
 
 /// A heading and one line for each phase, each with a line end.
 #[must_use]
-pub fn render(
+pub(crate) fn render(
     phases: &[(Phase, Duration)],
     attempts: &Map<String, Value>,
     guest: Option<&Value>,

@@ -9,21 +9,21 @@ use shared::exchange::AttemptEnd;
 use shared::message::Step;
 
 use self::track::{Axis, attempt_span, guest_spans};
-pub use self::track::{Outcome, Side, Span, Track};
+pub(crate) use self::track::{Outcome, Side, Span, Track};
 use crate::guest::answer::AttemptLog;
 use crate::report::phase::Phase;
 
 /// A phase that has ended.
 #[derive(Debug, Clone, Copy)]
-pub struct PhaseSpan {
-    pub phase: Phase,
-    pub begun_at: Instant,
-    pub ended_at: Instant,
+pub(crate) struct PhaseSpan {
+    pub(crate) phase: Phase,
+    pub(crate) begun_at: Instant,
+    pub(crate) ended_at: Instant,
 }
 
 impl PhaseSpan {
     #[must_use]
-    pub fn took(&self) -> Duration {
+    pub(crate) fn took(&self) -> Duration {
         self.ended_at.saturating_duration_since(self.begun_at)
     }
 }
@@ -51,7 +51,7 @@ struct Failure {
 
 /// What happened so far, on this machine's monotonic clock.
 #[derive(Debug)]
-pub struct Timeline {
+pub(crate) struct Timeline {
     begun_at: Instant,
     phases: Vec<PhaseSpan>,
     attempts: Vec<(Phase, AttemptLog)>,
@@ -61,7 +61,7 @@ pub struct Timeline {
 
 impl Timeline {
     #[must_use]
-    pub const fn new(begun_at: Instant) -> Self {
+    pub(crate) const fn new(begun_at: Instant) -> Self {
         Self {
             begun_at,
             phases: Vec::new(),
@@ -72,35 +72,35 @@ impl Timeline {
     }
 
     #[must_use]
-    pub const fn begun_at(&self) -> Instant {
+    pub(crate) const fn begun_at(&self) -> Instant {
         self.begun_at
     }
 
     /// The phases that have ended, in order.
     #[must_use]
-    pub fn phases(&self) -> &[PhaseSpan] {
+    pub(crate) fn phases(&self) -> &[PhaseSpan] {
         &self.phases
     }
 
-    pub fn add_phase(&mut self, phase: PhaseSpan) {
+    pub(crate) fn add_phase(&mut self, phase: PhaseSpan) {
         self.phases.push(phase);
     }
 
     /// Adds attempts that were made in the current phase.
-    pub fn add_attempts(&mut self, phase: Phase, log: &[AttemptLog]) {
+    pub(crate) fn add_attempts(&mut self, phase: Phase, log: &[AttemptLog]) {
         let attempts = log.iter().map(|attempt| (phase, attempt.clone()));
         self.attempts.extend(attempts);
     }
 
     /// Adds the steps of a rebind, as the answer to the last of these attempts reported them.
-    pub fn add_rebind_steps(&mut self, steps: &[Step], log: &[AttemptLog]) {
+    pub(crate) fn add_rebind_steps(&mut self, steps: &[Step], log: &[AttemptLog]) {
         let step = |step: &Step| (step.name.as_str(), step.result.as_str(), step.us);
         self.add_guest("rebind", steps.iter().map(step).collect(), log);
     }
 
     /// Adds the duration of the guest's no-op command, as the answer to the last of these attempts
     /// reported it.
-    pub fn add_exec(&mut self, us: u64, log: &[AttemptLog]) {
+    pub(crate) fn add_exec(&mut self, us: u64, log: &[AttemptLog]) {
         self.add_guest("probe", vec![("spawn and reap", "done", us)], log);
     }
 
@@ -126,13 +126,13 @@ impl Timeline {
     }
 
     /// The command failed at `at`. The latest span of `phase` is marked.
-    pub fn fail(&mut self, at: Instant, phase: Option<Phase>, text: String) {
+    pub(crate) fn fail(&mut self, at: Instant, phase: Option<Phase>, text: String) {
         self.failure = Some(Failure { at, phase, text });
     }
 
     /// Everything so far as one track, on an axis that begins at `origin`.
     #[must_use]
-    pub fn track(&self, title: String, origin: Instant) -> Track {
+    pub(crate) fn track(&self, title: String, origin: Instant) -> Track {
         let axis = Axis(origin);
         let mut spans = Vec::new();
         let failure = self.failure.as_ref();

@@ -24,7 +24,7 @@ const REPORT_LEN_MAX: usize = 64 * 1024;
 
 /// Why there is no VMM, or no word of it.
 #[derive(Debug)]
-pub enum LaunchError {
+pub(crate) enum LaunchError {
     /// The directory could not be prepared.
     Dir(VmDirError),
     /// The supervisor could not be started or heard.
@@ -98,7 +98,7 @@ impl From<LaunchError> for Failure {
 
 /// A supervisor whose VM depends on this command: dropped, it takes the VM away.
 #[derive(Debug)]
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     child: Child,
     orders: ChildStdin,
     reports: ChildStdout,
@@ -108,7 +108,7 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Starts the supervisor of `dir`, which starts the VMM.
-    pub fn start(dir: &VmDir, launch: &Launch) -> Result<Self, LaunchError> {
+    pub(crate) fn start(dir: &VmDir, launch: &Launch) -> Result<Self, LaunchError> {
         LaunchFile(launch.clone())
             .write(dir)
             .map_err(LaunchError::Dir)?;
@@ -138,12 +138,12 @@ impl Supervisor {
     }
 
     /// The supervisor's process.
-    pub fn process(&self) -> io::Result<ProcessId> {
+    pub(crate) fn process(&self) -> io::Result<ProcessId> {
         ProcessId::of_child(self.child.id())
     }
 
     /// Waits until the VMM was spawned.
-    pub fn await_spawned(&mut self, watch: &Watch<'_>) -> Result<ProcessId, LaunchError> {
+    pub(crate) fn await_spawned(&mut self, watch: &Watch<'_>) -> Result<ProcessId, LaunchError> {
         match self.report(watch)? {
             Report::Spawned { process } => Ok(process),
             Report::Failed { text } => Err(LaunchError::Failed { text }),
@@ -154,7 +154,7 @@ impl Supervisor {
     }
 
     /// Waits until the VMM has ended.
-    pub fn await_ended(&mut self, watch: &Watch<'_>) -> Result<ExitRecord, LaunchError> {
+    pub(crate) fn await_ended(&mut self, watch: &Watch<'_>) -> Result<ExitRecord, LaunchError> {
         loop {
             match self.report(watch)? {
                 Report::Ended { exit } => return Ok(exit),
@@ -165,13 +165,13 @@ impl Supervisor {
     }
 
     /// Gives an order.
-    pub fn order(&mut self, order: Order) -> io::Result<()> {
+    pub(crate) fn order(&mut self, order: Order) -> io::Result<()> {
         self.orders.write_all(&[order.byte()])
     }
 
     /// Waits for the supervisor itself, after [`Report::Ended`] or [`Report::Failed`]: it ends at
     /// once then.
-    pub fn join(mut self) -> io::Result<()> {
+    pub(crate) fn join(mut self) -> io::Result<()> {
         drop(self.orders);
         self.child.wait().map(drop)
     }

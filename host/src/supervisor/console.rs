@@ -18,14 +18,14 @@ use crate::os::files;
 
 /// Longest console log, in bytes. With the older file it is twice that, plus what comes in a
 /// `LOOK_PAUSE`.
-pub const CONSOLE_LEN_MAX: u64 = 4 * 1024 * 1024;
+pub(crate) const CONSOLE_LEN_MAX: u64 = 4 * 1024 * 1024;
 
 /// How long not to look after a look: a guest that writes byte by byte must not wake us as often.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A console log under watch.
 #[derive(Debug)]
-pub struct Console {
+pub(crate) struct Console {
     path: PathBuf,
     inotify: Inotify,
     /// Not before then.
@@ -34,7 +34,7 @@ pub struct Console {
 
 impl Console {
     /// Watches the file at `path`, which must be there.
-    pub fn watch(path: &Path) -> io::Result<Self> {
+    pub(crate) fn watch(path: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
         Ok(Self {
@@ -46,18 +46,18 @@ impl Console {
 
     /// The descriptor to poll, unless it is too early.
     #[must_use]
-    pub fn wanted(&self, now: Instant) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn wanted(&self, now: Instant) -> Option<BorrowedFd<'_>> {
         self.due(now).is_none().then(|| self.inotify.as_fd())
     }
 
     /// When it is no longer too early, if it is now.
     #[must_use]
-    pub fn due(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         self.look_at.filter(|look_at| now < *look_at)
     }
 
     /// The descriptor was ready: the guest has written.
-    pub fn handle_output(&mut self, now: Instant) {
+    pub(crate) fn handle_output(&mut self, now: Instant) {
         self.look_at = Some(now + LOOK_PAUSE);
         if let Err(error) = self.drain().and_then(|()| self.cut()) {
             log::warn!("cannot keep {} short: {error}", self.path.display());

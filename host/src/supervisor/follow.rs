@@ -44,7 +44,7 @@ const FAULT_PAUSE: Duration = Duration::from_secs(1);
 const WRITE_MAX: Duration = Duration::from_secs(10);
 
 /// Where the output goes.
-pub trait Sink {
+pub(crate) trait Sink {
     /// Where it is collected.
     fn journal(&mut self) -> &mut Journal;
 
@@ -61,7 +61,7 @@ pub trait Sink {
 
 /// Why there is no more to follow.
 #[derive(Debug)]
-pub enum End {
+pub(crate) enum End {
     /// The workload has ended.
     Exited,
     /// As much was handed on as was wanted.
@@ -78,24 +78,24 @@ pub enum End {
 
 /// How long the two streams of the workload were at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lengths {
+pub(crate) struct Lengths {
     /// Bytes of standard output.
-    pub stdout: u64,
+    pub(crate) stdout: u64,
     /// Bytes of standard error.
-    pub stderr: u64,
+    pub(crate) stderr: u64,
 }
 
 impl Lengths {
     /// Whether the log has all of that.
     #[must_use]
-    pub fn are_in(self, record: &Record) -> bool {
+    pub(crate) fn are_in(self, record: &Record) -> bool {
         let has = |wanted: Option<u64>, len| wanted.is_some_and(|wanted| wanted >= len);
         has(record.stdout, self.stdout) && has(record.stderr, self.stderr)
     }
 }
 
 /// Asks the guest how much its workload has printed; `None` when it has no workload.
-pub fn lengths(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Option<Lengths>, AskError> {
+pub(crate) fn lengths(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Option<Lengths>, AskError> {
     let workload = find_workload(endpoint, watch)?;
     Ok(workload.map(|session| Lengths {
         stdout: session.stdout_end,
@@ -104,7 +104,7 @@ pub fn lengths(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Option<Lengths>
 }
 
 /// Asks the guest for its workload.
-pub fn find_workload(
+pub(crate) fn find_workload(
     endpoint: &Endpoint,
     watch: &Watch<'_>,
 ) -> Result<Option<SessionInfo>, AskError> {
@@ -129,17 +129,17 @@ pub fn find_workload(
 
 /// Follows one workload into one sink.
 #[derive(Debug)]
-pub struct Follower<'a, S> {
+pub(crate) struct Follower<'a, S> {
     /// Where the agent listens.
-    pub endpoint: &'a Endpoint,
+    pub(crate) endpoint: &'a Endpoint,
     /// Ends all waits.
-    pub watch: Watch<'a>,
+    pub(crate) watch: Watch<'a>,
     /// As owner, or as one of many who look on.
-    pub mode: AttachMode,
+    pub(crate) mode: AttachMode,
     /// Where the output goes.
-    pub sink: &'a mut S,
+    pub(crate) sink: &'a mut S,
     /// How much is wanted; `None`: all that ever comes.
-    pub wanted: Option<Lengths>,
+    pub(crate) wanted: Option<Lengths>,
 }
 
 /// How far one client has come.
@@ -158,7 +158,7 @@ struct Progress {
 impl<S: Sink> Follower<'_, S> {
     /// Follows until there is no more. An error is the sink's, whose last batch the guest still
     /// has.
-    pub fn run(&mut self) -> Result<End, Failure> {
+    pub(crate) fn run(&mut self) -> Result<End, Failure> {
         let mut progress = Progress::default();
         loop {
             let record = *self.sink.journal().committed();

@@ -37,7 +37,7 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A health check at work in a thread of its own.
 #[derive(Debug)]
-pub struct Nurse {
+pub(crate) struct Nurse {
     /// Ends with the thread.
     ended: Receiver<()>,
 }
@@ -45,7 +45,7 @@ pub struct Nurse {
 impl Nurse {
     /// Starts a thread that runs the VM's health check, if it has one.
     #[must_use]
-    pub fn start(dir: &VmDir) -> Option<Self> {
+    pub(crate) fn start(dir: &VmDir) -> Option<Self> {
         let check = match HealthCheck::read(dir) {
             Ok(check) => check?,
             Err(error) => {
@@ -73,7 +73,7 @@ impl Nurse {
     }
 
     /// Waits until the end is written down, which is soon after the VMM's.
-    pub fn join(self, timeout: Duration) {
+    pub(crate) fn join(self, timeout: Duration) {
         if let Err(mpsc::RecvTimeoutError::Timeout) = self.ended.recv_timeout(timeout) {
             log::warn!("the health check has not ended yet");
         }

@@ -10,7 +10,7 @@ use crate::vmdir::state::ExitRecord;
 /// What the command asks for. The end of the stream is an order, too: before [`Order::Keep`] it
 /// ends the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// The VM is in use; the command is done.
     Keep,
     /// The VM is in use; it ends when the command does.
@@ -22,7 +22,7 @@ pub enum Order {
 impl Order {
     /// The byte that stands for it.
     #[must_use]
-    pub const fn byte(self) -> u8 {
+    pub(crate) const fn byte(self) -> u8 {
         match self {
             Self::Keep => b'k',
             Self::Attach => b'a',
@@ -32,7 +32,7 @@ impl Order {
 
     /// The order that a byte stands for.
     #[must_use]
-    pub const fn from_byte(byte: u8) -> Option<Self> {
+    pub(crate) const fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             b'k' => Some(Self::Keep),
             b'a' => Some(Self::Attach),
@@ -44,7 +44,7 @@ impl Order {
 
 /// What the supervisor tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Report {
+pub(crate) enum Report {
     /// The VMM was spawned. It may have ended since.
     Spawned {
         /// The VMM.
@@ -65,7 +65,7 @@ pub enum Report {
 impl Report {
     /// The line, without its end.
     #[must_use]
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         match self {
             Self::Spawned { process } => json!({ "spawned": process.to_value() }),
             Self::Failed { text } => json!({ "failed": text }),
@@ -74,7 +74,7 @@ impl Report {
     }
 
     /// Reads a line.
-    pub fn parse(line: &[u8]) -> Result<Self, JsonError> {
+    pub(crate) fn parse(line: &[u8]) -> Result<Self, JsonError> {
         let object = Object::parse(line)?;
         if let Some(spawned) = object.opt_object("spawned")? {
             return Ok(Self::Spawned {

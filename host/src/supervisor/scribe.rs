@@ -25,7 +25,7 @@ use crate::vmdir::state::{Stage, WorkloadEnd};
 use crate::vmdir::{Lock, RunningVm, VmDir, VmDirError};
 
 /// Stands for "no limit": the VM's end is what ends the waits.
-pub const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+pub(crate) const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// How long to wait between looks at a VM whose snapshot was interrupted, and between attempts to
 /// write where there was no room.
@@ -36,7 +36,7 @@ const RESTARTS_MAX: Duration = Duration::from_secs(1);
 
 /// A scribe at work in a thread of its own.
 #[derive(Debug)]
-pub struct Scribe {
+pub(crate) struct Scribe {
     /// Ends with the thread.
     ended: Receiver<()>,
 }
@@ -44,7 +44,7 @@ pub struct Scribe {
 impl Scribe {
     /// Starts a thread that writes the output of the VM's workload down, if it has one.
     #[must_use]
-    pub fn start(dir: &VmDir) -> Self {
+    pub(crate) fn start(dir: &VmDir) -> Self {
         let (alive, ended) = mpsc::channel();
         let dir = dir.clone();
         let started = thread::Builder::new().spawn(move || {
@@ -64,7 +64,7 @@ impl Scribe {
 
     /// Waits until everything has been written down. That is soon after the VMM's end, unless the
     /// file system stands still.
-    pub fn join(self, timeout: Duration) {
+    pub(crate) fn join(self, timeout: Duration) {
         if let Err(mpsc::RecvTimeoutError::Timeout) = self.ended.recv_timeout(timeout) {
             log::warn!("the workload's last output is not written down yet");
         }
@@ -73,7 +73,7 @@ impl Scribe {
 
 /// Writes the output down until there is no more. Waits for its turn first; `None` when nothing was
 /// left to do then.
-pub fn write_down(dir: &VmDir) -> Result<Option<End>, Failure> {
+pub(crate) fn write_down(dir: &VmDir) -> Result<Option<End>, Failure> {
     let Some(lock) = dir.output_lock(Instant::now() + NO_LIMIT)? else {
         return Ok(None);
     };

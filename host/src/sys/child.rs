@@ -14,7 +14,7 @@ use nix::sys::signal::SigSet;
 ///
 /// A process that reads its signals from a signalfd blocks them, and a child inherits the mask: a
 /// VMM would never see SIGTERM.
-pub fn with_empty_signal_mask(command: &mut Command) -> &mut Command {
+pub(crate) fn with_empty_signal_mask(command: &mut Command) -> &mut Command {
     let reset = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
     // SAFETY: between fork and exec only async-signal-safe functions may be called and nothing may
     // be allocated. The closure calls sigemptyset and pthread_sigmask, which are safe, and its

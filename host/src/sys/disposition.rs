@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 
 /// Whether this process was started with signal `number` ignored, as `nohup` does with SIGHUP and
 /// a shell's `&` with SIGINT.
-pub fn is_ignored(number: i32) -> io::Result<bool> {
+pub(crate) fn is_ignored(number: i32) -> io::Result<bool> {
     let mut old = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: with a null pointer for the new action this only queries. The kernel writes the
     // current action to `old`, which has room for it.

@@ -12,7 +12,7 @@ use std::io;
 /// # Errors
 ///
 /// On a kernel before 5.9.
-pub fn close_inherited() -> io::Result<()> {
+pub(crate) fn close_inherited() -> io::Result<()> {
     // SAFETY: close_range takes three integers and touches no memory. It is called at the start of
     // the process, before any value owns a descriptor that it closes.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };

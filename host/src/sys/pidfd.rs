@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 ///
 /// A pid read from a file may have been reused since. The caller compares the start time after this
 /// call, not before it.
-pub fn open(pid: i32) -> io::Result<OwnedFd> {
+pub(crate) fn open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = i32::try_from(result).map_err(io::Error::other)?;
@@ -21,7 +21,7 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
 }
 
 /// Sends a signal to the process behind `pidfd`. Fails with ESRCH once it has ended.
-pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     let fd = pidfd.as_raw_fd();
     // SAFETY: the descriptor is open for the length of the borrow, and a null pointer for the

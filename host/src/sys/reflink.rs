@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 /// # Errors
 ///
 /// If the file system has no reflinks, or the files are on different ones. `to` is then unchanged.
-pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
+pub(crate) fn clone_file(from: &File, to: &File) -> io::Result<()> {
     // SAFETY: FICLONE takes a descriptor by value and touches no memory of ours. Both descriptors
     // are open for the length of the borrows.
     let result = unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) };

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 /// The device through which all tap devices are opened.
-pub const TUN_PATH: &str = "/dev/net/tun";
+pub(crate) const TUN_PATH: &str = "/dev/net/tun";
 
 /// Attaches to the tap device `name` as a VMM does, until the file is dropped.
 ///
@@ -14,7 +14,7 @@ pub const TUN_PATH: &str = "/dev/net/tun";
 ///
 /// EBUSY if another process is attached, EPERM if this one may not attach, EINVAL if the device is
 /// not a tap device. If no device has this name, the kernel creates one for the life of the file.
-pub fn attach(name: &str) -> io::Result<File> {
+pub(crate) fn attach(name: &str) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open(TUN_PATH)?;
     // SAFETY: an all-zero `ifreq` is a valid value of that plain C struct and union.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -10,7 +10,7 @@ use shared::message::TtySize;
 
 /// The size of the terminal behind `fd`; `None` if it is not a terminal or has no size.
 #[must_use]
-pub fn size(fd: BorrowedFd<'_>) -> Option<TtySize> {
+pub(crate) fn size(fd: BorrowedFd<'_>) -> Option<TtySize> {
     let mut size = libc::winsize {
         ws_row: 0,
         ws_col: 0,

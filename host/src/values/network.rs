@@ -7,11 +7,11 @@ use shared::message::{InterfaceAddress, MacAddress, Network};
 
 /// A network interface as `--nic` names it: `TAP` or `TAP,mac=MAC`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NicArgument {
+pub(crate) struct NicArgument {
     /// Name of the tap device.
-    pub tap: String,
+    pub(crate) tap: String,
     /// The MAC address to boot with.
-    pub mac: Option<MacAddress>,
+    pub(crate) mac: Option<MacAddress>,
 }
 
 impl FromStr for NicArgument {
@@ -38,7 +38,7 @@ impl FromStr for NicArgument {
 /// # Errors
 ///
 /// A sentence for the user.
-pub fn parse_mac(text: &str) -> Result<MacAddress, String> {
+pub(crate) fn parse_mac(text: &str) -> Result<MacAddress, String> {
     text.parse().map_err(|_| {
         format!(
             "'{}' is not the MAC address of one machine such as 02:00:00:00:00:01",
@@ -52,7 +52,7 @@ pub fn parse_mac(text: &str) -> Result<MacAddress, String> {
 /// # Errors
 ///
 /// A sentence for the user.
-pub fn parse_address(text: &str) -> Result<InterfaceAddress, String> {
+pub(crate) fn parse_address(text: &str) -> Result<InterfaceAddress, String> {
     text.parse().map_err(|_| {
         format!(
             "'{}' is not an address with its prefix such as 10.0.0.2/24 or fd00::2/64",
@@ -66,7 +66,7 @@ pub fn parse_address(text: &str) -> Result<InterfaceAddress, String> {
 /// # Errors
 ///
 /// A sentence for the user.
-pub fn parse_gateway(text: &str) -> Result<IpAddr, String> {
+pub(crate) fn parse_gateway(text: &str) -> Result<IpAddr, String> {
     let parsed = text.parse().ok();
     let valid = parsed.filter(|gateway| Network::is_gateway(*gateway));
     valid.ok_or_else(|| {

@@ -13,7 +13,7 @@ use crate::values::VmName;
 pub(super) const STATE_DIR_VARIABLE: &str = "HOST_TOOL_STATE_DIR";
 
 #[derive(Debug)]
-pub enum VmDirError {
+pub(crate) enum VmDirError {
     /// No option or variable names a state directory.
     NoStateDir,
     /// Another user owns the directory or may write to it.
@@ -54,7 +54,7 @@ pub enum VmDirError {
 impl VmDirError {
     /// `operation` is a verb.
     #[must_use]
-    pub fn file(operation: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(crate) fn file(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::File {
             operation,
             path: path.to_owned(),

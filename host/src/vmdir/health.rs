@@ -37,29 +37,29 @@ const HEALTH_FILE: &str = "health.json";
 
 /// What to run, and how failures count.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HealthCheck {
+pub(crate) struct HealthCheck {
     /// The command in the guest.
-    pub argv: Vec<OsString>,
+    pub(crate) argv: Vec<OsString>,
     /// From the end of one run to the start of the next.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
     /// For one run.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// How many failures in a row change the status.
-    pub retries: u32,
+    pub(crate) retries: u32,
 }
 
 /// The `--health-…` options as given.
 #[derive(Debug, Clone, Copy)]
-pub struct HealthOptions<'a> {
-    pub command: Option<&'a str>,
-    pub interval: Option<Duration>,
-    pub timeout: Option<Duration>,
-    pub retries: Option<u32>,
+pub(crate) struct HealthOptions<'a> {
+    pub(crate) command: Option<&'a str>,
+    pub(crate) interval: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) retries: Option<u32>,
 }
 
 impl HealthOptions<'_> {
     /// The health check that they describe, if any.
-    pub fn check(self) -> Result<Option<HealthCheck>, Failure> {
+    pub(crate) fn check(self) -> Result<Option<HealthCheck>, Failure> {
         let Some(command) = self.command else {
             let is_given =
                 self.interval.is_some() || self.timeout.is_some() || self.retries.is_some();
@@ -88,18 +88,18 @@ impl HealthOptions<'_> {
 
 impl HealthCheck {
     /// Only for the command that creates the VM.
-    pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
+    pub(crate) fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
         dir.replace(CHECK_FILE, &self.to_value())
     }
 
     /// `None` if the VM has no health check.
-    pub fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
+    pub(crate) fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
         dir.read(CHECK_FILE, Self::from_object)
     }
 
     /// As in the file and in `inspect`.
     #[must_use]
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         let argv: Vec<Value> = self.argv.iter().map(os_to_value).collect();
         json!({
             "argv": argv,
@@ -121,7 +121,7 @@ impl HealthCheck {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HealthStatus {
+pub(crate) enum HealthStatus {
     /// No run has passed, and not enough have failed.
     Starting,
     Healthy,
@@ -142,7 +142,7 @@ impl HealthStatus {
     ];
 
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Healthy => "healthy",
@@ -155,7 +155,7 @@ impl HealthStatus {
 
 /// The outcome of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It ended with exit code 0.
     Passed,
     /// It ended in another way, timed out or could not be run; why.
@@ -166,22 +166,22 @@ pub enum Outcome {
 
 /// The result of the runs so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    pub status: HealthStatus,
+pub(crate) struct Health {
+    pub(crate) status: HealthStatus,
     /// When the status last changed, ms since 1970 UTC.
-    pub since_ms: u64,
+    pub(crate) since_ms: u64,
     /// Runs so far.
-    pub runs: u64,
+    pub(crate) runs: u64,
     /// Failures since the last run that passed.
-    pub failures: u32,
+    pub(crate) failures: u32,
     /// Why the last run failed, if it did.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
 }
 
 impl Health {
     /// Before the first run.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             status: HealthStatus::Starting,
             since_ms: unix_ms(),
@@ -192,7 +192,7 @@ impl Health {
     }
 
     /// Counts a run.
-    pub fn handle(&mut self, outcome: Outcome, retries: u32) {
+    pub(crate) fn handle(&mut self, outcome: Outcome, retries: u32) {
         self.runs += 1;
         let (status, reason) = match outcome {
             Outcome::Passed => {
@@ -211,7 +211,7 @@ impl Health {
     }
 
     /// The VMM has ended.
-    pub fn handle_end(&mut self) {
+    pub(crate) fn handle_end(&mut self) {
         self.set_status(HealthStatus::Stopped);
     }
 
@@ -224,18 +224,18 @@ impl Health {
     }
 
     /// Only for the supervisor.
-    pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
+    pub(crate) fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
         dir.replace(HEALTH_FILE, &self.to_value())
     }
 
     /// `None` if the VM has no health check.
-    pub fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
+    pub(crate) fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
         dir.read(HEALTH_FILE, Self::from_object)
     }
 
     /// As in the file and in `inspect`.
     #[must_use]
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         json!({
             "status": self.status.as_str(),
             "since_ms": self.since_ms,

@@ -10,18 +10,18 @@ use crate::vmm::Launch;
 const ARGS_MAX: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaunchFile(pub Launch);
+pub(crate) struct LaunchFile(pub(crate) Launch);
 
 impl LaunchFile {
     const NAME: &str = "launch.json";
 
-    pub fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
+    pub(crate) fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
         let args: Vec<Value> = self.0.args.iter().map(os_to_value).collect();
         let value = json!({ "program": os_to_value(&self.0.program), "args": args });
         dir.replace(Self::NAME, &value)
     }
 
-    pub fn read(dir: &VmDir) -> Result<Self, VmDirError> {
+    pub(crate) fn read(dir: &VmDir) -> Result<Self, VmDirError> {
         let launch = json::read(&dir.file(Self::NAME), |object| {
             Ok(Launch {
                 program: object.get("program", "a path", value_to_path)?,

@@ -16,7 +16,7 @@ use crate::os::files;
 
 /// An exclusive flock(2), held until it is dropped or its process ends.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     file: Flock<File>,
 }
 

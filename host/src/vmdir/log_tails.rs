@@ -18,7 +18,7 @@ const CONSOLE_LINES_MAX: usize = 28;
 
 /// The last lines of each log under a heading, safe for a terminal; `None` if all are empty.
 #[must_use]
-pub fn tails(dir: &VmDir) -> Option<String> {
+pub(crate) fn tails(dir: &VmDir) -> Option<String> {
     let mut text = String::new();
     for name in [SUPERVISOR_LOG, VMM_LOG, CONSOLE_LOG] {
         // The supervisor's info lines are about a VM that started well.
@@ -55,7 +55,7 @@ fn tail(path: &Path) -> std::io::Result<Vec<String>> {
 
 /// The end of the VMM's own log, in which the VMM layer looks for known faults.
 #[must_use]
-pub fn vmm_log(dir: &VmDir) -> String {
+pub(crate) fn vmm_log(dir: &VmDir) -> String {
     tail(&dir.file(VMM_LOG)).unwrap_or_default().join("\n")
 }
 

@@ -15,9 +15,9 @@
 //!
 //! Nothing is synced to disk, because no VM survives a crash of the host.
 
-pub mod journal;
-pub mod reader;
-pub mod record;
+pub(crate) mod journal;
+pub(crate) mod reader;
+pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 
@@ -29,13 +29,13 @@ use self::record::Record;
 use crate::os::files;
 use crate::vmdir::{Lock, VmDir, VmDirError};
 
-pub const OUTPUT_LOG: &str = "output.log";
-pub const OLDER_LOG: &str = "output.log.1";
-pub const OUTPUT_RECORD: &str = "output.json";
+pub(crate) const OUTPUT_LOG: &str = "output.log";
+pub(crate) const OLDER_LOG: &str = "output.log.1";
+pub(crate) const OUTPUT_RECORD: &str = "output.json";
 
 /// The log, open for its one writer.
 #[derive(Debug)]
-pub struct OutputLog {
+pub(crate) struct OutputLog {
     files: Files,
     journal: Journal,
     /// Whether there is a record on disk.
@@ -46,7 +46,7 @@ pub struct OutputLog {
 impl OutputLog {
     /// Opens the log, or starts one at offset `from` of the streams: 0 for a booted VM, `None` (the
     /// first byte that the guest still has) for a clone.
-    pub fn open(dir: &VmDir, lock: Lock, from: Option<u64>) -> Result<Self, VmDirError> {
+    pub(crate) fn open(dir: &VmDir, lock: Lock, from: Option<u64>) -> Result<Self, VmDirError> {
         let files = Files {
             dir: dir.clone(),
             file: None,
@@ -62,7 +62,7 @@ impl OutputLog {
     }
 
     /// Discards everything since the last commit, after a commit has failed half-way.
-    pub fn roll_back(&mut self) -> Result<(), VmDirError> {
+    pub(crate) fn roll_back(&mut self) -> Result<(), VmDirError> {
         self.files.file = None;
         let record = *self.journal.committed();
         let record = self.files.recover(Some(record), None)?;
@@ -70,13 +70,13 @@ impl OutputLog {
         Ok(())
     }
 
-    pub const fn journal(&mut self) -> &mut Journal {
+    pub(crate) const fn journal(&mut self) -> &mut Journal {
         &mut self.journal
     }
 
     /// Writes everything so far, and a first record even if there is nothing. After an error call
     /// [`roll_back`](Self::roll_back).
-    pub fn commit(&mut self) -> Result<(), VmDirError> {
+    pub(crate) fn commit(&mut self) -> Result<(), VmDirError> {
         for step in self.journal.poll_commit() {
             self.files.perform(step)?;
         }
@@ -90,7 +90,7 @@ impl OutputLog {
 }
 
 /// `None` if no log was started yet.
-pub fn read_record(dir: &VmDir) -> Result<Option<Record>, VmDirError> {
+pub(crate) fn read_record(dir: &VmDir) -> Result<Option<Record>, VmDirError> {
     dir.read(OUTPUT_RECORD, Record::from_object)
 }
 

@@ -16,7 +16,7 @@ use crate::guest::requests::RebindPlan;
 const FILE: &str = "naming.json";
 
 /// Leaves the rebind to the first command that asks the guest something.
-pub fn write_pending(dir: &VmDir, plan: &RebindPlan) -> Result<(), VmDirError> {
+pub(crate) fn write_pending(dir: &VmDir, plan: &RebindPlan) -> Result<(), VmDirError> {
     let value = json!({
         "generation": plan.generation.to_string(),
         "parent": plan.parent.map(|parent| parent.to_string()),
@@ -29,7 +29,7 @@ pub fn write_pending(dir: &VmDir, plan: &RebindPlan) -> Result<(), VmDirError> {
 }
 
 /// For a guest that has its generation.
-pub fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
+pub(crate) fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
     let path = dir.file(FILE);
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -39,7 +39,7 @@ pub fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
     }
 }
 
-pub fn read_pending(dir: &VmDir) -> Result<Option<RebindPlan>, VmDirError> {
+pub(crate) fn read_pending(dir: &VmDir) -> Result<Option<RebindPlan>, VmDirError> {
     dir.read(FILE, from_object)
 }
 

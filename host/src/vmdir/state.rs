@@ -9,20 +9,20 @@ use shared::id::Generation;
 use shared::json::{JsonError, Object};
 use shared::message::Cause;
 
-pub use self::ended::{ExitRecord, WorkloadEnd};
+pub(crate) use self::ended::{ExitRecord, WorkloadEnd};
 use crate::os::json::{os_to_value, value_to_path};
 use crate::os::process::ProcessId;
 use crate::vmm::network::{nic_from_object, nic_to_value};
 use crate::vmm::{Drive, MachineSpec, VmmKind};
 
-pub const DRIVES_MAX: usize = 16;
+pub(crate) const DRIVES_MAX: usize = 16;
 
 /// Most ancestors that a state lists; earlier ones are forgotten.
-pub const ANCESTORS_MAX: usize = 64;
+pub(crate) const ANCESTORS_MAX: usize = 64;
 
 /// How far commands have come with a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// A command is starting it.
     Starting,
     /// Its guest was proven ready.
@@ -43,7 +43,7 @@ impl Stage {
 
     /// The name in files and lists.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
@@ -65,36 +65,36 @@ impl std::str::FromStr for Stage {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
-    pub stage: Stage,
-    pub vmm_kind: VmmKind,
+pub(crate) struct State {
+    pub(crate) stage: Stage,
+    pub(crate) vmm_kind: VmmKind,
     /// As the VMM prints it.
-    pub vmm_version: String,
+    pub(crate) vmm_version: String,
     /// The VMM's process.
-    pub process: ProcessId,
+    pub(crate) process: ProcessId,
     /// The VMM's parent.
-    pub supervisor: ProcessId,
-    pub machine: MachineSpec,
+    pub(crate) supervisor: ProcessId,
+    pub(crate) machine: MachineSpec,
     /// The guest's generation, once a rebind has given it one.
-    pub generation: Option<Generation>,
+    pub(crate) generation: Option<Generation>,
     /// The generation of its snapshot, or its own before its latest snapshot.
-    pub parent: Option<Generation>,
+    pub(crate) parent: Option<Generation>,
     /// All earlier generations of its memory, the latest first, up to [`ANCESTORS_MAX`].
-    pub ancestors: Vec<Generation>,
+    pub(crate) ancestors: Vec<Generation>,
     /// What the guest's generation was given for.
-    pub cause: Cause,
+    pub(crate) cause: Cause,
     /// The artifact it was restored from.
-    pub artifact: Option<PathBuf>,
+    pub(crate) artifact: Option<PathBuf>,
     /// Of the guest's agent, once it has reported it.
-    pub agent_version: Option<String>,
+    pub(crate) agent_version: Option<String>,
     /// ms since 1970 UTC.
-    pub created_ms: u64,
+    pub(crate) created_ms: u64,
 }
 
 impl State {
     /// As in the file and in `inspect`.
     #[must_use]
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         json!({
             "stage": self.stage.as_str(),
             "vmm": { "kind": self.vmm_kind.to_string(), "version": self.vmm_version },
@@ -111,7 +111,7 @@ impl State {
         })
     }
 
-    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+    pub(crate) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let digits = "32 hexadecimal digits";
         let vmm = object.object("vmm")?;
         Ok(Self {
@@ -134,20 +134,20 @@ impl State {
 
 /// `latest` and the generations before it, up to [`ANCESTORS_MAX`] in all.
 #[must_use]
-pub fn lineage(latest: Option<Generation>, before: &[Generation]) -> Vec<Generation> {
+pub(crate) fn lineage(latest: Option<Generation>, before: &[Generation]) -> Vec<Generation> {
     let generations = latest.into_iter().chain(before.iter().copied());
     generations.take(ANCESTORS_MAX).collect()
 }
 
 #[must_use]
-pub fn generations_to_value(generations: &[Generation]) -> Value {
+pub(crate) fn generations_to_value(generations: &[Generation]) -> Value {
     let texts = generations.iter().map(Generation::to_string);
     texts.collect::<Vec<_>>().into()
 }
 
 /// Reads what [`generations_to_value`] wrote. The list is empty where an older version of this
 /// program wrote none.
-pub fn generations_from_object(
+pub(crate) fn generations_from_object(
     object: &Object,
     field: &'static str,
 ) -> Result<Vec<Generation>, JsonError> {
@@ -161,7 +161,7 @@ pub fn generations_from_object(
 }
 
 #[must_use]
-pub fn machine_to_value(machine: &MachineSpec) -> Value {
+pub(crate) fn machine_to_value(machine: &MachineSpec) -> Value {
     let drive =
         |drive: &Drive| json!({ "path": os_to_value(&drive.path), "read_only": drive.read_only });
     json!({
@@ -176,7 +176,7 @@ pub fn machine_to_value(machine: &MachineSpec) -> Value {
     })
 }
 
-pub fn machine_from_object(object: &Object) -> Result<MachineSpec, JsonError> {
+pub(crate) fn machine_from_object(object: &Object) -> Result<MachineSpec, JsonError> {
     let drive = |drive: &Object| -> Result<Drive, JsonError> {
         Ok(Drive {
             path: drive.get("path", "a path", value_to_path)?,

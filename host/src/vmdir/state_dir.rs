@@ -15,14 +15,14 @@ use crate::values::VmName;
 
 /// The directory that holds the VM directories.
 #[derive(Debug, Clone)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     path: PathBuf,
 }
 
 impl StateDir {
     /// Finds or creates the state directory: `given`, else `HOST_TOOL_STATE_DIR`, else `host-tool`
     /// in `XDG_RUNTIME_DIR`, else /run/host-tool for root.
-    pub fn open(given: Option<&Path>) -> Result<Self, VmDirError> {
+    pub(crate) fn open(given: Option<&Path>) -> Result<Self, VmDirError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let path = match given {
             Some(path) => path.to_owned(),
@@ -42,12 +42,12 @@ impl StateDir {
     }
 
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Creates the directory of a new VM, and holds its lock. Without a `name` one is generated.
-    pub fn create_vm(&self, name: Option<&VmName>) -> Result<(VmDir, Lock), VmDirError> {
+    pub(crate) fn create_vm(&self, name: Option<&VmName>) -> Result<(VmDir, Lock), VmDirError> {
         self.sweep();
         let random = random::bytes::<4>().map_err(file_error("draw a name in", &self.path))?;
         let name = name.cloned().unwrap_or_else(|| VmName::generated(random));
@@ -76,7 +76,7 @@ impl StateDir {
 
     /// Frees a name whose VM was never released, because the command that created it was killed.
     /// Leaves every other VM alone, and what is not a VM.
-    pub fn free(&self, name: &VmName) -> Result<(), VmDirError> {
+    pub(crate) fn free(&self, name: &VmName) -> Result<(), VmDirError> {
         let dir = VmDir::new(name.clone(), self.path.join(name.as_str()));
         match remove_interrupted_start(&dir) {
             // Another command or the VM's supervisor has removed it meanwhile.
@@ -87,14 +87,14 @@ impl StateDir {
         }
     }
 
-    pub fn vm(&self, name: &VmName) -> Result<VmDir, VmDirError> {
+    pub(crate) fn vm(&self, name: &VmName) -> Result<VmDir, VmDirError> {
         let dir = VmDir::new(name.clone(), self.path.join(name.as_str()));
         dir.check()?;
         Ok(dir)
     }
 
     /// All VMs, sorted by name.
-    pub fn vms(&self) -> Result<Vec<VmDir>, VmDirError> {
+    pub(crate) fn vms(&self) -> Result<Vec<VmDir>, VmDirError> {
         let mut vms = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(file_error("read", &self.path))? {
             let entry = entry.map_err(file_error("read", &self.path))?;

@@ -58,7 +58,7 @@ pub(super) fn remove_interrupted_start(dir: &VmDir) -> Result<(), VmDirError> {
 ///
 /// `lock` is the directory's: while it is held, no other command starts a VMM there. `deadline` is
 /// for the end of the supervisor, which has been killed or is about to end.
-pub fn end_stray(dir: &VmDir, lock: &Lock, deadline: Instant) -> Result<(), Failure> {
+pub(crate) fn end_stray(dir: &VmDir, lock: &Lock, deadline: Instant) -> Result<(), Failure> {
     let Ok(LaunchFile(launch)) = LaunchFile::read(dir) else {
         // No supervisor was started yet.
         return Ok(());

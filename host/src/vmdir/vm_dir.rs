@@ -28,7 +28,7 @@ const WORKLOAD: &str = "workload.json";
 
 /// Whether a VM runs, according to its files and processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VmStatus {
+pub(crate) enum VmStatus {
     /// A command is creating it.
     Starting,
     Running,
@@ -40,24 +40,24 @@ pub enum VmStatus {
 
 /// The directory of one VM.
 #[derive(Debug, Clone)]
-pub struct VmDir {
+pub(crate) struct VmDir {
     name: VmName,
     path: PathBuf,
 }
 
 /// A VM whose VMM was running when it was looked up.
 #[derive(Debug)]
-pub struct RunningVm {
-    pub dir: VmDir,
-    pub state: State,
+pub(crate) struct RunningVm {
+    pub(crate) dir: VmDir,
+    pub(crate) state: State,
     /// The VMM's pidfd.
-    pub process: OwnedFd,
+    pub(crate) process: OwnedFd,
 }
 
 impl RunningVm {
     /// Where its agent listens.
     #[must_use]
-    pub fn endpoint(&self, port: u32) -> Endpoint {
+    pub(crate) fn endpoint(&self, port: u32) -> Endpoint {
         let cid = self.state.machine.guest_cid;
         Endpoint {
             address: guest_address(self.state.vmm_kind, &self.dir.path, cid),
@@ -69,24 +69,24 @@ impl RunningVm {
 impl VmDir {
     /// Takes `path` on trust. Commands get a checked directory from [`StateDir`](super::StateDir).
     #[must_use]
-    pub const fn new(name: VmName, path: PathBuf) -> Self {
+    pub(crate) const fn new(name: VmName, path: PathBuf) -> Self {
         Self { name, path }
     }
 
     #[must_use]
-    pub const fn name(&self) -> &VmName {
+    pub(crate) const fn name(&self) -> &VmName {
         &self.name
     }
 
     /// An absolute path.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The path of a file in it.
     #[must_use]
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
@@ -111,7 +111,7 @@ impl VmDir {
     }
 
     /// Takes the lock that a command holds while it changes the VM.
-    pub fn lock(&self, deadline: Instant) -> Result<Lock, VmDirError> {
+    pub(crate) fn lock(&self, deadline: Instant) -> Result<Lock, VmDirError> {
         let lock = Lock::wait(&self.file(LOCK), deadline)?;
         let lock = lock.ok_or_else(|| VmDirError::Busy {
             name: self.name.clone(),
@@ -124,32 +124,32 @@ impl VmDir {
 
     /// Whether `lock` is this directory's. Its previous holder may have removed the directory, and
     /// a new VM may have taken the name.
-    pub fn is_locked_by(&self, lock: &Lock) -> bool {
+    pub(crate) fn is_locked_by(&self, lock: &Lock) -> bool {
         let found = fs::metadata(self.file(LOCK)).map(|found| (found.dev(), found.ino()));
         matches!((found, lock.inode()), (Ok(found), Ok(held)) if found == held)
     }
 
     /// Whether a command is changing the VM.
-    pub fn is_locked(&self) -> Result<bool, VmDirError> {
+    pub(crate) fn is_locked(&self) -> Result<bool, VmDirError> {
         Ok(Lock::try_new(&self.file(LOCK))?.is_none())
     }
 
     /// Waits until no command changes the VM, or `watch` ends.
-    pub fn await_unlocked(&self, watch: &Watch<'_>) -> Result<(), VmDirError> {
+    pub(crate) fn await_unlocked(&self, watch: &Watch<'_>) -> Result<(), VmDirError> {
         lock::await_free(&self.file(LOCK), watch)
     }
 
     /// Takes the lock that the supervisor holds while it runs; `None` at `deadline`.
-    pub fn supervisor_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
+    pub(crate) fn supervisor_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
         Lock::wait(&self.file(SUPERVISOR_LOCK), deadline)
     }
 
     /// Takes the lock of the process that logs the workload's output; `None` at `deadline`.
-    pub fn output_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
+    pub(crate) fn output_lock(&self, deadline: Instant) -> Result<Option<Lock>, VmDirError> {
         Lock::wait(&self.file(OUTPUT_LOCK), deadline)
     }
 
-    pub fn read_state(&self) -> Result<State, VmDirError> {
+    pub(crate) fn read_state(&self) -> Result<State, VmDirError> {
         Ok(json::read(&self.file(STATE), State::from_object)?)
     }
 
@@ -159,32 +159,32 @@ impl VmDir {
     }
 
     /// Replaces what is known about the VM. Only for holders of the lock.
-    pub fn write_state(&self, state: &State) -> Result<(), VmDirError> {
+    pub(crate) fn write_state(&self, state: &State) -> Result<(), VmDirError> {
         self.replace(STATE, &state.to_value())
     }
 
     /// How the VMM ended; `None` until the supervisor has recorded it.
-    pub fn read_exit(&self) -> Result<Option<ExitRecord>, VmDirError> {
+    pub(crate) fn read_exit(&self) -> Result<Option<ExitRecord>, VmDirError> {
         self.read(EXIT, ExitRecord::from_object)
     }
 
     /// Records how the VMM ended. Only for the supervisor.
-    pub fn write_exit(&self, exit: &ExitRecord) -> Result<(), VmDirError> {
+    pub(crate) fn write_exit(&self, exit: &ExitRecord) -> Result<(), VmDirError> {
         self.replace(EXIT, &exit.to_value())
     }
 
     /// How the workload ended; `None` until the holder of the output's lock has recorded it.
-    pub fn read_workload_end(&self) -> Result<Option<WorkloadEnd>, VmDirError> {
+    pub(crate) fn read_workload_end(&self) -> Result<Option<WorkloadEnd>, VmDirError> {
         self.read(WORKLOAD, WorkloadEnd::from_object)
     }
 
     /// Records how the workload ended. Only for the holder of the output's lock.
-    pub fn write_workload_end(&self, end: &WorkloadEnd) -> Result<(), VmDirError> {
+    pub(crate) fn write_workload_end(&self, end: &WorkloadEnd) -> Result<(), VmDirError> {
         self.replace(WORKLOAD, &end.to_value())
     }
 
     /// Reads one of its JSON files; `None` if it does not exist.
-    pub fn read<T>(
+    pub(crate) fn read<T>(
         &self,
         name: &str,
         parse: impl FnOnce(&Object) -> Result<T, JsonError>,
@@ -194,7 +194,7 @@ impl VmDir {
 
     /// Replaces one of its JSON files by rename: a reader finds the old file or the new one.
     /// Nothing is synced to disk, because no VM survives a crash of the machine.
-    pub fn replace(&self, name: &str, value: &Value) -> Result<(), VmDirError> {
+    pub(crate) fn replace(&self, name: &str, value: &Value) -> Result<(), VmDirError> {
         let temporary = self.file(&format!("{name}.tmp"));
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
@@ -206,14 +206,14 @@ impl VmDir {
     }
 
     /// Opens one of its logs to append to it.
-    pub fn append_to(&self, name: &str) -> io::Result<File> {
+    pub(crate) fn append_to(&self, name: &str) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
         files::open_regular(&self.file(name), &mut options)
     }
 
     /// Whether the VM runs, and its state if it has one.
-    pub fn status(&self) -> Result<(VmStatus, Option<State>), VmDirError> {
+    pub(crate) fn status(&self) -> Result<(VmStatus, Option<State>), VmDirError> {
         self.check()?;
         let Some(state) = self.find_state()? else {
             // Locked and without state.json: another command is still creating this VM.
@@ -235,7 +235,7 @@ impl VmDir {
     }
 
     /// Fails unless the VM's VMM runs.
-    pub fn running(self) -> Result<RunningVm, VmDirError> {
+    pub(crate) fn running(self) -> Result<RunningVm, VmDirError> {
         if self.status()?.0 == VmStatus::Starting {
             return Err(VmDirError::Busy { name: self.name });
         }
@@ -243,7 +243,7 @@ impl VmDir {
     }
 
     /// The same for the holder of the VM's lock: no other command can be starting the VM.
-    pub fn running_under(self, _lock: &Lock) -> Result<RunningVm, VmDirError> {
+    pub(crate) fn running_under(self, _lock: &Lock) -> Result<RunningVm, VmDirError> {
         self.find_running()
     }
 
@@ -279,14 +279,14 @@ impl VmDir {
 
     /// Unlinks the VMM's sockets, so that later commands get ENOENT instead of waiting for a dead
     /// VMM.
-    pub fn remove_sockets(&self) {
+    pub(crate) fn remove_sockets(&self) {
         for name in [API_SOCKET, VSOCK_SOCKET] {
             let _ = fs::remove_file(self.file(name));
         }
     }
 
     /// Removes the directory. To other commands it disappears at once.
-    pub fn remove(&self) -> Result<(), VmDirError> {
+    pub(crate) fn remove(&self) -> Result<(), VmDirError> {
         let parent = self.path.parent().unwrap_or(&self.path);
         let pid = std::process::id();
         let trash = parent.join(format!("{TRASH_PREFIX}{pid}-{}", self.name));

@@ -48,7 +48,7 @@ const LOOKUPS: [Lookup; 2] = [
 
 /// Finds the VMM of the given kind, or else Firecracker, or else QEMU: where the environment
 /// variable (`FIRECRACKER`, `QEMU`) says, or in `PATH`. Its `--version` is run.
-pub fn find_binary(kind: Option<VmmKind>) -> Result<VmmBinary, FindError> {
+pub(crate) fn find_binary(kind: Option<VmmKind>) -> Result<VmmBinary, FindError> {
     let path = locate(kind, &|variable| env::var_os(variable))?;
     let version = run_version(&path.1)?;
     Ok(VmmBinary {
@@ -159,7 +159,7 @@ fn timed_out(err: WaitError) -> io::Error {
 
 /// Why there is no VMM to start.
 #[derive(Debug)]
-pub enum FindError {
+pub(crate) enum FindError {
     /// None is where one was looked for.
     NotFound {
         /// The kind that was asked for, if one was.

@@ -12,7 +12,7 @@ use crate::exit::Exit;
 /// Why a call to a VMM did not succeed. `request` names the call as its API writes it
 /// (`PUT /snapshot/load`, `migrate-incoming`).
 #[derive(Debug)]
-pub enum VmmError {
+pub(crate) enum VmmError {
     /// The API socket could not be reached.
     Connect {
         /// The socket.
@@ -79,7 +79,7 @@ impl VmmError {
     /// A file of the snapshot is missing, cut short, damaged or of another format: another host,
     /// another try, or a restart of the VMM would not help.
     #[must_use]
-    pub const fn is_artifact_fault(&self) -> bool {
+    pub(crate) const fn is_artifact_fault(&self) -> bool {
         match self {
             Self::Refused {
                 is_artifact_fault, ..
@@ -98,13 +98,13 @@ impl VmmError {
 
     /// The VMM process has ended, or is about to: its log says why.
     #[must_use]
-    pub const fn is_gone(&self) -> bool {
+    pub(crate) const fn is_gone(&self) -> bool {
         matches!(self, Self::Gone { .. })
     }
 
     /// The deadline passed first.
     #[must_use]
-    pub fn is_deadline(&self) -> bool {
+    pub(crate) fn is_deadline(&self) -> bool {
         match self {
             Self::Deadline { .. } => true,
             Self::Connect { source, .. } => source.kind() == io::ErrorKind::TimedOut,

@@ -27,12 +27,12 @@ use self::api::Api;
 use self::requests::Call;
 use super::{MachineSpec, RunState, StateFiles, Vmm, VmmError, VmmKind, VmmVersion};
 
-pub use self::config::ForeignMachine;
+pub(crate) use self::config::ForeignMachine;
 pub(super) use self::requests::launch_args;
 
 /// A connection to one Firecracker process.
 #[derive(Debug)]
-pub struct Firecracker {
+pub(crate) struct Firecracker {
     api: Api,
     /// Since the pause a create was asked for over this connection, so that a reset event waits for
     /// the guest.
@@ -42,7 +42,7 @@ pub struct Firecracker {
 impl Firecracker {
     /// Speaks over `stream`. `process` is a pidfd of Firecracker, so that its death ends a wait.
     #[must_use]
-    pub fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
+    pub(crate) fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
         Self {
             api: Api::new(stream, process),
             has_reset: false,
@@ -50,7 +50,7 @@ impl Firecracker {
     }
 
     /// What the machine is, where another program described it.
-    pub fn describe(&mut self, deadline: Instant) -> Result<ForeignMachine, VmmError> {
+    pub(crate) fn describe(&mut self, deadline: Instant) -> Result<ForeignMachine, VmmError> {
         let call = requests::config();
         let body = self.api.call(&call, deadline, &mut || {})?;
         let value: Value = serde_json::from_slice(&body)
@@ -179,14 +179,6 @@ impl Vmm for Firecracker {
             self.queue_reset(deadline)?;
         }
         self.put(&requests::resume(), deadline)
-    }
-
-    fn quit(&mut self, _deadline: Instant) -> Result<(), VmmError> {
-        // SendCtrlAltDel asks the guest, not the VMM, and exists on x86 only.
-        Err(VmmError::Unsupported {
-            kind: VmmKind::Firecracker,
-            what: "be told to quit over its API".to_owned(),
-        })
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Gate, VmmKind, VmmVersion};
 
 /// Judges whether `running` can load a state that `saved_by` wrote.
 #[must_use]
-pub fn load_gate(kind: VmmKind, saved_by: &VmmVersion, running: &VmmVersion) -> Gate {
+pub(crate) fn load_gate(kind: VmmKind, saved_by: &VmmVersion, running: &VmmVersion) -> Gate {
     match kind {
         VmmKind::Firecracker => match (snapshot_format(saved_by), snapshot_format(running)) {
             (Some(theirs), Some(ours)) if theirs != ours => Gate::Refuse {

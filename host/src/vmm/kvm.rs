@@ -13,11 +13,11 @@ const SKIP_VARIABLE: &str = "HOST_TOOL_SKIP_KVM_CHECK";
 
 /// Why VMs will not run here, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostProblem {
+pub(crate) struct HostProblem {
     /// What is wrong.
-    pub reason: String,
+    pub(crate) reason: String,
     /// What to do.
-    pub remedy: &'static str,
+    pub(crate) remedy: &'static str,
 }
 
 impl fmt::Display for HostProblem {
@@ -29,7 +29,7 @@ impl fmt::Display for HostProblem {
 /// Looks for what a VMM of this kind needs: a usable /dev/kvm, a processor that virtualizes, and
 /// for QEMU vhost-vsock. `HOST_TOOL_SKIP_KVM_CHECK=1` overrides.
 #[must_use]
-pub fn host_problem(kind: VmmKind) -> Option<HostProblem> {
+pub(crate) fn host_problem(kind: VmmKind) -> Option<HostProblem> {
     if env::var_os(SKIP_VARIABLE).is_some_and(|value| !value.is_empty()) {
         return None;
     }

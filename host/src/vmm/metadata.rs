@@ -23,11 +23,11 @@ const FILE_LEN_MAX: u64 = 51_200;
 
 /// The user's data.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Metadata(Map<String, Value>);
+pub(crate) struct Metadata(Map<String, Value>);
 
 impl Metadata {
     /// Reads the file of `--mmds`.
-    pub fn read(path: &Path) -> Result<Self, Failure> {
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let mut text = String::new();
         let read =
             File::open(path).and_then(|file| file.take(FILE_LEN_MAX + 1).read_to_string(&mut text));
@@ -60,7 +60,7 @@ impl Metadata {
 
     /// The data for a guest of this name.
     #[must_use]
-    pub fn with_epoch(&self, generation: Generation) -> Value {
+    pub(crate) fn with_epoch(&self, generation: Generation) -> Value {
         let mut value = Value::Object(self.0.clone());
         // Each of these is an object or missing, and made then.
         value["latest"][TOOL]["restore_epoch"] = generation.to_string().into();
@@ -72,7 +72,7 @@ impl Metadata {
 const TOOL: &str = "host-tool";
 
 /// Fails where there are metadata, and no service that could tell them.
-pub fn require_service(
+pub(crate) fn require_service(
     metadata: Option<&Metadata>,
     machine: &MachineSpec,
     kind: VmmKind,

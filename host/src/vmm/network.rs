@@ -22,7 +22,7 @@ use crate::vmm::{MachineSpec, Nic, VmmKind, VmmVersion};
 const OVERRIDE_VERSION_MIN: (u32, u32) = (1, 12);
 
 /// What the options say about the guest's network.
-pub fn settings(
+pub(crate) fn settings(
     address: Option<InterfaceAddress>,
     mac: Option<MacAddress>,
     gateway: Option<IpAddr>,
@@ -41,7 +41,7 @@ pub fn settings(
 }
 
 /// Fails where there is something to set, and nothing to set it on.
-pub fn require_nic(network: &Network, machine: &MachineSpec) -> Result<(), Failure> {
+pub(crate) fn require_nic(network: &Network, machine: &MachineSpec) -> Result<(), Failure> {
     if *network == Network::default() || machine.nic.is_some() {
         return Ok(());
     }
@@ -51,7 +51,7 @@ pub fn require_nic(network: &Network, machine: &MachineSpec) -> Result<(), Failu
 }
 
 /// The interface of a VM that boots. VMs that were given no MAC address do not share one.
-pub fn nic(argument: &NicArgument, has_mmds: bool) -> Result<Nic, Failure> {
+pub(crate) fn nic(argument: &NicArgument, has_mmds: bool) -> Result<Nic, Failure> {
     let mac = match argument.mac {
         Some(mac) => mac,
         None => {
@@ -66,7 +66,7 @@ pub fn nic(argument: &NicArgument, has_mmds: bool) -> Result<Nic, Failure> {
 
 /// Puts the interface of a VM that is restored on another tap device. Gives that device's name if
 /// it is another one.
-pub fn move_nic(
+pub(crate) fn move_nic(
     machine: &mut MachineSpec,
     argument: Option<&NicArgument>,
 ) -> Result<Option<String>, Failure> {
@@ -90,7 +90,11 @@ pub fn move_nic(
 }
 
 /// Fails where the VMM cannot load a snapshot with another tap device than its own.
-pub fn judge_move(tap: Option<&str>, kind: VmmKind, version: &VmmVersion) -> Result<(), Failure> {
+pub(crate) fn judge_move(
+    tap: Option<&str>,
+    kind: VmmKind,
+    version: &VmmVersion,
+) -> Result<(), Failure> {
     let can_move = match kind {
         VmmKind::Firecracker => (version.major, version.minor) >= OVERRIDE_VERSION_MIN,
         VmmKind::Qemu => true,
@@ -108,7 +112,7 @@ pub fn judge_move(tap: Option<&str>, kind: VmmKind, version: &VmmVersion) -> Res
 }
 
 /// Sees to it that a VMM can use the tap device, before one is started and fails late.
-pub fn check_tap(nic: &Nic) -> Result<(), Failure> {
+pub(crate) fn check_tap(nic: &Nic) -> Result<(), Failure> {
     let tap = &nic.tap;
     let device = Path::new("/sys/class/net").join(tap);
     let refuse = |text: String| Err(Failure::new(Exit::Start, text));
@@ -137,12 +141,15 @@ pub fn check_tap(nic: &Nic) -> Result<(), Failure> {
 
 /// A network interface, for files.
 #[must_use]
-pub fn nic_to_value(nic: &Nic) -> Value {
+pub(crate) fn nic_to_value(nic: &Nic) -> Value {
     json!({ "tap": nic.tap, "mac": nic.mac.to_string(), "mmds": nic.has_mmds })
 }
 
 /// Reads what [`nic_to_value`] wrote; none where an older version wrote nothing.
-pub fn nic_from_object(object: &Object, field: &'static str) -> Result<Option<Nic>, JsonError> {
+pub(crate) fn nic_from_object(
+    object: &Object,
+    field: &'static str,
+) -> Result<Option<Nic>, JsonError> {
     let Some(object) = object.opt_object(field)? else {
         return Ok(None);
     };

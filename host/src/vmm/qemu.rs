@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use self::session::Session;
 use super::{MachineSpec, RunState, StateFiles, Vmm, VmmError, VmmKind, VmmVersion};
 
-pub use self::launch::is_cid_conflict;
+pub(crate) use self::launch::is_cid_conflict;
 pub(super) use self::launch::launch_args;
 
 /// Name under which QEMU knows a descriptor between `getfd` and the command that uses it up.
@@ -48,14 +48,14 @@ const SETTLE_WAIT_MAX: Duration = Duration::from_millis(10);
 
 /// A connection to one QEMU process.
 #[derive(Debug)]
-pub struct Qemu {
+pub(crate) struct Qemu {
     session: Session,
 }
 
 impl Qemu {
     /// Speaks over `stream`. `process` is a pidfd of QEMU, so that its death ends a wait.
     #[must_use]
-    pub fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
+    pub(crate) fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
         Self {
             session: Session::new(stream, process),
         }
@@ -298,13 +298,6 @@ impl Vmm for Qemu {
         self.end_migration(deadline)?;
         self.settle("finish-migrate", deadline)?;
         self.execute("cont", deadline).map(drop)
-    }
-
-    fn quit(&mut self, deadline: Instant) -> Result<(), VmmError> {
-        match self.execute("quit", deadline) {
-            Ok(_) | Err(VmmError::Gone { .. }) => Ok(()),
-            Err(err) => Err(err),
-        }
     }
 }
 

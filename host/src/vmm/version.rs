@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 /// The implementations of [`Vmm`](super::Vmm).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum VmmKind {
+pub(crate) enum VmmKind {
     /// Firecracker, by its API socket.
     Firecracker,
     /// QEMU's `microvm` machine with vhost-vsock, by QMP.
@@ -20,7 +20,7 @@ pub enum VmmKind {
 
 impl VmmKind {
     /// Both, in the order in which they are looked for.
-    pub const ALL: [Self; 2] = [Self::Firecracker, Self::Qemu];
+    pub(crate) const ALL: [Self; 2] = [Self::Firecracker, Self::Qemu];
 }
 
 impl fmt::Display for VmmKind {
@@ -48,7 +48,7 @@ impl FromStr for VmmKind {
 
 /// A word that names no VMM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnknownKind {
+pub(crate) struct UnknownKind {
     text: String,
 }
 
@@ -66,21 +66,21 @@ impl std::error::Error for UnknownKind {}
 
 /// A release, compared by its three numbers.
 #[derive(Debug, Clone)]
-pub struct VmmVersion {
+pub(crate) struct VmmVersion {
     /// First number.
-    pub major: u32,
+    pub(crate) major: u32,
     /// Second number.
-    pub minor: u32,
+    pub(crate) minor: u32,
     /// Third number; 0 where the text has only two.
-    pub patch: u32,
+    pub(crate) patch: u32,
     /// The version as the VMM wrote it, with what follows the numbers (`1.17.0-dev`).
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl VmmVersion {
     /// Finds the version in the first line of a `--version` output, or in a bare version: it is
     /// the first word that starts with a number and a dot, a leading `v` aside.
-    pub fn parse(text: &str) -> Result<Self, VersionError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, VersionError> {
         let line = text.lines().next().unwrap_or_default();
         line.split_whitespace()
             .find_map(Self::from_word)
@@ -142,7 +142,7 @@ impl fmt::Display for VmmVersion {
 
 /// Text in which no version was found. Unknown is not "probably fine": nothing is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VersionError {
+pub(crate) struct VersionError {
     text: String,
 }
 
@@ -160,7 +160,7 @@ impl std::error::Error for VersionError {}
 
 /// What a version is about to be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// Start a guest from a kernel.
     Boot,
     /// Stop a guest, write its state, let it run again.
@@ -171,7 +171,7 @@ pub enum Purpose {
 
 /// The fault table's verdict on a version and a purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Gate {
+pub(crate) enum Gate {
     /// No known fault.
     Allow,
     /// To be said on standard error, and gone on from.
@@ -188,7 +188,7 @@ pub enum Gate {
 /// Judges `version` for `purpose`. `force` turns the refusals that are about odds, not about
 /// certainty, into warnings.
 #[must_use]
-pub fn gate(kind: VmmKind, version: &VmmVersion, purpose: Purpose, force: bool) -> Gate {
+pub(crate) fn gate(kind: VmmKind, version: &VmmVersion, purpose: Purpose, force: bool) -> Gate {
     let mut warnings = Vec::new();
     for fault in FAULTS
         .iter()

@@ -1,11 +1,9 @@
 //! What reaches `host-tool`: answers of a VMM, of its vsock device, and artifacts from anywhere.
 
-use std::path::Path;
-
-use host::artifact::Manifest;
-use host::guest::hybrid_vsock::{LINE_LEN_MAX, NotHybridVsock, parse_answer};
-use host::vmm::firecracker::http::{BODY_LEN_MAX, HEAD_LEN_MAX, parse_response};
-use host::vmm::qemu::qmp::{self, take_message};
+use host::fuzzing::Manifest;
+use host::fuzzing::http::{BODY_LEN_MAX, HEAD_LEN_MAX, parse_response};
+use host::fuzzing::hybrid_vsock::{LINE_LEN_MAX, NotHybridVsock, parse_answer};
+use host::fuzzing::qmp::{self, take_message};
 
 /// Most places at which an input is cut in two.
 const CUTS_MAX: usize = 64;
@@ -108,16 +106,12 @@ pub fn hybrid_vsock(data: &[u8]) {
 
 /// Manifests of artifacts: one that is understood is written so that it is read as the same.
 pub fn manifest(data: &[u8]) {
-    let read = |bytes: &[u8]| Manifest::parse(Path::new("manifest.json"), bytes).ok();
-    let Some(manifest) = read(data) else {
+    let Some(manifest) = Manifest::parse(data) else {
         return;
     };
-    let written = manifest.to_value().to_string();
-    assert_eq!(
-        read(written.as_bytes()).as_ref(),
-        Some(&manifest),
-        "{written}"
-    );
-    let sum: u128 = manifest.files.iter().map(|file| u128::from(file.len)).sum();
+    let written = manifest.to_text();
+    let read_again = Manifest::parse(written.as_bytes());
+    assert_eq!(read_again.as_ref(), Some(&manifest), "{written}");
+    let sum: u128 = manifest.file_lens().map(u128::from).sum();
     assert_eq!(u128::from(manifest.files_len()), sum.min(u64::MAX.into()));
 }

@@ -24,8 +24,8 @@ use crate::vmm::{StateFiles, VmmKind, network};
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 /// Checks the command line and opens the artifact. Gives the time by which all must be done.
-pub fn open(command: &Restore, record: &mut Record) -> Result<(Instant, Artifact), Failure> {
-    let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
+pub(crate) fn open(command: &Restore, record: &mut Record) -> Result<(Instant, Artifact), Failure> {
+    let deadline = Instant::now() + command.common().timeout.unwrap_or(TIMEOUT_DEFAULT);
     record.report_to(Reports::new(
         "restore",
         command.trace.as_deref(),
@@ -40,7 +40,7 @@ pub fn open(command: &Restore, record: &mut Record) -> Result<(Instant, Artifact
 }
 
 /// Opens an artifact as the phase of that name.
-pub fn open_artifact(dir: &Path, record: &mut Record) -> Result<Artifact, Failure> {
+pub(crate) fn open_artifact(dir: &Path, record: &mut Record) -> Result<Artifact, Failure> {
     record.begin(Phase::Artifact);
     reach(Point::ArtifactBefore)?;
     let artifact = Artifact::open(dir).map_err(|error| Failure::new(Exit::Artifact, error))?;
@@ -49,7 +49,7 @@ pub fn open_artifact(dir: &Path, record: &mut Record) -> Result<Artifact, Failur
 }
 
 /// Opens the artifact, and plans the VM that is restored from it.
-pub fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<Plan<'a>, Failure> {
+pub(crate) fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<Plan<'a>, Failure> {
     let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
     let given_cid = command.vsock_cid.map(check_cid).transpose()?;
     let health = health_check(command)?;
@@ -71,10 +71,11 @@ pub fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<Plan<'a>, F
         tap,
         ..artifact.state_files()
     });
+    let common = command.common();
     Ok(Plan {
         name: command.name.as_ref(),
-        state_dir: command.state_dir.as_deref(),
-        json: command.json,
+        state_dir: common.state_dir,
+        json: common.json,
         hostname: command.hostname.as_deref(),
         machine_id: machine_id(command),
         network,
@@ -89,7 +90,7 @@ pub fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<Plan<'a>, F
 }
 
 /// What is wanted of the image's hooks.
-pub fn hooks(command: &Restore) -> hooks::Options {
+pub(crate) fn hooks(command: &Restore) -> hooks::Options {
     hooks::Options {
         limit: command.hook_timeout,
         ignore: command.ignore_hooks,
@@ -107,12 +108,12 @@ fn health_check(command: &Restore) -> Result<Option<HealthCheck>, Failure> {
 }
 
 /// What becomes of the guest's machine id: it shares the one it has with all its siblings.
-pub fn machine_id(command: &Restore) -> &MachineId {
+pub(crate) fn machine_id(command: &Restore) -> &MachineId {
     command.machine_id.as_ref().unwrap_or(&MachineId::Draw)
 }
 
 /// Checks the options that `boot` and `restore` share.
-pub fn check_switches(
+pub(crate) fn check_switches(
     wait_ready: bool,
     no_wait: bool,
     hostname: Option<&str>,

@@ -6,23 +6,23 @@ use serde_json::{Value, json};
 
 /// The spread of a set of durations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// The shortest.
-    pub min: Duration,
+    pub(crate) min: Duration,
     /// Half of them are no longer.
-    pub p50: Duration,
+    pub(crate) p50: Duration,
     /// 90 % of them are no longer.
-    pub p90: Duration,
+    pub(crate) p90: Duration,
     /// 99 % of them are no longer.
-    pub p99: Duration,
+    pub(crate) p99: Duration,
     /// The longest.
-    pub max: Duration,
+    pub(crate) max: Duration,
 }
 
 impl Summary {
     /// The spread of `durations`; `None` if there are none.
     #[must_use]
-    pub fn of(mut durations: Vec<Duration>) -> Option<Self> {
+    pub(crate) fn of(mut durations: Vec<Duration>) -> Option<Self> {
         durations.sort_unstable();
         Some(Self {
             min: *durations.first()?,
@@ -35,7 +35,7 @@ impl Summary {
 
     /// In whole microseconds, for scripts.
     #[must_use]
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(self) -> Value {
         let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         json!({
             "min": us(self.min),
@@ -48,7 +48,7 @@ impl Summary {
 
     /// Two lines, headings above figures in milliseconds, for people.
     #[must_use]
-    pub fn to_table(&self) -> String {
+    pub(crate) fn to_table(self) -> String {
         let columns = [
             ("min", self.min),
             ("p50", self.p50),

@@ -15,13 +15,13 @@ use crate::guest::answer::AttemptLog;
 
 /// Who spent the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     Host,
     Guest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Done,
     /// Without success, and another attempt followed.
     Retried,
@@ -31,35 +31,35 @@ pub enum Outcome {
 
 /// One bar of the picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
-    pub side: Side,
+pub(crate) struct Span {
+    pub(crate) side: Side,
     /// How many spans of its side enclose it.
-    pub depth: usize,
-    pub name: String,
+    pub(crate) depth: usize,
+    pub(crate) name: String,
     /// µs since the origin, on the host's clock.
-    pub begin_us: u64,
+    pub(crate) begin_us: u64,
     /// Never before `begin_us`.
-    pub end_us: u64,
-    pub outcome: Outcome,
+    pub(crate) end_us: u64,
+    pub(crate) outcome: Outcome,
     /// Further facts, by name.
-    pub notes: Vec<(&'static str, String)>,
+    pub(crate) notes: Vec<(&'static str, String)>,
 }
 
 /// The spans of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Track {
+pub(crate) struct Track {
     /// The machine's name, or else the command's.
-    pub title: String,
+    pub(crate) title: String,
     /// By their beginning, each behind the span that encloses it.
-    pub spans: Vec<Span>,
+    pub(crate) spans: Vec<Span>,
     /// When the command failed, in µs, and why.
-    pub failure: Option<(u64, String)>,
+    pub(crate) failure: Option<(u64, String)>,
 }
 
 impl Track {
     /// Where its last span ends.
     #[must_use]
-    pub fn end_us(&self) -> u64 {
+    pub(crate) fn end_us(&self) -> u64 {
         let ends = self.spans.iter().map(|span| span.end_us);
         let failed_us = self.failure.as_ref().map(|(at_us, _)| *at_us);
         ends.chain(failed_us).max().unwrap_or(0)

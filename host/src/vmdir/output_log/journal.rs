@@ -15,12 +15,12 @@ use shared::message::{Gap, Started, Stream};
 use super::record::Record;
 
 /// Longest log file, in bytes. The older file can be as long.
-pub const OUTPUT_LEN_MAX: u64 = 64 * 1024 * 1024;
+pub(crate) const OUTPUT_LEN_MAX: u64 = 64 * 1024 * 1024;
 
 /// A part of a commit. The process may be killed between two steps or within an append: no byte is
 /// lost or repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Rename the log file to be the older file.
     Rotate,
     /// Append to the log file, creating it if necessary.
@@ -31,7 +31,7 @@ pub enum Step {
 
 /// The end of the log, with what is not on disk yet.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     /// The record on disk.
     committed: Record,
     /// What it will be with `pending`, apart from the length, which `poll_commit` sets.
@@ -44,7 +44,7 @@ pub struct Journal {
 impl Journal {
     /// Continues where `record` ends. The log file is rotated when it would exceed `len_max`.
     #[must_use]
-    pub const fn new(record: Record, len_max: u64) -> Self {
+    pub(crate) const fn new(record: Record, len_max: u64) -> Self {
         Self {
             next: record,
             committed: record,
@@ -55,19 +55,19 @@ impl Journal {
 
     /// The record on disk. The guest may be told that all before its offsets is logged.
     #[must_use]
-    pub const fn committed(&self) -> &Record {
+    pub(crate) const fn committed(&self) -> &Record {
         &self.committed
     }
 
     /// Bytes that wait for a commit.
     #[must_use]
-    pub const fn pending_len(&self) -> usize {
+    pub(crate) const fn pending_len(&self) -> usize {
         self.pending.len()
     }
 
     /// A connection was attached. If the guest's streams are shorter than what we logged, its agent
     /// has restarted, and offsets start over.
-    pub fn handle_attached(&mut self, started: &Started) {
+    pub(crate) fn handle_attached(&mut self, started: &Started) {
         let streams = [
             (Stream::Stdout, started.stdout_from),
             (Stream::Stderr, started.stderr_from),
@@ -92,7 +92,7 @@ impl Journal {
     }
 
     /// The next bytes of `stream` arrived.
-    pub fn handle_output(&mut self, stream: Stream, bytes: &[u8]) {
+    pub(crate) fn handle_output(&mut self, stream: Stream, bytes: &[u8]) {
         let Some(last) = bytes.last() else { return };
         self.next.is_line_open = *last != b'\n';
         self.pending.extend_from_slice(bytes);
@@ -102,7 +102,7 @@ impl Journal {
     }
 
     /// The guest has dropped the next bytes of a stream.
-    pub fn handle_gap(&mut self, gap: Gap) {
+    pub(crate) fn handle_gap(&mut self, gap: Gap) {
         self.mark_lost(gap.stream, gap.from, gap.to);
         *self.next.wanted_mut(gap.stream) = Some(gap.to);
     }
@@ -123,13 +123,13 @@ impl Journal {
 
     /// Whether a commit is needed.
     #[must_use]
-    pub fn is_dirty(&self) -> bool {
+    pub(crate) fn is_dirty(&self) -> bool {
         !self.pending.is_empty() || self.next != self.committed
     }
 
     /// The steps that commit everything so far, in order. Call
     /// [`handle_committed`](Self::handle_committed) once they are done.
-    pub fn poll_commit(&mut self) -> Vec<Step> {
+    pub(crate) fn poll_commit(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         let pending = std::mem::take(&mut self.pending);
         let pending_len = u64::try_from(pending.len()).unwrap_or(u64::MAX);
@@ -156,7 +156,7 @@ impl Journal {
         steps
     }
 
-    pub fn handle_committed(&mut self) {
+    pub(crate) fn handle_committed(&mut self) {
         debug_assert!(self.pending.is_empty(), "a commit in the middle of output");
         self.committed = self.next;
     }

@@ -17,7 +17,7 @@ const BLOCK_LEN: usize = 64 * 1024;
 
 /// The log as of one commit.
 #[derive(Debug)]
-pub struct View {
+pub(crate) struct View {
     files: Vec<Part>,
     /// Position behind the last byte.
     end: u64,
@@ -35,7 +35,7 @@ struct Part {
 
 impl View {
     /// The log as it is now; empty if none was started yet.
-    pub fn open(dir: &VmDir) -> Result<Self, VmDirError> {
+    pub(crate) fn open(dir: &VmDir) -> Result<Self, VmDirError> {
         loop {
             let Some(record) = read_record(dir)? else {
                 let files = Vec::new();
@@ -77,19 +77,13 @@ impl View {
 
     /// Position of the first byte that is still there.
     #[must_use]
-    pub fn start(&self) -> u64 {
+    pub(crate) fn start(&self) -> u64 {
         self.files.first().map_or(self.end, |part| part.start)
-    }
-
-    /// Position behind the last byte.
-    #[must_use]
-    pub const fn end(&self) -> u64 {
-        self.end
     }
 
     /// Fills `buffer` with bytes from `position` on. Returns the position of the first, which is
     /// higher if bytes at `position` are gone, and their number: 0 at the end.
-    pub fn read(&self, position: u64, buffer: &mut [u8]) -> io::Result<(u64, usize)> {
+    pub(crate) fn read(&self, position: u64, buffer: &mut [u8]) -> io::Result<(u64, usize)> {
         for part in self.files.iter().filter(|part| position < part.end) {
             let from = position.max(part.start);
             let left = usize::try_from(part.end - from).unwrap_or(usize::MAX);
@@ -104,7 +98,7 @@ impl View {
     }
 
     /// Position of the last `count` lines. A last line without a newline counts.
-    pub fn tail(&self, count: u64) -> io::Result<u64> {
+    pub(crate) fn tail(&self, count: u64) -> io::Result<u64> {
         let start = self.start();
         let mut block_end = self.end;
         let mut left = count;

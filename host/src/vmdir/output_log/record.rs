@@ -6,26 +6,26 @@ use shared::message::Stream;
 
 /// The log as of one commit. Positions in the log count from the first byte that was ever logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record {
+pub(crate) struct Record {
     /// Position of the older file's first byte.
-    pub older_start: u64,
+    pub(crate) older_start: u64,
     /// Position of the log file's first byte.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Bytes of the log file that count.
-    pub len: u64,
+    pub(crate) len: u64,
     /// Whether the last line lacks its newline.
-    pub is_line_open: bool,
+    pub(crate) is_line_open: bool,
     /// Offset of the first byte of standard output that is not in the log; `None`: the first byte
     /// that the guest still has.
-    pub stdout: Option<u64>,
+    pub(crate) stdout: Option<u64>,
     /// The same for standard error.
-    pub stderr: Option<u64>,
+    pub(crate) stderr: Option<u64>,
 }
 
 impl Record {
     /// An empty log of streams from offset `from` on.
     #[must_use]
-    pub const fn empty(from: Option<u64>) -> Self {
+    pub(crate) const fn empty(from: Option<u64>) -> Self {
         Self {
             older_start: 0,
             start: 0,
@@ -38,13 +38,13 @@ impl Record {
 
     /// Position behind the last byte.
     #[must_use]
-    pub const fn end(&self) -> u64 {
+    pub(crate) const fn end(&self) -> u64 {
         self.start.saturating_add(self.len)
     }
 
     /// The record after the log file became the older file.
     #[must_use]
-    pub const fn rotated(self) -> Self {
+    pub(crate) const fn rotated(self) -> Self {
         Self {
             older_start: self.start,
             start: self.end(),
@@ -55,7 +55,7 @@ impl Record {
 
     /// Offset of the first byte of `stream` that is not in the log.
     #[must_use]
-    pub const fn wanted(&self, stream: Stream) -> Option<u64> {
+    pub(crate) const fn wanted(&self, stream: Stream) -> Option<u64> {
         match stream {
             Stream::Stdout => self.stdout,
             Stream::Stderr => self.stderr,
@@ -70,7 +70,7 @@ impl Record {
     }
 
     #[must_use]
-    pub fn to_value(self) -> Value {
+    pub(crate) fn to_value(self) -> Value {
         json!({
             "older_start": self.older_start,
             "start": self.start,
@@ -81,7 +81,7 @@ impl Record {
         })
     }
 
-    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+    pub(crate) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let record = Self {
             older_start: object.number("older_start")?,
             start: object.number("start")?,

@@ -8,28 +8,28 @@ use shared::message::ExitStatus;
 
 /// The end of a VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExitRecord {
+pub(crate) struct ExitRecord {
     /// The exit code, unless a signal ended it.
-    pub code: Option<i32>,
+    pub(crate) code: Option<i32>,
     /// The signal that ended it.
-    pub signal: Option<i32>,
+    pub(crate) signal: Option<i32>,
     /// ms since 1970 UTC.
-    pub ended_ms: u64,
+    pub(crate) ended_ms: u64,
 }
 
 impl ExitRecord {
     #[must_use]
-    pub fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.code == Some(0)
     }
 
     /// As in the file and in `inspect`.
     #[must_use]
-    pub fn to_value(self) -> Value {
+    pub(crate) fn to_value(self) -> Value {
         json!({ "code": self.code, "signal": self.signal, "ended_ms": self.ended_ms })
     }
 
-    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+    pub(crate) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             code: object.opt_number("code")?,
             signal: object.opt_number("signal")?,
@@ -50,19 +50,19 @@ impl fmt::Display for ExitRecord {
 
 /// The end of the workload that the image names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WorkloadEnd {
+pub(crate) struct WorkloadEnd {
     /// Of its last process.
-    pub status: ExitStatus,
+    pub(crate) status: ExitStatus,
     /// How often it was restarted; `None` if the guest did not answer in time.
-    pub restarts: Option<u32>,
+    pub(crate) restarts: Option<u32>,
     /// When the host learned of it, ms since 1970 UTC.
-    pub ended_ms: u64,
+    pub(crate) ended_ms: u64,
 }
 
 impl WorkloadEnd {
     /// As in the file and in `inspect`.
     #[must_use]
-    pub fn to_value(self) -> Value {
+    pub(crate) fn to_value(self) -> Value {
         let (code, signal, core) = match self.status {
             ExitStatus::Code(code) => (Some(code), None, false),
             ExitStatus::Signal { number, core } => (None, Some(number), core),
@@ -76,7 +76,7 @@ impl WorkloadEnd {
         })
     }
 
-    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+    pub(crate) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             status: ExitStatus::from_object(object)?,
             restarts: object.opt_number("restarts")?,

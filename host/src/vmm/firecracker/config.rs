@@ -8,14 +8,14 @@ use crate::vmm::{Drive, MachineSpec, VSOCK_SOCKET, drive_link};
 
 /// A machine that another program started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForeignMachine {
+pub(crate) struct ForeignMachine {
     /// The machine. Drives have the paths that the state will hold, which may be relative to
     /// Firecracker's working directory.
-    pub machine: MachineSpec,
+    pub(crate) machine: MachineSpec,
     /// The path of the vsock socket in the state, where a clone's own directory gives it another.
-    pub vsock_path: Option<PathBuf>,
+    pub(crate) vsock_path: Option<PathBuf>,
     /// Number of network interfaces.
-    pub interface_count: usize,
+    pub(crate) interface_count: usize,
 }
 
 impl ForeignMachine {
@@ -65,7 +65,7 @@ impl ForeignMachine {
     /// behind relative names; an absolute path leads every clone to the same file, which does for
     /// one that nobody writes to.
     #[must_use]
-    pub fn shared_drive(&self) -> Option<&Path> {
+    pub(crate) fn shared_drive(&self) -> Option<&Path> {
         let mut drives = self.machine.drives.iter().enumerate();
         let is_shared = |(index, drive): &(usize, &Drive)| {
             let is_relative = drive.path == Path::new(&drive_link(*index));

@@ -299,10 +299,3 @@ fn what_is_no_answer_is_said_so() {
         assert!(matches!(err, VmmError::Answer { .. }), "{answer}: {err:?}");
     }
 }
-
-#[test]
-fn quitting_is_not_on_offer() {
-    let (stream, _script) = ScriptedVmm::start(Vec::new());
-    let err = Firecracker::new(stream, None).quit(far()).unwrap_err();
-    assert!(matches!(err, VmmError::Unsupported { .. }));
-}

@@ -76,7 +76,7 @@ pub(in crate::vmm) fn launch_args(name: &str, spec: &MachineSpec, start: Start) 
 /// Says whether QEMU ended, by the end of its log, because another guest has the CID: the one
 /// failure that is worth another try, with another CID.
 #[must_use]
-pub fn is_cid_conflict(log_tail: &str) -> bool {
+pub(crate) fn is_cid_conflict(log_tail: &str) -> bool {
     log_tail.contains(CID_CONFLICT)
 }
 
