@@ -5,7 +5,6 @@ use std::fmt;
 
 use crate::exit::Exit;
 
-/// Why a command failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: Exit,

@@ -22,13 +22,11 @@ pub(crate) enum Exit {
     Version,
     /// The VMM could not be started, or refused to load or run the machine.
     Start,
-    /// The guest refused.
     Guest,
     /// A hook in the guest failed.
     Hooks,
     /// The VMM process ended unexpectedly.
     VmmEnded,
-    /// The caller's deadline passed.
     Deadline,
     /// The reader of standard output closed it.
     OutputClosed,
@@ -50,7 +48,6 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    /// The number for `exit`.
     #[must_use]
     pub(crate) const fn code(self, exit: Exit) -> u8 {
         match self {

@@ -2,8 +2,8 @@
 //! runs commands in them.
 //!
 //! A command is short-lived and blocking: it does its phases in order, each under one deadline,
-//! and ends. What outlives it is in files: a directory per VM ([`vmdir`]), an artifact directory
-//! per snapshot ([`artifact`]), and per VM one [`supervisor`] process, which is the VMM's parent.
+//! and ends. What outlives it is in files: a directory per VM (`vmdir`), an artifact directory
+//! per snapshot (`artifact`), and per VM one `supervisor` process, which is the VMM's parent.
 //!
 //! The modules are layers. Each names itself and those below it, which a test enforces:
 //!

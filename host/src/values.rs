@@ -77,7 +77,6 @@ pub(crate) fn parse_memory_mib(text: &str) -> Result<u32, String> {
 pub(crate) struct VmName(String);
 
 impl VmName {
-    /// The name as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0

@@ -84,9 +84,7 @@ pub(crate) struct MachineSpec {
     pub(crate) kernel: PathBuf,
     /// Initramfs with the agent as `/init`.
     pub(crate) initrd: PathBuf,
-    /// Guest memory in MiB.
     pub(crate) memory_mib: u32,
-    /// Number of virtual CPUs.
     pub(crate) vcpu_count: u8,
     /// Block devices, in order.
     pub(crate) drives: Vec<Drive>,
@@ -98,7 +96,6 @@ pub(crate) struct MachineSpec {
     pub(crate) guest_cid: u32,
 }
 
-/// One block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Drive {
     /// Image file on the host.
@@ -124,7 +121,6 @@ pub(crate) struct Nic {
 pub(crate) enum RunState {
     /// Nothing was booted or loaded yet.
     NotStarted,
-    /// The vCPUs run.
     Running,
     /// The vCPUs are stopped, and a resume is possible.
     Paused,
@@ -176,7 +172,6 @@ impl StateFiles {
 /// One VMM process, spoken to over its API socket. Every call blocks until it is answered, the
 /// deadline passes, or the process dies.
 pub(crate) trait Vmm: fmt::Debug {
-    /// Which VMM this is.
     fn kind(&self) -> VmmKind;
 
     /// Whether each answer that comes next over this connection is that to the next call. It is not
@@ -198,7 +193,6 @@ pub(crate) trait Vmm: fmt::Debug {
     /// Loads a snapshot into a fresh process and resumes it in the same step where the VMM can.
     fn load(&mut self, files: &StateFiles, deadline: Instant) -> Result<(), VmmError>;
 
-    /// Stops the vCPUs.
     fn pause(&mut self, deadline: Instant) -> Result<(), VmmError>;
 
     /// Writes the paused machine to `files`. `progress` is told the bytes written so far.

@@ -11,13 +11,10 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
-/// Bytes of a digest.
 const DIGEST_LEN: usize = 32;
 
-/// Bytes read at once.
 const READ_LEN: usize = 1024 * 1024;
 
-/// A SHA-256 digest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Digest([u8; DIGEST_LEN]);
 

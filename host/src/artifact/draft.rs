@@ -31,20 +31,13 @@ const DRAFT_DIGITS: usize = 8;
 #[derive(Debug)]
 pub(crate) enum DraftError {
     /// The target is there already.
-    Exists {
-        /// The target.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// The target names no directory that could be made.
-    NoName {
-        /// The target.
-        path: PathBuf,
-    },
+    NoName { path: PathBuf },
     /// A file or directory could not be written.
     Write {
         /// What was attempted, as a verb.
         operation: &'static str,
-        /// The file or directory.
         path: PathBuf,
         /// What the file system said.
         source: io::Error,

@@ -15,52 +15,29 @@ use crate::os::json::JsonFileError;
 #[derive(Debug)]
 pub(crate) enum ArtifactError {
     /// There is no such directory.
-    NotThere {
-        /// The directory.
-        path: PathBuf,
-    },
+    NotThere { path: PathBuf },
     /// The directory has no manifest: it is none of ours, or was never finished.
-    NoManifest {
-        /// The directory.
-        path: PathBuf,
-    },
+    NoManifest { path: PathBuf },
     /// The manifest was not understood.
     Manifest(JsonFileError),
     /// The manifest has a format that this version does not know.
-    Format {
-        /// The format.
-        found: u32,
-    },
+    Format { found: u32 },
     /// The agent in the guest speaks no protocol version that this version speaks.
     Protocol {
-        /// The agent's version.
         agent_version: String,
         /// Both ranges.
         error: NoCommonVersion,
     },
     /// A file's name leads elsewhere, or stands there twice.
-    Name {
-        /// The name.
-        name: String,
-    },
+    Name { name: String },
     /// A file is not there.
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
+    Missing { path: PathBuf },
     /// A file is a link, a directory or a device.
-    NotRegular {
-        /// The file.
-        path: PathBuf,
-    },
+    NotRegular { path: PathBuf },
     /// A drive that the guest writes to would be another's.
-    SharedDrive {
-        /// The drive.
-        path: PathBuf,
-    },
+    SharedDrive { path: PathBuf },
     /// A file was cut short, or is not the one that was recorded.
     Length {
-        /// The file.
         path: PathBuf,
         /// Bytes it should have.
         recorded: u64,
@@ -68,10 +45,7 @@ pub(crate) enum ArtifactError {
         found: u64,
     },
     /// A file has other bytes than those that were recorded.
-    Digest {
-        /// The file.
-        path: PathBuf,
-    },
+    Digest { path: PathBuf },
     /// Digests were asked for and none were recorded.
     NoDigests {
         /// The artifact.
@@ -84,7 +58,6 @@ pub(crate) enum ArtifactError {
     },
     /// A file could not be looked at.
     Read {
-        /// The file.
         path: PathBuf,
         /// What the file system said.
         source: io::Error,

@@ -20,7 +20,6 @@ use crate::vmm::{MachineSpec, VmmKind};
 pub(crate) struct FileEntry {
     /// Its name in the directory.
     pub(crate) name: String,
-    /// Its length in bytes.
     pub(crate) len: u64,
     /// Its digest, where one was asked for.
     pub(crate) sha256: Option<Digest>,
@@ -44,7 +43,6 @@ impl FileEntry {
     }
 }
 
-/// What an artifact is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Manifest {
     /// Which VMM wrote the state.
@@ -65,7 +63,6 @@ pub(crate) struct Manifest {
     /// Where the VMM's state has its vsock socket, if that is not in the VM directory: the VM was
     /// started by another program.
     pub(crate) vsock_path: Option<PathBuf>,
-    /// The files.
     pub(crate) files: Vec<FileEntry>,
     /// When it was made, ms since 1970 UTC.
     pub(crate) created_ms: u64,

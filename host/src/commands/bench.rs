@@ -37,7 +37,6 @@ const PARALLEL: [u32; 3] = [1, 10, 100];
 /// Most of `--runs` and `--restores`, each of which leaves a figure.
 const COUNT_MAX: u32 = 100_000;
 
-/// Runs the command.
 pub(crate) fn run(command: &BenchCommand, argv: Option<Vec<OsString>>) -> Result<(), Failure> {
     check_count("--runs", command.runs, COUNT_MAX)?;
     check_count("--restores", command.restores, COUNT_MAX)?;
@@ -140,7 +139,6 @@ struct Report {
     rows: Vec<[String; 8]>,
     /// Lines behind the table.
     notes: Vec<String>,
-    /// The parts that failed.
     failures: Vec<(String, Failure)>,
 }
 

@@ -27,7 +27,6 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 /// Most virtual processors; Firecracker's own limit.
 const VCPUS_MAX: u8 = 32;
 
-/// Runs the command.
 pub(crate) fn run(command: &Boot) -> Result<(), Failure> {
     let mut record = Record::new();
     match plan(command, &mut record) {

@@ -50,7 +50,6 @@ fn finding(what: impl Into<String>, status: Status, text: impl Into<String>) -> 
     }
 }
 
-/// Runs the command.
 pub(crate) fn run(command: &Doctor) -> Result<(), Failure> {
     let mut findings = Vec::new();
     let mut usable = Vec::new();

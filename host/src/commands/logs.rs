@@ -35,14 +35,12 @@ use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
 /// unless the caller says.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes printed at once.
 const BLOCK_LEN: usize = 64 * 1024;
 
 const NO_WORKLOAD: &str = "the guest has no workload; its image names one in \
                            /etc/guest-agent/agent.json, or its kernel command line in \
                            agent.workload=";
 
-/// Prints the output.
 pub(crate) fn run(command: &LogsCommand) -> Result<(), Failure> {
     if command.json {
         return Err(Failure::usage(
@@ -183,7 +181,6 @@ impl Printer {
         Ok(())
     }
 
-    /// Prints what is there.
     fn print(&mut self) -> Result<(), Failure> {
         let view = View::open(&self.dir)?;
         let mut buffer = vec![0; BLOCK_LEN];

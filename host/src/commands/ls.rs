@@ -15,7 +15,6 @@ use crate::vmdir::health::{Health, HealthCheck};
 use crate::vmdir::state::{ExitRecord, State, WorkloadEnd};
 use crate::vmdir::{StateDir, VmDir, VmStatus};
 
-/// Lists the VMs.
 pub(crate) fn list(command: &Ls) -> Result<(), Failure> {
     let state_dir = StateDir::open(command.state_dir.as_deref())?;
     let rows: Vec<Row> = state_dir.vms()?.iter().map(Row::of).collect();
@@ -163,7 +162,6 @@ fn table(rows: &[Row]) -> String {
     columns(&lines.into_iter().map(without).collect::<Vec<_>>())
 }
 
-/// Shows one VM.
 pub(crate) fn inspect(command: &Inspect) -> Result<(), Failure> {
     let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
     let (vm_status, state) = dir.status()?;

@@ -35,7 +35,6 @@ const WATCH_PAUSE: Duration = Duration::from_millis(250);
 /// Most changes of state that are kept for the JSON object. All are printed.
 const CHANGES_MAX: usize = 64;
 
-/// Runs the command.
 pub(crate) fn run(command: &ProbeCommand) -> Result<(), Failure> {
     let asked_at = Instant::now();
     let mut changes = Changes::new(asked_at, command.quiet);

@@ -23,7 +23,6 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// Most sessions that a guest may list. An agent has at most 1024 and keeps 256 results.
 const SESSIONS_MAX: usize = 16_384;
 
-/// Lists the sessions.
 pub(crate) fn run(command: &PsCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let watch = target.watch(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));

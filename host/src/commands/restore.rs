@@ -9,7 +9,6 @@ use crate::error::Failure;
 use crate::lifecycle::start::start;
 use crate::report::record::Record;
 
-/// Runs the command.
 pub(crate) fn run(command: &Restore) -> Result<(), Failure> {
     if command.api_sock.is_some() || command.uds.is_some() || command.cid.is_some() {
         return adopt::run(command);

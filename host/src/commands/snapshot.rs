@@ -13,7 +13,6 @@ use crate::report::reports::Reports;
 /// How long a snapshot may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
-/// Runs the command.
 pub(crate) fn run(command: &Snapshot) -> Result<(), Failure> {
     let mut record = Record::new();
     if let Some(name) = &command.name {

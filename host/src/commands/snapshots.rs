@@ -28,7 +28,6 @@ use crate::values::{printable, without_controls};
 /// How long reading all files of an artifact may take unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10 * 60);
 
-/// Runs the command.
 pub(crate) fn run(command: &Snapshots) -> Result<(), Failure> {
     match &command.command {
         SnapshotsCommand::Ls(command) => list(command),

@@ -116,9 +116,7 @@ pub(crate) fn check_count(option: &str, count: u32, count_max: u32) -> Result<()
 /// What is to be run.
 #[derive(Debug)]
 pub(crate) struct Load<'a> {
-    /// Where.
     pub(crate) target: &'a Target,
-    /// The command.
     pub(crate) argv: Vec<ByteString>,
     /// How many run at once.
     pub(crate) parallel: u32,
@@ -126,7 +124,6 @@ pub(crate) struct Load<'a> {
     pub(crate) total: u32,
     /// When all of them must have ended.
     pub(crate) deadline: Instant,
-    /// Where all output goes.
     pub(crate) sink: File,
 }
 
@@ -313,7 +310,6 @@ struct Tally {
     failures: BTreeMap<String, Kind>,
 }
 
-/// Failures of one kind.
 #[derive(Debug)]
 struct Kind {
     count: u32,
@@ -412,7 +408,6 @@ impl Report {
         Some(Failure::new(self.exit(), text))
     }
 
-    /// For scripts.
     #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         let failures = &self.tally.failures;

@@ -18,7 +18,6 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A guest that can be talked to.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// Where its agent listens.
     pub(crate) endpoint: Endpoint,
     /// The VMM's pidfd, where it is a VM of ours.
     process: Option<OwnedFd>,

@@ -12,15 +12,9 @@ pub(crate) enum GuestAddress {
         uds_path: PathBuf,
     },
     /// The host kernel's AF_VSOCK (vhost-vsock).
-    Vsock {
-        /// The guest's context id.
-        cid: u32,
-    },
+    Vsock { cid: u32 },
     /// A plain Unix socket on which an agent listens (development and tests).
-    Unix {
-        /// Path of the socket.
-        path: PathBuf,
-    },
+    Unix { path: PathBuf },
 }
 
 /// Where the guest's agent listens.

@@ -25,9 +25,7 @@ pub(crate) struct AttemptLog {
 pub(crate) struct Answer {
     /// The completion frame.
     pub(crate) message: Message,
-    /// The guest's HELLO.
     pub(crate) hello: Hello,
-    /// Attempts made.
     pub(crate) attempts: u32,
     /// The first of them, at most `ATTEMPTS_KEPT_MAX`.
     pub(crate) log: Vec<AttemptLog>,
@@ -40,11 +38,9 @@ pub(crate) struct Answer {
 pub(crate) struct AskError {
     /// Who was asked, for people.
     pub(crate) endpoint: Box<str>,
-    /// Attempts made.
     pub(crate) attempts: u32,
     /// The first of them that have ended, at most `ATTEMPTS_KEPT_MAX`.
     pub(crate) log: Box<[AttemptLog]>,
-    /// Why.
     pub(crate) reason: AskErrorReason,
     /// The latest connection that could not be made, or ended, which explains a deadline.
     pub(crate) last: Option<io::Error>,
@@ -55,7 +51,6 @@ pub(crate) struct AskError {
 pub(crate) enum AskErrorReason {
     /// The conversation failed.
     Exchange(ExchangeError),
-    /// The VMM has ended.
     VmmEnded,
     /// The conversation could not be had, and another try would give the same.
     Connection(ConnectionError),

@@ -30,9 +30,7 @@ pub(crate) enum ConnectionError {
         /// What ended it; end of file is `UnexpectedEof`.
         source: io::Error,
     },
-    /// The wait's deadline passed.
     Deadline,
-    /// The VMM has ended.
     VmmEnded,
     /// What answers there is no guest agent behind a hybrid vsock socket. Another try gives the
     /// same.
@@ -75,7 +73,6 @@ impl From<WaitError> for ConnectionError {
     }
 }
 
-/// One open connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: File,

@@ -22,7 +22,6 @@ pub(crate) struct RebindPlan {
 }
 
 impl RebindPlan {
-    /// Draws a generation.
     pub(crate) fn new(
         cause: Cause,
         parent: Option<Generation>,

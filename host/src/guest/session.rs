@@ -28,7 +28,6 @@ use crate::os::terminal::{Mode, Terminal};
 
 pub(crate) use super::session_error::ClientError;
 
-/// Input read at once.
 const INPUT_READ_LEN: usize = 64 * 1024;
 
 /// Reads of the connection in a row, before the others have their turn.
@@ -52,9 +51,7 @@ const INTERRUPT_KEY: u8 = 3;
 pub(crate) struct Local<'a> {
     /// Where standard input comes from; `None` sends none.
     pub(crate) stdin: Option<BorrowedFd<'a>>,
-    /// Where standard output goes.
     pub(crate) stdout: BorrowedFd<'a>,
-    /// Where standard error goes.
     pub(crate) stderr: BorrowedFd<'a>,
     /// Signals that are passed on.
     pub(crate) signals: Option<&'a Signals>,
@@ -65,11 +62,9 @@ pub(crate) struct Local<'a> {
 /// A session to be had.
 #[derive(Debug)]
 pub(crate) struct Session<'a> {
-    /// Where the agent listens.
     pub(crate) endpoint: &'a Endpoint,
     /// What is asked of it.
     pub(crate) request: Request,
-    /// When to give up.
     pub(crate) deadlines: Deadlines,
     /// The life of the VMM. Its deadline has no meaning here.
     pub(crate) watch: Watch<'a>,
@@ -82,7 +77,6 @@ pub(crate) struct Session<'a> {
 pub(crate) enum Outcome {
     /// It runs, and nothing else was wanted.
     Started(Started),
-    /// It ended.
     Exited(Exited),
 }
 

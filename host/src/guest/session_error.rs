@@ -14,14 +14,12 @@ use crate::exit::Exit;
 pub(crate) enum ClientError {
     /// The conversation failed.
     Session {
-        /// How.
         error: SessionError,
         /// The latest connection that could not be made, or ended, which explains a deadline.
         last: Option<io::Error>,
     },
     /// The conversation cannot be had, and another try would give the same.
     Connection(ConnectionError, Fate),
-    /// The VMM has ended.
     VmmEnded(Fate),
     /// The user gave up while the guest could not be reached.
     Interrupted(Fate),

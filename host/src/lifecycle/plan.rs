@@ -71,7 +71,6 @@ pub(crate) struct Plan<'a> {
     pub(crate) hooks: hooks::Options,
     /// When everything must be done.
     pub(crate) deadline: Instant,
-    /// The VMM.
     pub(crate) binary: VmmBinary,
     /// The machine. Drives in `stored_drives` get their paths once the VM directory is there.
     pub(crate) machine: MachineSpec,

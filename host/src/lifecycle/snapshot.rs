@@ -52,7 +52,6 @@ use crate::vmm::{Drive, Gate, MachineSpec, Purpose, StateFiles, VmmVersion, gate
 /// most this.
 const RESERVE_MAX: Duration = Duration::from_secs(5);
 
-/// Bytes of a mebibyte.
 const MIB: u64 = 1024 * 1024;
 
 /// Until when what must be done.
@@ -77,18 +76,14 @@ impl Limits {
 /// The VM that a snapshot is taken of.
 #[derive(Debug, Clone)]
 pub(crate) enum Subject<'a> {
-    /// One that host-tool started.
     Managed {
-        /// Its name.
         name: &'a VmName,
         /// Where VMs are kept, if the user said so.
         state_dir: Option<&'a Path>,
     },
     /// A Firecracker that another program started.
     External {
-        /// Its API socket.
         api_socket: &'a Path,
-        /// Its hybrid vsock socket.
         uds_path: &'a Path,
     },
 }

@@ -73,7 +73,6 @@ impl Provisional {
         })
     }
 
-    /// The VM's name.
     #[must_use]
     pub(crate) const fn name(&self) -> &VmName {
         self.dir.name()

@@ -40,7 +40,6 @@ impl Way {
     }
 }
 
-/// Why a copy failed.
 #[derive(Debug)]
 pub(crate) enum CopyError {
     /// A file could not be read or written.

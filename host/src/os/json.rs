@@ -23,14 +23,12 @@ const FILE_LEN_MAX: u64 = 1024 * 1024;
 pub(crate) enum JsonFileError {
     /// The file could not be read.
     Read {
-        /// The file.
         path: PathBuf,
         /// The file system's error.
         source: io::Error,
     },
     /// The file's content is invalid.
     Content {
-        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         source: JsonError,
@@ -117,13 +115,11 @@ pub(crate) fn os_to_value(text: impl AsRef<OsStr>) -> Value {
     bytes_to_value(text.as_ref().as_bytes())
 }
 
-/// Reads what [`os_to_value`] wrote.
 #[must_use]
 pub(crate) fn value_to_os(value: &Value) -> Option<OsString> {
     value_to_bytes(value).map(OsString::from_vec)
 }
 
-/// Reads what [`os_to_value`] wrote.
 #[must_use]
 pub(crate) fn value_to_path(value: &Value) -> Option<PathBuf> {
     value_to_os(value).map(PathBuf::from)

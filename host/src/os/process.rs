@@ -28,7 +28,6 @@ pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A process of this boot of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ProcessId {
-    /// The process id.
     pub(crate) pid: i32,
     /// When it was started, in clock ticks since the boot (`proc_pid_stat(5)`).
     pub(crate) start_time: u64,
@@ -73,7 +72,6 @@ impl ProcessId {
         json!({ "pid": self.pid, "start_time": self.start_time })
     }
 
-    /// Reads what [`to_value`](Self::to_value) wrote.
     pub(crate) fn from_object(object: &Object) -> Result<Self, JsonError> {
         let pid: i32 = object.number("pid")?;
         if pid < 1 {

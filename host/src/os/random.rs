@@ -20,22 +20,18 @@ pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// A fresh generation.
 pub(crate) fn generation() -> io::Result<Generation> {
     bytes::<ID_LEN>().map(Generation::from_bytes)
 }
 
-/// A fresh nonce.
 pub(crate) fn nonce() -> io::Result<Nonce> {
     bytes::<ID_LEN>().map(Nonce::from_bytes)
 }
 
-/// A fresh token.
 pub(crate) fn token() -> io::Result<Token> {
     bytes::<ID_LEN>().map(Token::from_bytes)
 }
 
-/// A fresh exec id.
 pub(crate) fn exec_id() -> io::Result<ExecId> {
     bytes::<ID_LEN>().map(ExecId::from_bytes)
 }

@@ -73,7 +73,6 @@ impl Terminal {
         sys::terminal::size(self.fd.as_fd())
     }
 
-    /// Sets it.
     pub(crate) fn set(&mut self, mode: Mode) -> io::Result<()> {
         if mode == self.mode {
             return Ok(());

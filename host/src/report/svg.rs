@@ -17,7 +17,6 @@ const MARGIN: u64 = 16;
 const ROW_HEIGHT: u64 = 20;
 const HEAD_HEIGHT: u64 = 34;
 
-/// Where the bars begin.
 const BAR_LEFT: u64 = MARGIN + NAME_WIDTH + TIME_WIDTH;
 
 /// Longest note of a row, in characters; the tooltip has all of it.

@@ -19,7 +19,6 @@ use crate::vmdir::state::ExitRecord;
 use crate::vmdir::{SUPERVISOR_LOG, VmDir, VmDirError};
 use crate::vmm::Launch;
 
-/// Longest report line.
 const REPORT_LEN_MAX: usize = 64 * 1024;
 
 /// Why there is no VMM, or no word of it.
@@ -137,7 +136,6 @@ impl Supervisor {
         }
     }
 
-    /// The supervisor's process.
     pub(crate) fn process(&self) -> io::Result<ProcessId> {
         ProcessId::of_child(self.child.id())
     }
@@ -164,7 +162,6 @@ impl Supervisor {
         }
     }
 
-    /// Gives an order.
     pub(crate) fn order(&mut self, order: Order) -> io::Result<()> {
         self.orders.write_all(&[order.byte()])
     }

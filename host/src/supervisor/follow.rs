@@ -62,7 +62,6 @@ pub(crate) trait Sink {
 /// Why there is no more to follow.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// The workload has ended.
     Exited,
     /// As much was handed on as was wanted.
     Reached,
@@ -79,9 +78,7 @@ pub(crate) enum End {
 /// How long the two streams of the workload were at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lengths {
-    /// Bytes of standard output.
     pub(crate) stdout: u64,
-    /// Bytes of standard error.
     pub(crate) stderr: u64,
 }
 
@@ -130,7 +127,6 @@ pub(crate) fn find_workload(
 /// Follows one workload into one sink.
 #[derive(Debug)]
 pub(crate) struct Follower<'a, S> {
-    /// Where the agent listens.
     pub(crate) endpoint: &'a Endpoint,
     /// Ends all waits.
     pub(crate) watch: Watch<'a>,

@@ -42,24 +42,14 @@ impl Order {
     }
 }
 
-/// What the supervisor tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Report {
     /// The VMM was spawned. It may have ended since.
-    Spawned {
-        /// The VMM.
-        process: ProcessId,
-    },
+    Spawned { process: ProcessId },
     /// There is no VMM. Nothing comes after this.
-    Failed {
-        /// Why.
-        text: String,
-    },
+    Failed { text: String },
     /// The VMM ended. Nothing comes after this.
-    Ended {
-        /// How.
-        exit: ExitRecord,
-    },
+    Ended { exit: ExitRecord },
 }
 
 impl Report {
@@ -73,7 +63,6 @@ impl Report {
         }
     }
 
-    /// Reads a line.
     pub(crate) fn parse(line: &[u8]) -> Result<Self, JsonError> {
         let object = Object::parse(line)?;
         if let Some(spawned) = object.opt_object("spawned")? {

@@ -55,7 +55,6 @@ pub(crate) struct RunningVm {
 }
 
 impl RunningVm {
-    /// Where its agent listens.
     #[must_use]
     pub(crate) fn endpoint(&self, port: u32) -> Endpoint {
         let cid = self.state.machine.guest_cid;

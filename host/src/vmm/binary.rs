@@ -167,14 +167,12 @@ pub(crate) enum FindError {
     },
     /// The program cannot be run, or does not end.
     Run {
-        /// The program.
         program: PathBuf,
         /// What running it ended with.
         source: io::Error,
     },
     /// The program does not say which version it is.
     Version {
-        /// The program.
         program: PathBuf,
         /// What it said instead.
         source: VersionError,

@@ -15,31 +15,21 @@ use crate::exit::Exit;
 pub(crate) enum VmmError {
     /// The API socket could not be reached.
     Connect {
-        /// The socket.
         socket: PathBuf,
         /// What the connect, or the wait for the socket, ended with.
         source: io::Error,
     },
     /// Bytes could not be moved over the API socket.
     Transfer {
-        /// The call.
         request: String,
         /// What the socket said.
         source: io::Error,
     },
     /// The answer did not come in time.
-    Deadline {
-        /// The call.
-        request: String,
-    },
+    Deadline { request: String },
     /// The VMM ended, or hung up, before it had answered.
-    Gone {
-        /// The call.
-        request: String,
-    },
-    /// The VMM answered no.
+    Gone { request: String },
     Refused {
-        /// The call.
         request: String,
         /// HTTP status, QMP error class, or the state that a job ended in.
         code: String,
@@ -50,7 +40,6 @@ pub(crate) enum VmmError {
     },
     /// The VMM answered something that is not an answer.
     Answer {
-        /// The call.
         request: String,
         /// What is wrong with it.
         source: Box<dyn Error + Send + Sync>,
@@ -59,7 +48,6 @@ pub(crate) enum VmmError {
     File {
         /// What was attempted, as a verb.
         operation: &'static str,
-        /// The file.
         path: PathBuf,
         /// What the file system said.
         source: io::Error,
@@ -67,12 +55,7 @@ pub(crate) enum VmmError {
         is_artifact_fault: bool,
     },
     /// This VMM cannot be asked for that.
-    Unsupported {
-        /// Which VMM.
-        kind: VmmKind,
-        /// What it cannot do.
-        what: String,
-    },
+    Unsupported { kind: VmmKind, what: String },
 }
 
 impl VmmError {

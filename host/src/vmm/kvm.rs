@@ -14,7 +14,6 @@ const SKIP_VARIABLE: &str = "HOST_TOOL_SKIP_KVM_CHECK";
 /// Why VMs will not run here, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostProblem {
-    /// What is wrong.
     pub(crate) reason: String,
     /// What to do.
     pub(crate) remedy: &'static str,

@@ -9,7 +9,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The implementations of [`Vmm`](super::Vmm).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum VmmKind {
     /// Firecracker, by its API socket.

@@ -20,7 +20,6 @@ use crate::os::random;
 /// How often each stream is moved.
 const RUNS: usize = 5;
 
-/// Bytes of a mebibyte.
 const MIB: u64 = 1024 * 1024;
 
 /// Longest text that the counting command can print.
@@ -46,7 +45,6 @@ pub(super) fn measure(target: &Target, size_mib: u32, deadline: Instant, report:
 struct Flow<'a> {
     target: &'a Target,
     size_mib: u32,
-    /// The same in bytes.
     len: u64,
     deadline: Instant,
 }

@@ -20,7 +20,6 @@ use crate::vmdir::output_log::record::Record;
 /// half of that in its rings.
 const HELD_LEN_MAX: usize = 1024 * 1024;
 
-/// Prints the output.
 pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let now = Instant::now();
@@ -79,7 +78,6 @@ struct Printer {
 #[derive(Debug)]
 struct Held {
     bytes: Vec<u8>,
-    /// How many lines.
     tail: u64,
     /// What there was to begin with.
     until: Lengths,

@@ -39,7 +39,6 @@ use crate::vmm::{
     Purpose, RunState, StateFiles, Vmm, VmmKind, await_and_connect, connect, gate, network,
 };
 
-/// Runs the command.
 pub(super) fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
     match adopt(command, &mut record) {

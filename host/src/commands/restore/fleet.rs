@@ -37,7 +37,6 @@ use crate::values::{MachineId, VmName};
 use crate::vmdir::{StateDir, VmDirError};
 use crate::vmm::VmmKind;
 
-/// Runs the command.
 pub(super) fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
     let clones = match bring_up_all(command, &mut record) {

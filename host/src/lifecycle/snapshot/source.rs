@@ -42,10 +42,14 @@ use crate::vmm::{
 /// Who started the VM.
 #[derive(Debug)]
 enum Owner {
-    /// This program did.
-    Us { vm: Box<RunningVm>, _lock: Lock },
+    Us {
+        vm: Box<RunningVm>,
+        _lock: Lock,
+    },
     /// Another program did. The listener is what keeps two snapshots of it apart.
-    Another { _guard: UnixListener },
+    Another {
+        _guard: UnixListener,
+    },
 }
 
 /// The VM that a snapshot is taken of.

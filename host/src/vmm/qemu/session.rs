@@ -30,7 +30,6 @@ pub(super) struct Session {
     /// The greeting was answered, so that commands are taken.
     is_ready: bool,
     last_id: u64,
-    /// See [`Session::is_in_step`].
     is_in_step: bool,
 }
 
