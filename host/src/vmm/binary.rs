@@ -1,4 +1,4 @@
-//! Finding a VMM binary on this machine, and asking it for its version.
+//! Finds a VMM binary on this machine and runs its `--version`.
 
 use std::env;
 use std::error::Error;
@@ -10,22 +10,32 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{VersionError, VmmBinary, VmmKind, VmmVersion};
+use super::{VersionError, VmmKind, VmmVersion};
 use crate::os::deadline::{WaitError, Watch};
 use crate::sys::pidfd;
 
 /// How long `--version` may take. It takes milliseconds; an emulated machine is far slower.
 const VERSION_WAIT_MAX: Duration = Duration::from_secs(20);
 
-/// As much of a `--version` output as is read.
+/// Bytes of a `--version` output that are read.
 const VERSION_LEN_MAX: u64 = 4096;
 
-/// What the search for a VMM goes by, per kind.
+/// A VMM binary found on this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct VmmBinary {
+    pub(crate) kind: VmmKind,
+    /// Absolute path of the program.
+    pub(crate) path: PathBuf,
+    /// From the output of `--version`.
+    pub(crate) version: VmmVersion,
+}
+
+/// How to find a VMM of one kind.
 struct Lookup {
     kind: VmmKind,
-    /// Environment variable that names the program and ends the search.
+    /// Environment variable with the path of the program. If it is set, `PATH` is not searched.
     variable: &'static str,
-    /// Name to look for in the directories of `PATH`.
+    /// Name of the program in the directories of `PATH`.
     program: &'static str,
     remedy: &'static str,
 }
@@ -46,19 +56,19 @@ const LOOKUPS: [Lookup; 2] = [
     },
 ];
 
-/// Finds the VMM of the given kind, or else Firecracker, or else QEMU: where the environment
-/// variable (`FIRECRACKER`, `QEMU`) says, or in `PATH`. Its `--version` is run.
+/// Finds a VMM of the given kind, or without a kind Firecracker or else QEMU: at the path in the
+/// environment variable (`FIRECRACKER`, `QEMU`), or in `PATH`. Runs its `--version`.
 pub(crate) fn find_binary(kind: Option<VmmKind>) -> Result<VmmBinary, FindError> {
-    let path = locate(kind, &|variable| env::var_os(variable))?;
-    let version = run_version(&path.1)?;
+    let (kind, path) = locate(kind, &|variable| env::var_os(variable))?;
+    let version = run_version(&path)?;
     Ok(VmmBinary {
-        kind: path.0,
-        path: path.1,
+        kind,
+        path,
         version,
     })
 }
 
-/// The search itself. The environment is an argument, because a test cannot change its own.
+/// The search itself. The environment is an argument because a test cannot change its own.
 fn locate(
     kind: Option<VmmKind>,
     variable: &dyn Fn(&str) -> Option<OsString>,
@@ -89,7 +99,8 @@ fn is_program(file: &Path) -> bool {
         .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// The supervisor runs in another directory. Symbolic links stay: a program can go by its name.
+/// The supervisor runs in another directory. Symbolic links are not resolved: a program may behave
+/// differently under another name.
 fn absolute(program: &Path) -> Result<PathBuf, FindError> {
     std::path::absolute(program).map_err(|source| FindError::Run {
         program: program.to_owned(),
@@ -110,7 +121,7 @@ fn run_version(program: &Path) -> Result<VmmVersion, FindError> {
         .spawn()
         .map_err(run)?;
     let output = read_output(&mut child);
-    // Whatever it was doing, it is of no more use; an ended process takes no harm from this.
+    // If it still runs, it hangs or writes too much. To a process that has ended this does nothing.
     let killed = child.kill().and_then(|()| child.wait());
     let output = output
         .and_then(|output| killed.map(|_| output))
@@ -141,9 +152,9 @@ fn read_output(child: &mut Child) -> io::Result<Vec<u8>> {
             Err(err) => return Err(err),
         }
     }
-    // A program with more to say learns that nobody listens.
+    // A program that writes more gets EPIPE instead of blocking.
     drop(stdout);
-    // Let it end by itself: what it does at its end (profiles, traces) is its own affair.
+    // Let it end by itself, so that it can write profiles or traces at its end.
     watch.readable(pidfd::open(pid)?).map_err(timed_out)?;
     Ok(output)
 }
@@ -152,15 +163,15 @@ fn timed_out(err: WaitError) -> io::Error {
     match err {
         WaitError::Io(source) => source,
         WaitError::Deadline | WaitError::ProcessExited => {
-            io::Error::new(io::ErrorKind::TimedOut, "--version does not end")
+            io::Error::new(io::ErrorKind::TimedOut, "it does not end")
         }
     }
 }
 
-/// Why there is no VMM to start.
+/// Why no VMM can be started.
 #[derive(Debug)]
 pub(crate) enum FindError {
-    /// None is where one was looked for.
+    /// There is no such program.
     NotFound {
         /// The kind that was asked for, if one was.
         kind: Option<VmmKind>,
@@ -168,13 +179,13 @@ pub(crate) enum FindError {
     /// The program cannot be run, or does not end.
     Run {
         program: PathBuf,
-        /// What running it ended with.
+        /// Why it cannot be run.
         source: io::Error,
     },
-    /// The program does not say which version it is.
+    /// The program does not print a version.
     Version {
         program: PathBuf,
-        /// What it said instead.
+        /// What it printed instead.
         source: VersionError,
     },
 }
@@ -248,7 +259,7 @@ mod tests {
         );
         assert_eq!(locate(Some(Qemu), &named).unwrap(), (Qemu, qemu.clone()));
 
-        // What cannot be run is not found.
+        // A file that is not executable is skipped.
         put(temp.path(), "firecracker", "", 0o644);
         assert_eq!(locate(None, &nothing).unwrap(), (Qemu, qemu));
         let err = locate(Some(Firecracker), &nothing).unwrap_err();
@@ -261,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_asked_for() {
+    fn the_version_is_read_from_the_programs_output() {
         let temp = TempDir::new("find");
         let script = "test \"$1\" = --version && echo Firecracker v1.16.1 && echo more";
         let version = run_version(&put(temp.path(), "fc", script, 0o755)).unwrap();

@@ -1,4 +1,4 @@
-//! What can go wrong between this program and a VMM's API socket.
+//! Why calls over a VMM's API socket fail.
 
 use std::error::Error;
 use std::fmt;
@@ -8,59 +8,60 @@ use std::path::PathBuf;
 use super::VmmKind;
 use crate::error::Failure;
 use crate::exit::Exit;
+use crate::os::deadline::WaitError;
 
-/// Why a call to a VMM did not succeed. `request` names the call as its API writes it
-/// (`PUT /snapshot/load`, `migrate-incoming`).
+/// Why a call to a VMM failed. `request` is the call's name in the VMM's API (`PUT /snapshot/load`,
+/// `migrate-incoming`).
 #[derive(Debug)]
 pub(crate) enum VmmError {
     /// The API socket could not be reached.
     Connect {
         socket: PathBuf,
-        /// What the connect, or the wait for the socket, ended with.
+        /// The error of the connect, or of the wait for the socket.
         source: io::Error,
     },
-    /// Bytes could not be moved over the API socket.
-    Transfer {
-        request: String,
-        /// What the socket said.
-        source: io::Error,
-    },
-    /// The answer did not come in time.
+    /// Bytes could not be sent or received.
+    Transfer { request: String, source: io::Error },
+    /// The deadline passed before the answer came.
     Deadline { request: String },
-    /// The VMM ended, or hung up, before it had answered.
+    /// The VMM ended, or closed the connection, before it answered.
     Gone { request: String },
+    /// The VMM refused the call.
     Refused {
         request: String,
         /// HTTP status, QMP error class, or the state that a job ended in.
         code: String,
-        /// The VMM's own words.
+        /// The VMM's error message.
         message: String,
-        /// Those words blame a file of the snapshot, not the host.
+        /// The message blames a file of the snapshot, not the host.
         is_artifact_fault: bool,
     },
-    /// The VMM answered something that is not an answer.
+    /// The answer cannot be understood.
     Answer {
         request: String,
         /// What is wrong with it.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A state file could not be opened or completed by this program.
+    /// This program could not open or complete a state file.
     File {
-        /// What was attempted, as a verb.
+        /// A verb: what was attempted.
         operation: &'static str,
         path: PathBuf,
-        /// What the file system said.
         source: io::Error,
         /// The file belongs to a snapshot that is being loaded.
         is_artifact_fault: bool,
     },
-    /// This VMM cannot be asked for that.
-    Unsupported { kind: VmmKind, what: String },
+    /// This kind of VMM cannot do that.
+    Unsupported {
+        kind: VmmKind,
+        /// Completes "KIND cannot …".
+        what: String,
+    },
 }
 
 impl VmmError {
-    /// A file of the snapshot is missing, cut short, damaged or of another format: another host,
-    /// another try, or a restart of the VMM would not help.
+    /// A file of the snapshot is missing, cut short, damaged or of another format. Another host or
+    /// another try would not help.
     #[must_use]
     pub(crate) const fn is_artifact_fault(&self) -> bool {
         match self {
@@ -79,7 +80,7 @@ impl VmmError {
         }
     }
 
-    /// The VMM process has ended, or is about to: its log says why.
+    /// The VMM process has ended or is about to. Its log tells why.
     #[must_use]
     pub(crate) const fn is_gone(&self) -> bool {
         matches!(self, Self::Gone { .. })
@@ -106,6 +107,38 @@ impl VmmError {
             source: source.into(),
         }
     }
+
+    pub(super) fn gone(request: &str) -> Self {
+        let request = request.to_owned();
+        Self::Gone { request }
+    }
+
+    /// For a call that this program does not send, because the VMM would do harm.
+    pub(super) fn not_paused(request: &str) -> Self {
+        Self::Refused {
+            request: request.to_owned(),
+            code: "not sent".to_owned(),
+            message: "the machine is not paused".to_owned(),
+            is_artifact_fault: false,
+        }
+    }
+
+    pub(super) fn wait_failed(request: &str, error: WaitError) -> Self {
+        let request = request.to_owned();
+        match error {
+            WaitError::Deadline => Self::Deadline { request },
+            WaitError::ProcessExited => Self::Gone { request },
+            WaitError::Io(source) => Self::Transfer { request, source },
+        }
+    }
+
+    pub(super) fn transfer_failed(request: &str, source: io::Error) -> Self {
+        let request = request.to_owned();
+        match source.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Gone { request },
+            _ => Self::Transfer { request, source },
+        }
+    }
 }
 
 impl fmt::Display for VmmError {
@@ -114,7 +147,9 @@ impl fmt::Display for VmmError {
             Self::Connect { socket, .. } => {
                 write!(f, "cannot reach the VMM at {}", socket.display())
             }
-            Self::Transfer { request, .. } => write!(f, "cannot exchange bytes for {request}"),
+            Self::Transfer { request, .. } => {
+                write!(f, "cannot send or receive the bytes of {request}")
+            }
             Self::Deadline { request } => write!(f, "no answer to {request} before the deadline"),
             Self::Gone { request } => {
                 write!(f, "the VMM ended or hung up before it answered {request}")

@@ -1,17 +1,19 @@
 //! Firecracker, driven over its HTTP API on a Unix socket.
 //!
-//! What the order of calls owes to Firecracker itself:
-//! - A failed load ends the process, after the answer: one process per attempt.
-//! - Creating a snapshot of a *running* machine fails only after the guest's vsock connections
-//!   were reset: [`save`](Vmm::save) looks at the state first.
-//! - On 1.16.0 and 1.16.1 a `Resumed` without a reset event queued for the guest since the pause
-//!   ends host-to-guest vsock for good: [`resume`](Vmm::resume) looks at the state first, and has
-//!   one queued where nobody took a snapshot.
-//! - Request structures refuse fields that they do not know: only fields that every supported
-//!   version has are ever sent.
+//! Properties of Firecracker that determine the order of calls:
+//! - A failed load ends the process, after the answer: each attempt needs a new process.
+//! - The creation of a snapshot of a *running* machine fails, but only after it has reset the
+//!   guest's vsock connections: [`save`](Vmm::save) checks the state first.
+//! - On 1.16.0 and 1.16.1 a `Resumed` breaks host-to-guest vsock permanently if no reset event was
+//!   queued for the guest since the pause: [`resume`](Vmm::resume) checks the state first, and has
+//!   an event queued if there was no snapshot.
+//! - A request with an unknown field is refused: this program sends only fields that every
+//!   supported version has.
 
 mod api;
 mod config;
+pub mod http;
+mod launch;
 mod requests;
 
 use std::fs;
@@ -28,19 +30,19 @@ use self::requests::Call;
 use super::{MachineSpec, RunState, StateFiles, Vmm, VmmError, VmmKind, VmmVersion};
 
 pub(crate) use self::config::ForeignMachine;
-pub(super) use self::requests::launch_args;
+pub(super) use self::launch::launch_args;
 
 /// A connection to one Firecracker process.
 #[derive(Debug)]
 pub(crate) struct Firecracker {
     api: Api,
-    /// Since the pause a create was asked for over this connection, so that a reset event waits for
-    /// the guest.
+    /// Since the pause this connection has sent a create, which has queued a reset event for the
+    /// guest.
     has_reset: bool,
 }
 
 impl Firecracker {
-    /// Speaks over `stream`. `process` is a pidfd of Firecracker, so that its death ends a wait.
+    /// Calls go over `stream`. `process` is Firecracker's pidfd, so that its end ends a wait.
     #[must_use]
     pub(crate) fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
         Self {
@@ -49,17 +51,15 @@ impl Firecracker {
         }
     }
 
-    /// What the machine is, where another program described it.
+    /// The machine, as another program has configured it.
     pub(crate) fn describe(&mut self, deadline: Instant) -> Result<ForeignMachine, VmmError> {
         let call = requests::config();
-        let body = self.api.call(&call, deadline, &mut || {})?;
-        let value: Value = serde_json::from_slice(&body)
-            .map_err(|source| VmmError::answer(&call.name(), source))?;
+        let value = self.get(&call, deadline)?;
         ForeignMachine::parse(&value).map_err(|text| VmmError::answer(&call.name(), text))
     }
 
-    /// Has a reset event queued for a paused guest, which is the first thing that a create does.
-    /// This one gets no further, because its files cannot be made.
+    /// Queues a reset event for a paused guest: the first thing that a create does. This create
+    /// then fails, because its files cannot be created.
     fn queue_reset(&mut self, deadline: Instant) -> Result<(), VmmError> {
         match self.put(&requests::create_nothing(), deadline) {
             Ok(()) | Err(VmmError::Refused { .. }) => {
@@ -70,39 +70,30 @@ impl Firecracker {
         }
     }
 
-    /// Sends a call whose answer has nothing in it but yes.
+    /// Sends a call whose answer has no body.
     fn put(&mut self, call: &Call, deadline: Instant) -> Result<(), VmmError> {
         self.api.call(call, deadline, &mut || {}).map(drop)
     }
 
-    /// Sends a call and takes one text field out of its answer.
+    fn get(&mut self, call: &Call, deadline: Instant) -> Result<Value, VmmError> {
+        let body = self.api.call(call, deadline, &mut || {})?;
+        serde_json::from_slice(&body).map_err(|source| VmmError::answer(&call.name(), source))
+    }
+
+    /// Sends a call and returns one text field of its answer.
     fn get_text(
         &mut self,
         call: &Call,
         field: &str,
         deadline: Instant,
     ) -> Result<String, VmmError> {
-        let body = self.api.call(call, deadline, &mut || {})?;
-        let value: Value = serde_json::from_slice(&body)
-            .map_err(|source| VmmError::answer(&call.name(), source))?;
+        let value = self.get(call, deadline)?;
         match value.get(field).and_then(Value::as_str) {
             Some(text) => Ok(text.to_owned()),
             None => Err(VmmError::answer(
                 &call.name(),
                 format!("no text field '{field}'"),
             )),
-        }
-    }
-
-    fn require_paused(&mut self, call: &Call, deadline: Instant) -> Result<(), VmmError> {
-        match self.run_state(deadline)? {
-            RunState::Paused => Ok(()),
-            RunState::NotStarted | RunState::Running | RunState::Ended => Err(VmmError::Refused {
-                request: call.name(),
-                code: "not sent".to_owned(),
-                message: "the machine is not paused".to_owned(),
-                is_artifact_fault: false,
-            }),
         }
     }
 }
@@ -162,7 +153,9 @@ impl Vmm for Firecracker {
         deadline: Instant,
     ) -> Result<(), VmmError> {
         let call = requests::create(files)?;
-        self.require_paused(&call, deadline)?;
+        if self.run_state(deadline)? != RunState::Paused {
+            return Err(VmmError::not_paused(&call.name()));
+        }
         self.has_reset = true;
         let memory = files.memory.as_deref();
         let mut report = || progress(memory.map_or(0, bytes_written));
@@ -182,13 +175,12 @@ impl Vmm for Firecracker {
     }
 }
 
-/// Bytes of `file` that were written so far. Firecracker gives the memory file its full length
-/// before it writes, so that only the allocated blocks tell how far it is.
+/// Bytes of `file` that were written so far. Firecracker sets the memory file to its full length
+/// before it writes: only the allocated blocks tell the progress.
 fn bytes_written(file: &Path) -> u64 {
-    // `st_blocks` counts units of 512 bytes on every file system.
+    // The unit of `st_blocks` is 512 bytes on every file system.
     fs::metadata(file).map_or(0, |metadata| metadata.len().min(metadata.blocks() * 512))
 }
 
-pub mod http;
 #[cfg(test)]
 mod tests;

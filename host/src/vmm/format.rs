@@ -1,25 +1,23 @@
-//! Which version can load what another version saved.
+//! Which VMM version can load a state that another version saved.
 //!
-//! Both VMMs refuse a state that they cannot read, but late, after the process was started for
-//! it, and in words about serialization. The versions say it beforehand.
+//! Both VMMs refuse a state that they cannot read, but only once the process is started, and with a
+//! message about serialization. The versions tell it beforehand.
 
 use super::{Gate, VmmKind, VmmVersion};
 
-/// Judges whether `running` can load a state that `saved_by` wrote.
+/// Checks whether `running` can load a state that `saved_by` wrote.
 #[must_use]
 pub(crate) fn load_gate(kind: VmmKind, saved_by: &VmmVersion, running: &VmmVersion) -> Gate {
     match kind {
         VmmKind::Firecracker => match (snapshot_format(saved_by), snapshot_format(running)) {
-            (Some(theirs), Some(ours)) if theirs != ours => Gate::Refuse {
-                reason: "this Firecracker reads another snapshot format than the one that the \
-                         snapshot was saved in",
-                remedy: "use the Firecracker version that the snapshot was saved with, or boot \
-                         and snapshot anew",
+            (Some(saved), Some(readable)) if saved != readable => Gate::Refuse {
+                reason: "the snapshot was saved in another format than this Firecracker reads",
+                remedy: "use the Firecracker version that saved it, or boot and snapshot again",
             },
-            // The same, or a version that came after this table: Firecracker knows best.
+            // The same format, or a version newer than this table: Firecracker checks it itself.
             _ => Gate::Allow,
         },
-        // The microvm machine has no versions that would keep its state the same across releases.
+        // QEMU's microvm machine is not versioned: its state may change with each release.
         VmmKind::Qemu if release(saved_by) != release(running) => Gate::Warn(vec![
             "the snapshot was saved by another QEMU release, which QEMU does not promise to load \
              for its microvm machine",
@@ -55,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_loads_whose_state() {
+    fn versions_that_load_the_state_of_others() {
         for (kind, saved_by, running, letter) in [
             (Firecracker, "1.16.0", "1.16.1", 'a'),
             (Firecracker, "1.13.1", "1.14.4", 'a'),

@@ -1,4 +1,4 @@
-//! Whether this machine can run microVMs at all, asked before a VMM gives a worse answer.
+//! Checks whether this machine can run microVMs, before a VMM fails with a worse message.
 
 use std::env;
 use std::fmt;
@@ -8,14 +8,14 @@ use std::path::Path;
 
 use super::VmmKind;
 
-/// Set to anything but nothing, it makes [`host_problem`] find none.
+/// If this is set and not empty, [`host_problem`] checks nothing.
 const SKIP_VARIABLE: &str = "HOST_TOOL_SKIP_KVM_CHECK";
 
-/// Why VMs will not run here, and what to do about it.
+/// Why VMs cannot run here, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostProblem {
     pub(crate) reason: String,
-    /// What to do.
+    /// What the user can do.
     pub(crate) remedy: &'static str,
 }
 
@@ -25,8 +25,8 @@ impl fmt::Display for HostProblem {
     }
 }
 
-/// Looks for what a VMM of this kind needs: a usable /dev/kvm, a processor that virtualizes, and
-/// for QEMU vhost-vsock. `HOST_TOOL_SKIP_KVM_CHECK=1` overrides.
+/// Checks what a VMM of this kind needs: a usable /dev/kvm, a processor that virtualizes, and for
+/// QEMU vhost-vsock. `HOST_TOOL_SKIP_KVM_CHECK=1` skips the check.
 #[must_use]
 pub(crate) fn host_problem(kind: VmmKind) -> Option<HostProblem> {
     if env::var_os(SKIP_VARIABLE).is_some_and(|value| !value.is_empty()) {
@@ -49,7 +49,7 @@ fn find_problem(kind: VmmKind, dev: &Path, cpuinfo: &str) -> Option<HostProblem>
         })
 }
 
-/// Opens the device as a VMM would: whether it may be used is not in its mode bits alone.
+/// Opens the device as a VMM does: mode bits alone do not tell whether this process may use it.
 fn device_problem(device: &Path, remedy: &'static str) -> Option<HostProblem> {
     let err = OpenOptions::new()
         .read(true)
@@ -68,15 +68,15 @@ fn device_problem(device: &Path, remedy: &'static str) -> Option<HostProblem> {
     })
 }
 
-/// A paravirtual KVM offers /dev/kvm, creates VMs, and cannot run a stock guest: it shows neither
-/// of the two flags. Processors other than x86 have no such flags, and no such KVM.
+/// A paravirtual KVM has /dev/kvm and creates VMs, but cannot run a stock guest. There the flags
+/// contain neither svm nor vmx. Processors other than x86 have no flags line, and no such KVM.
 fn cpu_problem(cpuinfo: &str) -> Option<HostProblem> {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
     let virtualizes = flags
         .split_whitespace()
         .any(|flag| flag == "svm" || flag == "vmx");
     (!virtualizes).then(|| HostProblem {
-        reason: "the processor flags show neither svm nor vmx: /dev/kvm is there, but cannot run \
+        reason: "the processor flags show neither svm nor vmx: /dev/kvm exists, but cannot run \
                  stock guests"
             .to_owned(),
         remedy: "use a machine with (nested) hardware virtualization, or set \
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_can_be_missing() {
+    fn each_missing_requirement_is_reported() {
         let temp = TempDir::new("kvm");
         let dev = temp.path();
         assert!(reason(Firecracker, dev, AMD).contains("/kvm: No such file"));
@@ -109,7 +109,7 @@ mod tests {
             None
         );
         assert!(reason(Firecracker, dev, &AMD.replace("svm", "svm_lock")).contains("neither"));
-        // No flags at all: not x86.
+        // A processor other than x86.
         assert_eq!(find_problem(Firecracker, dev, "processor\t: 0\n"), None);
 
         let problem = find_problem(Qemu, dev, AMD).expect("vhost-vsock is missing");

@@ -1,10 +1,10 @@
-//! What Firecracker's metadata service (MMDS) tells a guest: the user's data, and a restore epoch.
+//! The data of Firecracker's metadata service (MMDS): the user's, and a restore epoch.
 //!
 //! The epoch is the guest's generation, at `latest/host-tool/restore_epoch`. Programs in the guest
-//! may take a new one for a hint that they were restored. Nothing here or in the agent depends on
-//! it: what a guest is and whether it is ready is settled over vsock.
+//! may take a new epoch as a hint that they were restored. Neither this program nor the agent
+//! depends on it: generation and readiness are established over vsock.
 //!
-//! A snapshot holds the service's settings and not its data, so that every load brings its own,
+//! A snapshot contains the service's settings but not its data: every load puts the data anew,
 //! before the guest runs.
 
 use std::fs::File;
@@ -18,10 +18,10 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::vmm::{MachineSpec, VmmKind};
 
-/// Most bytes of the file: what the service takes by default.
+/// Most bytes of the file: the service's default limit.
 const FILE_LEN_MAX: u64 = 51_200;
 
-/// The user's data.
+/// The user's data, a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Metadata(Map<String, Value>);
 
@@ -37,14 +37,14 @@ impl Metadata {
             Failure::new(Exit::Artifact, text)
         };
         if u64::try_from(len).is_ok_and(|len| len > FILE_LEN_MAX) {
-            return Err(refuse("the metadata service takes at most 51200 bytes"));
+            return Err(refuse("the metadata service accepts at most 51200 bytes"));
         }
         Self::parse(&text).map_err(refuse)
     }
 
     fn parse(text: &str) -> Result<Self, &'static str> {
         let Ok(Value::Object(map)) = serde_json::from_str(text) else {
-            return Err("no JSON object");
+            return Err("not a JSON object");
         };
         let latest = map.get("latest");
         let ours = latest.and_then(|latest| latest.get(TOOL));
@@ -54,24 +54,24 @@ impl Metadata {
             .all(|value| value.is_object())
         {
             true => Ok(Self(map)),
-            false => Err("'latest' and 'host-tool' in it have to be objects"),
+            false => Err("'latest', and 'host-tool' in it, must be objects"),
         }
     }
 
-    /// The data for a guest of this name.
+    /// The data for a guest of this generation.
     #[must_use]
     pub(crate) fn with_epoch(&self, generation: Generation) -> Value {
         let mut value = Value::Object(self.0.clone());
-        // Each of these is an object or missing, and made then.
+        // Each of these is an object, or is missing and created here.
         value["latest"][TOOL]["restore_epoch"] = generation.to_string().into();
         value
     }
 }
 
-/// Where the tool's own data is, below `latest`.
+/// Key of this program's own data in `latest`.
 const TOOL: &str = "host-tool";
 
-/// Fails where there are metadata, and no service that could tell them.
+/// Fails if there are metadata and the machine has no service to serve them.
 pub(crate) fn require_service(
     metadata: Option<&Metadata>,
     machine: &MachineSpec,
@@ -96,7 +96,7 @@ mod tests {
     use crate::vmdir::state::tests::state;
 
     #[test]
-    fn the_epoch_stands_beside_the_users_data() {
+    fn the_epoch_is_added_to_the_users_data() {
         let generation = Generation::from_bytes([0xab; 16]);
         let epoch = "ab".repeat(16);
         for (text, expected) in [
@@ -128,16 +128,16 @@ mod tests {
     fn metadata_need_the_service_of_the_machine() {
         let metadata = Metadata::parse("{}").ok();
         let mut machine = state().machine;
-        let judged =
+        let is_accepted =
             |machine: &MachineSpec, kind| require_service(metadata.as_ref(), machine, kind).is_ok();
-        assert!(!judged(&machine, VmmKind::Firecracker));
+        assert!(!is_accepted(&machine, VmmKind::Firecracker));
         if let Some(nic) = &mut machine.nic {
             nic.has_mmds = true;
         }
-        assert!(judged(&machine, VmmKind::Firecracker));
-        assert!(!judged(&machine, VmmKind::Qemu));
+        assert!(is_accepted(&machine, VmmKind::Firecracker));
+        assert!(!is_accepted(&machine, VmmKind::Qemu));
         machine.nic = None;
-        assert!(!judged(&machine, VmmKind::Firecracker));
+        assert!(!is_accepted(&machine, VmmKind::Firecracker));
         require_service(None, &machine, VmmKind::Qemu).unwrap();
     }
 }

@@ -1,7 +1,7 @@
-//! A VM's network interface: the tap device it is on, and what its guest is told about it.
+//! A VM's network interface: its tap device, and the settings for the guest.
 //!
-//! The tap device is made, addressed and connected by somebody else. The guest's address, MAC and
-//! default route travel in the REBIND that names it, so that they hold before it is ready.
+//! The user creates, addresses and connects the tap device. The guest gets its address, MAC address
+//! and default route in REBIND, so that they are set before the guest is ready.
 
 use std::io;
 use std::net::IpAddr;
@@ -18,10 +18,10 @@ use crate::sys::tap;
 use crate::values::network::NicArgument;
 use crate::vmm::{MachineSpec, Nic, VmmKind, VmmVersion};
 
-/// The first Firecracker that can load a snapshot with another tap device than its own.
+/// The first Firecracker that can load a snapshot with another tap device than the recorded one.
 const OVERRIDE_VERSION_MIN: (u32, u32) = (1, 12);
 
-/// What the options say about the guest's network.
+/// The guest's network settings from the options.
 pub(crate) fn settings(
     address: Option<InterfaceAddress>,
     mac: Option<MacAddress>,
@@ -36,21 +36,21 @@ pub(crate) fn settings(
     if network.has_one_family() {
         return Ok(network);
     }
-    let text = "--net-address and --net-gateway are of two families of addresses";
+    let text = "--net-address and --net-gateway must both be IPv4 or both be IPv6";
     Err(Failure::usage(text))
 }
 
-/// Fails where there is something to set, and nothing to set it on.
+/// Fails if there are settings and the machine has no network interface.
 pub(crate) fn require_nic(network: &Network, machine: &MachineSpec) -> Result<(), Failure> {
     if *network == Network::default() || machine.nic.is_some() {
         return Ok(());
     }
-    let text = "--net-address, --net-mac and --net-gateway need a VM with a network interface, \
-                which it gets from 'host-tool boot --nic TAP'";
+    let text = "--net-address, --net-mac and --net-gateway need a VM that was booted with a \
+                network interface ('host-tool boot --nic TAP')";
     Err(Failure::usage(text))
 }
 
-/// The interface of a VM that boots. VMs that were given no MAC address do not share one.
+/// The interface of a VM that boots. Without a MAC address in `argument`, a random one is drawn.
 pub(crate) fn nic(argument: &NicArgument, has_mmds: bool) -> Result<Nic, Failure> {
     let mac = match argument.mac {
         Some(mac) => mac,
@@ -64,8 +64,8 @@ pub(crate) fn nic(argument: &NicArgument, has_mmds: bool) -> Result<Nic, Failure
     Ok(Nic { tap, mac, has_mmds })
 }
 
-/// Puts the interface of a VM that is restored on another tap device. Gives that device's name if
-/// it is another one.
+/// Moves the interface of a VM that is restored to the tap device in `argument`. Returns the
+/// device's name if it is not the snapshot's.
 pub(crate) fn move_nic(
     machine: &mut MachineSpec,
     argument: Option<&NicArgument>,
@@ -74,12 +74,12 @@ pub(crate) fn move_nic(
         return Ok(None);
     };
     if argument.mac.is_some() {
-        let text = "a restored guest has the MAC address of its snapshot; --net-mac gives it \
-                    another";
+        let text = "a restored guest has the MAC address of its snapshot; set another with \
+                    --net-mac";
         return Err(Failure::usage(text));
     }
     let Some(nic) = &mut machine.nic else {
-        let text = "the snapshot's manifest has no network interface, and --nic can add none to it";
+        let text = "the snapshot's manifest has no network interface, and --nic cannot add one";
         return Err(Failure::usage(text));
     };
     if nic.tap == argument.tap {
@@ -89,8 +89,8 @@ pub(crate) fn move_nic(
     Ok(Some(argument.tap.clone()))
 }
 
-/// Fails where the VMM cannot load a snapshot with another tap device than its own.
-pub(crate) fn judge_move(
+/// Fails if the VMM cannot load a snapshot with another tap device than the recorded one.
+pub(crate) fn check_move(
     tap: Option<&str>,
     kind: VmmKind,
     version: &VmmVersion,
@@ -102,8 +102,8 @@ pub(crate) fn judge_move(
     match tap {
         Some(tap) if !can_move => {
             let text = format!(
-                "{kind} {version} cannot load a snapshot with another tap device ('{tap}') than it \
-                 was made with; use Firecracker 1.12 or newer, or that device"
+                "{kind} {version} can load this snapshot only with the tap device that it was made \
+                 with, not with '{tap}'; use that device, or Firecracker 1.12 or newer"
             );
             Err(Failure::new(Exit::Version, text))
         }
@@ -111,27 +111,27 @@ pub(crate) fn judge_move(
     }
 }
 
-/// Sees to it that a VMM can use the tap device, before one is started and fails late.
+/// Checks that a VMM can use the tap device, before one is started and fails late.
 pub(crate) fn check_tap(nic: &Nic) -> Result<(), Failure> {
     let tap = &nic.tap;
     let device = Path::new("/sys/class/net").join(tap);
     let refuse = |text: String| Err(Failure::new(Exit::Start, text));
     if !device.exists() {
         return refuse(format!(
-            "there is no tap device '{tap}'; make one with 'ip tuntap add {tap} mode tap'"
+            "there is no tap device '{tap}'; create one with 'ip tuntap add {tap} mode tap'"
         ));
     }
     if !device.join("tun_flags").exists() {
-        return refuse(format!("the network interface '{tap}' is no tap device"));
+        return refuse(format!("the network interface '{tap}' is not a tap device"));
     }
     match tap::attach(tap) {
         Ok(_) => Ok(()),
         Err(error) => {
             let remedy = match error.kind() {
-                io::ErrorKind::ResourceBusy => "another VM uses it; give this one its own, --nic",
-                io::ErrorKind::PermissionDenied => "be root, or the user that the device is for",
+                io::ErrorKind::ResourceBusy => "another VM uses it; choose another with --nic",
+                io::ErrorKind::PermissionDenied => "run as root, or as the user that owns it",
                 io::ErrorKind::NotFound => "load the kernel module 'tun'",
-                _ => "is it a tap device of one queue?",
+                _ => "it must be a tap device with a single queue",
             };
             let text = format!("cannot use the tap device '{tap}' ({remedy})");
             Err(error).or_fail(Exit::Start, || text)
@@ -139,13 +139,13 @@ pub(crate) fn check_tap(nic: &Nic) -> Result<(), Failure> {
     }
 }
 
-/// A network interface, for files.
+/// As it stands in files.
 #[must_use]
 pub(crate) fn nic_to_value(nic: &Nic) -> Value {
     json!({ "tap": nic.tap, "mac": nic.mac.to_string(), "mmds": nic.has_mmds })
 }
 
-/// Reads what [`nic_to_value`] wrote; none where an older version wrote nothing.
+/// Reads what [`nic_to_value`] wrote. An older version wrote no such field.
 pub(crate) fn nic_from_object(
     object: &Object,
     field: &'static str,
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restore_moves_the_interface_it_has() {
+    fn a_restore_moves_an_interface_but_adds_none() {
         let mut with = machine(Some(on("tap0")));
         let moved = |machine: &mut MachineSpec, tap: &str| {
             move_nic(machine, Some(&tap.parse().unwrap())).map_err(|failure| failure.exit())
@@ -192,11 +192,11 @@ mod tests {
         assert_eq!(with_mac, Err(Exit::Usage));
         assert_eq!(moved(&mut machine(None), "tap1"), Err(Exit::Usage));
 
-        let judged = |kind, version: &str| {
-            judge_move(Some("tap1"), kind, &VmmVersion::parse(version).unwrap()).is_ok()
+        let can_move = |kind, version: &str| {
+            check_move(Some("tap1"), kind, &VmmVersion::parse(version).unwrap()).is_ok()
         };
-        assert!(judged(VmmKind::Firecracker, "1.12.0") && judged(VmmKind::Qemu, "7.2.0"));
-        assert!(!judged(VmmKind::Firecracker, "1.11.0"));
+        assert!(can_move(VmmKind::Firecracker, "1.12.0") && can_move(VmmKind::Qemu, "7.2.0"));
+        assert!(!can_move(VmmKind::Firecracker, "1.11.0"));
     }
 
     #[test]
@@ -212,10 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tap_device_is_refused_in_words() {
+    fn an_interface_that_is_not_a_tap_device_is_refused() {
         let text = |tap: &str| check_tap(&on(tap)).unwrap_err().to_string();
         assert!(text("no-such-tap").contains("ip tuntap add no-such-tap mode tap"));
-        assert!(text("lo").contains("is no tap device"));
+        assert!(text("lo").contains("is not a tap device"));
     }
 
     #[test]

@@ -1,22 +1,21 @@
 //! QEMU's `microvm` machine with vhost-vsock, driven over QMP.
 //!
-//! A snapshot is a migration into a file, a restore a migration out of it. Facts that shape the
-//! calls, all measured with 7.2:
+//! A snapshot is a migration into a file, and a restore is a migration out of it. Properties of
+//! QEMU that determine the calls, all measured with 7.2:
 //! - The `MIGRATION` event says `completed` while the source is still in `finish-migrate`, where
-//!   `cont` is refused. No event tells the end of that state, which lasts well under a millisecond.
-//! - A source that was stopped and migrated runs on after `cont`, its vsock connections intact.
-//! - A machine that is loaded stays paused until `cont`, because its source was paused.
-//! - A migration goes on when whoever asked for it has gone, also beside a guest that `cont` let
-//!   run again, and at its end it stops that: it is cancelled first.
+//!   `cont` is refused. No event marks the end of that state, which lasts well under a millisecond.
+//! - A source that was stopped and migrated runs again after `cont`, its vsock connections intact.
+//! - A loaded machine stays paused until `cont`, because its source was paused.
+//! - A migration continues after its client has disconnected, even while the guest runs again after
+//!   a `cont`, and stops the guest at its end. So it is cancelled before a `cont`.
 //! - A load needs neither kernel nor initramfs: both are in the migrated memory. It needs the same
 //!   machine, memory size and devices; the guest's CID may differ.
-//! - A stream that cannot be loaded ends QEMU, with the reason on its standard error only.
-//! - QMP serves one client at a time; the next one waits for the greeting.
+//! - A stream that cannot be loaded ends QEMU, with the reason only on its standard error.
+//! - QMP serves one client at a time; the next client waits for the greeting.
 
 mod launch;
 pub mod qmp;
 mod session;
-
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,18 +32,19 @@ use super::{MachineSpec, RunState, StateFiles, Vmm, VmmError, VmmKind, VmmVersio
 pub(crate) use self::launch::is_cid_conflict;
 pub(super) use self::launch::launch_args;
 
-/// Name under which QEMU knows a descriptor between `getfd` and the command that uses it up.
+/// QEMU's name for a descriptor from `getfd` until a command uses it.
 const FD_NAME: &str = "vmstate";
 
-/// "As fast as the file takes it"; the default is 128 MiB/s.
+/// In bytes per second: no limit. The default is 128 MiB/s.
 const BANDWIDTH_MAX: i64 = i64::MAX;
 
-/// Between looks at a migration's progress.
+/// Time between two queries of a migration's progress.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
-/// Between looks at a state that ends by itself and without an event.
-const SETTLE_WAIT_MIN: Duration = Duration::from_micros(100);
-const SETTLE_WAIT_MAX: Duration = Duration::from_millis(10);
+/// Time between two queries of a state whose end no event marks; it grows from the first to the
+/// second.
+const STATE_WAIT_MIN: Duration = Duration::from_micros(100);
+const STATE_WAIT_MAX: Duration = Duration::from_millis(10);
 
 /// A connection to one QEMU process.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub(crate) struct Qemu {
 }
 
 impl Qemu {
-    /// Speaks over `stream`. `process` is a pidfd of QEMU, so that its death ends a wait.
+    /// Commands go over `stream`. `process` is QEMU's pidfd, so that its end ends a wait.
     #[must_use]
     pub(crate) fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl Qemu {
             .execute(command, Some(arguments), None, deadline)
     }
 
-    /// QEMU's own word for its state.
+    /// The state of the machine, as QEMU calls it.
     fn status(&mut self, deadline: Instant) -> Result<String, VmmError> {
         let answer = self.execute("query-status", deadline)?;
         match answer.get("status").and_then(Value::as_str) {
@@ -84,7 +84,7 @@ impl Qemu {
         }
     }
 
-    /// Asks for events, hands over `file`, and starts `command` on it.
+    /// Turns on migration events, passes `file` to QEMU, and starts `command` on it.
     fn start_migration(
         &mut self,
         command: &str,
@@ -100,7 +100,7 @@ impl Qemu {
         Ok(())
     }
 
-    /// Waits until a migration has ended, well or not, and says which.
+    /// Waits for the end of a migration and returns whether it succeeded.
     fn await_migration(
         &mut self,
         command: &str,
@@ -135,21 +135,21 @@ impl Qemu {
             .unwrap_or(0))
     }
 
-    /// Waits while QEMU is in the state `transient`.
-    fn settle(&mut self, transient: &str, deadline: Instant) -> Result<(), VmmError> {
-        let mut wait = SETTLE_WAIT_MIN;
+    /// Waits until QEMU has left the state `transient`.
+    fn await_stable_state(&mut self, transient: &str, deadline: Instant) -> Result<(), VmmError> {
+        let mut wait = STATE_WAIT_MIN;
         while self.status(deadline)? == transient {
             self.session
                 .next_event("query-status", Some(wait), deadline)?;
-            wait = (wait * 2).min(SETTLE_WAIT_MAX);
+            wait = (wait * 2).min(STATE_WAIT_MAX);
         }
         Ok(())
     }
 
-    /// Ends a migration that nobody waits for any more: it would go on beside the running guest,
-    /// and stop it again when it is done.
+    /// Cancels a migration that a killed command left: it would continue while the guest runs, and
+    /// stop the guest at its end.
     fn end_migration(&mut self, deadline: Instant) -> Result<(), VmmError> {
-        let mut wait = SETTLE_WAIT_MIN;
+        let mut wait = STATE_WAIT_MIN;
         let mut is_cancelled = false;
         loop {
             let answer = self.execute("query-migrate", deadline)?;
@@ -161,7 +161,7 @@ impl Qemu {
                 Some("setup" | "active" | "pre-switchover" | "device" | "cancelling") => {
                     self.session
                         .next_event("query-migrate", Some(wait), deadline)?;
-                    wait = (wait * 2).min(SETTLE_WAIT_MAX);
+                    wait = (wait * 2).min(STATE_WAIT_MAX);
                 }
                 _ => return Ok(()),
             }
@@ -175,12 +175,7 @@ impl Qemu {
         deadline: Instant,
     ) -> Result<(), VmmError> {
         if self.run_state(deadline)? != RunState::Paused {
-            return Err(VmmError::Refused {
-                request: "migrate".to_owned(),
-                code: "not sent".to_owned(),
-                message: "the machine is not paused".to_owned(),
-                is_artifact_fault: false,
-            });
+            return Err(VmmError::not_paused("migrate"));
         }
         let unlimited = json!({ "max-bandwidth": BANDWIDTH_MAX });
         self.execute_with("migrate-set-parameters", unlimited, deadline)?;
@@ -196,10 +191,10 @@ impl Qemu {
                 is_artifact_fault: false,
             });
         }
-        self.settle("finish-migrate", deadline)?;
+        self.await_stable_state("finish-migrate", deadline)?;
         let written = file
             .metadata()
-            .map_err(|source| unfinished("read the size of", path, source));
+            .map_err(|source| file_error("read the size of", path, source));
         progress(written?.len());
         Ok(())
     }
@@ -240,15 +235,15 @@ impl Vmm for Qemu {
         Ok(run_state(&self.status(deadline)?))
     }
 
-    /// The machine was described on the command line and waits before its first instruction.
     fn put_metadata(&mut self, _data: &Value, _deadline: Instant) -> Result<(), VmmError> {
         Err(VmmError::Unsupported {
             kind: VmmKind::Qemu,
-            what: "tell its guest metadata".to_owned(),
+            what: "serve metadata to its guest".to_owned(),
         })
     }
 
     fn boot(&mut self, _spec: &MachineSpec, deadline: Instant) -> Result<(), VmmError> {
+        // The machine came on the command line, and is stopped before its first instruction.
         self.execute("cont", deadline).map(drop)
     }
 
@@ -259,7 +254,7 @@ impl Vmm for Qemu {
         match self.await_migration(COMMAND, None, deadline) {
             Ok(MigrationEnd::Completed) => {}
             Err(err) if !err.is_gone() => return Err(err),
-            // `failed` and the end of the process come together; either may be seen first.
+            // QEMU sends `failed` and ends at once: either may be seen first.
             Ok(MigrationEnd::Failed) | Err(_) => {
                 return Err(VmmError::Refused {
                     request: COMMAND.to_owned(),
@@ -269,7 +264,7 @@ impl Vmm for Qemu {
                 });
             }
         }
-        self.settle("inmigrate", deadline)?;
+        self.await_stable_state("inmigrate", deadline)?;
         self.execute("cont", deadline).map(drop)
     }
 
@@ -285,8 +280,8 @@ impl Vmm for Qemu {
     ) -> Result<(), VmmError> {
         let result = self.migrate(&files.state, progress, deadline);
         if matches!(result, Err(VmmError::Deadline { .. })) {
-            // Nobody waits for it any more, and a migration under way would refuse the next one.
-            self.session.send_and_forget("migrate_cancel");
+            // Left under way, it would make QEMU refuse the next migration.
+            self.session.send_without_answer("migrate_cancel");
         }
         result
     }
@@ -296,20 +291,20 @@ impl Vmm for Qemu {
             return Ok(());
         }
         self.end_migration(deadline)?;
-        self.settle("finish-migrate", deadline)?;
+        self.await_stable_state("finish-migrate", deadline)?;
         self.execute("cont", deadline).map(drop)
     }
 }
 
-/// What QEMU's word for its state means to us.
+/// Translates QEMU's name of a state.
 fn run_state(status: &str) -> RunState {
     match status {
         "prelaunch" | "preconfig" | "inmigrate" => RunState::NotStarted,
         "running" => RunState::Running,
-        // An `io-error` state is left by `cont`, which tries the request again.
+        // `cont` ends an `io-error` state and retries the request.
         "paused" | "postmigrate" | "finish-migrate" | "save-vm" | "restore-vm" | "debug"
         | "io-error" => RunState::Paused,
-        // shutdown, guest-panicked, internal-error, watchdog, and what later versions add.
+        // shutdown, guest-panicked, internal-error, watchdog, and states of later versions.
         _ => RunState::Ended,
     }
 }
@@ -319,10 +314,10 @@ fn create(path: &Path) -> Result<File, VmmError> {
     options.write(true).create(true).truncate(true).mode(0o600);
     options
         .open(path)
-        .map_err(|source| unfinished("create", path, source))
+        .map_err(|source| file_error("create", path, source))
 }
 
-fn unfinished(operation: &'static str, path: &Path, source: io::Error) -> VmmError {
+fn file_error(operation: &'static str, path: &Path, source: io::Error) -> VmmError {
     VmmError::File {
         operation,
         path: path.to_owned(),

@@ -1,4 +1,4 @@
-//! Reaching the API socket of a VMM that is running, or that is only just starting.
+//! Connects to the API socket of a VMM that is running or starting.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -13,20 +13,18 @@ use super::VmmError;
 use crate::os::deadline::{WaitError, Watch};
 use crate::os::uds;
 
-/// Between `bind` and `listen` the socket is there and refuses. No event tells of `listen`, so
-/// the next tries come after these waits. The gap is microseconds wide: a second try is rare.
+/// Between `bind` and `listen` the socket exists and refuses connections. No event marks `listen`,
+/// so the next attempts come after these waits. The gap lasts microseconds: two are rare.
 const LISTEN_WAIT_MIN: Duration = Duration::from_micros(50);
 const LISTEN_WAIT_MAX: Duration = Duration::from_millis(1);
 
-/// Connects to the API socket of a VMM that is expected to listen already.
+/// Connects to the API socket of a VMM that should be listening already.
 pub(super) fn connect(socket: &Path, watch: &Watch<'_>) -> Result<UnixStream, VmmError> {
     let connected = uds::connect_unix(socket, watch.deadline());
     connected.map_err(|source| failed(socket, source))
 }
 
 /// Connects to the API socket of a VMM that was just started, as soon as it listens.
-///
-/// The directory is watched before the first try, so that no creation can fall between the two.
 pub(super) fn await_and_connect(socket: &Path, watch: &Watch<'_>) -> Result<UnixStream, VmmError> {
     await_listener(socket, watch).map_err(|err| match err {
         AwaitError::Process => VmmError::Gone {
@@ -76,6 +74,7 @@ impl From<WaitError> for AwaitError {
 fn await_listener(socket: &Path, watch: &Watch<'_>) -> Result<UnixStream, AwaitError> {
     let (dir, name) = uds::split(socket)?;
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    // Before the first attempt, so that no creation is missed between the attempt and the wait.
     inotify.add_watch(&dir, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
     let mut listen_wait = LISTEN_WAIT_MIN;
     loop {
@@ -95,7 +94,7 @@ fn await_listener(socket: &Path, watch: &Watch<'_>) -> Result<UnixStream, AwaitE
     }
 }
 
-/// Forgets the events so far: what they say is found out by the next try.
+/// Discards the events so far: the next attempt finds out what they tell.
 fn drain(inotify: &Inotify) -> io::Result<()> {
     loop {
         match inotify.read_events() {
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_there_is_taken_at_once() {
+    fn an_existing_socket_is_connected_at_once() {
         let temp = TempDir::new("await");
         let path = temp.path().join("api.sock");
         let _listener = UnixListener::bind(&path).unwrap();
@@ -136,13 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_appears_later_is_taken_then() {
+    fn a_socket_that_appears_later_is_connected_then() {
         let temp = TempDir::new("await");
         let path = temp.path().join("api.sock");
         thread::scope(|scope| {
-            // The listener lives on in the handle.
+            // The handle keeps the listener alive.
             let _listener = scope.spawn(|| {
-                // Other files come and go first.
+                // Another file comes first.
                 fs::write(temp.path().join("vmm.log"), "x").unwrap();
                 UnixListener::bind(&path).unwrap()
             });
@@ -185,7 +184,7 @@ mod tests {
         let watch = Watch::until(Instant::now() + Duration::from_millis(5));
         let err = await_and_connect(&temp.path().join("api.sock"), &watch).unwrap_err();
         assert!(err.is_deadline(), "{err}");
-        // As it does where a dead process left its socket behind.
+        // Also for a socket that a dead process has left.
         let path = temp.path().join("api.sock");
         drop(UnixListener::bind(&path).unwrap());
         let watch = Watch::until(Instant::now() + Duration::from_millis(5));

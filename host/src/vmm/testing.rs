@@ -1,17 +1,17 @@
-//! What the tests of both VMMs share.
+//! A scripted VMM for the tests of both kinds.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
-/// One end of a socket pair, and a thread that plays the VMM at the other: it takes requests and
-/// sends canned answers, step by step.
+/// A thread that plays the VMM at one end of a socket pair: it takes requests and sends prepared
+/// answers, step by step.
 #[derive(Debug)]
 pub(crate) struct ScriptedVmm {
     thread: Option<JoinHandle<Vec<String>>>,
 }
 
-/// What the scripted VMM does next.
+/// One step of the script.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     /// Reads one HTTP request.
@@ -22,7 +22,7 @@ pub(crate) enum Step {
     Send(Vec<u8>),
     /// Sends bytes one at a time.
     Trickle(Vec<u8>),
-    /// Waits until the client has gone.
+    /// Waits until the client hangs up.
     AwaitHangup,
 }
 
@@ -45,7 +45,7 @@ impl ScriptedVmm {
         (ours, Self { thread })
     }
 
-    /// The requests that were taken. The client must have been dropped if the script awaits it.
+    /// The requests that were taken. If the script awaits a hangup, drop the client first.
     pub(crate) fn taken(mut self) -> Vec<String> {
         let thread = self.thread.take().expect("joined once");
         thread.join().expect("the script ran to its end")
@@ -56,7 +56,7 @@ fn play(mut stream: UnixStream, steps: &[Step]) -> Vec<String> {
     let mut reader = BufReader::new(stream.try_clone().expect("a second descriptor"));
     let mut taken = Vec::new();
     for step in steps {
-        // The client may hang up at any time; the script then just comes to its end.
+        // The client may hang up at any time; the remaining steps then do nothing.
         let _ = match step {
             Step::TakeRequest => take_request(&mut reader).map(|request| taken.push(request)),
             Step::TakeLine => {
@@ -73,7 +73,7 @@ fn play(mut stream: UnixStream, steps: &[Step]) -> Vec<String> {
     taken
 }
 
-/// Reads a request and returns its request line and body, with a blank between.
+/// Reads a request and returns its method, path and body, separated by blanks.
 fn take_request(reader: &mut impl BufRead) -> io::Result<String> {
     let mut request_line = String::new();
     reader.read_line(&mut request_line)?;

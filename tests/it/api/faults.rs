@@ -247,7 +247,7 @@ pub(super) const QMP_FAULTS: [Fault; 8] = [
         "an object that QMP does not have",
         |rule| rule.send("{}\n"),
         5,
-        "no greeting, return",
+        "not a greeting, return",
     ),
     fault(
         "an object too deep to be read",

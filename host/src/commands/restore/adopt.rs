@@ -62,7 +62,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     let mut machine = manifest.machine.clone();
     // Its tap device is looked for where the VMM runs, which may be another network namespace.
     let tap = network::move_nic(&mut machine, command.nic.as_ref())?;
-    network::judge_move(tap.as_deref(), vmm.kind(), &vmm.version(deadline)?)?;
+    network::check_move(tap.as_deref(), vmm.kind(), &vmm.version(deadline)?)?;
     network::require_nic(&network, &machine)?;
     let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
     require_service(metadata.as_ref(), &machine, vmm.kind())?;

@@ -63,7 +63,7 @@ pub(crate) fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<Plan
         plan.machine.guest_cid = cid;
     }
     let tap = network::move_nic(&mut plan.machine, command.nic.as_ref())?;
-    network::judge_move(tap.as_deref(), kind, &plan.binary.version)?;
+    network::check_move(tap.as_deref(), kind, &plan.binary.version)?;
     network::require_nic(&network, &plan.machine)?;
     let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
     require_service(metadata.as_ref(), &plan.machine, kind)?;

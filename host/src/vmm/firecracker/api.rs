@@ -1,7 +1,6 @@
 //! Calls over Firecracker's API socket: one request, then its response, on a kept connection.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -9,156 +8,76 @@ use log::debug;
 use serde_json::Value;
 
 use super::requests::Call;
-use crate::os::deadline::{WaitError, Watch};
 use crate::vmm::VmmError;
-use crate::vmm::firecracker::http::{Response, encode_request, parse_response};
+use crate::vmm::firecracker::http::{encode_request, parse_response};
+use crate::vmm::stream::ApiStream;
 
-/// How often a long call reports in while its answer is awaited.
+/// Time between two progress reports of a long call.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// The client's end of the API socket.
 #[derive(Debug)]
 pub(super) struct Api {
-    stream: UnixStream,
-    process: Option<OwnedFd>,
+    stream: ApiStream,
     /// Received and not yet part of a response.
     received: Vec<u8>,
-    /// Each request was answered, and nothing more was.
+    /// Each request was answered.
     is_in_step: bool,
 }
 
 impl Api {
     pub(super) const fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
         Self {
-            stream,
-            process,
+            stream: ApiStream::new(stream, process),
             received: Vec::new(),
             is_in_step: true,
         }
     }
 
-    /// Whether what comes next is the answer to the next call. An answer that came late, or was not
-    /// understood to its end, would be taken for it.
+    /// See [`Vmm::is_in_step`](crate::vmm::Vmm::is_in_step). HTTP does not number its answers: a
+    /// late answer, or the rest of one, would be taken for that to the next call.
     pub(super) const fn is_in_step(&self) -> bool {
         self.is_in_step && self.received.is_empty()
     }
 
-    /// Sends `call` and waits for its answer, whose body is returned if it says yes. `report` is
-    /// called now and then meanwhile.
+    /// Sends `call`, waits for its answer, and returns the answer's body if the call succeeded.
+    /// Calls `report` now and then while it waits.
     pub(super) fn call(
         &mut self,
         call: &Call,
         deadline: Instant,
         report: &mut dyn FnMut(),
     ) -> Result<Vec<u8>, VmmError> {
+        let request = call.name();
         let body = call.body.as_ref().map(Value::to_string);
-        let bytes = encode_request(call.method, call.path, body.as_deref());
-        debug!("{} {}", call.name(), body.unwrap_or_default());
+        let bytes = encode_request(call.method, &call.path, body.as_deref());
+        debug!("{request} {}", body.unwrap_or_default());
         self.is_in_step = false;
-        self.send(&bytes, call, deadline)?;
-        let response = self.receive(call, deadline, report)?;
+        match self.stream.send(&bytes, None, &request, deadline) {
+            // Firecracker may have answered, and closed, before it had read everything.
+            Ok(()) | Err(VmmError::Gone { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let response = loop {
+            let parsed = parse_response(&self.received);
+            if let Some((response, len)) =
+                parsed.map_err(|source| VmmError::answer(&request, source))?
+            {
+                self.received.drain(..len);
+                break response;
+            }
+            let received = &mut self.received;
+            let slice = Some(REPORT_EVERY);
+            if !(self.stream).receive(received, slice, &request, deadline)? {
+                report();
+            }
+        };
         self.is_in_step = true;
-        debug!("{} answered {}", call.name(), response.status);
+        debug!("{request} answered {}", response.status);
         match response.status {
             200..300 => Ok(response.body),
             status => Err(refused(call, status, &response.body)),
         }
-    }
-
-    fn send(&mut self, mut bytes: &[u8], call: &Call, deadline: Instant) -> Result<(), VmmError> {
-        let Self {
-            stream, process, ..
-        } = self;
-        let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
-        while !bytes.is_empty() {
-            match stream.write(bytes) {
-                Ok(len) => bytes = &bytes[len..],
-                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    watch
-                        .writable(&*stream)
-                        .map_err(|err| wait_failed(call, err))?;
-                }
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                // The server may have answered (and closed) before it had read all of it.
-                Err(err) if is_hangup(&err) => return Ok(()),
-                Err(source) => {
-                    return Err(VmmError::Transfer {
-                        request: call.name(),
-                        source,
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn receive(
-        &mut self,
-        call: &Call,
-        deadline: Instant,
-        report: &mut dyn FnMut(),
-    ) -> Result<Response, VmmError> {
-        let Self {
-            stream,
-            process,
-            received,
-            ..
-        } = self;
-        let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
-        let mut chunk = [0; 4096];
-        loop {
-            match stream.read(&mut chunk) {
-                Ok(0) => {
-                    return Err(VmmError::Gone {
-                        request: call.name(),
-                    });
-                }
-                Ok(len) => received.extend_from_slice(&chunk[..len]),
-                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    let is_ready = watch.readable_within(&*stream, REPORT_EVERY);
-                    if !is_ready.map_err(|err| wait_failed(call, err))? {
-                        report();
-                    }
-                    continue;
-                }
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
-                Err(err) if is_hangup(&err) => {
-                    return Err(VmmError::Gone {
-                        request: call.name(),
-                    });
-                }
-                Err(source) => {
-                    return Err(VmmError::Transfer {
-                        request: call.name(),
-                        source,
-                    });
-                }
-            }
-            match parse_response(received) {
-                Ok(None) => {}
-                Ok(Some((response, len))) => {
-                    received.drain(..len);
-                    return Ok(response);
-                }
-                Err(source) => return Err(VmmError::answer(&call.name(), source)),
-            }
-        }
-    }
-}
-
-fn is_hangup(err: &io::Error) -> bool {
-    matches!(
-        err.kind(),
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-    )
-}
-
-fn wait_failed(call: &Call, err: WaitError) -> VmmError {
-    let request = call.name();
-    match err {
-        WaitError::Deadline => VmmError::Deadline { request },
-        WaitError::ProcessExited => VmmError::Gone { request },
-        WaitError::Io(source) => VmmError::Transfer { request, source },
     }
 }
 
@@ -172,7 +91,7 @@ fn refused(call: &Call, status: u16, body: &[u8]) -> VmmError {
     }
 }
 
-/// The `fault_message` of an error body, or the body itself where it is something else.
+/// The `fault_message` of an error body, or the whole body if it has none.
 fn fault_message(body: &[u8]) -> String {
     let value: Option<Value> = serde_json::from_slice(body).ok();
     match value
@@ -185,10 +104,10 @@ fn fault_message(body: &[u8]) -> String {
     }
 }
 
-/// Says whether Firecracker's words for a failed load are about the snapshot's files.
+/// Whether Firecracker's message for a failed load blames the snapshot's files.
 ///
-/// The words are those of 1.10 to 1.16. An error of the host in reading a file (no permission, no
-/// memory, too many open files) is about the host although a file is named.
+/// The messages are those of 1.10 to 1.16. A message with an error of the host (no permission, no
+/// memory, too many open files) blames the host, although it is about a file.
 fn blames_artifact(message: &str) -> bool {
     const ARTIFACT: [&str; 4] = [
         "snapshot state", // "Failed to get snapshot state from file", "Invalid snapshot state"
@@ -203,8 +122,8 @@ fn blames_artifact(message: &str) -> bool {
         "Too many open files",
         "Input/output error",
     ];
-    ARTIFACT.iter().any(|words| message.contains(words))
-        && !HOST.iter().any(|words| message.contains(words))
+    ARTIFACT.iter().any(|text| message.contains(text))
+        && !HOST.iter().any(|text| message.contains(text))
 }
 
 #[cfg(test)]
@@ -212,9 +131,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_blame_for_a_failed_load() {
+    fn a_failed_load_blames_the_artifact_or_the_host() {
         let load = "Load snapshot error: Failed to restore from snapshot: ";
-        for (words, is_artifact_fault) in [
+        for (message, is_artifact_fault) in [
             (
                 "Failed to get snapshot state from file: Failed to open snapshot file: No such \
                  file or directory (os error 2)",
@@ -247,15 +166,15 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                blames_artifact(&format!("{load}{words}")),
+                blames_artifact(&format!("{load}{message}")),
                 is_artifact_fault,
-                "{words}"
+                "{message}"
             );
         }
     }
 
     #[test]
-    fn a_body_without_a_fault_message_speaks_for_itself() {
+    fn a_body_without_a_fault_message_is_the_message() {
         assert_eq!(fault_message(br#"{"fault_message":"no"}"#), "no");
         assert_eq!(fault_message(b"what?"), "what?");
         assert_eq!(

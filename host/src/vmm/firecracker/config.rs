@@ -1,4 +1,4 @@
-//! What Firecracker says of a machine that another program described to it. No I/O.
+//! Firecracker's description of a machine that another program configured. No I/O.
 
 use std::path::{Path, PathBuf};
 
@@ -9,17 +9,17 @@ use crate::vmm::{Drive, MachineSpec, VSOCK_SOCKET, drive_link};
 /// A machine that another program started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ForeignMachine {
-    /// The machine. Drives have the paths that the state will hold, which may be relative to
-    /// Firecracker's working directory.
+    /// The machine. The paths of its drives are those that the state will contain, and may be
+    /// relative to Firecracker's working directory.
     pub(crate) machine: MachineSpec,
-    /// The path of the vsock socket in the state, where a clone's own directory gives it another.
+    /// The path of the vsock socket in the state, unless it is the one that our VMs use. A load has
+    /// to override it.
     pub(crate) vsock_path: Option<PathBuf>,
-    /// Number of network interfaces.
     pub(crate) interface_count: usize,
 }
 
 impl ForeignMachine {
-    /// Reads the answer to `GET /vm/config`.
+    /// Parses the answer to `GET /vm/config`.
     pub(super) fn parse(config: &Value) -> Result<Self, String> {
         let number = |pointer: &str| {
             let number = config.pointer(pointer).and_then(Value::as_u64);
@@ -33,7 +33,7 @@ impl ForeignMachine {
         let out_of_range = |_| "a number is out of range".to_owned();
         let vsock_path = path("/vsock/uds_path").ok_or("the machine has no vsock device")?;
         let machine = MachineSpec {
-            // A machine that was itself restored does not know what it was booted from.
+            // A machine that was itself restored has no boot source.
             kernel: path("/boot-source/kernel_image_path")
                 .unwrap_or_default()
                 .into(),
@@ -46,7 +46,7 @@ impl ForeignMachine {
                 .iter()
                 .map(parse_drive)
                 .collect::<Result<_, _>>()?,
-            // Its interfaces are its owner's to describe: see `interface_count`.
+            // The other program owns the interfaces; see `interface_count`.
             nic: None,
             append: path("/boot-source/boot_args")
                 .unwrap_or_default()
@@ -61,16 +61,16 @@ impl ForeignMachine {
         })
     }
 
-    /// The first drive that a clone of the machine would share with it. A clone finds its own files
-    /// behind relative names; an absolute path leads every clone to the same file, which does for
-    /// one that nobody writes to.
+    /// The first drive that a clone of the machine would share with it and could corrupt. The
+    /// relative name of our links leads each clone to its own file. An absolute path leads all
+    /// clones to the same file, which is fine if it is read-only.
     #[must_use]
     pub(crate) fn shared_drive(&self) -> Option<&Path> {
         let mut drives = self.machine.drives.iter().enumerate();
         let is_shared = |(index, drive): &(usize, &Drive)| {
             let is_relative = drive.path == Path::new(&drive_link(*index));
-            let is_only_read = drive.path.is_absolute() && drive.read_only;
-            !(is_relative || is_only_read)
+            let is_harmless = drive.path.is_absolute() && drive.read_only;
+            !(is_relative || is_harmless)
         };
         drives
             .find(is_shared)
@@ -79,7 +79,7 @@ impl ForeignMachine {
 }
 
 fn parse_drive(drive: &Value) -> Result<Drive, String> {
-    // A vhost-user drive has a socket instead, and its content is somewhere else altogether.
+    // A vhost-user drive has a socket instead: another process holds its content.
     let path = drive.get("path_on_host").and_then(Value::as_str);
     let path = path.ok_or("a drive is not backed by a file")?;
     let read_only = drive.get("is_read_only").and_then(Value::as_bool);
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// As Firecracker 1.16.1 answers, less what is not looked at.
+    /// An answer of Firecracker 1.16.1, without the fields that are not read.
     fn config() -> Value {
         json!({
             "boot-source": { "kernel_image_path": "/k", "initrd_path": "/i", "boot_args": "a=b" },
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_is_read_off_its_configuration() {
+    fn a_machine_is_parsed_from_its_configuration() {
         let foreign = ForeignMachine::parse(&config()).unwrap();
         assert_eq!(
             foreign.vsock_path.as_deref(),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn a_machine_that_cannot_be_snapshotted_is_refused() {
         let mut value = config();
         value["vsock"] = Value::Null;
         let error = ForeignMachine::parse(&value).unwrap_err();

@@ -1,22 +1,21 @@
 //! HTTP/1.1 as the Firecracker API speaks it: one request out, one response in. No I/O.
 //!
-//! Requests carry a JSON body or none. Responses have a `Content-Length` or no body at all (204).
-//! Whatever else HTTP allows is refused by name, rather than half understood: chunked bodies,
-//! bodies that only the end of the stream bounds, other versions.
+//! Requests have a JSON body or none. Responses have a `Content-Length` or no body (204). All else
+//! that HTTP allows is refused with its own error: chunked bodies, bodies that end with the stream,
+//! other versions.
 
 use std::fmt;
 
-/// A response's status line and headers may not take more bytes than this, and neither may the
-/// interim responses before it.
+/// Most bytes of a response's status line and headers, and of all interim responses before it.
 pub const HEAD_LEN_MAX: usize = 64 * 1024;
 
-/// A response's body may not take more bytes than this.
+/// Most bytes of a response's body.
 pub const BODY_LEN_MAX: usize = 1024 * 1024;
 
-/// Headers per response. Firecracker sends four or five.
+/// Most headers of a response. Firecracker sends four or five.
 const HEADERS_MAX: usize = 64;
 
-/// What a request does to its path.
+/// What a request does with its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// Reads.
@@ -37,7 +36,7 @@ impl fmt::Display for Method {
     }
 }
 
-/// Writes a request. The connection is kept: one command sends several.
+/// The bytes of a request. The connection is kept open: one command sends several requests.
 #[must_use]
 pub fn encode_request(method: Method, path: &str, body: Option<&str>) -> Vec<u8> {
     let mut bytes =
@@ -62,8 +61,8 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-/// Reads one response from the start of `bytes`: `None` while it is incomplete, else the response
-/// and the number of bytes that it took.
+/// Parses one response at the start of `bytes`: `None` while it is incomplete, else the response
+/// and its length in bytes.
 pub fn parse_response(bytes: &[u8]) -> Result<Option<(Response, usize)>, HttpError> {
     let mut start = 0;
     loop {
@@ -71,9 +70,9 @@ pub fn parse_response(bytes: &[u8]) -> Result<Option<(Response, usize)>, HttpErr
             return Ok(None);
         };
         let body_start = start + head.len;
-        // 1xx says "go on waiting", for instance for the body that was sent along anyway.
+        // 1xx announces another response, for instance `100 Continue` for a request with a body.
         if head.status < 200 {
-            // Without end, they would be the one answer that never is one.
+            // An endless row of them must not fill the memory.
             if body_start > HEAD_LEN_MAX {
                 return Err(HttpError::HeadTooLong);
             }
@@ -143,7 +142,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, HttpError> {
     for header in response.headers.iter() {
         if header.name.eq_ignore_ascii_case("content-length") {
             let len = parse_content_len(header.value)?;
-            // Two that differ would make the next response start at two places.
+            // With two different lengths the start of the next response would be ambiguous.
             if head.content_len.is_some_and(|earlier| earlier != len) {
                 return Err(HttpError::ContentLength);
             }
@@ -165,19 +164,19 @@ fn parse_content_len(value: &[u8]) -> Result<usize, HttpError> {
     text.parse().map_err(|_| HttpError::ContentLength)
 }
 
-/// Why bytes are not a response that this crate reads.
+/// Why bytes are not a response that this program accepts.
 #[derive(Debug, PartialEq, Eq)]
 pub enum HttpError {
     /// Not HTTP/1.x.
     Malformed {
-        /// What the parser stumbled over.
+        /// The parser's error.
         source: httparse::Error,
     },
     /// The status line and headers exceed [`HEAD_LEN_MAX`].
     HeadTooLong,
     /// The body exceeds [`BODY_LEN_MAX`].
     BodyTooLong {
-        /// What the header announced, in bytes.
+        /// The announced length in bytes.
         len: usize,
     },
     /// A status code outside 100 to 599.
@@ -187,7 +186,7 @@ pub enum HttpError {
     },
     /// `Content-Length` is not a number, or is given twice with different values.
     ContentLength,
-    /// A response with a body, but no `Content-Length`.
+    /// A response with a body, but without `Content-Length`.
     NoContentLength,
     /// A body in chunks or otherwise encoded.
     TransferEncoding,

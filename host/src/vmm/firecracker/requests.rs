@@ -1,52 +1,49 @@
-//! What is said to Firecracker: its command line and the bodies of its API calls. No I/O.
+//! The calls of Firecracker's API, with their bodies. No I/O.
 //!
 //! Field names and values are those of every version from 1.10 on.
 
-use std::ffi::OsString;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::vmm::firecracker::http::Method;
-use crate::vmm::{
-    API_SOCKET, MachineSpec, NIC_ID, StateFiles, VMM_LOG, VSOCK_SOCKET, VmmError, VmmKind,
-    drive_link,
-};
+use crate::vmm::launch::NIC_ID;
+use crate::vmm::{MachineSpec, StateFiles, VSOCK_SOCKET, VmmError, VmmKind, drive_link};
 
-/// The kernel command line that a guest of Firecracker needs: its console, an end of the process
-/// when the guest reboots (`reboot=k`) or panics, and no search for keyboards. A quiet console
-/// matters: each of its bytes is an exit from the guest.
+/// The kernel command line that a guest of Firecracker needs. It sets the console, ends the VMM
+/// process when the guest reboots (`reboot=k`) or panics, and skips the search for keyboards. The
+/// console is quiet because each byte on it is an exit from the guest.
 const BOOT_ARGS: &str =
     "console=ttyS0 reboot=k panic=-1 i8042.noaux i8042.nomux i8042.dumbkbd quiet";
 
-/// Longest instance id that Firecracker takes.
-const INSTANCE_ID_LEN_MAX: usize = 64;
+/// Most drives of one machine.
+const DRIVES_MAX: usize = 8;
 
-/// One API call, as yet unsent.
+/// One API call, not sent yet.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Call {
     pub(super) method: Method,
-    pub(super) path: &'static str,
+    pub(super) path: String,
     pub(super) body: Option<Value>,
 }
 
 const LOAD_PATH: &str = "/snapshot/load";
 
 impl Call {
-    const fn get(path: &'static str) -> Self {
+    fn new(method: Method, path: impl Into<String>, body: Option<Value>) -> Self {
         Self {
-            method: Method::Get,
-            path,
-            body: None,
+            method,
+            path: path.into(),
+            body,
         }
     }
 
-    const fn put(path: &'static str, body: Value) -> Self {
-        Self {
-            method: Method::Put,
-            path,
-            body: Some(body),
-        }
+    fn get(path: &str) -> Self {
+        Self::new(Method::Get, path, None)
+    }
+
+    fn put(path: impl Into<String>, body: Value) -> Self {
+        Self::new(Method::Put, path, Some(body))
     }
 
     /// The request line without the protocol version.
@@ -54,48 +51,21 @@ impl Call {
         format!("{} {}", self.method, self.path)
     }
 
-    /// A failure of this call can be a file's fault.
+    /// Only the failure of a load can be the fault of a file.
     pub(super) fn is_load(&self) -> bool {
         self.path == LOAD_PATH
     }
 }
 
-/// Arguments of a Firecracker that runs in its VM directory. Its own log goes to a file, because
-/// its standard output is the guest's serial console.
-pub(in crate::vmm) fn launch_args(name: &str) -> Vec<OsString> {
-    let id = instance_id(name);
-    [
-        "--api-sock",
-        API_SOCKET,
-        "--id",
-        &id,
-        "--log-path",
-        VMM_LOG,
-        "--level",
-        "Info",
-    ]
-    .map(OsString::from)
-    .into()
-}
-
-/// Firecracker takes letters, digits and hyphens; nothing but its log shows the result.
-fn instance_id(name: &str) -> String {
-    let is_taken = |c: char| c.is_ascii_alphanumeric();
-    name.chars()
-        .take(INSTANCE_ID_LEN_MAX)
-        .map(|c| if is_taken(c) { c } else { '-' })
-        .collect()
-}
-
-pub(super) const fn version() -> Call {
+pub(super) fn version() -> Call {
     Call::get("/version")
 }
 
-pub(super) const fn instance() -> Call {
+pub(super) fn instance() -> Call {
     Call::get("/")
 }
 
-pub(super) const fn config() -> Call {
+pub(super) fn config() -> Call {
     Call::get("/vm/config")
 }
 
@@ -108,14 +78,10 @@ pub(super) fn resume() -> Call {
 }
 
 fn vm_state(state: &str) -> Call {
-    Call {
-        method: Method::Patch,
-        path: "/vm",
-        body: Some(json!({ "state": state })),
-    }
+    Call::new(Method::Patch, "/vm", Some(json!({ "state": state })))
 }
 
-/// Everything between a fresh process and a running guest, in order.
+/// The calls that turn a new process into a running guest, in order.
 pub(super) fn boot(spec: &MachineSpec) -> Result<Vec<Call>, VmmError> {
     let boot_args = format!("{BOOT_ARGS} {}", spec.append);
     let mut calls = vec![
@@ -141,9 +107,10 @@ pub(super) fn boot(spec: &MachineSpec) -> Result<Vec<Call>, VmmError> {
             "host_dev_name": nic.tap,
             "guest_mac": nic.mac.to_string(),
         });
-        calls.push(Call::put(NIC_PATH, body));
+        calls.push(Call::put(format!("/network-interfaces/{NIC_ID}"), body));
         if nic.has_mmds {
-            // Version 1 answers whoever asks, also by way of a program that was tricked into it.
+            // Version 1 needs no token, so that a program in the guest can be tricked into a
+            // request.
             let body = json!({ "version": "V2", "network_interfaces": [NIC_ID] });
             calls.push(Call::put("/mmds/config", body));
         }
@@ -159,34 +126,22 @@ pub(super) fn boot(spec: &MachineSpec) -> Result<Vec<Call>, VmmError> {
     Ok(calls)
 }
 
-/// What the metadata service tells: the one thing besides logs that a process may be given before a
-/// load.
+/// The metadata service's data. Besides the logger's settings, this is all that Firecracker accepts
+/// before a load.
 pub(super) fn metadata(data: &Value) -> Call {
     Call::put("/mmds", data.clone())
 }
 
-/// Ends in [`NIC_ID`].
-const NIC_PATH: &str = "/network-interfaces/nic0";
-
-/// Paths of calls with the drive's id in them; [`Call`] holds only constants.
-const DRIVE_PATHS: [&str; 8] = [
-    "/drives/drive0",
-    "/drives/drive1",
-    "/drives/drive2",
-    "/drives/drive3",
-    "/drives/drive4",
-    "/drives/drive5",
-    "/drives/drive6",
-    "/drives/drive7",
-];
-
-/// The drive is named by its link in the VM directory: the snapshot records this path, and each
-/// clone has a file of its own behind it.
+/// The path is the drive's link in the VM directory. The snapshot records it, and each clone has
+/// its own file behind it.
 fn put_drive(index: usize, is_read_only: bool) -> Result<Call, VmmError> {
-    let path = DRIVE_PATHS
-        .get(index)
-        .ok_or_else(|| unsupported("attach more than 8 drives"))?;
+    if index >= DRIVES_MAX {
+        return Err(unsupported(&format!(
+            "attach more than {DRIVES_MAX} drives"
+        )));
+    }
     let name = drive_link(index);
+    let path = format!("/drives/{name}");
     let body = json!({
         "drive_id": name,
         "path_on_host": name,
@@ -196,9 +151,9 @@ fn put_drive(index: usize, is_read_only: bool) -> Result<Call, VmmError> {
     Ok(Call::put(path, body))
 }
 
-/// The load that resumes in the same step: a CONNECT between load and resume would be answered
-/// and then reset. A state that names a vsock socket elsewhere was saved by 1.16 or newer, which
-/// takes the override. Another tap device than the one that the state names takes 1.12.
+/// A load that resumes in the same step: a CONNECT between load and resume would be answered and
+/// then reset. `vsock_override` needs 1.16, as does every state that has its vsock socket outside
+/// the VM directory. `network_overrides` needs 1.12.
 pub(super) fn load(files: &StateFiles) -> Result<Call, VmmError> {
     let (state, memory) = paths(files)?;
     let mut body = json!({
@@ -225,7 +180,7 @@ pub(super) fn create(files: &StateFiles) -> Result<Call, VmmError> {
     Ok(Call::put("/snapshot/create", body))
 }
 
-/// A create whose files can be made nowhere: nothing lies below a device.
+/// A create that fails because no file can be created below a device.
 pub(super) fn create_nothing() -> Call {
     let body = json!({
         "snapshot_type": "Full",
@@ -243,7 +198,7 @@ fn paths(files: &StateFiles) -> Result<(&str, &str), VmmError> {
     Ok((text(&files.state)?, text(memory)?))
 }
 
-/// The API is JSON, and JSON is Unicode.
+/// The API is JSON, which can only hold paths that are UTF-8.
 fn text(path: &Path) -> Result<&str, VmmError> {
     path.to_str()
         .ok_or_else(|| unsupported("be given a path that is not UTF-8"))
@@ -258,8 +213,12 @@ fn unsupported(what: &str) -> VmmError {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::PathBuf;
+
     use super::*;
-    use crate::vmm::Drive;
+    use crate::vmm::{Drive, Nic};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -280,6 +239,15 @@ mod tests {
             nic: None,
             append: "agent.port=1".to_owned(),
             guest_cid: 3,
+        }
+    }
+
+    fn files() -> StateFiles {
+        StateFiles {
+            state: "/s".into(),
+            memory: Some("/m".into()),
+            overrides_vsock: false,
+            tap: None,
         }
     }
 
@@ -332,16 +300,10 @@ mod tests {
     /// Newer fields would turn the whole request into a 400 on older versions.
     #[test]
     fn load_and_create_have_the_fields_that_every_version_takes() {
-        let files = StateFiles {
-            state: "/s".into(),
-            memory: Some("/m".into()),
-            overrides_vsock: false,
-            tap: None,
-        };
         assert_eq!(
             lines(&[
-                load(&files).unwrap(),
-                create(&files).unwrap(),
+                load(&files()).unwrap(),
+                create(&files()).unwrap(),
                 pause(),
                 resume()
             ]),
@@ -363,10 +325,8 @@ mod tests {
     #[test]
     fn a_foreign_vsock_socket_is_overridden() {
         let files = StateFiles {
-            state: "/s".into(),
-            memory: Some("/m".into()),
             overrides_vsock: true,
-            tap: None,
+            ..files()
         };
         let body = load(&files).unwrap().body.unwrap();
         assert_eq!(body["vsock_override"], json!({ "uds_path": "vsock.sock" }));
@@ -374,8 +334,7 @@ mod tests {
 
     #[test]
     fn an_interface_is_on_its_tap_device_and_can_be_loaded_with_another() {
-        assert_eq!(NIC_PATH, format!("/network-interfaces/{NIC_ID}"));
-        let nic = crate::vmm::Nic {
+        let nic = Nic {
             tap: "tap0".to_owned(),
             mac: "02:00:00:00:00:01".parse().unwrap(),
             has_mmds: true,
@@ -398,10 +357,8 @@ mod tests {
         let data = json!({ "a": 1 });
         assert_eq!(lines(&[metadata(&data)]), [r#"PUT /mmds {"a":1}"#]);
         let files = StateFiles {
-            state: "/s".into(),
-            memory: Some("/m".into()),
-            overrides_vsock: false,
             tap: Some("tap1".to_owned()),
+            ..files()
         };
         let body = load(&files).unwrap().body.unwrap();
         let expected = json!([{ "iface_id": "nic0", "host_dev_name": "tap1" }]);
@@ -409,37 +366,20 @@ mod tests {
     }
 
     #[test]
-    fn what_json_cannot_say_is_an_error() {
-        use std::os::unix::ffi::OsStringExt;
-        let odd = std::path::PathBuf::from(OsString::from_vec(vec![b'/', 0xff]));
-        let files = StateFiles {
-            state: odd,
-            memory: Some("/m".into()),
-            overrides_vsock: false,
-            tap: None,
+    fn paths_that_json_cannot_hold_and_a_missing_memory_file_are_errors() {
+        let not_utf8 = StateFiles {
+            state: PathBuf::from(OsString::from_vec(vec![b'/', 0xff])),
+            ..files()
         };
-        let err = load(&files).unwrap_err();
+        let err = load(&not_utf8).unwrap_err();
         assert_eq!(
             err.to_string(),
             "firecracker cannot be given a path that is not UTF-8"
         );
-        let files = StateFiles {
-            state: "/s".into(),
+        let without_memory = StateFiles {
             memory: None,
-            overrides_vsock: false,
-            tap: None,
+            ..files()
         };
-        assert!(load(&files).is_err() && create(&files).is_err());
-    }
-
-    #[test]
-    fn names_become_ids_that_firecracker_takes() {
-        assert_eq!(instance_id("web_1.a"), "web-1-a");
-        assert_eq!(instance_id(&"x".repeat(80)).len(), INSTANCE_ID_LEN_MAX);
-        let args = launch_args("vm").join(&OsString::from(" "));
-        assert_eq!(
-            args,
-            "--api-sock api.sock --id vm --log-path vmm.log --level Info"
-        );
+        assert!(load(&without_memory).is_err() && create(&without_memory).is_err());
     }
 }

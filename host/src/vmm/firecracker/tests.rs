@@ -1,5 +1,4 @@
-//! A scripted API socket: what is asked over it, in which pieces answers come, and how each way
-//! of going wrong is reported.
+//! Firecracker behind a scripted API socket: the calls, answers in pieces, and each failure.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -84,13 +83,13 @@ fn answers_come_in_any_pieces() {
 }
 
 #[test]
-fn states_as_firecracker_words_them() {
-    for (word, state) in [
+fn states_are_translated() {
+    for (text, state) in [
         ("Not started", RunState::NotStarted),
         ("Running", RunState::Running),
         ("Paused", RunState::Paused),
     ] {
-        let (result, _) = check(&[state_answer(word)], |vmm| vmm.run_state(far()));
+        let (result, _) = check(&[state_answer(text)], |vmm| vmm.run_state(far()));
         assert_eq!(result.unwrap(), state);
     }
     let (result, _) = check(&[state_answer("Sleeping")], |vmm| vmm.run_state(far()));
@@ -121,7 +120,7 @@ fn a_failed_load_is_blamed_on_the_artifact_or_on_the_host() {
         );
         assert_eq!(taken.len(), 1);
     }
-    // The same words about anything but a load blame nobody's files.
+    // The same message for another call than a load does not blame a file.
     let (result, _) = check(&[fault(artifact)], |vmm| vmm.pause(far()));
     assert!(!result.unwrap_err().is_artifact_fault());
 }
@@ -154,9 +153,9 @@ fn a_machine_that_runs_is_never_told_to_resume() {
     assert_eq!(taken, ["GET /"]);
 }
 
-/// What a command that was killed left paused: nobody knows whether it came to the snapshot.
+/// A command that was killed left the machine paused, perhaps before it took the snapshot.
 #[test]
-fn a_machine_that_somebody_else_paused_is_sent_a_reset_first() {
+fn a_machine_that_another_command_paused_is_sent_a_reset_first() {
     let yes = || NO_CONTENT.to_owned();
     let answers = [state_answer("Paused"), fault("No such file"), yes()];
     let (result, taken) = check(&answers, |vmm| vmm.resume(far()));
@@ -166,7 +165,7 @@ fn a_machine_that_somebody_else_paused_is_sent_a_reset_first() {
     assert!(taken[1].contains("/dev/null/vmstate"), "{taken:?}");
     assert_eq!(taken[2], r#"PATCH /vm {"state":"Resumed"}"#);
 
-    // A save did so itself, also one that failed.
+    // A save has sent one, even if it failed.
     for saved in [yes(), fault("No space left on device")] {
         let paused = || state_answer("Paused");
         let answers = [yes(), paused(), saved, paused(), yes()];
@@ -181,7 +180,7 @@ fn a_machine_that_somebody_else_paused_is_sent_a_reset_first() {
 }
 
 #[test]
-fn a_foreign_machine_is_asked_for() {
+fn a_foreign_machine_is_described() {
     let config = r#"{"machine-config":{"vcpu_count":1,"mem_size_mib":64},"vsock":{"guest_cid":3,"uds_path":"v"}}"#;
     let (result, taken) = check(&[json_answer(200, config)], |vmm| vmm.describe(far()));
     assert_eq!(result.unwrap().machine.memory_mib, 64);
@@ -246,7 +245,7 @@ fn a_process_that_ends_without_hanging_up_is_noticed() {
     assert!(vmm.run_state(far()).unwrap_err().is_gone());
 }
 
-/// An answer that comes after it was given up on would be taken for that to the next request.
+/// After a timeout the late answer would be taken for that to the next request.
 #[test]
 fn a_connection_is_in_step_while_each_request_is_answered() {
     let (result, _) = check(&[fault("no"), state_answer("Paused")], |vmm| {
@@ -283,7 +282,7 @@ fn silence_ends_with_the_deadline() {
 }
 
 #[test]
-fn what_is_no_answer_is_said_so() {
+fn an_answer_that_cannot_be_understood_is_an_error() {
     for answer in [
         "SSH-2.0-OpenSSH_9\r\n".to_owned(),
         "HTTP/1.1 200 \r\n\r\n".to_owned(),

@@ -2,28 +2,29 @@
 
 use std::ffi::OsString;
 
-use crate::vmm::{API_SOCKET, MachineSpec, NIC_ID, Start, drive_link};
+use crate::vmm::launch::NIC_ID;
+use crate::vmm::{API_SOCKET, MachineSpec, Start, drive_link};
 
 /// The machine: no PCI, no display, devices on virtio-mmio that the guest finds through ACPI.
 ///
-/// Without PIT and PIC a stock kernel boots as well, under KVM's own clock, and seconds earlier
-/// where emulation is slow. The real-time clock gives a booting guest its time.
+/// A stock kernel also boots without PIT and PIC, on KVM's clock, and seconds faster where
+/// emulation is slow. The real-time clock gives a booting guest the time.
 const MACHINE: &str = "microvm,acpi=on,rtc=on,pit=off,pic=off";
 
-/// The kernel command line that a guest of this machine needs: its console, an end of the process
-/// when the guest reboots or panics (with `-no-reboot`), and no search for a PCI bus, which is not
-/// there and takes long to not find. A quiet console matters: each byte is an exit from the guest.
+/// The kernel command line that a guest of this machine needs. It sets the console, ends the VMM
+/// process when the guest reboots or panics (with `-no-reboot`), and skips the long search for a
+/// PCI bus. The console is quiet because each byte on it is an exit from the guest.
 const BOOT_ARGS: &str = "console=ttyS0 reboot=t panic=-1 pci=off quiet";
 
-/// QEMU's own words, on its standard error, for a CID that another guest of this host has.
+/// QEMU's message, on standard error, when another guest of this host has the CID.
 const CID_CONFLICT: &str = "unable to set guest cid: Address already in use";
 
-/// Arguments of a QEMU that runs in its VM directory. It stops before the first instruction, so
-/// that nothing runs before the API has answered.
+/// Arguments of a QEMU that runs in its VM directory. It stops before the guest's first
+/// instruction, until a command over the API starts it.
 pub(in crate::vmm) fn launch_args(name: &str, spec: &MachineSpec, start: Start) -> Vec<OsString> {
     let mut args = Vec::new();
-    let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
-    // A comma separates QEMU's sub-options, and two of them stand for itself.
+    let mut add = |more: &[&str]| args.extend(more.iter().map(OsString::from));
+    // A comma separates sub-options; two of them are a literal comma.
     add(&["-name", &name.replace(',', ",,")]);
     add(&["-M", MACHINE, "-accel", "kvm", "-cpu", "host"]);
     add(&[
@@ -41,8 +42,8 @@ pub(in crate::vmm) fn launch_args(name: &str, spec: &MachineSpec, start: Start) 
     ]);
     add(&["-msg", "timestamp=on", "-serial", "stdio", "-S"]);
     add(&["-qmp", &format!("unix:{API_SOCKET},server=on,wait=off")]);
-    // Without a word about buses the guest numbers its drives in this order. With the buses counted
-    // up by hand it would do so backwards.
+    // Without bus numbers the guest numbers its drives in this order; with ascending bus numbers it
+    // would reverse them.
     for (index, drive) in spec.drives.iter().enumerate() {
         let name = drive_link(index);
         let mode = if drive.read_only { "on" } else { "off" };
@@ -53,7 +54,7 @@ pub(in crate::vmm) fn launch_args(name: &str, spec: &MachineSpec, start: Start) 
         add(&["-device", &format!("virtio-blk-device,drive={name}")]);
     }
     if let Some(nic) = &spec.nic {
-        // QEMU would run a script of the host's for the device, and another at the end.
+        // By default QEMU runs a script of the host for the device, at its start and at its end.
         let netdev = format!("tap,id={NIC_ID},ifname={},script=no,downscript=no", nic.tap);
         add(&["-netdev", &netdev]);
         let device = format!("virtio-net-device,netdev={NIC_ID},mac={}", nic.mac);
@@ -73,8 +74,8 @@ pub(in crate::vmm) fn launch_args(name: &str, spec: &MachineSpec, start: Start) 
     args
 }
 
-/// Says whether QEMU ended, by the end of its log, because another guest has the CID: the one
-/// failure that is worth another try, with another CID.
+/// Whether the end of QEMU's log says that another guest has the CID. A start that fails for this
+/// reason is worth another try, with another CID.
 #[must_use]
 pub(crate) fn is_cid_conflict(log_tail: &str) -> bool {
     log_tail.contains(CID_CONFLICT)
@@ -109,7 +110,7 @@ mod tests {
     const VSOCK: &str = "-device vhost-vsock-device,guest-cid=42";
 
     #[test]
-    fn a_boot_names_kernel_and_initramfs() {
+    fn a_boot_has_kernel_and_initramfs() {
         let expected = format!(
             "{COMMON} {VSOCK} -append console=ttyS0 reboot=t panic=-1 pci=off quiet agent.port=1 \
              -kernel /k -initrd /i"
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn drives_go_by_their_links_and_keep_their_order() {
+    fn drives_are_opened_by_their_links_and_keep_their_order() {
         let drives = vec![
             Drive {
                 path: "/a,b".into(),

@@ -4,40 +4,40 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-/// The longest line that is read. The longest that is expected is under 2 KiB.
+/// The longest line that is read, in bytes. Real ones are under 2 KiB.
 pub const LINE_LEN_MAX: usize = 1024 * 1024;
 
-/// What QEMU sends.
+/// A message from QEMU.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// The first line of a connection.
     Greeting,
-    /// A command was carried out.
+    /// A command succeeded.
     Return {
         /// Number of the command.
         id: Option<u64>,
-        /// What it returned.
+        /// Its result.
         value: Value,
     },
     /// A command was refused.
     Error {
-        /// Number of the command; none if it was not even understood.
+        /// Number of the command; `None` if QEMU could not parse it.
         id: Option<u64>,
-        /// The class, `GenericError` nearly always.
+        /// The class, nearly always `GenericError`.
         class: String,
-        /// QEMU's own words.
+        /// QEMU's error message.
         description: String,
     },
-    /// Something happened.
+    /// An asynchronous event.
     Event(Event),
 }
 
-/// Something that happened.
+/// An asynchronous event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// Name, in capitals.
+    /// In capitals.
     pub name: String,
-    /// Details; null where the event has none.
+    /// Details; null if the event has none.
     pub data: Value,
 }
 
@@ -106,10 +106,10 @@ pub enum QmpError {
     LineTooLong,
     /// A line is not JSON.
     Json {
-        /// Where it stops being JSON.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A line is JSON, but none of greeting, return, error and event.
+    /// A line is JSON, but not a greeting, return, error or event.
     Shape,
 }
 
@@ -118,7 +118,7 @@ impl fmt::Display for QmpError {
         match self {
             Self::LineTooLong => write!(f, "QMP line exceeds {LINE_LEN_MAX} bytes"),
             Self::Json { .. } => f.write_str("QMP line is not JSON"),
-            Self::Shape => f.write_str("QMP line is no greeting, return, error or event"),
+            Self::Shape => f.write_str("QMP line is not a greeting, return, error or event"),
         }
     }
 }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_lines_are_nothing() {
+    fn empty_lines_are_skipped() {
         let mut received = b"\r\n\n{\"return\": 1}\n\n".to_vec();
         let expected = Message::Return {
             id: None,

@@ -1,4 +1,4 @@
-//! A scripted QMP socket: whole phases as QEMU 7.2 plays them, and how each goes wrong.
+//! QEMU behind a scripted QMP socket: whole phases with the messages of QEMU 7.2, and each failure.
 
 use std::fs;
 
@@ -38,13 +38,13 @@ fn script(lines: &[&str]) -> Vec<Step> {
 
 const YES: &str = r#"{"return": {}, "id": ID}"#;
 
-fn status(word: &str) -> String {
-    format!(r#"{{"return": {{"status": "{word}"}}, "id": ID}}"#)
+fn status(status: &str) -> String {
+    format!(r#"{{"return": {{"status": "{status}"}}, "id": ID}}"#)
 }
 
-/// Both queries answer with a word under the same name.
-fn migration(word: &str) -> String {
-    status(word)
+/// `query-migrate` answers in the same form as `query-status`.
+fn migration(state: &str) -> String {
+    status(state)
 }
 
 /// Plays `lines` to `call`. Returns its result and the commands after `qmp_capabilities`.
@@ -76,8 +76,8 @@ fn check<T>(
 }
 
 #[test]
-fn states_in_our_words() {
-    for (word, state) in [
+fn states_are_translated() {
+    for (text, state) in [
         ("prelaunch", RunState::NotStarted),
         ("inmigrate", RunState::NotStarted),
         ("running", RunState::Running),
@@ -87,14 +87,14 @@ fn states_in_our_words() {
         ("internal-error", RunState::Ended),
         ("never heard of", RunState::Ended),
     ] {
-        let (result, taken) = check(&[&status(word)], |vmm| vmm.run_state(far()));
-        assert_eq!(result.unwrap(), state, "{word}");
+        let (result, taken) = check(&[&status(text)], |vmm| vmm.run_state(far()));
+        assert_eq!(result.unwrap(), state, "{text}");
         assert_eq!(taken, ["query-status"]);
     }
 }
 
 #[test]
-fn the_version_in_numbers() {
+fn the_version_is_put_together_from_its_numbers() {
     let answer = concat!(
         r#"{"return": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "#,
         r#""package": "Debian 1:7.2+dfsg-7"}, "id": ID}"#
@@ -106,7 +106,7 @@ fn the_version_in_numbers() {
 }
 
 #[test]
-fn a_save_waits_until_the_source_can_go_on() {
+fn a_save_waits_until_the_source_can_be_resumed() {
     let temp = TempDir::new("qemu");
     let files = StateFiles::in_dir(VmmKind::Qemu, temp.path());
     let lines = [
@@ -206,13 +206,13 @@ fn a_stream_that_cannot_be_loaded_is_the_artifacts_fault() {
             "QEMU ends with or without an event"
         );
     }
-    // Before the stream was given to it, its end has other reasons.
+    // An end before QEMU has the stream has another reason.
     let (result, _) = check(&[YES], |vmm| vmm.load(&files, far()));
     assert!(result.unwrap_err().is_gone());
 }
 
 #[test]
-fn errors_carry_class_and_words() {
+fn a_refusal_carries_class_and_message() {
     let no = r#"{"id": ID, "error": {"class": "GenericError", "desc": "not now"}}"#;
     let (result, _) = check(&[no], |vmm| vmm.pause(far()));
     let err = result.unwrap_err();
@@ -243,9 +243,9 @@ fn resume() {
     assert_eq!(taken, expected);
 }
 
-/// What a command that was killed left under way.
+/// A command that was killed left a migration under way.
 #[test]
-fn a_migration_is_ended_before_the_guest_goes_on() {
+fn a_migration_is_cancelled_before_the_guest_is_resumed() {
     let paused = status("paused");
     let lines = [
         &paused,

@@ -8,7 +8,7 @@ const VERSION: &[u8] = b"HTTP/1.1 200 \r\nServer: Firecracker API\r\nConnection:
     Content-Type: application/json\r\nContent-Length: 32\r\n\r\n{\"firecracker_version\":\"1.16.1\"}";
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Every proper prefix is incomplete; the whole, with or without something behind it, is read.
+/// Every proper prefix is incomplete; the whole is parsed, with or without bytes behind it.
 #[track_caller]
 fn check(bytes: &[u8], status: u16, body: &[u8]) {
     for len in 0..bytes.len() {
@@ -92,7 +92,7 @@ fn limits_hold_at_and_past_them() {
 }
 
 #[test]
-fn what_is_not_understood_is_refused_by_name() {
+fn each_unsupported_response_has_its_error() {
     let malformed = |source| HttpError::Malformed { source };
     refuse(b"SSH-2.0-OpenSSH\r\n", &malformed(httparse::Error::Version));
     refuse(
