@@ -132,7 +132,7 @@ points! {
     /// The command has released the VM, and the supervisor's threads are not started.
     SupervisorKept = "supervisor.kept", Internal;
     /// The thread that logs the workload's output has not connected to the guest.
-    SupervisorScribe = "supervisor.scribe", Internal;
+    SupervisorOutput = "supervisor.scribe", Internal;
     /// The thread of the health check has not probed the guest.
     SupervisorHealth = "supervisor.health", Internal;
     /// The VMM was reaped, and its exit is not recorded.

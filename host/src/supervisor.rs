@@ -1,34 +1,35 @@
-//! The process that stays with a VM: parent of the VMM, for as long as that lives.
+//! The process that stays with a VM: the parent of its VMM, until the VMM ends.
 //!
 //! ```text
 //! host-tool boot ──orders──▶ supervisor ──spawns, reaps──▶ VMM
 //!                ◀─reports──
 //! ```
 //!
-//! Until the command that started it has said [`Order::Keep`], the VM is provisional: when that
-//! command ends, in whatever way, the VM goes with it and leaves nothing behind. Afterwards the
-//! supervisor only waits, writes down how the VMM ended, and unlinks the sockets. A thread of it,
-//! the [`scribe`], writes the workload's output down, and another runs the [`health`] check. It is
-//! never in the way of `exec`, `probe` or `snapshot`, and the VMM survives its death: all that is
-//! lost then is the record of the end.
+//! Until the command that started it sends [`Order::Keep`] or [`Order::Attach`], the VM is
+//! provisional: if that command ends, even by a signal, the supervisor removes the VM and its
+//! directory. Afterwards the supervisor waits, records how the VMM ended, and unlinks the sockets.
+//! One thread logs the workload's output ([`output_writer`]), another runs the [`health`] check.
+//! `exec`, `probe` and `snapshot` do not need the supervisor, and the VMM survives its death; only
+//! the record of the VMM's end, the log and the health check are lost then.
 //!
 //! Invariants:
-//! - `supervisor.lock` is held from before the VMM is spawned until its end is written down.
-//! - Nothing here waits without the VMM's pidfd in the set.
+//! - `supervisor.lock` is held from before the VMM is spawned until its end is recorded.
+//! - The VMM's pidfd is part of every wait.
 
 pub(crate) mod client;
 pub(crate) mod console;
 pub(crate) mod follow;
 pub(crate) mod health;
 pub(crate) mod link;
-pub(crate) mod scribe;
+pub(crate) mod output_writer;
+pub(crate) mod worker;
+pub(crate) mod workload;
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -40,15 +41,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{dup2_stdin, dup2_stdout, read, setsid};
+use nix::unistd::{read, setsid};
 
 use self::console::Console;
-use self::health::Nurse;
 use self::link::{Order, Report};
-use self::scribe::Scribe;
+use self::worker::Worker;
 use crate::failpoint::{self, Point, reach};
 use crate::os::clock::unix_ms;
-use crate::os::files;
 use crate::os::process::ProcessId;
 use crate::report::log::start_log;
 use crate::sys::child::with_empty_signal_mask;
@@ -58,27 +57,27 @@ use crate::vmdir::state::ExitRecord;
 use crate::vmdir::{CONSOLE_LOG, Lock, VmDir};
 use crate::vmm::VMM_LOG;
 
-/// The command's name. It is not for users, and not in any help.
+/// The name of the internal command. `--help` does not show it.
 pub(crate) const COMMAND: &str = "supervise";
 
-/// How long a VMM that was asked to end is given before it is killed.
+/// How long after SIGTERM the VMM is killed.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 
-/// How long a thread may take to write its last word down, once the VMM has been reaped.
+/// How long the threads may take to write their last files, once the VMM was reaped.
 const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs the supervisor of the VM directory that is its one argument. Standard input is the stream
-/// of orders, standard output that of reports, standard error the log.
+/// Runs the supervisor of the VM directory that is the only argument. Standard input carries
+/// orders, standard output reports, standard error the log.
 #[must_use]
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
-    // Nothing was opened yet, so that what is open was inherited.
+    // We have opened nothing yet, so all open descriptors are inherited.
     let closed = inherited::close_inherited();
     start_log(false, 1);
     if let Err(error) = closed {
         log::warn!("cannot close inherited descriptors: {error}");
     }
     let [dir] = arguments else {
-        log::error!("this command is for host-tool itself");
+        log::error!("'{COMMAND}' is an internal command of host-tool");
         return ExitCode::from(2);
     };
     if let Err(failure) = failpoint::arm() {
@@ -95,7 +94,7 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
         },
         Err(error) => {
             log::error!("{error}");
-            report(&Report::Failed {
+            link::report(&Report::Failed {
                 text: error.to_string(),
             });
             ExitCode::FAILURE
@@ -103,42 +102,40 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-/// What ties the VM to the command that started it.
+/// How the VM depends on the command that started it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tie {
-    /// The VM is not usable yet: it ends with the command, without a trace.
+enum Ownership {
+    /// The VM is not released yet. It ends with the command, and its directory is removed.
     Provisional,
-    /// The VM is in use and ends with the command, which is its foreground.
+    /// The command runs the VM in the foreground. The VM ends with it.
     Attached,
-    /// The command is done.
+    /// The VM outlives the command.
     Kept,
 }
 
 #[derive(Debug)]
 struct Supervisor {
     dir: VmDir,
-    /// Never dropped: the kernel releases it in the last steps of this process, so that whoever
-    /// gets it knows that there is no supervisor any more.
+    /// Never dropped: the kernel releases it when this process exits, so a process that gets the
+    /// lock knows that the supervisor is gone.
     _lock: ManuallyDrop<Lock>,
     signals: SignalFd,
     vmm: Child,
     pidfd: OwnedFd,
     console: Console,
-    tie: Tie,
-    /// Writes the workload's output down, once the VM is in use.
-    scribe: Option<Scribe>,
-    /// Runs the health check, once the VM is in use.
-    nurse: Option<Nurse>,
-    /// Nobody will look at the directory: it goes with the VMM.
+    ownership: Ownership,
+    /// Started when the VM is released.
+    workers: Vec<Worker>,
+    /// Remove the directory once the VMM has ended.
     removes_dir: bool,
-    /// The VMM was asked to end and is killed then.
+    /// When to kill the VMM, which was sent SIGTERM.
     kill_at: Option<Instant>,
 }
 
 impl Supervisor {
     fn start(path: PathBuf) -> io::Result<Self> {
-        // A session of its own: neither a closed terminal nor a Ctrl-C there is for the VM. It
-        // fails for a leader of a process group, which has that already.
+        // A session of its own: a closed terminal or a Ctrl-C there must not reach the VM. The call
+        // fails for a leader of a process group, which does not share its parent's group anyway.
         let _ = setsid();
         umask(Mode::from_bits_truncate(0o077));
         std::env::set_current_dir(&path)?;
@@ -147,14 +144,13 @@ impl Supervisor {
             .file_name()
             .and_then(|name| name.to_str())
             .and_then(|n| n.parse().ok());
-        let name = name.ok_or_else(|| io::Error::other("the VM directory's name is no VM's"))?;
+        let name = name.ok_or_else(|| io::Error::other("the directory's name is not a VM name"))?;
         let dir = VmDir::new(name, path);
         let lock = dir
             .supervisor_lock(Instant::now())
             .map_err(io::Error::other)?;
-        let lock = lock.ok_or_else(|| io::Error::other("the VM has a supervisor already"))?;
+        let lock = lock.ok_or_else(|| io::Error::other("the VM already has a supervisor"))?;
         let lock = ManuallyDrop::new(lock);
-
         reach(Point::SupervisorLocked)?;
 
         let mut mask = SigSet::empty();
@@ -164,11 +160,11 @@ impl Supervisor {
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
 
-        let console_log = append(&dir.file(CONSOLE_LOG))?;
+        let console_log = dir.append_to(CONSOLE_LOG)?;
         let console = Console::watch(&dir.file(CONSOLE_LOG))?;
         let mut vmm = spawn(&dir, console_log)?;
-        let pidfd = hold(&vmm).inspect_err(|_| {
-            // Nobody else would: the command may not know of it.
+        let pidfd = open_and_report(&vmm).inspect_err(|_| {
+            // The command may not know of the VMM yet, so it could not kill it.
             let _ = vmm.kill().and_then(|()| vmm.wait());
         })?;
         Ok(Self {
@@ -178,9 +174,8 @@ impl Supervisor {
             vmm,
             pidfd,
             console,
-            tie: Tie::Provisional,
-            scribe: None,
-            nurse: None,
+            ownership: Ownership::Provisional,
+            workers: Vec::new(),
             removes_dir: false,
             kill_at: None,
         })
@@ -197,11 +192,8 @@ impl Supervisor {
         log::info!("the VMM ended: {exit}");
         reach(Point::SupervisorReaped)?;
         self.dir.remove_sockets();
-        if let Some(scribe) = self.scribe.take() {
-            scribe.join(THREAD_TIMEOUT);
-        }
-        if let Some(nurse) = self.nurse.take() {
-            nurse.join(THREAD_TIMEOUT);
+        for worker in self.workers.drain(..) {
+            worker.join(THREAD_TIMEOUT);
         }
         let written = self.dir.write_exit(&exit).map_err(io::Error::other);
         reach(Point::SupervisorRecorded)?;
@@ -209,8 +201,8 @@ impl Supervisor {
             reach(Point::SupervisorRemove)?;
             return self.dir.remove().map_err(io::Error::other);
         }
-        if self.tie != Tie::Kept {
-            report(&Report::Ended { exit });
+        if self.ownership != Ownership::Kept {
+            link::report(&Report::Ended { exit });
         }
         written
     }
@@ -218,18 +210,19 @@ impl Supervisor {
     /// Waits for the next event and handles it. `true` once the VMM has ended.
     fn wait(&mut self) -> io::Result<bool> {
         let stdin = io::stdin();
-        let mut fds = vec![
-            PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-        ];
-        // A descriptor that is not wanted now is replaced by one that is there anyway.
-        let spare = self.pidfd.as_fd();
-        let has_command = self.tie != Tie::Kept;
-        let orders: BorrowedFd<'_> = if has_command { stdin.as_fd() } else { spare };
-        fds.push(PollFd::new(orders, PollFlags::POLLIN));
         let now = Instant::now();
+        let pidfd = self.pidfd.as_fd();
+        // The pidfd stands in for a descriptor that is not wanted now, so that indices are fixed.
+        let has_command = self.ownership != Ownership::Kept;
+        let orders: BorrowedFd<'_> = if has_command { stdin.as_fd() } else { pidfd };
         let console = self.console.wanted(now);
-        fds.push(PollFd::new(console.unwrap_or(spare), PollFlags::POLLIN));
+        let mut fds = [
+            pidfd,
+            self.signals.as_fd(),
+            orders,
+            console.unwrap_or(pidfd),
+        ]
+        .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
 
         let until = [self.kill_at, self.console.due(now)]
             .into_iter()
@@ -241,16 +234,16 @@ impl Supervisor {
             Err(Errno::EINTR) => return Ok(false),
             Err(errno) => return Err(errno.into()),
         }
-        let is_ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-        let has_output = console.is_some() && is_ready[3];
-        drop(fds);
-        if is_ready[0] {
+        // `None` stands for events that nix does not know; the reads below look for themselves.
+        let [has_ended, has_signal, has_order, has_output] = fds.map(|fd| fd.any().unwrap_or(true));
+        let has_output = console.is_some() && has_output;
+        if has_ended {
             return Ok(true);
         }
-        if is_ready[1] {
+        if has_signal {
             self.handle_signals()?;
         }
-        if is_ready[2] && has_command {
+        if has_command && has_order {
             self.handle_order()?;
         }
         if has_output {
@@ -260,7 +253,7 @@ impl Supervisor {
             .kill_at
             .is_some_and(|kill_at| Instant::now() >= kill_at)
         {
-            log::warn!("the VMM did not end by itself");
+            log::warn!("killing the VMM: it has not ended after SIGTERM");
             self.kill();
         }
         Ok(false)
@@ -280,46 +273,43 @@ impl Supervisor {
         match read(io::stdin(), &mut byte) {
             Ok(1) => match Order::from_byte(byte[0]) {
                 Some(Order::Keep) => {
-                    self.tie = Tie::Kept;
-                    reach(Point::SupervisorKept)?;
-                    self.start_threads();
-                    if let Err(error) = close_link() {
-                        log::warn!("cannot let go of the command's pipes: {error}");
+                    self.release(Ownership::Kept)?;
+                    if let Err(error) = link::close() {
+                        log::warn!("cannot close the command's pipes: {error}");
                     }
                 }
-                Some(Order::Attach) => {
-                    self.tie = Tie::Attached;
-                    reach(Point::SupervisorKept)?;
-                    self.start_threads();
-                }
+                Some(Order::Attach) => self.release(Ownership::Attached)?,
                 Some(Order::End) => self.kill(),
                 None => log::warn!("unknown order {}", byte[0]),
             },
             Err(Errno::EINTR) => {}
-            // The command is gone, and with it the pipe's other end.
-            Ok(_) | Err(_) => match self.tie {
-                Tie::Provisional => {
-                    log::info!("the command ended before the VM was of use");
+            // The command has ended, which closed its end of the pipe.
+            Ok(_) | Err(_) => {
+                if self.ownership == Ownership::Provisional {
+                    log::info!("the command ended before it released the VM");
                     self.removes_dir = true;
-                    self.tie = Tie::Kept;
                     self.kill();
-                }
-                Tie::Attached | Tie::Kept => {
-                    self.tie = Tie::Kept;
+                } else {
                     self.terminate();
                 }
-            },
+                self.ownership = Ownership::Kept;
+            }
         }
         Ok(())
     }
 
-    fn start_threads(&mut self) {
-        let dir = &self.dir;
-        self.scribe.get_or_insert_with(|| Scribe::start(dir));
-        self.nurse = self.nurse.take().or_else(|| Nurse::start(dir));
+    /// The VM is in use from now on.
+    fn release(&mut self, ownership: Ownership) -> io::Result<()> {
+        self.ownership = ownership;
+        reach(Point::SupervisorKept)?;
+        if self.workers.is_empty() {
+            self.workers.push(output_writer::start(&self.dir));
+            self.workers.extend(health::start(&self.dir));
+        }
+        Ok(())
     }
 
-    /// Asks the VMM to end, and sets the time when it is killed.
+    /// Sends SIGTERM, and SIGKILL after a grace time.
     fn terminate(&mut self) {
         if self.kill_at.is_none() {
             self.kill_at = Some(Instant::now() + TERM_GRACE);
@@ -333,7 +323,6 @@ impl Supervisor {
     }
 
     fn signal(&self, signal: Signal) {
-        // Not waited for yet, so that the process is still the one that was spawned.
         if let Err(error) = pidfd::send_signal(self.pidfd.as_fd(), signal as i32) {
             log::warn!("cannot send {signal} to the VMM: {error}");
         }
@@ -348,7 +337,7 @@ fn spawn(dir: &VmDir, console_log: File) -> io::Result<Child> {
         .args(&launch.args)
         .stdin(Stdio::null())
         .stdout(console_log)
-        .stderr(append(&dir.file(VMM_LOG))?);
+        .stderr(dir.append_to(VMM_LOG)?);
     with_empty_signal_mask(&mut command)
         .spawn()
         .map_err(|error| {
@@ -357,36 +346,14 @@ fn spawn(dir: &VmDir, console_log: File) -> io::Result<Child> {
         })
 }
 
-/// Takes hold of the VMM, and tells the command of it.
-fn hold(vmm: &Child) -> io::Result<OwnedFd> {
+/// Opens the VMM's pidfd, and reports the VMM to the command.
+fn open_and_report(vmm: &Child) -> io::Result<OwnedFd> {
     reach(Point::SupervisorSpawned)?;
+    // The VMM was not waited for yet, so its pid cannot have been reused.
     let id = ProcessId::of_child(vmm.id())?;
     let pidfd = pidfd::open(id.pid)?;
-    report(&Report::Spawned { process: id });
+    link::report(&Report::Spawned { process: id });
     log::info!("the VMM is process {}", id.pid);
     reach(Point::SupervisorReported)?;
     Ok(pidfd)
-}
-
-fn append(path: &std::path::Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600);
-    files::open_regular(path, &mut options)
-}
-
-/// Tells the command something. A command that is gone needs no report.
-fn report(report: &Report) {
-    let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{}", report.to_value()).and_then(|()| stdout.flush());
-}
-
-/// Lets go of the two pipes to the command, which may be waiting for their end.
-fn close_link() -> io::Result<()> {
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
-    Ok(())
 }

@@ -23,10 +23,11 @@ use crate::cli::{LogsCommand, TargetArguments};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::{AskError, AskErrorReason};
-use crate::os::deadline::Watch;
+use crate::os::deadline::{NO_LIMIT, Watch};
 use crate::report::output::write_stream;
-use crate::supervisor::follow::{End, Lengths, lengths};
-use crate::supervisor::scribe::{NO_LIMIT, write_down};
+use crate::supervisor::follow::End;
+use crate::supervisor::output_writer::log_output;
+use crate::supervisor::workload::{Lengths, lengths};
 use crate::vmdir::output_log::read_record;
 use crate::vmdir::output_log::reader::View;
 use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
@@ -268,7 +269,7 @@ impl StandIn {
             io::pipe().or_fail(Exit::Internal, || "cannot make a pipe".to_owned())?;
         let dir = dir.clone();
         let thread = thread::Builder::new().spawn(move || {
-            let result = write_down(&dir);
+            let result = log_output(&dir);
             drop(alive);
             result
         });

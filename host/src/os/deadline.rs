@@ -13,6 +13,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
+/// Stands for "no limit": only the end of the process ends such a wait.
+pub(crate) const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// The bounds of a wait: a deadline, and the life of a process where one is known.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Watch<'a> {

@@ -1,17 +1,16 @@
-//! A command's hold on the supervisor that it starts; see [`supervisor`](crate::supervisor).
+//! The command's side of the supervisor that it starts; see [`supervisor`](crate::supervisor).
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use shared::json::JsonError;
-use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::os::deadline::{WaitError, Watch};
+use crate::os::notify;
 use crate::os::process::ProcessId;
-use crate::os::{files, notify};
 use crate::supervisor::COMMAND;
 use crate::supervisor::link::{Order, Report};
 use crate::vmdir::launch_file::LaunchFile;
@@ -19,25 +18,24 @@ use crate::vmdir::state::ExitRecord;
 use crate::vmdir::{SUPERVISOR_LOG, VmDir, VmDirError};
 use crate::vmm::Launch;
 
+/// Longest report line, in bytes.
 const REPORT_LEN_MAX: usize = 64 * 1024;
 
-/// Why there is no VMM, or no word of it.
+/// Why the command has no VMM, or no report of one.
 #[derive(Debug)]
 pub(crate) enum LaunchError {
-    /// The directory could not be prepared.
+    /// The launch file could not be written.
     Dir(VmDirError),
-    /// The supervisor could not be started or heard.
+    /// The supervisor could not be started, or its pipe failed.
     Io(io::Error),
-    /// The supervisor said something that is no report.
+    /// The supervisor sent an invalid report.
     Report(JsonError),
-    /// The supervisor ended without a word.
+    /// The supervisor or the VMM ended without a report.
     Silent,
-    /// The supervisor could not start the VMM.
+    /// The supervisor could not start the VMM; its own error message.
     Failed {
-        /// Why, in its words.
         text: String,
     },
-    /// The deadline passed.
     Deadline,
 }
 
@@ -45,9 +43,9 @@ impl fmt::Display for LaunchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dir(error) => error.fmt(f),
-            Self::Io(_) => f.write_str("cannot start or hear the VM's supervisor"),
+            Self::Io(_) => f.write_str("cannot start the VM's supervisor or read its reports"),
             Self::Report(error) => write!(f, "the supervisor's report is invalid: {error}"),
-            Self::Silent => f.write_str("the VM's supervisor ended without a word"),
+            Self::Silent => f.write_str("the VM's supervisor ended without a report"),
             Self::Failed { text } => f.write_str(text),
             Self::Deadline => f.write_str("the VM's supervisor did not report in time"),
         }
@@ -95,13 +93,13 @@ impl From<LaunchError> for Failure {
     }
 }
 
-/// A supervisor whose VM depends on this command: dropped, it takes the VM away.
+/// A running supervisor. Dropping this closes the stream of orders and so ends a VM not kept.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     child: Child,
     orders: ChildStdin,
     reports: ChildStdout,
-    /// Bytes of reports that were not complete yet.
+    /// The beginning of an incomplete report.
     buffer: Vec<u8>,
 }
 
@@ -111,13 +109,11 @@ impl Supervisor {
         LaunchFile(launch.clone())
             .write(dir)
             .map_err(LaunchError::Dir)?;
-        let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o600);
-        let log = files::open_regular(&dir.file(SUPERVISOR_LOG), &mut options)?;
+        let log = dir.append_to(SUPERVISOR_LOG)?;
         let mut child = Command::new(std::env::current_exe()?)
             .arg(COMMAND)
             .arg(dir.path())
-            // Neither it nor the VMM is the service that a manager waits for.
+            // The service that systemd waits for is this command, not the supervisor or the VMM.
             .env_remove(notify::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -140,7 +136,6 @@ impl Supervisor {
         ProcessId::of_child(self.child.id())
     }
 
-    /// Waits until the VMM was spawned.
     pub(crate) fn await_spawned(&mut self, watch: &Watch<'_>) -> Result<ProcessId, LaunchError> {
         match self.report(watch)? {
             Report::Spawned { process } => Ok(process),
@@ -151,7 +146,6 @@ impl Supervisor {
         }
     }
 
-    /// Waits until the VMM has ended.
     pub(crate) fn await_ended(&mut self, watch: &Watch<'_>) -> Result<ExitRecord, LaunchError> {
         loop {
             match self.report(watch)? {
@@ -166,8 +160,7 @@ impl Supervisor {
         self.orders.write_all(&[order.byte()])
     }
 
-    /// Waits for the supervisor itself, after [`Report::Ended`] or [`Report::Failed`]: it ends at
-    /// once then.
+    /// Waits for the supervisor itself. It ends soon after [`Report::Ended`] or [`Report::Failed`].
     pub(crate) fn join(mut self) -> io::Result<()> {
         drop(self.orders);
         self.child.wait().map(drop)
@@ -180,7 +173,7 @@ impl Supervisor {
                 return Report::parse(&line).map_err(LaunchError::Report);
             }
             if self.buffer.len() > REPORT_LEN_MAX {
-                return Err(LaunchError::Io(io::Error::other("the report has no end")));
+                return Err(LaunchError::Io(io::Error::other("the report is too long")));
             }
             watch.readable(&self.reports)?;
             let mut bytes = [0; 4096];

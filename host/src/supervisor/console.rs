@@ -1,8 +1,8 @@
-//! Keeping a chatty guest from filling the host's disk with its console.
+//! Keeping the guest's console from filling the host's disk.
 //!
-//! The VMM writes to the file itself, so that it needs nobody to read from it, and appends, so that
-//! the file can be emptied under it. When it has grown too long, its content becomes the one older
-//! file and it starts again. What is written between the copy and the cut is lost.
+//! The VMM writes the file itself and so does not depend on a reader. It appends, so the file can
+//! be emptied under it: when it has grown too long, its content is copied to the older file and
+//! cut. Output written between the copy and the cut is lost.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -16,24 +16,23 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::os::files;
 
-/// Longest console log, in bytes. With the older file it is twice that, plus what comes in a
-/// `LOOK_PAUSE`.
+/// Longest console log, in bytes, apart from what is written in a `LOOK_PAUSE`. The older file can
+/// be as long.
 pub(crate) const CONSOLE_LEN_MAX: u64 = 4 * 1024 * 1024;
 
-/// How long not to look after a look: a guest that writes byte by byte must not wake us as often.
+/// Least time between two looks: a guest that writes byte by byte must not wake us for each.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// A console log under watch.
 #[derive(Debug)]
 pub(crate) struct Console {
     path: PathBuf,
     inotify: Inotify,
-    /// Not before then.
+    /// Time of the next look at the earliest.
     look_at: Option<Instant>,
 }
 
 impl Console {
-    /// Watches the file at `path`, which must be there.
+    /// The file at `path` must exist.
     pub(crate) fn watch(path: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
@@ -44,13 +43,13 @@ impl Console {
         })
     }
 
-    /// The descriptor to poll, unless it is too early.
+    /// The descriptor to poll; `None` before [`due`](Self::due).
     #[must_use]
     pub(crate) fn wanted(&self, now: Instant) -> Option<BorrowedFd<'_>> {
         self.due(now).is_none().then(|| self.inotify.as_fd())
     }
 
-    /// When it is no longer too early, if it is now.
+    /// The time of the next look; `None` if it may be now.
     #[must_use]
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         self.look_at.filter(|look_at| now < *look_at)
@@ -64,7 +63,7 @@ impl Console {
         }
     }
 
-    /// Forgets the events: the file's length says what matters.
+    /// Discards the events: only the file's length matters.
     fn drain(&self) -> io::Result<()> {
         loop {
             match self.inotify.read_events() {
@@ -139,10 +138,9 @@ mod tests {
         assert_eq!(older, CONSOLE_LEN_MAX + 1);
     }
 
-    /// The VMM writes to the directory, too. What it puts there is neither written to nor waited
-    /// for.
+    /// The VMM can write to the directory. A link or FIFO that it puts there is not opened.
     #[test]
-    fn an_older_console_that_is_no_file_is_left_alone() {
+    fn an_older_console_that_is_not_a_regular_file_is_left_alone() {
         let temp = TempDir::new("console");
         let path = temp.path().join("console.log");
         let file = fs::File::create(&path).unwrap();

@@ -1,159 +1,100 @@
-//! Following the output of the workload that a guest's image names, on however many connections it
-//! takes.
+//! Following the output of a guest's workload, over as many connections as necessary.
 //!
-//! The conversation is a [`SessionClient`]'s. What comes goes into a [`Journal`], and from there to
-//! a [`Sink`], in batches; the guest is told of a batch once the sink has it.
+//! A [`SessionClient`] holds the conversation. Output goes into a [`Journal`] and from there to a
+//! [`Sink`], in batches; we acknowledge a batch to the guest once the sink has it.
 //!
-//! A guest that cannot be reached is tried less and less often, without an end: whether it is
-//! paused for a snapshot, still booting, or has no agent at all, is not to be told apart, and the
-//! VM's end ends the wait.
+//! A guest that cannot be reached is tried less and less often, until the VM ends: we cannot tell
+//! whether it is paused for a snapshot, still booting, or has no agent at all.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use shared::message::{
-    Attach, AttachMode, Exited, Fail, FailCode, Message, SessionInfo, SessionRef, SessionsRequest,
-    Stream,
-};
+use shared::message::{Attach, AttachMode, Exited, Fail, FailCode, SessionRef, Stream};
 use shared::session_client::{Deadlines, Event, Request, SessionClient, SessionError, Want};
 
 use crate::error::Failure;
 use crate::guest::HOST_VERSION;
 use crate::guest::address::Endpoint;
-use crate::guest::answer::{AskError, AskErrorReason};
+use crate::guest::answer::AskErrorReason;
 use crate::guest::connection::{Connection, ConnectionError};
-use crate::guest::driver::{ask, pause};
+use crate::guest::driver::pause;
 use crate::os::deadline::Watch;
+use crate::supervisor::workload::Lengths;
 use crate::vmdir::output_log::journal::Journal;
-use crate::vmdir::output_log::record::Record;
 
-/// Bytes after which a batch is complete: a quarter of the guest's ring.
+/// Bytes of a full batch: a quarter of the guest's ring.
 const BATCH_LEN: usize = 64 * 1024;
 
-/// How long bytes wait for others, so that a workload that prints a little all the time does not
-/// cause as many replacements of a file.
+/// How long a batch waits for more bytes. Each commit replaces a file, so a workload that prints
+/// little but often must not cause as many commits.
 const BATCH_TIME: Duration = Duration::from_millis(50);
 
 /// Longest pause between two attempts to reach a guest.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Pause after a guest has ended or broken the protocol, so that one that always does costs little.
+/// Least pause after a guest has shut down or broken the protocol: it may do so every time.
 const FAULT_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long the guest may take to take an acknowledgement.
+/// How long the guest may take to accept an acknowledgement.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 
 /// Where the output goes.
 pub(crate) trait Sink {
-    /// Where it is collected.
     fn journal(&mut self) -> &mut Journal;
 
-    /// Hands on what was collected. Afterwards the guest need not keep it.
+    /// Writes what the journal has collected. The guest may discard it afterwards.
     fn commit(&mut self) -> Result<(), Failure>;
 
-    /// All output was handed on, and the workload has ended. Afterwards the guest need not keep
-    /// that either.
+    /// The workload has ended, and all its output was committed. The guest may forget the workload
+    /// afterwards.
     fn handle_end(&mut self, exited: &Exited) -> Result<(), Failure>;
 
-    /// Waits until it is no harm to connect.
+    /// Waits until a new connection does no harm.
     fn await_turn(&mut self) -> Result<(), Failure>;
 }
 
-/// Why there is no more to follow.
+/// Why there is nothing more to follow.
 #[derive(Debug)]
 pub(crate) enum End {
     Exited,
-    /// As much was handed on as was wanted.
+    /// As much was committed as was wanted.
     Reached,
-    /// The VMM has ended, and what it had sent was handed on.
+    /// The VMM has ended. All that its guest had sent was committed.
     VmmEnded,
-    /// The guest has no workload, or its agent knows of none.
+    /// The guest has no workload, or its agent does not support any.
     NoWorkload(Fail),
-    /// The conversation cannot go on.
+    /// The conversation cannot continue.
     Failed(SessionError),
-    /// The guest cannot be connected to.
+    /// No connection to the guest is possible.
     Unreachable(ConnectionError),
 }
 
-/// How long the two streams of the workload were at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Lengths {
-    pub(crate) stdout: u64,
-    pub(crate) stderr: u64,
-}
-
-impl Lengths {
-    /// Whether the log has all of that.
-    #[must_use]
-    pub(crate) fn are_in(self, record: &Record) -> bool {
-        let has = |wanted: Option<u64>, len| wanted.is_some_and(|wanted| wanted >= len);
-        has(record.stdout, self.stdout) && has(record.stderr, self.stderr)
-    }
-}
-
-/// Asks the guest how much its workload has printed; `None` when it has no workload.
-pub(crate) fn lengths(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Option<Lengths>, AskError> {
-    let workload = find_workload(endpoint, watch)?;
-    Ok(workload.map(|session| Lengths {
-        stdout: session.stdout_end,
-        stderr: session.stderr_end,
-    }))
-}
-
-/// Asks the guest for its workload.
-pub(crate) fn find_workload(
-    endpoint: &Endpoint,
-    watch: &Watch<'_>,
-) -> Result<Option<SessionInfo>, AskError> {
-    let mut after = 0;
-    loop {
-        let request = shared::exchange::Request::Sessions(SessionsRequest { after });
-        let Message::Sessions(list) = ask(endpoint, request, watch)?.message else {
-            return Ok(None);
-        };
-        // The guest's numbers grow from answer to answer, which bounds this.
-        after = list.sessions.last().map_or(after, |last| last.session);
-        let has_more = list.more && !list.sessions.is_empty();
-        let workload = list
-            .sessions
-            .into_iter()
-            .find(|session| session.id.is_none());
-        if workload.is_some() || !has_more {
-            return Ok(workload);
-        }
-    }
-}
-
-/// Follows one workload into one sink.
 #[derive(Debug)]
 pub(crate) struct Follower<'a, S> {
     pub(crate) endpoint: &'a Endpoint,
-    /// Ends all waits.
+    /// Bounds all waits.
     pub(crate) watch: Watch<'a>,
-    /// As owner, or as one of many who look on.
     pub(crate) mode: AttachMode,
-    /// Where the output goes.
     pub(crate) sink: &'a mut S,
-    /// How much is wanted; `None`: all that ever comes.
+    /// How much to follow; `None`: until the workload ends.
     pub(crate) wanted: Option<Lengths>,
 }
 
-/// How far one client has come.
 #[derive(Debug, Default)]
 struct Progress {
-    /// Bytes of each stream that wait for a commit.
+    /// Bytes of each stream that are not committed yet.
     batch: [usize; 2],
-    /// When the batch is complete even if it is short.
+    /// When to commit even a batch that is not full.
     commit_at: Option<Instant>,
-    /// How the workload ended.
+    /// The workload's end, until the sink has it.
     exited: Option<Exited>,
-    /// How long to wait before the next attempt.
+    /// How long to wait before the next attempt to connect.
     pause: Duration,
 }
 
 impl<S: Sink> Follower<'_, S> {
-    /// Follows until there is no more. An error is the sink's, whose last batch the guest still
-    /// has.
+    /// Follows until there is no more. Errors are the sink's. The guest then still has the batch
+    /// that the sink failed to commit.
     pub(crate) fn run(&mut self) -> Result<End, Failure> {
         let mut progress = Progress::default();
         loop {
@@ -188,9 +129,9 @@ impl<S: Sink> Follower<'_, S> {
                 {
                     return Ok(End::NoWorkload(fail));
                 }
-                // The agent was started again.
+                // The agent was restarted.
                 SessionError::Forgotten => {}
-                // The VM is about to end, or its agent is, or that is not as it should be.
+                // The VM or its agent is about to end, or is faulty.
                 SessionError::ShutDown(_) | SessionError::Protocol { .. } => {
                     progress.pause = progress.pause.max(FAULT_PAUSE);
                 }
@@ -205,7 +146,7 @@ impl<S: Sink> Follower<'_, S> {
         }
     }
 
-    /// Does what the client wants until it is finished, or has no use any more.
+    /// Does what the client wants. `None` once it is finished, else an end that it cannot see.
     fn drive(
         &mut self,
         client: &mut SessionClient,
@@ -241,7 +182,7 @@ impl<S: Sink> Follower<'_, S> {
                 Want::Pause { until } => {
                     drop(connection.take());
                     self.commit(client, progress)?;
-                    // A VMM that has ended is noticed before the next attempt.
+                    // The next attempt to connect reports a VMM that has ended.
                     let _ = pause(&self.watch, until);
                 }
                 Want::Finished => {
@@ -260,7 +201,8 @@ impl<S: Sink> Follower<'_, S> {
         self.wanted.is_some_and(|wanted| wanted.are_in(record))
     }
 
-    /// Waits before an attempt, longer each time. Gives the end if there is to be none.
+    /// Waits before an attempt to connect, longer each time. Returns an end if the VMM has ended or
+    /// the wait itself failed.
     fn wait_to_connect(&mut self, progress: &mut Progress) -> Result<Option<End>, Failure> {
         let until = (Instant::now() + progress.pause).min(self.watch.deadline());
         progress.pause = (progress.pause * 2).clamp(Duration::from_millis(1), PAUSE_MAX);
@@ -279,7 +221,7 @@ impl<S: Sink> Follower<'_, S> {
         }
     }
 
-    /// Opens a connection; an error is one that another attempt would have, too.
+    /// Opens a connection; `None` if another attempt may succeed, an error if it would not.
     fn connect(
         &self,
         client: &mut SessionClient,
@@ -307,7 +249,8 @@ impl<S: Sink> Follower<'_, S> {
         }
     }
 
-    /// Writes what is to be written, and waits for bytes of the guest or for something to be due.
+    /// Writes pending bytes, or else waits for bytes of the guest, a timeout of the client, or the
+    /// time to commit.
     fn talk(
         &self,
         connection: &mut Connection,
@@ -342,7 +285,8 @@ impl<S: Sink> Follower<'_, S> {
                 Event::Started(started) | Event::Resumed(started) => {
                     journal.handle_attached(&started);
                     progress.pause = Duration::ZERO;
-                    // At once, so that whoever looks sees that there is a workload.
+                    // Commit at once: the first record shows other commands that there is a
+                    // workload.
                     progress.commit_at = Some(Instant::now());
                 }
                 Event::Output { stream, bytes } => {
@@ -368,7 +312,7 @@ impl<S: Sink> Follower<'_, S> {
         Ok(())
     }
 
-    /// Hands the batch on, and lets the guest know.
+    /// Commits the batch, and acknowledges it to the guest.
     fn commit(
         &mut self,
         client: &mut SessionClient,

@@ -1,96 +1,67 @@
-//! Running a VM's health check: in a thread of the supervisor, as a client of the guest like any
-//! other, and only once the guest was proven ready.
+//! Running a VM's health check: in a thread of the supervisor, as an ordinary client of the guest,
+//! and only once the guest was proven ready.
 //!
-//! A guest that a snapshot is taken of refuses commands, and what ran is cut off from its client.
-//! That says nothing about its health: a run waits until no command changes the VM, and one that
-//! failed because a snapshot began meanwhile is made again.
+//! During a snapshot the guest refuses commands and cuts off the clients of running ones, which
+//! says nothing about its health. So a run waits until no command changes the VM, and a run that
+//! failed while a snapshot began is repeated.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use shared::limits::PORT_DEFAULT;
 use shared::message::{ByteString, Exec, OutputPolicy};
 use shared::session_client::{Deadlines, Request};
 
-use super::scribe::NO_LIMIT;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::failpoint::{Point, reach};
+use crate::failpoint::Point;
 use crate::guest::driver::pause;
 use crate::guest::session::{self, ClientError, Local, Outcome as Ended, Session};
-use crate::os::deadline::Watch;
+use crate::os::deadline::{NO_LIMIT, Watch};
 use crate::os::random;
+use crate::supervisor::worker::Worker;
 use crate::vmdir::health::{Health, HealthCheck, Outcome};
 use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, VmDir};
 
-/// How long the guest is waited for beyond a run's time limit: what it takes from TERM to KILL, and
-/// as much again for its answer.
+/// How long to wait for the guest beyond a run's time limit: the time from TERM to KILL, and as
+/// much again for the answer.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
-/// How long between looks at a VM that nobody has proven ready yet.
+/// How long to wait between looks at a VM that was not proven ready yet.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// A health check at work in a thread of its own.
-#[derive(Debug)]
-pub(crate) struct Nurse {
-    /// Ends with the thread.
-    ended: Receiver<()>,
+/// Starts a thread that runs the VM's health check, if it has one.
+#[must_use]
+pub(crate) fn start(dir: &VmDir) -> Option<Worker> {
+    let check = match HealthCheck::read(dir) {
+        Ok(check) => check?,
+        Err(error) => {
+            log::warn!("cannot run the health check: {}", Failure::from(error));
+            return None;
+        }
+    };
+    let dir = dir.clone();
+    let work = move || HealthMonitor::open(dir, check)?.run();
+    Some(Worker::start(
+        "the health check",
+        Point::SupervisorHealth,
+        work,
+    ))
 }
 
-impl Nurse {
-    /// Starts a thread that runs the VM's health check, if it has one.
-    #[must_use]
-    pub(crate) fn start(dir: &VmDir) -> Option<Self> {
-        let check = match HealthCheck::read(dir) {
-            Ok(check) => check?,
-            Err(error) => {
-                log::warn!("there is no health check: {}", Failure::from(error));
-                return None;
-            }
-        };
-        let (alive, ended) = mpsc::channel();
-        let dir = dir.clone();
-        let started = thread::Builder::new().spawn(move || {
-            let reached = reach(Point::SupervisorHealth).map_err(Failure::from);
-            let opened = reached.and_then(|()| Ward::open(dir, check));
-            if let Err(failure) = opened.and_then(Ward::run) {
-                log::warn!("the health check ends: {failure}");
-            }
-            drop(alive);
-        });
-        match started {
-            Ok(_) => Some(Self { ended }),
-            Err(error) => {
-                log::warn!("cannot start a thread for the health check: {error}");
-                None
-            }
-        }
-    }
-
-    /// Waits until the end is written down, which is soon after the VMM's.
-    pub(crate) fn join(self, timeout: Duration) {
-        if let Err(mpsc::RecvTimeoutError::Timeout) = self.ended.recv_timeout(timeout) {
-            log::warn!("the health check has not ended yet");
-        }
-    }
-}
-
-/// The VM that is looked after.
 #[derive(Debug)]
-struct Ward {
+struct HealthMonitor {
     vm: RunningVm,
     check: HealthCheck,
     health: Health,
-    /// Where the command's output goes.
+    /// For the command's output.
     null: File,
 }
 
-impl Ward {
+impl HealthMonitor {
     fn open(dir: VmDir, check: HealthCheck) -> Result<Self, Failure> {
         let null = OpenOptions::new().write(true).open("/dev/null");
         Ok(Self {
@@ -101,7 +72,7 @@ impl Ward {
         })
     }
 
-    /// Until the VMM has ended.
+    /// Runs the check at intervals until the VMM has ended.
     fn run(mut self) -> Result<(), Failure> {
         self.health.write(&self.vm.dir)?;
         while self.await_ready()? {
@@ -118,7 +89,7 @@ impl Ward {
         Ok(self.health.write(&self.vm.dir)?)
     }
 
-    /// Waits until the guest has been proven ready. `false` when the VMM has ended.
+    /// Waits until the guest was proven ready. `false` once the VMM has ended.
     fn await_ready(&self) -> Result<bool, Failure> {
         loop {
             match self.vm.dir.read_state()?.stage {
@@ -131,7 +102,7 @@ impl Ward {
         }
     }
 
-    /// One run that no snapshot disturbed; `None` when the VMM has ended.
+    /// One run that no snapshot disturbed; `None` once the VMM has ended.
     fn run_once(&self) -> Result<Option<Outcome>, Failure> {
         loop {
             self.vm.dir.await_unlocked(&self.watch())?;
@@ -144,6 +115,7 @@ impl Ward {
                 Some(Outcome::Passed) => return Ok(Some(Outcome::Passed)),
                 Some(outcome) => outcome,
             };
+            // A snapshot in between gave the source a new generation, or still holds the lock.
             let is_same = self.vm.dir.read_state()?.generation == before;
             if is_same && !self.vm.dir.is_locked()? {
                 log::info!("health: {outcome:?}");
@@ -152,20 +124,15 @@ impl Ward {
         }
     }
 
-    /// Runs the command; `None` when the VMM has ended.
+    /// Runs the command; `None` once the VMM has ended.
     fn ask(&self) -> Result<Option<Outcome>, Failure> {
         let id = random::exec_id();
-        let id = id.or_fail(Exit::Internal, || "cannot name a request".to_owned())?;
-        let words = self
-            .check
-            .argv
-            .iter()
-            .map(|word| ByteString::new(word.as_bytes()));
-        let argv: Option<Vec<ByteString>> = words.collect();
-        let Some(argv) = argv else {
-            return Ok(Some(Outcome::Failed(
-                "a NUL byte in the command".to_owned(),
-            )));
+        let id = id.or_fail(Exit::Internal, || "cannot draw an exec id".to_owned())?;
+        let arguments = self.check.argv.iter();
+        let argv = arguments.map(|argument| ByteString::new(argument.as_bytes()));
+        let Some(argv) = argv.collect::<Option<Vec<ByteString>>>() else {
+            let reason = "a NUL byte in the command".to_owned();
+            return Ok(Some(Outcome::Failed(reason)));
         };
         let timeout_ms = u64::try_from(self.check.timeout.as_millis()).unwrap_or(u64::MAX);
         let exec = Exec {
@@ -203,7 +170,7 @@ impl Ward {
         Watch::with_process(Instant::now() + NO_LIMIT, Some(self.vm.process.as_fd()))
     }
 
-    /// `false` when the VMM has ended.
+    /// `false` once the VMM has ended.
     fn pause(&self, time: Duration) -> bool {
         pause(&self.watch(), Instant::now() + time).is_ok()
     }
@@ -213,7 +180,7 @@ fn outcome(result: Result<Ended, ClientError>) -> Option<Outcome> {
     Some(match result {
         Ok(Ended::Started(_)) => Outcome::Passed,
         Ok(Ended::Exited(exited)) if exited.timed_out => {
-            Outcome::Failed("its time limit passed".to_owned())
+            Outcome::Failed("the time limit passed".to_owned())
         }
         Ok(Ended::Exited(exited)) => match exited.status.shell_code() {
             0 => Outcome::Passed,

@@ -1,26 +1,29 @@
-//! What a command and the supervisor that it started say to each other: orders of one byte each
-//! one way, and reports of one line each the other.
+//! The pipes between a supervisor and the command that started it: orders of one byte each in one
+//! direction, reports of one line each in the other.
 
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+
+use nix::unistd::{dup2_stdin, dup2_stdout};
 use serde_json::{Value, json};
 use shared::json::{JsonError, Object};
 
 use crate::os::process::ProcessId;
 use crate::vmdir::state::ExitRecord;
 
-/// What the command asks for. The end of the stream is an order, too: before [`Order::Keep`] it
-/// ends the VM.
+/// Sent by the command. The end of the stream is an order, too: before [`Order::Keep`] it ends the
+/// VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// The VM is in use; the command is done.
+    /// The VM is released and outlives the command.
     Keep,
-    /// The VM is in use; it ends when the command does.
+    /// The VM is released and ends with the command.
     Attach,
-    /// End the VM now. The command looks at what it left.
+    /// End the VM now, and leave its directory to the command.
     End,
 }
 
 impl Order {
-    /// The byte that stands for it.
     #[must_use]
     pub(crate) const fn byte(self) -> u8 {
         match self {
@@ -30,7 +33,6 @@ impl Order {
         }
     }
 
-    /// The order that a byte stands for.
     #[must_use]
     pub(crate) const fn from_byte(byte: u8) -> Option<Self> {
         match byte {
@@ -42,18 +44,18 @@ impl Order {
     }
 }
 
+/// Sent by the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Report {
     /// The VMM was spawned. It may have ended since.
     Spawned { process: ProcessId },
-    /// There is no VMM. Nothing comes after this.
+    /// There is no VMM. This is the last report.
     Failed { text: String },
-    /// The VMM ended. Nothing comes after this.
+    /// The VMM ended. This is the last report.
     Ended { exit: ExitRecord },
 }
 
 impl Report {
-    /// The line, without its end.
     #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         match self {
@@ -79,6 +81,22 @@ impl Report {
             text: object.text("failed")?,
         })
     }
+}
+
+/// Sends a report from the supervisor, whose standard output the pipe is.
+pub(super) fn report(report: &Report) {
+    let mut stdout = io::stdout().lock();
+    // If the command has ended, no reader is left and the report is not needed.
+    let _ = writeln!(stdout, "{}", report.to_value()).and_then(|()| stdout.flush());
+}
+
+/// Closes the supervisor's ends of both pipes: the command may be waiting for that.
+pub(super) fn close() -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let null = options.read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    Ok(())
 }
 
 #[cfg(test)]

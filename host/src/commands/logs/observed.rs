@@ -11,8 +11,10 @@ use crate::cli::LogsCommand;
 use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::supervisor::follow::{End, Follower, Lengths, Sink, lengths};
-use crate::supervisor::scribe::NO_LIMIT;
+use crate::os::deadline::NO_LIMIT;
+use crate::supervisor::follow::{End, Follower, Sink};
+use crate::supervisor::workload::{Lengths, lengths};
+
 use crate::vmdir::output_log::journal::{Journal, Step};
 use crate::vmdir::output_log::record::Record;
 

@@ -1,5 +1,5 @@
-//! A guest with a workload, as far as its sessions go: it sends each connection a part of the
-//! output and cuts it, until there is no more.
+//! A guest with a workload for tests: it sends each connection a part of the output and cuts it,
+//! until all is sent.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use shared::frame::Decoder;
 use shared::message::{
     Attach, Chunk, ExitStatus, Exited, Fail, FailCode, Gap, Hello, Message, ResourceUsage, Role,
-    SessionInfo, SessionState, Sessions, Started, Stream, Window,
+    SessionInfo, SessionState, Sessions, Stream,
 };
 use shared::version::SUPPORTED;
 
 use crate::os::deadline::Watch;
+use crate::vmdir::output_log::journal::tests::attached;
 
-/// How long the host may take for anything.
+/// Limit on each wait for the host.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Bytes of one frame of output.
+/// Output bytes per frame.
 const CHUNK_LEN: usize = 1000;
 
-/// The guest's workload.
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) stdout: Vec<u8>,
@@ -29,7 +29,7 @@ pub(crate) struct Guest {
     /// Bytes of standard output that the ring no longer has.
     pub(crate) stdout_dropped: u64,
     listener: UnixListener,
-    /// Whether a CONNECT line comes first.
+    /// Whether clients send a CONNECT line first.
     is_hybrid: bool,
 }
 
@@ -48,14 +48,14 @@ impl Guest {
         }
     }
 
-    /// Serves a connection for each of `limits`, which is how many bytes it gets before it is cut,
-    /// and then one that gets everything and EXITED. Every acknowledgement is shown to `on_ack`.
+    /// Serves a connection for each of `limits`, the number of bytes it gets before it is cut, and
+    /// then one that gets the rest and EXITED. Calls `on_ack` for every acknowledgement.
     pub(crate) fn serve(&self, limits: &[usize], on_ack: &dyn Fn(Stream, u64)) {
         self.serve_parts(limits);
         self.serve_end(on_ack, || {});
     }
 
-    /// The same for a host that asks for the list of sessions when it has heard of the end.
+    /// The same for a host that asks for the list of sessions after EXITED.
     pub(crate) fn serve_and_list(&self, limits: &[usize], on_ack: &dyn Fn(Stream, u64)) {
         self.serve_parts(limits);
         self.serve_end(on_ack, || self.list());
@@ -88,16 +88,11 @@ impl Guest {
 
     /// Answers one connection with the list of sessions.
     pub(crate) fn list(&self) {
-        let peer = self.peer();
-        let mut reader = Reader::new(peer);
-        self.skip_connect(&mut reader);
-        loop {
-            match reader.next() {
-                Message::Hello(_) => {}
-                Message::SessionsRequest(_) => break,
-                other => panic!("{other:?}"),
-            }
-        }
+        let (mut reader, request) = self.accept_request();
+        assert!(
+            matches!(request, Message::SessionsRequest(_)),
+            "{request:?}"
+        );
         let sessions = vec![self.info()];
         let more = false;
         self.say(
@@ -106,26 +101,28 @@ impl Guest {
         );
     }
 
-    /// Tells one connection that there is no workload.
+    /// Answers one connection that there is no workload.
     pub(crate) fn refuse(&self, code: FailCode) {
         let (mut peer, _) = self.accept();
         self.say(&mut peer, &[Message::Fail(Fail::new(code, "no"))]);
     }
 
     fn accept(&self) -> (UnixStream, Attach) {
-        let peer = self.peer();
-        let mut reader = Reader::new(peer);
-        self.skip_connect(&mut reader);
-        loop {
-            match reader.next() {
-                Message::Hello(_) => {}
-                Message::Attach(attach) => return (reader.peer, attach),
-                other => panic!("{other:?}"),
-            }
+        match self.accept_request() {
+            (reader, Message::Attach(attach)) => (reader.peer, attach),
+            (_, other) => panic!("{other:?}"),
         }
     }
 
-    /// The next connection, which comes soon.
+    /// The next connection and its request, which follows HELLO.
+    fn accept_request(&self) -> (Reader, Message) {
+        let mut reader = Reader::new(self.peer());
+        self.skip_connect(&mut reader);
+        assert!(matches!(reader.next(), Message::Hello(_)));
+        let request = reader.next();
+        (reader, request)
+    }
+
     fn peer(&self) -> UnixStream {
         let watch = Watch::until(Instant::now() + PATIENCE);
         watch.readable(&self.listener).unwrap();
@@ -160,14 +157,14 @@ impl Guest {
         peer.write_all(&bytes).unwrap();
     }
 
-    /// Sends what was asked for, up to `limit` bytes. `None` when that was all.
+    /// Sends what was asked for, up to `limit` bytes. `None` if that was all.
     fn send(&self, peer: &mut UnixStream, attach: &Attach, limit: usize) -> Option<()> {
         let first = |wanted: Option<u64>, dropped: u64| wanted.unwrap_or(dropped);
         let from = [
             first(attach.stdout_from, self.stdout_dropped),
             first(attach.stderr_from, 0),
         ];
-        let mut messages = vec![Message::Attached(self.started(from))];
+        let mut messages = vec![Message::Attached(attached(from[0], from[1]))];
         let mut at = from.map(|from| usize::try_from(from).unwrap());
         if from[0] < self.stdout_dropped {
             messages.push(Message::Gap(Gap {
@@ -193,7 +190,7 @@ impl Guest {
                     0 => Message::Stdout(chunk),
                     _ => Message::Stderr(chunk),
                 };
-                // The host may have had enough.
+                // The host may have closed the connection.
                 let _ = peer.write_all(&message.encode());
             }
             if left == 0 {
@@ -201,23 +198,6 @@ impl Guest {
             }
         }
         None
-    }
-
-    fn started(&self, from: [u64; 2]) -> Started {
-        Started {
-            session: 1,
-            id: None,
-            pid: 2,
-            fresh: false,
-            tty: false,
-            stdout_from: from[0],
-            stderr_from: from[1],
-            stdin: Window {
-                received: 0,
-                limit: 0,
-                is_closed: true,
-            },
-        }
     }
 
     fn exited(&self) -> Exited {
@@ -253,7 +233,7 @@ impl Guest {
     }
 }
 
-/// Frames of the host.
+/// Reads the host's frames.
 struct Reader {
     peer: UnixStream,
     decoder: Decoder,

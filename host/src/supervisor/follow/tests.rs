@@ -1,4 +1,4 @@
-//! What comes of a guest that cuts its connections, has lost output, or has no workload.
+//! Following a guest that cuts its connections, has lost output, or has no workload.
 
 use std::thread;
 
@@ -7,8 +7,9 @@ use super::*;
 use crate::guest::address::GuestAddress;
 use crate::testing::TempDir;
 use crate::vmdir::output_log::journal::Step;
+use crate::vmdir::output_log::record::Record;
 
-/// Keeps everything in memory.
+/// A sink in memory.
 struct Memory {
     journal: Journal,
     text: Vec<u8>,
@@ -84,7 +85,7 @@ fn follow(
 #[test]
 fn an_owner_gets_every_byte_once_across_cuts() {
     let mut sink = Memory::new(Some(0));
-    // Lines come whole, because the streams are mixed as they come.
+    // One stream only: with two, the log interleaves them as they arrive.
     let adapt = |guest: &mut Guest| guest.stderr.clear();
     let (guest, end) = follow(&mut sink, AttachMode::Own, None, adapt, |guest| {
         guest.serve(&[1, 999, 70_000, 100_000], &|stream, _| {
@@ -97,7 +98,7 @@ fn an_owner_gets_every_byte_once_across_cuts() {
 }
 
 #[test]
-fn both_streams_are_whole_and_what_is_lost_is_said() {
+fn both_streams_are_whole_and_lost_bytes_are_reported() {
     let mut sink = Memory::new(Some(0));
     let adapt = |guest: &mut Guest| guest.stdout_dropped = 6;
     let (guest, _) = follow(&mut sink, AttachMode::Own, None, adapt, |guest| {
@@ -113,7 +114,7 @@ fn both_streams_are_whole_and_what_is_lost_is_said() {
 }
 
 #[test]
-fn an_observer_stops_where_it_was_told_to() {
+fn an_observer_stops_at_the_wanted_lengths() {
     let mut sink = Memory::new(None);
     let wanted = Lengths {
         stdout: 50_000,
@@ -131,18 +132,11 @@ fn an_observer_stops_where_it_was_told_to() {
 }
 
 #[test]
-fn a_guest_without_a_workload_is_let_go() {
+fn a_guest_without_a_workload_is_not_followed() {
     for code in [FailCode::NoSession, FailCode::Unsupported] {
         let mut sink = Memory::new(Some(0));
-        let (_, end) = follow(
-            &mut sink,
-            AttachMode::Own,
-            None,
-            |_| {},
-            |guest| {
-                guest.refuse(code);
-            },
-        );
+        let refuse = |guest: &Guest| guest.refuse(code);
+        let (_, end) = follow(&mut sink, AttachMode::Own, None, |_| {}, refuse);
         assert!(matches!(end, End::NoWorkload(fail) if fail.code == code));
     }
 }

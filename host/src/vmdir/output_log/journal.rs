@@ -163,12 +163,12 @@ impl Journal {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use shared::message::Window;
 
     use super::*;
 
-    fn attached(stdout_from: u64, stderr_from: u64) -> Started {
+    pub(crate) fn attached(stdout_from: u64, stderr_from: u64) -> Started {
         Started {
             session: 1,
             id: None,

@@ -1,7 +1,8 @@
-//! The scribe of a VM directory whose VMM is this very process, against a guest that cuts its
+//! Logging into a VM directory whose "VMM" is the test process, from a guest that cuts its
 //! connections.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
 use shared::message::{ExitStatus, FailCode};
 
@@ -15,7 +16,7 @@ use crate::vmdir::state::State;
 use crate::vmdir::state::tests::state;
 use crate::vmm::VSOCK_SOCKET;
 
-/// A directory of a VM that was booted, and "runs".
+/// The directory of a booted VM.
 fn vm(temp: &TempDir, stage: Stage) -> (VmDir, Lock) {
     let state_dir = StateDir::open(Some(&temp.path().join("state"))).unwrap();
     let (dir, lock) = state_dir.create_vm(None).unwrap();
@@ -30,8 +31,8 @@ fn vm(temp: &TempDir, stage: Stage) -> (VmDir, Lock) {
 }
 
 #[test]
-fn nothing_is_acknowledged_before_it_is_written_down() {
-    let temp = TempDir::new("scribe");
+fn nothing_is_acknowledged_before_it_is_logged() {
+    let temp = TempDir::new("output-writer");
     let (dir, lock) = vm(&temp, Stage::Ready);
     drop(lock);
     let mut guest = Guest::listen(&dir.file(VSOCK_SOCKET), true);
@@ -43,7 +44,7 @@ fn nothing_is_acknowledged_before_it_is_written_down() {
         assert!(record.wanted(stream).unwrap() >= offset);
     };
     let end = thread::scope(|scope| {
-        let writing = scope.spawn(|| write_down(&dir));
+        let writing = scope.spawn(|| log_output(&dir));
         guest.serve_and_list(&[5, 66_000], &on_ack);
         writing.join().unwrap().unwrap()
     });
@@ -52,17 +53,17 @@ fn nothing_is_acknowledged_before_it_is_written_down() {
     assert!(std::fs::read(dir.file(OUTPUT_LOG)).unwrap() == guest.stdout);
     let end = dir.read_workload_end().unwrap().unwrap();
     assert_eq!((end.status, end.restarts), (ExitStatus::Code(3), Some(4)));
-    assert!(write_down(&dir).unwrap().is_none(), "it is all there");
+    assert!(log_output(&dir).unwrap().is_none(), "all is logged");
 }
 
 #[test]
 fn a_guest_without_a_workload_leaves_no_log() {
-    let temp = TempDir::new("scribe");
+    let temp = TempDir::new("output-writer");
     let (dir, lock) = vm(&temp, Stage::Ready);
     drop(lock);
     let guest = Guest::listen(&dir.file(VSOCK_SOCKET), true);
     let end = thread::scope(|scope| {
-        let writing = scope.spawn(|| write_down(&dir));
+        let writing = scope.spawn(|| log_output(&dir));
         guest.refuse(FailCode::NoSession);
         writing.join().unwrap().unwrap()
     });
@@ -72,18 +73,18 @@ fn a_guest_without_a_workload_leaves_no_log() {
 
 #[test]
 fn no_connection_is_made_while_a_command_changes_the_vm() {
-    let temp = TempDir::new("scribe");
+    let temp = TempDir::new("output-writer");
     let (dir, lock) = vm(&temp, Stage::Ready);
     let mut guest = Guest::listen(&dir.file(VSOCK_SOCKET), true);
     guest.stderr.clear();
     let is_free = AtomicU32::new(0);
     thread::scope(|scope| {
-        let writing = scope.spawn(|| write_down(&dir));
+        let writing = scope.spawn(|| log_output(&dir));
         scope.spawn(|| {
             guest.serve_and_list(&[], &|_, _| {});
-            assert_eq!(is_free.load(Ordering::SeqCst), 1, "it was not waited for");
+            assert_eq!(is_free.load(Ordering::SeqCst), 1, "it did not wait");
         });
-        // Another writer may not go on meanwhile.
+        // Wait until the writer holds the output's lock.
         while dir.output_lock(Instant::now()).unwrap().is_some() {
             thread::yield_now();
         }
