@@ -1,5 +1,6 @@
 //! Values as users write them on the command line: times, sizes, names, drives.
 
+pub(crate) mod keyword;
 pub(crate) mod network;
 
 use std::fmt;

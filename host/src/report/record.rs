@@ -183,7 +183,7 @@ impl Record {
         let phase = self.blamed.or_else(|| self.current());
         let value = self.note_failure(&failure);
         match phase.map(Phase::as_str) {
-            // A usage error is about the command line, which no phase has changed.
+            // A usage error concerns the command line, not the phase that found it.
             Some(phase) if failure.exit() != Exit::Usage => (failure.in_phase(phase), value),
             _ => (failure, value),
         }

@@ -20,6 +20,7 @@ use shared::json::{JsonError, Object};
 use crate::error::Failure;
 use crate::os::clock::unix_ms;
 use crate::os::json::{os_to_value, value_to_os};
+use crate::values::keyword::keywords;
 use crate::vmdir::{VmDir, VmDirError};
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(10);
@@ -120,36 +121,16 @@ impl HealthCheck {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum HealthStatus {
-    /// No run has passed, and not enough have failed.
-    Starting,
-    Healthy,
-    Unhealthy,
-    /// The guest does not answer.
-    Unreachable,
-    /// The VMM has ended.
-    Stopped,
-}
-
-impl HealthStatus {
-    const ALL: [Self; 5] = [
-        Self::Starting,
-        Self::Healthy,
-        Self::Unhealthy,
-        Self::Unreachable,
-        Self::Stopped,
-    ];
-
-    #[must_use]
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Healthy => "healthy",
-            Self::Unhealthy => "unhealthy",
-            Self::Unreachable => "unreachable",
-            Self::Stopped => "stopped",
-        }
+keywords! {
+    HealthStatus {
+        /// No run has passed, and not enough have failed.
+        Starting = "starting",
+        Healthy = "healthy",
+        Unhealthy = "unhealthy",
+        /// The guest does not answer.
+        Unreachable = "unreachable",
+        /// The VMM has ended.
+        Stopped = "stopped",
     }
 }
 
@@ -246,12 +227,8 @@ impl Health {
     }
 
     fn from_object(object: &Object) -> Result<Self, JsonError> {
-        let name = object.text("status")?;
-        let status = HealthStatus::ALL
-            .into_iter()
-            .find(|status| status.as_str() == name);
         Ok(Self {
-            status: status.ok_or_else(|| object.error("status", "a state of health"))?,
+            status: object.parsed("status", "a state of health")?,
             since_ms: object.number("since_ms")?,
             runs: object.number("runs")?,
             failures: object.number("failures")?,

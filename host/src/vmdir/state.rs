@@ -12,6 +12,7 @@ use shared::message::Cause;
 pub(crate) use self::ended::{ExitRecord, WorkloadEnd};
 use crate::os::json::{os_to_value, value_to_path};
 use crate::os::process::ProcessId;
+use crate::values::keyword::keywords;
 use crate::vmm::network::{nic_from_object, nic_to_value};
 use crate::vmm::{Drive, MachineSpec, VmmKind};
 
@@ -20,47 +21,17 @@ pub(crate) const DRIVES_MAX: usize = 16;
 /// Most ancestors that a state lists; earlier ones are forgotten.
 pub(crate) const ANCESTORS_MAX: usize = 64;
 
-/// How far commands have come with a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// A command is starting it.
-    Starting,
-    /// Its guest was proven ready.
-    Ready,
-    /// It was started without a proof, or kept although its guest failed it.
-    Unproven,
-    /// A command is taking a snapshot of it; it may be paused.
-    Snapshotting,
-}
-
-impl Stage {
-    const ALL: [Self; 4] = [
-        Self::Starting,
-        Self::Ready,
-        Self::Unproven,
-        Self::Snapshotting,
-    ];
-
-    /// The name in files and lists.
-    #[must_use]
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Unproven => "unproven",
-            Self::Snapshotting => "snapshotting",
-        }
-    }
-}
-
-impl std::str::FromStr for Stage {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        Self::ALL
-            .into_iter()
-            .find(|stage| stage.as_str() == text)
-            .ok_or(())
+keywords! {
+    /// How far commands have come with a VM.
+    Stage {
+        /// A command is starting it.
+        Starting = "starting",
+        /// Its guest was proven ready.
+        Ready = "ready",
+        /// It was started without a proof, or kept although its guest failed it.
+        Unproven = "unproven",
+        /// A command is taking a snapshot of it; it may be paused.
+        Snapshotting = "snapshotting",
     }
 }
 

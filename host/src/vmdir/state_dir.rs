@@ -49,7 +49,8 @@ impl StateDir {
     /// Creates the directory of a new VM, and holds its lock. Without a `name` one is generated.
     pub(crate) fn create_vm(&self, name: Option<&VmName>) -> Result<(VmDir, Lock), VmDirError> {
         self.sweep();
-        let random = random::bytes::<4>().map_err(file_error("draw a name in", &self.path))?;
+        let random =
+            random::bytes::<4>().map_err(file_error("generate a VM name in", &self.path))?;
         let name = name.cloned().unwrap_or_else(|| VmName::generated(random));
         let pid = std::process::id();
         let temporary = self.path.join(format!("{NEW_PREFIX}{pid}-{name}"));
@@ -75,7 +76,7 @@ impl StateDir {
     }
 
     /// Frees a name whose VM was never released, because the command that created it was killed.
-    /// Leaves every other VM alone, and what is not a VM.
+    /// Leaves anything else of that name alone.
     pub(crate) fn free(&self, name: &VmName) -> Result<(), VmDirError> {
         let dir = VmDir::new(name.clone(), self.path.join(name.as_str()));
         match remove_interrupted_start(&dir) {

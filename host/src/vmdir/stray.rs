@@ -44,7 +44,7 @@ pub(super) fn remove_interrupted_start(dir: &VmDir) -> Result<(), VmDirError> {
             drop(supervisor_lock);
             end_stray(dir, &lock, deadline)
                 .map_err(io::Error::other)
-                .map_err(file_error("end what runs in", dir.path()))?;
+                .map_err(file_error("kill the stray VMM of", dir.path()))?;
             dir.remove()
         }
         // A VMM whose supervisor was killed, too, stays for the user to inspect; `rm --force`
