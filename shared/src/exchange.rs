@@ -257,10 +257,6 @@ impl Exchange {
 
     /// The completion frame, or why there is none. An unfinished exchange counts as one whose
     /// deadline has passed.
-    ///
-    /// # Errors
-    ///
-    /// See [`ExchangeError`].
     pub fn into_result(self) -> Result<Message, ExchangeError> {
         let unfinished = self.deadline_error();
         match self.state {

@@ -151,10 +151,6 @@ impl Message {
 
     /// [`parse`](Self::parse) for a frame that a host sent. Each sender has a function of its own,
     /// so that the agent contains no code for frames that it never receives.
-    ///
-    /// # Errors
-    ///
-    /// As for `parse`.
     pub fn from_host(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
             FrameKind::Rebind => read(frame, Rebind::from_object).map(Self::Rebind),
@@ -183,10 +179,6 @@ impl Message {
     }
 
     /// [`parse`](Self::parse) for a frame that a guest sent.
-    ///
-    /// # Errors
-    ///
-    /// As for `parse`.
     pub fn from_guest(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
             FrameKind::Ok => read(frame, |_| Ok(Self::Ok)),
@@ -211,10 +203,6 @@ impl Message {
     }
 
     /// [`parse`](Self::parse) for a frame that a program in the guest sent to its agent.
-    ///
-    /// # Errors
-    ///
-    /// As for `parse`.
     pub fn from_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
             FrameKind::Checkpoint => {
@@ -228,10 +216,7 @@ impl Message {
     }
 
     /// [`parse`](Self::parse) for a frame that the agent sent to a program in the guest.
-    ///
-    /// # Errors
-    ///
-    /// As for `parse`. Frames that only hosts receive are refused.
+    /// Refuses frames that only hosts receive.
     pub fn from_guest_to_local(frame: Frame<'_>) -> Result<Self, PayloadError> {
         match frame.kind {
             FrameKind::Verdict => read(frame, CheckpointVerdict::from_object).map(Self::Verdict),

@@ -373,10 +373,6 @@ impl SessionClient {
 
     /// The command's end, or why it is not known. An unfinished client counts as one whose deadline
     /// has passed.
-    ///
-    /// # Errors
-    ///
-    /// See [`SessionError`].
     pub fn into_result(self) -> Result<Exited, SessionError> {
         match self.state {
             State::Finished(result) => result,

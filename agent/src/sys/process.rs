@@ -9,12 +9,10 @@ use std::io;
 
 use super::check;
 
-/// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// It exited with this code.
     Code(u8),
-    /// A signal killed it.
     Signal {
         number: i32,
         /// Whether the kernel dumped core.
@@ -22,17 +20,14 @@ pub(crate) enum Ending {
     },
 }
 
-/// A reaped child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reaped {
     /// Its former process id, which the kernel may reuse.
     pub pid: i32,
     pub ending: Ending,
-    /// User time in µs.
     pub user_us: u64,
-    /// System time in µs.
     pub system_us: u64,
-    /// Peak resident memory in KiB.
+    /// Peak resident memory.
     pub rss_max_kib: u64,
 }
 
