@@ -13,8 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
-use shared::exchange::Request;
-use shared::message::{ByteString, Info, Message};
+use shared::message::{ByteString, Info};
 
 use crate::cli::{BenchCommand, TargetArguments};
 use crate::commands::stress::latency::Summary;
@@ -23,7 +22,6 @@ use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::HOST_VERSION;
-use crate::guest::driver::ask;
 use crate::report::output::print;
 use crate::report::table::columns;
 use crate::values::printable;
@@ -149,16 +147,11 @@ impl Report {
 
     /// Notes what the guest says of itself; without an answer there is nothing to measure.
     fn note_guest(&mut self, target: &Target, deadline: Instant) -> Result<(), Failure> {
-        let answer = ask(&target.endpoint, Request::Info, &target.watch(deadline))?;
-        let Message::Info(info) = answer.message else {
-            let text = "the exchange ended with another frame than INFO";
-            return Err(Failure::new(Exit::Internal, text));
-        };
         let Info {
             agent_version,
             kernel,
             ..
-        } = info;
+        } = target.guest(deadline).info()?;
         self.heads.push(format!(
             "guest-agent {} on Linux {}",
             printable(&agent_version),

@@ -143,8 +143,7 @@ impl Printer {
 
     /// Waits until everything is written down that the guest has now.
     fn catch_up(&self, vm: &RunningVm, port: u32, deadline: Instant) -> Result<(), Failure> {
-        let watch = Watch::with_process(deadline, Some(vm.process.as_fd()));
-        let wanted = match lengths(&vm.endpoint(port), &watch) {
+        let wanted = match lengths(&vm.guest(port, deadline)) {
             Ok(Some(wanted)) => wanted,
             Ok(None) => return Err(Failure::new(Exit::Guest, NO_WORKLOAD)),
             // Then its last words are being written down.

@@ -6,15 +6,16 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use shared::exchange::{AttemptEnd, ExchangeError, Request};
-use shared::message::{Message, Probed};
+use shared::exchange::{AttemptEnd, ExchangeError};
+use shared::message::Probed;
 
 use crate::cli::ProbeCommand;
 use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::answer::{Answer, AskError, AskErrorReason, exit_of};
-use crate::guest::driver::{ask, pause};
+use crate::guest::driver::pause;
+use crate::guest::requests::Guest;
 use crate::lifecycle::rebind;
 use crate::report::output::print;
 use crate::vmdir::StateDir;
@@ -41,8 +42,8 @@ pub(crate) fn run(command: &ProbeCommand) -> Result<(), Failure> {
     let result = probe(command, asked_at, &mut changes);
     let took_us = micros(asked_at.elapsed());
     match result {
-        Ok((probed, answer)) => {
-            let hello = answer.hello;
+        Ok(answer) => {
+            let (hello, probed) = (answer.hello, answer.content);
             let generation = probed.generation.map(|generation| generation.to_string());
             if command.json {
                 let value = json!({
@@ -84,7 +85,7 @@ fn probe(
     command: &ProbeCommand,
     asked_at: Instant,
     changes: &mut Changes,
-) -> Result<(Probed, Answer), Failure> {
+) -> Result<Answer<Probed>, Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let default = if command.watch {
         WATCH_TIMEOUT_DEFAULT
@@ -92,47 +93,54 @@ fn probe(
         TIMEOUT_DEFAULT
     };
     let deadline = asked_at + command.timeout.unwrap_or(default);
-    let mut ask_it = |request| {
-        let asked = if command.watch {
-            watch(&target, &request, deadline, changes)
-        } else {
-            ask(&target.endpoint, request, &target.watch(deadline))
-        };
-        asked.map_err(|error| {
-            let exit = probe_exit(&error);
-            Failure::new(exit, error)
-        })
+    let mut prober = Prober {
+        target: &target,
+        deadline,
+        changes: command.watch.then_some(changes),
     };
     if let Some(name) = &command.name {
         let state_dir = StateDir::open(command.state_dir.as_deref())?;
-        rebind::rebind_pending(&state_dir, name, deadline, &mut ask_it)?;
+        rebind::rebind_pending(&state_dir, name, deadline, |rebind| {
+            prober.ask(|guest| guest.rebind(rebind.clone()))
+        })?;
     }
-    let answer = ask_it(Request::Probe {
-        generation: None,
-        depth: command.depth,
-    })?;
-    match answer.message {
-        Message::Probed(probed) => Ok((probed, answer)),
-        _ => Err(Failure::new(
-            Exit::Internal,
-            "the exchange ended with another frame than PROBED",
-        )),
+    prober.ask(|guest| guest.probe(None, command.depth))
+}
+
+/// Asks a guest, once or until it is ready.
+struct Prober<'a> {
+    target: &'a Target,
+    deadline: Instant,
+    /// With `--watch`: what the guest is like until it is ready.
+    changes: Option<&'a mut Changes>,
+}
+
+impl Prober<'_> {
+    fn ask<T>(
+        &mut self,
+        ask: impl Fn(&Guest<'_>) -> Result<Answer<T>, AskError>,
+    ) -> Result<Answer<T>, Failure> {
+        let asked = match &mut self.changes {
+            Some(changes) => watch(self.target, ask, self.deadline, changes),
+            None => ask(&self.target.guest(self.deadline)),
+        };
+        asked.map_err(|error| Failure::new(probe_exit(&error), error))
     }
 }
 
 /// Asks until the guest is ready, until another try is pointless, or until the deadline, and notes
 /// what it is like in between.
-fn watch(
+fn watch<T>(
     target: &Target,
-    request: &Request,
+    ask: impl Fn(&Guest<'_>) -> Result<Answer<T>, AskError>,
     deadline: Instant,
     changes: &mut Changes,
-) -> Result<Answer, AskError> {
+) -> Result<Answer<T>, AskError> {
     let watch = target.watch(deadline);
     let mut attempts = 0;
     loop {
         let until = (Instant::now() + WATCH_SLICE).min(deadline);
-        let mut error = match ask(&target.endpoint, request.clone(), &watch.at(until)) {
+        let mut error = match ask(&target.guest(until)) {
             Ok(mut answer) => {
                 answer.attempts += attempts;
                 return Ok(answer);

@@ -3,16 +3,13 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use shared::exchange::Request;
-use shared::message::{Info, Message, SessionInfo, SessionState, SessionsRequest};
+use shared::message::{SessionInfo, SessionState};
 
 use crate::cli::PsCommand;
 use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::guest::address::Endpoint;
-use crate::guest::driver::ask;
-use crate::os::deadline::Watch;
+use crate::guest::requests::Guest;
 use crate::report::output::print;
 use crate::report::table::{age, columns};
 use crate::values::printable;
@@ -25,44 +22,24 @@ const SESSIONS_MAX: usize = 16_384;
 
 pub(crate) fn run(command: &PsCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
-    let watch = target.watch(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
-    let mut sessions = all(&target.endpoint, &watch)?;
+    let guest = target.guest(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
+    let mut sessions = all(&guest)?;
     if !command.all {
         sessions.retain(|session| session.state != SessionState::Exited);
     }
     if command.json {
         let sessions: Vec<Value> = sessions.iter().map(SessionInfo::to_value).collect();
-        let guest = info(&target.endpoint, &watch)?.to_value();
+        let guest = guest.info()?.to_value();
         return print(&json!({ "guest": guest, "sessions": sessions }).to_string());
     }
     print(table(&sessions).trim_end())
 }
 
-/// The agent's own figures.
-fn info(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Info, Failure> {
-    match ask(endpoint, Request::Info, watch)?.message {
-        Message::Info(info) => Ok(info),
-        _ => {
-            let text = "the exchange ended with another frame than INFO";
-            Err(Failure::new(Exit::Internal, text))
-        }
-    }
-}
-
 /// All sessions, in as many answers as they take.
-fn all(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Vec<SessionInfo>, Failure> {
+fn all(guest: &Guest<'_>) -> Result<Vec<SessionInfo>, Failure> {
     let mut sessions: Vec<SessionInfo> = Vec::new();
     loop {
-        let after = sessions.last().map_or(0, |session| session.session);
-        let answer = ask(
-            endpoint,
-            Request::Sessions(SessionsRequest { after }),
-            watch,
-        )?;
-        let Message::Sessions(page) = answer.message else {
-            let text = "the exchange ended with another frame than SESSIONS";
-            return Err(Failure::new(Exit::Internal, text));
-        };
+        let page = guest.sessions(sessions.last().map_or(0, |session| session.session))?;
         let is_last = !page.more || page.sessions.is_empty();
         sessions.extend(page.sessions);
         if sessions.len() > SESSIONS_MAX {

@@ -1,6 +1,5 @@
 //! `host-tool stop` and `host-tool rm`: the end of a VM, and of what it leaves.
 
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use shared::limits::PORT_DEFAULT;
@@ -8,7 +7,6 @@ use shared::limits::PORT_DEFAULT;
 use crate::cli::{Rm, Stop};
 use crate::error::Failure;
 use crate::lifecycle::ending::{await_exit_record, await_or_end_stray, end, kill, power_off};
-use crate::os::deadline::Watch;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::vmdir::state::Stage;
@@ -46,13 +44,12 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
         record.set("how", "killed");
         return end(&vm);
     }
-    let watch = Watch::with_process(deadline, Some(vm.process.as_fd()));
     // A guest whose vCPUs stand still cannot be asked for anything.
     let runs = match vm.state.stage {
         Stage::Snapshotting => resume_vcpus(&vm, deadline),
         Stage::Starting | Stage::Ready | Stage::Unproven => Ok(()),
     };
-    let asked = runs.and_then(|()| power_off(&vm.endpoint(PORT_DEFAULT), &watch));
+    let asked = runs.and_then(|()| power_off(&vm.guest(PORT_DEFAULT, deadline)));
     if let Err(failure) = asked {
         log::warn!("the guest did not power off by itself, so that the VMM is killed: {failure}");
         record.set("how", "killed");

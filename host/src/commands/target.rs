@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::cli::TargetArguments;
 use crate::error::Failure;
 use crate::guest::address::{Endpoint, GuestAddress};
+use crate::guest::requests::Guest;
 use crate::lifecycle::snapshot::finish_interrupted;
 use crate::os::deadline::Watch;
 use crate::vmdir::StateDir;
@@ -59,6 +60,14 @@ impl Target {
             }
         };
         Ok(Self::new(Endpoint { address, port }, None))
+    }
+
+    /// The guest, asked until `deadline` or until its VMM ends.
+    pub(crate) fn guest(&self, deadline: Instant) -> Guest<'_> {
+        Guest {
+            endpoint: self.endpoint.clone(),
+            watch: self.watch(deadline),
+        }
     }
 
     /// A watch over waits for this guest.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 
 use shared::exchange::{Attempt, ExchangeError};
-use shared::message::{Hello, Message};
+use shared::message::{Fail, Hello};
 
 use super::connection::{Connection, ConnectionError};
 use crate::error::Failure;
@@ -22,9 +22,9 @@ pub(crate) struct AttemptLog {
 
 /// What came of a request that was met.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    /// The completion frame.
-    pub(crate) message: Message,
+pub(crate) struct Answer<T> {
+    /// What the completion frame says.
+    pub(crate) content: T,
     pub(crate) hello: Hello,
     pub(crate) attempts: u32,
     /// The first of them, at most `ATTEMPTS_KEPT_MAX`.
@@ -56,6 +56,19 @@ pub(crate) enum AskErrorReason {
     Connection(ConnectionError),
     /// This machine failed.
     Local(io::Error),
+}
+
+impl AskError {
+    /// The guest's own no, if it was that.
+    pub(crate) const fn refusal(&self) -> Option<&Fail> {
+        match &self.reason {
+            AskErrorReason::Exchange(ExchangeError::Refused { fail, .. }) => Some(fail),
+            AskErrorReason::Exchange(_)
+            | AskErrorReason::VmmEnded
+            | AskErrorReason::Connection(_)
+            | AskErrorReason::Local(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for AskError {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::eventfd::EventFd;
 use shared::exchange::{ATTEMPTS_KEPT_MAX, Exchange, Request, SILENCE_FIRST, Want};
+use shared::message::Message;
 
 use super::HOST_VERSION;
 use super::address::{Endpoint, GuestAddress};
@@ -27,11 +28,11 @@ const fn first_silence(address: &GuestAddress) -> Duration {
 }
 
 /// Sends `request` until it is met, refused for good, or the watch ends.
-pub(crate) fn ask(
+pub(super) fn ask(
     endpoint: &Endpoint,
     request: Request,
     watch: &Watch<'_>,
-) -> Result<Answer, AskError> {
+) -> Result<Answer<Message>, AskError> {
     let sent = failpoint::sent(&request);
     let exchange = Exchange::new(request, HOST_VERSION, Instant::now(), watch.deadline())
         .with_first_silence(first_silence(&endpoint.address));
@@ -151,7 +152,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    fn into_answer(self) -> Result<Answer, AskError> {
+    fn into_answer(self) -> Result<Answer<Message>, AskError> {
         let attempts = self.exchange.attempt_count();
         let log = self.log();
         let hello = self.exchange.hello().cloned();
@@ -164,8 +165,8 @@ impl Driver<'_> {
             last,
         };
         match (self.exchange.into_result(), hello, self.connection) {
-            (Ok(message), Some(hello), Some(connection)) => Ok(Answer {
-                message,
+            (Ok(content), Some(hello), Some(connection)) => Ok(Answer {
+                content,
                 hello,
                 attempts,
                 log,
@@ -208,7 +209,7 @@ mod tests {
 
     use shared::exchange::AttemptEnd;
     use shared::frame::Decoder;
-    use shared::message::{Depth, Fail, FailCode, Hello, Message, Probed, Role};
+    use shared::message::{Depth, Fail, FailCode, Hello, Probed, Role};
     use shared::version::SUPPORTED;
 
     use super::*;
@@ -264,7 +265,7 @@ mod tests {
     fn probe(
         timeout: Duration,
         guest: impl FnOnce(&UnixListener) + Send,
-    ) -> Result<Answer, AskError> {
+    ) -> Result<Answer<Message>, AskError> {
         let temp = TempDir::new("driver");
         let path = temp.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
@@ -304,7 +305,7 @@ mod tests {
         });
         let answer = answer.unwrap();
         assert_eq!(answer.attempts, 1);
-        assert!(matches!(answer.message, Message::Probed(_)));
+        assert!(matches!(answer.content, Message::Probed(_)));
     }
 
     #[test]

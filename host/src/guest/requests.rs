@@ -1,12 +1,125 @@
-//! What a guest is asked for.
+//! What a guest is asked for: one method for each request, which gives what the answer says.
+
+use std::io;
 
 use shared::exchange::Request;
-use shared::id::Generation;
-use shared::message::{Cause, Identity, InheritedSessions, Rebind};
+use shared::id::{Generation, Token};
+use shared::message::{
+    AwaitCheckpoint, Cause, Checkpoint, Depth, Hooked, Hooks, Identity, Info, InheritedSessions,
+    Message, Probed, Quiesce, Rebind, Rebound, Reopen, Sessions, SessionsRequest, Shutdown, Signal,
+};
 
+use super::address::Endpoint;
+use super::answer::{Answer, AskError, AskErrorReason};
+use super::driver::ask;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::os::deadline::Watch;
 use crate::os::random;
+
+/// A guest that can be asked, and what ends the wait for its answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Guest<'a> {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) watch: Watch<'a>,
+}
+
+/// Takes the content of a message of this kind.
+macro_rules! only {
+    ($kind:ident) => {
+        |message| match message {
+            Message::$kind(content) => Some(content),
+            _ => None,
+        }
+    };
+}
+
+impl Guest<'_> {
+    pub(crate) fn rebind(&self, rebind: Rebind) -> Result<Answer<Rebound>, AskError> {
+        self.ask(Request::Rebind(rebind), only!(Rebound))
+    }
+
+    /// Asks for the proof that commands can run; `generation` is the one that the guest must have.
+    pub(crate) fn probe(
+        &self,
+        generation: Option<Generation>,
+        depth: Depth,
+    ) -> Result<Answer<Probed>, AskError> {
+        self.ask(Request::Probe { generation, depth }, only!(Probed))
+    }
+
+    pub(crate) fn quiesce(&self, quiesce: Quiesce) -> Result<Answer<Token>, AskError> {
+        self.ask(Request::Quiesce(quiesce), only!(Quiesced))
+    }
+
+    pub(crate) fn reopen(&self, token: Token) -> Result<(), AskError> {
+        self.command(Request::Reopen(Reopen { token }))
+    }
+
+    pub(crate) fn hooks(&self, hooks: Hooks) -> Result<Answer<Hooked>, AskError> {
+        self.ask(Request::Hooks(hooks), only!(Hooked))
+    }
+
+    /// Waits for a program at the checkpoint with this tag; `None` is any.
+    pub(crate) fn await_checkpoint(&self, tag: Option<String>) -> Result<Checkpoint, AskError> {
+        let request = Request::AwaitCheckpoint(AwaitCheckpoint { tag });
+        Ok(self.ask(request, only!(Checkpoint))?.content)
+    }
+
+    pub(crate) fn info(&self) -> Result<Info, AskError> {
+        Ok(self.ask(Request::Info, only!(Info))?.content)
+    }
+
+    /// Lists the sessions with higher numbers than `after`, or the first of them.
+    pub(crate) fn sessions(&self, after: u64) -> Result<Sessions, AskError> {
+        let request = Request::Sessions(SessionsRequest { after });
+        Ok(self.ask(request, only!(Sessions))?.content)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), AskError> {
+        self.command(Request::Signal(signal))
+    }
+
+    pub(crate) fn shutdown(&self, shutdown: Shutdown) -> Result<(), AskError> {
+        self.command(Request::Shutdown(shutdown))
+    }
+
+    /// Asks for something whose answer is OK.
+    fn command(&self, request: Request) -> Result<(), AskError> {
+        self.ask(request, |message| {
+            matches!(message, Message::Ok).then_some(())
+        })
+        .map(drop)
+    }
+
+    fn ask<T>(
+        &self,
+        request: Request,
+        content: impl FnOnce(Message) -> Option<T>,
+    ) -> Result<Answer<T>, AskError> {
+        let answer = ask(&self.endpoint, request, &self.watch)?;
+        let kind = answer.content.kind();
+        match content(answer.content) {
+            Some(content) => Ok(Answer {
+                content,
+                hello: answer.hello,
+                attempts: answer.attempts,
+                log: answer.log,
+                connection: answer.connection,
+            }),
+            // An exchange ends only with the frame that completes its request.
+            None => Err(AskError {
+                endpoint: self.endpoint.to_string().into(),
+                attempts: answer.attempts,
+                log: answer.log.into(),
+                reason: AskErrorReason::Local(io::Error::other(format!(
+                    "the exchange ended with {kind}"
+                ))),
+                last: None,
+            }),
+        }
+    }
+}
 
 /// A generation for a guest, and why it gets one.
 #[derive(Debug, Clone)]
@@ -37,10 +150,10 @@ impl RebindPlan {
     }
 
     /// The request that tells the guest, with fresh entropy.
-    pub(crate) fn request(&self) -> Result<Request, Failure> {
+    pub(crate) fn request(&self) -> Result<Rebind, Failure> {
         let entropy =
             random::bytes::<32>().or_fail(Exit::Internal, || "cannot draw entropy".to_owned())?;
-        Ok(Request::Rebind(Rebind {
+        Ok(Rebind {
             generation: self.generation,
             cause: self.cause,
             parent: self.parent,
@@ -50,6 +163,6 @@ impl RebindPlan {
             entropy: Some(entropy),
             identity: self.identity.clone(),
             sessions: InheritedSessions::Keep,
-        }))
+        })
     }
 }

@@ -3,15 +3,13 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use shared::exchange::Request;
 use shared::message::{PowerAction, Shutdown};
 
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::guest::address::Endpoint;
 use crate::guest::answer::AskErrorReason;
-use crate::guest::driver::{ask, pause};
-use crate::os::deadline::Watch;
+use crate::guest::driver::pause;
+use crate::guest::requests::Guest;
 use crate::os::process::{has_ended, kill_process, send_signal};
 use crate::vmdir::stray::end_stray;
 use crate::vmdir::{Lock, RunningVm, VmDir};
@@ -25,21 +23,22 @@ const TERM_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a supervisor may take to write down the end of its VMM.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Asks the guest to power off, and waits until the VMM, whose process `watch` holds, has ended.
-pub(crate) fn power_off(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<(), Failure> {
-    let left = watch.deadline().saturating_duration_since(Instant::now());
+/// Asks the guest to power off, and waits until the VMM, whose process the watch holds, has ended.
+pub(crate) fn power_off(guest: &Guest<'_>) -> Result<(), Failure> {
+    let deadline = guest.watch.deadline();
+    let left = deadline.saturating_duration_since(Instant::now());
     let grace = (left / 2).min(SESSION_GRACE_MAX);
-    let request = Request::Shutdown(Shutdown {
+    let shutdown = Shutdown {
         action: PowerAction::PowerOff,
         grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
-    });
-    match ask(endpoint, request, watch) {
-        Ok(_) => {}
+    };
+    match guest.shutdown(shutdown) {
+        Ok(()) => {}
         // It was quicker than its answer.
         Err(error) if matches!(error.reason, AskErrorReason::VmmEnded) => return Ok(()),
         Err(error) => return Err(error.into()),
     }
-    match pause(watch, watch.deadline()) {
+    match pause(&guest.watch, deadline) {
         Err(AskErrorReason::VmmEnded) => Ok(()),
         _ => Err(Failure::new(Exit::Deadline, "the VMM did not end in time")),
     }

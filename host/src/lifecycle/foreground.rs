@@ -12,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::Endpoint;
+use crate::guest::requests::Guest;
 use crate::lifecycle::ending::power_off;
 use crate::os::deadline::Watch;
 use crate::os::notify::{STOPPING, notify};
@@ -52,8 +53,11 @@ pub(crate) fn stay(
     notify(STOPPING);
     if !has_ended {
         log::info!("powering off");
-        let watch = Watch::with_process(Instant::now() + STOP_TIMEOUT, Some(process.as_fd()));
-        if let Err(failure) = power_off(endpoint, &watch) {
+        let guest = Guest {
+            endpoint: endpoint.clone(),
+            watch: Watch::with_process(Instant::now() + STOP_TIMEOUT, Some(process.as_fd())),
+        };
+        if let Err(failure) = power_off(&guest) {
             log::warn!("the guest does not power off by itself: {failure}");
             let ordered = supervisor.order(Order::End);
             ordered.or_fail(Exit::Internal, || "the VM's supervisor is gone".to_owned())?;

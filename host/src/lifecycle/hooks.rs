@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use shared::exchange::{ExchangeError, Request};
-use shared::message::{ExitStatus, FailCode, HookResult, HookStage, Hooks, Message};
+use shared::message::{ExitStatus, FailCode, HookResult, HookStage, Hooks};
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::address::Endpoint;
-use crate::guest::answer::{AskError, AskErrorReason};
-use crate::guest::driver::ask;
-use crate::os::deadline::Watch;
+use crate::guest::answer::AskError;
+use crate::guest::requests::Guest;
 use crate::os::random;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
@@ -40,35 +37,22 @@ impl Default for Options {
 
 /// Has the hooks of a stage run, and fails when one of them does.
 pub(crate) fn run(
-    endpoint: &Endpoint,
+    guest: &Guest<'_>,
     stage: HookStage,
     options: Options,
-    watch: &Watch<'_>,
     record: &mut Record,
 ) -> Result<(), Failure> {
     record.begin(Phase::Hooks);
     let token = random::token().or_fail(Exit::Internal, || "cannot draw a token".to_owned())?;
-    let request = Request::Hooks(Hooks {
+    let asked = guest.hooks(Hooks {
         token,
         stage,
         limit_ms: u64::try_from(options.limit.as_millis()).unwrap_or(u64::MAX),
         keep_going: options.ignore,
     });
-    let asked = ask(endpoint, request, watch);
-    let (attempts, log) = match &asked {
-        Ok(answer) => (answer.attempts, &answer.log[..]),
-        Err(error) => (error.attempts, &error.log[..]),
-    };
-    record.attempts(Phase::Hooks, attempts);
-    record.note_attempts(Phase::Hooks, log);
+    record.note_asked(Phase::Hooks, &asked);
     let hooks = match asked {
-        Ok(answer) => match answer.message {
-            Message::Hooked(hooked) => hooked.hooks,
-            other => {
-                let text = format!("the exchange ended with {}", other.kind());
-                return Err(Failure::new(Exit::Internal, text));
-            }
-        },
+        Ok(answer) => answer.content.hooks,
         Err(error) if is_unknown(&error) => {
             log::debug!("this agent knows no hooks");
             return Ok(());
@@ -84,15 +68,8 @@ pub(crate) fn run(
 
 /// Whether an agent from before hooks has said so.
 fn is_unknown(error: &AskError) -> bool {
-    match &error.reason {
-        AskErrorReason::Exchange(ExchangeError::Refused { fail, .. }) => {
-            matches!(fail.code, FailCode::Protocol | FailCode::Unsupported)
-        }
-        AskErrorReason::Exchange(_)
-        | AskErrorReason::VmmEnded
-        | AskErrorReason::Connection(_)
-        | AskErrorReason::Local(_) => false,
-    }
+    let refusal = error.refusal();
+    refusal.is_some_and(|fail| matches!(fail.code, FailCode::Protocol | FailCode::Unsupported))
 }
 
 fn judge(hooks: &[HookResult], options: Options) -> Result<(), Failure> {

@@ -7,11 +7,9 @@
 
 use std::time::Instant;
 
-use shared::exchange::Request;
-use shared::message::Message;
+use shared::message::{Rebind, Rebound};
 
 use crate::error::Failure;
-use crate::exit::Exit;
 use crate::guest::answer::Answer;
 use crate::values::VmName;
 use crate::vmdir::StateDir;
@@ -24,7 +22,7 @@ pub(crate) fn rebind_pending(
     state_dir: &StateDir,
     name: &VmName,
     deadline: Instant,
-    ask: impl FnOnce(Request) -> Result<Answer, Failure>,
+    ask: impl FnOnce(Rebind) -> Result<Answer<Rebound>, Failure>,
 ) -> Result<(), Failure> {
     let dir = state_dir.vm(name)?;
     if read_pending(&dir)?.is_none() {
@@ -38,10 +36,6 @@ pub(crate) fn rebind_pending(
     let mut vm = dir.running_under(&lock)?;
     if vm.state.generation.is_none() {
         let answer = ask(plan.request()?)?;
-        if !matches!(answer.message, Message::Rebound(_)) {
-            let text = format!("the exchange ended with {}", answer.message.kind());
-            return Err(Failure::new(Exit::Internal, text));
-        }
         vm.state.generation = Some(plan.generation);
         vm.state.agent_version = Some(answer.hello.version);
         vm.state.stage = Stage::Ready;

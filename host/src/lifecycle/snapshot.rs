@@ -34,9 +34,8 @@ use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::HOST_VERSION;
 use crate::guest::connection::Connection;
-use crate::guest::driver::ask;
 use crate::lifecycle::ending::kill;
-use crate::lifecycle::plan::{judge, watch};
+use crate::lifecycle::plan::judge;
 use crate::lifecycle::{hooks, rebind};
 use crate::os::clock::unix_ms;
 use crate::os::disk;
@@ -168,10 +167,9 @@ fn find(subject: &Subject<'_>, limits: Limits) -> Result<Source, Failure> {
             let state_dir = StateDir::open(state_dir)?;
             let dir = state_dir.vm(name)?;
             // A clone that nobody has named yet would pass its siblings' identity on.
-            rebind::rebind_pending(&state_dir, name, limits.all, |request| {
+            rebind::rebind_pending(&state_dir, name, limits.all, |rebind| {
                 let vm = dir.running()?;
-                let watch = watch(limits.all, Some(&vm.process));
-                Ok(ask(&vm.endpoint(PORT_DEFAULT), request, &watch)?)
+                Ok(vm.guest(PORT_DEFAULT, limits.all).rebind(rebind)?)
             })?;
             let dir = state_dir.vm(name)?;
             let lock = dir.lock(limits.all)?;

@@ -15,7 +15,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::address::Endpoint;
-use crate::guest::requests::RebindPlan;
+use crate::guest::requests::{Guest, RebindPlan};
 use crate::lifecycle::foreground::{self, Signals};
 use crate::lifecycle::handshake::prove;
 use crate::lifecycle::hooks;
@@ -137,8 +137,11 @@ impl Provisional {
             write_pending(&self.dir, &rebind)?;
         }
         if !plan.no_wait {
-            let watch = watch(plan.deadline, self.process.as_ref());
-            let proof = prove(&self.endpoint, &rebind, &watch, record)?;
+            let guest = Guest {
+                endpoint: self.endpoint.clone(),
+                watch: watch(plan.deadline, self.process.as_ref()),
+            };
+            let proof = prove(&guest, &rebind, record)?;
             remove_pending(&self.dir)?;
             stage = Stage::Ready;
             if let Some(state) = &mut self.state {
@@ -147,7 +150,7 @@ impl Provisional {
             }
             if proof.has_hooks && plan.cause() == Cause::Restore {
                 let stage = HookStage::Restore;
-                hooks::run(&self.endpoint, stage, plan.hooks, &watch, record)?;
+                hooks::run(&guest, stage, plan.hooks, record)?;
             }
         }
         record.begin(Phase::Publish);

@@ -9,7 +9,7 @@ use shared::message::{Identity, Network, Step};
 
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
-use crate::guest::answer::AttemptLog;
+use crate::guest::answer::{Answer, AskError, AttemptLog};
 use crate::report::output::print;
 use crate::report::phase::Phase;
 use crate::report::reports::Reports;
@@ -85,13 +85,18 @@ impl Record {
     }
 
     /// Notes how many attempts `phase` took.
-    pub(crate) fn attempts(&mut self, phase: Phase, count: u32) {
+    fn attempts(&mut self, phase: Phase, count: u32) {
         self.attempts
             .insert(phase.as_str().to_owned(), count.into());
     }
 
-    /// Notes how the attempts of `phase` went.
-    pub(crate) fn note_attempts(&mut self, phase: Phase, log: &[AttemptLog]) {
+    /// Notes the attempts that a request of `phase` took, however it went.
+    pub(crate) fn note_asked<T>(&mut self, phase: Phase, asked: &Result<Answer<T>, AskError>) {
+        let (count, log) = match asked {
+            Ok(answer) => (answer.attempts, &answer.log[..]),
+            Err(error) => (error.attempts, &error.log[..]),
+        };
+        self.attempts(phase, count);
         self.timeline.add_attempts(phase, log);
     }
 

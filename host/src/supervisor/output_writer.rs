@@ -13,7 +13,6 @@ use shared::message::{AttachMode, Exited};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::Point;
-use crate::guest::address::Endpoint;
 use crate::guest::driver::pause;
 use crate::os::clock::unix_ms;
 use crate::os::deadline::{NO_LIMIT, Watch};
@@ -65,7 +64,6 @@ pub(crate) fn log_output(dir: &VmDir) -> Result<Option<End>, Failure> {
 #[derive(Debug)]
 struct OutputWriter {
     vm: RunningVm,
-    endpoint: Endpoint,
     log: OutputLog,
 }
 
@@ -75,7 +73,6 @@ impl OutputWriter {
         // apart from what was not acknowledged there.
         let from = vm.state.artifact.is_none().then_some(0);
         Ok(Self {
-            endpoint: vm.endpoint(PORT_DEFAULT),
             log: OutputLog::open(&vm.dir, lock, from)?,
             vm,
         })
@@ -87,7 +84,7 @@ impl OutputWriter {
             "cannot duplicate the VMM's pidfd".to_owned()
         })?;
         let watch = Watch::with_process(Instant::now() + NO_LIMIT, Some(process.as_fd()));
-        let endpoint = self.endpoint.clone();
+        let endpoint = self.vm.endpoint(PORT_DEFAULT);
         loop {
             let mut follower = Follower {
                 endpoint: &endpoint,
@@ -121,8 +118,8 @@ impl Sink for OutputWriter {
 
     fn handle_end(&mut self, exited: &Exited) -> Result<(), Failure> {
         let deadline = Instant::now() + RESTARTS_TIMEOUT;
-        let watch = Watch::with_process(deadline, Some(self.vm.process.as_fd()));
-        let session = find_workload(&self.endpoint, &watch).ok().flatten();
+        let session = find_workload(&self.vm.guest(PORT_DEFAULT, deadline));
+        let session = session.ok().flatten();
         let end = WorkloadEnd {
             status: exited.status,
             restarts: session.map(|session| session.restarts),

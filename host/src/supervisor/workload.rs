@@ -1,12 +1,9 @@
 //! Asking a guest about the workload that its image names.
 
-use shared::exchange::Request;
-use shared::message::{Message, SessionInfo, SessionsRequest};
+use shared::message::SessionInfo;
 
-use crate::guest::address::Endpoint;
 use crate::guest::answer::AskError;
-use crate::guest::driver::ask;
-use crate::os::deadline::Watch;
+use crate::guest::requests::Guest;
 use crate::vmdir::output_log::record::Record;
 
 /// Lengths of the workload's two streams at one moment, in bytes.
@@ -26,8 +23,8 @@ impl Lengths {
 }
 
 /// How much the workload has printed so far; `None` if the guest has no workload.
-pub(crate) fn lengths(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Option<Lengths>, AskError> {
-    let workload = find_workload(endpoint, watch)?;
+pub(crate) fn lengths(guest: &Guest<'_>) -> Result<Option<Lengths>, AskError> {
+    let workload = find_workload(guest)?;
     Ok(workload.map(|session| Lengths {
         stdout: session.stdout_end,
         stderr: session.stderr_end,
@@ -35,16 +32,10 @@ pub(crate) fn lengths(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<Option<L
 }
 
 /// `None` if the guest has no workload.
-pub(crate) fn find_workload(
-    endpoint: &Endpoint,
-    watch: &Watch<'_>,
-) -> Result<Option<SessionInfo>, AskError> {
+pub(crate) fn find_workload(guest: &Guest<'_>) -> Result<Option<SessionInfo>, AskError> {
     let mut after = 0;
     loop {
-        let request = Request::Sessions(SessionsRequest { after });
-        let Message::Sessions(list) = ask(endpoint, request, watch)?.message else {
-            return Ok(None);
-        };
+        let list = guest.sessions(after)?;
         // Session numbers grow from answer to answer, so the loop ends.
         after = list.sessions.last().map_or(after, |last| last.session);
         let has_more = list.more && !list.sessions.is_empty();

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,6 +15,7 @@ use super::lock::{self, Lock};
 use super::state::{ExitRecord, State, WorkloadEnd};
 use super::{LOCK, TRASH_PREFIX};
 use crate::guest::address::Endpoint;
+use crate::guest::requests::Guest;
 use crate::os::deadline::Watch;
 use crate::os::{files, json};
 use crate::values::VmName;
@@ -61,6 +62,14 @@ impl RunningVm {
         Endpoint {
             address: guest_address(self.state.vmm_kind, &self.dir.path, cid),
             port,
+        }
+    }
+
+    /// Its guest, asked until `deadline` or until the VMM ends.
+    pub(crate) fn guest(&self, port: u32, deadline: Instant) -> Guest<'_> {
+        Guest {
+            endpoint: self.endpoint(port),
+            watch: Watch::with_process(deadline, Some(self.process.as_fd())),
         }
     }
 }

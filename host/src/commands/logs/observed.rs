@@ -25,8 +25,8 @@ const HELD_LEN_MAX: usize = 1024 * 1024;
 pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let now = Instant::now();
-    let watch = target.watch(now + command.timeout.unwrap_or(CATCH_UP_TIMEOUT));
-    let wanted = lengths(&target.endpoint, &watch).map_err(refusal)?;
+    let guest = target.guest(now + command.timeout.unwrap_or(CATCH_UP_TIMEOUT));
+    let wanted = lengths(&guest).map_err(refusal)?;
     let wanted = wanted.ok_or_else(|| Failure::new(Exit::Guest, NO_WORKLOAD))?;
     let mut sink = Printer {
         journal: Journal::new(Record::empty(None), u64::MAX),

@@ -25,7 +25,7 @@ use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::address::{Endpoint, GuestAddress};
-use crate::guest::requests::RebindPlan;
+use crate::guest::requests::{Guest, RebindPlan};
 use crate::lifecycle::handshake::prove;
 use crate::lifecycle::hooks;
 use crate::lifecycle::plan::{check_cid, check_format, judge};
@@ -86,15 +86,17 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     };
     vmm.load(&files, deadline)?;
     drop(vmm);
-    let endpoint = Endpoint {
-        address,
-        port: PORT_DEFAULT,
+    let guest = Guest {
+        endpoint: Endpoint {
+            address,
+            port: PORT_DEFAULT,
+        },
+        watch: Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd)),
     };
-    let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
-    let proof = prove(&endpoint, &rebind, &watch, record)?;
+    let proof = prove(&guest, &rebind, record)?;
     if proof.has_hooks {
         let stage = HookStage::Restore;
-        hooks::run(&endpoint, stage, plan::hooks(command), &watch, record)?;
+        hooks::run(&guest, stage, plan::hooks(command), record)?;
     }
     Ok(())
 }

@@ -1,8 +1,6 @@
 //! `--at-checkpoint`: the wait for a program in the guest that is ready for its snapshot.
 
 use serde_json::json;
-use shared::exchange::Request;
-use shared::message::{AwaitCheckpoint, Message};
 
 use super::source::Source;
 use crate::error::Failure;
@@ -19,19 +17,12 @@ pub(super) fn wait(
 ) -> Result<(), Failure> {
     record.begin(Phase::Checkpoint);
     let CheckpointTag(tag) = wanted;
-    let request = Request::AwaitCheckpoint(AwaitCheckpoint { tag: tag.clone() });
-    match source.ask(request) {
-        Ok(answer) => match answer.message {
-            Message::Checkpoint(checkpoint) => {
-                let value = json!({ "tag": checkpoint.tag, "left_ms": checkpoint.left_ms });
-                record.set("checkpoint", value);
-                Ok(())
-            }
-            other => {
-                let text = format!("the exchange ended with {}", other.kind());
-                Err(Failure::new(Exit::Internal, text))
-            }
-        },
+    match source.guest().await_checkpoint(tag.clone()) {
+        Ok(checkpoint) => {
+            let value = json!({ "tag": checkpoint.tag, "left_ms": checkpoint.left_ms });
+            record.set("checkpoint", value);
+            Ok(())
+        }
         Err(error) => {
             let failure = Failure::from(error);
             if failure.exit() != Exit::Deadline {

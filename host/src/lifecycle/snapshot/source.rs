@@ -9,12 +9,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use shared::exchange::{ExchangeError, Request};
 use shared::id::{Generation, Token};
 use shared::limits::PORT_DEFAULT;
-use shared::message::{
-    Cause, FailCode, Hello, HookStage, Identity, Message, Policy, Quiesce, Reopen, SessionsRequest,
-};
+use shared::message::{Cause, FailCode, Hello, HookStage, Identity, Policy, Quiesce};
 
 use super::Limits;
 use super::foreign::{guard, server_process, with_findable_drives};
@@ -23,10 +20,9 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::guest::address::{Endpoint, GuestAddress};
-use crate::guest::answer::{Answer, AskError, AskErrorReason};
+use crate::guest::answer::AskError;
 use crate::guest::connection::Connection;
-use crate::guest::driver::ask;
-use crate::guest::requests::RebindPlan;
+use crate::guest::requests::{Guest, RebindPlan};
 use crate::lifecycle::handshake::{Proof, prove};
 use crate::lifecycle::hooks;
 use crate::lifecycle::plan::watch;
@@ -179,10 +175,16 @@ impl Source {
         Ok(())
     }
 
-    /// Asks the guest for something that is to come before the snapshot.
-    pub(super) fn ask(&self, request: Request) -> Result<Answer, AskError> {
-        let watch = watch(self.limits.work, self.process.as_ref());
-        ask(&self.endpoint, request, &watch)
+    /// The guest, for what is to come before the snapshot.
+    pub(super) fn guest(&self) -> Guest<'_> {
+        self.guest_until(self.limits.work)
+    }
+
+    fn guest_until(&self, deadline: Instant) -> Guest<'_> {
+        Guest {
+            endpoint: self.endpoint.clone(),
+            watch: watch(deadline, self.process.as_ref()),
+        }
     }
 
     /// Has the guest's hooks run. They come before anything that would have to be undone.
@@ -191,9 +193,7 @@ impl Source {
         options: hooks::Options,
         record: &mut Record,
     ) -> Result<(), Failure> {
-        let watch = watch(self.limits.work, self.process.as_ref());
-        let stage = HookStage::Snapshot;
-        hooks::run(&self.endpoint, stage, options, &watch, record)
+        hooks::run(&self.guest(), HookStage::Snapshot, options, record)
     }
 
     /// Makes the guest silent. The connection stays open, and idle, until after the resume.
@@ -204,27 +204,15 @@ impl Source {
     ) -> Result<(Hello, Connection), Failure> {
         let token = random::token().or_fail(Exit::Internal, || "cannot draw a token".to_owned())?;
         let limit = self.limits.work.saturating_duration_since(Instant::now());
-        let request = Request::Quiesce(Quiesce {
+        let asked = self.guest().quiesce(Quiesce {
             token,
             policy,
             limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
         });
-        let watch = watch(self.limits.work, self.process.as_ref());
-        match ask(&self.endpoint, request, &watch) {
-            Ok(answer) => {
-                record.attempts(Phase::Quiesce, answer.attempts);
-                record.note_attempts(Phase::Quiesce, &answer.log);
-                match answer.message {
-                    Message::Quiesced(_) => Ok((answer.hello, answer.connection)),
-                    other => {
-                        let text = format!("the exchange ended with {}", other.kind());
-                        Err(Failure::new(Exit::Internal, text))
-                    }
-                }
-            }
+        record.note_asked(Phase::Quiesce, &asked);
+        match asked {
+            Ok(answer) => Ok((answer.hello, answer.connection)),
             Err(error) => {
-                record.attempts(Phase::Quiesce, error.attempts);
-                record.note_attempts(Phase::Quiesce, &error.log);
                 self.reopen(token);
                 Err(self.with_sessions(error.into(), policy, record))
             }
@@ -242,18 +230,12 @@ impl Source {
         if !is_theirs {
             return failure;
         }
-        let request = Request::Sessions(SessionsRequest { after: 0 });
-        let watch = watch(self.limits.all, self.process.as_ref());
-        match ask(&self.endpoint, request, &watch).map(|answer| answer.message) {
-            Ok(Message::Sessions(list)) => {
+        match self.guest_until(self.limits.all).sessions(0) {
+            Ok(list) => {
                 let running = sessions::running(&list.sessions);
                 let values = running.iter().copied().map(sessions::to_value);
                 record.set("sessions", values.collect::<Vec<_>>());
                 failure.with_details(sessions::describe(&running))
-            }
-            Ok(other) => {
-                log::debug!("asked for sessions, the guest said {}", other.kind());
-                failure
             }
             Err(error) => {
                 log::debug!("cannot ask which sessions run: {error}");
@@ -264,21 +246,14 @@ impl Source {
 
     /// Takes a QUIESCE back that was not answered as it should.
     fn reopen(&mut self, token: Token) {
-        let request = Request::Reopen(Reopen { token });
-        let watch = watch(self.limits.all, self.process.as_ref());
-        let asked = ask(&self.endpoint, request, &watch);
-        let refused = |error: &AskError| match &error.reason {
-            AskErrorReason::Exchange(ExchangeError::Refused { fail, .. }) => {
-                fail.code == FailCode::Refusing
-            }
-            AskErrorReason::Exchange(_)
-            | AskErrorReason::VmmEnded
-            | AskErrorReason::Connection(_)
-            | AskErrorReason::Local(_) => false,
+        let asked = self.guest_until(self.limits.all).reopen(token);
+        let is_refused = |error: &AskError| {
+            let refusal = error.refusal();
+            refusal.is_some_and(|fail| fail.code == FailCode::Refusing)
         };
         match asked {
             // A guest that refuses has nothing to take back: it never became quiet.
-            Err(error) if !refused(&error) => {
+            Err(error) if !is_refused(&error) => {
                 log::warn!("cannot tell the guest to go on: {error}");
             }
             Ok(_) | Err(_) => {
@@ -356,8 +331,8 @@ impl Source {
     }
 
     fn prove(&mut self, rebind: &RebindPlan, record: &mut Record) -> Result<Hello, Failure> {
-        let watch = watch(self.limits.all, self.process.as_ref());
-        let Proof { hello, .. } = prove(&self.endpoint, rebind, &watch, record)?;
+        let guest = self.guest_until(self.limits.all);
+        let Proof { hello, .. } = prove(&guest, rebind, record)?;
         if let Owner::Us { vm, .. } = &mut self.owner {
             vm.state.agent_version = Some(hello.version.clone());
         }
