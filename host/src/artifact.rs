@@ -1,15 +1,15 @@
-//! Artifact directories: a snapshot as files, and the manifest that says what they are.
+//! Artifact directories: a snapshot as files, and the manifest that describes them.
 //!
 //! ```text
 //! DIR/manifest.json   written last
 //!     vmstate         VMM state
-//!     memory          guest memory, where the VMM keeps it apart
-//!     disk0 …         the drives the guest could write to, as they were
+//!     memory          guest memory, if the VMM keeps it in a file of its own
+//!     disk0 …         copies of the drives that the guest could write to
 //! ```
 //!
-//! An artifact may come from anywhere, so reading one trusts nothing: names are plain file names,
-//! files are regular and have the recorded sizes. What is in the state and the memory is up to the
-//! VMM: to restore an artifact is to run it.
+//! An artifact may come from anywhere, so nothing in it is trusted: file names must be plain, files
+//! must be regular and have the recorded sizes. The content of the state and the memory is only
+//! checked by the VMM: to restore an artifact is to run it.
 
 pub(crate) mod digest;
 pub(crate) mod draft;
@@ -34,7 +34,7 @@ use crate::vmm::{Drive, StateFiles};
 pub(crate) use self::error::ArtifactError;
 pub(crate) use self::manifest::{FileEntry, Manifest};
 
-/// The one format of manifest there is so far.
+/// Format of the manifest. There is only one so far.
 pub(crate) const FORMAT: u32 = 1;
 
 /// Name of the manifest in an artifact directory.
@@ -43,13 +43,13 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 /// Most files of one artifact.
 const FILES_MAX: usize = DRIVES_MAX + 2;
 
-/// Longest manifest that is read. The largest legitimate ones have a few kilobytes.
+/// Longest manifest that is read, in bytes. Legitimate ones have a few kilobytes.
 const MANIFEST_LEN_MAX: u64 = 1024 * 1024;
 
-/// Longest file name, as on every Linux file system.
+/// Longest file name, in bytes, as on every Linux file system.
 const FILE_NAME_LEN_MAX: usize = 255;
 
-/// An artifact whose manifest was understood and whose files are there.
+/// An artifact with a valid manifest and all its files.
 #[derive(Debug)]
 pub(crate) struct Artifact {
     dir: PathBuf,
@@ -57,7 +57,7 @@ pub(crate) struct Artifact {
 }
 
 impl Artifact {
-    /// Reads the artifact in `dir` and checks everything that can be checked without the VMM.
+    /// Opens the artifact in `dir` and checks all that can be checked without the VMM.
     pub(crate) fn open(dir: &Path) -> Result<Self, ArtifactError> {
         let dir = std::path::absolute(dir).map_err(|source| ArtifactError::Read {
             path: dir.to_owned(),
@@ -99,8 +99,7 @@ impl Artifact {
         }
     }
 
-    /// The path of the drive at `path` in the manifest's machine, if its content is in the
-    /// artifact.
+    /// Where the content of the drive with this path in the manifest is, if it is in the artifact.
     #[must_use]
     pub(crate) fn stored_drive(&self, path: &Path) -> Option<PathBuf> {
         let is_stored = |file: &FileEntry| Path::new(&file.name) == path;
@@ -144,8 +143,7 @@ impl Artifact {
         drives.try_for_each(|drive| self.check_drive(drive))
     }
 
-    /// Reads every file that has a digest, and compares. `progress` is told how many bytes were
-    /// read so far.
+    /// Compares every file that has a digest. `progress` gets the number of bytes read so far.
     pub(crate) fn verify(
         &self,
         progress: &mut dyn FnMut(u64),
@@ -168,8 +166,8 @@ impl Artifact {
         Ok(())
     }
 
-    /// What the guest may write to has to be a copy of its own. What it only reads may be anywhere
-    /// on this host: the VMM's state, which is as little to be trusted, names it as well.
+    /// A drive that the guest can write to must be in the artifact. A read-only one may be anywhere
+    /// on this host: the VMM's state, which is not trusted either, contains the path as well.
     fn check_drive(&self, drive: &Drive) -> Result<(), ArtifactError> {
         let path = drive.path.clone();
         if self.stored_drive(&path).is_some() {
@@ -203,8 +201,8 @@ impl Artifact {
     }
 }
 
-/// The names that a guest out of `artifact` had before it gets its first own one, the latest,
-/// `parent`, first. An artifact that cannot be read is for others to complain about.
+/// The generations that a guest from `artifact` had before its first own one. The latest, `parent`,
+/// comes first. An unreadable artifact is no error here: opening it reports that.
 #[must_use]
 pub(crate) fn ancestors(artifact: Option<&Path>, parent: Option<Generation>) -> Vec<Generation> {
     let manifest = artifact.and_then(|dir| read_manifest(dir).ok());
@@ -212,7 +210,7 @@ pub(crate) fn ancestors(artifact: Option<&Path>, parent: Option<Generation>) -> 
     lineage(parent, &before.unwrap_or_default())
 }
 
-/// The digest of a file of an artifact. `progress` is told how many bytes each piece had.
+/// The digest of a file of an artifact. `progress` gets the length of each piece.
 pub(crate) fn digest_of(
     path: &Path,
     progress: &mut dyn FnMut(u64),
@@ -246,7 +244,7 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ArtifactError> {
     };
     let mut bytes = Vec::new();
     let read = if len > MANIFEST_LEN_MAX {
-        Err(io::Error::other("it is far too long for a manifest"))
+        Err(io::Error::other("it is too long for a manifest"))
     } else {
         file.take(MANIFEST_LEN_MAX).read_to_end(&mut bytes)
     };
@@ -256,7 +254,7 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ArtifactError> {
     }
 }
 
-/// Opens a file of an artifact, and gives its length.
+/// Opens a file of an artifact, and returns its length.
 fn open_regular(path: &Path) -> Result<(File, u64), ArtifactError> {
     let opened = files::open_regular(path, OpenOptions::new().read(true));
     let opened = opened.and_then(|file| {
@@ -271,7 +269,7 @@ fn open_regular(path: &Path) -> Result<(File, u64), ArtifactError> {
     })
 }
 
-/// Whether `name` stays in its directory, and cannot steer a terminal.
+/// Whether `name` stays in its directory and has no control characters for a terminal.
 fn is_plain_name(name: &str) -> bool {
     (1..=FILE_NAME_LEN_MAX).contains(&name.len())
         && !name.contains(|c: char| c == '/' || c.is_control())

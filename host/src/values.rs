@@ -1,4 +1,6 @@
 //! Values as users write them on the command line: times, sizes, names, drives.
+//!
+//! The error of each parser is a sentence for the user.
 
 pub(crate) mod keyword;
 pub(crate) mod network;
@@ -13,35 +15,42 @@ use shared::message::{Identity, is_tag};
 
 use crate::os::random;
 
-/// Longest name of a VM. A name is one path component and, as the default, a host name.
+/// Longest name of a VM, in bytes. It is a path component and, by default, the guest's host name.
 pub(crate) const NAME_LEN_MAX: usize = 63;
 
-/// Longest time limit. More than a day is a mistake in the unit.
+/// Longest time limit. A longer one is probably a wrong unit.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Most guest memory, in MiB: 16 TiB. More is a mistake in the unit.
-const MEMORY_MIB_MAX: u64 = 16 * 1024 * 1024;
+/// Most guest memory, in MiB: 16 TiB. More is probably a wrong unit.
+const MEMORY_MIB_MAX: u32 = 16 * 1024 * 1024;
 
-/// Reads `500ms`, `30s`, `2m` or `1h`.
-///
-/// # Errors
-///
-/// A sentence for the user. A number without a unit is refused, because half of the tools in use
-/// take it for seconds and the other half for milliseconds.
+/// The error of a parser that expects `what`.
+fn is_not(text: &str, what: &str) -> String {
+    format!("'{}' is not {what}", text.escape_debug())
+}
+
+/// Splits `30s` into 30 and `s`. `None` if there is no number, or it is out of range.
+fn split_unit(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit())?;
+    let number = text[..end].parse().ok()?;
+    Some((number, &text[end..]))
+}
+
+/// Parses `500ms`, `30s`, `2m` or `1h`. The unit is required, because some tools take a number
+/// without one for seconds and others for milliseconds.
 pub(crate) fn parse_timeout(text: &str) -> Result<Duration, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let millis_per_unit: u64 = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60 * 1000,
-        "h" => 60 * 60 * 1000,
-        _ => return Err(format!("'{text}' is not a time such as 500ms, 30s or 2m")),
-    };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("'{text}' is not a time such as 500ms, 30s or 2m"))?;
-    let timeout = Duration::from_millis(number.saturating_mul(millis_per_unit));
+    let millis = split_unit(text).and_then(|(number, unit)| {
+        let millis_per_unit = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60 * 1000,
+            "h" => 60 * 60 * 1000,
+            _ => return None,
+        };
+        Some(number.saturating_mul(millis_per_unit))
+    });
+    let millis = millis.ok_or_else(|| is_not(text, "a time such as 500ms, 30s or 2m"))?;
+    let timeout = Duration::from_millis(millis);
     if timeout.is_zero() {
         return Err("a time limit must be more than zero".to_owned());
     }
@@ -51,26 +60,19 @@ pub(crate) fn parse_timeout(text: &str) -> Result<Duration, String> {
     Ok(timeout)
 }
 
-/// Reads `256M`, `256MiB`, `1G` or `1GiB`, in MiB.
-///
-/// # Errors
-///
-/// A sentence for the user.
+/// Parses `256M`, `256MiB`, `1G` or `1GiB`, in MiB.
 pub(crate) fn parse_memory_mib(text: &str) -> Result<u32, String> {
-    let error = || format!("'{text}' is not an amount of memory such as 256M or 1G");
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let mib_per_unit: u64 = match unit {
-        "M" | "MiB" => 1,
-        "G" | "GiB" => 1024,
-        _ => return Err(error()),
-    };
-    let number: u64 = number.parse().map_err(|_| error())?;
-    let mib = number.saturating_mul(mib_per_unit);
-    if mib == 0 || mib > MEMORY_MIB_MAX {
-        return Err(error());
-    }
-    u32::try_from(mib).map_err(|_| error())
+    let mib = split_unit(text).and_then(|(number, unit)| {
+        let mib_per_unit = match unit {
+            "M" | "MiB" => 1,
+            "G" | "GiB" => 1024,
+            _ => return None,
+        };
+        let mib = number.saturating_mul(mib_per_unit);
+        u32::try_from(mib).ok()
+    });
+    mib.filter(|mib| (1..=MEMORY_MIB_MAX).contains(mib))
+        .ok_or_else(|| is_not(text, "an amount of memory such as 256M or 1G"))
 }
 
 /// The name of a VM: one safe path component that is also a host name.
@@ -83,7 +85,7 @@ impl VmName {
         &self.0
     }
 
-    /// A name for a VM that was given none.
+    /// The name of a VM without `--name`.
     #[must_use]
     pub(crate) fn generated(random: [u8; 4]) -> Self {
         Self(format!("vm-{:08x}", u32::from_be_bytes(random)))
@@ -118,7 +120,7 @@ impl fmt::Display for VmName {
     }
 }
 
-/// A block device as `--drive` names it: `FILE` or `FILE:ro`.
+/// The argument of `--drive`: `FILE` or `FILE:ro`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DriveArgument {
     /// The image file.
@@ -136,32 +138,25 @@ impl FromStr for DriveArgument {
             None => (text.strip_suffix(":rw").unwrap_or(text), false),
         };
         if path.is_empty() {
-            return Err(format!(
-                "'{text}' is not a drive such as disk.ext4 or disk.ext4:ro"
-            ));
+            return Err(is_not(text, "a drive such as disk.ext4 or disk.ext4:ro"));
         }
         let path = Path::new(path).to_path_buf();
         Ok(Self { path, read_only })
     }
 }
 
-/// What becomes of a guest's machine id (`machine-id(5)`).
+/// What to do with a guest's machine id (`machine-id(5)`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum MachineId {
-    /// It stays what it is.
     Keep,
-    /// One is drawn: clones of one guest are told apart by it.
+    /// Set a random one, so that clones of one guest differ.
     Draw,
-    /// It becomes this one.
+    /// Set this one.
     Given(String),
 }
 
 impl MachineId {
-    /// The id to give the guest, if it is to get one.
-    ///
-    /// # Errors
-    ///
-    /// When one cannot be drawn.
+    /// The id to set, if any.
     pub(crate) fn choose(&self) -> io::Result<Option<String>> {
         match self {
             Self::Keep => Ok(None),
@@ -189,9 +184,9 @@ impl FromStr for MachineId {
     }
 }
 
-/// A message with every control character escaped, line ends included. What is escaped already, or
-/// never was for a terminal, stays as it is: this is for messages whose parts come from elsewhere,
-/// from a VMM or a file, on the last step before a terminal sees them.
+/// `message` with every control character escaped, line ends included. All else stays as it is,
+/// also what is escaped already. This is the last step before a message goes to a terminal: parts
+/// of it may come from a VMM or a file.
 #[must_use]
 pub(crate) fn without_controls(message: &str) -> String {
     let mut safe = String::with_capacity(message.len());
@@ -205,7 +200,7 @@ pub(crate) fn without_controls(message: &str) -> String {
     safe
 }
 
-/// `text` with everything that could steer a terminal escaped, on one line.
+/// `text` on one line, with everything escaped that could control a terminal.
 #[must_use]
 pub(crate) fn printable(text: &str) -> String {
     text.escape_debug()
@@ -214,38 +209,24 @@ pub(crate) fn printable(text: &str) -> String {
         .replace("\\\"", "\"")
 }
 
-/// Most clones of one command. Each needs four descriptors until the last one is done, and a
-/// process has 1024 of them.
+/// Most clones of one command. Each needs four descriptors until all are done, and a process may
+/// have 1024 open.
 pub(crate) const COUNT_MAX: usize = 128;
 
-/// Reads `--count` and `--parallel`.
-///
-/// # Errors
-///
-/// A sentence for the user.
+/// Parses `--count` and `--parallel`.
 pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
-    let count = text
-        .parse()
-        .ok()
-        .filter(|count| (1..=COUNT_MAX).contains(count));
-    count.ok_or_else(|| {
-        format!(
-            "'{}' is not a number from 1 to {COUNT_MAX}",
-            text.escape_debug()
-        )
-    })
+    let count = text.parse().ok();
+    count
+        .filter(|count| (1..=COUNT_MAX).contains(count))
+        .ok_or_else(|| is_not(text, &format!("a number from 1 to {COUNT_MAX}")))
 }
 
-/// The checkpoint that is waited for: one with this tag, or any.
+/// The checkpoint to wait for: one with this tag, or any.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CheckpointTag(pub(crate) Option<String>);
 
 impl CheckpointTag {
-    /// Reads what stands behind `--at-checkpoint=`; nothing is any.
-    ///
-    /// # Errors
-    ///
-    /// A sentence for the user.
+    /// Parses the value of `--at-checkpoint=`. An empty one means any.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "" => Ok(Self(None)),
@@ -333,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn drives_are_writable_unless_said() {
+    fn drives_are_writable_without_ro() {
         let drive = |text: &str| {
             text.parse()
                 .map(|drive: DriveArgument| (drive.path, drive.read_only))

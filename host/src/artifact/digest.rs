@@ -1,8 +1,8 @@
 //! SHA-256 of the files of an artifact, recorded on request.
 //!
-//! Sizes tell a copy that was cut short. Only digests tell a disk that returns other bytes than it
-//! was given, or a file that was replaced by one of the same length. They are no signature: whoever
-//! can write the artifact can write its manifest.
+//! A wrong size reveals a copy that was cut short. Only a digest reveals a disk that corrupts data,
+//! or a file that was replaced by one of the same length. A digest is not a signature: an attacker
+//! who can write the artifact can write its manifest.
 
 use std::fmt;
 use std::fs::File;
@@ -19,11 +19,10 @@ const READ_LEN: usize = 1024 * 1024;
 pub(crate) struct Digest([u8; DIGEST_LEN]);
 
 impl Digest {
-    /// Reads `file` to its end. `go_on` is told how many bytes each piece had, and ends it all with
-    /// its error.
+    /// Reads `file` to its end. `check` gets the length of each piece, and can abort with an error.
     pub(crate) fn of<E: From<io::Error>>(
         mut file: &File,
-        mut go_on: impl FnMut(u64) -> Result<(), E>,
+        mut check: impl FnMut(u64) -> Result<(), E>,
     ) -> Result<Self, E> {
         let mut sha256 = Sha256::new();
         let mut piece = vec![0; READ_LEN];
@@ -32,7 +31,7 @@ impl Digest {
                 Ok(0) => return Ok(Self(sha256.finalize().into())),
                 Ok(len) => {
                     sha256.update(&piece[..len]);
-                    go_on(len as u64)?;
+                    check(len as u64)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
@@ -62,7 +61,7 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, ParseDigestError> {
         let digits = text.as_bytes();
-        // `from_str_radix` would also take a sign.
+        // `from_str_radix` would also accept a sign.
         if digits.len() != DIGEST_LEN * 2 || !digits.iter().all(u8::is_ascii_hexdigit) {
             return Err(ParseDigestError);
         }
@@ -82,8 +81,8 @@ mod tests {
     use super::*;
     use crate::testing::TempDir;
 
-    /// The first two examples of FIPS 180-4, and one that takes several reads (`sha256sum` of the
-    /// same bytes).
+    /// The first two are examples of FIPS 180-4. The third takes several reads; `sha256sum` of the
+    /// same bytes gives this digest.
     #[test]
     fn digests_are_those_of_the_standard() {
         let temp = TempDir::new("digest");
@@ -114,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_can_end_it() {
+    fn the_caller_can_abort() {
         let temp = TempDir::new("digest");
         let path = temp.path().join("f");
         fs::write(&path, "abc").unwrap();
@@ -125,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sixty_four_digits_are_a_digest() {
+    fn a_digest_has_sixty_four_digits() {
         let text = "ab".repeat(DIGEST_LEN);
         assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
         let sign = format!("+{}", &text[1..]);

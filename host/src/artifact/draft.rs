@@ -1,9 +1,9 @@
-//! An artifact in the making: a directory beside its target that becomes the target in one step.
+//! An unfinished artifact: a directory beside its target that is renamed to the target at the end.
 //!
-//! Everything is on the disk before the rename: the files, then the manifest, then the directory.
-//! So whatever carries the target's name is whole, whenever the machine stops. A draft that is
-//! dropped takes its directory with it; one whose command was killed stays until the next draft
-//! for the same target finds it without a holder.
+//! Before the rename everything is synced to the disk: the files, then the manifest, then the
+//! directory. So a directory with the target's name is complete, whenever the machine stops.
+//! Dropping a draft removes its directory. The draft of a killed command stays until the next draft
+//! for the same target finds it unlocked.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::os::random;
 
-/// Between the target's name and eight random digits.
+/// Stands between the target's name and the random digits.
 const TMP_MARK: &str = ".tmp-";
 
 /// Random digits in a draft's name.
@@ -30,13 +30,13 @@ const DRAFT_DIGITS: usize = 8;
 /// Why an artifact could not be written.
 #[derive(Debug)]
 pub(crate) enum DraftError {
-    /// The target is there already.
+    /// The target exists already.
     Exists { path: PathBuf },
-    /// The target names no directory that could be made.
+    /// The target is not a path that a directory can have, such as `/`.
     NoName { path: PathBuf },
     /// A file or directory could not be written.
     Write {
-        /// What was attempted, as a verb.
+        /// A verb: what was attempted.
         operation: &'static str,
         path: PathBuf,
         /// What the file system said.
@@ -49,14 +49,14 @@ impl fmt::Display for DraftError {
         match self {
             Self::Exists { path } => write!(
                 f,
-                "{} is there already, and an artifact is never overwritten; remove it or name \
+                "{} exists already, and an artifact is never overwritten; remove it or choose \
                  another directory",
                 path.display()
             ),
             Self::NoName { path } => {
                 write!(
                     f,
-                    "'{}' does not name a directory that can be made",
+                    "'{}' is not a path at which a directory can be created",
                     path.display()
                 )
             }
@@ -102,14 +102,14 @@ fn write_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -
 pub(crate) struct Draft {
     target: PathBuf,
     dir: PathBuf,
-    /// Says that somebody is still at work here.
+    /// Held while this command writes the draft.
     _lock: Flock<File>,
 }
 
 impl Draft {
-    /// Makes the directory. The target must not be there.
+    /// Creates the directory. The target must not exist.
     pub(crate) fn create(target: &Path) -> Result<Self, DraftError> {
-        let target = std::path::absolute(target).map_err(write_error("find", target))?;
+        let target = std::path::absolute(target).map_err(write_error("resolve", target))?;
         let name = target.file_name().map(OsString::from);
         let (Some(parent), Some(mut name)) = (target.parent(), name) else {
             return Err(DraftError::NoName { path: target });
@@ -120,7 +120,7 @@ impl Draft {
         name.push(TMP_MARK);
         sweep(parent, &name);
         loop {
-            let random = random::bytes::<4>().map_err(write_error("name", &target))?;
+            let random = random::bytes::<4>().map_err(write_error("find a name for", &target))?;
             let mut name = name.clone();
             name.push(format!("{:08x}", u32::from_be_bytes(random)));
             let dir = parent.join(name);
@@ -134,13 +134,13 @@ impl Draft {
         }
     }
 
-    /// Where its files go.
+    /// The directory for its files.
     #[must_use]
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Makes the draft the artifact.
+    /// Completes the draft and renames it to its target, which is returned.
     pub(crate) fn publish(self, manifest: &Manifest) -> Result<PathBuf, DraftError> {
         for file in &manifest.files {
             let path = self.dir.join(&file.name);
@@ -160,7 +160,7 @@ impl Draft {
         let reached = reach(Point::PublishRename).map_err(io::Error::from);
         reached.map_err(write_error("create", &self.target))?;
         self.rename()?;
-        // The name is durable when its directory is. Without that the artifact is still whole.
+        // This makes the name durable. If it fails, the artifact is complete all the same.
         if let Some(parent) = self.target.parent()
             && let Err(error) = sync(parent)
         {
@@ -172,7 +172,8 @@ impl Draft {
     fn rename(&self) -> Result<(), DraftError> {
         let flags = RenameFlags::RENAME_NOREPLACE;
         let renamed = match renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &self.target, flags) {
-            // Some file systems do not know the flag. What can slip in then is an empty directory.
+            // Some file systems lack the flag. Without it the rename can only replace an empty
+            // directory.
             Err(Errno::EINVAL) => fs::rename(&self.dir, &self.target),
             result => result.map_err(io::Error::from),
         };
@@ -187,7 +188,7 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Nothing is there under this name once it was published.
+        // Once published, it does not exist any more under this name.
         if let Err(error) = fs::remove_dir_all(&self.dir)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -198,11 +199,11 @@ impl Drop for Draft {
 
 fn sync(path: &Path) -> Result<(), DraftError> {
     let synced = File::open(path).and_then(|file| file.sync_all());
-    synced.map_err(write_error("write to the disk:", path))
+    synced.map_err(write_error("sync", path))
 }
 
-/// Makes a directory and locks it; `None` when another command, which looks for leftovers, took it
-/// for one in between.
+/// Creates a directory and locks it. `None` if another command has locked or removed it in between,
+/// because it took it for a leftover.
 fn create_locked(dir: &Path) -> Result<Option<Flock<File>>, DraftError> {
     let made = DirBuilder::new().mode(0o700).create(dir);
     made.map_err(write_error("create", dir))?;
@@ -212,33 +213,35 @@ fn create_locked(dir: &Path) -> Result<Option<Flock<File>>, DraftError> {
     };
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Err((_, Errno::EAGAIN)) => {
-            // Whoever only looked leaves it to us.
+            // If the other command only inspects it, we have to remove it.
             let _ = fs::remove_dir(dir);
             return Ok(None);
         }
         locked => locked.map_err(|(_, errno)| write_error("lock", dir)(errno.into()))?,
     };
-    let held = lock.metadata().map_err(write_error("look at", dir))?;
+    let held = lock
+        .metadata()
+        .map_err(write_error("read the metadata of", dir))?;
     let is_there = fs::symlink_metadata(dir).is_ok_and(|found| found.ino() == held.ino());
     Ok(is_there.then_some(lock))
 }
 
-/// What a directory is that has a draft's name.
+/// The state of a directory with a draft's name.
 #[derive(Debug)]
-pub(crate) enum DraftLife {
+pub(crate) enum DraftStatus {
     /// A command is writing it.
-    AtWork,
+    InUse,
     /// The command that wrote it was killed.
-    Left {
-        /// While this is held nobody takes the directory for their own.
+    Abandoned {
+        /// While this is held, no other command uses or removes the directory.
         lock: Flock<File>,
     },
 }
 
-/// Looks at a directory entry; `None` when it is no draft of ours. Name, type and owner have to be
-/// right: what is left is removed, and somebody's own `a.tmp-old` must not be.
+/// Inspects a directory entry; `None` if it is not a draft of this user. Abandoned drafts are
+/// removed, so name, type and owner must all match: a user's own `a.tmp-old` must stay.
 #[must_use]
-pub(crate) fn draft_life(path: &Path) -> Option<DraftLife> {
+pub(crate) fn draft_status(path: &Path) -> Option<DraftStatus> {
     let name = path.file_name()?.as_encoded_bytes();
     let digits_at = name.len().checked_sub(DRAFT_DIGITS)?;
     let (front, digits) = name.split_at(digits_at);
@@ -252,12 +255,12 @@ pub(crate) fn draft_life(path: &Path) -> Option<DraftLife> {
     }
     let lock = Flock::lock(File::open(path).ok()?, FlockArg::LockExclusiveNonblock);
     Some(match lock {
-        Ok(lock) => DraftLife::Left { lock },
-        Err(_) => DraftLife::AtWork,
+        Ok(lock) => DraftStatus::Abandoned { lock },
+        Err(_) => DraftStatus::InUse,
     })
 }
 
-/// Removes drafts for the same target that nobody works on any more.
+/// Removes abandoned drafts for the same target.
 fn sweep(parent: &Path, prefix: &OsStr) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -268,17 +271,14 @@ fn sweep(parent: &Path, prefix: &OsStr) {
             continue;
         }
         let path = entry.path();
-        match draft_life(&path) {
-            Some(DraftLife::Left { lock: _lock }) => {
-                log::info!(
-                    "removing {}, left by a command that was killed",
-                    path.display()
-                );
+        match draft_status(&path) {
+            Some(DraftStatus::Abandoned { lock: _lock }) => {
+                log::info!("removing {}, left by a killed command", path.display());
                 if let Err(error) = fs::remove_dir_all(&path) {
                     log::warn!("cannot remove {}: {error}", path.display());
                 }
             }
-            Some(DraftLife::AtWork) | None => {}
+            Some(DraftStatus::InUse) | None => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why an artifact is refused, in words that name the file and the remedy.
+//! Why an artifact is refused. The messages name the file and the remedy.
 
 use std::fmt;
 use std::io;
@@ -16,37 +16,37 @@ use crate::os::json::JsonFileError;
 pub(crate) enum ArtifactError {
     /// There is no such directory.
     NotThere { path: PathBuf },
-    /// The directory has no manifest: it is none of ours, or was never finished.
+    /// The directory has no manifest: it is not an artifact, or was never finished.
     NoManifest { path: PathBuf },
-    /// The manifest was not understood.
+    /// The manifest cannot be read or is invalid.
     Manifest(JsonFileError),
     /// The manifest has a format that this version does not know.
     Format { found: u32 },
-    /// The agent in the guest speaks no protocol version that this version speaks.
+    /// The agent in the guest and this version have no protocol version in common.
     Protocol {
         agent_version: String,
         /// Both ranges.
         error: NoCommonVersion,
     },
-    /// A file's name leads elsewhere, or stands there twice.
+    /// A file's name is not a plain name, or occurs twice.
     Name { name: String },
-    /// A file is not there.
+    /// A file does not exist.
     Missing { path: PathBuf },
     /// A file is a link, a directory or a device.
     NotRegular { path: PathBuf },
-    /// A drive that the guest writes to would be another's.
+    /// A drive that the guest can write to is not in the artifact.
     SharedDrive { path: PathBuf },
-    /// A file was cut short, or is not the one that was recorded.
+    /// A file was cut short or replaced.
     Length {
         path: PathBuf,
-        /// Bytes it should have.
+        /// Bytes that it should have.
         recorded: u64,
-        /// Bytes it has.
+        /// Bytes that it has.
         found: u64,
     },
-    /// A file has other bytes than those that were recorded.
+    /// A file has other bytes than recorded.
     Digest { path: PathBuf },
-    /// Digests were asked for and none were recorded.
+    /// Digests are to be compared and none are recorded.
     NoDigests {
         /// The artifact.
         path: PathBuf,
@@ -56,7 +56,7 @@ pub(crate) enum ArtifactError {
         /// The file that was being read.
         path: PathBuf,
     },
-    /// A file could not be looked at.
+    /// A file could not be read.
     Read {
         path: PathBuf,
         /// What the file system said.
@@ -99,7 +99,7 @@ impl fmt::Display for ArtifactError {
             Self::Name { name } => {
                 write!(
                     f,
-                    "the artifact names a file '{}', which it must not",
+                    "the manifest lists a file '{}': names must be plain and unique",
                     name.escape_debug()
                 )
             }
@@ -107,8 +107,8 @@ impl fmt::Display for ArtifactError {
             Self::NotRegular { path } => of_file(f, path, "is not a regular file"),
             Self::SharedDrive { path } => write!(
                 f,
-                "the guest would write to {}, which is not in the artifact: a clone only writes to \
-                 a copy of its own",
+                "the guest would write to {}, which is not in the artifact: a clone may only write \
+                 to a copy of its own",
                 path.display()
             ),
             Self::Length {
@@ -124,7 +124,7 @@ impl fmt::Display for ArtifactError {
             Self::Digest { path } => of_file(
                 f,
                 path,
-                "has other bytes than those that were recorded: its SHA-256 differs",
+                "has other bytes than recorded: its SHA-256 differs",
             ),
             Self::NoDigests { path } => write!(
                 f,
@@ -132,9 +132,9 @@ impl fmt::Display for ArtifactError {
                 path.display()
             ),
             Self::Deadline { path } => {
-                write!(f, "the time limit passed while {} was read", path.display())
+                write!(f, "the time limit passed while reading {}", path.display())
             }
-            Self::Read { path, .. } => write!(f, "cannot look at {}", path.display()),
+            Self::Read { path, .. } => write!(f, "cannot read {}", path.display()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The manifest: what an artifact says of itself.
+//! The manifest, which describes an artifact.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ pub(crate) struct FileEntry {
     /// Its name in the directory.
     pub(crate) name: String,
     pub(crate) len: u64,
-    /// Its digest, where one was asked for.
+    /// Recorded by `snapshot --sha256`.
     pub(crate) sha256: Option<Digest>,
 }
 
@@ -47,21 +47,21 @@ impl FileEntry {
 pub(crate) struct Manifest {
     /// Which VMM wrote the state.
     pub(crate) vmm_kind: VmmKind,
-    /// The VMM's version, in its own words.
+    /// The VMM's version, as it printed it.
     pub(crate) vmm_version: String,
     /// Version of the agent in the guest.
     pub(crate) agent_version: String,
     /// Protocol versions that the agent speaks.
     pub(crate) agent_protocol: VersionRange,
-    /// The guest's name when it was stopped.
+    /// The guest's generation when the snapshot was taken.
     pub(crate) generation: Generation,
-    /// The names that its memory had before, the latest first: of the same VM before its earlier
-    /// snapshots, and of those that it was cloned from.
+    /// Earlier generations of this guest memory, the latest first: of the same VM before earlier
+    /// snapshots, and of the VMs that it was cloned from.
     pub(crate) ancestors: Vec<Generation>,
-    /// The machine. A drive that is in the artifact has its file's name for a path.
+    /// The path of a drive that is in the artifact is its file's name.
     pub(crate) machine: MachineSpec,
-    /// Where the VMM's state has its vsock socket, if that is not in the VM directory: the VM was
-    /// started by another program.
+    /// The path of the vsock socket in the VMM's state, if it is not in the VM directory because
+    /// another program started the VM.
     pub(crate) vsock_path: Option<PathBuf>,
     pub(crate) files: Vec<FileEntry>,
     /// When it was made, ms since 1970 UTC.
@@ -71,7 +71,7 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    /// For the file and for records.
+    /// As it stands in the file and in records.
     #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         json!({
@@ -128,7 +128,7 @@ impl Manifest {
         })
     }
 
-    /// Bytes of all files together.
+    /// Sum of the lengths of all files, in bytes.
     #[must_use]
     pub(crate) fn files_len(&self) -> u64 {
         let len = |sum: u64, file: &FileEntry| sum.saturating_add(file.len);

@@ -1,4 +1,5 @@
-//! An artifact is whole or not there, and one that somebody tampered with is named and refused.
+//! A published artifact is complete, and a damaged or forged one is refused by a message that says
+//! what is wrong.
 
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
@@ -8,13 +9,13 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
-use super::draft::{Draft, DraftError, DraftLife, draft_life};
+use super::draft::{Draft, DraftError, DraftStatus, draft_status};
 use super::*;
 use crate::error::Failure;
 use crate::testing::TempDir;
 use crate::vmm::{MachineSpec, VmmKind};
 
-/// A manifest that names these files.
+/// A manifest that lists these files.
 pub(crate) fn manifest_of(files: &[(&str, u64)]) -> Manifest {
     let file = |&(name, len): &(&str, u64)| FileEntry {
         name: name.to_owned(),
@@ -50,7 +51,7 @@ pub(crate) fn manifest_of(files: &[(&str, u64)]) -> Manifest {
 
 const FILES: [(&str, u64); 3] = [("vmstate", 3), ("memory", 5), ("disk0", 0)];
 
-/// Publishes a small artifact, with digests if they are asked for.
+/// Publishes a small artifact.
 pub(crate) fn publish(target: &Path, has_digests: bool) -> Result<PathBuf, DraftError> {
     let draft = Draft::create(target)?;
     for (name, len) in FILES {
@@ -69,14 +70,14 @@ pub(crate) fn publish(target: &Path, has_digests: bool) -> Result<PathBuf, Draft
     draft.publish(&manifest)
 }
 
-/// The digests of the files of such an artifact.
+/// The digests of the files of an artifact from [`publish`].
 pub(crate) fn digests(dir: &Path) -> Vec<Digest> {
     let deadline = Instant::now() + Duration::from_secs(30);
     let digest = |(name, _): &(&str, u64)| digest_of(&dir.join(name), &mut |_| {}, deadline);
     FILES.iter().map(|file| digest(file).unwrap()).collect()
 }
 
-/// Writes the manifest of a good artifact anew, changed by `change`, and opens it.
+/// Publishes an artifact, lets `change` alter it and its manifest, and checks that it is refused.
 #[track_caller]
 fn refused(change: impl FnOnce(&Path, &mut Value), expected: &str) {
     let temp = TempDir::new("artifact");
@@ -135,10 +136,10 @@ fn an_artifact_is_never_overwritten() {
 }
 
 #[test]
-fn leftovers_go_with_the_next_draft_but_not_those_at_work() {
+fn the_next_draft_removes_abandoned_ones_and_keeps_those_in_use() {
     let temp = TempDir::new("artifact");
     let target = temp.path().join("a");
-    let at_work = Draft::create(&target).unwrap();
+    let in_use = Draft::create(&target).unwrap();
     let leftover = temp.path().join("a.tmp-12345678");
     let others = [
         "b.tmp-12345678",
@@ -153,22 +154,25 @@ fn leftovers_go_with_the_next_draft_but_not_those_at_work() {
     }
     let elsewhere = temp.path().join("a.tmp-abcdef01");
     symlink(&others[0], &elsewhere).unwrap();
-    assert!(matches!(draft_life(at_work.dir()), Some(DraftLife::AtWork)));
     assert!(matches!(
-        draft_life(&leftover),
-        Some(DraftLife::Left { .. })
+        draft_status(in_use.dir()),
+        Some(DraftStatus::InUse)
     ));
-    assert!(draft_life(&others[1]).is_none());
+    assert!(matches!(
+        draft_status(&leftover),
+        Some(DraftStatus::Abandoned { .. })
+    ));
+    assert!(draft_status(&others[1]).is_none());
 
     let _draft = Draft::create(&target).unwrap();
-    assert!(!leftover.exists() && at_work.dir().exists());
-    assert!(others.iter().all(|other| other.exists()), "somebody else's");
-    assert!(elsewhere.is_symlink(), "a link is no draft");
+    assert!(!leftover.exists() && in_use.dir().exists());
+    assert!(others.iter().all(|other| other.exists()), "not drafts of a");
+    assert!(elsewhere.is_symlink(), "a link is not a draft");
 }
 
-/// The lock is taken a moment after the directory is made, and others look for leftovers then.
+/// Between the creation of a directory and its lock, others may take it for a leftover.
 #[test]
-fn drafts_that_are_made_at_once_leave_each_other_alone() {
+fn concurrent_drafts_do_not_remove_each_other() {
     let temp = TempDir::new("artifact");
     let target = temp.path().join("a");
     std::thread::scope(|scope| {
@@ -186,7 +190,7 @@ fn drafts_that_are_made_at_once_leave_each_other_alone() {
 }
 
 #[test]
-fn damage_is_named() {
+fn damage_is_reported_with_the_file() {
     refused(
         |dir, _| fs::remove_file(dir.join("memory")).unwrap(),
         "the artifact's file DIR/memory is missing",
@@ -213,7 +217,7 @@ fn damage_is_named() {
 }
 
 #[test]
-fn what_is_no_plain_file_is_neither_opened_nor_followed() {
+fn a_file_that_is_not_regular_is_neither_opened_nor_followed() {
     for name in ["vmstate", "manifest.json"] {
         let expected = format!("the artifact's file DIR/{name} is not a regular file");
         let replaced = |with: &dyn Fn(&Path)| {
@@ -225,7 +229,7 @@ fn what_is_no_plain_file_is_neither_opened_nor_followed() {
                 &expected,
             );
         };
-        // Nobody ever writes to it: whoever opens it to read waits for ever.
+        // It has no writer: a plain open for reading would block for ever.
         replaced(&|path| mkfifo(path, Mode::S_IRWXU).unwrap());
         replaced(&|path| symlink("/dev/zero", path).unwrap());
         replaced(&|path| symlink("nowhere", path).unwrap());
@@ -241,8 +245,8 @@ fn a_guest_writes_to_copies_of_its_own_only() {
     fs::write(&disk, "x").unwrap();
     let path = disk.to_str().unwrap().to_owned();
     let expected = format!(
-        "the guest would write to {path}, which is not in the artifact: a clone only writes to a \
-         copy of its own"
+        "the guest would write to {path}, which is not in the artifact: a clone may only write to \
+         a copy of its own"
     );
     let drive = |path: &str, read_only: bool| json!([{ "path": path, "read_only": read_only }]);
     refused(
@@ -287,7 +291,7 @@ fn numbers_and_nesting_beyond_reason_are_refused() {
     let deep = format!("{{\"a\":{}", "[".repeat(100_000));
     assert!(open(&deep).contains("recursion limit"), "{}", open(&deep));
     let long = " ".repeat(usize::try_from(MANIFEST_LEN_MAX).unwrap());
-    assert!(open(&format!("{long}{{}}")).contains("far too long"));
+    assert!(open(&format!("{long}{{}}")).contains("too long for a manifest"));
 }
 
 #[test]
@@ -306,7 +310,7 @@ fn names_stay_in_the_directory() {
         refused(
             |_, value| value["files"][1]["name"] = name.into(),
             &format!(
-                "the artifact names a file '{}', which it must not",
+                "the manifest lists a file '{}': names must be plain and unique",
                 name.escape_debug()
             ),
         );
@@ -345,7 +349,7 @@ fn newer_formats_and_protocols_are_refused_with_a_remedy() {
 }
 
 #[test]
-fn what_is_no_artifact_says_so() {
+fn a_directory_that_is_not_an_artifact_is_refused() {
     let temp = TempDir::new("artifact");
     let error = |path: &Path| Artifact::open(path).unwrap_err();
     assert!(matches!(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::artifact::draft::{DraftLife, draft_life};
+use crate::artifact::draft::{DraftStatus, draft_status};
 use crate::artifact::{Artifact, ArtifactError, MANIFEST, Manifest};
 use crate::cli::snapshots::{
     Snapshots, SnapshotsCommand, SnapshotsInspect, SnapshotsLs, SnapshotsVerify,
@@ -73,9 +73,9 @@ fn has_manifest(dir: &Path) -> bool {
 
 /// What there is to say of a directory entry, if it has to do with artifacts.
 fn row(path: &Path) -> Option<Row> {
-    match draft_life(path) {
-        Some(DraftLife::AtWork) => None,
-        Some(DraftLife::Left { .. }) => Some(Row {
+    match draft_status(path) {
+        Some(DraftStatus::InUse) => None,
+        Some(DraftStatus::Abandoned { .. }) => Some(Row {
             dir: path.to_owned(),
             found: Err("never finished; the next snapshot to its place removes it".to_owned()),
         }),

@@ -1,11 +1,13 @@
-//! What options say about a network interface and its addresses.
+//! Options for a network interface and its addresses.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use shared::message::{InterfaceAddress, MacAddress, Network};
 
-/// A network interface as `--nic` names it: `TAP` or `TAP,mac=MAC`.
+use super::is_not;
+
+/// The argument of `--nic`: `TAP` or `TAP,mac=MAC`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NicArgument {
     /// Name of the tap device.
@@ -23,9 +25,9 @@ impl FromStr for NicArgument {
             None => (text, None),
         };
         if !Network::is_interface(tap) {
-            return Err(format!(
-                "'{}' is not a network interface such as tap0 or tap0,mac=02:00:00:00:00:01",
-                text.escape_debug()
+            return Err(is_not(
+                text,
+                "a network interface such as tap0 or tap0,mac=02:00:00:00:00:01",
             ));
         }
         let tap = tap.to_owned();
@@ -33,48 +35,21 @@ impl FromStr for NicArgument {
     }
 }
 
-/// Reads a MAC address.
-///
-/// # Errors
-///
-/// A sentence for the user.
 pub(crate) fn parse_mac(text: &str) -> Result<MacAddress, String> {
-    text.parse().map_err(|_| {
-        format!(
-            "'{}' is not the MAC address of one machine such as 02:00:00:00:00:01",
-            text.escape_debug()
-        )
-    })
+    let what = "a unicast MAC address such as 02:00:00:00:00:01";
+    text.parse().map_err(|_| is_not(text, what))
 }
 
-/// Reads an address with its prefix.
-///
-/// # Errors
-///
-/// A sentence for the user.
 pub(crate) fn parse_address(text: &str) -> Result<InterfaceAddress, String> {
-    text.parse().map_err(|_| {
-        format!(
-            "'{}' is not an address with its prefix such as 10.0.0.2/24 or fd00::2/64",
-            text.escape_debug()
-        )
-    })
+    let what = "an address with its prefix such as 10.0.0.2/24 or fd00::2/64";
+    text.parse().map_err(|_| is_not(text, what))
 }
 
-/// Reads the address of a gateway.
-///
-/// # Errors
-///
-/// A sentence for the user.
 pub(crate) fn parse_gateway(text: &str) -> Result<IpAddr, String> {
     let parsed = text.parse().ok();
-    let valid = parsed.filter(|gateway| Network::is_gateway(*gateway));
-    valid.ok_or_else(|| {
-        format!(
-            "'{}' is not the address of one machine such as 10.0.0.1",
-            text.escape_debug()
-        )
-    })
+    parsed
+        .filter(|gateway| Network::is_gateway(*gateway))
+        .ok_or_else(|| is_not(text, "a unicast address such as 10.0.0.1"))
 }
 
 #[cfg(test)]
