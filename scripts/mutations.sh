@@ -234,7 +234,7 @@ try_mutation() {
         printf 'caught  %-20s by %s\n' "$name" "$line"
     fi
     printf '| [%s](../tests/mutations/%s.patch): %s | %s | %s | %s | %s |\n' "$name" "$name" \
-        "$(field "$name" breaks)" "${caught[model]}" "${caught[simulation]}" "${caught[it]}" \
+        "$(field "$name" breaks)" "${caught[model]}" "${caught[simulation]%%:*}" "${caught[it]}" \
         "${caught[unit]}" >>"$WORK/rows"
 }
 

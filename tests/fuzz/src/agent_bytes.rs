@@ -1,4 +1,4 @@
-//! The agent's core: sequences of everything that can happen to it, and a peer's bytes as such.
+//! The agent's core: sequences of everything that can happen to it, and any bytes of one peer.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,37 +15,37 @@ use shared::message::{
     ResourceUsage, Role,
 };
 
-/// Most actions that one input may lead to. More mean that it never comes to rest.
+/// Most actions after one input. More mean that the core does not come to rest.
 const ACTIONS_MAX: usize = 100_000;
 
-/// Each byte decides something in the simulated world of `tests/simulation`: who connects, what a
-/// client says and how much of it arrives, what a child does, what fails, how much time passes.
-/// What must hold there after each step must hold here.
+/// Each byte decides something in the simulated world of `tests/simulation`: which client connects,
+/// what it sends and how much of it arrives, what a child does, what fails, how much time passes.
+/// Its checks after each step apply.
 pub fn agent_inputs(data: &[u8]) {
     simulation::schedule::play_bytes(data);
 }
 
-/// The agent, and a shell for which everything goes well.
+/// The agent, and a shell whose actions all succeed.
 struct Shell {
     agent: Agent,
     now: Instant,
     peers: BTreeMap<ConnectionId, Peer>,
-    /// Processes that run, by id.
+    /// Running processes, by id.
     processes: BTreeMap<i32, Purpose>,
     pid: i32,
     is_over: bool,
 }
 
-/// The far end of a connection, which reads everything at once.
+/// The far end of a connection. It reads everything at once.
 #[derive(Default)]
 struct Peer {
     decoder: Decoder,
     received: Vec<Message>,
 }
 
-/// A peer's bytes, of a host or of a program in the guest as the first byte says, in pieces of the
-/// length that it says: what comes back are messages of a guest, the core's machines agree with
-/// each other, and another host gets the guest back.
+/// Any bytes of one peer. The first byte says whether it is a host or a program in the guest, and
+/// how long the pieces are. The agent must answer with messages of a guest, its invariants must
+/// hold, and another host must get the guest back.
 pub fn agent_bytes(data: &[u8]) {
     let Some((&first, stream)) = data.split_first() else {
         return;
@@ -56,16 +56,16 @@ pub fn agent_bytes(data: &[u8]) {
         return;
     };
     for piece in stream.chunks(1 + usize::from(first >> 1) * 8) {
-        // As the shell reads: not from a peer that does not read its own answers.
+        // As the shell does: no reads from a peer that does not read its own answers.
         if shell.agent.interest(id).is_some_and(|it| it.readable) {
             shell.agent.handle_bytes(id, piece, shell.now);
-            shell.settle();
+            shell.drain_actions();
         }
     }
     shell.end_processes();
     shell.pass(Duration::from_secs(1));
     shell.agent.handle_closed(id, Ended::ByPeer, shell.now);
-    shell.settle();
+    shell.drain_actions();
     if !shell.is_over && shell.agent.state() != State::Ending {
         shell.converge();
     }
@@ -92,7 +92,7 @@ impl Shell {
             pid: 100,
             is_over: false,
         };
-        shell.settle();
+        shell.drain_actions();
         shell
     }
 
@@ -103,11 +103,11 @@ impl Shell {
             self.agent.handle_accepted(true, self.now)
         }?;
         self.peers.insert(id, Peer::default());
-        self.settle();
+        self.drain_actions();
         Some(id)
     }
 
-    fn settle(&mut self) {
+    fn drain_actions(&mut self) {
         for count in 0.. {
             assert!(count < ACTIONS_MAX, "it never comes to rest");
             let Some(action) = self.agent.poll_action() else {
@@ -196,13 +196,13 @@ impl Shell {
         }
     }
 
-    /// Every process closes its outputs and ends, also those that are started for it.
+    /// Every process closes its outputs and ends, also those that are started meanwhile.
     fn end_processes(&mut self) {
         while let Some((pid, purpose)) = self.processes.pop_first() {
             if let Purpose::Session(id) = purpose {
                 for stream in Stream::ALL {
                     self.agent.handle_output_closed(id, *stream, self.now);
-                    self.settle();
+                    self.drain_actions();
                 }
             }
             let exit = Exit {
@@ -210,7 +210,7 @@ impl Shell {
                 usage: ResourceUsage::default(),
             };
             self.agent.handle_child_exit(pid, exit, self.now);
-            self.settle();
+            self.drain_actions();
         }
     }
 
@@ -223,22 +223,22 @@ impl Shell {
             };
             self.now = self.now.max(at);
             self.agent.handle_timeout(self.now);
-            self.settle();
+            self.drain_actions();
         }
         self.now = until;
     }
 
-    /// Asks on a fresh connection, and returns what came back last.
+    /// Sends a request on a new connection, and returns the last message that comes back.
     fn ask(&mut self, request: &Message) -> Option<Message> {
         let id = self.accept(false).expect("there is room for one");
         let mut bytes = Message::Hello(Hello::host("fuzzed")).encode();
         request.encode_into(&mut bytes);
         self.agent.handle_bytes(id, &bytes, self.now);
-        self.settle();
+        self.drain_actions();
         self.end_processes();
         let last = self.peers.get_mut(&id).and_then(|peer| peer.received.pop());
         self.agent.handle_closed(id, Ended::ByPeer, self.now);
-        self.settle();
+        self.drain_actions();
         last
     }
 

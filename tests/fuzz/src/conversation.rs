@@ -1,8 +1,8 @@
-//! The host's side of conversations with a guest that says anything at all.
+//! The host's side of conversations with a guest that may send anything.
 //!
-//! An input is a list of things that happen, each with a byte in front that says what: so many
-//! bytes come from the guest, the connection ends, time passes, and what only a session has. When
-//! there are no more, time passes until the machine gives up.
+//! An input is a list of events, each after a byte that says which: a number of bytes from the
+//! guest, the end of the connection, silence, and events of a session. After the last one time
+//! passes until the machine gives up.
 
 use std::time::{Duration, Instant};
 
@@ -18,26 +18,23 @@ use shared::session_client::{
     self, Deadlines, Event, Fate, INPUT_LEN_MAX, READ_AHEAD_LEN_MAX, SessionClient,
 };
 
-/// How long a request may take.
+/// Time limit of a request.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Most turns of a driver. More mean that it never ends.
+/// Most turns of a driver. More mean that it does not end.
 const TURNS_MAX: usize = 100_000;
 
-/// One thing that happens.
 #[derive(Clone, Copy, Debug)]
 enum Happening<'a> {
-    /// Bytes come from the guest.
     Bytes(&'a [u8]),
-    /// The connection ends.
     Closed,
-    /// Nothing, until there is no more to be waited for.
+    /// Time passes until the next deadline.
     Silence,
-    /// The driver's own end of a session: output is handed on, input comes, or signals.
+    /// What the driver of a session does: it passes output on, sends input, or signals.
     Own(u8),
 }
 
-/// Takes the next happening off `rest`.
+/// Takes the next event off `rest`.
 fn next<'a>(rest: &mut &'a [u8]) -> Happening<'a> {
     let Some((&what, behind)) = rest.split_first() else {
         return Happening::Silence;
@@ -57,8 +54,8 @@ fn next<'a>(rest: &mut &'a [u8]) -> Happening<'a> {
     }
 }
 
-/// A request with one completion frame: it ends within its deadline, and well only with the answer
-/// that it asked for.
+/// A request with one completion frame. It ends within its deadline, and succeeds only with the
+/// answer that it asked for.
 pub fn exchange(data: &[u8]) {
     let Some((&which, mut rest)) = data.split_first() else {
         return;
@@ -179,16 +176,16 @@ fn request(which: u8) -> (exchange::Request, FrameKind) {
 struct Driver {
     client: SessionClient,
     now: Instant,
-    /// What the guest is sent.
+    /// What the client sends to the guest.
     sent: Decoder,
-    /// Output that came and was not handed on.
+    /// Output that has come and was not passed on.
     held: [usize; 2],
     is_started: bool,
     has_ended: bool,
 }
 
-/// A session: what the guest is sent are frames of a host, memory has a bound, output comes after
-/// the start, and it ends well only after EXITED and with all output handed on.
+/// A session. The client sends frames of a host, its memory is bounded, output follows the start,
+/// and it succeeds only after EXITED and when all output was passed on.
 pub fn session_client(data: &[u8]) {
     let Some((&which, mut rest)) = data.split_first() else {
         return;
@@ -307,7 +304,7 @@ impl Driver {
         }
     }
 
-    /// Output is handed on.
+    /// Passes output on.
     fn consume(&mut self, most: usize) {
         for stream in Stream::ALL {
             let held = &mut self.held[stream.index()];
@@ -317,7 +314,7 @@ impl Driver {
         }
     }
 
-    /// Everything that is to be written is, and is what a host may say.
+    /// Writes everything that is pending, which must be messages of a host.
     fn write(&mut self) {
         loop {
             let bytes = self.client.poll_output().to_vec();
@@ -339,19 +336,19 @@ impl Driver {
     fn check(&self) {
         assert!(self.client.input_room() <= INPUT_LEN_MAX);
         let held = self.held.iter().sum::<usize>() as u64;
-        // One read beyond it may have come.
+        // One read beyond the limit may have come.
         assert!(
             held <= READ_AHEAD_LEN_MAX + (1 << 16),
             "{held} bytes are held"
         );
         assert!(
             !self.client.has_ended() || self.has_ended,
-            "an end that nobody saw"
+            "an end that was not read"
         );
     }
 }
 
-/// When every conversation begins.
+/// The time at which all conversations begin.
 fn epoch() -> Instant {
     static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     *EPOCH.get_or_init(Instant::now)

@@ -1,5 +1,5 @@
 //! What reaches `guest-agent` besides its peers: the kernel command line, the image's files, and
-//! the metadata service's answers.
+//! answers of the metadata service.
 
 use agent::accounts::{self, AccountError};
 use agent::agent::http::{self, ANSWER_LEN_MAX};
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::host_inputs::beginnings;
 
-/// Stands between the parts of an input that has several (the record separator of ASCII).
+/// Separates the parts of an input (the record separator of ASCII).
 const SEPARATOR: u8 = 0x1e;
 
-/// The kernel command line: words for others, however quoted, change nothing, and a value that is
-/// complained of was given.
+/// The kernel command line. Words for other programs change nothing, however they are quoted, and
+/// each value in a complaint was given.
 pub fn kernel_command_line(data: &[u8]) {
     let Ok(line) = std::str::from_utf8(data) else {
         return;
@@ -22,7 +22,7 @@ pub fn kernel_command_line(data: &[u8]) {
     let expected = settings(line);
     let others = "quiet x.agent.log=off agent.log \"agent log=off \" init=\"a agent.port=1\" ";
     assert_eq!(settings(&format!("{others}{line}")), expected, "{line:?}");
-    // A word that stands last counts, unless a quote was left open in front of it.
+    // A word at the end counts, unless a quote before it is open.
     if line.matches('"').count().is_multiple_of(2) {
         let (bad, _) = settings(&format!(
             "{line} agent.port=none agent.listen=none agent.log=none"
@@ -49,14 +49,14 @@ pub fn kernel_command_line(data: &[u8]) {
     }
 }
 
-/// Complaints first.
+/// The complaints, and the settings.
 fn settings(line: &str) -> (Vec<BadValue>, Config) {
     let sources = Sources::new(&Flags::default(), [], line);
     let (config, bad) = config::resolve(&sources);
     (bad, config)
 }
 
-/// `agent.json`: what it names can be run, and is read again as the same when it is written anew.
+/// `agent.json`. What it names can be run, and reading what was written gives the same.
 pub fn agent_json(data: &[u8]) {
     let Ok(file) = parse_file(data) else {
         return;
@@ -95,9 +95,9 @@ fn to_value(workload: &WorkloadSettings) -> Value {
     }})
 }
 
-/// A user, the text of `passwd` and that of `group`, with a separator between: what is found can be
-/// handed to the kernel, stands in the files or in the name, and does not change with lines that
-/// are no entries.
+/// A user, the text of `passwd` and that of `group`, with separators between them. The ids are
+/// valid for the kernel, stand in the files or in the name, and do not change with lines that are
+/// not entries.
 pub fn accounts(data: &[u8]) {
     let mut parts = data.splitn(3, |byte| *byte == SEPARATOR);
     let [wanted, passwd, group] = std::array::from_fn(|_| parts.next().unwrap_or_default());
@@ -129,14 +129,14 @@ pub fn accounts(data: &[u8]) {
     let texts = [wanted, passwd, group].map(String::from_utf8_lossy);
     for id in account.groups.iter().chain([&account.uid]) {
         let is_given = texts.iter().any(|text| text.contains(&id.to_string()));
-        // With zeros in front, or the group of whoever has no entry.
+        // With leading zeros, or with the group of a user without an entry.
         let is_padded = texts.iter().any(|text| text.contains("00"));
         assert!(is_given || is_padded || *id == 0, "{id} comes from nowhere");
     }
 }
 
-/// An answer of the metadata service: bytes that are none stay none, an answer ends where the bytes
-/// do and within its limit, and is read again as the same when it is written anew.
+/// An answer of the metadata service. Rejected bytes stay rejected, an answer ends where its bytes
+/// do and within its limit, and reading what was written gives the same.
 pub fn metadata_answer(data: &[u8]) {
     let verdict = http::parse(data);
     for beginning in beginnings(data) {

@@ -1,4 +1,4 @@
-//! What reaches `host-tool`: answers of a VMM, of its vsock device, and artifacts from anywhere.
+//! What reaches `host-tool`: answers of a VMM and of its vsock device, and artifacts.
 
 use host::fuzzing::Manifest;
 use host::fuzzing::http::{BODY_LEN_MAX, HEAD_LEN_MAX, parse_response};
@@ -8,7 +8,7 @@ use host::fuzzing::qmp::{self, take_message};
 /// Most places at which an input is cut in two.
 const CUTS_MAX: usize = 64;
 
-/// Some lengths of beginnings of `data`: all if there are few, else the first ones and some others.
+/// Some beginnings of `data`: all if there are few, else the shortest and some others.
 pub(crate) fn beginnings(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let step = data.len().div_ceil(CUTS_MAX).max(1);
     let first = 0..data.len().min(CUTS_MAX);
@@ -17,8 +17,8 @@ pub(crate) fn beginnings(data: &[u8]) -> impl Iterator<Item = &[u8]> {
         .map(|len| &data[..len])
 }
 
-/// Responses of the Firecracker API, one behind another: the verdict on one does not change with
-/// what comes later, it is within its limits, and what it says is read again as the same.
+/// Responses of the Firecracker API, one after another. The verdict on one does not change with the
+/// bytes that follow, it is within its limits, and reading what was written gives the same.
 pub fn http_response(data: &[u8]) {
     let mut rest = data;
     for _ in 0..8 {
@@ -52,8 +52,8 @@ pub fn http_response(data: &[u8]) {
     }
 }
 
-/// Lines of QMP: however the bytes are cut, the same messages and the same error come of them, and
-/// no more is held than a line.
+/// Lines of QMP. However the bytes are cut, they give the same messages and the same error, and no
+/// more than a line is kept.
 pub fn qmp(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else {
         return;
@@ -62,7 +62,7 @@ pub fn qmp(data: &[u8]) {
     assert_eq!(lines(stream, 1 + usize::from(cut)), whole, "in pieces");
 }
 
-/// What comes of a stream in pieces of this length.
+/// The result of a stream in pieces of this length.
 fn lines(stream: &[u8], piece_len: usize) -> (Vec<qmp::Message>, Option<String>) {
     let mut received = Vec::new();
     let mut messages = Vec::new();
@@ -81,8 +81,8 @@ fn lines(stream: &[u8], piece_len: usize) -> (Vec<qmp::Message>, Option<String>)
     (messages, None)
 }
 
-/// The answer to CONNECT: what is taken for one is one, and the verdict does not change with what
-/// comes later.
+/// The answer to CONNECT. Only an OK line is accepted, and the verdict does not change with the
+/// bytes that follow.
 pub fn hybrid_vsock(data: &[u8]) {
     let verdict = parse_answer(data);
     for beginning in beginnings(data) {
@@ -104,7 +104,7 @@ pub fn hybrid_vsock(data: &[u8]) {
     }
 }
 
-/// Manifests of artifacts: one that is understood is written so that it is read as the same.
+/// Manifests of artifacts. Reading what was written gives the same.
 pub fn manifest(data: &[u8]) {
     let Some(manifest) = Manifest::parse(data) else {
         return;

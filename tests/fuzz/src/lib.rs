@@ -1,10 +1,10 @@
-//! One function for each thing that a stranger's bytes reach. It takes any bytes, and panics when
-//! what must hold of them does not.
+//! A function for each thing that untrusted bytes reach. It takes any bytes, and panics when a
+//! property does not hold.
 //!
 //! Goal: no peer, VMM, image or artifact makes the programs panic, take memory without limit, or
 //! understand the same bytes in two ways. Method: libFuzzer chooses the bytes (`libfuzzer/`, which
-//! needs a nightly toolchain), and on any toolchain the test `smoke` replays `corpus/` and a fixed
-//! number of changed inputs. `docs/testing.md` says how both are run.
+//! needs a nightly toolchain). On any toolchain, the test `smoke` replays `corpus/` and a fixed
+//! number of changed inputs. `docs/testing.md` says how to run both.
 
 pub mod agent_bytes;
 pub mod conversation;
@@ -13,20 +13,20 @@ pub mod host_inputs;
 pub mod mutator;
 pub mod wire;
 
-/// Something to be fuzzed.
+/// A function to fuzz.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name, which its folder in `corpus/` and its libFuzzer program have as well.
+    /// Also the name of its folder in `corpus/` and of its libFuzzer program.
     pub name: &'static str,
-    /// Takes any bytes; panics when it finds a defect.
+    /// Panics when it finds a defect.
     pub run: fn(&[u8]),
-    /// How many changed inputs `smoke` makes for it: about a second's.
+    /// How many changed inputs `smoke` runs, which takes about a second.
     pub rounds: u32,
-    /// Longest input that is made for it, in bytes.
+    /// Longest generated input, in bytes.
     pub len_max: usize,
 }
 
-/// Every target.
+/// All targets, by which `smoke` and `scripts/fuzz.sh` go.
 pub const TARGETS: &[Target] = &[
     target("frames", wire::frames, 100_000, 1 << 16),
     target("messages", wire::messages, 200_000, 1 << 16),

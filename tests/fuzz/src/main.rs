@@ -1,4 +1,4 @@
-//! Prints the targets and the longest input that is made for each, for `scripts/fuzz.sh`.
+//! Prints the targets and their longest generated inputs, for `scripts/fuzz.sh`.
 
 fn main() {
     for target in fuzz::TARGETS {

@@ -1,11 +1,12 @@
-//! Changes inputs at random, from a seed: what libFuzzer does, without its eyes.
+//! Changes inputs at random from a seed, like libFuzzer, but without knowing which code an input
+//! reaches.
 
 use simulation::random::Random;
 
 /// Most changes of one input.
 const CHANGES_MAX: usize = 4;
 
-/// What is often at a limit somewhere.
+/// Numbers that are often at some limit.
 const NUMBERS: &[u64] = &[
     0,
     1,
@@ -22,7 +23,7 @@ const NUMBERS: &[u64] = &[
     0xffff_ffff_ffff_ffff,
 ];
 
-/// What texts are made of that are read here.
+/// Parts of the texts that the targets read.
 const WORDS: &[&str] = &[
     "\"",
     "\\",
@@ -53,7 +54,7 @@ const WORDS: &[&str] = &[
     "\u{1e}",
 ];
 
-/// An input that is like one of `corpus`, at most `len_max` bytes long.
+/// A changed input of `corpus`, at most `len_max` bytes long.
 #[must_use]
 pub fn mutated(corpus: &[Vec<u8>], random: &mut Random, len_max: usize) -> Vec<u8> {
     let empty = Vec::new();
@@ -96,7 +97,7 @@ pub fn mutated(corpus: &[Vec<u8>], random: &mut Random, len_max: usize) -> Vec<u
     bytes
 }
 
-/// Writes a number over what is there, in one to eight bytes.
+/// Overwrites one to eight bytes with a number.
 fn set_number(bytes: &mut [u8], at: usize, random: &mut Random) {
     let number = NUMBERS[random.below(NUMBERS.len())].to_le_bytes();
     let len = 1 << random.below(4);
@@ -104,7 +105,7 @@ fn set_number(bytes: &mut [u8], at: usize, random: &mut Random) {
     place.zip(number).for_each(|(byte, new)| *byte = new);
 }
 
-/// Repeats a piece, up to where some limit may be.
+/// Repeats a piece, up to where a limit may be.
 fn repeat(bytes: &mut Vec<u8>, piece: std::ops::Range<usize>, random: &mut Random) {
     let count = 1 << random.below(13);
     let repeated = bytes[piece.clone()].repeat(count);

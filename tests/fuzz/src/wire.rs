@@ -1,4 +1,4 @@
-//! The wire: frames out of bytes, and messages out of frames.
+//! The wire format: frames from bytes, and messages from frames.
 
 use serde_json::Value;
 use shared::frame::{Decoder, Frame, FrameError, FrameKind};
@@ -8,7 +8,7 @@ use shared::message::{Message, Role};
 /// Most bytes that are pushed at once, as the programs read them.
 const PIECE_LEN_MAX: usize = 64 * 1024;
 
-/// What a stream of bytes comes to.
+/// The frames and the error of a stream.
 #[derive(Debug, PartialEq, Eq)]
 struct Stream {
     frames: Vec<(FrameKind, Vec<u8>)>,
@@ -16,8 +16,8 @@ struct Stream {
     is_mid_frame: bool,
 }
 
-/// The frame decoder: the first byte says how the others are cut, and however they are, the same
-/// frames and the same error come of them, in memory that has a bound.
+/// The frame decoder. The first byte says how the others are cut. However they are cut, they give
+/// the same frames and the same error, in bounded memory.
 pub fn frames(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else {
         return;
@@ -26,7 +26,7 @@ pub fn frames(data: &[u8]) {
     assert_eq!(decode(stream, &mut || PIECE_LEN_MAX), expected, "in one");
     let mut state = u32::from(cut);
     let mut piece = || {
-        // Numerical Recipes' generator; its upper bits are good enough to cut with.
+        // The generator of Numerical Recipes; its upper bits are good enough to choose cuts.
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         match state >> 30 {
             0 => 1,
@@ -40,7 +40,7 @@ pub fn frames(data: &[u8]) {
     }
 }
 
-/// What `docs/protocol.md` says, word by word.
+/// The frames by a plain reading of `docs/protocol.md`.
 fn read(stream: &[u8]) -> Stream {
     let mut rest = stream;
     let mut frames = Vec::new();
@@ -72,7 +72,7 @@ fn read(stream: &[u8]) -> Stream {
     }
 }
 
-/// What the decoder says, given pieces as long as `piece` wants them.
+/// The frames of the decoder, for pieces as long as `piece` says.
 fn decode(stream: &[u8], piece: &mut dyn FnMut() -> usize) -> Stream {
     let mut decoder = Decoder::new();
     let mut frames = Vec::new();
@@ -102,7 +102,7 @@ fn decode(stream: &[u8], piece: &mut dyn FnMut() -> usize) -> Stream {
                 }
             }
         }
-        // A vector may have twice what it needs, and has something at least.
+        // A vector may have twice the capacity that it needs, and a minimum.
         let most = (2 * peak).max(64);
         assert!(
             decoder.memory_len() <= most,
@@ -116,9 +116,9 @@ fn decode(stream: &[u8], piece: &mut dyn FnMut() -> usize) -> Stream {
     }
 }
 
-/// Message payloads: the first byte says who speaks and the second of which kind; the others are
-/// the payload. A message is encoded to what is decoded to the same message, but for texts that
-/// its sender cuts, and its encoding does not change any more.
+/// Message payloads. The first byte says which side sends, the second which kind; the rest is the
+/// payload. Encoding and decoding give the same message, except for texts that the sender clips,
+/// and encoding again changes nothing.
 pub fn messages(data: &[u8]) {
     let [sender, code, payload @ ..] = data else {
         return;
@@ -143,7 +143,7 @@ pub fn messages(data: &[u8]) {
         assert!(is_cut(kind, payload), "{message:?} is read as {again:?}");
     }
     assert_eq!(again.encode(), bytes, "and written again");
-    // What was left out is written as null, and a message holds nothing that did not come.
+    // Missing fields are written as null, and a message holds nothing that did not come.
     let most = HEADER_LEN + 8 * payload.len() + 1_024;
     assert!(
         bytes.len() <= most,
@@ -153,7 +153,7 @@ pub fn messages(data: &[u8]) {
     );
 }
 
-/// Whether a payload has a text that is longer than whoever follows the protocol sends it.
+/// Whether a payload has a text that is longer than a sender may make it.
 fn is_cut(kind: FrameKind, payload: &[u8]) -> bool {
     let len_max = match kind {
         FrameKind::Sessions => COMMAND_TEXT_LEN_MAX,

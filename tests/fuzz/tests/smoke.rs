@@ -1,8 +1,8 @@
 //! Every target without libFuzzer, on any toolchain.
 //!
-//! Goal: what was found once is found again, and what is plainly wrong is found at once. Method:
-//! the committed corpus, and then a fixed number of changed inputs from a seed, which is printed;
-//! `SEED=n` takes another one.
+//! Goal: known defects are found again, and plain new ones at once. Method: the committed corpus,
+//! and then a fixed number of changed inputs from a seed, which is printed; `SEED=n` sets another
+//! one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,20 +15,20 @@ use fuzz::mutator::mutated;
 use fuzz::{TARGETS, Target};
 use simulation::random::Random;
 
-/// Most files of one target's corpus, and most bytes of all together: it is replayed often, and
-/// lies in everybody's checkout.
+/// Most files of one target's corpus, and most bytes of all together, since they are replayed often
+/// and are part of every checkout.
 const FILES_MAX: usize = 80;
 const CORPUS_LEN_MAX: usize = 200 * 1024;
 
-/// Most memory, in KiB, that the inputs of one target may take or ask for, besides what the other
-/// tests beside it take. A length that is believed asks for gigabytes.
+/// Most memory, in KiB, that the inputs of one target may ask for, besides what the tests beside it
+/// take. Believing a length in the input asks for gigabytes.
 const MEMORY_KIB_MAX: u64 = 512 * 1024;
 
 fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// Names in a folder, in order.
+/// The names in a folder.
 fn names(folder: &PathBuf) -> BTreeSet<String> {
     let entries = fs::read_dir(folder).unwrap_or_else(|err| panic!("{}: {err}", folder.display()));
     let names = entries.map(|entry| entry.expect("an entry").file_name().into_string());
@@ -45,7 +45,7 @@ fn corpus(target: &Target) -> Vec<(String, Vec<u8>)> {
     names(&folder).into_iter().map(read).collect()
 }
 
-/// Whether a target takes this input; if not, says which one it is.
+/// Runs a target on an input. Prints the input if it fails.
 fn holds(target: &Target, input: &[u8], what: fmt::Arguments<'_>) -> bool {
     let result = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
     if result.is_err() {
@@ -55,7 +55,7 @@ fn holds(target: &Target, input: &[u8], what: fmt::Arguments<'_>) -> bool {
     result.is_ok()
 }
 
-/// Whether a target takes the committed inputs, and those that are made of them.
+/// Runs a target on the committed inputs, and on changed ones.
 fn replay(target: &Target, seed: u64, number: u32) -> bool {
     let (names, inputs): (Vec<_>, Vec<_>) = corpus(target).into_iter().unzip();
     assert!(!inputs.is_empty(), "{} has no corpus", target.name);
@@ -68,7 +68,7 @@ fn replay(target: &Target, seed: u64, number: u32) -> bool {
         })
 }
 
-/// The most memory that this process has asked for so far, in KiB, whether it was used or not.
+/// The most memory that this process has asked for so far, in KiB, used or not.
 fn memory_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("a process knows itself");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
@@ -102,7 +102,7 @@ fn smoke() {
     assert!(failed.is_empty(), "these fail, as said above: {failed:?}");
 }
 
-/// A target that is left out somewhere is not fuzzed, and nobody notices.
+/// A target that is missing in one of the lists would not be fuzzed, unnoticed.
 #[test]
 fn every_target_has_a_corpus_and_a_program() {
     let targets: BTreeSet<String> = TARGETS.iter().map(|it| it.name.to_owned()).collect();

@@ -1,9 +1,9 @@
-//! Breadth first through every state, each seen once by its hash, so that the first run that breaks
+//! Explores every state breadth first, each once by its hash, so that the first run that breaks
 //! something is a shortest one.
 //!
-//! Why no ready-made checker: that every run *ends well* is the heart of the claim, and the one for
-//! Rust (stateright) documents that its `eventually` misses counter-examples where runs join or go
-//! round. Here the graph is kept as numbers: a state at rest is looked at, and a run that never
+//! Why no ready-made checker: the claim is that every run ends well, and stateright, the checker
+//! for Rust, documents that its `eventually` misses counter-examples where runs join or form
+//! cycles. Here the graph is kept as numbers. States at rest are checked, and a run that never
 //! rests would be a cycle, which is searched for at the end.
 
 use std::collections::HashMap;
@@ -14,26 +14,22 @@ use std::time::{Duration, Instant};
 use crate::hasher::Mixer;
 use crate::property::Property;
 use crate::scenario::Scenario;
-use crate::story::Story;
+use crate::trace::Trace;
 use crate::world::{Step, World};
 
-/// States that are expanded before their successors are looked at: bounds the memory.
+/// States that are expanded before their successors are visited. Bounds the memory.
 const BATCH_LEN: usize = 8192;
 
-/// What an exploration has seen.
 #[derive(Debug)]
 pub struct Report {
-    /// Different states.
     pub states: usize,
-    /// Steps between them.
     pub steps: usize,
-    /// Steps of the longest shortest run to a state.
+    /// Steps of the longest of all shortest runs.
     pub depth: usize,
-    /// States at rest.
+    /// States in which nothing but faults can happen.
     pub rests: usize,
-    /// How long it took.
     pub took: Duration,
-    /// What was found to be broken, and a shortest run to it.
+    /// The property that was broken first, and a shortest run to it.
     pub broken: Option<(Property, Vec<Step>)>,
 }
 
@@ -76,8 +72,8 @@ impl Graph {
         path
     }
 
-    /// A state on a cycle, if there is one: what is left when states without a way in are taken
-    /// away, again and again.
+    /// A state on a cycle, if there is one. Removes states without a predecessor until only cycles
+    /// are left.
     fn find_cycle(&mut self) -> Option<u32> {
         let mut ways_in = vec![0_u32; self.origins.len()];
         for (_, to) in &self.edges {
@@ -105,11 +101,11 @@ impl Graph {
     }
 }
 
-/// Explores a scenario to its end, or to the first thing that is broken.
+/// Explores a scenario to its end, or to the first broken property.
 pub fn explore(scenario: &Scenario) -> Report {
     let began = Instant::now();
     let mut graph = Graph::default();
-    let world = scenario.world(began, Story::default());
+    let world = scenario.world(began, Trace::default());
     graph.visit(hash_of(&world), 0, None);
     let mut report = Report {
         states: 0,
@@ -168,7 +164,7 @@ fn hash_of(world: &World) -> u64 {
     hasher.finish()
 }
 
-/// Looks at the states that are at rest.
+/// Checks the states that are at rest.
 fn rests_of(batch: &[(u32, World)], rests: &mut usize) -> Vec<(u32, Property)> {
     let mut broken = Vec::new();
     for (number, world) in batch {
@@ -210,12 +206,12 @@ fn successors((parent, world): &(u32, World)) -> Vec<Successor> {
         .collect()
 }
 
-/// Makes a run again and tells it.
+/// Repeats a run and records its trace.
 pub fn tell(scenario: &Scenario, path: &[Step]) -> (World, Vec<String>) {
-    let mut world = scenario.world(Instant::now(), Story::told());
+    let mut world = scenario.world(Instant::now(), Trace::recorded());
     for step in path {
         world.apply(*step);
     }
-    let lines = std::mem::take(&mut world.story).lines();
+    let lines = std::mem::take(&mut world.trace).lines();
     (world, lines)
 }

@@ -1,6 +1,6 @@
-//! A guest: [`Agent`] as it ships, and a shell and a kernel around it that keep to what the real
-//! ones do, in the order of the real event loop. What the properties speak of is noted on the way,
-//! by looking at what goes in and out and not by asking the machine.
+//! A guest: [`Agent`] as it ships, with a shell and a kernel around it that do what the real ones
+//! do, in the order of the real event loop. What the properties need is noted from the bytes and
+//! actions that pass, not asked of the agent.
 
 use std::time::{Duration, Instant};
 
@@ -15,63 +15,54 @@ use shared::message::{
 
 use crate::mutation::Mutation;
 use crate::property::Property;
-use crate::story::Story;
-use crate::wire::{Ending, Place, Wire, Wires, messages, name};
+use crate::trace::Trace;
+use crate::wire::{Ending, Stage, Wire, Wires, messages, short};
 
-/// What wakes a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// An edge of the listener.
     Listener,
-    /// An event of a connection.
+    /// An event of a connection, by its number.
     Wire(u64),
     /// A child has ended.
     Child(i32),
-    /// A deadline of the agent has come.
+    /// A deadline of the agent is over.
     Timer,
-    /// A defect's own doing.
+    /// The defect acts by itself.
     Defect,
 }
 
-/// What the shell of a turn needs of the world.
+/// What one turn needs of the world.
 #[derive(Debug)]
 pub struct Turn<'a> {
-    /// All connections.
     pub wires: &'a mut Wires,
-    /// The time.
     pub now: Instant,
-    /// What is told about it.
-    pub story: &'a mut Story,
-    /// The defect that is played.
+    pub trace: &'a mut Trace,
     pub mutation: Option<Mutation>,
-    /// What was found to be broken.
+    /// The first property that was broken.
     pub broken: &'a mut Option<Property>,
 }
 
-/// A guest.
 #[derive(Clone, Debug, Hash)]
 pub struct Guest {
     number: usize,
-    /// The machine.
     pub agent: Agent,
-    /// Wires in the accept queue, the first one first.
+    /// Numbers of connections, in the order of arrival.
     queue: Vec<u64>,
-    /// Whether the listener has an edge to report.
     has_edge: bool,
-    /// Children that have ended and were not reaped.
+    /// Children that have ended and are not reaped.
     exited: Vec<i32>,
     next_pid: i32,
-    /// Names that a host has asked for, each when it first came.
+    /// Generations that hosts have asked for, in the order of their first request.
     asked: Vec<Generation>,
-    /// Names that were acted on.
+    /// Generations that a rebind was performed for.
     acted: Vec<Generation>,
-    /// The name that the listener was last registered again for.
+    /// The generation that the listener was last registered for.
     rearmed: Option<Generation>,
-    /// The same, once the queue was empty after it.
+    /// The same, once the accept queue was empty after that.
     drained: Option<Generation>,
-    /// Names under which a probe was answered on a connection accepted after that.
+    /// Generations with an answered probe on a connection that was accepted after that.
     proven: Vec<Generation>,
-    /// Commands that were started.
+    /// Ids of the commands that were started.
     executed: Vec<Vec<u8>>,
     /// What a defect still has to do.
     held: Option<(ConnectionId, Vec<u8>)>,
@@ -79,7 +70,6 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A machine that has just booted.
     pub fn new(number: usize, turn: &mut Turn<'_>) -> Self {
         let settings = Settings {
             version: "model".to_owned(),
@@ -107,33 +97,31 @@ impl Guest {
             held: None,
             rearms_left: 0,
         };
-        guest.settle(turn);
+        guest.drain_actions(turn);
         guest
     }
 
-    /// A connection comes to the door.
+    /// A connection enters the accept queue.
     pub fn arrive(&mut self, wire: u64, is_edge_lost: bool) {
         self.queue.push(wire);
         self.has_edge |= !is_edge_lost;
     }
 
-    /// Whether a name was proven here.
     pub fn is_proven(&self, generation: Generation) -> bool {
         self.proven.contains(&generation)
     }
 
-    /// The last new name that was asked for.
+    /// The last new generation that a host has asked for.
     pub fn last_asked(&self) -> Option<Generation> {
         self.asked.last().copied()
     }
 
-    /// When it wakes by itself.
+    /// When the agent wakes by itself.
     pub fn timeout(&self, mutation: Option<Mutation>) -> Option<Instant> {
         let at = self.agent.poll_timeout();
         at.filter(|_| mutation != Some(Mutation::NoLimits))
     }
 
-    /// Everything that can wake it now.
     pub fn events(&self, wires: &Wires, now: Instant, mutation: Option<Mutation>) -> Vec<Event> {
         let mut events = Vec::new();
         if self.has_edge {
@@ -173,7 +161,7 @@ impl Guest {
             Event::Timer => {}
             Event::Defect => self.play_defect(turn),
         }
-        self.settle(turn);
+        self.drain_actions(turn);
         if turn.mutation != Some(Mutation::AcceptOnePerEdge)
             && turn.mutation != Some(Mutation::NoRearm)
             && event != Event::Defect
@@ -186,11 +174,11 @@ impl Guest {
         ) {
             self.agent.handle_timeout(turn.now);
         }
-        self.settle(turn);
+        self.drain_actions(turn);
         self.check(turn);
     }
 
-    fn settle(&mut self, turn: &mut Turn<'_>) {
+    fn drain_actions(&mut self, turn: &mut Turn<'_>) {
         while let Some(action) = self.agent.poll_action() {
             self.perform(action, turn);
         }
@@ -267,7 +255,7 @@ impl Guest {
         }
     }
 
-    /// Puts the listener into the poll set anew, which reports what is there already.
+    /// Registers the listener again, which reports connections that are there already.
     fn register(&mut self) {
         self.has_edge = !self.queue.is_empty();
     }
@@ -285,12 +273,12 @@ impl Guest {
             };
             match id {
                 Some(id) => {
-                    wire.place = Place::Accepted(id);
+                    wire.stage = Stage::Accepted(id);
                     wire.accepted_for = self.rearmed;
-                    // Its first bytes are read in the next turn, without any edge.
+                    // Its first bytes are read in the next turn, without an edge.
                     wire.has_event = wire.ending != Ending::Dead || !wire.to_guest.is_empty();
                 }
-                None => wire.place = Place::Gone,
+                None => wire.stage = Stage::Gone,
             }
         }
         if self.queue.is_empty() {
@@ -300,26 +288,26 @@ impl Guest {
     }
 
     fn wire_of(id: ConnectionId, number: usize, wires: &mut Wires) -> Option<&mut Wire> {
-        let is_it = |wire: &Wire| wire.guest == number && wire.place == Place::Accepted(id);
+        let is_it = |wire: &Wire| wire.guest == number && wire.stage == Stage::Accepted(id);
         let found = wires.iter().find(|(_, wire)| is_it(wire));
         let id = found.map(|(id, _)| *id)?;
         wires.get_mut(id)
     }
 
-    /// Any event means: write, then read until there is no more.
+    /// Every event writes first, and then reads until nothing is left.
     fn handle_wire(&mut self, number: u64, turn: &mut Turn<'_>) {
         let Some(wire) = turn.wires.get_mut(number) else {
             return;
         };
         wire.has_event = false;
-        let (Place::Accepted(id), ending) = (wire.place, wire.ending) else {
+        let (Stage::Accepted(id), ending) = (wire.stage, wire.ending) else {
             return;
         };
         if ending == Ending::Reset && turn.mutation == Some(Mutation::ErrorEventIgnored) {
             return;
         }
         self.flush(id, turn);
-        // A connection that only waits for its last bytes to leave is not read any more.
+        // A connection that is closed after its last answer is not read any more.
         let is_read = self
             .agent
             .interest(id)
@@ -330,7 +318,7 @@ impl Guest {
         };
         if !bytes.is_empty() {
             self.read(id, bytes, turn);
-            self.settle(turn);
+            self.drain_actions(turn);
         }
         let ended = match ending {
             Ending::Open | Ending::Dead => return,
@@ -338,23 +326,23 @@ impl Guest {
             Ending::Reset => Ended::ByReset,
         };
         self.agent.handle_closed(id, ended, turn.now);
-        self.settle(turn);
+        self.drain_actions(turn);
         if ended == Ended::ByReset && turn.mutation == Some(Mutation::ResetIsVerdict) {
-            self.rename_itself(turn);
+            self.rebind_itself(turn);
         }
     }
 
     fn read(&mut self, id: ConnectionId, bytes: Vec<u8>, turn: &mut Turn<'_>) {
-        let mut is_new_name = false;
+        let mut is_new = false;
         for message in messages(&bytes, Role::Host) {
             if let Message::Rebind(rebind) = message
                 && !self.asked.contains(&rebind.generation)
             {
                 self.asked.push(rebind.generation);
-                is_new_name = true;
+                is_new = true;
             }
         }
-        if is_new_name && turn.mutation == Some(Mutation::RecordedLate) {
+        if is_new && turn.mutation == Some(Mutation::RecordedLate) {
             self.act_before_recording(id, turn);
             self.held = Some((id, bytes));
         } else {
@@ -384,7 +372,7 @@ impl Guest {
             && !wire.is_closed_to_host
         {
             wire.to_host.extend_from_slice(&pending);
-            turn.story.guest_to_host(number, host, &pending);
+            turn.trace.guest_to_host(number, host, &pending);
         }
         self.check_answers(&pending, accepted_for, turn);
         self.agent.handle_written(id, pending.len(), turn.now);
@@ -392,13 +380,13 @@ impl Guest {
 
     fn close(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
         if let Some(wire) = Self::wire_of(id, self.number, turn.wires) {
-            wire.place = Place::Gone;
+            wire.stage = Stage::Gone;
             wire.has_event = false;
             wire.is_closed_to_host = true;
         }
     }
 
-    /// What goes out must be true.
+    /// Checks what the guest writes.
     fn check_answers(
         &mut self,
         bytes: &[u8],
@@ -424,9 +412,9 @@ impl Guest {
 
     fn check_exec(&mut self, argv: &[Vec<u8>], turn: &mut Turn<'_>) {
         let current = self.last_asked().map(|generation| generation.to_string());
-        turn.story.note(self.number, "runs the command");
+        turn.trace.note(self.number, "runs the command");
         if argv.first().map(Vec::as_slice) != current.as_deref().map(str::as_bytes) {
-            turn.broken.get_or_insert(Property::NoExecUnderStaleName);
+            turn.broken.get_or_insert(Property::NoExecOfStaleGeneration);
         }
         let id = argv.get(1).cloned().unwrap_or_default();
         if self.executed.contains(&id) {
@@ -435,20 +423,21 @@ impl Guest {
         self.executed.push(id);
     }
 
-    /// What must hold whenever the loop is about to sleep or to go on.
+    /// Checks what must hold after each turn.
     fn check(&self, turn: &mut Turn<'_>) {
         if let Some(own) = self.agent.generation()
             && self.last_asked() != Some(own)
         {
-            turn.broken.get_or_insert(Property::NamesComeFromHosts);
+            turn.broken
+                .get_or_insert(Property::GenerationsComeFromHosts);
         }
         let lost = |wire: &u64| turn.wires.get(*wire).is_some_and(|it| it.is_edge_lost);
         if !self.has_edge && !self.queue.iter().all(lost) {
-            turn.broken.get_or_insert(Property::NobodyWaitsAtTheDoor);
+            turn.broken.get_or_insert(Property::NoConnectionLeftWaiting);
         }
         let forgotten = |wire: &Wire| {
             wire.guest == self.number
-                && matches!(wire.place, Place::Accepted(_))
+                && matches!(wire.stage, Stage::Accepted(_))
                 && wire.ending == Ending::Reset
                 && !wire.has_event
         };
@@ -458,30 +447,30 @@ impl Guest {
         }
     }
 
-    /// [`Mutation::SecondRearm`] and [`Mutation::RecordedLate`], in a later turn.
+    /// Plays [`Mutation::SecondRearm`] and [`Mutation::RecordedLate`] in a later turn.
     fn play_defect(&mut self, turn: &mut Turn<'_>) {
         if let Some((id, bytes)) = self.held.take() {
-            turn.story.note(self.number, "records the name");
+            turn.trace.note(self.number, "records the generation");
             self.agent.handle_bytes(id, &bytes, turn.now);
         } else {
-            turn.story
+            turn.trace
                 .note(self.number, "registers the listener a second time");
             self.rearms_left = 0;
             self.has_edge = false;
         }
     }
 
-    /// [`Mutation::RecordedLate`]: the steps of a rebind, before the machine hears of it.
+    /// [`Mutation::RecordedLate`]: performs the steps of a rebind before the agent learns of it.
     fn act_before_recording(&mut self, asker: ConnectionId, turn: &mut Turn<'_>) {
-        turn.story
+        turn.trace
             .note(self.number, "closes connections and registers the listener");
         let mine = turn.wires.iter();
         let mine = mine.map(|(_, wire)| wire);
         let mine = mine.filter(|wire| wire.guest == self.number);
         let others: Vec<_> = mine
-            .filter_map(|wire| match wire.place {
-                Place::Accepted(id) if id != asker => Some(id),
-                Place::Accepted(_) | Place::Travelling | Place::Queued | Place::Gone => None,
+            .filter_map(|wire| match wire.stage {
+                Stage::Accepted(id) if id != asker => Some(id),
+                Stage::Accepted(_) | Stage::Travelling | Stage::Queued | Stage::Gone => None,
             })
             .collect();
         for id in others {
@@ -491,14 +480,16 @@ impl Guest {
         self.drain_accept(turn);
     }
 
-    /// [`Mutation::ResetIsVerdict`]: "I was restored, so I am somebody else now."
-    fn rename_itself(&mut self, turn: &mut Turn<'_>) {
+    /// [`Mutation::ResetIsVerdict`]: the guest takes the reset for a restore.
+    fn rebind_itself(&mut self, turn: &mut Turn<'_>) {
         let generation = Generation::from_bytes([200; 16]);
         let Some(id) = self.agent.handle_accepted(true, turn.now) else {
             return;
         };
-        turn.story
-            .note(self.number, &format!("calls itself {}", name(generation)));
+        turn.trace.note(
+            self.number,
+            &format!("rebinds itself to {}", short(generation)),
+        );
         let rebind = Rebind {
             generation,
             cause: Cause::Resume,
@@ -512,6 +503,6 @@ impl Guest {
         let mut bytes = Message::Hello(Hello::host("itself")).encode();
         Message::Rebind(rebind).encode_into(&mut bytes);
         self.agent.handle_bytes(id, &bytes, turn.now);
-        self.settle(turn);
+        self.drain_actions(turn);
     }
 }

@@ -1,13 +1,12 @@
-//! A hasher that is quick with the many small pieces of a state: each is folded in by one wide
-//! multiplication. Two states are taken for one if their 64 bits agree, which among a million
-//! states has a chance of one in tens of millions.
+//! A hasher that is fast with many small values: each is mixed in by one wide multiplication. Two
+//! states count as one if their 64 bits agree, which has a chance of one in tens of millions among
+//! a million states.
 
 use std::hash::Hasher;
 
 /// Odd, and with as many ones as zeros.
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The state of the hasher.
 #[derive(Debug)]
 pub struct Mixer {
     state: u64,

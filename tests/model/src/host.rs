@@ -10,34 +10,29 @@ use shared::message::{
 };
 
 use crate::mutation::Mutation;
-use crate::wire::{messages, name};
+use crate::wire::{messages, short};
 
-/// 2026-01-01, as good a present as any.
+/// 2026-01-01.
 const WALL_CLOCK_NS: u64 = 1_767_225_600 * 1_000_000_000;
 
-/// What a phase may take. Less than any limit of the guest's for a connection, more than all delays
-/// and silent attempts that a run can have.
+/// Time limit of a phase. Less than the guest's limits for a connection, and more than all delays
+/// and silent attempts of a run together.
 const DEADLINE: Duration = Duration::from_secs(8);
 
-/// How long the client of a command waits for STARTED before it asks again.
+/// How long the client waits for STARTED before it sends EXEC again.
 const EXEC_SILENCE: Duration = Duration::from_secs(1);
 
 /// How far a host has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// Asks for silence.
     Quiesce,
-    /// The guest is silent: the snapshot is next.
+    /// The guest is quiesced; the snapshot is next.
     Snapshot,
-    /// Gives the guest its name.
     Rebind,
-    /// Has it proven.
     Probe,
-    /// READY was said; a command is asked for.
+    /// READY was reported; EXEC is sent.
     Exec,
-    /// The command runs.
     Done,
-    /// A phase has failed.
     Failed(Failure),
     /// The process was killed.
     Dead,
@@ -46,13 +41,13 @@ pub enum Phase {
 /// Why a host gave up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
-    /// The guest said no.
+    /// By a FAIL of the guest.
     Refused(FailCode),
-    /// The guest could not be made to answer, or broke the protocol.
+    /// No answer in time, or a violation of the protocol.
     Other,
 }
 
-/// What a host wants of the world.
+/// What a host wants from the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Wish {
     Connect(Instant),
@@ -64,13 +59,11 @@ enum Wish {
 /// A process on the host that deals with one guest.
 #[derive(Clone, Debug, Hash)]
 pub struct Host {
-    /// Its guest.
     pub guest: usize,
-    /// The name that it gives.
+    /// The generation that it gives.
     pub generation: Generation,
-    /// How far it has come.
     pub phase: Phase,
-    /// The connection that it has open.
+    /// Its open connection.
     pub wire: Option<u64>,
     cause: Cause,
     exchange: Option<Exchange>,
@@ -80,8 +73,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// One that names its guest, proves it, and runs a command.
-    pub fn naming(guest: usize, cause: Cause, generation: Generation, now: Instant) -> Self {
+    /// A host that rebinds its guest, probes it, and runs a command.
+    pub fn rebinding(guest: usize, cause: Cause, generation: Generation, now: Instant) -> Self {
         let mut host = Self {
             guest,
             generation,
@@ -97,9 +90,9 @@ impl Host {
         host
     }
 
-    /// One that takes a snapshot first, and then names the source as it resumes.
+    /// A host that takes a snapshot first, and then rebinds the source as it resumes.
     pub fn snapshotting(guest: usize, generation: Generation, now: Instant) -> Self {
-        let mut host = Self::naming(guest, Cause::Resume, generation, now);
+        let mut host = Self::rebinding(guest, Cause::Resume, generation, now);
         let quiesce = Quiesce {
             token: Token::from_bytes(*generation.as_bytes()),
             policy: Policy::Keep,
@@ -115,7 +108,6 @@ impl Host {
         self.poll(now);
     }
 
-    /// Goes on to REBIND.
     pub fn begin_rebind(&mut self, now: Instant) {
         let rebind = Rebind {
             generation: self.generation,
@@ -136,7 +128,6 @@ impl Host {
         self.wish = Wish::Connect(now + EXEC_SILENCE);
     }
 
-    /// The process is killed.
     pub fn die(&mut self) {
         self.phase = Phase::Dead;
         self.exchange = None;
@@ -144,7 +135,7 @@ impl Host {
         self.wish = Wish::Nothing;
     }
 
-    /// Takes what it has seen for the end. Only a defect does.
+    /// Takes what it has seen for the end, as only a defect does.
     pub fn give_up(&mut self) {
         self.exchange = None;
         self.fail(Failure::Other);
@@ -156,7 +147,7 @@ impl Host {
         self.exec_deadline = None;
     }
 
-    /// Asks the exchange what it wants now.
+    /// Asks the exchange what to do next.
     fn poll(&mut self, now: Instant) {
         let Some(exchange) = &mut self.exchange else {
             return;
@@ -189,28 +180,26 @@ impl Host {
         }
     }
 
-    /// Says READY without asking for the proof. Only a defect does.
+    /// Reports READY without a probe, as only a defect does.
     pub fn skip_probe(&mut self, now: Instant) {
         self.exchange = None;
         self.begin_exec(now);
     }
 
-    /// Whether it wants a fresh connection.
+    /// Whether it would open a connection.
     pub fn wants_connection(&self) -> bool {
         matches!(self.wish, Wish::Connect(_))
     }
 
-    /// Whether it has a use for the connection that it has open.
+    /// Whether it still needs its open connection.
     pub fn keeps_connection(&self) -> bool {
         matches!(self.wish, Wish::Read(_)) || self.phase == Phase::Snapshot
     }
 
-    /// Whether it reads.
     pub fn reads(&self) -> bool {
         matches!(self.wish, Wish::Read(_))
     }
 
-    /// When it stops waiting.
     pub fn timeout(&self) -> Option<Instant> {
         match self.wish {
             Wish::Connect(at) | Wish::Read(at) | Wish::Pause(at) => Some(at),
@@ -218,7 +207,7 @@ impl Host {
         }
     }
 
-    /// Has connected: what it writes at once.
+    /// Connects: gives what it writes at once.
     pub fn flight(&mut self, now: Instant, mutation: Option<Mutation>) -> Vec<u8> {
         self.nonces += 1;
         let bytes = match &mut self.exchange {
@@ -235,7 +224,7 @@ impl Host {
         bytes
     }
 
-    /// The command's arguments carry its name and that of the guest, for the shell to check.
+    /// The arguments carry the command's id and generation, for the shell to check.
     fn exec_flight(&self, mutation: Option<Mutation>) -> Vec<u8> {
         let command = self.generation.to_string();
         let argv = [self.generation.to_string(), command];
@@ -243,7 +232,7 @@ impl Host {
             Some(Mutation::RetryIsNew) => ExecId::from_bytes([self.nonces; 16]),
             _ => ExecId::from_bytes(*self.generation.as_bytes()),
         };
-        let has_name = mutation != Some(Mutation::ExecWithoutName);
+        let has_name = mutation != Some(Mutation::ExecWithoutGeneration);
         let argv = argv.into_iter().filter_map(ByteString::new).collect();
         let exec = Exec {
             generation: has_name.then_some(self.generation),
@@ -256,7 +245,6 @@ impl Host {
         bytes
     }
 
-    /// Bytes have come.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
         if let Some(exchange) = &mut self.exchange {
             exchange.handle_bytes(bytes, now);
@@ -278,7 +266,6 @@ impl Host {
         }
     }
 
-    /// Its connection has ended.
     pub fn handle_closed(&mut self, now: Instant) {
         match &mut self.exchange {
             Some(exchange) => {
@@ -290,7 +277,6 @@ impl Host {
         }
     }
 
-    /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Some(exchange) = &mut self.exchange {
             exchange.handle_timeout(now);
@@ -307,10 +293,10 @@ impl Host {
         }
     }
 
-    /// What it has come to, for people.
+    /// Its phase, for the trace.
     pub fn describe(&self) -> String {
         match self.phase {
-            Phase::Exec => format!("says READY as {}", name(self.generation)),
+            Phase::Exec => format!("says READY as {}", short(self.generation)),
             Phase::Failed(Failure::Refused(code)) => format!("fails: {code}"),
             Phase::Failed(Failure::Other) => "fails: no answer in time".to_owned(),
             Phase::Snapshot => "takes the snapshot".to_owned(),

@@ -1,11 +1,11 @@
-//! The handshake, explored to the last state within a bound.
+//! Explores the handshake to the last state within a bound.
 //!
 //! The machines are the ones that ship: the agent's core ([`agent::agent::Agent`]) and the host's
-//! driver of a request ([`shared::exchange::Exchange`]). What stands around them here (event loop,
-//! kernel, transport, the order of a host's phases) is small and does what the real parts do, and,
-//! on request, what a defect would make them do.
+//! driver of a request ([`shared::exchange::Exchange`]). Around them, a small event loop, kernel,
+//! transport and sequence of phases do what the real parts do, or what a defect would make them do.
 //!
 //! `docs/model.md` has the bounds, the figures and the counter-examples.
+#![expect(missing_docs, reason = "names say what most items are")]
 
 pub mod explore;
 pub mod guest;
@@ -14,6 +14,6 @@ pub mod host;
 pub mod mutation;
 pub mod property;
 pub mod scenario;
-pub mod story;
+pub mod trace;
 pub mod wire;
 pub mod world;

@@ -1,4 +1,5 @@
-//! Explores, and prints figures and counter-examples as `docs/model.md` has them.
+//! Explores all scenarios and defects, and prints the figures and counter-examples of
+//! `docs/model.md`.
 
 use std::thread;
 use std::time::Instant;

@@ -1,42 +1,40 @@
-//! Defects that this kind of program has had, played by what stands around the machines. None of
-//! them is in the code that ships, so none can be switched on by mistake.
+//! Defects that programs of this kind have had, played by what stands around the machines. The code
+//! that ships has none of them, so none can be switched on by mistake.
 
 use crate::property::Property;
 use crate::scenario::{BOOT, DETOUR, SNAPSHOT, Scenario, TWO_HOSTS};
 
-/// A defect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutation {
     /// The listener is not registered again, and only its own edges lead to accepting.
     NoRearm,
     /// One connection is accepted for each edge.
     AcceptOnePerEdge,
-    /// A connection event that is an error and not readable is passed over.
+    /// An event of a connection that is an error and not readable is ignored.
     ErrorEventIgnored,
-    /// The guest takes a reset for a restore, and gives itself a name.
+    /// The guest takes a reset for a restore, and gives itself a generation.
     ResetIsVerdict,
-    /// The host says READY when REBOUND has come.
+    /// The host reports READY after REBOUND.
     ReadyBeforeProbe,
-    /// The host makes names of the time in whole seconds.
+    /// The host derives generations from the time in whole seconds.
     EpochInSeconds,
-    /// Some time after the rebind the listener is registered once more, and that swallows an edge.
+    /// Some time after the rebind the listener is registered once more, which loses an edge.
     SecondRearm,
-    /// The new name is recorded in the turn after that of the side effects.
+    /// The new generation is recorded one turn after its side effects.
     RecordedLate,
-    /// A client that was cut off asks for its command as if for another one.
+    /// A client that was cut sends EXEC with a new id.
     RetryIsNew,
-    /// A client does not say which guest it means.
-    ExecWithoutName,
+    /// A client does not say which generation it means.
+    ExecWithoutGeneration,
     /// A host takes the end of a connection for an answer.
     CloseIsVerdict,
-    /// The guest has no limit for its silence, nor for anything else.
+    /// The guest has no time limits, neither for its silence nor for anything else.
     NoLimits,
-    /// The guest's loop does not look at the time when it wakes.
+    /// The guest's loop does not check the deadlines when it wakes.
     TimersUnheard,
 }
 
 impl Mutation {
-    /// All of them.
     pub const ALL: [Self; 13] = [
         Self::NoRearm,
         Self::AcceptOnePerEdge,
@@ -47,13 +45,13 @@ impl Mutation {
         Self::SecondRearm,
         Self::RecordedLate,
         Self::RetryIsNew,
-        Self::ExecWithoutName,
+        Self::ExecWithoutGeneration,
         Self::CloseIsVerdict,
         Self::NoLimits,
         Self::TimersUnheard,
     ];
 
-    /// What it is, as a heading.
+    /// The heading in `docs/model.md`.
     pub const fn title(self) -> &'static str {
         match self {
             Self::NoRearm => "lost edge without registering again",
@@ -65,31 +63,31 @@ impl Mutation {
             Self::SecondRearm => "second re-registration that loses the edge",
             Self::RecordedLate => "generation recorded after the side effect",
             Self::RetryIsNew => "retried command is a new command",
-            Self::ExecWithoutName => "command that names no guest",
+            Self::ExecWithoutGeneration => "command without a generation",
             Self::CloseIsVerdict => "end of a connection taken as a verdict",
-            Self::NoLimits => "no limit for the silence",
-            Self::TimersUnheard => "deadlines not looked at",
+            Self::NoLimits => "no time limit for quiesced guests",
+            Self::TimersUnheard => "deadlines ignored",
         }
     }
 
-    /// The promise that it breaks first.
+    /// The property that it breaks first.
     pub const fn breaks(self) -> Property {
         match self {
             Self::NoRearm => Property::ReboundAfterDrain,
-            Self::AcceptOnePerEdge | Self::SecondRearm => Property::NobodyWaitsAtTheDoor,
+            Self::AcceptOnePerEdge | Self::SecondRearm => Property::NoConnectionLeftWaiting,
             Self::ErrorEventIgnored => Property::DeadConnectionsAreClosed,
-            Self::ResetIsVerdict | Self::RecordedLate => Property::NamesComeFromHosts,
+            Self::ResetIsVerdict | Self::RecordedLate => Property::GenerationsComeFromHosts,
             Self::ReadyBeforeProbe => Property::ReadyAfterProbe,
-            Self::EpochInSeconds => Property::OneGuestPerName,
+            Self::EpochInSeconds => Property::OneGuestPerGeneration,
             Self::RetryIsNew => Property::NoExecTwice,
-            Self::ExecWithoutName => Property::NoExecUnderStaleName,
+            Self::ExecWithoutGeneration => Property::NoExecOfStaleGeneration,
             Self::CloseIsVerdict => Property::ReadyOrNamedFailure,
             Self::NoLimits => Property::NotLeftRefusing,
             Self::TimersUnheard => Property::EveryRunEnds,
         }
     }
 
-    /// A world in which it shows.
+    /// A scenario in which it shows.
     pub const fn scenario(self) -> Scenario {
         let scenario = match self {
             Self::NoRearm
@@ -103,7 +101,7 @@ impl Mutation {
             | Self::EpochInSeconds
             | Self::NoLimits
             | Self::TimersUnheard => SNAPSHOT,
-            Self::RecordedLate | Self::ExecWithoutName => TWO_HOSTS,
+            Self::RecordedLate | Self::ExecWithoutGeneration => TWO_HOSTS,
         };
         scenario.with(self)
     }

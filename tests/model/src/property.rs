@@ -1,47 +1,46 @@
-//! What must hold, by name.
+//! What must hold.
 
-/// A promise of the handshake. Each is looked at after every step, or, where it says so, where
-/// nothing but faults can happen any more.
+/// A promise of the handshake. Each is checked after every step, or, where it says *at rest*, in
+/// states in which nothing but faults can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Property {
-    /// A generation is acted on once in a guest, however often it is asked for.
+    /// A guest acts once on a generation, however often it is asked for.
     OneOutcomePerGeneration,
-    /// The guest has no name but the last new one that a host has asked for.
-    NamesComeFromHosts,
-    /// No two guests answer to one name.
-    OneGuestPerName,
-    /// No command runs under another name than that of the guest.
-    NoExecUnderStaleName,
-    /// No command runs twice.
+    /// A guest's generation is the last new one that a host has asked for.
+    GenerationsComeFromHosts,
+    /// No two guests have the same generation.
+    OneGuestPerGeneration,
+    /// No command runs under another generation than the guest's.
+    NoExecOfStaleGeneration,
     NoExecTwice,
-    /// REBOUND is written only when the listener was registered again for this very name, and the
-    /// accept queue was emptied after that.
+    /// REBOUND is written only after the listener was registered again for this generation and the
+    /// accept queue was emptied.
     ReboundAfterDrain,
-    /// READY is said only when a probe was answered on a connection that was accepted after that.
+    /// READY is reported only after a probe was answered on a connection that was accepted after
+    /// that.
     ReadyAfterProbe,
-    /// A guest that sleeps has an empty accept queue, but for what the transport told nobody.
-    NobodyWaitsAtTheDoor,
+    /// A guest that sleeps has an empty accept queue, except for connections whose edge was lost.
+    NoConnectionLeftWaiting,
     /// A guest that has handled its events has closed what was reset.
     DeadConnectionsAreClosed,
-    /// At rest: no guest refuses.
+    /// At rest: no guest refuses work.
     NotLeftRefusing,
-    /// At rest: every host that lives is ready, or failed by a name that is true.
+    /// At rest: every living host is ready, or has failed with a true reason.
     ReadyOrNamedFailure,
-    /// No run goes round in circles: with the one before, every run ends as that one says.
+    /// No run is a cycle. Together with the previous property, every run ends well.
     EveryRunEnds,
 }
 
 impl Property {
-    /// All of them.
     pub const ALL: [Self; 12] = [
         Self::OneOutcomePerGeneration,
-        Self::NamesComeFromHosts,
-        Self::OneGuestPerName,
-        Self::NoExecUnderStaleName,
+        Self::GenerationsComeFromHosts,
+        Self::OneGuestPerGeneration,
+        Self::NoExecOfStaleGeneration,
         Self::NoExecTwice,
         Self::ReboundAfterDrain,
         Self::ReadyAfterProbe,
-        Self::NobodyWaitsAtTheDoor,
+        Self::NoConnectionLeftWaiting,
         Self::DeadConnectionsAreClosed,
         Self::NotLeftRefusing,
         Self::ReadyOrNamedFailure,

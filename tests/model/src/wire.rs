@@ -1,5 +1,5 @@
-//! One connection between a host and a guest, as the transport has it. Writes are never split:
-//! what a decoder does with pieces is the business of other tests.
+//! A connection between a host and a guest, as the transport sees it. Writes are never split; other
+//! tests give decoders their bytes in pieces.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,63 +9,59 @@ use shared::frame::Decoder;
 use shared::id::Generation;
 use shared::message::{Message, Role};
 
-/// Where the guest's end of a connection is.
+/// How far the guest's end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// The request to connect is still under way.
+pub enum Stage {
+    /// The request to connect is on its way.
     Travelling,
     /// In the accept queue.
     Queued,
-    /// The agent has it.
     Accepted(ConnectionId),
     /// The guest has closed it.
     Gone,
 }
 
-/// What the guest reads behind the bytes that have come.
+/// What the guest reads after the bytes that have come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
-    /// Nothing yet.
     Open,
     /// The peer has closed.
     Closed,
     /// The transport was reset: ENOTCONN.
     Reset,
-    /// Nothing, ever: the other end is in another life of the machine.
+    /// Nothing, ever: the other end belongs to another life of the machine.
     Dead,
 }
 
-/// A connection.
 #[derive(Clone, Debug, Hash)]
 pub struct Wire {
-    /// Which guest it leads to.
+    /// The guest that it leads to.
     pub guest: usize,
-    /// The guest's end.
-    pub place: Place,
+    pub stage: Stage,
     /// Bytes that the guest has not read.
     pub to_guest: Vec<u8>,
     /// Bytes that the host has not read.
     pub to_host: Vec<u8>,
-    /// What the guest reads behind them.
+    /// What the guest reads after them.
     pub ending: Ending,
     /// Whether the guest's loop has an event of it to handle.
     pub has_event: bool,
-    /// Which host has the other end open.
+    /// The host that has the other end open.
     pub host: Option<usize>,
-    /// Whether the host reads an end behind the bytes that have come.
+    /// Whether the host reads an end of file after the bytes that have come.
     pub is_closed_to_host: bool,
-    /// The name that the listener was last registered for when this was accepted.
+    /// The generation that the listener was last registered for when this was accepted.
     pub accepted_for: Option<Generation>,
-    /// Whether the transport has lost the edge that its coming makes.
+    /// Whether the transport has lost the edge of its arrival.
     pub is_edge_lost: bool,
 }
 
 impl Wire {
-    /// A connection that was just asked for, with the host's first write on it.
+    /// A connection that a host has just asked for, with its first write.
     pub fn new(guest: usize, host: usize, flight: Vec<u8>) -> Self {
         Self {
             guest,
-            place: Place::Travelling,
+            stage: Stage::Travelling,
             to_guest: flight,
             to_host: Vec::new(),
             ending: Ending::Open,
@@ -77,9 +73,9 @@ impl Wire {
         }
     }
 
-    /// Whether no end has it any more.
+    /// Whether both ends are closed.
     pub fn is_over(&self) -> bool {
-        self.place == Place::Gone && self.host.is_none()
+        self.stage == Stage::Gone && self.host.is_none()
     }
 
     /// The host closes its end.
@@ -88,39 +84,39 @@ impl Wire {
         self.to_host.clear();
         if self.ending == Ending::Open {
             self.ending = Ending::Closed;
-            self.has_event |= matches!(self.place, Place::Accepted(_));
+            self.has_event |= matches!(self.stage, Stage::Accepted(_));
         }
     }
 
-    /// The transport kills the guest's end, with or without a word to the host's.
+    /// The transport resets the guest's end, and perhaps the host's.
     pub fn reset_for_guest(&mut self) {
-        if matches!(self.place, Place::Queued | Place::Accepted(_)) && self.ending != Ending::Dead {
+        if matches!(self.stage, Stage::Queued | Stage::Accepted(_)) && self.ending != Ending::Dead {
             self.to_guest.clear();
             self.ending = Ending::Reset;
-            self.has_event |= matches!(self.place, Place::Accepted(_));
+            self.has_event |= matches!(self.stage, Stage::Accepted(_));
         }
     }
 
-    /// The transport takes the connection from the host.
+    /// The host loses the connection.
     pub fn cut_for_host(&mut self) {
         self.to_host.clear();
         self.is_closed_to_host = true;
     }
 
-    /// What a clone has of it: an end whose other end is elsewhere.
+    /// Turns it into what a clone has of it: an end without a peer.
     fn be_of_clone(&mut self, is_reset_seen: bool) {
         self.host = None;
         self.to_host.clear();
-        match self.place {
-            Place::Travelling => self.place = Place::Gone,
-            Place::Gone => {}
-            Place::Queued | Place::Accepted(_) if is_reset_seen => self.reset_for_guest(),
-            Place::Queued | Place::Accepted(_) => self.ending = Ending::Dead,
+        match self.stage {
+            Stage::Travelling => self.stage = Stage::Gone,
+            Stage::Gone => {}
+            Stage::Queued | Stage::Accepted(_) if is_reset_seen => self.reset_for_guest(),
+            Stage::Queued | Stage::Accepted(_) => self.ending = Ending::Dead,
         }
     }
 }
 
-/// All connections of a world, by number. A copy shares them until it changes one.
+/// All connections of a world, by number. Copies share them until one changes.
 #[derive(Clone, Debug, Default, Hash)]
 pub struct Wires(BTreeMap<u64, Arc<Wire>>);
 
@@ -130,41 +126,37 @@ impl Wires {
         self.0.get(&id).map(Arc::as_ref)
     }
 
-    /// The same, to be changed.
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Wire> {
         self.0.get_mut(&id).map(Arc::make_mut)
     }
 
-    /// A new connection.
     pub fn insert(&mut self, id: u64, wire: Wire) {
         self.0.insert(id, Arc::new(wire));
     }
 
-    /// All of them, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&u64, &Wire)> {
         self.0.iter().map(|(id, wire)| (id, wire.as_ref()))
     }
 
-    /// Those of one guest.
     pub fn of_guest(&self, guest: usize) -> Vec<u64> {
         let mine = self.iter().filter(|(_, wire)| wire.guest == guest);
         mine.map(|(id, _)| *id).collect()
     }
 
-    /// What a clone has of them.
+    /// Turns them into what a clone has of them.
     pub fn be_of_clone(&mut self, is_reset_seen: bool) {
         for wire in self.0.values_mut() {
             Arc::make_mut(wire).be_of_clone(is_reset_seen);
         }
     }
 
-    /// Forgets those that no end has any more.
+    /// Removes those that are closed at both ends.
     pub fn forget_over(&mut self) {
         self.0.retain(|_, wire| !wire.is_over());
     }
 }
 
-/// The messages in whole frames of one side.
+/// The messages in the whole frames of one side.
 pub fn messages(bytes: &[u8], role: Role) -> Vec<Message> {
     let mut decoder = Decoder::new();
     decoder.push(bytes);
@@ -175,9 +167,9 @@ pub fn messages(bytes: &[u8], role: Role) -> Vec<Message> {
     found
 }
 
-/// A message for people: its kind, and the name in it.
+/// The kind of a message and its generation, for the trace.
 pub fn label(message: &Message) -> String {
-    let named = |generation: Generation| format!("{}({})", message.kind(), name(generation));
+    let named = |generation: Generation| format!("{}({})", message.kind(), short(generation));
     match message {
         Message::Rebind(it) => named(it.generation),
         Message::Rebound(it) => named(it.generation),
@@ -189,12 +181,12 @@ pub fn label(message: &Message) -> String {
     }
 }
 
-/// A generation for people.
-pub fn name(generation: Generation) -> String {
+/// A generation, for the trace.
+pub fn short(generation: Generation) -> String {
     format!("g{}", generation.as_bytes()[0])
 }
 
-/// What is written in one go, for people.
+/// All messages of one write, for the trace.
 pub fn labels(bytes: &[u8], role: Role) -> String {
     let all = messages(bytes, role);
     let all: Vec<_> = all.iter().map(label).collect();

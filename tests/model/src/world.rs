@@ -11,13 +11,13 @@ use crate::guest::{Event, Guest, Turn};
 use crate::host::{Failure, Host, Phase};
 use crate::mutation::Mutation;
 use crate::property::Property;
-use crate::story::Story;
-use crate::wire::{Ending, Place, Wire, Wires, name};
+use crate::trace::Trace;
+use crate::wire::{Ending, Stage, Wire, Wires, short};
 
-/// Most names that a run can have: those that hosts make are counted from 1.
-const NAMES_MAX: u8 = 100;
+/// Most generations of a run. Those of hosts are counted from 1.
+const GENERATIONS_MAX: u8 = 100;
 
-/// The ways in which a snapshot goes on.
+/// The ways in which a run continues after a snapshot.
 const SNAPSHOTS: [(bool, Life); 4] = [
     (true, Life::Source),
     (false, Life::Source),
@@ -28,18 +28,18 @@ const SNAPSHOTS: [(bool, Life); 4] = [
 /// What may go wrong in one run, and how often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Budget {
-    /// Cuts, resets and lost edges, deaths and restarts of hosts: all together.
+    /// Cuts, resets, lost edges, and hosts that die or restart, all together.
     pub faults: u8,
-    /// Connections that travel for as long as they like, overtaken by others.
+    /// Connections that take any time to arrive, overtaken by others.
     pub detours: u8,
-    /// Times that a deadline comes although somebody could still have done something.
+    /// Deadlines that come although something else could still happen.
     pub delays: u8,
-    /// Snapshots that nobody has prepared.
+    /// Snapshots by another program.
     pub snapshots: u8,
 }
 
 impl Budget {
-    /// The bound in words.
+    /// The bound, for the table.
     pub fn describe(&self) -> String {
         let parts = [
             (self.faults, "faults"),
@@ -59,10 +59,10 @@ impl Budget {
     }
 }
 
-/// What the hosts of a scenario set out to do.
+/// What the hosts of a scenario do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Name a guest that has booted.
+    /// Rebind a guest that has booted.
     Boot,
     /// Take a snapshot of it.
     Snapshot,
@@ -71,73 +71,67 @@ pub enum Role {
 /// One thing that can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// A guest's loop takes a turn.
+    /// A guest's loop runs a turn.
     Guest(usize, Event),
     /// A host reads what has come.
     Read(usize),
     /// A host connects and writes.
     Connect(usize, Way),
-    /// A connection that was under way comes to the guest.
+    /// A connection arrives at the guest.
     Arrive(u64),
-    /// A host takes the snapshot that it has prepared; the flag: the guest sees a reset.
+    /// A host takes the snapshot that it has prepared. The flag: whether the guest sees a reset.
     Snapshot(usize, bool, Life),
     /// Time passes to the next deadline.
     Pass,
     /// A connection is cut at both ends.
     Cut(u64),
-    /// The guest's end is reset, and the host hears nothing.
+    /// The guest's end is reset, and the host does not notice.
     CutGuest(u64),
-    /// The host's end is closed, and the guest hears nothing.
+    /// The host's end is closed, and the guest does not notice.
     CutHost(u64),
     /// All connections of a guest are reset.
     Reset(usize),
     /// A host dies for good.
     Die(usize),
-    /// A host dies and another one takes its place.
+    /// A host dies, and another one takes its place.
     Restart(usize),
-    /// Somebody takes a snapshot that nobody has prepared.
+    /// Another program takes a snapshot.
     Steal(bool, Life),
 }
 
-/// Whom to follow from a snapshot on. Source and clone share nothing any more, so each run follows
-/// one of them, and all runs together follow both.
+/// Which machine a run follows after a snapshot. Source and clone share nothing, so each run
+/// follows one of them, and all runs together follow both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Life {
-    /// The machine that the snapshot was taken of.
     Source,
-    /// The one that begins with it.
     Clone,
 }
 
-/// How a connection comes to the guest.
+/// How a connection arrives at the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Way {
     /// At once.
     Plain,
-    /// At once, and the guest is not told.
+    /// At once, and its edge is lost.
     EdgeLost,
     /// Later.
     Detour,
 }
 
-/// Everything there is.
 #[derive(Clone, Debug, Hash)]
 pub struct World {
     now: Instant,
     start: Instant,
-    /// The machines that run.
     pub guests: Vec<Arc<Guest>>,
-    /// Who deals with them.
     pub hosts: Vec<Arc<Host>>,
     wires: Wires,
     wires_made: u64,
-    names: Vec<Generation>,
+    generations: Vec<Generation>,
     budget: Budget,
     mutation: Option<Mutation>,
-    /// What was found to be broken.
+    /// The first property that was broken.
     pub broken: Option<Property>,
-    /// What happened.
-    pub story: Story,
+    pub trace: Trace,
 }
 
 impl World {
@@ -147,7 +141,7 @@ impl World {
         budget: Budget,
         mutation: Option<Mutation>,
         start: Instant,
-        story: Story,
+        trace: Trace,
     ) -> Self {
         let mut world = Self {
             now: start,
@@ -156,18 +150,18 @@ impl World {
             hosts: Vec::new(),
             wires: Wires::default(),
             wires_made: 0,
-            names: Vec::new(),
+            generations: Vec::new(),
             budget,
             mutation,
             broken: None,
-            story,
+            trace,
         };
         let guest = Guest::new(0, &mut world.turn());
         world.guests.push(Arc::new(guest));
         for role in roles {
             let generation = world.mint();
             world.hosts.push(Arc::new(match role {
-                Role::Boot => Host::naming(0, Cause::Boot, generation, start),
+                Role::Boot => Host::rebinding(0, Cause::Boot, generation, start),
                 Role::Snapshot => Host::snapshotting(0, generation, start),
             }));
         }
@@ -178,31 +172,34 @@ impl World {
         Turn {
             wires: &mut self.wires,
             now: self.now,
-            story: &mut self.story,
+            trace: &mut self.trace,
             mutation: self.mutation,
             broken: &mut self.broken,
         }
     }
 
-    /// A name that nobody has had, unless that is the defect.
+    /// A new generation, unless a defect repeats one.
     fn mint(&mut self) -> Generation {
-        let count = u8::try_from(self.names.len()).unwrap_or(NAMES_MAX);
+        let count = u8::try_from(self.generations.len()).unwrap_or(GENERATIONS_MAX);
         let seconds = self.now.duration_since(self.start).as_secs();
         let number = match self.mutation {
-            Some(Mutation::EpochInSeconds) => u8::try_from(seconds + 1).unwrap_or(NAMES_MAX),
+            Some(Mutation::EpochInSeconds) => u8::try_from(seconds + 1).unwrap_or(GENERATIONS_MAX),
             _ => count + 1,
         };
         let generation = Generation::from_bytes([number; 16]);
-        if self.names.contains(&generation) {
-            self.story
-                .fault(0, &format!("a second guest is to be {}", name(generation)));
-            self.broken.get_or_insert(Property::OneGuestPerName);
+        if self.generations.contains(&generation) {
+            self.trace.fault(
+                0,
+                &format!("a second guest is to be rebound to {}", short(generation)),
+            );
+            self.broken.get_or_insert(Property::OneGuestPerGeneration);
         }
-        self.names.push(generation);
+        self.generations.push(generation);
         generation
     }
 
-    /// What happens by itself. While there is any of it, time stands still but for delays.
+    /// What happens without time and faults. While such a step is possible, only a delay lets time
+    /// pass.
     pub fn progress(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         for (number, guest) in self.guests.iter().enumerate() {
@@ -221,7 +218,7 @@ impl World {
             }
         }
         let travelling = self.wires.iter();
-        let travelling = travelling.filter(|(_, wire)| wire.place == Place::Travelling);
+        let travelling = travelling.filter(|(_, wire)| wire.stage == Stage::Travelling);
         steps.extend(travelling.map(|(id, _)| Step::Arrive(*id)));
         steps
     }
@@ -232,7 +229,7 @@ impl World {
         wire.is_none_or(|wire| !wire.to_host.is_empty() || wire.is_closed_to_host)
     }
 
-    /// What can happen next: progress, time, and faults.
+    /// All possible steps: progress, time, and faults.
     pub fn steps(&self) -> Vec<Step> {
         let mut steps = self.progress();
         let can_pass = self.next_deadline().is_some();
@@ -243,7 +240,7 @@ impl World {
             .hosts
             .iter()
             .all(|host| matches!(host.phase, Phase::Done | Phase::Failed(_) | Phase::Dead));
-        // What breaks when everybody has gone home is nobody's loss.
+        // Faults after the end of all hosts do not matter.
         if is_over {
             return steps;
         }
@@ -281,13 +278,13 @@ impl World {
         }
         for (id, wire) in self.wires.iter() {
             let is_live = wire.ending == Ending::Open && !wire.is_closed_to_host;
-            if is_live && wire.place != Place::Travelling {
+            if is_live && wire.stage != Stage::Travelling {
                 steps.extend([Step::Cut(*id), Step::CutGuest(*id), Step::CutHost(*id)]);
             }
         }
         for number in 0..self.guests.len() {
             let has_live = |wire: &Wire| {
-                wire.guest == number && wire.ending == Ending::Open && wire.place != Place::Gone
+                wire.guest == number && wire.ending == Ending::Open && wire.stage != Stage::Gone
             };
             if self.wires.iter().filter(|(_, wire)| has_live(wire)).count() > 1 {
                 steps.push(Step::Reset(number));
@@ -295,7 +292,7 @@ impl World {
         }
     }
 
-    /// The earliest deadline that has not come.
+    /// The earliest deadline that is not over.
     fn next_deadline(&self) -> Option<Instant> {
         let hosts = self.hosts.iter().filter_map(|host| host.timeout());
         let guests = self.guests.iter();
@@ -303,7 +300,6 @@ impl World {
         hosts.chain(guests).filter(|at| *at > self.now).min()
     }
 
-    /// Does one step.
     pub fn apply(&mut self, step: Step) {
         match step {
             Step::Guest(number, event) => self.wake(number, event),
@@ -311,7 +307,7 @@ impl World {
             Step::Connect(number, way) => self.connect(number, way),
             Step::Arrive(wire) => self.arrive(wire, false),
             Step::Snapshot(number, reset, life) => {
-                self.story
+                self.trace
                     .host_note(number, || "takes the snapshot".to_owned());
                 self.live_on(reset, life);
                 if life == Life::Source {
@@ -329,7 +325,7 @@ impl World {
             Step::Die(number) | Step::Restart(number) => self.end_host(number, step),
             Step::Steal(reset, life) => {
                 self.budget.snapshots -= 1;
-                self.story.fault(0, "somebody takes a snapshot");
+                self.trace.fault(0, "another program takes a snapshot");
                 self.live_on(reset, life);
             }
         }
@@ -338,13 +334,13 @@ impl World {
 
     fn wake(&mut self, number: usize, event: Event) {
         if event == Event::Timer {
-            self.story.note(number, "a deadline has come");
+            self.trace.note(number, "a deadline has come");
         }
         if let Event::Wire(id) = event
             && let Some(wire) = self.wires.get(id)
             && wire.ending == Ending::Reset
         {
-            self.story.note(number, "sees a reset");
+            self.trace.note(number, "sees a reset");
         }
         let mut guests = std::mem::take(&mut self.guests);
         if let Some(guest) = guests.get_mut(number) {
@@ -379,7 +375,7 @@ impl World {
         if host.phase == before {
             return;
         }
-        self.story.host_note(number, || host.describe());
+        self.trace.host_note(number, || host.describe());
         if host.phase == Phase::Exec && !self.guests[host.guest].is_proven(host.generation) {
             self.broken.get_or_insert(Property::ReadyAfterProbe);
         }
@@ -394,7 +390,7 @@ impl World {
             wire.close_by_host();
         }
         let flight = host.flight(self.now, self.mutation);
-        self.story.host_to_guest(number, guest, &flight);
+        self.trace.host_to_guest(number, guest, &flight);
         self.wires_made += 1;
         let id = self.wires_made;
         host.wire = Some(id);
@@ -403,19 +399,19 @@ impl World {
             Way::Plain => self.arrive(id, false),
             Way::EdgeLost => {
                 self.budget.faults -= 1;
-                self.story.fault(guest, "the edge is lost");
+                self.trace.fault(guest, "the edge is lost");
                 self.arrive(id, true);
             }
             Way::Detour => {
                 self.budget.detours -= 1;
-                self.story.fault(guest, "the connection takes its time");
+                self.trace.fault(guest, "the connection takes its time");
             }
         }
     }
 
     fn arrive(&mut self, id: u64, is_edge_lost: bool) {
         if let Some(wire) = self.wires.get_mut(id) {
-            wire.place = Place::Queued;
+            wire.stage = Stage::Queued;
             wire.is_edge_lost = is_edge_lost;
             Arc::make_mut(&mut self.guests[wire.guest]).arrive(id, is_edge_lost);
         }
@@ -434,7 +430,7 @@ impl World {
             if self.hosts[number].timeout().is_none_or(|due| due > at) {
                 continue;
             }
-            self.story
+            self.trace
                 .host_note(number, || "has waited long enough".to_owned());
             Arc::make_mut(&mut self.hosts[number]).handle_timeout(at);
             self.note_phase(number, before);
@@ -446,7 +442,7 @@ impl World {
         let Some(wire) = self.wires.get_mut(id) else {
             return;
         };
-        self.story
+        self.trace
             .fault(wire.guest, &format!("a connection is {text}"));
         if for_guest {
             wire.reset_for_guest();
@@ -461,7 +457,7 @@ impl World {
     }
 
     fn reset(&mut self, number: usize, is_host_told: bool) {
-        self.story.fault(number, "the transport is reset");
+        self.trace.fault(number, "the transport is reset");
         for id in self.wires.of_guest(number) {
             if let Some(wire) = self.wires.get_mut(id) {
                 wire.reset_for_guest();
@@ -475,7 +471,7 @@ impl World {
     fn end_host(&mut self, number: usize, step: Step) {
         self.budget.faults -= 1;
         let guest = self.hosts[number].guest;
-        self.story.host_note(number, || "is killed".to_owned());
+        self.trace.host_note(number, || "is killed".to_owned());
         Arc::make_mut(&mut self.hosts[number]).die();
         if matches!(step, Step::Restart(_)) {
             let generation = self.mint();
@@ -484,25 +480,26 @@ impl World {
     }
 
     fn add_host(&mut self, guest: usize, cause: Cause, generation: Generation) {
-        let host = Host::naming(guest, cause, generation, self.now);
+        let host = Host::rebinding(guest, cause, generation, self.now);
         self.hosts.push(Arc::new(host));
         let number = self.hosts.len() - 1;
-        let name = name(generation);
-        self.story
-            .host_note(number, || format!("sets out to name G{guest} {name}"));
+        let generation = short(generation);
+        self.trace.host_note(number, || {
+            format!("starts to rebind G{guest} to {generation}")
+        });
     }
 
-    /// A snapshot was taken: the source goes on, or the clone begins, with a host of its own.
+    /// A snapshot was taken: the run follows the source, or the clone with a host of its own.
     fn live_on(&mut self, is_reset_seen: bool, life: Life) {
         let generation = self.mint();
         if is_reset_seen {
-            // Queued while the snapshot was taken, and seen by both.
+            // The reset is queued during the snapshot, so both see it.
             self.reset(0, false);
         }
         if life == Life::Source {
             return;
         }
-        self.story
+        self.trace
             .fault(0, "this is the clone: the source is elsewhere");
         self.wires.be_of_clone(is_reset_seen);
         for host in &mut self.hosts {
@@ -511,7 +508,7 @@ impl World {
         self.add_host(0, Cause::Restore, generation);
     }
 
-    /// Closes what a host has dropped, and forgets what is over.
+    /// Closes the connections that hosts have dropped, and removes those that are over.
     fn tidy(&mut self) {
         for host in &mut self.hosts {
             if host.wire.is_none() || host.keeps_connection() {
@@ -526,12 +523,12 @@ impl World {
         self.wires.forget_over();
     }
 
-    /// Whether nothing but faults can happen.
+    /// Whether only faults can happen.
     pub fn is_at_rest(&self) -> bool {
         self.progress().is_empty() && self.next_deadline().is_none()
     }
 
-    /// What must hold where nothing but faults can happen.
+    /// Checks what must hold at rest.
     pub fn check_rest(&self) -> Option<Property> {
         for host in &self.hosts {
             let asked = self.guests[host.guest].last_asked();
@@ -566,7 +563,7 @@ impl World {
             .then_some(Property::NotLeftRefusing)
     }
 
-    /// How long the run has taken, in its own time.
+    /// How much of its own time the run has taken.
     pub fn elapsed(&self) -> Duration {
         self.now.duration_since(self.start)
     }

@@ -1,4 +1,4 @@
-//! The shipped machines keep their promises, and each defect that is put beside them is found.
+//! The shipped machines keep their promises, and each defect beside them is found.
 
 use model::explore::{Report, explore, tell};
 use model::mutation::Mutation;
@@ -7,7 +7,7 @@ use model::scenario::{
     BOOT, CLONES, DELAY, DETOUR, SCENARIOS, SNAPSHOT, STOLEN, Scenario, TWO_HOSTS,
 };
 
-/// Explores to the end, and fails with the shortest run that breaks something.
+/// Explores to the end. Fails with the shortest run that breaks a property.
 #[track_caller]
 fn holds(scenario: &Scenario) {
     let report = explore(scenario);
@@ -72,8 +72,8 @@ fn each_defect_is_found() {
     }
 }
 
-/// One outcome per generation is the one that a machine of ours has broken: the agent's own test
-/// for that is `a_name_that_was_replaced_does_not_come_back`.
+/// No defect here breaks the one outcome per generation. Our own machine once did, and has a test
+/// of its own: `a_generation_that_was_replaced_does_not_come_back`.
 #[test]
 fn each_other_promise_is_broken_by_a_defect() {
     for property in Property::ALL {

@@ -1,5 +1,5 @@
 //! A session's client and a request's driver, as they ship, over simulated connections. What they
-//! are told is held against what happened.
+//! report is compared with what happened.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ use crate::pattern::{self, INPUT};
 use crate::requests;
 use crate::tally::Mark;
 
-/// How long a request may take until its host gives up.
+/// Time limit of a request.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Most that is done in one go.
+/// Most rounds of one drive.
 const ROUNDS_MAX: usize = 12;
 
 /// The host's end of a connection.
@@ -28,7 +28,7 @@ const ROUNDS_MAX: usize = 12;
 pub struct Socket(Option<usize>);
 
 impl Socket {
-    /// A fresh one, with all of its first flight written.
+    /// Opens a connection, and writes the first flight at once.
     pub fn connect(&mut self, flight: &[u8], guest: &mut Guest) {
         self.close(guest);
         let kernel = &mut guest.kernel;
@@ -38,20 +38,19 @@ impl Socket {
         self.0 = Some(wire);
     }
 
-    /// Drops it.
     pub fn close(&mut self, guest: &mut Guest) {
         if let Some(wire) = self.0.take() {
             guest.kernel.end(wire, Far::Closed);
         }
     }
 
-    /// What can be read now; `None` when it is over.
+    /// What can be read now; `None` when the connection is over.
     pub fn read(&mut self, guest: &mut Guest) -> Option<Vec<u8>> {
         let len = guest.kernel.random.part(1 << 16);
         guest.kernel.receive(self.0?, len)
     }
 
-    /// Writes what fits.
+    /// Writes as much as fits.
     pub fn write(&mut self, bytes: &[u8], guest: &mut Guest) -> usize {
         let len = guest.kernel.random.part(bytes.len());
         self.0
@@ -59,42 +58,41 @@ impl Socket {
     }
 }
 
-/// A client of a session.
 #[derive(Debug)]
 pub struct SessionDriver {
     client: Option<SessionClient>,
     socket: Socket,
     session: Option<SessionId>,
-    /// Whether its command waits for it, however slowly it reads.
+    /// Whether its command waits until its output is read.
     is_patient: bool,
-    /// Whether it wants more than the end.
+    /// Whether it asks for output, too.
     gets_output: bool,
-    /// Whether it acknowledges, and another one can take its place.
+    /// Whether it acknowledges; another client can become the owner.
     is_owner: bool,
-    /// Next offset of each output.
+    /// The next offset of each output.
     offsets: [u64; 2],
-    /// Bytes that were not handed on.
+    /// Bytes that were not passed on.
     held: [usize; 2],
     has_gap: bool,
     sent: u64,
     has_ended_input: bool,
-    /// How long its command waits for it.
+    /// How long the command is kept without it.
     keep: Duration,
-    /// When it was last seen to be there.
+    /// When the client was last connected.
     seen_at: Instant,
-    /// Whether it was away for longer, so that the command may have been told to end.
+    /// Whether it was away for longer than that, so that the command may have been told to end.
     was_away: bool,
 }
 
 impl SessionDriver {
-    /// Wants a command run.
+    /// Starts a command.
     #[must_use]
     pub fn new(number: u8, guest: &mut Guest) -> Self {
         let random = &mut guest.kernel.random;
-        let name = guest.agent.generation();
+        let known = guest.agent.generation();
         let wanted = random
             .one_in(3)
-            .then(|| requests::any_generation(random, name));
+            .then(|| requests::any_generation(random, known));
         let exec = requests::exec(random, number, wanted);
         let is_owner = !exec.detached;
         let is_patient = exec.output == OutputPolicy::Block && is_owner;
@@ -108,7 +106,7 @@ impl SessionDriver {
         driver
     }
 
-    /// Attaches to a session that is there.
+    /// Attaches to a session that may exist.
     #[must_use]
     pub fn attaching(session: SessionRef, mode: AttachMode, guest: &Guest) -> Self {
         let attach = Attach {
@@ -155,7 +153,7 @@ impl SessionDriver {
         }
     }
 
-    /// Does what there is to do. Returns whether it is over.
+    /// Does what is possible now. Returns whether it is over.
     pub fn drive(&mut self, guest: &mut Guest, is_eager: bool) -> bool {
         for _ in 0..ROUNDS_MAX {
             let Some(client) = &mut self.client else {
@@ -188,7 +186,7 @@ impl SessionDriver {
         false
     }
 
-    /// Moves bytes. Returns whether anything was done.
+    /// Moves bytes. Returns whether anything happened.
     fn talk(&mut self, guest: &mut Guest, is_eager: bool) -> bool {
         let mut is_busy = self.feed(guest, is_eager);
         let Some(client) = &mut self.client else {
@@ -215,7 +213,7 @@ impl SessionDriver {
         self.consume(guest, is_eager) || is_busy
     }
 
-    /// Standard input comes.
+    /// Sends standard input.
     fn feed(&mut self, guest: &mut Guest, is_eager: bool) -> bool {
         let random = &mut guest.kernel.random;
         let Some(client) = &mut self.client else {
@@ -275,7 +273,7 @@ impl SessionDriver {
         }
     }
 
-    /// Output is handed on.
+    /// Passes output on.
     fn consume(&mut self, guest: &mut Guest, is_eager: bool) -> bool {
         let Some(client) = &mut self.client else {
             return false;
@@ -293,7 +291,8 @@ impl SessionDriver {
         is_busy
     }
 
-    /// The end is the command's own, after all of its output; or there is a reason why none came.
+    /// The end is the command's own and follows all of its output, or there is a reason why it did
+    /// not come.
     fn finish(&mut self, guest: &mut Guest) {
         self.socket.close(guest);
         let Some(client) = self.client.take() else {
@@ -308,7 +307,10 @@ impl SessionDriver {
                 guest.kernel.tally.count(Mark::Exited);
                 assert_eq!(Some(exited.status), record.status, "another end");
                 let ends = [exited.stdout_end, exited.stderr_end];
-                assert_eq!(ends, record.read, "other lengths than were read");
+                assert_eq!(
+                    ends, record.read,
+                    "the lengths are not those that were read"
+                );
                 assert!(
                     !self.gets_output || ends == self.offsets,
                     "the end came before the last byte"
@@ -336,7 +338,7 @@ impl SessionDriver {
             Err(SessionError::Superseded) => {
                 assert!(
                     is_tainted && self.is_owner,
-                    "nobody can have taken its place"
+                    "no other client can have taken the session over"
                 );
                 guest.kernel.tally.count(Mark::Undecided);
             }
@@ -346,7 +348,7 @@ impl SessionDriver {
     }
 }
 
-/// A request that one answer completes.
+/// A request with one completion frame.
 #[derive(Debug)]
 pub struct ExchangeDriver {
     exchange: Option<Exchange>,
@@ -354,7 +356,7 @@ pub struct ExchangeDriver {
 }
 
 impl ExchangeDriver {
-    /// Asks for this, for as long as its host waits.
+    /// Sends this until its time limit.
     #[must_use]
     pub fn new(request: exchange::Request, guest: &mut Guest) -> Self {
         if let exchange::Request::Rebind(rebind) = &request {
@@ -367,12 +369,11 @@ impl ExchangeDriver {
         }
     }
 
-    /// Gives up.
     pub fn leave(&mut self, guest: &mut Guest) {
         self.socket.close(guest);
     }
 
-    /// Does what there is to do. Returns whether it is over, and then the answer.
+    /// Does what is possible now. Returns the answer when it is over.
     pub fn drive(&mut self, guest: &mut Guest) -> Option<Result<Message, ExchangeError>> {
         for _ in 0..ROUNDS_MAX {
             let exchange = self.exchange.as_mut()?;

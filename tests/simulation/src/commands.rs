@@ -1,5 +1,5 @@
-//! What is known of each command from outside: whether it ran, what it wrote and read, how it
-//! ended; and which names were asked for. What clients are told is held against this.
+//! What each command did, seen from outside: whether it ran, what it wrote and read, how it ended;
+//! and which generations were asked for. What clients report is compared with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +10,11 @@ use shared::message::{ExitStatus, InheritedSessions, Rebind};
 
 use crate::kernel::Kernel;
 
-/// The error number of what is not there.
 const ENOENT: i32 = 2;
 
-/// One session's command.
 #[derive(Debug, Default)]
 pub struct Record {
-    /// The number of the EXEC that asked for it, if one did.
+    /// The number of the EXEC that started it; `None` for the workload.
     pub exec: Option<u8>,
     /// Bytes of each output that the agent has read.
     pub read: [u64; 2],
@@ -24,33 +22,30 @@ pub struct Record {
     pub written: u64,
     /// How its process ended.
     pub status: Option<ExitStatus>,
-    /// Whether it was told to end.
+    /// Whether the agent has signalled it.
     pub is_signalled: bool,
-    /// Whether it has a terminal.
     pub is_terminal: bool,
 }
 
-/// All of them.
 #[derive(Debug, Default)]
 pub struct Commands {
-    /// By session.
     pub records: BTreeMap<SessionId, Record>,
-    /// Sessions by the number of the EXEC that ran.
+    /// The session of each EXEC that has run.
     pub by_exec: BTreeMap<u8, SessionId>,
-    /// Numbers of sessions that a client that keeps to no rules has asked to own, or whose end it
-    /// has acknowledged, so that others may have lost bytes of them.
+    /// Numbers of sessions that a client without rules has asked to own, or whose end it has
+    /// acknowledged. Other clients may have lost bytes of them.
     pub tainted: BTreeSet<u64>,
-    /// Whether a REBIND has asked for running commands to end, which those that had ended but for
-    /// their output are told without a signal.
+    /// Whether a REBIND has asked to end running commands. Those that have ended, except for their
+    /// output, are told without a signal.
     pub has_kill: bool,
-    /// Names that a REBIND has asked for.
-    names_asked: BTreeSet<Generation>,
-    /// Names that the guest was seen to act on, each once, in order.
-    names_seen: Vec<Generation>,
+    /// Generations that a REBIND has asked for.
+    asked: BTreeSet<Generation>,
+    /// Generations that the guest had, each once, in order.
+    seen: Vec<Generation>,
 }
 
 impl Commands {
-    /// A process runs. An EXEC runs once, and the workload as often as it is restarted.
+    /// A process was started. An EXEC runs once, and the workload as often as it is restarted.
     pub fn note_start(&mut self, id: SessionId, exec: Option<u8>, is_terminal: bool) {
         if let Some(number) = exec {
             let previous = self.by_exec.insert(number, id);
@@ -70,8 +65,8 @@ impl Commands {
         record.status = Some(status);
     }
 
-    /// The workload's program could not be executed again, which is an end like any other: 127
-    /// where it is not there, and 126 else, as in a shell.
+    /// The workload's program could not be executed again. That is an end like any other: 127 if it
+    /// was not found, else 126, as in a shell.
     pub fn note_never_ran(&mut self, id: SessionId, failure: &SpawnFailure) {
         if let Some(record) = self.records.get_mut(&id) {
             let is_missing = failure.stage == SpawnStage::Exec && failure.errno == ENOENT;
@@ -80,7 +75,7 @@ impl Commands {
         }
     }
 
-    /// A process group is told something by the agent.
+    /// The agent signals a process group.
     pub fn note_signal(&mut self, kernel: &Kernel, group: i32) {
         if let Some(Purpose::Session(id)) = kernel.processes.get(&group).and_then(|it| it.purpose)
             && let Some(record) = self.records.get_mut(&id)
@@ -89,43 +84,45 @@ impl Commands {
         }
     }
 
-    /// Whether a client that keeps to no rules may have owned it, or acknowledged its end.
+    /// Whether a client without rules may have owned it or acknowledged its end.
     #[must_use]
     pub fn is_tainted(&self, id: SessionId) -> bool {
         self.tainted.contains(&id.number())
     }
 
-    /// The same for all inputs: what is sent to a session may meet the next one.
+    /// The same for all inputs, since what is sent to one session may reach the next one.
     pub const INPUT_KEY: u64 = 0;
 
     /// A REBIND is about to be sent.
     pub fn note_rebind(&mut self, rebind: &Rebind) {
         self.has_kill |= rebind.sessions == InheritedSessions::Kill;
-        self.names_asked.insert(rebind.generation);
+        self.asked.insert(rebind.generation);
     }
 
-    /// The guest has one name after another. Each is one that a host has asked for, and none comes
-    /// back that another one has replaced.
-    pub fn note_name(&mut self, agent: &Agent) {
-        let is_asked = |name: &Generation| self.names_asked.contains(name);
+    /// Notes the guest's generation. Each one was asked for by a host, and a replaced one does not
+    /// come back.
+    pub fn note_generation(&mut self, agent: &Agent) {
+        let is_asked = |it: &Generation| self.asked.contains(it);
         assert!(
             agent.generation().as_ref().is_none_or(is_asked),
-            "nobody has asked for the name {:?}",
+            "no host has asked for {:?}",
             agent.generation()
         );
         match agent.state() {
-            State::Rebinding(name) | State::Rebound(name) | State::Failed(name) => {
-                if self.names_seen.last() != Some(&name) {
-                    let is_back = self.names_seen.contains(&name);
-                    assert!(!is_back, "{name} comes back, which was replaced");
-                    self.names_seen.push(name);
+            State::Rebinding(generation)
+            | State::Rebound(generation)
+            | State::Failed(generation) => {
+                if self.seen.last() != Some(&generation) {
+                    let is_back = self.seen.contains(&generation);
+                    assert!(!is_back, "{generation} comes back, which was replaced");
+                    self.seen.push(generation);
                 }
             }
             State::Running | State::Quiescing | State::Quiesced | State::Ending => {}
         }
     }
 
-    /// What the output of a session follows from.
+    /// What the output of a session depends on.
     #[must_use]
     pub fn key(id: SessionId) -> u64 {
         id.number()

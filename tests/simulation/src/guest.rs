@@ -1,8 +1,9 @@
-//! The agent as it ships, and an event loop and a shell around it that do what the real ones do, in
-//! the same order, over the simulated [`Kernel`]. The only file that talks to the agent.
+//! The agent as it ships. The event loop and the shell around it do what the real ones do, in the
+//! same order, over the simulated [`Kernel`]. This is the only file that talks to the agent, with
+//! `stdio.rs`.
 //!
-//! Edges are reported once, as epoll does: what is left unread without an edge or a note of it
-//! stays unread for ever, which [`check`](crate::check) would see.
+//! As with epoll, an edge is reported once. What is left unread without an edge or a note stays
+//! unread, which [`check`](crate::check) notices.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -19,58 +20,50 @@ use crate::kernel::{Far, Kernel, Source};
 use crate::random::Random;
 use crate::tally::Mark;
 
-/// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
-/// Most reads of one source in a turn, and most accepts: few, so that sources meet it.
+/// Most reads of one source per turn, and most accepts: few, so that sources reach it.
 const PER_TURN_MAX: usize = 4;
 
-/// Why hooks cannot be looked for.
+/// The error when hooks cannot be listed.
 pub const NO_DESCRIPTORS: &str = "too many open files";
 
 /// The agent's ends of a command's pipes.
 #[derive(Debug, Default)]
 pub struct Stdio {
-    /// Outputs by index, then input: the number of the pipe.
+    /// Numbers of the pipes: outputs by index, then input.
     pub pipes: [Option<usize>; 3],
     /// Outputs that were not read until they were empty.
     pub is_unread: [bool; 2],
     /// Whether all of them are one terminal.
     pub is_terminal: bool,
-    /// A terminal of which all programs have let go, kept open until the session's end.
-    pub is_let_go: bool,
+    /// A terminal that all programs have closed, which stays open until the session's end.
+    pub is_held_open: bool,
 }
 
-/// A guest.
 #[derive(Debug)]
 pub struct Guest {
-    /// The machine.
     pub agent: Agent,
-    /// What is under it.
     pub kernel: Kernel,
-    /// Connections that are open, and whether they were not read until they were empty.
+    /// Open connections: the wire's number, and whether it was not read until it was empty.
     pub connections: BTreeMap<ConnectionId, (usize, bool)>,
-    /// Ends of pipes that are open.
     pub stdio: BTreeMap<SessionId, Stdio>,
-    /// Sources to be read on without an edge.
+    /// Sources to read from without an edge.
     pub ready: VecDeque<Source>,
-    /// What was asked of the metadata service, and is not answered.
+    /// The request to the metadata service that is not answered yet.
     pub question: Option<String>,
-    /// Whether it is watched.
+    /// Whether the agent watches the metadata.
     pub is_watching: bool,
-    /// Commands that were started, and what is known of them.
     pub commands: Commands,
-    /// How it ends, once it does.
     pub end: Option<End>,
-    /// The time.
     pub now: Instant,
-    /// How often a rebind has put the listener back.
+    /// How often a rebind has registered the listener again.
     pub rebind_count: u64,
     has_spare: bool,
 }
 
 impl Guest {
-    /// A machine that has just booted.
+    /// A guest that has just booted.
     #[must_use]
     pub fn new(mut random: Random, now: Instant) -> Self {
         let workload = WorkloadSettings {
@@ -106,13 +99,12 @@ impl Guest {
             rebind_count: 0,
             has_spare: true,
         };
-        guest.settle();
+        guest.drain_actions();
         guest
     }
 
-    /// One turn of the event loop, in which some or all of the events are reported, in any order.
-    /// What was closed by an earlier event of the same turn is reported all the same.
-    /// Without a reason to wake up there is none.
+    /// One turn of the event loop, if there is a reason to wake up. Some or all of the events are
+    /// reported, in any order, also those of sources that an earlier event of the turn has closed.
     pub fn turn(&mut self) {
         let is_due = self.agent.poll_timeout().is_some_and(|at| at <= self.now);
         let has_events = !self.kernel.events.is_empty() || self.question.is_some();
@@ -139,7 +131,7 @@ impl Guest {
         }
         self.drain_accept();
         self.agent.handle_timeout(self.now);
-        self.settle();
+        self.drain_actions();
     }
 
     fn handle_event(&mut self, source: Source) {
@@ -160,15 +152,14 @@ impl Guest {
             Source::Output(id, index) => self.drain_output(id, Stream::ALL[index]),
             Source::Input(id) => self.drain_input(id),
         }
-        self.settle();
+        self.drain_actions();
     }
 
-    /// Performs actions until none is left.
-    pub fn settle(&mut self) {
+    pub fn drain_actions(&mut self) {
         while let Some(action) = self.agent.poll_action() {
             self.perform(action);
         }
-        self.commands.note_name(&self.agent);
+        self.commands.note_generation(&self.agent);
     }
 
     fn perform(&mut self, action: Action) {
@@ -196,7 +187,7 @@ impl Guest {
                 self.close_output(id, Stream::Stdout);
                 self.close_output(id, Stream::Stderr);
                 if let Some(stdio) = self.stdio.get_mut(&id) {
-                    stdio.is_let_go = false;
+                    stdio.is_held_open = false;
                     self.forget_closed(id);
                 }
             }
@@ -238,7 +229,7 @@ impl Guest {
         })
     }
 
-    /// Reports what is there already.
+    /// Registers the listener again, which reports connections that are there already.
     fn rearm(&mut self) -> Result<(), &'static str> {
         self.kernel.is_listening = false;
         self.kernel.events.remove(&Source::Listener);
@@ -300,17 +291,17 @@ impl Guest {
             let exit = Exit { status, usage };
             self.kernel.reaped = Some(pid);
             self.agent.handle_child_exit(pid, exit, self.now);
-            self.settle();
+            self.drain_actions();
             self.kernel.reaped = None;
         }
     }
 
-    /// Accepts until the queue is empty, or it is others' turn.
+    /// Accepts until the queue is empty, or it is the turn of others.
     pub fn drain_accept(&mut self) {
         self.kernel.is_edge_lost = false;
         for _ in 0..PER_TURN_MAX {
             if self.kernel.faults.descriptors {
-                // Out of descriptors, the kernel says so before it looks at the queue.
+                // Without a free descriptor the kernel fails before it looks at the queue.
                 if !std::mem::take(&mut self.has_spare) {
                     self.has_spare = self.kernel.random.one_in(2);
                     self.kernel.tally.count(Mark::AcceptFailed);
@@ -373,7 +364,7 @@ impl Guest {
         }
     }
 
-    /// Reads until there is no more, or the core takes no more, or it is others' turn.
+    /// Reads until nothing is left, the core takes no more, or it is the turn of others.
     fn drain_connection(&mut self, id: ConnectionId) {
         for _ in 0..PER_TURN_MAX {
             let is_readable = self.agent.interest(id).is_some_and(|it| it.readable);
@@ -406,12 +397,12 @@ impl Guest {
                     self.agent.handle_bytes(id, &bytes, now);
                 }
             }
-            self.settle();
+            self.drain_actions();
         }
         self.push_ready(Source::Connection(id));
     }
 
-    /// Writes until there is no more, or the socket takes no more.
+    /// Writes until nothing is left, or the socket is full.
     fn flush(&mut self, id: ConnectionId) {
         self.agent.handle_flush(id);
         while let Some(&(number, _)) = self.connections.get(&id) {
@@ -449,8 +440,8 @@ impl Guest {
         self.sync_interest(id);
     }
 
-    /// Makes the registration agree with what the core wants. Registering anew reports readiness
-    /// that is already there.
+    /// Registers the connection for what the core wants. A new registration reports readiness that
+    /// is there already.
     fn sync_interest(&mut self, id: ConnectionId) {
         let (Some(&(number, is_unread)), Some(wanted)) =
             (self.connections.get(&id), self.agent.interest(id))
@@ -484,7 +475,7 @@ impl Guest {
     }
 }
 
-/// What an action counts as.
+/// How an action is counted.
 fn mark_of(action: &Action) -> Mark {
     match action {
         Action::Flush(_) => Mark::Flush,

@@ -1,5 +1,5 @@
-//! The kernel under the agent, as small as it can be: connections, pipes, processes, and which
-//! sources have an event to report. Nothing here knows the agent.
+//! A minimal kernel under the agent: connections, pipes, processes, and which sources have an event
+//! to report. It does not know the agent.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -9,16 +9,14 @@ use shared::message::ExitStatus;
 use crate::random::Random;
 use crate::tally::{Mark, Tally};
 
-/// Something that the event loop hears of.
+/// What the event loop gets events of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// Connections to be accepted.
     Listener,
-    /// The same of programs in the guest.
+    /// The listener for programs in the guest.
     LocalListener,
     /// Children that have ended.
     Signals,
-    /// A connection.
     Connection(ConnectionId),
     /// The reading end of a command's output, by the index of its stream.
     Output(SessionId, usize),
@@ -26,48 +24,45 @@ pub enum Source {
     Input(SessionId),
 }
 
-/// How a connection's far end stands.
+/// The state of a connection's far end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Far {
-    /// It is there.
     Open,
-    /// It has closed; what it sent before can still be read.
+    /// Closed. What was sent before can still be read.
     Closed,
-    /// A transport reset has killed the connection and all that was on its way.
+    /// Reset by the transport. What was on its way is lost.
     Reset,
-    /// It failed in another way.
+    /// Failed in another way.
     Broken,
 }
 
-/// A connection, both ways.
+/// A connection, in both directions.
 #[derive(Debug)]
 pub struct Wire {
-    /// Sent by the client, not read by the agent.
+    /// Sent by the client, not yet read by the agent.
     pub to_guest: Vec<u8>,
-    /// Sent by the agent, not read by the client.
+    /// Sent by the agent, not yet read by the client.
     pub to_host: Vec<u8>,
-    /// Bytes that fit either way.
+    /// Bytes that fit in each direction.
     pub capacity: usize,
-    /// Whether its client is a program in the guest, which no transport reset reaches.
+    /// Whether its client is a program in the guest, which a transport reset does not reach.
     pub is_local: bool,
-    /// Whether it comes from a peer that may not connect.
+    /// Whether its peer may not connect.
     pub is_foreign: bool,
-    /// The client's end.
     pub far: Far,
-    /// Whether the agent has closed it.
     pub is_closed: bool,
-    /// The agent's name for it, once it was accepted.
+    /// The agent's id for it, once it was accepted.
     pub id: Option<ConnectionId>,
-    /// How often the listener had been put back by a rebind when it was accepted.
+    /// How often a rebind had registered the listener when it was accepted.
     pub accepted_under: u64,
-    /// What the agent is registered for: readable and writable.
+    /// Registered for readable and writable.
     pub registered: Option<(bool, bool)>,
 }
 
 /// A pipe between the agent and a command. Its bytes follow from their offsets.
 #[derive(Debug)]
 pub struct Pipe {
-    /// Whose, and which: 0 and 1 are outputs, 2 is input.
+    /// Its session and stream.
     pub source: Source,
     /// Bytes in it.
     pub len: usize,
@@ -77,20 +72,18 @@ pub struct Pipe {
     pub holders: u32,
     /// Whether the agent holds its end.
     pub is_open: bool,
-    /// Whether the agent hears of room in an input.
+    /// Whether the agent is registered for room in an input.
     pub is_awaited: bool,
 }
 
-/// A process.
 #[derive(Debug)]
 pub struct Process {
-    /// What the agent started it for; `None`: a child of a child.
+    /// What the agent started it for; `None` for a child of a command.
     pub purpose: Option<Purpose>,
-    /// Its process group.
     pub group: i32,
     /// The pipes that it holds: outputs by index, then input.
     pub pipes: [Option<usize>; 3],
-    /// How it ended; it stays a zombie until it is reaped.
+    /// How it ended; it is a zombie until it is reaped.
     pub status: Option<ExitStatus>,
     /// Whether SIGTERM ends it.
     pub obeys: bool,
@@ -99,64 +92,60 @@ pub struct Process {
 /// What fails at the moment.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    /// No descriptor is left: EMFILE.
+    /// No free descriptor: EMFILE.
     pub descriptors: bool,
-    /// No memory is left: ENOMEM.
+    /// No free memory: ENOMEM.
     pub memory: bool,
     /// The listener cannot be registered.
     pub register: bool,
     /// The console has not sent everything.
     pub console: bool,
-    /// Steps of a rebind that fail, by their index.
+    /// Steps of a rebind that fail, by index.
     pub steps: [bool; 5],
-    /// The next programs cannot be executed.
+    /// Programs cannot be executed.
     pub exec: bool,
 }
 
-/// All of it.
 #[derive(Debug)]
 pub struct Kernel {
-    /// Every connection there was, by number.
+    /// Every connection, by number.
     pub wires: Vec<Wire>,
-    /// Those that were not accepted.
+    /// Connections that were not accepted.
     pub queue: VecDeque<usize>,
     /// The same of programs in the guest.
     pub local_queue: VecDeque<usize>,
-    /// Every pipe there was, by number.
+    /// Every pipe, by number.
     pub pipes: Vec<Pipe>,
-    /// Every process, zombies included.
+    /// Every process, with zombies.
     pub processes: BTreeMap<i32, Process>,
     /// Sources with an event to report.
     pub events: BTreeSet<Source>,
-    /// Whether the queue has had a connection of which no event told, and was not looked at since.
+    /// Whether a connection has come without an event since the queue was last looked at.
     pub is_edge_lost: bool,
-    /// Whether the listener is in the poll set.
+    /// Whether the listener is registered.
     pub is_listening: bool,
-    /// What fails.
     pub faults: Faults,
-    /// What this step's luck is drawn from.
+    /// The random numbers of this step.
     pub random: Random,
-    /// What was met.
     pub tally: Tally,
-    /// Whether the storm is over, and every connection has room.
+    /// Whether all faults have stopped.
     pub is_calm: bool,
-    /// The process that was reaped just now.
+    /// The process that was reaped last, until the agent knows.
     pub reaped: Option<i32>,
     used_pids: BTreeSet<i32>,
     next_pid: i32,
 }
 
-/// Process ids come round after this many, so that they are used again.
+/// Process ids repeat after this many.
 const PID_COUNT: i32 = 12;
 
-/// Most bytes that fit into a connection, either way.
+/// Most bytes that fit into a connection, in each direction.
 const CAPACITY_MAX: usize = 128 * 1024;
 
-/// SIGKILL, which nobody can ignore.
+/// SIGKILL cannot be ignored.
 const KILL: u8 = 9;
 
 impl Kernel {
-    /// Nothing has happened yet.
     #[must_use]
     pub fn new(random: Random) -> Self {
         Self {
@@ -178,7 +167,7 @@ impl Kernel {
         }
     }
 
-    /// The storm is over: nothing fails any more, and connections have room.
+    /// All faults stop, and connections get room.
     pub fn calm(&mut self) {
         self.faults = Faults::default();
         self.is_calm = true;
@@ -190,10 +179,10 @@ impl Kernel {
         }
     }
 
-    /// A client connects. The guest hears of it, unless the edge is lost in a pause.
+    /// A client connects. The guest gets an event, unless the edge is lost in a pause.
     pub fn connect(&mut self, is_local: bool, is_edge_lost: bool) -> usize {
         let wire = self.wires.len();
-        // From so little that every frame comes in pieces to more than a frame.
+        // Some are so small that every frame comes in pieces, others hold more than a frame.
         let capacity = match self.is_calm {
             true => CAPACITY_MAX,
             false => CAPACITY_MAX >> self.random.below(13),
@@ -225,7 +214,7 @@ impl Kernel {
         wire
     }
 
-    /// The client sends as much as fits; all of it if it is a connection's first flight.
+    /// The client sends as much as fits, or all of it if this is a connection's first flight.
     pub fn send(&mut self, wire: usize, bytes: &[u8], is_flight: bool) -> usize {
         let wire = &mut self.wires[wire];
         if wire.is_closed || wire.far != Far::Open {
@@ -258,7 +247,7 @@ impl Kernel {
         Some(bytes)
     }
 
-    /// The client's end closes, or the connection dies.
+    /// The client closes its end, or the connection fails.
     pub fn end(&mut self, wire: usize, far: Far) {
         let wire = &mut self.wires[wire];
         if wire.far != Far::Open {
@@ -280,7 +269,7 @@ impl Kernel {
         }
     }
 
-    /// The agent closes its end, having taken it out of the poll set.
+    /// The agent deregisters the connection and closes its end.
     pub fn close(&mut self, wire: usize) {
         let wire = &mut self.wires[wire];
         assert!(!wire.is_closed, "closed twice");
@@ -291,7 +280,7 @@ impl Kernel {
         }
     }
 
-    /// A pipe between the agent and one process.
+    /// Makes a pipe between the agent and a process.
     pub fn pipe(&mut self, source: Source, capacity: usize) -> usize {
         self.pipes.push(Pipe {
             source,
@@ -330,7 +319,7 @@ impl Kernel {
         }
     }
 
-    /// A process lets go of a pipe; the last one's letting go is an event.
+    /// A process closes a pipe. When the last one does, that is an event.
     pub fn release(&mut self, pipe: usize) {
         let pipe = &mut self.pipes[pipe];
         pipe.holders -= 1;
@@ -339,7 +328,6 @@ impl Kernel {
         }
     }
 
-    /// The agent closes its end of a pipe.
     pub fn close_pipe(&mut self, pipe: usize) {
         let pipe = &mut self.pipes[pipe];
         assert!(pipe.is_open, "closed twice");
@@ -347,14 +335,14 @@ impl Kernel {
         self.events.remove(&pipe.source);
     }
 
-    /// A process starts. Its id may have been another's.
+    /// Starts a process. Its id may be a used one.
     pub fn start(&mut self, process: Process) -> i32 {
         loop {
             self.next_pid = (self.next_pid + 1) % PID_COUNT;
-            // With many at once the numbers go on above.
+            // With many processes the ids continue above.
             let crowd = i32::try_from(self.processes.len()).expect("few") / 6 * PID_COUNT;
             let pid = 100 + self.next_pid + crowd;
-            // The number of a group is not used again while the group has members.
+            // The id of a group is not used again while the group has members.
             let is_taken = |(other, it): (&i32, &Process)| *other == pid || it.group == pid;
             if self.processes.iter().any(is_taken) {
                 continue;
@@ -372,7 +360,7 @@ impl Kernel {
         }
     }
 
-    /// A child of a command starts a child that outlives it and holds its outputs.
+    /// A command starts a child that outlives it and holds its outputs.
     pub fn fork(&mut self, pid: i32) {
         let parent = &self.processes[&pid];
         let pipes = [parent.pipes[0], parent.pipes[1], None];
@@ -389,34 +377,33 @@ impl Kernel {
         self.start(child);
     }
 
-    /// A process lets go of one of its pipes.
-    pub fn let_go(&mut self, pid: i32, index: usize) {
+    /// A process closes one of its pipes.
+    pub fn close_end(&mut self, pid: i32, index: usize) {
         let process = self.processes.get_mut(&pid).expect("a process");
         if let Some(pipe) = process.pipes[index].take() {
             self.release(pipe);
         }
     }
 
-    /// A process ends, and waits to be reaped.
+    /// A process ends, and is a zombie until it is reaped.
     pub fn exit(&mut self, pid: i32, status: ExitStatus) {
         for index in 0..3 {
-            self.let_go(pid, index);
+            self.close_end(pid, index);
         }
         let process = self.processes.get_mut(&pid).expect("a process");
         process.status = Some(status);
         self.events.insert(Source::Signals);
     }
 
-    /// Processes that run.
     #[must_use]
     pub fn alive(&self) -> Vec<i32> {
         let alive = self.processes.iter().filter(|(_, it)| it.status.is_none());
         alive.map(|(pid, _)| *pid).collect()
     }
 
-    /// A signal to a process group.
+    /// Signals a process group.
     pub fn signal_group(&mut self, group: i32, number: u8) {
-        // Some time after the leader was reaped, the number may be that of somebody else's group.
+        // After the leader was reaped, the id may belong to another group.
         let leader = self.processes.get(&group);
         assert!(
             leader.is_some_and(|leader| leader.group == group) || self.reaped == Some(group),
@@ -425,7 +412,7 @@ impl Kernel {
         self.signal(number, |process| process.group == group);
     }
 
-    /// A signal to the processes that `is_meant` picks.
+    /// Signals the processes that `is_meant` picks.
     pub fn signal(&mut self, number: u8, is_meant: impl Fn(&Process) -> bool) {
         for pid in self.alive() {
             let process = &self.processes[&pid];
@@ -437,7 +424,7 @@ impl Kernel {
         }
     }
 
-    /// The next zombie, which is gone then.
+    /// Reaps a zombie.
     pub fn reap(&mut self) -> Option<(i32, Process)> {
         let mut zombies = self.processes.iter().filter(|(_, it)| it.status.is_some());
         let pid = *zombies.next()?.0;

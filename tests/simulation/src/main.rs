@@ -1,4 +1,4 @@
-//! Plays schedules and says what came of them; see `scripts/simulate.sh`.
+//! Plays schedules and reports the result; see `scripts/simulate.sh`.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use simulation::run::{self, LENGTHS, Limit, Report};
 use simulation::tally::Mark;
 
-/// Schedules that are played when nothing else is asked for.
+/// How many schedules are played by default.
 const RUNS_DEFAULT: u64 = 1_000_000;
 
-/// What the command line asks for.
+/// The command line.
 struct Options {
     first: u64,
     limit: Limit,
@@ -49,12 +49,12 @@ fn main() -> ExitCode {
 }
 
 fn usage(text: &str) -> ExitCode {
-    // Without a standard error nobody wants to know.
+    // Without a standard error the message is lost.
     let _ = writeln!(io::stderr(), "simulation: {text}");
     ExitCode::from(2)
 }
 
-/// One schedule, with its story.
+/// Plays one schedule and prints what happened.
 fn replay(seed: u64) -> io::Result<ExitCode> {
     let limit = Limit::Runs(1);
     let report = run::run(seed, limit, 1);
@@ -67,8 +67,8 @@ fn replay(seed: u64) -> io::Result<ExitCode> {
 
 fn fail(seed: u64) -> io::Result<ExitCode> {
     let mut out = io::stdout();
-    writeln!(out, "\nmade as short as it gets, the last steps are:")?;
-    for line in run::tell(seed) {
+    writeln!(out, "\nmade as short as possible, the last steps are:")?;
+    for line in run::trace(seed) {
         writeln!(out, "  {line}")?;
     }
     writeln!(out, "FAILED: replay with SEED={seed} scripts/simulate.sh")?;

@@ -1,4 +1,4 @@
-//! The metadata service: what the guest asked, and all that can come of it.
+//! The metadata service: what the guest asked, and every possible reaction.
 
 use shared::id::Generation;
 
@@ -10,9 +10,7 @@ use crate::tally::Mark;
 enum Reply {
     /// Nothing yet, or ever.
     Nothing,
-    /// The connection breaks.
     Break,
-    /// These bytes come.
     Bytes(Vec<u8>),
 }
 
@@ -36,7 +34,7 @@ fn reply(question: &str, random: &mut Random) -> Reply {
 }
 
 impl Guest {
-    /// Has the service do something about an open question; the answer comes whole or in two parts.
+    /// Lets the service react to an open request; the answer comes whole or in two parts.
     pub(crate) fn serve_metadata(&mut self) {
         let Some(question) = &self.question else {
             return;
@@ -46,18 +44,18 @@ impl Guest {
             Reply::Break => {
                 self.question = None;
                 self.agent.handle_mmds_failed(self.now);
-                return self.settle();
+                return self.drain_actions();
             }
             Reply::Bytes(bytes) => bytes,
         };
         self.kernel.tally.count(Mark::Metadata);
         let (first, rest) = bytes.split_at(self.kernel.random.part(bytes.len()));
         for part in [first, rest] {
-            // A question that is put meanwhile has another connection.
+            // A request that is sent meanwhile has another connection.
             if self.question.is_some() && !part.is_empty() {
                 self.agent.handle_mmds_bytes(part, self.now);
             }
         }
-        self.settle();
+        self.drain_actions();
     }
 }

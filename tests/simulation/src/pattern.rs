@@ -1,5 +1,5 @@
-//! What commands write and read: bytes that follow from their place, so that one at the wrong place
-//! is seen.
+//! What commands write and read. Each byte follows from its offset, so that a misplaced one is
+//! noticed.
 
 use std::sync::OnceLock;
 
@@ -8,10 +8,10 @@ use crate::random::Random;
 /// A prime, so that no power of two is a multiple of the period.
 const PERIOD: usize = 65_521;
 
-/// Standard input, as a third stream.
+/// Standard input is the third stream.
 pub const INPUT: usize = 2;
 
-/// Most bytes that [`at`] gives at once.
+/// Most bytes that [`at`] returns.
 pub const LEN_MAX: usize = 64 * 1024;
 
 fn table() -> &'static [u8] {
@@ -25,7 +25,7 @@ fn table() -> &'static [u8] {
     })
 }
 
-/// `len` bytes from `offset` on of a stream of the command with this key.
+/// `len` bytes at `offset` of a stream of the command with this key.
 #[must_use]
 pub fn at(key: u64, stream: usize, offset: u64, len: usize) -> &'static [u8] {
     let start = offset

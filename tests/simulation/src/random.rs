@@ -1,19 +1,19 @@
-//! Numbers from a seed, or from bytes that somebody has chosen, the same everywhere.
+//! Numbers from a seed or from chosen bytes, the same on every machine.
 
-/// xorshift64*: small, and good enough to decide what happens next.
+/// xorshift64*: small, and good enough to choose what happens.
 #[derive(Clone, Debug)]
 pub struct Random {
     state: u64,
-    /// Bytes that decide instead, as long as there are some.
+    /// Bytes that decide first, as long as there are some.
     script: std::vec::IntoIter<u8>,
 }
 
 impl Random {
-    /// The numbers of one step of a schedule. Each step has its own, so that leaving one out of a
-    /// schedule does not change what the others do.
+    /// The numbers of one step of a schedule. Each step has its own, so that leaving one out does
+    /// not change the others.
     #[must_use]
     pub fn new(seed: u64, step: u32) -> Self {
-        // Mixed as splitmix64 does, so that neighbours start far apart.
+        // Mixed as in splitmix64, so that neighbouring seeds start far apart.
         let mut mixed = seed
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
             .wrapping_add(u64::from(step).wrapping_mul(0xbf58_476d_1ce4_e5b9));
@@ -25,8 +25,8 @@ impl Random {
         }
     }
 
-    /// Numbers that these bytes say, mostly one each, and behind them those of a seed. So whoever
-    /// changes a byte changes one decision.
+    /// Numbers from these bytes, mostly one byte each, and then from a fixed seed. So a changed
+    /// byte changes one decision.
     #[must_use]
     pub fn scripted(bytes: &[u8]) -> Self {
         Self {
@@ -35,13 +35,11 @@ impl Random {
         }
     }
 
-    /// Whether the next number comes from bytes.
     #[must_use]
     pub fn is_scripted(&self) -> bool {
         !self.script.as_slice().is_empty()
     }
 
-    /// Any number.
     pub fn number(&mut self) -> u64 {
         if self.is_scripted() {
             return self.read(8);
@@ -59,12 +57,12 @@ impl Random {
             let scaled = self.read(byte_count) * (limit as u64);
             return usize::try_from(scaled >> (8 * byte_count)).expect("below a usize");
         }
-        // The upper half, which is the better one; the product's upper half is below the limit.
+        // The upper half has the better bits, and the upper half of the product is below the limit.
         let scaled = (self.number() >> 32) * (limit as u64);
         usize::try_from(scaled >> 32).expect("below a usize")
     }
 
-    /// The next bytes as a number, with zeros behind the last one.
+    /// The next bytes as a number, filled up with zeros.
     fn read(&mut self, byte_count: usize) -> u64 {
         let bytes = self.script.by_ref().take(byte_count);
         let number = |sum: u64, (at, byte): (usize, u8)| sum | u64::from(byte) << (8 * at);
@@ -81,12 +79,12 @@ impl Random {
         self.below(count) == 0
     }
 
-    /// One of these, if there is one.
+    /// One of these; `None` if there are none.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
         (!from.is_empty()).then(|| from[self.below(from.len())])
     }
 
-    /// How much of `len` bytes is moved at once: often all, now and then one, at least one.
+    /// How much of `len` bytes is moved at once: often all, sometimes one, at least one.
     pub fn part(&mut self, len: usize) -> usize {
         match self.below(8) {
             _ if len <= 1 => len,

@@ -1,5 +1,5 @@
-//! A client that keeps to no rules: it says anything at any time, in pieces, and reads when it
-//! likes. What it gets must make sense all the same.
+//! A client that follows no rules: it sends anything at any time, in pieces, and reads when it
+//! likes. What it receives must be consistent all the same.
 
 use agent::agent::SessionId;
 use shared::frame::Decoder;
@@ -15,38 +15,35 @@ use crate::pattern::{self, INPUT};
 use crate::requests;
 use crate::tally::Mark;
 
-/// What it was told of a session.
+/// What it knows of a session.
 #[derive(Debug)]
 struct View {
     session: SessionId,
-    /// Next offset of each output.
+    /// The next offset of each output.
     offsets: [u64; 2],
     has_output: bool,
     window: Window,
 }
 
-/// The client.
 #[derive(Debug)]
 pub struct RawClient {
     wire: usize,
     is_local: bool,
     decoder: Decoder,
     view: Option<View>,
-    /// EXEC and ATTACH that were sent, and ends that came back.
+    /// EXEC and ATTACH that were sent, and EXITED that came back.
     request_count: usize,
     end_count: usize,
-    /// Whether it asked for a snapshot or a name, which takes its session from it.
+    /// Whether it has sent QUIESCE or REBIND, which ends its session.
     is_asker: bool,
     /// Bytes that did not fit yet.
     unsent: Vec<u8>,
-    /// Whether it was accepted before the guest got the name that it knows of.
+    /// Whether it was accepted before the guest got its current generation.
     is_old: bool,
-    /// Whether it has left.
     is_over: bool,
 }
 
 impl RawClient {
-    /// Connects.
     #[must_use]
     pub fn new(guest: &mut Guest, is_local: bool) -> Self {
         let kernel = &mut guest.kernel;
@@ -72,7 +69,7 @@ impl RawClient {
         client
     }
 
-    /// Says something, and reads something. Returns whether it is over.
+    /// Sends something, and reads something. Returns whether it is over.
     pub fn drive(&mut self, guest: &mut Guest) -> bool {
         if !guest.kernel.random.one_in(4) {
             self.read(guest);
@@ -88,7 +85,7 @@ impl RawClient {
         self.is_over
     }
 
-    /// Hangs up.
+    /// Closes the connection.
     pub fn leave(&mut self, guest: &mut Guest) {
         guest.kernel.end(self.wire, Far::Closed);
         self.is_over = true;
@@ -140,7 +137,7 @@ impl RawClient {
         }
     }
 
-    /// What other clients of a session may lose by this.
+    /// Notes what other clients of a session may lose by this message.
     fn taint(message: &Message, guest: &mut Guest) {
         let number = match message {
             Message::Rebind(rebind) => return guest.commands.note_rebind(rebind),
@@ -154,7 +151,7 @@ impl RawClient {
         guest.commands.tainted.insert(number);
     }
 
-    /// Mostly of what has come, now and then of more.
+    /// An ACK, mostly of what has come, sometimes of more.
     fn ack(&self, guest: &mut Guest) -> Message {
         let random = &mut guest.kernel.random;
         let stream = random.pick(Stream::ALL).expect("some");
@@ -168,7 +165,7 @@ impl RawClient {
         Message::Ack(Ack { stream, offset })
     }
 
-    /// Mostly what comes next, some of it again, now and then with a hole or over the limit.
+    /// STDIN, mostly what comes next, also repetitions, sometimes with a gap or beyond the limit.
     fn stdin(&self, guest: &mut Guest) -> Message {
         let random = &mut guest.kernel.random;
         let Some(view) = &self.view else {
@@ -218,7 +215,7 @@ impl RawClient {
                 tally.count(Mark::Probed);
                 assert!(
                     !self.is_old,
-                    "a connection older than the name has proven it"
+                    "a connection older than the generation has proven it"
                 );
             }
             Message::Started(started) | Message::Attached(started) => self.attached(&started),
@@ -228,7 +225,7 @@ impl RawClient {
                 tally.count(Mark::Gap);
                 let view = self.view.as_mut().expect("a session");
                 let next = &mut view.offsets[gap.stream.index()];
-                assert_eq!(*next, gap.from, "a gap elsewhere");
+                assert_eq!(*next, gap.from, "a gap at the wrong offset");
                 assert!(gap.from < gap.to, "an empty gap");
                 *next = gap.to;
                 view.has_output = true;
@@ -238,7 +235,7 @@ impl RawClient {
                 let view = self.view.take().expect("a session");
                 assert_eq!(view.session.number(), exited.session);
                 let ends = [exited.stdout_end, exited.stderr_end];
-                // Who only waits gets no output.
+                // A client that only waits gets no output.
                 assert!(!view.has_output || view.offsets == ends, "an early end");
                 self.end_count += 1;
                 assert!(

@@ -1,4 +1,4 @@
-//! What clients ask for, drawn at random, and mostly something that fits.
+//! Random requests of clients, mostly ones that fit.
 
 use shared::id::{ExecId, Generation, Nonce, Token};
 use shared::message::{
@@ -10,24 +10,24 @@ use shared::message::{
 
 use crate::random::Random;
 
-/// 2026-01-01, as good a present as any.
+/// 2026-01-01.
 const WALL_CLOCK_NS: u64 = 1_767_225_600 * 1_000_000_000;
 
-/// Names of guests are drawn from this many.
-const NAME_COUNT: usize = 5;
+/// How many generations there are to choose from.
+const GENERATION_COUNT: usize = 5;
 
-/// EXEC numbers of clients that keep to no rules are below this.
+/// EXEC numbers of clients that follow no rules are below this.
 pub const RAW_EXEC_COUNT: usize = 24;
 
-/// The name with this number.
+/// The generation with this number.
 #[must_use]
 pub fn generation(number: u8) -> Generation {
     Generation::from_bytes([number; 16])
 }
 
-/// A name that the guest has, or another.
+/// The guest's generation, or another one.
 pub fn any_generation(random: &mut Random, known: Option<Generation>) -> Generation {
-    let fresh = generation(1 + random.small(NAME_COUNT));
+    let fresh = generation(1 + random.small(GENERATION_COUNT));
     known.filter(|_| random.one_in(2)).unwrap_or(fresh)
 }
 
@@ -35,7 +35,6 @@ fn token(random: &mut Random) -> Token {
     Token::from_bytes([random.small(2); 16])
 }
 
-/// A REBIND.
 pub fn rebind(random: &mut Random, generation: Generation, cause: Cause) -> Rebind {
     Rebind {
         generation,
@@ -53,10 +52,10 @@ pub fn rebind(random: &mut Random, generation: Generation, cause: Cause) -> Rebi
     }
 }
 
-/// An EXEC, whose number and wanted name its command gets as arguments.
+/// An EXEC. Its command gets its number and the wanted generation as arguments.
 pub fn exec(random: &mut Random, number: u8, wanted: Option<Generation>) -> Exec {
-    let name = wanted.map_or_else(String::new, |it| it.as_bytes()[0].to_string());
-    let argv = ["x".to_owned(), number.to_string(), name];
+    let text = wanted.map_or_else(String::new, |it| it.as_bytes()[0].to_string());
+    let argv = ["x".to_owned(), number.to_string(), text];
     let argv = argv.into_iter().filter_map(ByteString::new).collect();
     let mut exec = Exec::new(ExecId::from_bytes([number; 16]), argv);
     exec.generation = wanted;
@@ -74,7 +73,6 @@ fn tag(random: &mut Random) -> Option<String> {
     random.one_in(2).then(|| tag.to_owned())
 }
 
-/// A PROBE.
 pub fn probe(random: &mut Random, known: Option<Generation>) -> Probe {
     Probe {
         generation: Some(any_generation(random, known)),
@@ -83,7 +81,6 @@ pub fn probe(random: &mut Random, known: Option<Generation>) -> Probe {
     }
 }
 
-/// A QUIESCE.
 pub fn quiesce(random: &mut Random) -> Quiesce {
     Quiesce {
         token: token(random),
@@ -92,7 +89,6 @@ pub fn quiesce(random: &mut Random) -> Quiesce {
     }
 }
 
-/// A HOOKS.
 pub fn hooks(random: &mut Random) -> Hooks {
     Hooks {
         token: Token::from_bytes([100 + random.small(100); 16]),
@@ -102,17 +98,17 @@ pub fn hooks(random: &mut Random) -> Hooks {
     }
 }
 
-/// A request that one answer completes.
+/// A request with one completion frame.
 pub fn exchange(random: &mut Random, known: Option<Generation>) -> shared::exchange::Request {
     use shared::exchange::Request as R;
-    let name = any_generation(random, known);
+    let generation = any_generation(random, known);
     match random.below(40) {
         0..=11 => {
             let cause = random.pick(Cause::ALL).expect("some");
-            R::Rebind(rebind(random, name, cause))
+            R::Rebind(rebind(random, generation, cause))
         }
         12..=21 => R::Probe {
-            generation: (!random.one_in(4)).then_some(name),
+            generation: (!random.one_in(4)).then_some(generation),
             depth: random.pick(Depth::ALL).expect("some"),
         },
         22..=27 => R::Quiesce(quiesce(random)),
@@ -139,7 +135,7 @@ fn signal(random: &mut Random) -> Signal {
     }
 }
 
-/// A session that may be there.
+/// A session that may exist.
 pub fn session_ref(random: &mut Random) -> SessionRef {
     match random.below(6) {
         0 => SessionRef::Workload,
@@ -148,20 +144,19 @@ pub fn session_ref(random: &mut Random) -> SessionRef {
     }
 }
 
-/// An ATTACH.
 pub fn attach(random: &mut Random, known: Option<Generation>) -> Attach {
     let from = |random: &mut Random| random.one_in(2).then(|| random.number() % 1_000);
-    let name = any_generation(random, known);
+    let generation = any_generation(random, known);
     Attach {
         session: session_ref(random),
-        generation: Some(name).filter(|_| random.one_in(8)),
+        generation: Some(generation).filter(|_| random.one_in(8)),
         mode: random.pick(AttachMode::ALL).expect("some"),
         stdout_from: from(random),
         stderr_from: from(random),
     }
 }
 
-/// What a program in the guest asks.
+/// A request of a program in the guest.
 pub fn wait(random: &mut Random, known: Option<Generation>) -> Message {
     if random.one_in(3) {
         let from = random.one_in(2).then(|| any_generation(random, known));
@@ -173,9 +168,9 @@ pub fn wait(random: &mut Random, known: Option<Generation>) -> Message {
     })
 }
 
-/// A frame that is not about starting or attaching, and that may have no place here.
+/// Any other frame, which may be out of place.
 pub fn other(random: &mut Random, known: Option<Generation>) -> Message {
-    let name = any_generation(random, known);
+    let generation = any_generation(random, known);
     match random.below(26) {
         0 => Message::Hello(Hello::host("simulated")),
         1 => Message::StdinEof(StdinEof { offset: 0 }),
@@ -185,7 +180,7 @@ pub fn other(random: &mut Random, known: Option<Generation>) -> Message {
         }),
         3 => {
             let cause = random.pick(Cause::ALL).expect("some");
-            Message::Rebind(rebind(random, name, cause))
+            Message::Rebind(rebind(random, generation, cause))
         }
         4 => Message::Probe(probe(random, known)),
         5 => Message::Quiesce(quiesce(random)),

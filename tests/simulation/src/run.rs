@@ -1,4 +1,4 @@
-//! Many schedules, on every processor; and the shortest that still fails, of one that does.
+//! Runs many schedules on all processors, and shortens one that fails.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,16 +7,15 @@ use std::time::{Duration, Instant};
 use crate::schedule;
 use crate::tally::Tally;
 
-/// Steps of the story of a failure that are shown, the last ones.
-const STORY_LEN_MAX: usize = 60;
+/// How many of the last steps of a failure are shown.
+const TRACE_LEN_MAX: usize = 60;
 
 /// Attempts to make a failing schedule shorter.
 const SHRINKS_MAX: usize = 2_000;
 
-/// Bounds of the lengths that are counted apart: up to and with each.
+/// Upper bounds of the lengths that are counted separately.
 pub const LENGTHS: [u32; 5] = [16, 32, 64, 200, 800];
 
-/// When to stop.
 #[derive(Clone, Copy, Debug)]
 pub enum Limit {
     /// After so many schedules.
@@ -25,18 +24,14 @@ pub enum Limit {
     Time(Duration),
 }
 
-/// What came of it.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Schedules that were played.
     pub schedules: u64,
-    /// Steps that they had.
     pub steps: u64,
-    /// Schedules by their lengths; see [`LENGTHS`].
+    /// Schedules by length; see [`LENGTHS`].
     pub lengths: [u64; LENGTHS.len()],
-    /// What they met.
     pub tally: Tally,
-    /// The seed of one that failed.
+    /// The seed of the first schedule that failed.
     pub failed: Option<u64>,
 }
 
@@ -53,10 +48,6 @@ impl Report {
 }
 
 /// Plays the schedules of the seeds from `first` on.
-///
-/// # Panics
-///
-/// When a thread cannot be started.
 #[must_use]
 pub fn run(first: u64, limit: Limit, thread_count: usize) -> Report {
     let next = AtomicU64::new(0);
@@ -65,7 +56,7 @@ pub fn run(first: u64, limit: Limit, thread_count: usize) -> Report {
     let work = || {
         let mut report = Report::default();
         loop {
-            // Ordering: they only share out numbers; what they find is joined at the end.
+            // Relaxed: it only hands out numbers; the results are joined at the end.
             let number = next.fetch_add(1, Ordering::Relaxed);
             let is_last = match limit {
                 Limit::Runs(count) => number >= count,
@@ -101,14 +92,13 @@ pub fn run(first: u64, limit: Limit, thread_count: usize) -> Report {
     })
 }
 
-/// Whether these steps fail.
 fn fails(seed: u64, steps: &[u32]) -> bool {
     let played = AssertUnwindSafe(|| schedule::play(seed, steps.iter().copied(), None));
     panic::catch_unwind(played).is_err()
 }
 
-/// The fewest steps of a failing schedule that still fail: pieces are left out, ever smaller ones,
-/// as long as it goes on failing.
+/// The fewest steps of a failing schedule that still fail. Leaves out ever smaller pieces as long
+/// as the rest fails.
 #[must_use]
 pub fn shrink(seed: u64) -> Vec<u32> {
     let hook = panic::take_hook();
@@ -135,16 +125,16 @@ pub fn shrink(seed: u64) -> Vec<u32> {
     steps
 }
 
-/// Plays a failing schedule again, as short as it gets, and tells what happened; its panic is
-/// printed by the way. Returns the last steps.
+/// Plays a failing schedule again, as short as possible, and returns the last steps. Its panic is
+/// printed.
 #[must_use]
-pub fn tell(seed: u64) -> Vec<String> {
+pub fn trace(seed: u64) -> Vec<String> {
     let steps = shrink(seed);
-    let mut story = Vec::new();
-    let played = AssertUnwindSafe(|| schedule::play(seed, steps, Some(&mut story)));
+    let mut trace = Vec::new();
+    let played = AssertUnwindSafe(|| schedule::play(seed, steps, Some(&mut trace)));
     if panic::catch_unwind(played).is_ok() {
-        story.push("(this time it did not fail)".to_owned());
+        trace.push("(this time it did not fail)".to_owned());
     }
-    let start = story.len().saturating_sub(STORY_LEN_MAX);
-    story.split_off(start)
+    let start = trace.len().saturating_sub(TRACE_LEN_MAX);
+    trace.split_off(start)
 }

@@ -1,10 +1,10 @@
 //! A schedule: what happens to one guest, step by step, from a seed.
 //!
-//! Each step is one thing that a client, a child or the kernel does, and then one turn of the event
-//! loop, after which every invariant is checked. At the end the storm is over, and the guest has to
-//! come back: a host names and proves it, every client gets to an end, and nothing is left.
+//! Each step is one action of a client, a child or the kernel, and then one turn of the event loop,
+//! after which every invariant is checked. At the end all faults stop, and the guest has to
+//! recover: a host rebinds and probes it, every client comes to an end, and nothing is left.
 //!
-//! Instead of a seed, bytes can say what happens, for a fuzzer to choose.
+//! Bytes can take the place of the seed, for a fuzzer to choose.
 
 use std::time::{Duration, Instant};
 
@@ -27,16 +27,15 @@ use crate::tally::{Mark, Tally};
 /// Most clients at once.
 const CLIENTS_MAX: usize = 6;
 
-/// Numbers of EXECs of session clients begin here, each their own.
+/// The EXEC numbers of session clients start here; each has its own.
 const EXEC_FIRST: u8 = 100;
 
-/// Longer than a guest that nobody talks to stays silent, in turns of this many seconds.
+/// Turns, and the time between them: longer in all than a guest without clients may refuse work.
 const SILENCE: (u32, Duration) = (8, Duration::from_secs(16));
 
-/// Turns in which a guest must come back.
+/// Turns in which a guest must recover.
 const TURNS_MAX: usize = 4_000;
 
-/// Somebody who talks to the guest.
 #[derive(Debug)]
 enum Client {
     Session(Box<SessionDriver>),
@@ -44,23 +43,14 @@ enum Client {
     Raw(Box<RawClient>),
 }
 
-/// A guest and everybody around it.
+/// A guest and its clients.
 #[derive(Debug)]
 pub struct World {
     guest: Guest,
     clients: Vec<Client>,
     exec_count: u8,
-    /// What happened, in words, if anybody wants to know.
-    story: Option<Vec<String>>,
-}
-
-/// What came of a schedule.
-#[derive(Debug)]
-pub struct Outcome {
-    /// What it met.
-    pub tally: Tally,
-    /// What happened, if that was asked for.
-    pub story: Vec<String>,
+    /// What happened, if it is recorded.
+    trace: Option<Vec<String>>,
 }
 
 /// How many steps the schedule of a seed has: half of them up to 24, and one in two hundred some
@@ -78,49 +68,42 @@ pub fn length(seed: u64) -> u32 {
     u32::try_from(length).expect("some hundreds")
 }
 
-/// Plays these steps of a schedule.
-///
-/// # Panics
-///
-/// When an invariant is broken.
+/// Plays these steps of a schedule. Panics when an invariant does not hold.
 pub fn play(
     seed: u64,
     steps: impl IntoIterator<Item = u32>,
-    story: Option<&mut Vec<String>>,
+    trace: Option<&mut Vec<String>>,
 ) -> Tally {
-    let mut world = World::new(Random::new(seed, u32::MAX - 2), story.is_some());
-    let mut told = story;
+    let mut world = World::new(Random::new(seed, u32::MAX - 2), trace.is_some());
+    let mut recorded = trace;
     for step in steps {
         world.guest.kernel.random = Random::new(seed, step);
         world.step(step);
-        world.settle_for(Duration::ZERO);
-        if let (Some(told), Some(story)) = (told.as_deref_mut(), &mut world.story) {
-            told.append(story);
+        world.turn_after(Duration::ZERO);
+        if let (Some(recorded), Some(trace)) = (recorded.as_deref_mut(), &mut world.trace) {
+            recorded.append(trace);
         }
         if world.guest.end.is_some() {
             world.guest.kernel.tally.count(Mark::Ended);
             return world.guest.kernel.tally;
         }
     }
-    if let Some(told) = told {
-        told.push("the storm is over".to_owned());
+    if let Some(recorded) = recorded {
+        recorded.push("all faults stop".to_owned());
     }
     world.guest.kernel.random = Random::new(seed, u32::MAX - 1);
     world.converge();
     world.guest.kernel.tally
 }
 
-/// Plays what bytes say. A step takes one of them at least, so that they say how many there are.
-///
-/// # Panics
-///
-/// When an invariant is broken.
+/// Plays what bytes decide. A step takes at least one of them, so they limit its length. Panics
+/// when an invariant does not hold.
 pub fn play_bytes(bytes: &[u8]) {
     let mut world = World::new(Random::scripted(bytes), false);
     let mut number = 0;
     while world.guest.kernel.random.is_scripted() {
         world.step(number);
-        world.settle_for(Duration::ZERO);
+        world.turn_after(Duration::ZERO);
         if world.guest.end.is_some() {
             return;
         }
@@ -130,25 +113,25 @@ pub fn play_bytes(bytes: &[u8]) {
 }
 
 impl World {
-    fn new(random: Random, is_told: bool) -> Self {
+    fn new(random: Random, is_recorded: bool) -> Self {
         let mut world = Self {
             guest: Guest::new(random, epoch()),
             clients: Vec::new(),
             exec_count: 0,
-            story: is_told.then(Vec::new),
+            trace: is_recorded.then(Vec::new),
         };
         // Every schedule has a client from its first step on.
         world.come();
         world
     }
 
-    fn tell(&mut self, what: impl FnOnce() -> String) {
-        if let Some(story) = &mut self.story {
-            story.push(what());
+    fn record(&mut self, what: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(what());
         }
     }
 
-    /// One thing happens.
+    /// Performs one step.
     fn step(&mut self, number: u32) {
         let before = self.guest.agent.state();
         let what = match self.guest.kernel.random.below(40) {
@@ -162,7 +145,7 @@ impl World {
             _ => self.pass(),
         };
         let at = self.guest.now.saturating_duration_since(epoch());
-        self.tell(|| {
+        self.record(|| {
             format!(
                 "{number:4} {:>10.3} s  {what}  [{}]",
                 at.as_secs_f64(),
@@ -171,7 +154,7 @@ impl World {
         });
     }
 
-    /// A client comes.
+    /// A new client.
     fn come(&mut self) -> String {
         if self.clients.len() >= CLIENTS_MAX {
             return self.talk();
@@ -216,14 +199,14 @@ impl World {
         format!("a client comes for {what}")
     }
 
-    /// A client goes on.
+    /// A client does something.
     fn talk(&mut self) -> String {
         if self.clients.is_empty() {
             return self.pass();
         }
         let index = self.guest.kernel.random.below(self.clients.len());
         self.drive(index, false);
-        format!("client {index} goes on")
+        format!("client {index} is driven")
     }
 
     fn drive(&mut self, index: usize, is_eager: bool) {
@@ -238,7 +221,7 @@ impl World {
         }
     }
 
-    /// A process writes, reads, lets go of something, has a child, or ends.
+    /// A process writes, reads, closes a pipe, has a child, or ends.
     fn child(&mut self) -> String {
         let kernel = &mut self.guest.kernel;
         let alive = kernel.alive();
@@ -260,7 +243,7 @@ impl World {
             }
             11 => {
                 let index = kernel.random.below(3);
-                kernel.let_go(pid, index);
+                kernel.close_end(pid, index);
             }
             12 if alive.len() < 8 => kernel.fork(pid),
             _ => {
@@ -271,7 +254,7 @@ impl World {
         format!("process {pid} does {what}")
     }
 
-    /// Connections end, one or all that a reset reaches.
+    /// Connections end: one, or all that a reset reaches.
     fn cut(&mut self) -> String {
         let kernel = &mut self.guest.kernel;
         let is_alive = |it: &crate::kernel::Wire| it.far == Far::Open && !it.is_closed;
@@ -295,7 +278,7 @@ impl World {
         format!("connection {wire} ends: {far:?}")
     }
 
-    /// Something fails from now on, or does so no more.
+    /// Something fails from now on, or works again.
     fn misfortune(&mut self) -> String {
         let kernel = &mut self.guest.kernel;
         let index = kernel.random.below(5);
@@ -313,7 +296,7 @@ impl World {
         format!("faults: {faults:?}")
     }
 
-    /// What comes late or not at all in order: for names that nothing has any more, or never had.
+    /// Inputs that come late or out of order: for numbers that are no longer used, or never were.
     fn stray(&mut self) -> String {
         let guest = &mut self.guest;
         let now = guest.now;
@@ -323,7 +306,7 @@ impl World {
         let id = ConnectionId::from_number(number);
         let session = SessionId::from_number(number);
         let is_gone = !guest.connections.contains_key(&id);
-        // The workload may be about to start again, under the same name.
+        // The workload may be restarted under the same number.
         let is_command = |it: &crate::commands::Record| it.exec.is_some();
         let has_ended = !guest.stdio.contains_key(&session)
             && guest.commands.records.get(&session).is_none_or(is_command);
@@ -343,17 +326,17 @@ impl World {
             7 if guest.kernel.random.one_in(20) => agent.handle_signal(Signal::End, now),
             _ => agent.handle_timeout(now),
         }
-        guest.settle();
+        guest.drain_actions();
         format!("stray input {what} for {number}")
     }
 
-    /// A restored machine can find hours gone.
+    /// A restored machine may find that hours have passed.
     fn jump(&mut self) -> String {
         let seconds = self.guest.kernel.random.pick(&[1, 30, 3_600, 100_000]);
         let seconds = seconds.expect("some");
         self.guest.now += Duration::from_secs(seconds);
         self.guest.kernel.tally.count(Mark::ClockJump);
-        format!("{seconds} s are gone")
+        format!("{seconds} s pass at once")
     }
 
     fn pass(&mut self) -> String {
@@ -362,8 +345,8 @@ impl World {
         format!("{ms} ms pass")
     }
 
-    /// The storm is over: a host that follows the handshake gets its guest back, however it was
-    /// left, everybody else gets to an end, and then nothing is left and nothing wakes.
+    /// All faults stop. A host that follows the handshake gets its guest back, every other client
+    /// comes to an end, nothing is left, and no timer is set.
     fn converge(&mut self) {
         self.guest.kernel.calm();
         let guest = &mut self.guest;
@@ -378,8 +361,9 @@ impl World {
         if self.guest.kernel.random.one_in(4) {
             self.be_silent();
         }
-        let name = requests::generation(77);
-        let mut rebind = requests::rebind(&mut self.guest.kernel.random, name, Cause::Restore);
+        let generation = requests::generation(77);
+        let mut rebind =
+            requests::rebind(&mut self.guest.kernel.random, generation, Cause::Restore);
         rebind.sessions = InheritedSessions::Keep;
         if !self.complete(Request::Rebind(rebind), |it| {
             matches!(it, Message::Rebound(_))
@@ -387,7 +371,7 @@ impl World {
             return;
         }
         let probe = Request::Probe {
-            generation: Some(name),
+            generation: Some(generation),
             depth: Depth::Exec,
         };
         if !self.complete(probe, |it| matches!(it, Message::Probed(_))) {
@@ -399,22 +383,22 @@ impl World {
         }
     }
 
-    /// Nobody talks to the guest, which does not refuse for ever.
+    /// Without a client the guest must not refuse work for ever.
     fn be_silent(&mut self) {
         let (turns, duration) = SILENCE;
         for _ in 0..turns {
             if self.guest.end.is_some() {
                 return;
             }
-            self.settle_for(duration);
+            self.turn_after(duration);
         }
         let state = self.guest.agent.state();
         let is_refusing = matches!(state, State::Quiescing | State::Quiesced);
-        assert!(!is_refusing, "nobody is there, and it is {}", state.name());
+        assert!(!is_refusing, "without a client it stays {}", state.name());
         self.guest.kernel.tally.count(Mark::LeftAlone);
     }
 
-    /// A request that must be met. False: the guest had been told to end, and did.
+    /// A request that must succeed. False if the guest had been told to end, and did.
     fn complete(&mut self, request: Request, is_met: impl Fn(&Message) -> bool) -> bool {
         let mut driver = ExchangeDriver::new(request, &mut self.guest);
         for _ in 0..TURNS_MAX {
@@ -423,30 +407,30 @@ impl World {
                 let answer = result.as_ref().is_ok_and(&is_met);
                 assert!(
                     answer || is_ending,
-                    "the guest does not come back: {result:?}"
+                    "the guest does not recover: {result:?}"
                 );
                 if answer {
                     return true;
                 }
                 return false;
             }
-            // A probe's process does nothing and ends.
+            // The process of a probe does nothing and ends.
             for pid in self.guest.kernel.alive() {
                 let purpose = self.guest.kernel.processes[&pid].purpose;
                 if matches!(purpose, Some(Purpose::Probe(_))) {
                     self.guest.kernel.exit(pid, ExitStatus::Code(0));
                 }
             }
-            self.settle_for(Duration::from_millis(5));
+            self.turn_after(Duration::from_millis(5));
             if self.guest.end.is_some() {
                 return false;
             }
         }
-        panic!("the guest does not come back");
+        panic!("the guest does not recover");
     }
 
-    /// Time passes, and the loop turns.
-    fn settle_for(&mut self, duration: Duration) {
+    /// Lets time pass, and turns the loop.
+    fn turn_after(&mut self, duration: Duration) {
         self.guest.now += duration;
         self.guest.turn();
         if self.guest.end.is_none() {
@@ -454,7 +438,7 @@ impl World {
         }
     }
 
-    /// Everybody gets to an end.
+    /// Every client and command comes to an end.
     fn rest(&mut self) {
         for turn in 0..TURNS_MAX {
             for pid in self.guest.kernel.alive() {
@@ -471,9 +455,9 @@ impl World {
                 let driver = SessionDriver::attaching(session, AttachMode::Own, &self.guest);
                 self.clients.push(Client::Session(Box::new(driver)));
             }
-            // What nobody is attached to ends after its time to keep it.
+            // A session without a client ends when its `keep` is over.
             let ms = if turn < 100 { 10 } else { 2_000 };
-            self.settle_for(Duration::from_millis(ms));
+            self.turn_after(Duration::from_millis(ms));
             let is_over = self.clients.is_empty() && self.guest.unrest().is_none();
             if self.guest.end.is_some() || is_over {
                 return;
@@ -481,14 +465,14 @@ impl World {
         }
         let what = self.guest.unrest();
         panic!(
-            "it does not come to rest: {what:?}, and these go on: {:?}",
+            "it does not come to rest: {what:?}; clients: {:?}",
             self.clients
         );
     }
 }
 
 impl Guest {
-    /// What is left open, runs, or will wake, if anything.
+    /// What is left: open, running, or about to wake.
     fn unrest(&self) -> Option<String> {
         let lefts = [
             (!self.connections.is_empty(), "connections"),
@@ -512,7 +496,7 @@ impl Guest {
     }
 }
 
-/// When every schedule begins.
+/// The time at which every schedule begins.
 fn epoch() -> Instant {
     static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     *EPOCH.get_or_init(Instant::now)

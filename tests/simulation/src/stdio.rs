@@ -8,11 +8,11 @@ use crate::kernel::{Process, Source};
 use crate::pattern::{self, INPUT};
 use crate::tally::Mark;
 
-/// Most reads of one output in a turn: few, so that outputs meet it.
+/// Most reads of one output per turn: few, so that outputs reach it.
 const READS_PER_TURN_MAX: usize = 3;
 
-/// The number of the EXEC that a command comes from, which stands in its second argument, and the
-/// name that it asked the guest to have, which stands in its third.
+/// The number of the EXEC that a command comes from, which is its second argument, and the
+/// generation that it asked for, which is its third.
 fn parse_argv(command: &Command) -> Option<(u8, Option<u8>)> {
     let number = |index: usize| {
         let text = command.argv.get(index)?;
@@ -25,11 +25,11 @@ impl Guest {
     pub(crate) fn spawn(&mut self, purpose: Purpose, command: &Command) {
         let now = self.now;
         let parsed = parse_argv(command).filter(|_| matches!(purpose, Purpose::Session(_)));
-        if let Some((number, Some(name))) = parsed {
+        if let Some((number, Some(wanted))) = parsed {
             let ours = self.agent.generation().map(|it| it.as_bytes()[0]);
-            // A REBIND may have come in the same bytes right behind it; its first step has not.
-            let is_right = ours.is_none_or(|ours| ours == name);
-            assert!(is_right, "EXEC {number} runs under another name");
+            // A REBIND may follow in the same bytes, but its first step has not been performed.
+            let is_right = ours.is_none_or(|ours| ours == wanted);
+            assert!(is_right, "EXEC {number} runs under another generation");
         }
         if let Some(failure) = self.spawn_failure() {
             if let Purpose::Session(id) = purpose {
@@ -63,7 +63,8 @@ impl Guest {
             status: None,
             obeys,
         });
-        // A terminal stays open until its session has ended, and a restart finds no earlier one.
+        // A terminal stays open until its session has ended, and a restart must not find an earlier
+        // one.
         if let Purpose::Session(id) = purpose {
             let is_terminal = command.tty.is_some();
             let stdio = Stdio {
@@ -95,7 +96,7 @@ impl Guest {
             (false, false, false) => return None,
         };
         self.kernel.tally.count(Mark::SpawnFailed);
-        // Whoever could not execute was there for a moment.
+        // A child that could not execute its program existed for a moment.
         let is_stillborn = stage != SpawnStage::Clone && self.kernel.random.one_in(2);
         let stillborn = is_stillborn.then(|| {
             self.kernel.tally.count(Mark::Stillborn);
@@ -118,7 +119,7 @@ impl Guest {
         })
     }
 
-    /// Reads until there is no more, or the core takes no more, or it is others' turn.
+    /// Reads until nothing is left, the core has no room, or it is the turn of others.
     pub(crate) fn drain_output(&mut self, id: SessionId, stream: Stream) {
         let index = stream.index();
         for _ in 0..READS_PER_TURN_MAX {
@@ -132,14 +133,14 @@ impl Guest {
             }
             let pipe = &mut self.kernel.pipes[number];
             if pipe.len == 0 {
-                // Nothing was read after all, which the core is told.
+                // The core is told about an empty read, too.
                 self.agent.output_spare(id, stream);
                 self.agent.handle_output_read(id, stream, 0, &[]);
             }
             if pipe.len == 0 && pipe.holders == 0 {
                 self.close_output(id, stream);
                 self.agent.handle_output_closed(id, stream, self.now);
-                return self.settle();
+                return self.drain_actions();
             }
             if pipe.len == 0 {
                 return self.set_unread(id, index, false);
@@ -151,12 +152,12 @@ impl Guest {
             record.read[index] += len as u64;
             let bytes = pattern::at(Commands::key(id), index, offset, len);
             self.output(id, stream, bytes);
-            self.settle();
+            self.drain_actions();
         }
         self.push_ready(Source::Output(id, index));
     }
 
-    /// What was read goes into the memory that the core has for it, the rest by the way of ours.
+    /// Puts what was read into the core's memory, and the rest through a buffer of its own.
     fn output(&mut self, id: SessionId, stream: Stream, bytes: &[u8]) {
         let mut rest = bytes;
         for slice in self.agent.output_spare(id, stream) {
@@ -174,7 +175,7 @@ impl Guest {
         }
     }
 
-    /// Reads on where reading stopped for want of room.
+    /// Continues reading where it had stopped for lack of room.
     pub(crate) fn resume_output(&mut self, id: SessionId) {
         for index in 0..2 {
             let is_unread = self
@@ -193,7 +194,7 @@ impl Guest {
         };
         if let Some(pipe) = stdio.pipes[stream.index()].take() {
             self.kernel.close_pipe(pipe);
-            stdio.is_let_go |= stdio.is_terminal;
+            stdio.is_held_open |= stdio.is_terminal;
         }
         if stdio.is_terminal && stdio.pipes[INPUT].is_some() {
             self.end_input(id);
@@ -206,11 +207,11 @@ impl Guest {
         let input = self.stdio.get(&id).and_then(|it| it.pipes[INPUT]);
         if input.is_some_and(|pipe| self.kernel.pipes[pipe].holders == 0) {
             self.end_input(id);
-            self.settle();
+            self.drain_actions();
         }
     }
 
-    /// Writes until there is no more, or the command takes no more.
+    /// Writes until nothing is left, or the pipe is full.
     pub(crate) fn flush_input(&mut self, id: SessionId) {
         while let Some(number) = self.stdio.get(&id).and_then(|it| it.pipes[INPUT]) {
             let pending = self.agent.input_pending(id);
@@ -229,7 +230,7 @@ impl Guest {
             pipe.len += len;
             let record = self.commands.records.get_mut(&id).expect("it runs");
             let expected = pattern::at(Commands::INPUT_KEY, INPUT, record.written, len);
-            // The end of what a terminal is given is a character of its own.
+            // The end of a terminal's input is a character.
             let is_right =
                 |(got, wanted): (&u8, &u8)| got == wanted || (record.is_terminal && *got == 4);
             assert!(
@@ -268,7 +269,7 @@ impl Guest {
     }
 
     pub(crate) fn forget_closed(&mut self, id: SessionId) {
-        let is_closed = |it: &Stdio| it.pipes.iter().all(Option::is_none) && !it.is_let_go;
+        let is_closed = |it: &Stdio| it.pipes.iter().all(Option::is_none) && !it.is_held_open;
         if self.stdio.get(&id).is_some_and(is_closed) {
             self.stdio.remove(&id);
         }

@@ -1,19 +1,16 @@
-//! What the schedules have met, counted.
+//! Counts what the schedules have met.
 
 /// Declares what is counted, each with its name in the report.
 macro_rules! marks {
     ($($variant:ident = $name:literal;)*) => {
-        /// Something that is counted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Mark {
             $(#[doc = $name] $variant,)*
         }
 
         impl Mark {
-            /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// Its name.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -88,7 +85,6 @@ marks! {
     Ended = "schedule: machine ended";
 }
 
-/// How often each was met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tally(Vec<u64>);
 
@@ -99,18 +95,15 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Counts one.
     pub fn count(&mut self, mark: Mark) {
         self.0[mark as usize] += 1;
     }
 
-    /// How often it was met.
     #[must_use]
     pub fn of(&self, mark: Mark) -> u64 {
         self.0[mark as usize]
     }
 
-    /// Adds another one's counts.
     pub fn add(&mut self, other: &Self) {
         for (count, more) in self.0.iter_mut().zip(&other.0) {
             *count += more;

@@ -1,12 +1,12 @@
-//! A million schedules, each from its own seed, and every invariant after each of their steps.
+//! A million schedules, each from its own seed, with all invariants checked after each step.
 
 use simulation::run::{self, Limit};
 use simulation::schedule;
 
-/// Schedules that are played, unless `SIMULATION_RUNS` says how many.
+/// How many schedules are played, unless `SIMULATION_RUNS` says otherwise.
 const RUNS: u64 = 1_000_000;
 
-/// Fewer cannot be expected to meet everything.
+/// With fewer schedules, some marks may be missing.
 const RUNS_COMPLETE: u64 = 20_000;
 
 #[test]
@@ -18,8 +18,8 @@ fn a_million_schedules() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let report = run::run(0, Limit::Runs(runs), threads);
     if let Some(seed) = report.failed {
-        let story = run::tell(seed).join("\n");
-        panic!("seed {seed} fails:\n{story}\nreplay with SEED={seed} scripts/simulate.sh");
+        let trace = run::trace(seed).join("\n");
+        panic!("seed {seed} fails:\n{trace}\nreplay with SEED={seed} scripts/simulate.sh");
     }
     assert_eq!(report.schedules, runs);
     let missing: Vec<_> = report.tally.missing().map(|mark| mark.name()).collect();
@@ -32,15 +32,15 @@ fn a_million_schedules() {
 fn the_same_seed_plays_the_same_schedule() {
     for seed in 0..20 {
         let play = || {
-            let mut story = Vec::new();
-            let tally = schedule::play(seed, 0..schedule::length(seed), Some(&mut story));
-            (tally, story)
+            let mut trace = Vec::new();
+            let tally = schedule::play(seed, 0..schedule::length(seed), Some(&mut trace));
+            (tally, trace)
         };
         assert_eq!(play(), play(), "seed {seed}");
     }
 }
 
-/// A schedule counts only if something can happen in it: eight steps and a client at least.
+/// A schedule counts only if something can happen in it: at least eight steps and a client.
 #[test]
 fn no_schedule_is_empty() {
     let lengths: Vec<u32> = (0..10_000).map(schedule::length).collect();

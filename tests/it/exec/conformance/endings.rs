@@ -20,17 +20,17 @@ pub(super) fn exit_codes() -> Vec<Case> {
         case("failure").run(&["false"]).exits(1),
         case("a code").sh("exit 3").exits(3),
         case("the highest code").sh("exit 255").exits(255),
-        case("a code that is also ours: 124")
+        case("a code that host-tool has as well: 124")
             .sh("exit 124")
             .exits(124)
             .ends("not timed out", |it| !it.timed_out),
-        case("a code that is also ours: 125")
+        case("a code that host-tool has as well: 125")
             .sh("exit 125")
             .exits(125),
-        case("a code that is also ours: 126")
+        case("a code that host-tool has as well: 126")
             .sh("exit 126")
             .exits(126),
-        case("a code that is also ours: 127")
+        case("a code that host-tool has as well: 127")
             .sh("exit 127")
             .exits(127),
         case("each code, 0 to 255")
@@ -59,23 +59,23 @@ pub(super) fn signals() -> Vec<Case> {
             .sh("kill -TERM $$")
             .exits(143)
             .ends("signal 15", |it| it.status == killed_by(Signal::SIGTERM))
-            .podman("same code; which of the two it was is not said"),
-        case("a core dump is told")
+            .podman("same code; not reported which of the two"),
+        case("a core dump is reported")
             .special("sh -c 'ulimit -c unlimited; kill -ABRT $$'", core_dump)
             .exits(134)
-            .podman("same code; the core is not told"),
-        case("no core dump, none told")
+            .podman("same code; the core is not reported"),
+        case("no core dump, none reported")
             .sh("ulimit -c 0; kill -ABRT $$")
             .exits(134)
             .ends("no core", |it| it.status == killed_by(Signal::SIGABRT))
-            .podman("same code; the core is not told"),
-        case("CPU time and memory are told")
+            .podman("same code; the core is not reported"),
+        case("CPU time and memory are reported")
             .sh("i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done")
             .ends("user time and peak memory", |it| {
                 it.usage.user_us > 0 && it.usage.rss_max_kib > 0
             })
             .podman(NONE),
-        case("the length of each output is told")
+        case("the length of each output is reported")
             .sh("printf 12345; printf 123 >&2")
             .prints("12345")
             .errs("123")
@@ -83,7 +83,7 @@ pub(super) fn signals() -> Vec<Case> {
                 (it.stdout_end, it.stderr_end) == (5, 3)
             })
             .podman(NONE),
-        case("a second EXEC with the same id runs nothing and ends alike")
+        case("a second EXEC with the same id runs nothing and has the same end")
             .special(
                 "--id ID -- sh -c 'echo ran >> FILE; exit 4', twice",
                 same_id,
@@ -164,7 +164,7 @@ pub(super) fn search() -> Vec<Case> {
             .with("-w /bin")
             .run(&["./sh", "-c", "echo here"])
             .prints("here\n"),
-        case("a working directory that is not there")
+        case("a missing working directory")
             .with("-w /no/such/folder")
             .run(&["true"])
             .exits(126)

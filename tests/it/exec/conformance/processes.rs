@@ -19,7 +19,7 @@ pub(super) fn processes() -> Vec<Case> {
             .exits(5)
             .ends("writers alive", |it| it.writers_alive)
             .podman("same; it does not report the writers"),
-        case("a background process that does not")
+        case("a background process that does not hold the output")
             .fifo("hold")
             .sh("cat {dir}/hold >/dev/null 2>&1 & exit 5")
             .exits(5)
@@ -27,7 +27,7 @@ pub(super) fn processes() -> Vec<Case> {
         case("a background process that writes once more, soon")
             .special("-- sh -c '(echo late) & echo now'", late_writer)
             .podman("differs: what comes after the end is lost"),
-        case("a daemon: two forks, a session of its own, no streams of ours")
+        case("a daemon: two forks, a session of its own, none of the session's streams")
             .fifo("hold")
             .fifo("alive")
             .special(
@@ -149,7 +149,7 @@ pub(super) fn signals() -> Vec<Case> {
             .fifo("hold")
             .exits(143)
             .podman("differs: not passed on; podman is ended and the command runs on"),
-        case("a client that is killed takes its command along, after the time it was given")
+        case("a client that is killed ends its command, after --keep")
             .special("--keep 1ms -- cat FIFO, then kill -KILL", killed_client)
             .fifo("hold")
             .exits(137)
@@ -159,7 +159,7 @@ pub(super) fn signals() -> Vec<Case> {
             .special("-- cat FIFO, and kill ID -s USR1", kill_by_name)
             .exits(138)
             .podman(NONE),
-        case("kill for a session that is not there")
+        case("kill for a missing session")
             .special("kill 4711", kill_nobody)
             .exits(6)
             .complains(&["4711"])

@@ -31,7 +31,7 @@ pub(super) fn arguments() -> Vec<Case> {
         case("60,000 arguments")
             .special("-- sh -c 'echo $#' sh x x …", sixty_thousand)
             .prints("60000\n"),
-        case("100,000 arguments are refused and nothing is stuck")
+        case("100,000 arguments are refused, and the session ends")
             .special("-- true x x …", hundred_thousand)
             .exits(125)
             .complains(&["exceed"])
@@ -49,7 +49,7 @@ pub(super) fn arguments() -> Vec<Case> {
 
 pub(super) fn environment() -> Vec<Case> {
     vec![
-        case("the default environment and nothing of the caller's")
+        case("the default environment, without the caller's")
             .special("-- env, with SECRET set for host-tool", default_environment)
             .mentions(&["PATH=/", "HOME=/", "TERM="])
             .podman("same, and container=podman"),
@@ -72,7 +72,7 @@ pub(super) fn environment() -> Vec<Case> {
             .with("-e A=")
             .sh("echo \"[$A]${A+set}\"")
             .prints("[]set\n"),
-        case("of a variable given twice the last value counts")
+        case("the last value of a variable counts")
             .with("-e A=1 -e A=2")
             .sh("echo $A; env | grep -c ^A=")
             .prints("2\n1\n"),
@@ -107,7 +107,7 @@ pub(super) fn environment() -> Vec<Case> {
                 env_file_and_option,
             )
             .prints("2\n"),
-        case("a file of variables that is not there")
+        case("a missing file of variables")
             .with("--env-file /no/such/file")
             .run(&["true"])
             .exits(125)
@@ -157,12 +157,12 @@ pub(super) fn users() -> Vec<Case> {
             .with("-u nobody")
             .sh("id -un")
             .prints("nobody\n"),
-        case("a number that no file knows")
+        case("an unknown number as a user")
             .needs(Needs::Root)
             .with("-u 12345")
             .run(&["id", "-u"])
             .prints("12345\n"),
-        case("a number that no file knows has group 0 and folder /")
+        case("an unknown number has group 0 and home /")
             .needs(Needs::Root)
             .with("-u 12345")
             .sh("id -g; id -G; echo $HOME")
@@ -172,13 +172,13 @@ pub(super) fn users() -> Vec<Case> {
             .with("-u 12345:54321")
             .sh("id -u; id -g; id -G")
             .prints("12345\n54321\n54321\n"),
-        case("a user that no file knows")
+        case("an unknown user")
             .with("-u no-such-user")
             .run(&["true"])
             .exits(126)
             .complains(&["no-such-user"])
             .podman("differs: 255"),
-        case("a group that no file knows")
+        case("an unknown group")
             .with("-u 0:no-such-group")
             .run(&["true"])
             .exits(126)
@@ -203,7 +203,7 @@ pub(super) fn users() -> Vec<Case> {
             .with("-u nobody -e HOME=/mine")
             .sh("echo $HOME")
             .prints("/mine\n"),
-        case("what a user may not enter")
+        case("a working directory that the user may not enter")
             .needs(Needs::Root)
             .special(
                 "-u nobody -w DIR -- true, a folder of root's",

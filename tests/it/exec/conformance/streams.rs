@@ -158,7 +158,7 @@ pub(super) fn output_and_its_readers() -> Vec<Case> {
             .sh("exec >&-; echo err >&2; exit 7")
             .exits(7)
             .errs("err\n"),
-        case("both closed early, and the command works on")
+        case("both outputs closed early, and the command runs on")
             .fifo("go")
             .special(
                 "-- sh -c 'exec >&- 2>&-; read x <FIFO; exit 7'",
@@ -172,21 +172,21 @@ pub(super) fn output_and_its_readers() -> Vec<Case> {
             "-i -- sh -c 'while read x; do printf $x; done'",
             byte_by_byte,
         ),
-        case("the reader of our output goes away")
+        case("the reader of host-tool's output closes it")
             .special("-- yes | head -n 1", reader_leaves)
             .exits(141)
             .complains(&["Broken pipe"])
             .podman("same code, without a message"),
-        case("our output cannot be written")
+        case("the output of host-tool cannot be written")
             .special("-- echo hi > /dev/full", full_disk)
             .exits(125)
             .complains(&["output"])
             .podman("differs: 255"),
-        case("a reader that waits makes the command wait, and nothing is lost").special(
+        case("a slow reader makes the command wait, and nothing is lost").special(
             "-- seq 2000000, read after it has filled every buffer",
             slow_reader,
         ),
-        case("drop-oldest: a reader that waits does not, and the gap is told")
+        case("drop-oldest: a slow reader does not, and the gap is reported")
             .special(
                 "--output drop-oldest -- seq 2000000, read after its end",
                 gap_is_told,
