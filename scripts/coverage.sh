@@ -11,11 +11,10 @@ PERCENT_MIN=95
 
 usage() {
     cat <<USAGE
-Usage: scripts/coverage.sh [--write]
+Usage: scripts/coverage.sh
 
 Runs the unit tests of the pure core (shared/src, agent/src/agent) under
 cargo-tarpaulin, and prints each file with the lines that no test reaches.
---write puts that into docs/coverage.md as well.
 
 The tests' own lines do not count, nor do those of invariants.rs, which only
 simulation, model and fuzzing call.
@@ -27,10 +26,8 @@ USAGE
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-WRITE=
 case ${1:-} in
     --help) usage; exit 0 ;;
-    --write) WRITE=1 ;;
     '') ;;
     *) die_usage "unknown argument $1" ;;
 esac
@@ -57,30 +54,17 @@ fi
 
 # || path: 12, 14-16   and   || path: 30/31 +0.00%
 sum=$(sed --quiet --regexp-extended 's/^([0-9.]+% coverage, [0-9]+\/[0-9]+ lines covered).*/\1/p' "$WORK/log")
-{
-    echo '| File | Reached | Lines that no unit test reaches |'
-    echo '|---|---|---|'
-    awk '
-        /^\|\| Uncovered Lines/ { is_list = 1; next }
-        /^\|\| Tested\/Total/ { is_list = 0; next }
-        $1 == "||" && NF > 2 {
-            file = $2; sub(/:$/, "", file)
-            rest = $0; sub(/^\|\| [^ ]+ /, "", rest)
-            if (is_list) { lines[file] = rest } else { sub(/ .*/, "", rest); reached[file] = rest }
-        }
-        END { for (file in reached) print "| `" file "` | " reached[file] " | " lines[file] " |" }
-    ' "$WORK/log" | sort
-} >"$WORK/table"
-cat "$WORK/table"
+echo '| File | Reached | Lines that no unit test reaches |'
+echo '|---|---|---|'
+awk '
+    /^\|\| Uncovered Lines/ { is_list = 1; next }
+    /^\|\| Tested\/Total/ { is_list = 0; next }
+    $1 == "||" && NF > 2 {
+        file = $2; sub(/:$/, "", file)
+        rest = $0; sub(/^\|\| [^ ]+ /, "", rest)
+        if (is_list) { lines[file] = rest } else { sub(/ .*/, "", rest); reached[file] = rest }
+    }
+    END { for (file in reached) print "| `" file "` | " reached[file] " | " lines[file] " |" }
+' "$WORK/log" | sort
 echo "$sum"
-if [[ -n $WRITE ]]; then
-    {
-        echo '# What the unit tests reach'
-        echo
-        echo "Written by \`scripts/coverage.sh --write\`: $sum. The tests' own lines and \`invariants.rs\` are not counted."
-        echo 'Only the unit tests of the two crates are counted; model, simulation, fuzzing and the process tier reach further.'
-        echo
-        cat "$WORK/table"
-    } >docs/coverage.md
-fi
 exit "$status"
