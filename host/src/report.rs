@@ -11,5 +11,3 @@ pub(crate) mod svg;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod timeline;
-
-const MIB: u64 = 1024 * 1024;

@@ -37,8 +37,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, umask};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{read, setsid};
@@ -49,6 +49,7 @@ use self::worker::Worker;
 use crate::failpoint::{self, Point, reach};
 use crate::os::clock::unix_ms;
 use crate::os::process::ProcessId;
+use crate::os::signals::take_stop_signals;
 use crate::report::log::start_log;
 use crate::sys::child::with_empty_signal_mask;
 use crate::sys::{inherited, pidfd};
@@ -153,13 +154,7 @@ impl Supervisor {
         let lock = ManuallyDrop::new(lock);
         reach(Point::SupervisorLocked)?;
 
-        let mut mask = SigSet::empty();
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-            mask.add(signal);
-        }
-        mask.thread_block()?;
-        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-
+        let signals = take_stop_signals()?;
         let console_log = dir.append_to(CONSOLE_LOG)?;
         let console = Console::watch(&dir.file(CONSOLE_LOG))?;
         let mut vmm = spawn(&dir, console_log)?;

@@ -15,6 +15,9 @@ use shared::message::{Identity, is_tag};
 
 use crate::os::random;
 
+/// Bytes of a mebibyte.
+pub(crate) const MIB: u64 = 1024 * 1024;
+
 /// Longest name of a VM, in bytes. It is a path component and, by default, the guest's host name.
 pub(crate) const NAME_LEN_MAX: usize = 63;
 

@@ -17,6 +17,7 @@ use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
+use crate::os::clock::to_ms;
 use crate::os::random;
 use crate::os::signals::{PASSED_ON, Signals};
 use crate::os::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
@@ -186,7 +187,6 @@ fn request(
     } else {
         OutputPolicy::Block
     };
-    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let exec = Exec {
         env: environment.into_pairs(),
         cwd: text_option("-w takes a directory", command.workdir.as_deref())?,
@@ -195,8 +195,8 @@ fn request(
         stdin: command.interactive,
         detached: command.detach,
         output: command.output.unwrap_or(policy_default),
-        timeout_ms: command.timeout.map(ms),
-        keep_ms: Some(ms(command.keep)),
+        timeout_ms: command.timeout.map(to_ms),
+        keep_ms: Some(to_ms(command.keep)),
         ..Exec::new(
             command.id.map_or(drawn, Ok)?,
             argv.collect::<Result<_, _>>()?,

@@ -17,6 +17,7 @@ use crate::guest::answer::{Answer, AskError, AskErrorReason, exit_of};
 use crate::guest::driver::pause;
 use crate::guest::requests::Guest;
 use crate::lifecycle::rebind;
+use crate::os::clock::to_us;
 use crate::report::output::print;
 use crate::vmdir::StateDir;
 
@@ -40,7 +41,7 @@ pub(crate) fn run(command: &ProbeCommand) -> Result<(), Failure> {
     let asked_at = Instant::now();
     let mut changes = Changes::new(asked_at, command.quiet);
     let result = probe(command, asked_at, &mut changes);
-    let took_us = micros(asked_at.elapsed());
+    let took_us = to_us(asked_at.elapsed());
     match result {
         Ok(answer) => {
             let (hello, probed) = (answer.hello, answer.content);
@@ -231,7 +232,7 @@ impl Changes {
         if self.last.as_ref() == Some(&seen) {
             return;
         }
-        let us = micros(self.begun_at.elapsed());
+        let us = to_us(self.begun_at.elapsed());
         let (state, text) = seen.parts();
         if !self.is_quiet {
             // Nothing is left to be done about a closed standard error.
@@ -255,10 +256,6 @@ impl Changes {
         }
         value
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A guest that says "not now" until the deadline does answer: it is refusing.

@@ -21,6 +21,7 @@ use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::{Exit, Table};
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
+use crate::os::clock::to_us;
 use crate::os::{descriptors, random};
 use crate::report::output::print;
 
@@ -421,7 +422,7 @@ impl Report {
             "parallel": self.parallel,
             "total": self.total,
             "succeeded": self.succeeded(),
-            "us": u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX),
+            "us": to_us(self.took),
             "per_second": self.per_second(),
             "latency_us": self.summary().map(|summary| summary.to_value()),
             "failures": counts,

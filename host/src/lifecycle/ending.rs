@@ -10,6 +10,7 @@ use crate::exit::Exit;
 use crate::guest::answer::AskErrorReason;
 use crate::guest::driver::pause;
 use crate::guest::requests::Guest;
+use crate::os::clock::to_ms;
 use crate::os::process::{has_ended, kill_process, send_signal};
 use crate::vmdir::stray::end_stray;
 use crate::vmdir::{Lock, RunningVm, VmDir};
@@ -30,7 +31,7 @@ pub(crate) fn power_off(guest: &Guest<'_>) -> Result<(), Failure> {
     let grace = (left / 2).min(SESSION_GRACE_MAX);
     let shutdown = Shutdown {
         action: PowerAction::PowerOff,
-        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        grace_ms: to_ms(grace),
     };
     match guest.shutdown(shutdown) {
         Ok(()) => {}

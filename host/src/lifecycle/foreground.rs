@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
@@ -16,6 +15,7 @@ use crate::guest::requests::Guest;
 use crate::lifecycle::ending::power_off;
 use crate::os::deadline::Watch;
 use crate::os::notify::{STOPPING, notify};
+use crate::os::signals::take_stop_signals;
 use crate::supervisor::client::Supervisor;
 use crate::supervisor::link::Order;
 
@@ -34,7 +34,7 @@ pub(crate) struct Signals(SignalFd);
 impl Signals {
     /// Holds the signals back.
     pub(crate) fn take() -> Result<Self, Failure> {
-        let taken = block_signals();
+        let taken = take_stop_signals();
         taken
             .map(Self)
             .or_fail(Exit::Internal, || "cannot take signals".to_owned())
@@ -74,18 +74,6 @@ pub(crate) fn stay(
         Exit::VmmEnded,
         format!("the VMM ended: {exit}"),
     ))
-}
-
-fn block_signals() -> io::Result<SignalFd> {
-    let mut mask = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        mask.add(signal);
-    }
-    mask.thread_block()?;
-    Ok(SignalFd::with_flags(
-        &mask,
-        SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
-    )?)
 }
 
 /// `true` once the VMM has ended, `false` when a signal came first.

@@ -9,6 +9,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::AskError;
 use crate::guest::requests::Guest;
+use crate::os::clock::to_ms;
 use crate::os::random;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
@@ -47,7 +48,7 @@ pub(crate) fn run(
     let asked = guest.hooks(Hooks {
         token,
         stage,
-        limit_ms: u64::try_from(options.limit.as_millis()).unwrap_or(u64::MAX),
+        limit_ms: to_ms(options.limit),
         keep_going: options.ignore,
     });
     record.note_asked(Phase::Hooks, &asked);

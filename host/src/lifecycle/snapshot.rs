@@ -21,7 +21,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Hello, Policy};
@@ -39,10 +38,11 @@ use crate::lifecycle::plan::judge;
 use crate::lifecycle::{hooks, rebind};
 use crate::os::clock::unix_ms;
 use crate::os::disk;
+use crate::os::signals::block_stop_signals;
 use crate::report::phase::Phase;
 use crate::report::progress::Progress;
 use crate::report::record::Record;
-use crate::values::{CheckpointTag, VmName};
+use crate::values::{CheckpointTag, MIB, VmName};
 use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, StateDir, VmDirError};
 use crate::vmm::{Drive, Gate, MachineSpec, Purpose, StateFiles, VmmVersion, gate};
@@ -50,8 +50,6 @@ use crate::vmm::{Drive, Gate, MachineSpec, Purpose, StateFiles, VmmVersion, gate
 /// What is kept back of the time limit, to let the source go on after a failure: a quarter, and at
 /// most this.
 const RESERVE_MAX: Duration = Duration::from_secs(5);
-
-const MIB: u64 = 1024 * 1024;
 
 /// Until when what must be done.
 #[derive(Debug, Clone, Copy)]
@@ -150,7 +148,7 @@ pub(crate) fn take(
     hooked.map_err(|failure| source.with_logs(failure))?;
     // From here to the proof a signal would leave the guest standing still. It is not lost on the
     // user: all of this is bounded by the time limit.
-    hold_signals()?;
+    block_stop_signals().or_fail(Exit::Internal, || "cannot hold signals back".to_owned())?;
     let mut taking = Taking {
         options,
         source,
@@ -228,15 +226,6 @@ pub(crate) fn finish_interrupted(vm: RunningVm, deadline: Instant) -> Result<Run
     converged.map_err(|failure| source.with_logs(failure))?;
     drop(source);
     Ok(dir.running()?)
-}
-
-fn hold_signals() -> Result<(), Failure> {
-    let mut mask = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        mask.add(signal);
-    }
-    mask.thread_block()
-        .or_fail(Exit::Internal, || "cannot hold signals back".to_owned())
 }
 
 /// A snapshot under way.

@@ -18,6 +18,26 @@ pub(crate) const PASSED_ON: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
+/// Signals that end a program, but not while its VM or its snapshot needs it.
+const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// Holds TERM, INT and HUP back.
+pub(crate) fn block_stop_signals() -> io::Result<SigSet> {
+    let mask = SigSet::from_iter(STOP);
+    mask.thread_block()?;
+    Ok(mask)
+}
+
+/// Holds TERM, INT and HUP back, to be read from the descriptor.
+pub(crate) fn take_stop_signals() -> io::Result<SignalFd> {
+    signal_fd(&block_stop_signals()?)
+}
+
+fn signal_fd(mask: &SigSet) -> io::Result<SignalFd> {
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    Ok(SignalFd::with_flags(mask, flags)?)
+}
+
 /// A signalfd, and the block on its signals for the rest of the process's life.
 #[derive(Debug)]
 pub(crate) struct Signals(SignalFd);
@@ -33,8 +53,7 @@ impl Signals {
             }
         }
         mask.thread_block()?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        Ok(Self(SignalFd::with_flags(&mask, flags)?))
+        Ok(Self(signal_fd(&mask)?))
     }
 
     /// The next pending signal, if there is one.

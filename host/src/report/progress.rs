@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use super::MIB;
+use crate::values::MIB;
 
 /// Shown only if standard error is a terminal. Dropping it clears the line.
 #[derive(Debug)]

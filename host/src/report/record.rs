@@ -10,6 +10,7 @@ use shared::message::{Identity, Network, Step};
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::guest::answer::{Answer, AskError, AttemptLog};
+use crate::os::clock::to_us;
 use crate::report::output::print;
 use crate::report::phase::Phase;
 use crate::report::reports::Reports;
@@ -235,7 +236,7 @@ impl Record {
     fn to_value(&self, head: Value) -> Value {
         let mut phases = Map::new();
         for (phase, took) in self.phases() {
-            let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            let us = to_us(took);
             // A phase that was entered twice counts as one.
             let earlier = phases.get(phase.as_str()).and_then(Value::as_u64);
             let total = earlier.unwrap_or(0).saturating_add(us);

@@ -1,6 +1,6 @@
 //! Lists for people: aligned columns, sizes and ages in one unit.
 
-use super::MIB;
+use crate::values::MIB;
 
 /// Lays out lines of cells. Each column is as wide as its widest cell.
 #[must_use]

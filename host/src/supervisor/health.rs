@@ -19,6 +19,7 @@ use crate::exit::Exit;
 use crate::failpoint::Point;
 use crate::guest::driver::pause;
 use crate::guest::session::{self, ClientError, Local, Outcome as Ended, Session};
+use crate::os::clock::to_ms;
 use crate::os::deadline::{NO_LIMIT, Watch};
 use crate::os::random;
 use crate::supervisor::worker::Worker;
@@ -134,7 +135,7 @@ impl HealthMonitor {
             let reason = "a NUL byte in the command".to_owned();
             return Ok(Some(Outcome::Failed(reason)));
         };
-        let timeout_ms = u64::try_from(self.check.timeout.as_millis()).unwrap_or(u64::MAX);
+        let timeout_ms = to_ms(self.check.timeout);
         let exec = Exec {
             output: OutputPolicy::DropOldest,
             timeout_ms: Some(timeout_ms),

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use shared::json::{JsonError, Object};
 
 use crate::error::Failure;
-use crate::os::clock::unix_ms;
+use crate::os::clock::{to_ms, unix_ms};
 use crate::os::json::{os_to_value, value_to_os};
 use crate::values::keyword::keywords;
 use crate::vmdir::{VmDir, VmDirError};
@@ -104,8 +104,8 @@ impl HealthCheck {
         let argv: Vec<Value> = self.argv.iter().map(os_to_value).collect();
         json!({
             "argv": argv,
-            "interval_ms": ms(self.interval),
-            "timeout_ms": ms(self.timeout),
+            "interval_ms": to_ms(self.interval),
+            "timeout_ms": to_ms(self.timeout),
             "retries": self.retries,
         })
     }
@@ -241,10 +241,6 @@ impl Default for Health {
     fn default() -> Self {
         Self::new()
     }
-}
-
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

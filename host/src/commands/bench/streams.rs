@@ -16,11 +16,10 @@ use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::random;
+use crate::values::MIB;
 
 /// How often each stream is moved.
 const RUNS: usize = 5;
-
-const MIB: u64 = 1024 * 1024;
 
 /// Longest text that the counting command can print.
 const COUNT_LEN_MAX: u64 = 64;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::os::clock::to_us;
+
 /// The spread of a set of durations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Summary {
@@ -36,13 +38,12 @@ impl Summary {
     /// In whole microseconds, for scripts.
     #[must_use]
     pub(crate) fn to_value(self) -> Value {
-        let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         json!({
-            "min": us(self.min),
-            "p50": us(self.p50),
-            "p90": us(self.p90),
-            "p99": us(self.p99),
-            "max": us(self.max),
+            "min": to_us(self.min),
+            "p50": to_us(self.p50),
+            "p90": to_us(self.p90),
+            "p99": to_us(self.p99),
+            "max": to_us(self.max),
         })
     }
 

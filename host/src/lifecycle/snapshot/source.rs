@@ -26,6 +26,7 @@ use crate::guest::requests::{Guest, RebindPlan};
 use crate::lifecycle::handshake::{Proof, prove};
 use crate::lifecycle::hooks;
 use crate::lifecycle::plan::watch;
+use crate::os::clock::to_ms;
 use crate::os::random;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
@@ -207,7 +208,7 @@ impl Source {
         let asked = self.guest().quiesce(Quiesce {
             token,
             policy,
-            limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            limit_ms: to_ms(limit),
         });
         record.note_asked(Phase::Quiesce, &asked);
         match asked {

@@ -12,6 +12,7 @@ use shared::exchange::AttemptEnd;
 
 use super::GuestWork;
 use crate::guest::answer::AttemptLog;
+use crate::os::clock::to_us;
 
 /// Who spent the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +73,7 @@ pub(super) struct Axis(pub(super) Instant);
 
 impl Axis {
     pub(super) fn us(self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.0);
-        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        to_us(at.saturating_duration_since(self.0))
     }
 }
 
