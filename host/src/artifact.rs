@@ -202,7 +202,7 @@ impl Artifact {
 }
 
 /// The generations that a guest from `artifact` had before its first own one. The latest, `parent`,
-/// comes first. An unreadable artifact is no error here: opening it reports that.
+/// comes first. An unreadable artifact is not an error here: opening it reports that.
 #[must_use]
 pub(crate) fn ancestors(artifact: Option<&Path>, parent: Option<Generation>) -> Vec<Generation> {
     let manifest = artifact.and_then(|dir| read_manifest(dir).ok());

@@ -143,8 +143,7 @@ pub(crate) fn connect(
     process: Option<OwnedFd>,
     deadline: Instant,
 ) -> Result<Box<dyn Vmm>, VmmError> {
-    let watch = Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd));
-    let stream = socket::connect(api_socket, &watch)?;
+    let stream = socket::connect(api_socket, deadline)?;
     Ok(wrap(kind, stream, process))
 }
 
@@ -166,7 +165,7 @@ pub(crate) fn adopt(
     process: Option<OwnedFd>,
     deadline: Instant,
 ) -> Result<(Box<dyn Vmm>, ForeignMachine), VmmError> {
-    let stream = socket::connect(api_socket, &Watch::until(deadline))?;
+    let stream = socket::connect(api_socket, deadline)?;
     let mut vmm = firecracker::Firecracker::new(stream, process);
     let foreign = vmm.describe(deadline)?;
     Ok((Box::new(vmm), foreign))

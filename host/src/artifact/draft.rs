@@ -39,7 +39,6 @@ pub(crate) enum DraftError {
         /// A verb: what was attempted.
         operation: &'static str,
         path: PathBuf,
-        /// What the file system said.
         source: io::Error,
     },
 }

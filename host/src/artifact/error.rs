@@ -14,7 +14,7 @@ use crate::os::json::JsonFileError;
 /// Why an artifact cannot be used.
 #[derive(Debug)]
 pub(crate) enum ArtifactError {
-    /// There is no such directory.
+    /// The directory does not exist.
     NotThere { path: PathBuf },
     /// The directory has no manifest: it is not an artifact, or was never finished.
     NoManifest { path: PathBuf },
@@ -57,11 +57,7 @@ pub(crate) enum ArtifactError {
         path: PathBuf,
     },
     /// A file could not be read.
-    Read {
-        path: PathBuf,
-        /// What the file system said.
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
 }
 
 impl From<JsonFileError> for ArtifactError {

@@ -13,6 +13,7 @@ use super::draft::{Draft, DraftError, DraftStatus, draft_status};
 use super::*;
 use crate::error::Failure;
 use crate::testing::TempDir;
+use crate::vmm::testing::machine;
 use crate::vmm::{MachineSpec, VmmKind};
 
 /// A manifest that lists these files.
@@ -30,17 +31,12 @@ pub(crate) fn manifest_of(files: &[(&str, u64)]) -> Manifest {
         generation: Generation::from_bytes([5; 16]),
         ancestors: vec![Generation::from_bytes([4; 16])],
         machine: MachineSpec {
-            kernel: "/k".into(),
-            initrd: "/i".into(),
             memory_mib: 64,
-            vcpu_count: 1,
             drives: vec![Drive {
                 path: "disk0".into(),
                 read_only: false,
             }],
-            nic: None,
-            append: String::new(),
-            guest_cid: 3,
+            ..machine()
         },
         vsock_path: None,
         files: files.iter().map(file).collect(),

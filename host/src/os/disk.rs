@@ -48,7 +48,6 @@ pub(crate) enum CopyError {
         from: PathBuf,
         /// The copy.
         to: PathBuf,
-        /// What the file system said.
         source: io::Error,
     },
     /// The deadline passed.

@@ -171,7 +171,7 @@ fn timed_out(err: WaitError) -> io::Error {
 /// Why no VMM can be started.
 #[derive(Debug)]
 pub(crate) enum FindError {
-    /// There is no such program.
+    /// No program was found.
     NotFound {
         /// The kind that was asked for, if one was.
         kind: Option<VmmKind>,

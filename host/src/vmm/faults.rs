@@ -6,6 +6,8 @@
 //! after a load: we retry on new connections and quiesce before a snapshot. Before 1.16, it binds
 //! the vsock socket at the path in the snapshot: we record only a relative path.
 
+use std::ops::Range;
+
 use super::version::Number;
 use super::{VmmKind, VmmVersion};
 
@@ -66,10 +68,8 @@ pub(crate) fn gate(kind: VmmKind, version: &VmmVersion, purpose: Purpose, force:
 #[derive(Debug)]
 struct Fault {
     kind: VmmKind,
-    /// First version with the fault.
-    since: Number,
-    /// First version without the fault.
-    until: Number,
+    /// From the first version with the fault to the first one without it.
+    versions: Range<Number>,
     purposes: &'static [Purpose],
     symptom: &'static str,
     verdict: Verdict,
@@ -86,9 +86,8 @@ enum Verdict {
 
 impl Fault {
     fn concerns(&self, kind: VmmKind, version: &VmmVersion, purpose: Purpose) -> bool {
-        let number = version.number();
         self.kind == kind
-            && (self.since..self.until).contains(&number)
+            && self.versions.contains(&version.number())
             && self.purposes.contains(&purpose)
     }
 }
@@ -98,8 +97,7 @@ const ALL_PURPOSES: &[Purpose] = &[Purpose::Boot, Purpose::Snapshot, Purpose::Re
 const FAULTS: [Fault; 7] = [
     Fault {
         kind: VmmKind::Firecracker,
-        since: (0, 0, 0),
-        until: (1, 10, 0),
+        versions: (0, 0, 0)..(1, 10, 0),
         purposes: &[Purpose::Snapshot, Purpose::Restore],
         symptom: "Firecracker before 1.10 does not notify a resumed guest that its vsock \
                   connections were reset",
@@ -110,8 +108,7 @@ const FAULTS: [Fault; 7] = [
     },
     Fault {
         kind: VmmKind::Firecracker,
-        since: (0, 0, 0),
-        until: (1, 10, 0),
+        versions: (0, 0, 0)..(1, 10, 0),
         purposes: &[Purpose::Boot],
         symptom: "snapshots of this guest will be refused: Firecracker before 1.10 does not notify \
                   a resumed guest that its vsock connections were reset",
@@ -119,8 +116,7 @@ const FAULTS: [Fault; 7] = [
     },
     Fault {
         kind: VmmKind::Firecracker,
-        since: (1, 16, 0),
-        until: (1, 16, 1),
+        versions: (1, 16, 0)..(1, 16, 1),
         purposes: &[Purpose::Restore],
         symptom: "a guest restored by Firecracker 1.16.0 may never transmit over vsock again",
         verdict: Verdict::Refuse {
@@ -130,8 +126,7 @@ const FAULTS: [Fault; 7] = [
     },
     Fault {
         kind: VmmKind::Firecracker,
-        since: (1, 16, 0),
-        until: (1, 16, 1),
+        versions: (1, 16, 0)..(1, 16, 1),
         purposes: &[Purpose::Boot, Purpose::Snapshot],
         symptom: "Firecracker 1.16.0 cannot be trusted to restore a snapshot: the guest may never \
                   transmit over vsock again (fixed in 1.16.1)",
@@ -139,8 +134,7 @@ const FAULTS: [Fault; 7] = [
     },
     Fault {
         kind: VmmKind::Firecracker,
-        since: (1, 16, 0),
-        until: (1, 16, 2),
+        versions: (1, 16, 0)..(1, 16, 2),
         purposes: &[Purpose::Snapshot],
         symptom: "on Firecracker 1.16.0 and 1.16.1 a resume without a snapshot before it breaks \
                   host-to-guest vsock permanently; if this snapshot fails after the pause, its \
@@ -149,8 +143,7 @@ const FAULTS: [Fault; 7] = [
     },
     Fault {
         kind: VmmKind::Qemu,
-        since: (0, 0, 0),
-        until: (5, 2, 0),
+        versions: (0, 0, 0)..(5, 2, 0),
         purposes: ALL_PURPOSES,
         symptom: "QEMU before 5.2 has no microvm machine with ACPI",
         verdict: Verdict::Refuse {
@@ -160,8 +153,7 @@ const FAULTS: [Fault; 7] = [
     },
     Fault {
         kind: VmmKind::Qemu,
-        since: (5, 2, 0),
-        until: (7, 2, 0),
+        versions: (5, 2, 0)..(7, 2, 0),
         purposes: ALL_PURPOSES,
         symptom: "QEMU before 7.2 was never tested with this program",
         verdict: Verdict::Warn,

@@ -93,7 +93,8 @@ pub(crate) fn require_service(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmdir::state::tests::state;
+    use crate::vmm::network;
+    use crate::vmm::testing::machine;
 
     #[test]
     fn the_epoch_is_added_to_the_users_data() {
@@ -127,17 +128,16 @@ mod tests {
     #[test]
     fn metadata_need_the_service_of_the_machine() {
         let metadata = Metadata::parse("{}").ok();
-        let mut machine = state().machine;
+        let with_nic = |has_mmds| MachineSpec {
+            nic: Some(network::nic(&"tap0".parse().unwrap(), has_mmds).unwrap()),
+            ..machine()
+        };
         let is_accepted =
             |machine: &MachineSpec, kind| require_service(metadata.as_ref(), machine, kind).is_ok();
-        assert!(!is_accepted(&machine, VmmKind::Firecracker));
-        if let Some(nic) = &mut machine.nic {
-            nic.has_mmds = true;
-        }
-        assert!(is_accepted(&machine, VmmKind::Firecracker));
-        assert!(!is_accepted(&machine, VmmKind::Qemu));
-        machine.nic = None;
-        assert!(!is_accepted(&machine, VmmKind::Firecracker));
-        require_service(None, &machine, VmmKind::Qemu).unwrap();
+        assert!(!is_accepted(&machine(), VmmKind::Firecracker));
+        assert!(!is_accepted(&with_nic(false), VmmKind::Firecracker));
+        assert!(is_accepted(&with_nic(true), VmmKind::Firecracker));
+        assert!(!is_accepted(&with_nic(true), VmmKind::Qemu));
+        require_service(None, &machine(), VmmKind::Qemu).unwrap();
     }
 }

@@ -170,7 +170,7 @@ mod tests {
     fn machine(nic: Option<Nic>) -> MachineSpec {
         MachineSpec {
             nic,
-            ..crate::vmdir::state::tests::state().machine
+            ..crate::vmm::testing::machine()
         }
     }
 

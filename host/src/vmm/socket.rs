@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::trace;
 use nix::errno::Errno;
@@ -19,8 +19,8 @@ const LISTEN_WAIT_MIN: Duration = Duration::from_micros(50);
 const LISTEN_WAIT_MAX: Duration = Duration::from_millis(1);
 
 /// Connects to the API socket of a VMM that should be listening already.
-pub(super) fn connect(socket: &Path, watch: &Watch<'_>) -> Result<UnixStream, VmmError> {
-    let connected = uds::connect_unix(socket, watch.deadline());
+pub(super) fn connect(socket: &Path, deadline: Instant) -> Result<UnixStream, VmmError> {
+    let connected = uds::connect_unix(socket, deadline);
     connected.map_err(|source| failed(socket, source))
 }
 
@@ -111,7 +111,6 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixListener;
     use std::thread;
-    use std::time::Instant;
 
     use nix::sys::socket::{
         AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
@@ -131,7 +130,7 @@ mod tests {
         let path = temp.path().join("api.sock");
         let _listener = UnixListener::bind(&path).unwrap();
         await_and_connect(&path, &far()).unwrap();
-        connect(&path, &far()).unwrap();
+        connect(&path, far().deadline()).unwrap();
     }
 
     #[test]
@@ -196,7 +195,7 @@ mod tests {
         let temp = TempDir::new("await");
         let err = await_and_connect(&temp.path().join("no/api.sock"), &far()).unwrap_err();
         assert!(matches!(err, VmmError::Connect { .. }), "{err:?}");
-        let err = connect(&temp.path().join("api.sock"), &far()).unwrap_err();
+        let err = connect(&temp.path().join("api.sock"), far().deadline()).unwrap_err();
         assert!(matches!(err, VmmError::Connect { .. }), "{err:?}");
     }
 }

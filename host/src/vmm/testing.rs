@@ -1,8 +1,34 @@
-//! A scripted VMM for the tests of both kinds.
+//! What the tests of the VMMs share: a machine, a state, and a scripted VMM.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
+
+use super::{MachineSpec, StateFiles};
+
+/// A machine without drives and network.
+pub(crate) fn machine() -> MachineSpec {
+    MachineSpec {
+        kernel: "/k".into(),
+        initrd: "/i".into(),
+        memory_mib: 256,
+        vcpu_count: 2,
+        drives: Vec::new(),
+        nic: None,
+        append: "agent.port=1".to_owned(),
+        guest_cid: 3,
+    }
+}
+
+/// The files of a Firecracker state.
+pub(crate) fn state_files() -> StateFiles {
+    StateFiles {
+        state: "/s".into(),
+        memory: Some("/m".into()),
+        overrides_vsock: false,
+        tap: None,
+    }
+}
 
 /// A thread that plays the VMM at one end of a socket pair: it takes requests and sends prepared
 /// answers, step by step.

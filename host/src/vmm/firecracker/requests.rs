@@ -218,36 +218,17 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::vmm::testing::{machine, state_files};
     use crate::vmm::{Drive, Nic};
 
     fn spec() -> MachineSpec {
+        let drive = |path: &str, read_only| Drive {
+            path: path.into(),
+            read_only,
+        };
         MachineSpec {
-            kernel: "/k".into(),
-            initrd: "/i".into(),
-            memory_mib: 256,
-            vcpu_count: 2,
-            drives: vec![
-                Drive {
-                    path: "/a".into(),
-                    read_only: true,
-                },
-                Drive {
-                    path: "/b".into(),
-                    read_only: false,
-                },
-            ],
-            nic: None,
-            append: "agent.port=1".to_owned(),
-            guest_cid: 3,
-        }
-    }
-
-    fn files() -> StateFiles {
-        StateFiles {
-            state: "/s".into(),
-            memory: Some("/m".into()),
-            overrides_vsock: false,
-            tap: None,
+            drives: vec![drive("/a", true), drive("/b", false)],
+            ..machine()
         }
     }
 
@@ -302,8 +283,8 @@ mod tests {
     fn load_and_create_have_the_fields_that_every_version_takes() {
         assert_eq!(
             lines(&[
-                load(&files()).unwrap(),
-                create(&files()).unwrap(),
+                load(&state_files()).unwrap(),
+                create(&state_files()).unwrap(),
                 pause(),
                 resume()
             ]),
@@ -326,7 +307,7 @@ mod tests {
     fn a_foreign_vsock_socket_is_overridden() {
         let files = StateFiles {
             overrides_vsock: true,
-            ..files()
+            ..state_files()
         };
         let body = load(&files).unwrap().body.unwrap();
         assert_eq!(body["vsock_override"], json!({ "uds_path": "vsock.sock" }));
@@ -358,7 +339,7 @@ mod tests {
         assert_eq!(lines(&[metadata(&data)]), [r#"PUT /mmds {"a":1}"#]);
         let files = StateFiles {
             tap: Some("tap1".to_owned()),
-            ..files()
+            ..state_files()
         };
         let body = load(&files).unwrap().body.unwrap();
         let expected = json!([{ "iface_id": "nic0", "host_dev_name": "tap1" }]);
@@ -369,7 +350,7 @@ mod tests {
     fn paths_that_json_cannot_hold_and_a_missing_memory_file_are_errors() {
         let not_utf8 = StateFiles {
             state: PathBuf::from(OsString::from_vec(vec![b'/', 0xff])),
-            ..files()
+            ..state_files()
         };
         let err = load(&not_utf8).unwrap_err();
         assert_eq!(
@@ -378,7 +359,7 @@ mod tests {
         );
         let without_memory = StateFiles {
             memory: None,
-            ..files()
+            ..state_files()
         };
         assert!(load(&without_memory).is_err() && create(&without_memory).is_err());
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::testing::TempDir;
-use crate::vmm::testing::{ScriptedVmm, Step};
+use crate::vmm::testing::{ScriptedVmm, Step, machine, state_files};
 
 const NO_CONTENT: &str = "HTTP/1.1 204 \r\nServer: Firecracker API\r\n\r\n";
 
@@ -27,15 +27,6 @@ fn state_answer(state: &str) -> String {
 
 fn fault(message: &str) -> String {
     json_answer(400, &format!(r#"{{"fault_message":"{message}"}}"#))
-}
-
-fn files() -> StateFiles {
-    StateFiles {
-        state: "/s".into(),
-        memory: Some("/m".into()),
-        overrides_vsock: false,
-        tap: None,
-    }
 }
 
 /// Plays answers, each to one request, to `call`. Returns its result and the requests.
@@ -112,7 +103,7 @@ fn a_failed_load_is_blamed_on_the_artifact_or_on_the_host() {
     let artifact = "Failed to restore from snapshot: Failed to get snapshot state from file: x";
     let host = "Failed to restore devices: VsockUnixBackend: Address in use (os error 98)";
     for (message, is_artifact_fault) in [(artifact, true), (host, false)] {
-        let (result, taken) = check(&[fault(message)], |vmm| vmm.load(&files(), far()));
+        let (result, taken) = check(&[fault(message)], |vmm| vmm.load(&state_files(), far()));
         assert_eq!(
             result.unwrap_err().is_artifact_fault(),
             is_artifact_fault,
@@ -127,16 +118,7 @@ fn a_failed_load_is_blamed_on_the_artifact_or_on_the_host() {
 
 #[test]
 fn a_boot_stops_at_the_first_refusal() {
-    let spec = MachineSpec {
-        kernel: "/k".into(),
-        initrd: "/i".into(),
-        memory_mib: 128,
-        vcpu_count: 1,
-        drives: Vec::new(),
-        nic: None,
-        append: String::new(),
-        guest_cid: 3,
-    };
+    let spec = machine();
     let yes = || NO_CONTENT.to_owned();
     let (result, taken) = check(&[yes(), fault("no kernel")], |vmm| vmm.boot(&spec, far()));
     assert!(matches!(result, Err(VmmError::Refused { .. })));
@@ -171,7 +153,7 @@ fn a_machine_that_another_command_paused_is_sent_a_reset_first() {
         let answers = [yes(), paused(), saved, paused(), yes()];
         let (result, taken) = check(&answers, |vmm| {
             vmm.pause(far())?;
-            let _ = vmm.save(&files(), &mut |_| {}, far());
+            let _ = vmm.save(&state_files(), &mut |_| {}, far());
             vmm.resume(far())
         });
         result.unwrap();
@@ -192,7 +174,7 @@ fn a_foreign_machine_is_described() {
 #[test]
 fn a_machine_that_runs_is_never_saved() {
     let (result, taken) = check(&[state_answer("Running")], |vmm| {
-        vmm.save(&files(), &mut |_| {}, far())
+        vmm.save(&state_files(), &mut |_| {}, far())
     });
     let err = result.unwrap_err();
     assert_eq!(

@@ -84,18 +84,14 @@ pub(crate) fn is_cid_conflict(log_tail: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::Drive;
+    use crate::vmm::testing::machine;
+    use crate::vmm::{Drive, Nic};
 
     fn spec(drives: Vec<Drive>) -> MachineSpec {
         MachineSpec {
-            kernel: "/k".into(),
-            initrd: "/i".into(),
-            memory_mib: 256,
-            vcpu_count: 2,
             drives,
-            nic: None,
-            append: "agent.port=1".to_owned(),
             guest_cid: 42,
+            ..machine()
         }
     }
 
@@ -148,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_interface_is_on_its_tap_device() {
-        let nic = crate::vmm::Nic {
+        let nic = Nic {
             tap: "tap0".to_owned(),
             mac: "02:00:00:00:00:01".parse().unwrap(),
             has_mmds: false,

@@ -87,8 +87,7 @@ impl Session {
                 not_after(deadline, command)?;
                 return Ok(Some(event));
             }
-            let slice = slice_end.map(|end| end.saturating_duration_since(Instant::now()));
-            let message = self.next_message(command, slice, deadline);
+            let message = self.next_message(command, slice_end, deadline);
             match self.note(message)? {
                 None => return Ok(None),
                 Some(message) => self.keep_event(message),
@@ -174,14 +173,13 @@ impl Session {
         self.events.push_back(event);
     }
 
-    /// The next message. `None` if `slice` is given and none came within it.
+    /// The next message. `None` if none came before `slice_end`.
     fn next_message(
         &mut self,
         command: &str,
-        slice: Option<Duration>,
+        slice_end: Option<Instant>,
         deadline: Instant,
     ) -> Result<Option<Message>, VmmError> {
-        let slice_end = slice.map(|slice| Instant::now() + slice);
         loop {
             let message = take_message(&mut self.received);
             if let Some(message) = message.map_err(|source| VmmError::answer(command, source))? {
