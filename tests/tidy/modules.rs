@@ -1,18 +1,18 @@
-//! What the modules of a crate name of each other, read off their files.
+//! What the modules of a crate import from each other, read from their files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Source, rust_sources};
 
-/// One file of a crate, as a module.
+/// A file of a crate as a module.
 pub(crate) struct Module {
     /// Path of the file from the top of the project.
     pub(crate) file: String,
-    /// Its names from the crate's root: `vmm`, `qemu`; none for the root itself.
+    /// Its path from the crate's root: `vmm`, `qemu`. Empty for the root itself.
     pub(crate) path: Vec<String>,
-    /// What it names of its crate outside of its tests: the line, and the names from the root.
+    /// What it names of its crate, outside of its tests: the line, and the path from the root.
     pub(crate) named: Vec<(usize, Vec<String>)>,
-    /// The names that it re-exports, and what they stand for.
+    /// The paths that it re-exports.
     exports: Vec<Vec<String>>,
 }
 
@@ -72,7 +72,7 @@ fn tokens(source: &Source) -> Vec<(usize, String)> {
     tokens
 }
 
-/// Adds the paths of a `use` tree, or the one path of an expression. Gives the place behind it.
+/// Adds the paths of a `use` tree, or the one path of an expression. Gives the position after it.
 fn expand(
     tokens: &[(usize, String)],
     mut at: usize,
@@ -102,7 +102,7 @@ fn expand(
     at + 1
 }
 
-/// A path as a module writes it, from the crate's root. One of another crate stays its own.
+/// A path as the module writes it, from the crate's root. A path of another crate is unchanged.
 fn from_root(module: &[String], path: &[String]) -> Vec<String> {
     let is_absolute = path.first().is_some_and(|first| first == "crate");
     let mut absolute = if is_absolute {
@@ -120,7 +120,7 @@ fn from_root(module: &[String], path: &[String]) -> Vec<String> {
     absolute
 }
 
-/// The module that a path leads to, through what other modules re-export.
+/// The module that a path leads to, also through re-exports.
 fn target<'a>(modules: &'a [Module], path: &[String]) -> Option<&'a Module> {
     let holding = modules.iter().filter(|it| path.starts_with(&it.path));
     let module = holding.max_by_key(|it| it.path.len())?;
@@ -132,11 +132,11 @@ fn target<'a>(modules: &'a [Module], path: &[String]) -> Option<&'a Module> {
     }
 }
 
-/// For each folder: which of its files names which, and the first place where it does.
+/// For each folder: which of its files imports which, and where it first does.
 type Arrows = BTreeMap<Vec<String>, BTreeMap<(String, String), String>>;
 
-/// What is said of each pair or more of files of one folder that name each other in a circle.
-/// A file and the folder of the same name are one; what these say to each other does not count.
+/// The circles of imports among the files of each folder. A file and the folder of the same name
+/// are one; imports between these do not count.
 pub(crate) fn circles(root: &str) -> Vec<String> {
     let modules = modules(root);
     let mut folders = Arrows::new();
@@ -167,7 +167,7 @@ pub(crate) fn circles(root: &str) -> Vec<String> {
     folders.iter().filter_map(said).collect()
 }
 
-/// A way from a file back to itself.
+/// A path of imports from a file back to itself.
 fn circle(arrows: &BTreeMap<(String, String), String>) -> Option<Vec<String>> {
     let starts: BTreeSet<_> = arrows.keys().map(|(from, _)| from).collect();
     starts.into_iter().find_map(|start| {
