@@ -16,7 +16,7 @@ use super::{VmmKind, VmmVersion};
 pub(crate) enum Purpose {
     /// Start a guest from a kernel.
     Boot,
-    /// Stop a guest, write its state, let it run again.
+    /// Pause a guest, save its state, resume it.
     Snapshot,
     /// Start a guest from a snapshot.
     Restore,

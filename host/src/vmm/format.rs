@@ -1,7 +1,7 @@
 //! Which VMM version can load a state that another version saved.
 //!
 //! Both VMMs refuse a state that they cannot read, but only once the process is started, and with a
-//! message about serialization. The versions tell it beforehand.
+//! message about serialization. Their versions show it beforehand.
 
 use super::{Gate, VmmKind, VmmVersion};
 

@@ -14,7 +14,7 @@ use crate::os::deadline::{WaitError, Watch};
 use crate::os::uds;
 
 /// Between `bind` and `listen` the socket exists and refuses connections. No event marks `listen`,
-/// so the next attempts come after these waits. The gap lasts microseconds: two are rare.
+/// so the next attempts come after these waits. It lasts microseconds: more than one is rare.
 const LISTEN_WAIT_MIN: Duration = Duration::from_micros(50);
 const LISTEN_WAIT_MAX: Duration = Duration::from_millis(1);
 

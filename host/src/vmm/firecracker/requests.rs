@@ -109,8 +109,7 @@ pub(super) fn boot(spec: &MachineSpec) -> Result<Vec<Call>, VmmError> {
         });
         calls.push(Call::put(format!("/network-interfaces/{NIC_ID}"), body));
         if nic.has_mmds {
-            // Version 1 needs no token, so that a program in the guest can be tricked into a
-            // request.
+            // Version 1 needs no token: a program in the guest can be tricked into a request.
             let body = json!({ "version": "V2", "network_interfaces": [NIC_ID] });
             calls.push(Call::put("/mmds/config", body));
         }
