@@ -10,7 +10,7 @@ use std::process::{Child, ChildStderr, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tests::process::{run, signal};
+use tests::process::{Running, run, signal};
 
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT, Vmm};
@@ -219,28 +219,12 @@ fn a_vm_of_another_program(machine: &Machine) {
             let other = Firecracker::boot(&machine.path("other"));
             let (api_socket, uds) = (other.api_socket(), other.uds());
             let exec = |line: &str| {
-                let uds = uds.to_str().unwrap();
-                let args = [
-                    "exec",
-                    "--uds",
-                    uds,
-                    "--timeout",
-                    TIMEOUT,
-                    "--",
-                    "sh",
-                    "-c",
-                    line,
-                ];
-                machine.tool(args).exits(0).out()
+                let mut exec = machine.line(&format!("exec --timeout {TIMEOUT} --uds"));
+                exec.arg(&uds).args(["--", "sh", "-c", line]);
+                run(&mut exec).exits(0).out()
             };
-            let probe = [
-                "probe",
-                "--uds",
-                uds.to_str().unwrap(),
-                "--timeout",
-                TIMEOUT,
-            ];
-            machine.tool(probe).exits(0);
+            let mut probe = machine.line(&format!("probe --timeout {TIMEOUT} --uds"));
+            run(probe.arg(&uds)).exits(0);
             exec("echo kept > /tmp/file");
             let refused = snapshot_of(machine, &api_socket, &uds, "none", &["--stop"]);
             refused.exits(2).complains("--stop");
@@ -321,31 +305,10 @@ fn a_snapshot_taken_behind_our_back(machine: &Machine) {
 
 fn policies_towards_running_commands(machine: &Machine) {
     machine.boot("vm");
-    let start = |line: &str| {
-        let args = [
-            "exec",
-            "--name",
-            "vm",
-            "--timeout",
-            TIMEOUT,
-            "--",
-            "sh",
-            "-c",
-            line,
-        ];
-        machine.start(args)
-    };
+    let start = |line: &str| Running::start(&mut machine.shell("vm", line));
     let snapshot = |policy: &str, timeout: &str| {
-        let args = [
-            "snapshot",
-            "--name",
-            "vm",
-            "--json",
-            "--timeout",
-            timeout,
-            "--policy",
-        ];
-        let mut command = machine.command(args);
+        let line = format!("snapshot --name vm --json --timeout {timeout} --policy");
+        let mut command = machine.line(&line);
         run(command.arg(policy).arg("--out").arg(machine.path(policy)))
     };
     // Blocks until the test writes to the pipe.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use tests::process::{run, signal};
+use tests::process::{Running, run, signal};
 
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT, Vmm};
@@ -123,10 +123,7 @@ fn a_vmm_killed_while_it_restores(machine: &Machine) {
         Vmm::Qemu => &["vmm.log", "api.sock"],
     };
     for sign in signs {
-        let mut command = machine.restore_command(&artifact, "clone");
-        let piped = std::process::Stdio::piped;
-        command.stdin(piped()).stdout(piped()).stderr(piped());
-        let mut child = command.spawn().unwrap();
+        let mut restore = Running::start(&mut machine.restore_command(&artifact, "clone"));
         let path = machine.state_dir().join("clone").join(sign);
         let name = match machine.vmm {
             Vmm::Firecracker => "firecracker",
@@ -140,13 +137,9 @@ fn a_vmm_killed_while_it_restores(machine: &Machine) {
             if let (true, Some((pid, _))) = (path.exists(), vmm) {
                 break signal(pid, Signal::SIGKILL);
             }
-            assert!(
-                child.try_wait().unwrap().is_none(),
-                "it ended before {sign} was there"
-            );
+            assert!(!restore.is_over(), "it ended before {sign} was there");
         }
-        let limit = tests::DEADLINE * 3;
-        let ended = tests::process::finish(child, Vec::new(), "restore", limit);
+        let ended = restore.finish();
         assert!([5, 8].contains(&ended.code()), "killed at {sign}: {ended}");
         machine.is_clean();
     }
@@ -157,16 +150,13 @@ fn a_vmm_killed_while_it_restores(machine: &Machine) {
 fn an_interrupted_restore_leaves_nothing(machine: &Machine) {
     let artifact = machine.artifact();
     for which in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut command = machine.restore_command(&artifact, "clone");
-        let piped = std::process::Stdio::piped;
-        command.stdin(piped()).stdout(piped()).stderr(piped());
-        let mut child = command.spawn().unwrap();
+        let mut restore = Running::start(&mut machine.restore_command(&artifact, "clone"));
         let path = machine.state_dir().join("clone").join("api.sock");
         while !path.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "it ended early");
+            assert!(!restore.is_over(), "it ended early");
         }
-        signal(child.id(), which);
-        let ended = tests::process::finish(child, Vec::new(), "restore", tests::DEADLINE * 3);
+        restore.signal(which);
+        let ended = restore.finish();
         assert_eq!(ended.code(), 128 + which as i32, "{ended}");
         // The supervisor cleans up after a command that ended early.
         machine.await_processes();

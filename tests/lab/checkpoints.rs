@@ -4,6 +4,8 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use tests::process::run;
+
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT};
 
@@ -28,17 +30,8 @@ const VERDICT: &str = "while ! test -e /verdict; do usleep 10000; done; cat /ver
 fn a_checkpoint_has_a_verdict_in_each_machine(machine: &Machine) {
     machine.boot("vm");
     machine.exec("vm", LINK);
-    let waited = machine.tool([
-        "snapshot",
-        "--name",
-        "vm",
-        "--timeout",
-        "2s",
-        "--at-checkpoint=other",
-        "--out",
-        machine.path("none").to_str().unwrap(),
-    ]);
-    let waited = waited.exits(124);
+    let mut wait = machine.line("snapshot --name vm --timeout 2s --at-checkpoint=other --out");
+    let waited = run(wait.arg(machine.path("none"))).exits(124);
     waited.complains("no program in the guest came to checkpoint other");
     assert!(!machine.path("none").exists());
 
@@ -102,15 +95,13 @@ fn hooks_run_around_a_snapshot(machine: &Machine) {
 
     add_hook(machine, "restore.d/15-bad", "exit 3");
     let bad: PathBuf = machine.snapshot("vm", "bad", &[]);
-    let failed = tests::process::run(&mut machine.restore_command(&bad, "broken"));
+    let failed = run(&mut machine.restore_command(&bad, "broken"));
     let failed = failed.exits(7);
     assert_eq!(failed.json()["phase"], "hooks", "{failed}");
     failed.complains("the hook 15-bad ended with exit code 3");
-    let ignored = tests::process::run(
-        machine
-            .restore_command(&bad, "ignored")
-            .arg("--ignore-hooks"),
-    );
+    let ignored = run(machine
+        .restore_command(&bad, "ignored")
+        .arg("--ignore-hooks"));
     ignored.exits(0).complains("15-bad");
     assert!(machine.exec("ignored", "cat /seen").ends_with("20-b\n"));
     machine.end("ignored");

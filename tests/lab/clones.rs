@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use tests::process::Running;
+
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT};
 
@@ -16,17 +18,10 @@ pub(crate) const CASES: &[Case] = &[
 
 fn two_clones_at_once(machine: &Machine) {
     let artifact = machine.artifact();
-    let [one, two] = ["one", "two"].map(|name| {
-        let mut command = machine.restore_command(&artifact, name);
-        let piped = std::process::Stdio::piped;
-        command.stdin(piped()).stdout(piped()).stderr(piped());
-        (name, command.spawn().unwrap())
-    });
-    let [one, two] = [one, two].map(|(name, child)| {
-        let limit = tests::DEADLINE * 3;
-        let record = tests::process::finish(child, Vec::new(), name, limit)
-            .exits(0)
-            .json();
+    let [one, two] =
+        ["one", "two"].map(|name| Running::start(&mut machine.restore_command(&artifact, name)));
+    let [one, two] = [one, two].map(|restore| {
+        let record = restore.finish().exits(0).json();
         record["generation"].as_str().unwrap().to_owned()
     });
     assert_ne!(one, two, "each clone has a name of its own");

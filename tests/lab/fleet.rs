@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tests::process::{Finished, finish, run, signal};
+use tests::process::{Finished, Running, run, signal};
 
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT, Vmm};
@@ -40,17 +40,6 @@ fn fleet_command(machine: &Machine, artifact: &Path, count: &str) -> Command {
     let mut command = machine.restore_command(artifact, "job");
     command.args(["--count", count, "--parallel", "2"]);
     command
-}
-
-/// Starts a command with pipes that are read at its end.
-fn spawn(command: &mut Command) -> Child {
-    let piped = Stdio::piped;
-    command.stdin(piped()).stdout(piped()).stderr(piped());
-    command.spawn().unwrap()
-}
-
-fn end_of(child: Child, text: &str) -> Finished {
-    finish(child, Vec::new(), text, tests::DEADLINE * 3)
 }
 
 /// The events of a trace that have this kind.
@@ -147,7 +136,7 @@ fn a_clone_that_fails_alone(machine: &Machine) {
     let artifact = machine.artifact();
     let trace = machine.path("trace.json");
     let mut command = fleet_command(machine, &artifact, "3");
-    let mut child = spawn(command.arg("--trace").arg(&trace));
+    let mut restore = Running::start(command.arg("--trace").arg(&trace));
     let log = machine.state_dir().join("job-2").join("vmm.log");
     let vmm = loop {
         let of_the_second = |pid: u32| {
@@ -160,10 +149,10 @@ fn a_clone_that_fails_alone(machine: &Machine) {
         if let (true, Some((pid, _))) = (log.exists(), vmm) {
             break pid;
         }
-        assert!(child.try_wait().unwrap().is_none(), "it ended early");
+        assert!(!restore.is_over(), "it ended early");
     };
     signal(vmm, Signal::SIGKILL);
-    let ended = end_of(child, "restore");
+    let ended = restore.finish();
     assert!([5, 8].contains(&ended.code()), "{ended}");
     let record = ended.json();
     assert_eq!(
@@ -194,13 +183,13 @@ fn an_interrupted_fleet_leaves_nothing(machine: &Machine) {
     let artifact = machine.artifact();
     // The third clone begins when another one is ready already.
     for sign in ["job-1/api.sock", "job-3/api.sock"] {
-        let mut child = spawn(&mut fleet_command(machine, &artifact, "3"));
+        let mut restore = Running::start(&mut fleet_command(machine, &artifact, "3"));
         let path = machine.state_dir().join(sign);
         while !path.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "it ended early");
+            assert!(!restore.is_over(), "it ended early");
         }
-        signal(child.id(), Signal::SIGTERM);
-        assert_eq!(end_of(child, "restore").code(), 128 + 15, "at {sign}");
+        restore.signal(Signal::SIGTERM);
+        assert_eq!(restore.finish().code(), 128 + 15, "at {sign}");
         machine.await_processes();
         machine.is_clean();
     }
@@ -296,35 +285,18 @@ fn a_vmm_that_somebody_else_started(machine: &Machine) {
 
 fn a_clone_is_named_by_its_first_probe(machine: &Machine) {
     let artifact = machine.artifact();
-    let args = [
-        "restore",
-        "--no-wait",
-        "--json",
-        "--name",
-        "clone",
-        "--hostname",
-        "late",
-    ];
-    let mut command = machine.command(args);
+    let mut command = machine.line("restore --no-wait --json --name clone --hostname late");
     let started = run(command.arg(&artifact)).exits(0).json();
     assert_eq!(started["event"], "started", "{started}");
-    let args = [
-        "probe",
-        "--name",
-        "clone",
-        "--watch",
-        "--json",
-        "--timeout",
-        TIMEOUT,
-    ];
-    let first = machine.tool(args).exits(0).json();
+    let probe = || {
+        let line = format!("probe --name clone --watch --json --timeout {TIMEOUT}");
+        run(&mut machine.line(&line)).exits(0).json()
+    };
+    let first = probe();
     assert_eq!(first["event"], "ready", "{first}");
     assert!(first["changes"].is_array(), "{first}");
     let generation = &first["generation"];
-    assert_eq!(
-        machine.tool(args).exits(0).json()["generation"],
-        *generation
-    );
+    assert_eq!(probe()["generation"], *generation);
     let inspected = machine.tool(["inspect", "clone", "--json"]).exits(0).json();
     let state = &inspected["state"];
     assert_eq!(
@@ -355,12 +327,12 @@ fn a_service_manager_is_told(machine: &Machine) {
     };
     let mut command = machine.restore_command(&machine.artifact(), "service");
     command.arg("--foreground").env("NOTIFY_SOCKET", &path);
-    let child = spawn(&mut command);
+    let restore = Running::start(&mut command);
     assert_eq!(told(), "READY=1");
     assert_eq!(machine.exec("service", "echo here"), "here\n");
-    signal(child.id(), Signal::SIGTERM);
+    restore.signal(Signal::SIGTERM);
     assert_eq!(told(), "STOPPING=1");
-    assert_eq!(end_of(child, "restore").code(), 0);
+    assert_eq!(restore.finish().code(), 0);
     assert_eq!(machine.processes(), []);
     machine.tool(["rm", "service"]).exits(0);
     machine.is_clean();

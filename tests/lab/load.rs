@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-use tests::process::{finish, run};
+use tests::process::{Running, run};
 
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT};
@@ -176,13 +176,12 @@ fn restores_with_execs(machine: &Machine, rounds: u32) {
         machine.restore(&artifact, "clone");
         let execs: Vec<_> = (0..10)
             .map(|number| {
-                let mut command = exec_command(machine, "clone", &format!("echo {number}"));
-                command.stdin(Stdio::piped()).stdout(Stdio::piped());
-                command.stderr(Stdio::piped()).spawn().unwrap()
+                let line = format!("echo {number}");
+                Running::start(&mut exec_command(machine, "clone", &line))
             })
             .collect();
         for (number, exec) in execs.into_iter().enumerate() {
-            let ended = finish(exec, Vec::new(), "exec", tests::DEADLINE * 3).exits(0);
+            let ended = exec.finish().exits(0);
             assert_eq!(ended.out(), format!("{number}\n"), "round {round}");
         }
         machine.tool(["rm", "clone", "--force"]).exits(0);
@@ -204,10 +203,8 @@ fn clones(machine: &Machine, count: usize) {
     let artifact = small_artifact(machine);
     let mut command = machine.command(["restore", "--json", "--name", "c", "--timeout", "10m"]);
     command.args(["--count", &count.to_string()]).arg(artifact);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let ended = finish(child, Vec::new(), "restore", tests::DEADLINE * 20).exits(0);
-    let record = ended.json();
+    let restore = Running::start(&mut command);
+    let record = restore.finish_within(tests::DEADLINE * 20).exits(0).json();
     let clones = record["clones"].as_array().unwrap();
     let field = |field: &str| -> BTreeSet<String> {
         let values = clones.iter().map(|clone| clone[field].as_str());

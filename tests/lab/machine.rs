@@ -5,11 +5,11 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
 
 use tempfile::TempDir;
-use tests::process::{Finished, finish, run};
+use tests::process::{Finished, run};
 use tests::program;
 
 use crate::standstill;
@@ -104,24 +104,22 @@ impl Machine {
         tool
     }
 
+    /// A `host-tool` command whose arguments are separated by blanks.
+    pub(crate) fn line(&self, line: &str) -> Command {
+        self.command(line.split_whitespace())
+    }
+
+    /// A shell line in a guest.
+    pub(crate) fn shell(&self, name: &str, line: &str) -> Command {
+        let mut command = self.line(&format!("exec --name {name} --timeout {TIMEOUT} --"));
+        command.args(["sh", "-c", line]);
+        command
+    }
+
     /// Runs a `host-tool` command to its end.
     #[track_caller]
     pub(crate) fn tool<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Finished {
         run(&mut self.command(arguments))
-    }
-
-    /// Starts a `host-tool` command.
-    #[track_caller]
-    pub(crate) fn start<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
-        let mut command = self.command(arguments);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        Running {
-            text: format!("{command:?}"),
-            child: command.spawn().unwrap(),
-        }
     }
 
     /// Arguments that boot the test image.
@@ -133,23 +131,12 @@ impl Machine {
     /// Arguments that boot another image.
     pub(crate) fn boot_image(&self, name: &str, initrd: &str) -> Vec<String> {
         let kernel = std::env::var("TEST_KERNEL").unwrap();
-        let args = [
-            "boot",
-            "--json",
-            "--name",
-            name,
-            "--vmm",
-            &self.vmm.to_string(),
-            "--kernel",
-            &kernel,
-            "--initrd",
-            initrd,
-            "--mem",
-            "128M",
-            "--timeout",
-            TIMEOUT,
-        ];
-        args.map(str::to_owned).to_vec()
+        let line = format!(
+            "boot --json --name {name} --vmm {} --kernel {kernel} --initrd {initrd} --mem 128M \
+             --timeout {TIMEOUT}",
+            self.vmm
+        );
+        line.split_whitespace().map(str::to_owned).collect()
     }
 
     /// Boots the test image. Gives the command's record.
@@ -163,35 +150,15 @@ impl Machine {
     /// Runs a shell line in the guest. Gives its output.
     #[track_caller]
     pub(crate) fn exec(&self, name: &str, line: &str) -> String {
-        self.tool([
-            "exec",
-            "--name",
-            name,
-            "--timeout",
-            TIMEOUT,
-            "--",
-            "sh",
-            "-c",
-            line,
-        ])
-        .exits(0)
-        .out()
+        run(&mut self.shell(name, line)).exits(0).out()
     }
 
     /// Takes a snapshot into a new folder. Gives the folder.
     #[track_caller]
     pub(crate) fn snapshot(&self, name: &str, artifact: &str, more: &[&str]) -> PathBuf {
         let path = self.path(artifact);
-        let args = [
-            "snapshot",
-            "--name",
-            name,
-            "--timeout",
-            TIMEOUT,
-            "--json",
-            "--out",
-        ];
-        let mut command = self.command(args);
+        let line = format!("snapshot --name {name} --timeout {TIMEOUT} --json --out");
+        let mut command = self.line(&line);
         let ended = run(command.arg(&path).args(more)).exits(0);
         assert!(path.join("manifest.json").exists(), "{ended}");
         path
@@ -208,16 +175,8 @@ impl Machine {
     }
 
     pub(crate) fn restore_command(&self, artifact: &Path, name: &str) -> Command {
-        let args = [
-            "restore",
-            "--wait-ready",
-            "--json",
-            "--timeout",
-            TIMEOUT,
-            "--name",
-            name,
-        ];
-        let mut command = self.command(args);
+        let line = format!("restore --wait-ready --json --timeout {TIMEOUT} --name {name}");
+        let mut command = self.line(&line);
         command.arg(artifact);
         command
     }
@@ -335,22 +294,5 @@ impl Drop for Machine {
         for (pid, _) in self.processes() {
             tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
         }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Running {
-    text: String,
-    child: Child,
-}
-
-impl Running {
-    pub(crate) fn is_over(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
-    }
-
-    #[track_caller]
-    pub(crate) fn finish(self) -> Finished {
-        finish(self.child, Vec::new(), &self.text, tests::DEADLINE * 3)
     }
 }

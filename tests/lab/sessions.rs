@@ -1,12 +1,12 @@
 //! Commands and the workload keep their output through snapshots and cuts.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::Receiver;
 use std::thread;
 
-use tests::process::Finished;
+use tests::process::{Finished, Running, lines};
 
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT};
@@ -54,15 +54,7 @@ impl Follower {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
+        let lines = lines(child.stdout.take().unwrap());
         Self { child, lines }
     }
 
@@ -222,20 +214,16 @@ fn flood(machine: &Machine, total: u32, parallel: u32) {
     machine.boot("vm");
     let fds = || machine.exec("vm", "ls /proc/1/fd | wc -l");
     let stress = |total: u32, parallel: u32| {
-        let mut command = machine.command(["stress", "--name", "vm", "--json"]);
-        command.args(["--total", &total.to_string()]);
-        command.args(["--parallel", &parallel.to_string()]);
-        command.args(["--timeout", "20m", "--", "/init", "--noop"]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.stdin(Stdio::piped());
-        command.spawn().unwrap()
+        let line = format!(
+            "stress --name vm --json --total {total} --parallel {parallel} --timeout 20m \
+             -- /init --noop"
+        );
+        Running::start(&mut machine.line(&line))
     };
     // The first run brings the allocator to its working size.
-    let finish = |child| {
-        let limit = tests::DEADLINE * 25;
-        let record = tests::process::finish(child, Vec::new(), "stress", limit)
-            .exits(0)
-            .json();
+    let finish = |stress: Running| {
+        let ended = stress.finish_within(tests::DEADLINE * 25);
+        let record = ended.exits(0).json();
         assert_eq!(record["succeeded"], record["total"], "{record}");
     };
     finish(stress(parallel, parallel));

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use tests::process::{Running, run};
+
 use crate::Case;
 use crate::machine::{Machine, TIMEOUT};
 
@@ -49,18 +51,7 @@ fn open_connections_do_no_harm(machine: &Machine) {
     machine.boot("vm");
     machine.exec("vm", "mkfifo /tmp/fifo");
     // Keeps a connection open through the snapshot.
-    let line = [
-        "exec",
-        "--name",
-        "vm",
-        "--timeout",
-        TIMEOUT,
-        "--",
-        "sh",
-        "-c",
-        "echo; cat /tmp/fifo",
-    ];
-    let running = machine.start(line);
+    let running = Running::start(&mut machine.shell("vm", "echo; cat /tmp/fifo"));
     machine.exec("vm", "until pidof cat >/dev/null; do :; done");
     let artifact = machine.snapshot("vm", "artifact", &[]);
     // The connection is cut. The command runs on, and its client attaches again.
@@ -78,32 +69,14 @@ fn open_connections_do_no_harm(machine: &Machine) {
 fn a_client_that_connects_during_the_pause(machine: &Machine) {
     machine.boot("vm");
     let artifact = machine.path("artifact");
-    let args = [
-        "snapshot",
-        "--name",
-        "vm",
-        "--timeout",
-        TIMEOUT,
-        "--json",
-        "--out",
-    ];
-    let args = args
-        .into_iter()
-        .map(Into::into)
-        .chain([artifact.clone().into_os_string()]);
-    let mut snapshot = machine.start(args);
+    let line = format!("snapshot --name vm --timeout {TIMEOUT} --json --out");
+    let mut snapshot = machine.line(&line);
+    let mut snapshot = Running::start(snapshot.arg(&artifact));
     let mut answered = 0;
     // One client after another, so that one of them meets the pause.
     while !snapshot.is_over() {
-        let probe = machine.tool([
-            "probe",
-            "--name",
-            "vm",
-            "--depth",
-            "listener",
-            "--timeout",
-            "5s",
-        ]);
+        let line = "probe --name vm --depth listener --timeout 5s";
+        let probe = run(&mut machine.line(line));
         answered += i32::from(probe.code() == 0);
     }
     snapshot.finish().exits(0);

@@ -12,10 +12,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tests::process::{finish, run as run_tool};
+use tests::process::{Running, run as run_tool};
 
 use crate::machine::{Machine, TIMEOUT, Vmm};
 
@@ -228,16 +227,11 @@ impl Soak {
 }
 
 fn run_commands(machine: &Machine) {
-    let start = |number: u32| {
-        let mut command = machine.command(["exec", "--name", "clone", "--timeout", TIMEOUT]);
-        command.args(["--", "sh", "-c", &format!("echo {number}")]);
-        command.stdin(Stdio::piped());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().unwrap()
-    };
+    let start =
+        |number: u32| Running::start(&mut machine.shell("clone", &format!("echo {number}")));
     let commands: Vec<_> = (0..COMMAND_COUNT).map(start).collect();
     for (number, command) in commands.into_iter().enumerate() {
-        let ended = finish(command, Vec::new(), "exec", tests::DEADLINE * 3).exits(0);
+        let ended = command.finish().exits(0);
         assert_eq!(ended.out(), format!("{number}\n"));
     }
 }

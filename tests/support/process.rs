@@ -1,6 +1,6 @@
 //! Child processes, with a deadline and their output.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -238,12 +238,21 @@ impl Running {
         status_number(self.pid(), name)
     }
 
+    pub fn is_over(&mut self) -> bool {
+        self.child().try_wait().expect("a child").is_some()
+    }
+
     /// Closes its standard input and waits for its end. Gives the output that was not read before.
     #[track_caller]
-    pub fn finish(mut self) -> Finished {
+    pub fn finish(self) -> Finished {
+        self.finish_within(DEADLINE * 3)
+    }
+
+    #[track_caller]
+    pub fn finish_within(mut self, limit: Duration) -> Finished {
         let child = self.child.take().expect("not finished");
         self.stdin = None;
-        finish(child, Vec::new(), &self.text, DEADLINE * 3)
+        finish(child, Vec::new(), &self.text, limit)
     }
 
     /// The same, with its standard input left open.
@@ -281,6 +290,16 @@ pub fn signal(pid: u32, signal: Signal) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
     // ESRCH: the process is gone, as most callers want it to be.
     let _ = nix::sys::signal::kill(pid, signal);
+}
+
+/// The lines of a pipe as they come, until it is closed or the receiver is dropped.
+pub fn lines(pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut lines = BufReader::new(pipe).lines().map_while(Result::ok);
+        while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
+    });
+    receiver
 }
 
 fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {

@@ -1,6 +1,5 @@
 //! A real terminal: tmux, whose screen is read after each change.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -8,7 +7,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::DEADLINE;
-use crate::process::run;
+use crate::process::{lines, run};
 
 /// A window of 80 columns and 24 rows with a shell in it. It is closed when dropped.
 #[derive(Debug)]
@@ -34,16 +33,7 @@ impl Terminal {
     pub fn start(folder: &Path, variables: &[(&str, &str)]) -> Self {
         let socket = folder.join("tmux.sock");
         let mut start = tmux(&socket);
-        start.args([
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            "80",
-            "-y",
-            "24",
-        ]);
+        start.args("-f /dev/null new-session -d -x 80 -y 24".split(' '));
         // tmux runs a command of several arguments without a shell, which could replace the prompt.
         start.args(["env", "PS1=outer$ ", "sh"]);
         start.envs(variables.iter().copied());
@@ -55,12 +45,7 @@ impl Terminal {
         control.args(["-C", "attach-session", "-t", "0"]);
         control.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut control = control.spawn().expect("tmux runs");
-        let lines = BufReader::new(control.stdout.take().expect("a piped stdout")).lines();
-        let (sender, events) = mpsc::channel();
-        thread::spawn(move || {
-            let mut lines = lines.map_while(Result::ok);
-            while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
-        });
+        let events = lines(control.stdout.take().expect("a piped stdout"));
         let terminal = Self {
             socket,
             control,

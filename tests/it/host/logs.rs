@@ -8,7 +8,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::thread;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -17,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::agent::Agent;
 use tests::muxer::Muxer;
-use tests::process::{run, signal};
+use tests::process::{lines, run, signal};
 use tests::{DEADLINE, program};
 
 /// A workload that prints what is written into a pipe, and ends when the pipe is closed.
@@ -142,13 +141,7 @@ impl Follower {
     fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        thread::spawn(move || {
-            for line in stdout.lines() {
-                drop(sender.send(line.unwrap() + "\n"));
-            }
-        });
+        let lines = lines(child.stdout.take().unwrap());
         Self {
             child,
             lines,
@@ -160,7 +153,7 @@ impl Follower {
     fn await_line(&mut self, line: u32) {
         let line = format!("line {line}\n");
         while !self.seen.ends_with(&line) {
-            self.seen += &self.lines.recv_timeout(DEADLINE).unwrap();
+            self.seen += &(self.lines.recv_timeout(DEADLINE).unwrap() + "\n");
         }
     }
 
@@ -174,7 +167,7 @@ impl Follower {
     fn join(mut self) -> String {
         loop {
             match self.lines.recv_timeout(DEADLINE) {
-                Ok(line) => self.seen += &line,
+                Ok(line) => self.seen += &(line + "\n"),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 Err(mpsc::RecvTimeoutError::Timeout) => panic!("it does not end"),
             }

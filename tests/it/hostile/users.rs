@@ -44,16 +44,8 @@ impl Fixture {
         let artifact = artifact.to_str().unwrap();
         open(&["restore", artifact, "--name", "clone", "--timeout", "60s"]);
         let out = host.path("snapshots/out");
-        let out = out.to_str().unwrap();
-        open(&[
-            "snapshot",
-            "--name",
-            "clone",
-            "--out",
-            out,
-            "--timeout",
-            "60s",
-        ]);
+        let snapshot = ["snapshot", "--name", "clone", "--timeout", "60s", "--out"];
+        open(&[&snapshot[..], &[out.to_str().unwrap()]].concat());
         Some(Self {
             host,
             _agent: agent,

@@ -114,16 +114,8 @@ fn vmm_pid(machine: &Machine) -> u32 {
 fn kill_vmm(machine: &Machine) {
     signal(vmm_pid(machine), Signal::SIGKILL);
     machine.await_processes();
-    let args = [
-        "exec",
-        "--name",
-        "clone",
-        "--timeout",
-        TIMEOUT,
-        "--",
-        "true",
-    ];
-    assert_ne!(machine.tool(args).code(), 0, "a dead machine ran a command");
+    let ran = run(&mut machine.shell("clone", "true"));
+    assert_ne!(ran.code(), 0, "a dead machine ran a command");
 }
 
 /// Starts a command that prints numbered lines until it is told to stop.
@@ -168,16 +160,7 @@ fn cut(machine: &Machine) {
 }
 
 fn load(machine: &Machine) {
-    let args = [
-        "stress",
-        "--name",
-        "clone",
-        "--parallel",
-        "10",
-        "--total",
-        "50",
-    ];
-    let mut command = machine.command(args);
+    let mut command = machine.line("stress --name clone --parallel 10 --total 50");
     run(command.args(["--timeout", TIMEOUT, "--", "sh", "-c", ":"])).exits(0);
 }
 
