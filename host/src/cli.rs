@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use argh::{FromArgs, SubCommand};
 
-pub(crate) use self::machines::{Boot, Doctor, Inspect, Ls, Restore, Rm, Snapshot, Stop};
+pub(crate) use self::machines::{
+    Boot, Doctor, Inspect, Ls, MachineArguments, Restore, Rm, Snapshot, Stop,
+};
 pub(crate) use self::observe::{BenchCommand, LogsCommand, ProbeCommand, StressCommand};
 pub(crate) use self::sessions::{AttachCommand, ExecCommand, KillCommand, PsCommand, WaitCommand};
 use self::snapshots::Snapshots;

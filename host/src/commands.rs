@@ -9,6 +9,7 @@ pub(crate) mod exec;
 pub(crate) mod kill;
 pub(crate) mod logs;
 pub(crate) mod ls;
+mod machine;
 pub(crate) mod probe;
 pub(crate) mod ps;
 pub(crate) mod restore;

@@ -1,7 +1,7 @@
 //! The commands about the VMs of this host: made, snapshotted, listed, shown, ended, removed.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use argh::FromArgs;
@@ -13,9 +13,137 @@ use crate::values::network::{NicArgument, parse_address, parse_gateway, parse_ma
 use crate::values::{
     CheckpointTag, DriveArgument, MachineId, VmName, parse_count, parse_memory_mib, parse_timeout,
 };
+use crate::vmdir::health::HealthOptions;
 use crate::vmm::VmmKind;
 
-command! {
+/// Defines a command that may not work with each VMM version, and can draw what it did.
+macro_rules! traced_command {
+    ($(#[$attribute:meta])* pub(crate) struct $name:ident { $($fields:tt)* }) => {
+        command! {
+            $(#[$attribute])*
+            pub(crate) struct $name {
+                $($fields)*
+                /// go on despite a VMM version that may not work
+                #[argh(switch)]
+                pub(crate) force: bool,
+                /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
+                #[argh(option, arg_name = "file")]
+                pub(crate) trace: Option<PathBuf>,
+                /// draw what happened when as an SVG picture; also when it fails
+                #[argh(option, arg_name = "file")]
+                pub(crate) timeline: Option<PathBuf>,
+            }
+        }
+    };
+}
+
+/// Defines a command that starts a VM.
+macro_rules! machine_command {
+    ($(#[$attribute:meta])* pub(crate) struct $name:ident { $($fields:tt)* }) => {
+        traced_command! {
+            $(#[$attribute])*
+            pub(crate) struct $name {
+                $($fields)*
+                /// name of the VM; one is made up if missing
+                #[argh(option)]
+                pub(crate) name: Option<VmName>,
+                /// host name the guest is given; the VM's name if missing
+                #[argh(option)]
+                pub(crate) hostname: Option<String>,
+                /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
+                #[argh(option, from_str_fn(parse_address), arg_name = "address")]
+                pub(crate) net_address: Option<InterfaceAddress>,
+                /// the MAC address of its network interface
+                #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
+                pub(crate) net_mac: Option<MacAddress>,
+                /// where its default route leads
+                #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
+                pub(crate) net_gateway: Option<IpAddr>,
+                /// a JSON file that Firecracker's metadata service tells the guest, with a restore
+                /// epoch
+                #[argh(option, arg_name = "file")]
+                pub(crate) mmds: Option<PathBuf>,
+                /// the guest's vsock context id, 3 or more; a free one is taken if missing
+                #[argh(option, arg_name = "cid")]
+                pub(crate) vsock_cid: Option<u32>,
+                /// return when the guest is proven ready (the default)
+                #[argh(switch)]
+                pub(crate) wait_ready: bool,
+                /// return when the VMM runs the guest
+                #[argh(switch)]
+                pub(crate) no_wait: bool,
+                /// stay attached until the VM ends; a signal stops it
+                #[argh(switch)]
+                pub(crate) foreground: bool,
+                /// run this command in the guest now and then, its words split at spaces; exit code
+                /// 0 is healthy, and 'host-tool ls' says so
+                #[argh(option, arg_name = "command")]
+                pub(crate) health_cmd: Option<String>,
+                /// pause between two runs of it; default 10s
+                #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+                pub(crate) health_interval: Option<Duration>,
+                /// how long a run may take; default 5s
+                #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
+                pub(crate) health_timeout: Option<Duration>,
+                /// failures in a row that make it unhealthy; default 3
+                #[argh(option, arg_name = "count")]
+                pub(crate) health_retries: Option<u32>,
+                /// leave a VM that failed as it is, for a look at it
+                #[argh(switch)]
+                pub(crate) keep_on_failure: bool,
+            }
+        }
+
+        impl $name {
+            pub(crate) fn machine(&self) -> MachineArguments<'_> {
+                MachineArguments {
+                    common: self.common(),
+                    name: self.name.as_ref(),
+                    hostname: self.hostname.as_deref(),
+                    net_address: self.net_address,
+                    net_mac: self.net_mac,
+                    net_gateway: self.net_gateway,
+                    mmds: self.mmds.as_deref(),
+                    vsock_cid: self.vsock_cid,
+                    wait_ready: self.wait_ready,
+                    no_wait: self.no_wait,
+                    foreground: self.foreground,
+                    keep_on_failure: self.keep_on_failure,
+                    health: HealthOptions {
+                        command: self.health_cmd.as_deref(),
+                        interval: self.health_interval,
+                        timeout: self.health_timeout,
+                        retries: self.health_retries,
+                    },
+                    trace: self.trace.as_deref(),
+                    timeline: self.timeline.as_deref(),
+                }
+            }
+        }
+    };
+}
+
+/// The options of a command that starts a VM.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MachineArguments<'a> {
+    pub(crate) common: Common<'a>,
+    pub(crate) name: Option<&'a VmName>,
+    pub(crate) hostname: Option<&'a str>,
+    pub(crate) net_address: Option<InterfaceAddress>,
+    pub(crate) net_mac: Option<MacAddress>,
+    pub(crate) net_gateway: Option<IpAddr>,
+    pub(crate) mmds: Option<&'a Path>,
+    pub(crate) vsock_cid: Option<u32>,
+    pub(crate) wait_ready: bool,
+    pub(crate) no_wait: bool,
+    pub(crate) foreground: bool,
+    pub(crate) keep_on_failure: bool,
+    pub(crate) health: HealthOptions<'a>,
+    pub(crate) trace: Option<&'a Path>,
+    pub(crate) timeline: Option<&'a Path>,
+}
+
+machine_command! {
     /// Boot a guest whose image holds guest-agent, and return when it is proven ready.
     #[argh(
         subcommand,
@@ -24,9 +152,6 @@ command! {
                    {command_name} --kernel vmlinux --initrd image.cpio --vmm qemu --mem 1G --json"
     )]
     pub(crate) struct Boot {
-        /// name of the VM; one is made up if missing
-        #[argh(option)]
-        pub(crate) name: Option<VmName>,
         /// uncompressed ELF kernel
         #[argh(option, arg_name = "file")]
         pub(crate) kernel: PathBuf,
@@ -51,62 +176,10 @@ command! {
         /// more kernel parameters
         #[argh(option, default = "String::new()", arg_name = "text")]
         pub(crate) append: String,
-        /// host name the guest is given; the VM's name if missing
-        #[argh(option)]
-        pub(crate) hostname: Option<String>,
-        /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
-        #[argh(option, from_str_fn(parse_address), arg_name = "address")]
-        pub(crate) net_address: Option<InterfaceAddress>,
-        /// the MAC address of its network interface
-        #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
-        pub(crate) net_mac: Option<MacAddress>,
-        /// where its default route leads
-        #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
-        pub(crate) net_gateway: Option<IpAddr>,
-        /// a JSON file that Firecracker's metadata service tells the guest, with a restore epoch
-        #[argh(option, arg_name = "file")]
-        pub(crate) mmds: Option<PathBuf>,
-        /// the guest's vsock context id, 3 or more; a free one is taken if missing
-        #[argh(option, arg_name = "cid")]
-        pub(crate) vsock_cid: Option<u32>,
-        /// return when the guest is proven ready (the default)
-        #[argh(switch)]
-        pub(crate) wait_ready: bool,
-        /// return when the VMM runs the guest
-        #[argh(switch)]
-        pub(crate) no_wait: bool,
-        /// stay attached until the VM ends; a signal stops it
-        #[argh(switch)]
-        pub(crate) foreground: bool,
-        /// go on despite a VMM version that may not work
-        #[argh(switch)]
-        pub(crate) force: bool,
-        /// run this command in the guest now and then, its words split at spaces; exit code 0 is
-        /// healthy, and 'host-tool ls' says so
-        #[argh(option, arg_name = "command")]
-        pub(crate) health_cmd: Option<String>,
-        /// pause between two runs of it; default 10s
-        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-        pub(crate) health_interval: Option<Duration>,
-        /// how long a run may take; default 5s
-        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-        pub(crate) health_timeout: Option<Duration>,
-        /// failures in a row that make it unhealthy; default 3
-        #[argh(option, arg_name = "count")]
-        pub(crate) health_retries: Option<u32>,
-        /// leave a VM that failed as it is, for a look at it
-        #[argh(switch)]
-        pub(crate) keep_on_failure: bool,
-        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
-        #[argh(option, arg_name = "file")]
-        pub(crate) trace: Option<PathBuf>,
-        /// draw what happened when as an SVG picture; also when it fails
-        #[argh(option, arg_name = "file")]
-        pub(crate) timeline: Option<PathBuf>,
     }
 }
 
-command! {
+traced_command! {
     /// Snapshot a VM, let it go on, and prove that it does.
     #[argh(
         subcommand,
@@ -149,19 +222,10 @@ command! {
         /// record the SHA-256 of every file, for 'host-tool snapshots verify'
         #[argh(switch)]
         pub(crate) sha256: bool,
-        /// go on despite a VMM version that may not work
-        #[argh(switch)]
-        pub(crate) force: bool,
-        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
-        #[argh(option, arg_name = "file")]
-        pub(crate) trace: Option<PathBuf>,
-        /// draw what happened when as an SVG picture; also when it fails
-        #[argh(option, arg_name = "file")]
-        pub(crate) timeline: Option<PathBuf>,
     }
 }
 
-command! {
+machine_command! {
     /// Restore a VM from an artifact directory, and return when it is proven ready.
     #[argh(
         subcommand,
@@ -175,41 +239,20 @@ command! {
         /// artifact directory
         #[argh(positional, arg_name = "dir")]
         pub(crate) artifact: PathBuf,
-        /// name of the VM; one is made up if missing. With --count the names are NAME-1, NAME-2 …
-        #[argh(option)]
-        pub(crate) name: Option<VmName>,
-        /// restore this many clones, 1 to 128. Until the last one is done or has failed an
-        /// interrupt takes all of them away; then those that are ready stay
+        /// restore this many clones, 1 to 128, with numbers behind their names: NAME-1, NAME-2 …
+        /// Until the last one is done or has failed an interrupt takes all of them away; then those
+        /// that are ready stay
         #[argh(option, from_str_fn(parse_count))]
         pub(crate) count: Option<usize>,
         /// how many of them may start at a time; default: one for each processor
         #[argh(option, from_str_fn(parse_count), arg_name = "number")]
         pub(crate) parallel: Option<usize>,
-        /// host name the guest is given; the VM's name if missing. With --count a number is put
-        /// behind it
-        #[argh(option)]
-        pub(crate) hostname: Option<String>,
         /// the guest's machine id: keep, or 32 hexadecimal digits; drawn if missing
         #[argh(option, arg_name = "id")]
         pub(crate) machine_id: Option<MachineId>,
         /// the tap device of the guest's network interface; that of the snapshot if missing
         #[argh(option, arg_name = "tap")]
         pub(crate) nic: Option<NicArgument>,
-        /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
-        #[argh(option, from_str_fn(parse_address), arg_name = "address")]
-        pub(crate) net_address: Option<InterfaceAddress>,
-        /// the MAC address of its network interface
-        #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
-        pub(crate) net_mac: Option<MacAddress>,
-        /// where its default route leads
-        #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
-        pub(crate) net_gateway: Option<IpAddr>,
-        /// a JSON file that Firecracker's metadata service tells the guest, with a restore epoch
-        #[argh(option, arg_name = "file")]
-        pub(crate) mmds: Option<PathBuf>,
-        /// the guest's vsock context id, 3 or more; a free one is taken if missing
-        #[argh(option, arg_name = "cid")]
-        pub(crate) vsock_cid: Option<u32>,
         /// API (or QMP) socket of a VMM that something else has started and not configured: the
         /// artifact is loaded into that one, which stays its owner's
         #[argh(option, arg_name = "path")]
@@ -220,46 +263,12 @@ command! {
         /// with --api-sock: the vsock context id that QEMU was given
         #[argh(option)]
         pub(crate) cid: Option<u32>,
-        /// return when a command has run in the guest (the default)
-        #[argh(switch)]
-        pub(crate) wait_ready: bool,
-        /// return when the VMM runs the guest
-        #[argh(switch)]
-        pub(crate) no_wait: bool,
         /// how long each hook of the image may take; default 10s
         #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
         pub(crate) hook_timeout: Duration,
         /// be ready although a hook of the image fails
         #[argh(switch)]
         pub(crate) ignore_hooks: bool,
-        /// stay attached until the VM ends; a signal stops it
-        #[argh(switch)]
-        pub(crate) foreground: bool,
-        /// go on despite a VMM version that may not work
-        #[argh(switch)]
-        pub(crate) force: bool,
-        /// run this command in the guest now and then, its words split at spaces; exit code 0 is
-        /// healthy, and 'host-tool ls' says so
-        #[argh(option, arg_name = "command")]
-        pub(crate) health_cmd: Option<String>,
-        /// pause between two runs of it; default 10s
-        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-        pub(crate) health_interval: Option<Duration>,
-        /// how long a run may take; default 5s
-        #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
-        pub(crate) health_timeout: Option<Duration>,
-        /// failures in a row that make it unhealthy; default 3
-        #[argh(option, arg_name = "count")]
-        pub(crate) health_retries: Option<u32>,
-        /// leave a VM that failed as it is, for a look at it
-        #[argh(switch)]
-        pub(crate) keep_on_failure: bool,
-        /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
-        #[argh(option, arg_name = "file")]
-        pub(crate) trace: Option<PathBuf>,
-        /// draw what happened when as an SVG picture; also when it fails
-        #[argh(option, arg_name = "file")]
-        pub(crate) timeline: Option<PathBuf>,
     }
 }
 

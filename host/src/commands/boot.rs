@@ -2,23 +2,20 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cli::Boot;
-use crate::commands::restore::plan::check_switches;
+use crate::commands::machine::Machine;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
-use crate::lifecycle::plan::{Plan, check_cid, choose_vmm, draw_cid};
+use crate::lifecycle::plan::{Plan, choose_vmm, draw_cid};
 use crate::lifecycle::start::start;
 use crate::os::files;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
-use crate::report::reports::Reports;
 use crate::values::DriveArgument;
-use crate::vmdir::health::{HealthCheck, HealthOptions};
 use crate::vmdir::state::DRIVES_MAX;
-use crate::vmm::metadata::{Metadata, require_service};
 use crate::vmm::{Drive, MachineSpec, Nic, Purpose, network};
 
 /// How long a boot may take unless the caller says.
@@ -36,25 +33,13 @@ pub(crate) fn run(command: &Boot) -> Result<(), Failure> {
 }
 
 fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure> {
-    let deadline = Instant::now() + command.common().timeout.unwrap_or(TIMEOUT_DEFAULT);
-    record.report_to(Reports::new(
-        "boot",
-        command.trace.as_deref(),
-        command.timeline.as_deref(),
-    )?);
-    check_switches(
-        command.wait_ready,
-        command.no_wait,
-        command.hostname.as_deref(),
-    )?;
+    let checked = Machine::check("boot", command.machine(), TIMEOUT_DEFAULT, record)?;
     check_shape(command)?;
-    let guest_cid = command.vsock_cid.map_or_else(draw_cid, check_cid)?;
-    let health = health_check(command)?;
-    let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
+    let guest_cid = checked.cid.map_or_else(draw_cid, Ok)?;
     let nic = nic(command)?;
 
     record.begin(Phase::Image);
-    let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
+    let metadata = checked.metadata()?;
     let kernel = readable_kernel(&command.kernel)?;
     let initrd = readable(&command.initrd)?;
     let drive = |drive: &DriveArgument| -> Result<Drive, Failure> {
@@ -78,22 +63,8 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
         append: command.append.clone(),
         guest_cid,
     };
-    network::require_nic(&network, &machine)?;
-    require_service(metadata.as_ref(), &machine, binary.kind)?;
-    let common = command.common();
-    Ok(Plan {
-        name: command.name.as_ref(),
-        state_dir: common.state_dir,
-        json: common.json,
-        hostname: command.hostname.as_deref(),
-        network,
-        metadata,
-        no_wait: command.no_wait,
-        foreground: command.foreground,
-        keep_on_failure: command.keep_on_failure,
-        health,
-        ..Plan::of_machine(machine, binary, deadline)
-    })
+    let plan = Plan::of_machine(machine, binary, checked.deadline);
+    checked.plan(plan, metadata)
 }
 
 /// The machine's network interface, if it is to have one.
@@ -101,16 +72,6 @@ fn nic(command: &Boot) -> Result<Option<Nic>, Failure> {
     let with_mmds = command.mmds.is_some();
     let nic = command.nic.as_ref();
     nic.map(|nic| network::nic(nic, with_mmds)).transpose()
-}
-
-fn health_check(command: &Boot) -> Result<Option<HealthCheck>, Failure> {
-    let options = HealthOptions {
-        command: command.health_cmd.as_deref(),
-        interval: command.health_interval,
-        timeout: command.health_timeout,
-        retries: command.health_retries,
-    };
-    options.check()
 }
 
 /// Checks the numbers of the machine.

@@ -19,7 +19,7 @@ use serde_json::json;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, HookStage, Identity};
 
-use super::plan::{self, machine_id, open};
+use super::plan::{self, machine_id, open_artifact};
 use crate::artifact::Manifest;
 use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
@@ -34,7 +34,7 @@ use crate::os::process::ProcessId;
 use crate::os::uds;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
-use crate::vmm::metadata::{Metadata, require_service};
+use crate::vmm::metadata::require_service;
 use crate::vmm::{
     Purpose, RunState, StateFiles, Vmm, VmmKind, await_and_connect, connect, gate, network,
 };
@@ -49,8 +49,9 @@ pub(super) fn run(command: &Restore) -> Result<(), Failure> {
 
 fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     let socket = check(command)?;
-    let network = network::settings(command.net_address, command.net_mac, command.net_gateway)?;
-    let (deadline, artifact) = open(command, record)?;
+    let checked = plan::check(command, record)?;
+    let deadline = checked.deadline;
+    let artifact = open_artifact(&command.artifact, record)?;
     let manifest = artifact.manifest();
     let address = address(command, manifest.vmm_kind)?;
 
@@ -63,15 +64,15 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     // Its tap device is looked for where the VMM runs, which may be another network namespace.
     let tap = network::move_nic(&mut machine, command.nic.as_ref())?;
     network::check_move(tap.as_deref(), vmm.kind(), &vmm.version(deadline)?)?;
-    network::require_nic(&network, &machine)?;
-    let metadata = command.mmds.as_deref().map(Metadata::read).transpose()?;
+    network::require_nic(&checked.network, &machine)?;
+    let metadata = checked.metadata()?;
     require_service(metadata.as_ref(), &machine, vmm.kind())?;
     let drawn = machine_id(command).choose();
     let identity = Identity {
         // The VM has no name here that could serve as one.
         hostname: command.hostname.clone(),
         machine_id: drawn.or_fail(Exit::Internal, || "cannot draw an id".to_owned())?,
-        network,
+        network: checked.network,
     };
     record.set_identity(&identity);
     let rebind = RebindPlan::new(Cause::Restore, Some(manifest.generation), identity)?;

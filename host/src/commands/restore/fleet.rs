@@ -19,10 +19,10 @@ use std::thread;
 use std::time::Instant;
 
 use serde_json::Value;
-use shared::message::Identity;
 
 use super::plan::plan;
 use crate::cli::Restore;
+use crate::commands::machine::check_hostname;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::lifecycle::foreground::Signals;
@@ -145,13 +145,7 @@ fn seats(
     };
     let seat = |number: usize| -> Result<Seat, Failure> {
         let hostname = hostname.map(|hostname| format!("{hostname}-{number}"));
-        match &hostname {
-            Some(name) if !Identity::is_hostname(name) => {
-                let text = format!("'{}' is no host name", name.escape_debug());
-                return Err(Failure::usage(text));
-            }
-            Some(_) | None => {}
-        }
+        hostname.as_deref().map_or(Ok(()), check_hostname)?;
         let name = format!("{base}-{number}").parse();
         let name = name.map_err(|text: String| Failure::usage(text))?;
         Ok(Seat { name, hostname })
