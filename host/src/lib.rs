@@ -46,8 +46,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use crate::cli::Command;
-use crate::cli::parse::{Invocation, parse};
+use crate::cli::parse::parse;
 use crate::error::Failure;
 use crate::report::log::start_log;
 use crate::values::without_controls;
@@ -76,36 +75,12 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let common = invocation.command.common();
     start_log(common.quiet, common.verbose);
     let table = invocation.command.table();
-    match failpoint::arm().and_then(|()| dispatch(invocation)) {
+    match failpoint::arm().and_then(|()| commands::run(invocation)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             report(&failure);
             ExitCode::from(table.code(failure.exit()))
         }
-    }
-}
-
-/// Does what was asked for, and gives the exit code: 0, or a guest's own.
-fn dispatch(invocation: Invocation) -> Result<u8, Failure> {
-    match invocation.command {
-        Command::Boot(command) => commands::boot::run(&command).map(|()| 0),
-        Command::Snapshot(command) => commands::snapshot::run(&command).map(|()| 0),
-        Command::Snapshots(command) => commands::snapshots::run(&command).map(|()| 0),
-        Command::Restore(command) => commands::restore::run(&command).map(|()| 0),
-        Command::Probe(command) => commands::probe::run(&command).map(|()| 0),
-        Command::Exec(command) => commands::exec::run(&command, invocation.argv),
-        Command::Attach(command) => commands::attach::run(&command),
-        Command::Wait(command) => commands::wait::run(&command),
-        Command::Kill(command) => commands::kill::run(&command).map(|()| 0),
-        Command::Ps(command) => commands::ps::run(&command).map(|()| 0),
-        Command::Logs(command) => commands::logs::run(&command).map(|()| 0),
-        Command::Stress(command) => commands::stress::run(&command, invocation.argv).map(|()| 0),
-        Command::Bench(command) => commands::bench::run(&command, invocation.argv).map(|()| 0),
-        Command::Ls(command) => commands::ls::list(&command).map(|()| 0),
-        Command::Inspect(command) => commands::ls::inspect(&command).map(|()| 0),
-        Command::Stop(command) => commands::stop::stop(&command).map(|()| 0),
-        Command::Rm(command) => commands::stop::remove(&command).map(|()| 0),
-        Command::Doctor(command) => commands::doctor::run(&command).map(|()| 0),
     }
 }
 

@@ -2,17 +2,16 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
 
-use shared::message::{Attach, AttachMode, SessionRef};
-use shared::session_client::{Deadlines, Request};
+use shared::message::{AttachMode, SessionRef};
+use shared::session_client::Request;
 
 use crate::cli::AttachCommand;
-use crate::commands::exec::{START_TIMEOUT, failure, report, take_signals};
+use crate::commands::session::{self, Wanted, report, take_signals};
 use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::session::{self, Local, Outcome, Session};
+use crate::guest::session::Outcome;
 use crate::os::terminal::Terminal;
 
 /// Attaches, and gives the exit code of the session's command.
@@ -37,41 +36,19 @@ pub(crate) fn run(command: &AttachCommand) -> Result<u8, Failure> {
         true => None,
         false => Some(take_signals(true, terminal.is_some())?),
     };
-    let now = Instant::now();
-    let end = command.timeout.map(|timeout| now + timeout);
-    let session = Session {
-        endpoint: &target.endpoint,
-        request: Request::Attach {
-            attach: Attach {
-                session: command.session,
-                generation: None,
-                mode: if is_observer {
-                    AttachMode::Observe
-                } else {
-                    AttachMode::Own
-                },
-                stdout_from: command.from,
-                stderr_from: None,
-            },
-            stdin: forwards_input,
-        },
-        deadlines: Deadlines {
-            start: end.or(Some(now + START_TIMEOUT)),
-            absence_max: Some(command.reconnect),
-            end,
-        },
-        watch: target.watch(now),
-        is_done_when_started: false,
+    let mode = match is_observer {
+        true => AttachMode::Observe,
+        false => AttachMode::Own,
     };
-    let (stdout, stderr) = (io::stdout(), io::stderr());
-    let local = Local {
-        stdin: forwards_input.then(|| stdin.as_fd()),
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
-        signals: signals.as_ref(),
-        terminal: terminal.as_mut(),
-    };
-    match session::run(session, local).map_err(|error| failure(error, &target))? {
+    let mut wanted = Wanted::attach(command.session, mode, command.timeout, command.reconnect);
+    if let Request::Attach { attach, stdin } = &mut wanted.request {
+        attach.stdout_from = command.from;
+        *stdin = forwards_input;
+    }
+    wanted.stdin = forwards_input;
+    wanted.signals = signals.as_ref();
+    wanted.terminal = terminal.as_mut();
+    match session::run(&target, wanted)? {
         Outcome::Exited(exited) => report(&exited),
         Outcome::Started(_) => Ok(0),
     }

@@ -6,25 +6,21 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use serde_json::json;
-use shared::message::{ByteString, Exec, Exited, OutputPolicy, Started, TtySize};
+use shared::message::{ByteString, Exec, OutputPolicy, Started, TtySize};
 use shared::session_client::{Deadlines, Request};
 
 use crate::cli::ExecCommand;
 use crate::commands::environment::Environment;
+use crate::commands::session::{self, START_TIMEOUT, Wanted, report, take_signals};
 use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::session::{self, ClientError, Local, Outcome, Session};
+use crate::guest::session::Outcome;
 use crate::os::clock::to_ms;
 use crate::os::random;
-use crate::os::signals::{PASSED_ON, Signals};
 use crate::os::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
 use crate::report::output::print;
-
-/// How long the guest may take to start the command unless the caller says.
-pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the guest is waited for beyond the command's own time limit: what it takes from TERM to
 /// KILL, and as much again for its answer.
@@ -49,82 +45,21 @@ pub(crate) fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<
             .timeout
             .map(|timeout| now + timeout + TIMEOUT_MARGIN),
     };
-    let session = Session {
-        endpoint: &target.endpoint,
+    let wanted = Wanted {
         request: Request::Exec {
             exec: Box::new(exec),
             may_be_known: command.id.is_some(),
         },
         deadlines,
-        watch: target.watch(now),
         is_done_when_started: command.detach,
-    };
-    let stdin = io::stdin();
-    let (stdout, stderr) = (io::stdout(), io::stderr());
-    let local = Local {
-        stdin: command.interactive.then(|| stdin.as_fd()),
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
+        stdin: command.interactive,
         signals: Some(&signals),
         terminal: terminal.as_mut(),
     };
-    match session::run(session, local).map_err(|error| failure(error, &target))? {
+    match session::run(&target, wanted)? {
         Outcome::Started(started) => print_started(command, &started).map(|()| 0),
         Outcome::Exited(exited) => report(&exited),
     }
-}
-
-/// Holds back the signals that are passed on, and those about the terminal where there is one.
-pub(crate) fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals, Failure> {
-    let mut wanted = PASSED_ON.to_vec();
-    if has_tty {
-        wanted.push(Signal::SIGWINCH);
-    }
-    if has_terminal {
-        wanted.extend([Signal::SIGTSTP, Signal::SIGCONT]);
-    }
-    let taken = Signals::take(&wanted);
-    taken.or_fail(Exit::Internal, || "cannot take signals".to_owned())
-}
-
-/// What the client's error means, with who was asked where that is not the point.
-pub(crate) fn failure(error: ClientError, target: &Target) -> Failure {
-    let exit = error.exit();
-    if error.is_unknown_session() {
-        return Failure::new(
-            exit,
-            format!("{error}; host-tool ps -a lists what is known"),
-        );
-    }
-    let failure = Failure::new(exit, error);
-    match exit {
-        // The guest names the program.
-        Exit::NotFound | Exit::NotRunnable => failure,
-        _ => failure.context(target.endpoint.to_string()),
-    }
-}
-
-/// Says what there is to say of the end beside its exit code, which it gives.
-pub(crate) fn report(exited: &Exited) -> Result<u8, Failure> {
-    let usage = &exited.usage;
-    let ms = |us: u64| us / 1000;
-    log::info!(
-        "user {} ms, system {} ms, at most {} KiB resident",
-        ms(usage.user_us),
-        ms(usage.system_us),
-        usage.rss_max_kib
-    );
-    if let shared::message::ExitStatus::Signal { core: true, .. } = exited.status {
-        log::info!("a core was dumped");
-    }
-    if exited.writers_alive {
-        log::info!("a process that the command left behind still holds its output open");
-    }
-    if exited.timed_out {
-        let text = "the guest ended the command at its time limit";
-        return Err(Failure::new(Exit::Deadline, text));
-    }
-    Ok(exited.status.shell_code())
 }
 
 fn print_started(command: &ExecCommand, started: &Started) -> Result<(), Failure> {

@@ -1,55 +1,26 @@
 //! `host-tool wait`: the end of a session, whoever has its output.
 
-use std::io;
-use std::os::fd::AsFd;
-use std::time::Instant;
-
 use serde_json::Value;
-use shared::message::{Attach, AttachMode, Exited};
-use shared::session_client::{Deadlines, Request};
+use shared::message::{AttachMode, Exited};
 
 use crate::cli::WaitCommand;
-use crate::commands::exec::{START_TIMEOUT, failure, report};
+use crate::commands::session::{self, Wanted, report};
 use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::guest::session::{self, Local, Outcome, Session};
+use crate::guest::session::Outcome;
 use crate::report::output::print;
 
 /// Waits, and gives the exit code of the session's command.
 pub(crate) fn run(command: &WaitCommand) -> Result<u8, Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
-    let now = Instant::now();
-    let end = command.timeout.map(|timeout| now + timeout);
-    let session = Session {
-        endpoint: &target.endpoint,
-        request: Request::Attach {
-            attach: Attach {
-                session: command.session,
-                generation: None,
-                mode: AttachMode::Wait,
-                stdout_from: None,
-                stderr_from: None,
-            },
-            stdin: false,
-        },
-        deadlines: Deadlines {
-            start: end.or(Some(now + START_TIMEOUT)),
-            absence_max: Some(command.reconnect),
-            end,
-        },
-        watch: target.watch(now),
-        is_done_when_started: false,
-    };
-    let (stdout, stderr) = (io::stdout(), io::stderr());
-    let local = Local {
-        stdin: None,
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
-        signals: None,
-        terminal: None,
-    };
-    match session::run(session, local).map_err(|error| failure(error, &target))? {
+    let wanted = Wanted::attach(
+        command.session,
+        AttachMode::Wait,
+        command.timeout,
+        command.reconnect,
+    );
+    match session::run(&target, wanted)? {
         Outcome::Exited(exited) => {
             let code = report(&exited);
             if command.json {
