@@ -282,7 +282,7 @@ impl Source {
     }
 
     /// As [`resume`](Self::resume), in whichever state a step that failed left the machine.
-    pub(super) fn go_on(
+    pub(super) fn resume_and_prove(
         &mut self,
         control: Connection,
         record: &mut Record,
