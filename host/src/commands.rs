@@ -7,6 +7,7 @@ mod doctor;
 mod environment;
 mod exec;
 mod kill;
+mod load;
 mod logs;
 mod ls;
 mod machine;

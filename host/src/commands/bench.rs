@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 use shared::message::{ByteString, Info};
 
 use crate::cli::{BenchCommand, TargetArguments};
-use crate::commands::stress::latency::Summary;
-use crate::commands::stress::{Load, check_count, common_exit, make_room, open_sink, words};
+use crate::commands::load::latency::Summary;
+use crate::commands::load::{Load, check_count, common_exit, make_room, open_sink, words};
 use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};

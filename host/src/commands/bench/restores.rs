@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 
 use super::Report;
 use crate::cli::BenchCommand;
+use crate::commands::load::latency::Summary;
 use crate::commands::restore::plan::open_artifact;
-use crate::commands::stress::latency::Summary;
 use crate::error::Failure;
 use crate::failpoint::{Point, reach};
 use crate::lifecycle::plan::Plan;

@@ -10,8 +10,8 @@ use serde_json::json;
 use shared::message::{ByteString, Exec};
 
 use super::Report;
-use crate::commands::stress::latency::Summary;
-use crate::commands::stress::{Streams, open_sink, run_once};
+use crate::commands::load::latency::Summary;
+use crate::commands::load::{Streams, open_sink, run_once};
 use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;

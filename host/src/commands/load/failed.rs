@@ -1,0 +1,72 @@
+//! Why a run was no success, and under which name it is counted.
+
+use shared::message::{ExitStatus, Exited, FailCode};
+use shared::session_client::{Fate, SessionError};
+
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::guest::session::ClientError;
+
+/// A run that was no success.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// How it is counted.
+    pub(crate) kind: String,
+    /// What it means for the exit code.
+    pub(crate) exit: Exit,
+    /// In full, for people.
+    pub(crate) text: String,
+}
+
+impl Failed {
+    /// `None` for exit code 0.
+    pub(super) fn of_end(exited: &Exited) -> Option<Self> {
+        let (kind, exit) = match exited.status {
+            _ if exited.timed_out => ("timeout".to_owned(), Exit::Deadline),
+            ExitStatus::Code(0) => return None,
+            ExitStatus::Code(code) => (format!("exit code {code}"), Exit::Guest),
+            ExitStatus::Signal { number, .. } => (format!("signal {number}"), Exit::Guest),
+        };
+        let text = format!("the command ended with {kind}");
+        Some(Self { kind, exit, text })
+    }
+}
+
+impl From<ClientError> for Failed {
+    fn from(error: ClientError) -> Self {
+        let (kind, exit) = (kind_of(&error), error.exit());
+        // With its causes, which a failure prints.
+        let text = Failure::new(exit, error).to_string();
+        Self { kind, exit, text }
+    }
+}
+
+fn kind_of(error: &ClientError) -> String {
+    let kind = match error {
+        ClientError::Session { error, .. } => return session_kind(error),
+        ClientError::VmmEnded(_) => "VMM ended",
+        ClientError::Connection(_, Fate::NotRun) => "no connection",
+        ClientError::Connection(_, Fate::Unknown | Fate::Started) => "unknown",
+        ClientError::Interrupted(_) => "interrupted",
+        ClientError::Output(_) | ClientError::Local(_) => "this machine",
+    };
+    kind.to_owned()
+}
+
+fn session_kind(error: &SessionError) -> String {
+    let kind = match error {
+        SessionError::Refused { fail, .. } => match fail.code {
+            FailCode::NotFound => "not found",
+            FailCode::NotRunnable => "not runnable",
+            code => return format!("refused ({code})"),
+        },
+        SessionError::Deadline(Fate::NotRun) | SessionError::Unanswered => "no answer",
+        SessionError::Deadline(_) | SessionError::Undelivered(_) => "timeout",
+        SessionError::Version(_) | SessionError::Protocol { .. } => "protocol",
+        SessionError::Superseded
+        | SessionError::Forgotten
+        | SessionError::ShutDown(_)
+        | SessionError::Absent(_) => "unknown",
+    };
+    kind.to_owned()
+}
