@@ -13,7 +13,6 @@ pub mod hybrid_vsock;
 pub(crate) mod outlet;
 pub(crate) mod requests;
 pub(crate) mod session;
-mod session_error;
 
 /// This program's version, as it stands in HELLO.
 pub(crate) const HOST_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -6,18 +6,22 @@
 //! the guest asks is answered meanwhile. Only opening a connection waits by itself, for as long as
 //! an attempt may take.
 
+mod error;
+mod gaps;
+mod user;
+mod wait;
+
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::Signal;
-use nix::sys::time::TimeSpec;
-use nix::unistd::read;
-use shared::message::{Exited, Gap, SeverReason, Started, Stream};
-use shared::session_client::{Deadlines, Event, Fate, Request, SessionClient, Want, severed_text};
+use shared::message::{Exited, SeverReason, Started, Stream};
+use shared::session_client::{Deadlines, Event, Request, SessionClient, Want, severed_text};
 
+pub(crate) use self::error::ClientError;
+use self::gaps::Gaps;
+use self::user::number_of;
 use super::HOST_VERSION;
 use super::address::Endpoint;
 use super::connection::{Connection, ConnectionError};
@@ -26,8 +30,6 @@ use crate::os::deadline::Watch;
 use crate::os::signals::Signals;
 use crate::os::terminal::{Mode, Terminal};
 
-pub(crate) use super::session_error::ClientError;
-
 const INPUT_READ_LEN: usize = 64 * 1024;
 
 /// Reads of the connection in a row, before the others have their turn.
@@ -35,16 +37,6 @@ const READS_MAX: usize = 16;
 
 /// How long the last words to the guest may take to leave: that its command shall end.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
-
-/// How long a guest may take to confirm a signal before it counts as one that cannot be reached.
-const CONFIRM_MAX: Duration = Duration::from_secs(2);
-
-/// Most gaps that are announced one by one. A guest that makes them without an end must not fill a
-/// standard error that is read late, or never: that would hold up everything else.
-const GAPS_SAID_MAX: u64 = 64;
-
-/// Ctrl-C, as a terminal that makes no signals of it sends it.
-const INTERRUPT_KEY: u8 = 3;
 
 /// What this program has for the session.
 #[derive(Debug)]
@@ -136,49 +128,6 @@ struct Driver<'a> {
     /// What became of the latest connection that failed.
     last: Option<io::Error>,
     gaps: Gaps,
-}
-
-/// Output that was lost.
-#[derive(Debug, Default)]
-struct Gaps {
-    count: u64,
-    /// Bytes of those that were not announced.
-    rest_len: u64,
-}
-
-impl Gaps {
-    fn note(&mut self, gap: Gap) {
-        let Gap { stream, from, to } = gap;
-        let len = to - from;
-        self.count += 1;
-        if self.count <= GAPS_SAID_MAX {
-            log::warn!("{len} bytes of {stream} are lost, from offset {from} to {to}");
-        } else {
-            self.rest_len = self.rest_len.saturating_add(len);
-        }
-    }
-
-    /// Sums up what was not announced.
-    fn say_rest(&self) {
-        if let Some(more) = self
-            .count
-            .checked_sub(GAPS_SAID_MAX)
-            .filter(|more| *more > 0)
-        {
-            let len = self.rest_len;
-            log::warn!("{len} bytes of output are lost in {more} more places");
-        }
-    }
-}
-
-/// What a wait has found ready.
-#[derive(Debug, Clone, Copy, Default)]
-struct Ready {
-    connection: bool,
-    stdin: bool,
-    outlets: [bool; 2],
-    signals: bool,
-    process: bool,
 }
 
 impl Driver<'_> {
@@ -280,55 +229,6 @@ impl Driver<'_> {
             return Err(ClientError::VmmEnded(self.client.fate()));
         }
         Ok(())
-    }
-
-    fn wait(&mut self, until: Instant) -> Result<Ready, ClientError> {
-        let wants_write = !self.client.poll_output().is_empty();
-        let mut fds = Vec::with_capacity(6);
-        let mut slots = Vec::with_capacity(6);
-        if let Some(connection) = &self.connection {
-            let mut interest = PollFlags::empty();
-            interest.set(PollFlags::POLLIN, self.client.wants_read());
-            interest.set(PollFlags::POLLOUT, wants_write);
-            if !interest.is_empty() {
-                fds.push(PollFd::new(connection.as_fd(), interest));
-                slots.push(Slot::Connection);
-            }
-        }
-        if let Some(stdin) = self.stdin.filter(|_| self.client.input_room() > 0) {
-            fds.push(PollFd::new(stdin, PollFlags::POLLIN));
-            slots.push(Slot::Stdin);
-        }
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            let outlet = &self.outlets[stream.index()];
-            if outlet.is_pending() {
-                fds.push(PollFd::new(outlet.as_fd(), PollFlags::POLLOUT));
-                slots.push(Slot::Outlet(stream));
-            }
-        }
-        if let Some(signals) = self.signals {
-            fds.push(PollFd::new(signals.as_fd(), PollFlags::POLLIN));
-            slots.push(Slot::Signals);
-        }
-        // With the end here, or output still to come, the VMM's death is no news yet.
-        let may_end = !self.client.has_ended() && self.client.wants_read();
-        if let Some(process) = self.watch.process().filter(|_| may_end) {
-            fds.push(PollFd::new(process, PollFlags::POLLIN));
-            slots.push(Slot::Process);
-        }
-        let timeout = TimeSpec::from(until.saturating_duration_since(Instant::now()));
-        let mut ready = Ready::default();
-        match ppoll(&mut fds, Some(timeout), None) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(ready),
-            Err(errno) => return Err(ClientError::Local(errno.into())),
-        }
-        let found = fds
-            .iter()
-            .zip(slots)
-            .filter(|(fd, _)| fd.any().unwrap_or(true));
-        found.for_each(|(_, slot)| ready.set(slot));
-        Ok(ready)
     }
 
     /// Takes what the guest has sent.
@@ -444,123 +344,6 @@ impl Driver<'_> {
         }
         Ok(())
     }
-
-    fn read_input(&mut self) -> Result<(), ClientError> {
-        let room = self.client.input_room().min(self.input.len());
-        let (Some(stdin), true) = (self.stdin, room > 0) else {
-            return Ok(());
-        };
-        match read(stdin, &mut self.input[..room]) {
-            Ok(0) => self.end_input(),
-            Ok(len) => {
-                let bytes = &self.input[..len];
-                self.client.handle_input(bytes);
-                let is_interrupt = self.has_tty && bytes.contains(&INTERRUPT_KEY);
-                if is_interrupt && !self.client.is_attached() {
-                    return self.interrupt();
-                }
-            }
-            Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Err(errno) => {
-                log::warn!("cannot read standard input, which ends it: {errno}");
-                self.end_input();
-            }
-        }
-        Ok(())
-    }
-
-    fn end_input(&mut self) {
-        self.stdin = None;
-        self.client.handle_input_end();
-    }
-
-    fn read_signals(&mut self) -> Result<(), ClientError> {
-        while let Some(signals) = self.signals {
-            let Some(signal) = signals.next().map_err(ClientError::Local)? else {
-                break;
-            };
-            log::debug!("{signal}");
-            match (signal, &mut self.terminal) {
-                (Signal::SIGWINCH, _) => self.resize(),
-                (Signal::SIGTSTP, Some(terminal)) => {
-                    terminal.stop_job().map_err(ClientError::Local)?;
-                    self.resize();
-                }
-                (Signal::SIGCONT, Some(terminal)) => {
-                    terminal.set_again().map_err(ClientError::Local)?;
-                    self.resize();
-                }
-                (Signal::SIGTSTP | Signal::SIGCONT, None) => {}
-                (signal, _) => {
-                    self.client.handle_signal(number_of(signal));
-                    if !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2) {
-                        self.interrupt()?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn resize(&mut self) {
-        let size = match &self.terminal {
-            Some(terminal) => terminal.size(),
-            None => crate::os::terminal::size_of_any(&[
-                self.outlets[0].as_fd(),
-                self.outlets[1].as_fd(),
-            ]),
-        };
-        if let Some(size) = size.filter(|_| self.has_tty) {
-            self.client.handle_resize(size);
-        }
-    }
-
-    /// The user wants an end. That is the guest's to hear; but one who asks twice, of a guest that
-    /// does not answer, is not held here.
-    fn interrupt(&mut self) -> Result<(), ClientError> {
-        let now = Instant::now();
-        let fate = self.client.fate();
-        let is_reached = self.client.is_attached() && self.client.unconfirmed_signal_count() <= 1;
-        let is_again = self.interrupted_at.is_some_and(|at| {
-            !self.client.is_attached() || now.saturating_duration_since(at) >= CONFIRM_MAX
-        });
-        if fate == Fate::NotRun || (is_again && !is_reached) {
-            return Err(ClientError::Interrupted(fate));
-        }
-        if is_reached || self.interrupted_at.is_none() {
-            self.interrupted_at = Some(now);
-        }
-        if !self.client.is_attached() {
-            log::warn!("the guest cannot be reached now; once more gives up on it");
-        }
-        Ok(())
-    }
-}
-
-/// What a descriptor is waited on for.
-#[derive(Debug, Clone, Copy)]
-enum Slot {
-    Connection,
-    Stdin,
-    Outlet(Stream),
-    Signals,
-    Process,
-}
-
-impl Ready {
-    const fn set(&mut self, slot: Slot) {
-        match slot {
-            Slot::Connection => self.connection = true,
-            Slot::Stdin => self.stdin = true,
-            Slot::Outlet(stream) => self.outlets[stream.index()] = true,
-            Slot::Signals => self.signals = true,
-            Slot::Process => self.process = true,
-        }
-    }
-}
-
-fn number_of(signal: Signal) -> u8 {
-    u8::try_from(signal as i32).unwrap_or(u8::MAX)
 }
 
 fn log_severed(reason: SeverReason) {

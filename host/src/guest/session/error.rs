@@ -6,8 +6,8 @@ use std::io;
 use shared::message::FailCode;
 use shared::session_client::{Fate, SessionError};
 
-use super::connection::ConnectionError;
 use crate::exit::Exit;
+use crate::guest::connection::ConnectionError;
 
 /// Why there is no exit status.
 #[derive(Debug)]
