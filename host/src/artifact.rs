@@ -79,19 +79,16 @@ impl Artifact {
     }
 
     /// What the artifact is.
-    #[must_use]
     pub(crate) const fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
     /// Where it is; an absolute path.
-    #[must_use]
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The VMM's own files.
-    #[must_use]
     pub(crate) fn state_files(&self) -> StateFiles {
         StateFiles {
             overrides_vsock: self.manifest.vsock_path.is_some(),
@@ -100,7 +97,6 @@ impl Artifact {
     }
 
     /// Where the content of the drive with this path in the manifest is, if it is in the artifact.
-    #[must_use]
     pub(crate) fn stored_drive(&self, path: &Path) -> Option<PathBuf> {
         let is_stored = |file: &FileEntry| Path::new(&file.name) == path;
         self.manifest
@@ -203,7 +199,6 @@ impl Artifact {
 
 /// The generations that a guest from `artifact` had before its first own one. The latest, `parent`,
 /// comes first. An unreadable artifact is not an error here: opening it reports that.
-#[must_use]
 pub(crate) fn ancestors(artifact: Option<&Path>, parent: Option<Generation>) -> Vec<Generation> {
     let manifest = artifact.and_then(|dir| read_manifest(dir).ok());
     let before = manifest.map(|manifest| manifest.ancestors);

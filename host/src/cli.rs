@@ -164,7 +164,6 @@ macro_rules! commands {
             }
 
             /// The table of exit codes that this command uses.
-            #[must_use]
             pub(crate) const fn table(&self) -> Table {
                 match self { $(Self::$name(_) => Table::$table,)* }
             }

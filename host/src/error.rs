@@ -29,32 +29,27 @@ impl Failure {
     }
 
     /// What it means for the exit code.
-    #[must_use]
     pub(crate) const fn exit(&self) -> Exit {
         self.exit
     }
 
     /// Further lines for people.
-    #[must_use]
     pub(crate) fn details(&self) -> Option<&str> {
         self.details.as_deref()
     }
 
     /// Adds further lines for people.
-    #[must_use]
     pub(crate) fn with_details(mut self, details: Option<String>) -> Self {
         self.details = details.or(self.details);
         self
     }
 
     /// Puts the phase in front of the message.
-    #[must_use]
     pub(crate) fn in_phase(self, phase: &str) -> Self {
         self.context(format!("{phase} failed"))
     }
 
     /// Puts a sentence in front of the message.
-    #[must_use]
     pub(crate) fn context(self, text: String) -> Self {
         let context = Context {
             text,
@@ -67,7 +62,6 @@ impl Failure {
     }
 
     /// Replaces the meaning.
-    #[must_use]
     pub(crate) const fn with_exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self

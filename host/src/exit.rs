@@ -48,7 +48,6 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    #[must_use]
     pub(crate) const fn code(self, exit: Exit) -> u8 {
         match self {
             Self::General => general_code(exit),
@@ -58,7 +57,6 @@ impl Table {
     }
 
     /// The table that ends the command's `--help`.
-    #[must_use]
     pub(crate) fn help(self) -> String {
         let mut text = String::from("\nExit codes:\n");
         for (code, meaning) in self.rows() {

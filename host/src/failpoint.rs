@@ -39,13 +39,11 @@ macro_rules! points {
             pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
 
             /// The name in the environment variable.
-            #[must_use]
             pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
 
             /// What a real failure at this point would mean.
-            #[must_use]
             pub(crate) const fn exit(self) -> Exit {
                 match self { $(Self::$name => Exit::$exit,)* }
             }
@@ -223,7 +221,6 @@ pub(crate) fn reach(point: Point) -> Result<(), Injected> {
 }
 
 /// The point that is reached once this request was written, if there is one.
-#[must_use]
 pub(crate) const fn sent(request: &Request) -> Option<Point> {
     match request {
         Request::Quiesce(_) => Some(Point::QuiesceSent),

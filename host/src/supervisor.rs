@@ -69,7 +69,6 @@ const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the supervisor of the VM directory that is the only argument. Standard input carries
 /// orders, standard output reports, standard error the log.
-#[must_use]
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     // We have opened nothing yet, so all open descriptors are inherited.
     let closed = inherited::close_inherited();

@@ -83,13 +83,11 @@ pub(crate) fn parse_memory_mib(text: &str) -> Result<u32, String> {
 pub(crate) struct VmName(String);
 
 impl VmName {
-    #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The name of a VM without `--name`.
-    #[must_use]
     pub(crate) fn generated(random: [u8; 4]) -> Self {
         Self(format!("vm-{:08x}", u32::from_be_bytes(random)))
     }
@@ -190,7 +188,6 @@ impl FromStr for MachineId {
 /// `message` with every control character escaped, line ends included. All else stays as it is,
 /// also what is escaped already. This is the last step before a message goes to a terminal: parts
 /// of it may come from a VMM or a file.
-#[must_use]
 pub(crate) fn without_controls(message: &str) -> String {
     let mut safe = String::with_capacity(message.len());
     for char in message.chars() {
@@ -204,7 +201,6 @@ pub(crate) fn without_controls(message: &str) -> String {
 }
 
 /// `text` on one line, with everything escaped that could control a terminal.
-#[must_use]
 pub(crate) fn printable(text: &str) -> String {
     text.escape_debug()
         .to_string()

@@ -105,7 +105,6 @@ pub(crate) trait Vmm: fmt::Debug {
 }
 
 /// The address of the guest of the VM in `vm_dir`.
-#[must_use]
 pub(crate) fn guest_address(kind: VmmKind, vm_dir: &Path, guest_cid: u32) -> GuestAddress {
     match kind {
         VmmKind::Firecracker => GuestAddress::HybridVsock {
@@ -122,7 +121,6 @@ pub(crate) fn guest_address(kind: VmmKind, vm_dir: &Path, guest_cid: u32) -> Gue
 /// [`VMM_LOG`]. Firecracker is told the machine later, over its API. QEMU takes it from the command
 /// line, and a load needs the machine that was saved. `HOST_TOOL_FIRECRACKER_ARGS` and
 /// `HOST_TOOL_QEMU_ARGS` add arguments, separated by blanks.
-#[must_use]
 pub(crate) fn launch(binary: &VmmBinary, name: &str, spec: &MachineSpec, start: Start) -> Launch {
     let (mut args, variable) = match binary.kind {
         VmmKind::Firecracker => (firecracker::launch_args(name), "HOST_TOOL_FIRECRACKER_ARGS"),

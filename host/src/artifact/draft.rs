@@ -134,7 +134,6 @@ impl Draft {
     }
 
     /// The directory for its files.
-    #[must_use]
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -239,7 +238,6 @@ pub(crate) enum DraftStatus {
 
 /// Inspects a directory entry; `None` if it is not a draft of this user. Abandoned drafts are
 /// removed, so name, type and owner must all match: a user's own `a.tmp-old` must stay.
-#[must_use]
 pub(crate) fn draft_status(path: &Path) -> Option<DraftStatus> {
     let name = path.file_name()?.as_encoded_bytes();
     let digits_at = name.len().checked_sub(DRAFT_DIGITS)?;

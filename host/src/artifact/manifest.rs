@@ -72,7 +72,6 @@ pub(crate) struct Manifest {
 
 impl Manifest {
     /// As it stands in the file and in records.
-    #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         json!({
             "format": FORMAT,
@@ -129,14 +128,12 @@ impl Manifest {
     }
 
     /// Sum of the lengths of all files, in bytes.
-    #[must_use]
     pub(crate) fn files_len(&self) -> u64 {
         let len = |sum: u64, file: &FileEntry| sum.saturating_add(file.len);
         self.files.iter().fold(0, len)
     }
 
     /// Whether every file has a digest.
-    #[must_use]
     pub(crate) fn has_digests(&self) -> bool {
         self.files.iter().all(|file| file.sha256.is_some())
     }

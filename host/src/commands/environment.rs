@@ -51,7 +51,6 @@ impl Environment {
     }
 
     /// The entries as they are sent.
-    #[must_use]
     pub(crate) fn into_pairs(self) -> Vec<ByteString> {
         let pairs = self.0.into_iter();
         // Neither holds a NUL: that was refused, or came from this process's own environment.

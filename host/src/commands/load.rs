@@ -93,7 +93,6 @@ pub(crate) struct Load<'a> {
 
 impl Load<'_> {
     /// Runs all, and counts.
-    #[must_use]
     pub(crate) fn run(&self) -> Report {
         let next = AtomicU32::new(0);
         let started_at = Instant::now();

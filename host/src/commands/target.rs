@@ -26,7 +26,6 @@ pub(crate) struct Target {
 
 impl Target {
     /// A guest with this address, in the VMM behind `process`.
-    #[must_use]
     pub(crate) const fn new(endpoint: Endpoint, process: Option<OwnedFd>) -> Self {
         Self { endpoint, process }
     }
@@ -71,7 +70,6 @@ impl Target {
     }
 
     /// A watch over waits for this guest.
-    #[must_use]
     pub(crate) fn watch(&self, deadline: Instant) -> Watch<'_> {
         Watch::with_process(deadline, self.process.as_ref().map(AsFd::as_fd))
     }

@@ -104,7 +104,6 @@ impl std::error::Error for AskError {
 }
 
 /// What it means when a request to a guest is not met.
-#[must_use]
 pub(crate) const fn exit_of(error: &AskError) -> Exit {
     match &error.reason {
         AskErrorReason::Exchange(ExchangeError::Deadline { .. }) => Exit::Deadline,

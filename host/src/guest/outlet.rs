@@ -45,7 +45,6 @@ pub(crate) struct Outlet<'a> {
 
 impl<'a> Outlet<'a> {
     /// An output that nothing has been written to.
-    #[must_use]
     pub(crate) fn new(fd: BorrowedFd<'a>) -> Self {
         Self {
             fd,
@@ -55,7 +54,6 @@ impl<'a> Outlet<'a> {
     }
 
     /// Whether there are bytes that could not be written yet.
-    #[must_use]
     pub(crate) fn is_pending(&self) -> bool {
         !self.pending.is_empty()
     }

@@ -33,7 +33,6 @@ pub(crate) enum Entry {
 
 impl Entry {
     /// Which way the VMM's command line has to provide for.
-    #[must_use]
     pub(crate) const fn start(&self) -> Start {
         match self {
             Self::Boot => Start::Boot,
@@ -86,7 +85,6 @@ pub(crate) struct Plan<'a> {
 
 impl Plan<'_> {
     /// A machine that boots, with the defaults of all options.
-    #[must_use]
     pub(crate) fn of_machine(machine: MachineSpec, binary: VmmBinary, deadline: Instant) -> Self {
         Self {
             name: None,
@@ -140,7 +138,6 @@ impl Plan<'_> {
     }
 
     /// Why the guest gets a generation.
-    #[must_use]
     pub(crate) const fn cause(&self) -> Cause {
         match self.entry {
             Entry::Boot => Cause::Boot,
@@ -149,7 +146,6 @@ impl Plan<'_> {
     }
 
     /// What came of it when it goes well.
-    #[must_use]
     pub(crate) const fn event(&self) -> &'static str {
         if self.no_wait { "started" } else { "ready" }
     }
@@ -225,7 +221,6 @@ pub(crate) fn check_format(
 }
 
 /// A watch over the VMM behind `process`.
-#[must_use]
 pub(crate) fn watch(deadline: Instant, process: Option<&OwnedFd>) -> Watch<'_> {
     Watch::with_process(deadline, process.map(AsFd::as_fd))
 }

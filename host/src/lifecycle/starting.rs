@@ -73,7 +73,6 @@ impl Provisional {
         })
     }
 
-    #[must_use]
     pub(crate) const fn name(&self) -> &VmName {
         self.dir.name()
     }
@@ -327,7 +326,6 @@ impl Provisional {
     }
 
     /// The VMM's process, once it has been started.
-    #[must_use]
     pub(crate) fn pid(&self) -> Option<i32> {
         self.state.as_ref().map(|state| state.process.pid)
     }

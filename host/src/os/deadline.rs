@@ -26,7 +26,6 @@ pub(crate) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// A watch that only the deadline ends.
-    #[must_use]
     pub(crate) const fn until(deadline: Instant) -> Self {
         Self {
             deadline,
@@ -35,7 +34,6 @@ impl<'a> Watch<'a> {
     }
 
     /// A watch that also ends when the process behind `pidfd` does.
-    #[must_use]
     pub(crate) const fn with_process(deadline: Instant, pidfd: Option<BorrowedFd<'a>>) -> Self {
         Self {
             deadline,
@@ -44,7 +42,6 @@ impl<'a> Watch<'a> {
     }
 
     /// The same process under an earlier (or later) deadline.
-    #[must_use]
     pub(crate) const fn at(self, deadline: Instant) -> Self {
         Self {
             deadline,
@@ -53,13 +50,11 @@ impl<'a> Watch<'a> {
     }
 
     /// When the wait ends at the latest.
-    #[must_use]
     pub(crate) const fn deadline(&self) -> Instant {
         self.deadline
     }
 
     /// The process's pidfd, for callers that poll several descriptors themselves.
-    #[must_use]
     pub(crate) const fn process(&self) -> Option<BorrowedFd<'a>> {
         self.process
     }

@@ -31,7 +31,6 @@ pub(crate) enum Way {
 
 impl Way {
     /// The keyword in records.
-    #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Reflink => "reflink",
@@ -81,7 +80,6 @@ impl std::error::Error for CopyError {
 
 impl CopyError {
     /// The failure of a command: with `exit`, or with [`Exit::Deadline`] if the deadline passed.
-    #[must_use]
     pub(crate) fn into_failure(self, exit: Exit) -> Failure {
         let exit = match &self {
             Self::Io { .. } => exit,

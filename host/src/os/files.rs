@@ -36,7 +36,6 @@ pub(crate) fn open_named(path: &Path) -> io::Result<File> {
 }
 
 /// Whether [`open_regular`] failed because the file is not a regular one.
-#[must_use]
 pub(crate) fn is_not_regular(error: &io::Error) -> bool {
     error
         .get_ref()

@@ -59,7 +59,6 @@ impl std::error::Error for JsonFileError {
 
 impl JsonFileError {
     /// Whether the file does not exist.
-    #[must_use]
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -110,17 +109,14 @@ fn read_text(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// A path or argument: a string if it is UTF-8, else `{"hex": "…"}`.
-#[must_use]
 pub(crate) fn os_to_value(text: impl AsRef<OsStr>) -> Value {
     bytes_to_value(text.as_ref().as_bytes())
 }
 
-#[must_use]
 pub(crate) fn value_to_os(value: &Value) -> Option<OsString> {
     value_to_bytes(value).map(OsString::from_vec)
 }
 
-#[must_use]
 pub(crate) fn value_to_path(value: &Value) -> Option<PathBuf> {
     value_to_os(value).map(PathBuf::from)
 }

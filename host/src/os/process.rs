@@ -67,7 +67,6 @@ impl ProcessId {
     }
 
     /// As it stands in files and records.
-    #[must_use]
     pub(crate) fn to_value(self) -> Value {
         json!({ "pid": self.pid, "start_time": self.start_time })
     }

@@ -68,7 +68,6 @@ impl Terminal {
     }
 
     /// Its size now.
-    #[must_use]
     pub(crate) fn size(&self) -> Option<TtySize> {
         sys::terminal::size(self.fd.as_fd())
     }
@@ -120,7 +119,6 @@ impl Drop for Terminal {
 }
 
 /// The size of the first terminal among `fds`.
-#[must_use]
 pub(crate) fn size_of_any(fds: &[BorrowedFd<'_>]) -> Option<TtySize> {
     fds.iter().find_map(|fd| sys::terminal::size(*fd))
 }

@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 use crate::report::timeline::{Outcome, Side, Span, Track};
 
 /// The trace of these machines, which share one axis. `facts` are shown as metadata.
-#[must_use]
 pub(crate) fn render(tracks: &[Track], facts: Value) -> Value {
     let mut events = Vec::new();
     for (index, track) in tracks.iter().enumerate() {

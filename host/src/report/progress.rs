@@ -15,7 +15,6 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// For a step called `verb` ("saving") of about `total` bytes.
-    #[must_use]
     pub(crate) fn new(verb: &'static str, total: u64) -> Self {
         let is_terminal = std::io::stderr().is_terminal() && log::log_enabled!(log::Level::Warn);
         Self {

@@ -32,7 +32,6 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    #[must_use]
     pub(crate) fn new() -> Self {
         Self {
             timeline: Timeline::new(Instant::now()),
@@ -49,7 +48,6 @@ impl Record {
         self.reports = reports;
     }
 
-    #[must_use]
     pub(crate) const fn begun_at(&self) -> Instant {
         self.timeline.begun_at()
     }
@@ -75,7 +73,6 @@ impl Record {
         }
     }
 
-    #[must_use]
     pub(crate) fn current(&self) -> Option<Phase> {
         self.current.map(|(phase, _)| phase)
     }
@@ -122,7 +119,6 @@ impl Record {
     }
 
     /// A noted fact, if it is a string.
-    #[must_use]
     pub(crate) fn text(&self, field: &str) -> Option<&str> {
         self.fields.get(field).and_then(Value::as_str)
     }
@@ -150,7 +146,6 @@ impl Record {
     }
 
     /// The outcome as it is printed: the JSON object, or the line that begins with `event`.
-    #[must_use]
     pub(crate) fn success(&self, event: &str, is_json: bool) -> String {
         if is_json {
             return self.success_value(event).to_string();
@@ -166,7 +161,6 @@ impl Record {
         }
     }
 
-    #[must_use]
     pub(crate) fn success_value(&self, event: &str) -> Value {
         self.to_value(json!({ "event": event, "exit": 0 }))
     }
@@ -222,7 +216,6 @@ impl Record {
     }
 
     /// This record's track, on an axis that begins at `origin`.
-    #[must_use]
     pub(crate) fn track(&self, origin: Instant) -> Track {
         let title = self.text("name").unwrap_or("host-tool");
         self.timeline.track(title.to_owned(), origin)
@@ -251,7 +244,6 @@ impl Record {
         value
     }
 
-    #[must_use]
     pub(crate) fn to_line(&self, event: &str) -> String {
         let mut parts = vec![event.to_owned()];
         parts.extend(self.text("name").map(str::to_owned));

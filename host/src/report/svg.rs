@@ -53,7 +53,6 @@ const STYLE: &str = "
 ";
 
 /// The picture of these machines, which share one axis.
-#[must_use]
 pub(crate) fn render(title: &str, tracks: &[Track]) -> String {
     let total_us = tracks.iter().map(Track::end_us).max().unwrap_or(0).max(1);
     let mut page = Page {

@@ -3,7 +3,6 @@
 use crate::values::MIB;
 
 /// Lays out lines of cells. Each column is as wide as its widest cell.
-#[must_use]
 pub(crate) fn columns<const N: usize>(lines: &[[String; N]]) -> String {
     let width = |column: usize| {
         let widths = lines.iter().map(|line| line[column].chars().count());
@@ -23,7 +22,6 @@ pub(crate) fn columns<const N: usize>(lines: &[[String; N]]) -> String {
 }
 
 /// A duration in its largest unit, rounded down.
-#[must_use]
 pub(crate) fn age(ms: u64) -> String {
     let s = ms / 1000;
     match s {
@@ -35,7 +33,6 @@ pub(crate) fn age(ms: u64) -> String {
 }
 
 /// A number of bytes in MiB, rounded up, or from 10 GiB on in GiB.
-#[must_use]
 pub(crate) fn size(bytes: u64) -> String {
     match bytes.div_ceil(MIB) {
         mib @ 0..10_240 => format!("{mib}M"),

@@ -22,7 +22,6 @@ use crate::report::phase::Phase;
 const BAR_WIDTH: u128 = 24;
 
 /// A heading and one line for each phase, each with a line end.
-#[must_use]
 pub(crate) fn render(
     phases: &[(Phase, Duration)],
     attempts: &Map<String, Value>,

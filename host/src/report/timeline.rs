@@ -22,7 +22,6 @@ pub(crate) struct PhaseSpan {
 }
 
 impl PhaseSpan {
-    #[must_use]
     pub(crate) fn took(&self) -> Duration {
         self.ended_at.saturating_duration_since(self.begun_at)
     }
@@ -60,7 +59,6 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    #[must_use]
     pub(crate) const fn new(begun_at: Instant) -> Self {
         Self {
             begun_at,
@@ -71,13 +69,11 @@ impl Timeline {
         }
     }
 
-    #[must_use]
     pub(crate) const fn begun_at(&self) -> Instant {
         self.begun_at
     }
 
     /// The phases that have ended, in order.
-    #[must_use]
     pub(crate) fn phases(&self) -> &[PhaseSpan] {
         &self.phases
     }
@@ -131,7 +127,6 @@ impl Timeline {
     }
 
     /// Everything so far as one track, on an axis that begins at `origin`.
-    #[must_use]
     pub(crate) fn track(&self, title: String, origin: Instant) -> Track {
         let axis = Axis(origin);
         let mut spans = Vec::new();

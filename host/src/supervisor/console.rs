@@ -44,13 +44,11 @@ impl Console {
     }
 
     /// The descriptor to poll; `None` before [`due`](Self::due).
-    #[must_use]
     pub(crate) fn wanted(&self, now: Instant) -> Option<BorrowedFd<'_>> {
         self.due(now).is_none().then(|| self.inotify.as_fd())
     }
 
     /// The time of the next look; `None` if it may be now.
-    #[must_use]
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         self.look_at.filter(|look_at| now < *look_at)
     }

@@ -35,7 +35,6 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts a thread that runs the VM's health check, if it has one.
-#[must_use]
 pub(crate) fn start(dir: &VmDir) -> Option<Worker> {
     let check = match HealthCheck::read(dir) {
         Ok(check) => check?,

@@ -24,7 +24,6 @@ pub(crate) enum Order {
 }
 
 impl Order {
-    #[must_use]
     pub(crate) const fn byte(self) -> u8 {
         match self {
             Self::Keep => b'k',
@@ -33,7 +32,6 @@ impl Order {
         }
     }
 
-    #[must_use]
     pub(crate) const fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             b'k' => Some(Self::Keep),
@@ -56,7 +54,6 @@ pub(crate) enum Report {
 }
 
 impl Report {
-    #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         match self {
             Self::Spawned { process } => json!({ "spawned": process.to_value() }),

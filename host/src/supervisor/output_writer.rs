@@ -32,7 +32,6 @@ const LOOK_PAUSE: Duration = Duration::from_secs(5);
 const RESTARTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts a thread that logs the output of the VM's workload, if it has one.
-#[must_use]
 pub(crate) fn start(dir: &VmDir) -> Worker {
     let dir = dir.clone();
     let task = "logging the workload's output";

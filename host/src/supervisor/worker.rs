@@ -17,7 +17,6 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// A worker that cannot be started or fails is logged: the VM does not depend on it.
-    #[must_use]
     pub(crate) fn start(
         task: &'static str,
         point: Point,

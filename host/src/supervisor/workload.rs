@@ -15,7 +15,6 @@ pub(crate) struct Lengths {
 
 impl Lengths {
     /// Whether the log has that much of each stream.
-    #[must_use]
     pub(crate) fn are_in(self, record: &Record) -> bool {
         let has = |wanted: Option<u64>, len| wanted.is_some_and(|wanted| wanted >= len);
         has(record.stdout, self.stdout) && has(record.stderr, self.stderr)

@@ -9,7 +9,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use shared::message::TtySize;
 
 /// The size of the terminal behind `fd`; `None` if it is not a terminal or has no size.
-#[must_use]
 pub(crate) fn size(fd: BorrowedFd<'_>) -> Option<TtySize> {
     let mut size = libc::winsize {
         ws_row: 0,

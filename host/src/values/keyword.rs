@@ -12,7 +12,6 @@ macro_rules! keywords {
         pub(crate) enum $enum { $($(#[$variant_doc])* $variant,)* }
 
         impl $enum {
-            #[must_use]
             pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $keyword,)* }
             }

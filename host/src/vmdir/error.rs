@@ -53,7 +53,6 @@ pub(crate) enum VmDirError {
 
 impl VmDirError {
     /// `operation` is a verb.
-    #[must_use]
     pub(crate) fn file(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::File {
             operation,

@@ -99,7 +99,6 @@ impl HealthCheck {
     }
 
     /// As in the file and in `inspect`.
-    #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         let argv: Vec<Value> = self.argv.iter().map(os_to_value).collect();
         json!({
@@ -161,7 +160,6 @@ pub(crate) struct Health {
 
 impl Health {
     /// Before the first run.
-    #[must_use]
     pub(crate) fn new() -> Self {
         Self {
             status: HealthStatus::Starting,
@@ -215,7 +213,6 @@ impl Health {
     }
 
     /// As in the file and in `inspect`.
-    #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         json!({
             "status": self.status.as_str(),

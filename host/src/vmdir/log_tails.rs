@@ -17,7 +17,6 @@ const BYTES_MAX: u64 = 8192;
 const CONSOLE_LINES_MAX: usize = 28;
 
 /// The last lines of each log under a heading, safe for a terminal; `None` if all are empty.
-#[must_use]
 pub(crate) fn tails(dir: &VmDir) -> Option<String> {
     let mut text = String::new();
     for name in [SUPERVISOR_LOG, VMM_LOG, CONSOLE_LOG] {
@@ -54,7 +53,6 @@ fn tail(path: &Path) -> std::io::Result<Vec<String>> {
 }
 
 /// The end of the VMM's own log, in which the VMM layer looks for known faults.
-#[must_use]
 pub(crate) fn vmm_log(dir: &VmDir) -> String {
     tail(&dir.file(VMM_LOG)).unwrap_or_default().join("\n")
 }

@@ -64,7 +64,6 @@ pub(crate) struct State {
 
 impl State {
     /// As in the file and in `inspect`.
-    #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         json!({
             "stage": self.stage.as_str(),
@@ -104,13 +103,11 @@ impl State {
 }
 
 /// `latest` and the generations before it, up to [`ANCESTORS_MAX`] in all.
-#[must_use]
 pub(crate) fn lineage(latest: Option<Generation>, before: &[Generation]) -> Vec<Generation> {
     let generations = latest.into_iter().chain(before.iter().copied());
     generations.take(ANCESTORS_MAX).collect()
 }
 
-#[must_use]
 pub(crate) fn generations_to_value(generations: &[Generation]) -> Value {
     let texts = generations.iter().map(Generation::to_string);
     texts.collect::<Vec<_>>().into()
@@ -131,7 +128,6 @@ pub(crate) fn generations_from_object(
     })
 }
 
-#[must_use]
 pub(crate) fn machine_to_value(machine: &MachineSpec) -> Value {
     let drive =
         |drive: &Drive| json!({ "path": os_to_value(&drive.path), "read_only": drive.read_only });

@@ -41,7 +41,6 @@ impl StateDir {
         Ok(Self { path })
     }
 
-    #[must_use]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -56,7 +56,6 @@ pub(crate) struct RunningVm {
 }
 
 impl RunningVm {
-    #[must_use]
     pub(crate) fn endpoint(&self, port: u32) -> Endpoint {
         let cid = self.state.machine.guest_cid;
         Endpoint {
@@ -76,24 +75,20 @@ impl RunningVm {
 
 impl VmDir {
     /// Takes `path` on trust. Commands get a checked directory from [`StateDir`](super::StateDir).
-    #[must_use]
     pub(crate) const fn new(name: VmName, path: PathBuf) -> Self {
         Self { name, path }
     }
 
-    #[must_use]
     pub(crate) const fn name(&self) -> &VmName {
         &self.name
     }
 
     /// An absolute path.
-    #[must_use]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The path of a file in it.
-    #[must_use]
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }

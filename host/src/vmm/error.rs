@@ -62,7 +62,6 @@ pub(crate) enum VmmError {
 impl VmmError {
     /// A file of the snapshot is missing, cut short, damaged or of another format. Another host or
     /// another try would not help.
-    #[must_use]
     pub(crate) const fn is_artifact_fault(&self) -> bool {
         match self {
             Self::Refused {
@@ -81,13 +80,11 @@ impl VmmError {
     }
 
     /// The VMM process has ended or is about to. Its log tells why.
-    #[must_use]
     pub(crate) const fn is_gone(&self) -> bool {
         matches!(self, Self::Gone { .. })
     }
 
     /// The deadline passed first.
-    #[must_use]
     pub(crate) fn is_deadline(&self) -> bool {
         match self {
             Self::Deadline { .. } => true,

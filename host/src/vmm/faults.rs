@@ -40,7 +40,6 @@ pub(crate) enum Gate {
 
 /// Looks up `version` for `purpose`. `force` turns refusals into warnings, for faults that strike
 /// only sometimes.
-#[must_use]
 pub(crate) fn gate(kind: VmmKind, version: &VmmVersion, purpose: Purpose, force: bool) -> Gate {
     let mut warnings = Vec::new();
     for fault in FAULTS

@@ -43,7 +43,6 @@ pub(crate) struct Firecracker {
 
 impl Firecracker {
     /// Calls go over `stream`. `process` is Firecracker's pidfd, so that its end ends a wait.
-    #[must_use]
     pub(crate) fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
         Self {
             api: Api::new(stream, process),

@@ -6,7 +6,6 @@
 use super::{Gate, VmmKind, VmmVersion};
 
 /// Checks whether `running` can load a state that `saved_by` wrote.
-#[must_use]
 pub(crate) fn load_gate(kind: VmmKind, saved_by: &VmmVersion, running: &VmmVersion) -> Gate {
     match kind {
         VmmKind::Firecracker => match (snapshot_format(saved_by), snapshot_format(running)) {

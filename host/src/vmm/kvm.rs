@@ -27,7 +27,6 @@ impl fmt::Display for HostProblem {
 
 /// Checks what a VMM of this kind needs: a usable /dev/kvm, a processor that virtualizes, and for
 /// QEMU vhost-vsock. `HOST_TOOL_SKIP_KVM_CHECK=1` skips the check.
-#[must_use]
 pub(crate) fn host_problem(kind: VmmKind) -> Option<HostProblem> {
     if env::var_os(SKIP_VARIABLE).is_some_and(|value| !value.is_empty()) {
         return None;

@@ -83,7 +83,6 @@ fn is_stale(name: &str, is_link: bool) -> bool {
 }
 
 /// Name inside the VM directory under which the VMM finds drive number `index`.
-#[must_use]
 pub(crate) fn drive_link(index: usize) -> String {
     format!("{DRIVE_PREFIX}{index}")
 }

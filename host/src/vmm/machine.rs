@@ -59,7 +59,6 @@ pub(crate) struct StateFiles {
 
 impl StateFiles {
     /// The files that a VMM of this kind needs, under their usual names in `dir`.
-    #[must_use]
     pub(crate) fn in_dir(kind: VmmKind, dir: &Path) -> Self {
         let memory = match kind {
             VmmKind::Firecracker => Some(dir.join("memory")),

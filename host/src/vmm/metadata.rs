@@ -59,7 +59,6 @@ impl Metadata {
     }
 
     /// The data for a guest of this generation.
-    #[must_use]
     pub(crate) fn with_epoch(&self, generation: Generation) -> Value {
         let mut value = Value::Object(self.0.clone());
         // Each of these is an object, or is missing and created here.

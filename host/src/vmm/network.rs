@@ -140,7 +140,6 @@ pub(crate) fn check_tap(nic: &Nic) -> Result<(), Failure> {
 }
 
 /// As it stands in files.
-#[must_use]
 pub(crate) fn nic_to_value(nic: &Nic) -> Value {
     json!({ "tap": nic.tap, "mac": nic.mac.to_string(), "mmds": nic.has_mmds })
 }

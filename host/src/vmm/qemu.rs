@@ -54,7 +54,6 @@ pub(crate) struct Qemu {
 
 impl Qemu {
     /// Commands go over `stream`. `process` is QEMU's pidfd, so that its end ends a wait.
-    #[must_use]
     pub(crate) fn new(stream: UnixStream, process: Option<OwnedFd>) -> Self {
         Self {
             session: Session::new(stream, process),

@@ -23,7 +23,6 @@ pub(crate) struct Summary {
 
 impl Summary {
     /// The spread of `durations`; `None` if there are none.
-    #[must_use]
     pub(crate) fn of(mut durations: Vec<Duration>) -> Option<Self> {
         durations.sort_unstable();
         Some(Self {
@@ -36,7 +35,6 @@ impl Summary {
     }
 
     /// In whole microseconds, for scripts.
-    #[must_use]
     pub(crate) fn to_value(self) -> Value {
         json!({
             "min": to_us(self.min),
@@ -48,7 +46,6 @@ impl Summary {
     }
 
     /// Two lines, headings above figures in milliseconds, for people.
-    #[must_use]
     pub(crate) fn to_table(self) -> String {
         let columns = [
             ("min", self.min),

@@ -81,13 +81,11 @@ pub(crate) struct Report {
 
 impl Report {
     /// How many runs exited with 0.
-    #[must_use]
     pub(crate) fn succeeded(&self) -> usize {
         self.tally.latencies.len()
     }
 
     /// Runs that succeeded in a second.
-    #[must_use]
     pub(crate) fn per_second(&self) -> f64 {
         let succeeded = u32::try_from(self.succeeded()).unwrap_or(u32::MAX);
         let seconds = self.took.as_secs_f64().max(f64::MIN_POSITIVE);
@@ -96,7 +94,6 @@ impl Report {
     }
 
     /// How long those took that succeeded; `None` if none did.
-    #[must_use]
     pub(crate) fn summary(&self) -> Option<Summary> {
         Summary::of(self.tally.latencies.clone())
     }
@@ -106,7 +103,6 @@ impl Report {
     }
 
     /// The failure that all failures are together; `None` if there were none.
-    #[must_use]
     pub(crate) fn failure(&self) -> Option<Failure> {
         let (_, first) = self
             .tally
@@ -118,7 +114,6 @@ impl Report {
         Some(Failure::new(self.exit(), text))
     }
 
-    #[must_use]
     pub(crate) fn to_value(&self) -> Value {
         let failures = &self.tally.failures;
         let counts: BTreeMap<_, _> = failures

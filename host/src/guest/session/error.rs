@@ -31,7 +31,6 @@ pub(crate) enum ClientError {
 
 impl ClientError {
     /// Whether the guest knows no such session.
-    #[must_use]
     pub(crate) fn is_unknown_session(&self) -> bool {
         matches!(
             self,
@@ -41,7 +40,6 @@ impl ClientError {
     }
 
     /// What the error means for the exit code.
-    #[must_use]
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Session { error, .. } => session_exit(error),

@@ -59,7 +59,6 @@ pub(crate) struct Track {
 
 impl Track {
     /// Where its last span ends.
-    #[must_use]
     pub(crate) fn end_us(&self) -> u64 {
         let ends = self.spans.iter().map(|span| span.end_us);
         let failed_us = self.failure.as_ref().map(|(at_us, _)| *at_us);

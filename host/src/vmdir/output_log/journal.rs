@@ -43,7 +43,6 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Continues where `record` ends. The log file is rotated when it would exceed `len_max`.
-    #[must_use]
     pub(crate) const fn new(record: Record, len_max: u64) -> Self {
         Self {
             next: record,
@@ -54,13 +53,11 @@ impl Journal {
     }
 
     /// The record on disk. The guest may be told that all before its offsets is logged.
-    #[must_use]
     pub(crate) const fn committed(&self) -> &Record {
         &self.committed
     }
 
     /// Bytes that wait for a commit.
-    #[must_use]
     pub(crate) const fn pending_len(&self) -> usize {
         self.pending.len()
     }
@@ -122,7 +119,6 @@ impl Journal {
     }
 
     /// Whether a commit is needed.
-    #[must_use]
     pub(crate) fn is_dirty(&self) -> bool {
         !self.pending.is_empty() || self.next != self.committed
     }

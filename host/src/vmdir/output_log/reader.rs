@@ -76,7 +76,6 @@ impl View {
     }
 
     /// Position of the first byte that is still there.
-    #[must_use]
     pub(crate) fn start(&self) -> u64 {
         self.files.first().map_or(self.end, |part| part.start)
     }

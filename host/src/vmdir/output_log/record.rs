@@ -24,7 +24,6 @@ pub(crate) struct Record {
 
 impl Record {
     /// An empty log of streams from offset `from` on.
-    #[must_use]
     pub(crate) const fn empty(from: Option<u64>) -> Self {
         Self {
             older_start: 0,
@@ -37,13 +36,11 @@ impl Record {
     }
 
     /// Position behind the last byte.
-    #[must_use]
     pub(crate) const fn end(&self) -> u64 {
         self.start.saturating_add(self.len)
     }
 
     /// The record after the log file became the older file.
-    #[must_use]
     pub(crate) const fn rotated(self) -> Self {
         Self {
             older_start: self.start,
@@ -54,7 +51,6 @@ impl Record {
     }
 
     /// Offset of the first byte of `stream` that is not in the log.
-    #[must_use]
     pub(crate) const fn wanted(&self, stream: Stream) -> Option<u64> {
         match stream {
             Stream::Stdout => self.stdout,
@@ -69,7 +65,6 @@ impl Record {
         }
     }
 
-    #[must_use]
     pub(crate) fn to_value(self) -> Value {
         json!({
             "older_start": self.older_start,

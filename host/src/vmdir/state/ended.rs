@@ -18,13 +18,11 @@ pub(crate) struct ExitRecord {
 }
 
 impl ExitRecord {
-    #[must_use]
     pub(crate) fn is_clean(&self) -> bool {
         self.code == Some(0)
     }
 
     /// As in the file and in `inspect`.
-    #[must_use]
     pub(crate) fn to_value(self) -> Value {
         json!({ "code": self.code, "signal": self.signal, "ended_ms": self.ended_ms })
     }
@@ -61,7 +59,6 @@ pub(crate) struct WorkloadEnd {
 
 impl WorkloadEnd {
     /// As in the file and in `inspect`.
-    #[must_use]
     pub(crate) fn to_value(self) -> Value {
         let (code, signal, core) = match self.status {
             ExitStatus::Code(code) => (Some(code), None, false),

@@ -64,7 +64,6 @@ impl ForeignMachine {
     /// The first drive that a clone of the machine would share with it and could corrupt. The
     /// relative name of our links leads each clone to its own file. An absolute path leads all
     /// clones to the same file, which is fine if it is read-only.
-    #[must_use]
     pub(crate) fn shared_drive(&self) -> Option<&Path> {
         let mut drives = self.machine.drives.iter().enumerate();
         let is_shared = |(index, drive): &(usize, &Drive)| {

@@ -76,7 +76,6 @@ pub(in crate::vmm) fn launch_args(name: &str, spec: &MachineSpec, start: Start) 
 
 /// Whether the end of QEMU's log says that another guest has the CID. A start that fails for this
 /// reason is worth another try, with another CID.
-#[must_use]
 pub(crate) fn is_cid_conflict(log_tail: &str) -> bool {
     log_tail.contains(CID_CONFLICT)
 }
