@@ -18,13 +18,9 @@ pub(crate) fn run(command: &Snapshot) -> Result<(), Failure> {
     if let Some(name) = &command.name {
         record.set("name", name.as_str());
     }
-    match snapshot(command, &mut record) {
-        Ok(()) => {
-            let event = if command.stop { "stopped" } else { "ready" };
-            record.finish(event, command.json)
-        }
-        Err(failure) => Err(record.fail(failure, command.json)),
-    }
+    let result = snapshot(command, &mut record);
+    let event = if command.stop { "stopped" } else { "ready" };
+    record.conclude(result, event, command.json)
 }
 
 fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {

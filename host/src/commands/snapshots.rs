@@ -222,10 +222,8 @@ fn describe(dir: &Path, manifest: &Manifest, now_ms: u64) -> String {
 
 fn verify(command: &SnapshotsVerify) -> Result<(), Failure> {
     let mut record = Record::new();
-    match do_verify(command, &mut record) {
-        Ok(()) => record.finish("verified", command.json),
-        Err(failure) => Err(record.fail(failure, command.json)),
-    }
+    let result = do_verify(command, &mut record);
+    record.conclude(result, "verified", command.json)
 }
 
 fn do_verify(command: &SnapshotsVerify, record: &mut Record) -> Result<(), Failure> {

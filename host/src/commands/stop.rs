@@ -20,10 +20,8 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub(crate) fn stop(command: &Stop) -> Result<(), Failure> {
     let mut record = Record::new();
     record.set("name", command.name.as_str());
-    match do_stop(command, &mut record) {
-        Ok(()) => record.finish("stopped", command.json),
-        Err(failure) => Err(record.fail(failure, command.json)),
-    }
+    let result = do_stop(command, &mut record);
+    record.conclude(result, "stopped", command.json)
 }
 
 fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
@@ -71,10 +69,8 @@ fn resume_vcpus(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
 pub(crate) fn remove(command: &Rm) -> Result<(), Failure> {
     let mut record = Record::new();
     record.set("name", command.name.as_str());
-    match do_remove(command, &mut record) {
-        Ok(()) => record.finish("removed", command.json),
-        Err(failure) => Err(record.fail(failure, command.json)),
-    }
+    let result = do_remove(command, &mut record);
+    record.conclude(result, "removed", command.json)
 }
 
 fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {

@@ -23,7 +23,7 @@ use crate::lifecycle::plan::{Entry, Plan, watch};
 use crate::os::clock::unix_ms;
 use crate::os::deadline::Watch;
 use crate::os::disk;
-use crate::os::process::{KILL_TIMEOUT, has_ended, kill_process};
+use crate::os::process::{KILL_TIMEOUT, copy_pidfd, has_ended, kill_process};
 use crate::report::phase::Phase;
 use crate::report::progress::Progress;
 use crate::report::record::Record;
@@ -213,9 +213,7 @@ impl Provisional {
         };
         self.dir.write_state(&state)?;
         self.state = Some(state);
-        let for_calls = pidfd.try_clone();
-        self.process = Some(pidfd);
-        let for_calls = for_calls.or_fail(Exit::Internal, || "cannot copy a pidfd".to_owned())?;
+        let for_calls = copy_pidfd(self.process.insert(pidfd))?;
         reach(Point::SpawnWritten)?;
         let socket = self.dir.file(API_SOCKET);
         let vmm = crate::vmm::await_and_connect(

@@ -83,6 +83,12 @@ impl ProcessId {
     }
 }
 
+/// A second descriptor of the same process.
+pub(crate) fn copy_pidfd(pidfd: &OwnedFd) -> Result<OwnedFd, Failure> {
+    let copy = pidfd.try_clone();
+    copy.or_fail(Exit::Internal, || "cannot duplicate a pidfd".to_owned())
+}
+
 /// Pidfds of this user's processes that have `folder` as their working directory and `args` as
 /// their last arguments. The folder alone is not enough: a user may have a shell in it.
 ///

@@ -165,6 +165,19 @@ impl Record {
         self.to_value(json!({ "event": event, "exit": 0 }))
     }
 
+    /// Prints how the command went: `event` if it succeeded.
+    pub(crate) fn conclude(
+        self,
+        result: Result<(), Failure>,
+        event: &str,
+        is_json: bool,
+    ) -> Result<(), Failure> {
+        match result {
+            Ok(()) => self.finish(event, is_json),
+            Err(failure) => Err(self.fail(failure, is_json)),
+        }
+    }
+
     /// Prints the JSON object of a failure, if wanted; `lib.rs` prints the message. Returns the
     /// failure with the phase in front.
     pub(crate) fn fail(mut self, failure: Failure, is_json: bool) -> Failure {

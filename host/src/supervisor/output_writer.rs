@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use shared::limits::PORT_DEFAULT;
 use shared::message::{AttachMode, Exited};
 
-use crate::error::{Failure, FailureContext};
-use crate::exit::Exit;
+use crate::error::Failure;
 use crate::failpoint::Point;
 use crate::guest::driver::pause;
 use crate::os::clock::unix_ms;
 use crate::os::deadline::{NO_LIMIT, Watch};
+use crate::os::process::copy_pidfd;
 use crate::supervisor::follow::{End, Follower, Sink};
 use crate::supervisor::worker::Worker;
 use crate::supervisor::workload::find_workload;
@@ -78,10 +78,7 @@ impl OutputWriter {
     }
 
     fn run(mut self) -> Result<End, Failure> {
-        let process = self.vm.process.try_clone();
-        let process = process.or_fail(Exit::Internal, || {
-            "cannot duplicate the VMM's pidfd".to_owned()
-        })?;
+        let process = copy_pidfd(&self.vm.process)?;
         let watch = Watch::with_process(Instant::now() + NO_LIMIT, Some(process.as_fd()));
         let endpoint = self.vm.endpoint(PORT_DEFAULT);
         loop {

@@ -30,7 +30,7 @@ use crate::lifecycle::handshake::prove;
 use crate::lifecycle::hooks;
 use crate::lifecycle::plan::{check_cid, check_format, judge};
 use crate::os::deadline::Watch;
-use crate::os::process::ProcessId;
+use crate::os::process::{ProcessId, copy_pidfd};
 use crate::os::uds;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
@@ -41,10 +41,8 @@ use crate::vmm::{
 
 pub(super) fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
-    match adopt(command, &mut record) {
-        Ok(()) => record.finish("ready", command.json),
-        Err(failure) => Err(record.fail(failure, command.json)),
-    }
+    let result = adopt(command, &mut record);
+    record.conclude(result, "ready", command.json)
 }
 
 fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
@@ -172,8 +170,7 @@ fn connect_to_running(
         );
         None
     });
-    let for_calls = process.as_ref().map(OwnedFd::try_clone).transpose();
-    let for_calls = for_calls.or_fail(Exit::Internal, || "cannot copy a pidfd".to_owned())?;
+    let for_calls = process.as_ref().map(copy_pidfd).transpose()?;
     Ok((connect(kind, socket, for_calls, deadline)?, process))
 }
 

@@ -27,6 +27,7 @@ use crate::lifecycle::handshake::{Proof, prove};
 use crate::lifecycle::hooks;
 use crate::lifecycle::plan::watch;
 use crate::os::clock::to_ms;
+use crate::os::process::copy_pidfd;
 use crate::os::random;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
@@ -73,14 +74,14 @@ pub(super) struct Source {
 impl Source {
     /// One of ours, whose lock is held.
     pub(super) fn managed(vm: RunningVm, lock: Lock, limits: Limits) -> Result<Self, Failure> {
-        let process = copy(&vm.process)?;
+        let process = copy_pidfd(&vm.process)?;
         let socket = vm.dir.file(API_SOCKET);
         let vmm = connect(vm.state.vmm_kind, &socket, Some(process), limits.all)?;
         Ok(Self {
             vmm,
             api_socket: socket,
             endpoint: vm.endpoint(PORT_DEFAULT),
-            process: Some(copy(&vm.process)?),
+            process: Some(copy_pidfd(&vm.process)?),
             machine: vm.state.machine.clone(),
             vsock_path: None,
             generation: vm.state.generation,
@@ -101,7 +102,7 @@ impl Source {
     ) -> Result<Self, Failure> {
         let guard = guard(api_socket)?;
         let (pid, process) = server_process(api_socket, limits.all)?;
-        let for_calls = process.as_ref().map(copy).transpose()?;
+        let for_calls = process.as_ref().map(copy_pidfd).transpose()?;
         let (vmm, foreign) = adopt(api_socket, for_calls, limits.all).map_err(|error| {
             let is_other = matches!(error, VmmError::Answer { .. });
             let failure = Failure::from(error);
@@ -307,7 +308,7 @@ impl Source {
     /// left it closed, or with an answer that would be taken for that to the next call.
     fn keep_in_step(&mut self) -> Result<(), Failure> {
         if !self.vmm.is_in_step() {
-            let process = self.process.as_ref().map(copy).transpose()?;
+            let process = self.process.as_ref().map(copy_pidfd).transpose()?;
             let deadline = self.limits.all;
             self.vmm = connect(self.vmm.kind(), &self.api_socket, process, deadline)?;
         }
@@ -361,9 +362,4 @@ impl Source {
             _ => failure,
         }
     }
-}
-
-fn copy(process: &OwnedFd) -> Result<OwnedFd, Failure> {
-    let copy = process.try_clone();
-    copy.or_fail(Exit::Internal, || "cannot copy a pidfd".to_owned())
 }
