@@ -39,9 +39,23 @@ bb mount -t proc proc /proc
 bb mount -t sysfs sysfs /sys
 bb mount -t devtmpfs devtmpfs /dev 2>/dev/null # the kernel may have done so
 
+# Waits until the kernel has measured the time-stamp counter a second time, about two seconds after
+# its start. KVM keeps the frequency that it finds when it is loaded. If that is the first measure and
+# is more than 250 ppm off, which it is on a busy host, KVM says "user requested TSC rate below
+# hardware speed" (kvm_set_tsc_khz, Linux 6.1), and the timers of its guests do not fire.
+await_tsc() {
+    tries=0
+    while [ "$(bb cat /sys/devices/system/clocksource/clocksource0/current_clocksource)" = tsc-early ]; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 1000 ] || fail "the time-stamp counter was not calibrated in 20 s"
+        bb usleep 20000
+    done
+}
+
 while read -r module; do
     case $module in
         '' | '#'*) continue ;;
+        */kvm.ko) await_tsc ;;
     esac
     bb insmod "$module" || fail "cannot load $module"
 done </etc/guest-agent/modules
