@@ -110,7 +110,7 @@ points! {
     ProbeAfter = "probe.after", Guest;
     /// The VM is ready, and `state.json` does not say so yet.
     PublishState = "publish.state", Internal;
-    /// `state.json` says that the VM is ready, and the VM still ends with this command.
+    /// The next state says that the VM is ready, and the supervisor has not published it.
     PublishRelease = "publish.release", Internal;
     /// The draft has no manifest.
     PublishBefore = "publish.before", Artifact;

@@ -266,12 +266,7 @@ impl Supervisor {
         // Not through the buffer of `Stdin`, in which poll(2) would not see a second order.
         match read(io::stdin(), &mut byte) {
             Ok(1) => match Order::from_byte(byte[0]) {
-                Some(Order::Keep) => {
-                    self.release(Ownership::Kept)?;
-                    if let Err(error) = link::close() {
-                        log::warn!("cannot close the command's pipes: {error}");
-                    }
-                }
+                Some(Order::Keep) => self.release(Ownership::Kept)?,
                 Some(Order::Attach) => self.release(Ownership::Attached)?,
                 Some(Order::End) => self.kill(),
                 None => log::warn!("unknown order {}", byte[0]),
@@ -292,13 +287,26 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The VM is in use from now on.
+    /// Publishes the state that the command has written, after which the VM is in use. Until then,
+    /// the end of the command makes the VM one whose start was interrupted. Its name is free for the
+    /// next command, however late this process removes the VM.
     fn release(&mut self, ownership: Ownership) -> io::Result<()> {
+        if let Err(error) = self.dir.publish_state() {
+            let text = error.to_string();
+            link::report(&Report::Failed { text });
+            return Ok(());
+        }
         self.ownership = ownership;
+        link::report(&Report::Published);
         reach(Point::SupervisorKept)?;
         if self.workers.is_empty() {
             self.workers.push(output_writer::start(&self.dir));
             self.workers.extend(health::start(&self.dir));
+        }
+        if ownership == Ownership::Kept
+            && let Err(error) = link::close()
+        {
+            log::warn!("cannot close the command's pipes: {error}");
         }
         Ok(())
     }

@@ -133,7 +133,13 @@ impl Fault {
 /// should.
 #[track_caller]
 fn run_with(command: &mut Command, (name, exit): Point, fault: Fault) -> Finished {
-    command.env("HOST_TOOL_FAILPOINTS", format!("{name}={}", fault.word()));
+    // The supervisor of a killed command is slow to end its VM: no later command may depend on it.
+    let delay = match fault {
+        Fault::Kill => ",supervisor.reaped=delay:300",
+        Fault::Fail => "",
+    };
+    let points = format!("{name}={}{delay}", fault.word());
+    command.env("HOST_TOOL_FAILPOINTS", points);
     let ended = run(command).complains(&format!("failpoint {name} fired"));
     match fault {
         Fault::Kill => ended.exits(137),

@@ -262,25 +262,28 @@ impl Provisional {
     fn write_stage(&mut self, stage: Stage) -> Result<(), Failure> {
         if let Some(state) = &mut self.state {
             state.stage = stage;
-            self.dir.write_state(state)?;
+            self.dir.write_next_state(state)?;
         }
         Ok(())
     }
 
-    /// Lets the VM outlive this command, or makes it its foreground.
+    /// Has the supervisor publish the VM's state. After it, the VM outlives this command, or is its
+    /// foreground.
     pub(crate) fn release(&mut self, order: Order) -> Result<(), Failure> {
         match &mut self.supervisor {
-            Some(supervisor) => supervisor.order(order).map_err(|error| {
-                // A supervisor goes when its VMM has ended, or because it was killed itself.
-                let at_once = Watch::until(Instant::now());
-                match &self.process {
-                    Some(process) if at_once.readable(process).is_ok() => {
-                        Failure::new(Exit::VmmEnded, "the VMM ended")
+            Some(supervisor) => supervisor
+                .publish(order, &Watch::until(Instant::now() + KILL_TIMEOUT))
+                .map_err(|error| {
+                    // A supervisor goes when its VMM has ended, or because it was killed itself.
+                    let at_once = Watch::until(Instant::now());
+                    match &self.process {
+                        Some(process) if at_once.readable(process).is_ok() => {
+                            Failure::new(Exit::VmmEnded, "the VMM ended")
+                        }
+                        _ => Failure::new(Exit::Internal, error)
+                            .context("the VM's supervisor is gone".to_owned()),
                     }
-                    _ => Failure::new(Exit::Internal, error)
-                        .context("the VM's supervisor is gone".to_owned()),
-                }
-            }),
+                }),
             None => Err(Failure::new(
                 Exit::Internal,
                 "a VM came up without a supervisor",

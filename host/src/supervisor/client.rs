@@ -143,6 +143,21 @@ impl Supervisor {
             Report::Ended { exit } => Err(LaunchError::Failed {
                 text: format!("the VMM ended at once ({exit})"),
             }),
+            Report::Published => Err(LaunchError::Silent),
+        }
+    }
+
+    /// Has the supervisor publish the VM's next state, and waits until it has. Until then the VM
+    /// goes with this command.
+    pub(crate) fn publish(&mut self, order: Order, watch: &Watch<'_>) -> Result<(), LaunchError> {
+        self.order(order)?;
+        loop {
+            match self.report(watch)? {
+                Report::Published => return Ok(()),
+                Report::Failed { text } => return Err(LaunchError::Failed { text }),
+                Report::Ended { .. } => return Err(LaunchError::Silent),
+                Report::Spawned { .. } => {}
+            }
         }
     }
 
@@ -151,7 +166,7 @@ impl Supervisor {
             match self.report(watch)? {
                 Report::Ended { exit } => return Ok(exit),
                 Report::Failed { text } => return Err(LaunchError::Failed { text }),
-                Report::Spawned { .. } => {}
+                Report::Spawned { .. } | Report::Published => {}
             }
         }
     }

@@ -15,9 +15,9 @@ use crate::vmdir::state::ExitRecord;
 /// VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// The VM is released and outlives the command.
+    /// The VM is released and outlives the command. Answered by [`Report::Published`].
     Keep,
-    /// The VM is released and ends with the command.
+    /// The VM is released and ends with the command. Answered by [`Report::Published`].
     Attach,
     /// End the VM now, and leave its directory to the command.
     End,
@@ -47,7 +47,9 @@ impl Order {
 pub(crate) enum Report {
     /// The VMM was spawned. It may have ended since.
     Spawned { process: ProcessId },
-    /// There is no VMM. This is the last report.
+    /// The VM's state is published: the VM is in use.
+    Published,
+    /// There is no VMM, or the VM's state cannot be published. This is the last report.
     Failed { text: String },
     /// The VMM ended. This is the last report.
     Ended { exit: ExitRecord },
@@ -57,6 +59,7 @@ impl Report {
     pub(crate) fn to_value(&self) -> Value {
         match self {
             Self::Spawned { process } => json!({ "spawned": process.to_value() }),
+            Self::Published => json!({ "published": true }),
             Self::Failed { text } => json!({ "failed": text }),
             Self::Ended { exit } => json!({ "ended": exit.to_value() }),
         }
@@ -73,6 +76,9 @@ impl Report {
             return Ok(Self::Ended {
                 exit: ExitRecord::from_object(&ended)?,
             });
+        }
+        if object.opt_flag("published")? {
+            return Ok(Self::Published);
         }
         Ok(Self::Failed {
             text: object.text("failed")?,
@@ -109,6 +115,7 @@ mod tests {
                     start_time: 4,
                 },
             },
+            Report::Published,
             Report::Failed {
                 text: "no\n".to_owned(),
             },

@@ -24,6 +24,8 @@ use crate::vmm::{API_SOCKET, VSOCK_SOCKET, guest_address};
 const SUPERVISOR_LOCK: &str = "supervisor.lock";
 const OUTPUT_LOCK: &str = "output.lock";
 const STATE: &str = "state.json";
+/// The state that the supervisor publishes when the VM is in use.
+const NEXT_STATE: &str = "state.next.json";
 const EXIT: &str = "exit.json";
 const WORKLOAD: &str = "workload.json";
 
@@ -164,6 +166,17 @@ impl VmDir {
     /// Replaces what is known about the VM. Only for holders of the lock.
     pub(crate) fn write_state(&self, state: &State) -> Result<(), VmDirError> {
         self.replace(STATE, &state.to_value())
+    }
+
+    /// Writes a state that takes effect with [`publish_state`](Self::publish_state).
+    pub(crate) fn write_next_state(&self, state: &State) -> Result<(), VmDirError> {
+        self.replace(NEXT_STATE, &state.to_value())
+    }
+
+    /// Puts the next state in the place of the current one. Only for the supervisor.
+    pub(crate) fn publish_state(&self) -> Result<(), VmDirError> {
+        let path = self.file(NEXT_STATE);
+        fs::rename(&path, self.file(STATE)).map_err(file_error("publish", &path))
     }
 
     /// How the VMM ended; `None` until the supervisor has recorded it.
