@@ -287,9 +287,9 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Publishes the state that the command has written, after which the VM is in use. Until then,
-    /// the end of the command makes the VM one whose start was interrupted. Its name is free for the
-    /// next command, however late this process removes the VM.
+    /// Publishes the state that the command has written, after which the VM is in use. When the
+    /// command ends before that, the VM is one whose start was interrupted: its name is free for
+    /// the next command, however late this process removes it.
     fn release(&mut self, ownership: Ownership) -> io::Result<()> {
         if let Err(error) = self.dir.publish_state() {
             let text = error.to_string();

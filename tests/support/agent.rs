@@ -203,16 +203,11 @@ impl Agent {
     /// Waits until the agent sleeps. After an answer was read, this means that the turn of that
     /// answer is over, and that the next input has to wake the agent.
     pub fn await_idle(&self) {
-        let started = Instant::now();
         let path = format!("/proc/{}/status", self.pid());
-        let is_idle = || {
+        crate::await_true("the agent sleeps", || {
             let status = fs::read_to_string(&path).expect("the agent runs");
             status.contains("State:\tS")
-        };
-        while !is_idle() {
-            assert!(started.elapsed() < DEADLINE, "the agent does not sleep");
-            thread::yield_now();
-        }
+        });
     }
 
     pub fn signal(&self, which: Signal) {

@@ -21,13 +21,23 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// How long any single event may take before the test that waits for it has failed. The emulated
 /// lab is slow, so it is long.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Asks `is_so` again and again, each time without a pause, until it is. For what reports no event.
+#[track_caller]
+pub fn await_true(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it did not come: {what}");
+        thread::yield_now();
+    }
+}
 
 /// Path of a built program: the one that `TEST_HOST_TOOL` or `TEST_GUEST_AGENT` names, or else the
 /// one in the folder above the test's own.

@@ -5,13 +5,12 @@
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tests::DEADLINE;
+use tests::await_true;
 use tests::process::{run, signal};
 
 use crate::host::logs::Supervised;
@@ -51,14 +50,7 @@ impl Patient {
     /// Waits until the VM's health is `status`.
     #[track_caller]
     fn becomes(&self, status: &str) {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let inspected = self.inspect();
-            if inspected["health"]["status"] == status {
-                return;
-            }
-            assert!(Instant::now() < deadline, "not {status}: {inspected}");
-        }
+        await_true(status, || self.inspect()["health"]["status"] == status);
     }
 }
 

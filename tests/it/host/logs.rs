@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tests::agent::Agent;
 use tests::muxer::Muxer;
 use tests::process::{lines, run, signal};
-use tests::{DEADLINE, program};
+use tests::{DEADLINE, await_true, program};
 
 /// A workload that prints what is written into a pipe, and ends when the pipe is closed.
 struct Workload {
@@ -248,9 +248,17 @@ impl Supervised {
         let report: Value = serde_json::from_str(&report).unwrap();
         let vmm = u32::try_from(report["spawned"]["pid"].as_u64().unwrap()).unwrap();
         vm.publish(vmm, &socket);
+        fs::copy(
+            vm.path().join("state.json"),
+            vm.path().join("state.next.json"),
+        )
+        .unwrap();
         let pipe = open_pipe(folder.path());
-        // Tells the supervisor that the VM is in use, so that it outlives its starter.
+        // The VM is in use from now on, so that it outlives its starter.
         supervisor.stdin.take().unwrap().write_all(b"k").unwrap();
+        let mut report = String::new();
+        reports.read_line(&mut report).unwrap();
+        assert_eq!(report, "{\"published\":true}\n");
         Self {
             vm,
             supervisor,
@@ -294,7 +302,7 @@ fn the_last_words_are_written_down_before_the_end_is() {
         run(&mut logs).out()
     };
     // The agent may need more than one request until it has read the pipe.
-    while !shown().ends_with("last word") {}
+    await_true("the last word", || shown().ends_with("last word"));
     signal(supervised.vmm, Signal::SIGTERM);
     supervised.supervisor.wait().unwrap();
     let inspected = run(&mut supervised.vm.host_tool(&["inspect", "vm", "--json"])).exits(0);
@@ -313,7 +321,7 @@ fn what_the_guest_had_when_asked_is_shown_also_after_its_end() {
     };
     workload.print(0..1000);
     // The agent may need more than one request until it has read the whole pipe.
-    while !logs(&[]).ends_with("line 999\n") {}
+    await_true("line 999", || logs(&[]).ends_with("line 999\n"));
     assert_eq!(logs(&[]), text(0..1000));
     assert_eq!(logs(&["--tail", "2"]), text(998..1000));
     assert_eq!(logs(&["--tail", "0"]), "");
