@@ -5,6 +5,7 @@
 //!                supervisor.lock  held by the VM's supervisor while it runs
 //!                launch.json      what the supervisor runs
 //!                state.json       what is known about the VM, replaced by rename
+//!                state.next.json  the state that the supervisor publishes when the VM is in use
 //!                exit.json        how the VMM ended, once it has
 //!                health-check.json, health.json  see [`health`]
 //!                vmm.log, console.log, supervisor.log

@@ -43,7 +43,7 @@ const NONCE: Nonce = Nonce::from_bytes([4; 16]);
 #[derive(Default)]
 struct Peer {
     decoder: Decoder,
-    /// Bytes that the socket takes before it is full; `None` is no limit.
+    /// Bytes that the socket takes before it is full; `None` means unlimited.
     room: Option<usize>,
     received: Vec<Message>,
     is_closed: bool,
@@ -51,7 +51,7 @@ struct Peer {
 
 #[derive(Default)]
 struct InputEnd {
-    /// Bytes that it takes before it is full; `None` is no limit.
+    /// Bytes that it takes before it is full; `None` means unlimited.
     room: Option<usize>,
     received: Vec<u8>,
     is_closed: bool,

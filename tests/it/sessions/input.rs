@@ -338,7 +338,7 @@ fn a_signal_can_name_any_session_and_none_that_is_not_there() {
     assert_eq!(other.ask(&signal(number, 18)), Message::Ok);
     assert_eq!(other.ask(&signal(id, 10)), Message::Ok);
     assert_eq!(owner.hear_exited().status, killed_by(SIGUSR1));
-    // A signal to a session that has ended is no failure.
+    // A signal to a session that has ended does not fail.
     assert_eq!(other.ask(&signal(id, 9)), Message::Ok);
     let unknown = Some(SessionRef::Number(4711));
     other.ask_in_vain(&signal(unknown, 9), FailCode::NoSession);
