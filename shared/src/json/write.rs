@@ -82,7 +82,7 @@ impl ToJson for Bytes<'_> {
     }
 }
 
-/// [`Bytes`] as a tree, for files and records.
+/// A byte string as a tree, for files and records.
 #[must_use]
 pub fn bytes_to_value(bytes: &[u8]) -> Value {
     value_of(&Bytes(bytes))
