@@ -42,7 +42,7 @@ impl Signals {
 }
 
 /// Waits for the end of the VM. A signal powers it off first.
-pub(crate) fn stay(
+pub(crate) fn wait(
     signals: &Signals,
     mut supervisor: Supervisor,
     endpoint: &Endpoint,

@@ -64,7 +64,7 @@ pub(crate) fn run(
         let values: Vec<Value> = hooks.iter().map(HookResult::to_value).collect();
         record.set("hooks", values);
     }
-    judge(&hooks, options)
+    check(&hooks, options)
 }
 
 /// Whether an agent from before hooks has said so.
@@ -73,7 +73,7 @@ fn is_unknown(error: &AskError) -> bool {
     refusal.is_some_and(|fail| matches!(fail.code, FailCode::Protocol | FailCode::Unsupported))
 }
 
-fn judge(hooks: &[HookResult], options: Options) -> Result<(), Failure> {
+fn check(hooks: &[HookResult], options: Options) -> Result<(), Failure> {
     for hook in hooks.iter().filter(|hook| !hook.is_success()) {
         let text = describe(hook, options.limit);
         if !options.ignore {
@@ -121,7 +121,7 @@ mod tests {
             (hook(killed, false), "was ended by signal 9"),
         ] {
             let hooks = [good.clone(), bad];
-            let failure = judge(&hooks, Options::default()).unwrap_err();
+            let failure = check(&hooks, Options::default()).unwrap_err();
             assert_eq!(failure.exit(), Exit::Hooks);
             let expected = format!("the hook 10-\\u{{1b}}x {text}");
             assert!(failure.to_string().starts_with(&expected), "{failure}");
@@ -129,8 +129,8 @@ mod tests {
                 ignore: true,
                 ..Options::default()
             };
-            judge(&hooks, ignore).unwrap();
+            check(&hooks, ignore).unwrap();
         }
-        judge(&[good], Options::default()).unwrap();
+        check(&[good], Options::default()).unwrap();
     }
 }

@@ -168,12 +168,12 @@ pub(crate) fn choose_vmm(
         return Err(Failure::new(Exit::Start, problem.to_string()));
     }
     let verdict = gate(binary.kind, &binary.version, purpose, force);
-    judge(binary.kind, &binary.version, verdict)?;
+    check_gate(binary.kind, &binary.version, verdict)?;
     Ok(binary)
 }
 
 /// Fails on a refusal, and says a warning, both with the version that is meant.
-pub(crate) fn judge(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Result<(), Failure> {
+pub(crate) fn check_gate(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Result<(), Failure> {
     match gate {
         Gate::Allow => Ok(()),
         Gate::Warn(symptoms) => {
@@ -217,7 +217,7 @@ pub(crate) fn check_format(
         "the manifest names no VMM version".to_owned()
     })?;
     let verdict = load_gate(manifest.vmm_kind, &saved_by, version);
-    judge(kind, version, verdict)
+    check_gate(kind, version, verdict)
 }
 
 /// A watch over the VMM behind `process`.

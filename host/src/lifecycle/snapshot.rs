@@ -13,7 +13,7 @@
 //! one, by [`finish_interrupted`] where that is no snapshot.
 
 mod checkpoint;
-mod foreign;
+mod external;
 mod run;
 mod sessions;
 mod source;
@@ -31,7 +31,7 @@ use crate::artifact::draft::Draft;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
-use crate::lifecycle::plan::judge;
+use crate::lifecycle::plan::check_gate;
 use crate::lifecycle::{hooks, rebind};
 use crate::os::signals::block_stop_signals;
 use crate::report::phase::Phase;
@@ -110,7 +110,7 @@ pub(crate) fn take(
     reach(Point::LockBefore)?;
     let mut source = find(subject, limits)?;
     reach(Point::LockAfter)?;
-    if source.is_unsettled() {
+    if source.needs_converge() {
         record.begin(Phase::Converge);
         reach(Point::ConvergeBefore)?;
         source
@@ -128,7 +128,7 @@ pub(crate) fn take(
     let verdict = gate(kind, &version, Purpose::Snapshot, options.force);
     let faults = match verdict {
         Gate::Warn(symptoms) => symptoms,
-        verdict => judge(kind, &version, verdict).map(|()| Vec::new())?,
+        verdict => check_gate(kind, &version, verdict).map(|()| Vec::new())?,
     };
     check_vsock_path(&source, &version)?;
 

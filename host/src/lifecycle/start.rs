@@ -4,7 +4,7 @@
 use crate::error::Failure;
 use crate::lifecycle::foreground::Signals;
 use crate::lifecycle::plan::Plan;
-use crate::lifecycle::starting::Provisional;
+use crate::lifecycle::starting::StartingVm;
 use crate::os::notify::{READY, notify};
 use crate::report::phase::Phase;
 use crate::report::record::Record;
@@ -14,9 +14,9 @@ use crate::supervisor::link::Order;
 pub(crate) fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> {
     let is_json = plan.json;
     record.begin(Phase::Spawn);
-    let made = Provisional::create(plan).and_then(|vm| {
+    let made = StartingVm::create(plan).and_then(|vm| {
         record.set("name", vm.name().as_str());
-        vm.bring_up(plan, &mut record)
+        vm.start(plan, &mut record)
     });
     let order = match plan.foreground {
         true => Order::Attach,
@@ -25,7 +25,7 @@ pub(crate) fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> 
     let signals = plan.foreground.then(Signals::take).transpose()?;
     let released = made.and_then(|mut vm| match vm.release(order) {
         Ok(()) => Ok(vm),
-        Err(failure) => Err(vm.give_up(failure, plan.keep_on_failure)),
+        Err(failure) => Err(vm.abort(failure, plan.keep_on_failure)),
     });
     let vm = match released {
         Ok(vm) => vm,
@@ -34,7 +34,7 @@ pub(crate) fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> 
     let Some(signals) = signals else {
         return record.finish(plan.event(), is_json);
     };
-    vm.stay(&signals, || {
+    vm.wait(&signals, || {
         record.finish(plan.event(), is_json)?;
         notify(READY);
         Ok(())

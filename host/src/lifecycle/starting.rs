@@ -1,5 +1,5 @@
 //! A VM that is coming up: its directory, its supervisor, its VMM, its guest's name. It does not
-//! outlive the command that makes it until it is [released](Provisional::release), and leaves
+//! outlive the command that makes it until it is [released](StartingVm::release), and leaves
 //! nothing behind when that command fails, or dies.
 
 use std::fs;
@@ -42,7 +42,7 @@ const HANGUP_GRACE: Duration = Duration::from_secs(1);
 
 /// A VM that is coming up.
 #[derive(Debug)]
-pub(crate) struct Provisional {
+pub(crate) struct StartingVm {
     dir: VmDir,
     lock: Lock,
     supervisor: Option<Supervisor>,
@@ -52,7 +52,7 @@ pub(crate) struct Provisional {
     endpoint: Endpoint,
 }
 
-impl Provisional {
+impl StartingVm {
     /// Takes the VM's name by making its directory. Nothing runs yet.
     pub(crate) fn create(plan: &Plan<'_>) -> Result<Self, Failure> {
         reach(Point::SpawnBefore)?;
@@ -79,20 +79,16 @@ impl Provisional {
 
     /// Starts the VMM, has it boot or load the machine, gives the guest its generation and has it
     /// prove itself. When any of that fails the VM is gone again, unless it is to be kept.
-    pub(crate) fn bring_up(
-        mut self,
-        plan: &Plan<'_>,
-        record: &mut Record,
-    ) -> Result<Self, Failure> {
-        match self.go(plan, record) {
+    pub(crate) fn start(mut self, plan: &Plan<'_>, record: &mut Record) -> Result<Self, Failure> {
+        match self.run_phases(plan, record) {
             Ok(()) => Ok(self),
-            Err(failure) => Err(self.give_up(failure, plan.keep_on_failure)),
+            Err(failure) => Err(self.abort(failure, plan.keep_on_failure)),
         }
     }
 
     /// Stays with a VM that was released to this command, until it ends. `report` tells the user
     /// about it first, once nobody else is kept from it any more.
-    pub(crate) fn stay(
+    pub(crate) fn wait(
         self,
         signals: &Signals,
         report: impl FnOnce() -> Result<(), Failure>,
@@ -102,7 +98,7 @@ impl Provisional {
         report()?;
         match (self.supervisor, self.process) {
             (Some(supervisor), Some(process)) => {
-                foreground::stay(signals, supervisor, &self.endpoint, &process)
+                foreground::wait(signals, supervisor, &self.endpoint, &process)
             }
             _ => Err(Failure::new(
                 Exit::Internal,
@@ -111,7 +107,7 @@ impl Provisional {
         }
     }
 
-    fn go(&mut self, plan: &Plan<'_>, record: &mut Record) -> Result<(), Failure> {
+    fn run_phases(&mut self, plan: &Plan<'_>, record: &mut Record) -> Result<(), Failure> {
         let mut vmm = self.spawn(plan, record)?;
         let identity = self.identity(plan)?;
         record.set_identity(&identity);
@@ -333,7 +329,7 @@ impl Provisional {
 
     /// Ends the VM and removes what it left, or keeps both for a look. Either way the failure gets
     /// the last words of the logs.
-    pub(crate) fn give_up(mut self, failure: Failure, keep: bool) -> Failure {
+    pub(crate) fn abort(mut self, failure: Failure, keep: bool) -> Failure {
         let is_spawned = self.process.is_some();
         if keep && is_spawned {
             let kept = self.write_stage(Stage::Unproven);

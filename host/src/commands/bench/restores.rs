@@ -15,7 +15,7 @@ use crate::commands::restore::plan::open_artifact;
 use crate::error::Failure;
 use crate::failpoint::{Point, reach};
 use crate::lifecycle::plan::Plan;
-use crate::lifecycle::starting::Provisional;
+use crate::lifecycle::starting::StartingVm;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
 
@@ -70,7 +70,7 @@ struct Restored {
 
 fn once(command: &BenchCommand, artifact: &Path, deadline: Instant) -> Result<Restored, Failure> {
     let mut record = Record::new();
-    let made = bring_up(command, artifact, deadline, &mut record);
+    let made = start(command, artifact, deadline, &mut record);
     let vm = made.map_err(|failure| record.failure(failure).0)?;
     record.end();
     let took = record.begun_at().elapsed();
@@ -85,12 +85,12 @@ fn once(command: &BenchCommand, artifact: &Path, deadline: Instant) -> Result<Re
 }
 
 /// A restore with the defaults of all options. All restores share the time that the command has.
-fn bring_up(
+fn start(
     command: &BenchCommand,
     artifact: &Path,
     deadline: Instant,
     record: &mut Record,
-) -> Result<Provisional, Failure> {
+) -> Result<StartingVm, Failure> {
     let artifact = open_artifact(artifact, record)?;
     record.begin(Phase::Version);
     reach(Point::VersionBefore)?;
@@ -99,9 +99,9 @@ fn bring_up(
         ..Plan::of_artifact(&artifact, false, deadline)?
     };
     record.begin(Phase::Spawn);
-    let vm = Provisional::create(&plan)?;
+    let vm = StartingVm::create(&plan)?;
     record.set("name", vm.name().as_str());
-    vm.bring_up(&plan, record)
+    vm.start(&plan, record)
 }
 
 /// Pages of a process that are in memory, KiB.

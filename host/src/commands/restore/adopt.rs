@@ -28,7 +28,7 @@ use crate::guest::address::{Endpoint, GuestAddress};
 use crate::guest::requests::{Guest, RebindPlan};
 use crate::lifecycle::handshake::prove;
 use crate::lifecycle::hooks;
-use crate::lifecycle::plan::{check_cid, check_format, judge};
+use crate::lifecycle::plan::{check_cid, check_format, check_gate};
 use crate::os::deadline::Watch;
 use crate::os::process::{ProcessId, copy_pidfd};
 use crate::os::uds;
@@ -199,7 +199,7 @@ fn judge_running(
         json!({ "kind": kind.to_string(), "version": version.to_string() }),
     );
     let verdict = gate(kind, &version, Purpose::Restore, command.force);
-    judge(kind, &version, verdict)?;
+    check_gate(kind, &version, verdict)?;
     check_format(manifest, kind, &version)?;
     match vmm.run_state(deadline)? {
         RunState::NotStarted => Ok(()),

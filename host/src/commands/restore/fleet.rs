@@ -27,7 +27,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::lifecycle::foreground::Signals;
 use crate::lifecycle::plan::{Plan, draw_cid};
-use crate::lifecycle::starting::Provisional;
+use crate::lifecycle::starting::StartingVm;
 use crate::os::random;
 use crate::report::output::print;
 use crate::report::phase::Phase;
@@ -51,7 +51,7 @@ pub(super) fn run(command: &Restore) -> Result<(), Failure> {
 struct CloneEnd {
     name: VmName,
     record: Record,
-    vm: Result<Provisional, Failure>,
+    vm: Result<StartingVm, Failure>,
 }
 
 fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>, Failure> {
@@ -76,7 +76,7 @@ fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>,
     let parallel = command.parallel.unwrap_or_else(processor_count).min(count);
     log::info!("{count} clones, {parallel} at a time");
     let work = seats.iter().zip(&plans).enumerate();
-    let clones = in_parallel(parallel, work, |(seat, plan)| bring_up(seat, plan))?;
+    let clones = in_parallel(parallel, work, |(seat, plan)| start(seat, plan))?;
 
     record.begin(Phase::Publish);
     // A signal between two releases would leave a part of the fleet that nobody was told about.
@@ -177,12 +177,12 @@ impl Seat {
     }
 }
 
-fn bring_up(seat: &Seat, plan: &Plan<'_>) -> CloneEnd {
+fn start(seat: &Seat, plan: &Plan<'_>) -> CloneEnd {
     let mut record = Record::new();
     record.set("name", seat.name.as_str());
     record.begin(Phase::Spawn);
     let vm = if Instant::now() < plan.deadline {
-        Provisional::create(plan).and_then(|vm| vm.bring_up(plan, &mut record))
+        StartingVm::create(plan).and_then(|vm| vm.start(plan, &mut record))
     } else {
         let text = "the time limit passed before its turn came";
         Err(Failure::new(Exit::Deadline, text))
@@ -202,7 +202,7 @@ impl CloneEnd {
             Ok(()) => Ok(vm),
             Err(failure) => {
                 record.begin(Phase::Publish);
-                Err(vm.give_up(failure, false))
+                Err(vm.abort(failure, false))
             }
         });
         self

@@ -14,7 +14,7 @@ use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, FailCode, Hello, HookStage, Identity, Policy, Quiesce};
 
 use super::Limits;
-use super::foreign::{guard, server_process, with_findable_drives};
+use super::external::{guard, server_process, with_findable_drives};
 use super::sessions;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
@@ -40,12 +40,12 @@ use crate::vmm::{
 /// Who started the VM.
 #[derive(Debug)]
 enum Owner {
-    Us {
+    Managed {
         vm: Box<RunningVm>,
         _lock: Lock,
     },
     /// Another program did. The listener is what keeps two snapshots of it apart.
-    Another {
+    External {
         _guard: UnixListener,
     },
 }
@@ -87,7 +87,7 @@ impl Source {
             generation: vm.state.generation,
             ancestors: vm.state.ancestors.clone(),
             limits,
-            owner: Owner::Us {
+            owner: Owner::Managed {
                 vm: Box::new(vm),
                 _lock: lock,
             },
@@ -125,7 +125,7 @@ impl Source {
             log::warn!("the machine has network interfaces; a clone has to be given its own");
         }
         Ok(Self {
-            owner: Owner::Another { _guard: guard },
+            owner: Owner::External { _guard: guard },
             vmm,
             api_socket: api_socket.to_owned(),
             endpoint: Endpoint {
@@ -146,19 +146,19 @@ impl Source {
     /// The VM's directory and state, if it is one of ours.
     pub(super) fn vm(&self) -> Option<&RunningVm> {
         match &self.owner {
-            Owner::Us { vm, .. } => Some(vm),
-            Owner::Another { .. } => None,
+            Owner::Managed { vm, .. } => Some(vm),
+            Owner::External { .. } => None,
         }
     }
 
     /// Whether the guest has to be named before anything else: a snapshot of it was interrupted, or
     /// nobody has named it yet. What another program started may be either.
-    pub(super) fn is_unsettled(&self) -> bool {
+    pub(super) fn needs_converge(&self) -> bool {
         match &self.owner {
-            Owner::Us { vm, .. } => {
+            Owner::Managed { vm, .. } => {
                 self.generation.is_none() || vm.state.stage == Stage::Snapshotting
             }
-            Owner::Another { .. } => true,
+            Owner::External { .. } => true,
         }
     }
 
@@ -166,12 +166,12 @@ impl Source {
     pub(super) fn converge(&mut self, record: &mut Record) -> Result<(), Failure> {
         resume_if_paused(&mut *self.vmm, self.limits.all)?;
         let cause = match (&self.owner, self.generation) {
-            (Owner::Us { vm, .. }, None) => vm.state.cause,
-            (Owner::Us { .. } | Owner::Another { .. }, _) => Cause::Resume,
+            (Owner::Managed { vm, .. }, None) => vm.state.cause,
+            (Owner::Managed { .. } | Owner::External { .. }, _) => Cause::Resume,
         };
         let rebind = self.next_generation(cause)?;
         let hello = self.prove(&rebind, record)?;
-        if let (Owner::Another { .. }, Some(earlier)) = (&self.owner, hello.generation) {
+        if let (Owner::External { .. }, Some(earlier)) = (&self.owner, hello.generation) {
             self.ancestors = lineage(Some(earlier), &[]);
         }
         Ok(())
@@ -288,7 +288,7 @@ impl Source {
         control: Connection,
         record: &mut Record,
     ) -> Result<(), Failure> {
-        self.keep_in_step()?;
+        self.reconnect_if_needed()?;
         match self.vmm.run_state(self.limits.all) {
             Ok(RunState::Paused) => self.resume(control, record),
             Ok(RunState::Running) => {
@@ -306,7 +306,7 @@ impl Source {
 
     /// Connects to the VMM anew where the connection is of no more use: a step that failed may have
     /// left it closed, or with an answer that would be taken for that to the next call.
-    fn keep_in_step(&mut self) -> Result<(), Failure> {
+    fn reconnect_if_needed(&mut self) -> Result<(), Failure> {
         if !self.vmm.is_in_step() {
             let process = self.process.as_ref().map(copy_pidfd).transpose()?;
             let deadline = self.limits.all;
@@ -322,7 +322,7 @@ impl Source {
         let parent = self.ancestors.first().copied();
         let rebind = RebindPlan::new(cause, parent, Identity::default())?;
         self.generation = Some(rebind.generation);
-        if let Owner::Us { vm, .. } = &mut self.owner {
+        if let Owner::Managed { vm, .. } = &mut self.owner {
             vm.state.generation = self.generation;
             vm.state.parent = parent;
             vm.state.ancestors.clone_from(&self.ancestors);
@@ -335,7 +335,7 @@ impl Source {
     fn prove(&mut self, rebind: &RebindPlan, record: &mut Record) -> Result<Hello, Failure> {
         let guest = self.guest_until(self.limits.all);
         let Proof { hello, .. } = prove(&guest, rebind, record)?;
-        if let Owner::Us { vm, .. } = &mut self.owner {
+        if let Owner::Managed { vm, .. } = &mut self.owner {
             vm.state.agent_version = Some(hello.version.clone());
         }
         self.write_stage(Stage::Ready)?;
@@ -345,11 +345,11 @@ impl Source {
     /// Writes down how far the command has come, where there is a place for it.
     pub(super) fn write_stage(&mut self, stage: Stage) -> Result<(), Failure> {
         match &mut self.owner {
-            Owner::Us { vm, .. } => {
+            Owner::Managed { vm, .. } => {
                 vm.state.stage = stage;
                 Ok(vm.dir.write_state(&vm.state)?)
             }
-            Owner::Another { .. } => Ok(()),
+            Owner::External { .. } => Ok(()),
         }
     }
 
