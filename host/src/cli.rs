@@ -45,13 +45,13 @@ macro_rules! command {
             /// one JSON object on standard output
             #[argh(switch)]
             pub(crate) json: bool,
-            /// say nothing but errors on standard error
+            /// print only errors on standard error
             #[argh(switch, short = 'q')]
             pub(crate) quiet: bool,
             /// say more on standard error; may be given three times
             #[argh(switch, short = 'v')]
             pub(crate) verbose: u8,
-            /// where VMs are kept; HOST_TOOL_STATE_DIR is the same
+            /// where VMs are kept; default: the variable HOST_TOOL_STATE_DIR
             #[argh(option, arg_name = "dir")]
             pub(crate) state_dir: Option<PathBuf>,
         }

@@ -23,7 +23,7 @@ macro_rules! traced_command {
             $(#[$attribute])*
             pub(crate) struct $name {
                 $($fields)*
-                /// go on despite a VMM version that may not work
+                /// continue despite a VMM version that may not work
                 #[argh(switch)]
                 pub(crate) force: bool,
                 /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
@@ -75,7 +75,7 @@ macro_rules! machine_command {
                 /// stay attached until the VM ends; a signal stops it
                 #[argh(switch)]
                 pub(crate) foreground: bool,
-                /// run this command in the guest now and then, its words split at spaces; exit code
+                /// run this command in the guest now and then, split at spaces; exit code
                 /// 0 is healthy, and 'host-tool ls' says so
                 #[argh(option, arg_name = "command")]
                 pub(crate) health_cmd: Option<String>,
@@ -88,7 +88,7 @@ macro_rules! machine_command {
                 /// failures in a row that make it unhealthy; default 3
                 #[argh(option, arg_name = "count")]
                 pub(crate) health_retries: Option<u32>,
-                /// leave a VM that failed as it is, for a look at it
+                /// keep a VM that failed, to look at it
                 #[argh(switch)]
                 pub(crate) keep_on_failure: bool,
             }
@@ -180,7 +180,7 @@ machine_command! {
 }
 
 traced_command! {
-    /// Snapshot a VM, let it go on, and prove that it does.
+    /// Snapshot a VM, resume it, and prove that it works.
     #[argh(
         subcommand,
         name = "snapshot",
@@ -203,7 +203,7 @@ traced_command! {
         /// artifact directory to create
         #[argh(option, arg_name = "dir")]
         pub(crate) out: PathBuf,
-        /// end the VM instead of letting it go on
+        /// end the VM instead of resuming it
         #[argh(switch)]
         pub(crate) stop: bool,
         /// wait until a program in the guest stands at a checkpoint ('guest-agent checkpoint'):
@@ -213,7 +213,7 @@ traced_command! {
         /// how long each hook of the image may take; default 10s
         #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
         pub(crate) hook_timeout: Duration,
-        /// go on although a hook of the image fails
+        /// continue although a hook of the image fails
         #[argh(switch)]
         pub(crate) ignore_hooks: bool,
         /// what to do about running commands: keep (the default), drain or refuse
@@ -328,5 +328,5 @@ command! {
 
 fn parse_policy(text: &str) -> Result<Policy, String> {
     text.parse()
-        .map_err(|_| format!("'{text}' is none of keep, drain and refuse"))
+        .map_err(|_| format!("'{text}' is not keep, drain or refuse"))
 }

@@ -45,10 +45,10 @@ guest_command! {
                 the workload has ended, or its VM has."
     )]
     pub(crate) struct LogsCommand {
-        /// go on until the workload or its VM ends
+        /// print until the workload or its VM ends
         #[argh(switch, short = 'f')]
         pub(crate) follow: bool,
-        /// no more than this many lines of what is there; 0 is none
+        /// print the last lines of what is there, this many at most; 0 prints none of them
         #[argh(option, arg_name = "lines")]
         pub(crate) tail: Option<u64>,
     }
@@ -90,7 +90,7 @@ guest_command! {
                 other, 10 and 100 at once.\nThe streams take 'head' and 'wc' in the guest. \
                 Clones are restored one at a time, proven ready, and taken away.\nTimes are in \
                 milliseconds; the first run of a command and the first clone are not counted.\n\
-                A part that fails is named, and the others go on. The exit code is 0 only if all \
+                A part that fails is named, and the others run. The exit code is 0 only if all \
                 went well; it is 6 if parts failed in different ways."
     )]
     pub(crate) struct BenchCommand {
@@ -121,5 +121,5 @@ fn parse_stream_size(text: &str) -> Result<u32, String> {
 
 fn parse_depth(text: &str) -> Result<Depth, String> {
     text.parse()
-        .map_err(|_| format!("'{text}' is none of listener and exec"))
+        .map_err(|_| format!("'{text}' is not listener or exec"))
 }

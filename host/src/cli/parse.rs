@@ -119,8 +119,8 @@ fn with_optional_value(word: &str) -> Vec<&str> {
     }
 }
 
-/// The parser proper does not know that `-it` is `-i -t`, nor that `-vv` is `-v -v`. Of a letter
-/// that is no switch of the command, the parser says so.
+/// Splits `-it` into `-i -t` and `-vv` into `-v -v`, which argh does not. argh reports letters that
+/// are not a switch of the command.
 fn single_letters(word: &str) -> Vec<&str> {
     let letters = word.strip_prefix('-').unwrap_or_default();
     if letters.len() < 2 || !letters.bytes().all(|letter| SWITCHES.contains(&letter)) {
@@ -265,11 +265,11 @@ mod tests {
         refused(&["exec", "--nope"], 125, "--nope");
         refused(&["restore", "a", "--timeout", "5"], 2, "'5' is not a time");
         refused(&["ls", "--", "a"], 2, "only exec, stress and bench");
-        refused(&["kill", "--unix", "s", "x"], 2, "'x' names no session");
+        refused(&["kill", "--unix", "s", "x"], 2, "'x' is not a session");
         refused(
             &["kill", "--unix", "s", "1", "-s", "0"],
             2,
-            "'0' is no signal",
+            "'0' is not a signal",
         );
         refused(&["wait", "--unix", "s"], 125, "session");
         refused(

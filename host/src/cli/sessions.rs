@@ -42,7 +42,7 @@ guest_command! {
         /// directory to run the command in
         #[argh(option, short = 'w', arg_name = "dir")]
         pub(crate) workdir: Option<String>,
-        /// whose rights it gets: NAME, UID, NAME:GROUP or UID:GID
+        /// user and group that it runs as: NAME, UID, NAME:GROUP or UID:GID
         #[argh(option, short = 'u', arg_name = "user")]
         pub(crate) user: Option<String>,
         /// return when it runs, and print its id for attach, wait and kill
@@ -51,7 +51,7 @@ guest_command! {
         /// 32 hexadecimal digits that name this run: given again, it attaches
         #[argh(option)]
         pub(crate) id: Option<ExecId>,
-        /// how long it runs on when the connection is lost, until it is attached to again; default
+        /// how long it runs after the connection is lost, unless a client attaches again; default
         /// 30s
         #[argh(
             option,
@@ -64,7 +64,7 @@ guest_command! {
         /// default 1m
         #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
         pub(crate) reconnect: Duration,
-        /// what becomes of output that nobody takes: block, where the command waits, or drop-oldest
+        /// what happens when the output buffer is full: block (the command waits) or drop-oldest
         /// (the default with -d)
         #[argh(option, from_str_fn(parse_output), arg_name = "policy")]
         pub(crate) output: Option<OutputPolicy>,
@@ -87,7 +87,7 @@ guest_command! {
         /// first byte of standard output wanted; what is there if missing
         #[argh(option, arg_name = "offset")]
         pub(crate) from: Option<u64>,
-        /// take nothing from whoever has the session: a copy of the output, and no input. For
+        /// watch a session that another client is attached to: a copy of its output, no input. For
         /// workload always
         #[argh(switch)]
         pub(crate) observe: bool,
@@ -162,7 +162,7 @@ fn parse_output(text: &str) -> Result<OutputPolicy, String> {
 fn parse_session(text: &str) -> Result<SessionRef, String> {
     text.parse().map_err(|_| {
         format!(
-            "'{}' names no session: give the number or the id of one, as ps lists them, or \
+            "'{}' is not a session: give the number or the id of one, as ps lists them, or \
              workload",
             text.escape_debug()
         )
@@ -173,7 +173,7 @@ fn parse_session(text: &str) -> Result<SessionRef, String> {
 fn parse_signal(text: &str) -> Result<u8, String> {
     let error = || {
         let text = text.escape_debug();
-        format!("'{text}' is no signal: give a name such as TERM or a number from 1 to 64")
+        format!("'{text}' is not a signal: give a name such as TERM or a number from 1 to 64")
     };
     if let Ok(number) = text.parse::<u8>() {
         let is_signal = (1..=SIGNAL_NUMBER_MAX).contains(&number);

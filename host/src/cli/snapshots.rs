@@ -61,8 +61,8 @@ command! {
 }
 
 command! {
-    /// Show everything that an artifact says of itself: its machine, its files, and the names that
-    /// its memory had before.
+    /// Show what is in the manifest of an artifact: its machine, its files, and the generations
+    /// that its memory had before.
     #[argh(
         subcommand,
         name = "inspect",

@@ -32,8 +32,8 @@ use crate::vmdir::output_log::read_record;
 use crate::vmdir::output_log::reader::View;
 use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
 
-/// How long the guest may take to say how much there is, and whoever writes it down to do so,
-/// unless the caller says.
+/// How long the guest may take to say how much output there is, and its writer to write it down.
+/// `--timeout` replaces it.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 const BLOCK_LEN: usize = 64 * 1024;
@@ -73,7 +73,7 @@ fn print_log(command: &LogsCommand, dir: VmDir) -> Result<(), Failure> {
         && printer.dir.read_workload_end()?.is_none()
     {
         printer.stand_in = Some(StandIn::start(&printer.dir)?);
-        // Whoever follows from the first line on sees the last one soon enough.
+        // A follower from the first line on sees the last one soon enough.
         if !command.follow || command.tail.is_some() {
             let deadline = now + command.timeout.unwrap_or(CATCH_UP_TIMEOUT);
             caught_up = printer.catch_up(&vm, command.port, deadline);
@@ -200,7 +200,7 @@ impl Printer {
         }
     }
 
-    /// Prints until there is no more.
+    /// Prints until the output ends.
     fn follow(mut self) -> Result<(), Failure> {
         let mut waited = self.wait(Some(Instant::now()))?;
         loop {
@@ -217,7 +217,7 @@ impl Printer {
         self.stand_in.map_or(Ok(()), StandIn::join)
     }
 
-    /// Waits until there may be more to print, but not for longer than somebody reads it.
+    /// Waits until there may be more to print, or until the reader of standard output is gone.
     fn wait(&self, until: Option<Instant>) -> Result<Waited, Failure> {
         let Some(stand_in) = &self.stand_in else {
             return Ok(Waited::Ended);
@@ -253,8 +253,8 @@ impl Printer {
     }
 }
 
-/// A thread that writes the output down as soon as nobody else does. It ends when there is no more
-/// to write, whoever has written it. Should this program end first, the next writer goes on.
+/// A thread that writes the output to the log when no other process does. It ends with the output.
+/// When this program ends first, the next writer continues.
 #[derive(Debug)]
 struct StandIn {
     thread: JoinHandle<Result<Option<End>, Failure>>,
@@ -279,7 +279,7 @@ impl StandIn {
     /// What the end of the log means.
     fn join(self) -> Result<(), Failure> {
         match self.thread.join() {
-            Ok(Ok(Some(end))) => judge(end),
+            Ok(Ok(Some(end))) => check_end(end),
             Ok(Ok(None)) => Ok(()),
             Ok(Err(failure)) => Err(failure),
             Err(_) => Err(Failure::new(
@@ -291,7 +291,7 @@ impl StandIn {
 }
 
 /// What the end of the output means.
-fn judge(end: End) -> Result<(), Failure> {
+fn check_end(end: End) -> Result<(), Failure> {
     match end {
         End::Exited | End::Reached | End::VmmEnded => Ok(()),
         End::NoWorkload(fail) if fail.code == FailCode::Unsupported => {

@@ -76,8 +76,8 @@ impl Row {
     }
 }
 
-/// How the VM is, if it has a health check. One that was killed with its supervisor has nobody who
-/// would have written its end down.
+/// The health of a VM that has a check. The supervisor records the end of a check, so one that was
+/// killed with its supervisor has no such record.
 fn health(dir: &VmDir, vm_status: VmStatus) -> Option<Health> {
     let mut health = Health::read(dir).unwrap_or_else(|error| {
         log::warn!("{}", Failure::from(error));
@@ -100,8 +100,8 @@ fn is_supervised(dir: &VmDir, vm_status: VmStatus, state: Option<&State>) -> Opt
     if !is_alive {
         let name = dir.name();
         log::warn!(
-            "the supervisor of '{name}' was killed: the VM goes on, but nobody runs its health \
-             check or will write down how it ends; 'host-tool stop {name}' ends it"
+            "the supervisor of '{name}' was killed: the VM runs on, but without health check \
+             and without a record of its end; 'host-tool stop {name}' ends it"
         );
     }
     Some(is_alive)

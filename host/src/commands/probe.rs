@@ -24,7 +24,7 @@ use crate::vmdir::StateDir;
 /// How long a guest is given unless the caller says.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
-/// How long whoever watches is ready to do so unless they say.
+/// How long `--watch` watches without `--timeout`.
 const WATCH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
 /// How long one request of a watch may take before its state is looked at.
@@ -168,9 +168,9 @@ fn watch<T>(
 /// What a guest that is not ready is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
-    /// Nobody answers.
+    /// No answer.
     NoAnswer(String),
-    /// The guest says no.
+    /// The guest answers, and refuses.
     Refusing(String),
 }
 

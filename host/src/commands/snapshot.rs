@@ -1,4 +1,4 @@
-//! `host-tool snapshot`: an artifact of a VM, which then goes on as it was, and proves it.
+//! `host-tool snapshot`: an artifact of a VM, which then runs on as before, and proves it.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! `host-tool snapshots`: what artifacts there are, what one is, and whether it is whole.
 //!
-//! Artifacts may come from anywhere, so that whatever one says of itself is made safe for a
-//! terminal, and nothing but its manifest is opened to list it.
+//! Artifacts may come from anywhere. Their texts are made safe for a terminal, and a list opens
+//! nothing but the manifests.
 
 use std::fs;
 use std::path::{Path, PathBuf};

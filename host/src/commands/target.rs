@@ -12,9 +12,8 @@ use crate::lifecycle::snapshot::finish_interrupted;
 use crate::os::deadline::Watch;
 use crate::vmdir::StateDir;
 
-/// How long a VM whose snapshot was interrupted may take to go on, before the command's own time
-/// begins.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the repair of an interrupted snapshot may take. The command's own time begins after it.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A guest that can be talked to.
 #[derive(Debug)]
@@ -45,7 +44,7 @@ impl Target {
         let address = match (name, uds, cid, unix) {
             (Some(name), None, None, None) => {
                 let vm = StateDir::open(state_dir)?.vm(name)?.running()?;
-                let vm = finish_interrupted(vm, Instant::now() + SETTLE_TIMEOUT)?;
+                let vm = finish_interrupted(vm, Instant::now() + REPAIR_TIMEOUT)?;
                 return Ok(Self::new(vm.endpoint(port), Some(vm.process)));
             }
             (None, Some(path), None, None) => GuestAddress::HybridVsock {

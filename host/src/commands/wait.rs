@@ -1,4 +1,4 @@
-//! `host-tool wait`: the end of a session, whoever has its output.
+//! `host-tool wait`: the end of a session. It takes no output from the client that is attached.
 
 use serde_json::Value;
 use shared::message::{AttachMode, Exited};

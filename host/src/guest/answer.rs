@@ -1,4 +1,4 @@
-//! What came of a request to a guest: its answer, or why there is none and what that means for the
+//! The result of a request to a guest: its answer, or why none came and what that means for the
 //! command.
 
 use std::fmt;

@@ -32,8 +32,8 @@ pub(crate) enum ConnectionError {
     },
     Deadline,
     VmmEnded,
-    /// What answers there is no guest agent behind a hybrid vsock socket. Another try gives the
-    /// same.
+    /// The answer does not come from a hybrid vsock socket with a guest agent. Another try gives
+    /// the same.
     NotHybridVsock(NotHybridVsock),
     /// This program may not, or cannot, connect there. Another try gives the same.
     Local {

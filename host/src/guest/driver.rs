@@ -184,7 +184,7 @@ impl Driver<'_> {
 
 /// Waits until a point in time, or for the end of the VMM.
 pub(crate) fn pause(watch: &Watch<'_>, until: Instant) -> Result<(), AskErrorReason> {
-    // Nobody writes to it, so that only the other two ways out are left.
+    // An eventfd that stays 0 is never readable: the deadline or the VMM's end ends the wait.
     let never = EventFd::new().map_err(|errno| AskErrorReason::Local(errno.into()))?;
     match watch.at(until).readable(&never) {
         Ok(()) | Err(WaitError::Deadline) => Ok(()),

@@ -1,16 +1,15 @@
-//! Standard output or standard error of this program, written without ever waiting for whoever
-//! reads it.
+//! Standard output or standard error of this program, written without waiting for its reader.
 //!
-//! A slow reader must not keep the client from answering the guest, passing input on, or hearing
-//! signals. But the descriptor may be shared with other programs, with a shell above all, so that
-//! it must not be made non-blocking. What is done instead depends on what it is:
+//! A slow reader must not keep the client from answering the guest, forwarding input, or handling
+//! signals. The descriptor may be shared with other programs, such as the shell, so it must not be
+//! made non-blocking. Instead:
 //!
 //! - A file takes everything at once.
-//! - A pipe or a terminal is opened anew under `/proc/self/fd`, non-blocking: that is a description
-//!   of our own, in which the flag disturbs nobody.
-//! - Where that cannot be done (a socket, no `/proc`, somebody else's pipe), pieces of
-//!   `PIECE_LEN` are written while it polls writable. A pipe that does takes as much without
-//!   waiting; a terminal may make us wait for as long as it takes to show them.
+//! - A pipe or a terminal is opened again under `/proc/self/fd`, non-blocking. The new file
+//!   description is this program's own, so the flag affects no other program.
+//! - Where that is not possible (a socket, no `/proc`, another user's pipe), pieces of `PIECE_LEN`
+//!   are written while it polls writable. A pipe takes such a piece without waiting. A terminal may
+//!   take as long as it needs to show the piece.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -34,7 +33,7 @@ enum Way {
     Pieces,
 }
 
-/// One output. What cannot be written yet is kept; whoever fills it watches its length.
+/// One output. It keeps what cannot be written yet; its user limits how much that is.
 #[derive(Debug)]
 pub(crate) struct Outlet<'a> {
     fd: BorrowedFd<'a>,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use shared::message::{AttachMode, Exited};
 use shared::session_client::SessionError;
 
-use super::{CATCH_UP_TIMEOUT, NO_WORKLOAD, judge, refusal, write_out};
+use super::{CATCH_UP_TIMEOUT, NO_WORKLOAD, check_end, refusal, write_out};
 use crate::cli::LogsCommand;
 use crate::commands::target::Target;
 use crate::error::Failure;
@@ -60,7 +60,7 @@ pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
         }
     };
     sink.release()?;
-    judge(end)
+    check_end(end)
 }
 
 /// How long a guest that has said how much there is may take for the next bytes of it. What it says

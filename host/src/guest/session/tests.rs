@@ -413,7 +413,7 @@ fn input_is_passed_on_to_its_end() {
     writing.join().unwrap().unwrap();
 }
 
-/// Who does not read keeps nobody else waiting: a PING is answered while the output stands still.
+/// A slow reader delays nothing else: a PING is answered while the output waits.
 #[test]
 fn a_reader_that_stopped_holds_nothing_up() {
     let (mut reader, writer) = io::pipe().unwrap();

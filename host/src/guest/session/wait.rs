@@ -72,7 +72,7 @@ impl Driver<'_> {
             fds.push(PollFd::new(signals.as_fd(), PollFlags::POLLIN));
             slots.push(Slot::Signals);
         }
-        // With the end here, or output still to come, the VMM's death is no news yet.
+        // Once EXITED is here, or while output waits to be written, the VMM's end changes nothing.
         let may_end = !self.client.has_ended() && self.client.wants_read();
         if let Some(process) = self.watch.process().filter(|_| may_end) {
             fds.push(PollFd::new(process, PollFlags::POLLIN));
