@@ -39,7 +39,7 @@ use crate::vmm::VmmKind;
 
 pub(super) fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
-    let clones = match bring_up_all(command, &mut record) {
+    let clones = match start_all(command, &mut record) {
         Ok(clones) => clones,
         Err(failure) => return Err(record.fail(failure, command.json)),
     };
@@ -48,15 +48,15 @@ pub(super) fn run(command: &Restore) -> Result<(), Failure> {
 
 /// One clone, however it went.
 #[derive(Debug)]
-struct CloneEnd {
+struct CloneResult {
     name: VmName,
     record: Record,
     vm: Result<StartingVm, Failure>,
 }
 
-fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>, Failure> {
+fn start_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneResult>, Failure> {
     let count = check(command)?;
-    let seats = seats(command.name.as_ref(), command.hostname.as_deref(), count)?;
+    let identities = identities(command.name.as_ref(), command.hostname.as_deref(), count)?;
     let plan = plan(command, record)?;
     if count > 1 && plan.machine.nic.is_some() {
         let text = "the snapshot has a network interface, and each clone needs a tap device and \
@@ -67,21 +67,21 @@ fn bring_up_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneEnd>,
     record.begin(Phase::Spawn);
     let state_dir = StateDir::open(command.state_dir.as_deref())?;
     let mut plans = Vec::new();
-    for seat in &seats {
-        seat.check(&state_dir)?;
-        plans.push(seat.plan(&plan)?);
+    for identity in &identities {
+        identity.check(&state_dir)?;
+        plans.push(identity.plan(&plan)?);
     }
     record.end();
 
     let parallel = command.parallel.unwrap_or_else(processor_count).min(count);
     log::info!("{count} clones, {parallel} at a time");
-    let work = seats.iter().zip(&plans).enumerate();
-    let clones = in_parallel(parallel, work, |(seat, plan)| start(seat, plan))?;
+    let work = identities.iter().zip(&plans).enumerate();
+    let clones = in_parallel(parallel, work, |(identity, plan)| start(identity, plan))?;
 
     record.begin(Phase::Publish);
     // A signal between two releases would leave a part of the fleet that nobody was told about.
     let _signals = Signals::take()?;
-    Ok(clones.into_iter().map(CloneEnd::release).collect())
+    Ok(clones.into_iter().map(CloneResult::release).collect())
 }
 
 /// Checks what goes with many clones. Gives their number.
@@ -123,19 +123,19 @@ fn processor_count() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Who a clone will be.
+/// The names that set one clone apart from the others.
 #[derive(Debug, PartialEq, Eq)]
-struct Seat {
+struct CloneIdentity {
     name: VmName,
     hostname: Option<String>,
 }
 
 /// `NAME-1`, `NAME-2` and so on, of the given name or of one that is made up.
-fn seats(
+fn identities(
     name: Option<&VmName>,
     hostname: Option<&str>,
     count: usize,
-) -> Result<Vec<Seat>, Failure> {
+) -> Result<Vec<CloneIdentity>, Failure> {
     let base = match name {
         Some(name) => name.clone(),
         None => {
@@ -143,17 +143,17 @@ fn seats(
             VmName::generated(drawn.or_fail(Exit::Internal, || "cannot draw a name".to_owned())?)
         }
     };
-    let seat = |number: usize| -> Result<Seat, Failure> {
+    let identity = |number: usize| -> Result<CloneIdentity, Failure> {
         let hostname = hostname.map(|hostname| format!("{hostname}-{number}"));
         hostname.as_deref().map_or(Ok(()), check_hostname)?;
         let name = format!("{base}-{number}").parse();
         let name = name.map_err(|text: String| Failure::usage(text))?;
-        Ok(Seat { name, hostname })
+        Ok(CloneIdentity { name, hostname })
     };
-    (1..=count).map(seat).collect()
+    (1..=count).map(identity).collect()
 }
 
-impl Seat {
+impl CloneIdentity {
     /// Fails when the name is in use.
     fn check(&self, state_dir: &StateDir) -> Result<(), Failure> {
         let name = self.name.clone();
@@ -177,9 +177,9 @@ impl Seat {
     }
 }
 
-fn start(seat: &Seat, plan: &Plan<'_>) -> CloneEnd {
+fn start(identity: &CloneIdentity, plan: &Plan<'_>) -> CloneResult {
     let mut record = Record::new();
-    record.set("name", seat.name.as_str());
+    record.set("name", identity.name.as_str());
     record.begin(Phase::Spawn);
     let vm = if Instant::now() < plan.deadline {
         StartingVm::create(plan).and_then(|vm| vm.start(plan, &mut record))
@@ -190,11 +190,11 @@ fn start(seat: &Seat, plan: &Plan<'_>) -> CloneEnd {
     if vm.is_ok() {
         record.end();
     }
-    let name = seat.name.clone();
-    CloneEnd { name, record, vm }
+    let name = identity.name.clone();
+    CloneResult { name, record, vm }
 }
 
-impl CloneEnd {
+impl CloneResult {
     /// Lets a clone that is ready outlive this command.
     fn release(mut self) -> Self {
         let record = &mut self.record;
@@ -239,7 +239,7 @@ fn in_parallel<W: Send, T: Send>(
 }
 
 /// Prints what came of all, and gives the failure of the first that failed.
-fn report(command: &Restore, mut record: Record, clones: Vec<CloneEnd>) -> Result<(), Failure> {
+fn report(command: &Restore, mut record: Record, clones: Vec<CloneResult>) -> Result<(), Failure> {
     record.end();
     let event = if command.no_wait { "started" } else { "ready" };
     let count = clones.len();
@@ -314,18 +314,18 @@ mod tests {
     #[test]
     fn names_are_numbered_from_one() {
         let name: VmName = "job".parse().unwrap();
-        let seats = seats(Some(&name), Some("host"), 2).unwrap();
-        let seen: Vec<_> = seats
+        let identities = identities(Some(&name), Some("host"), 2).unwrap();
+        let seen: Vec<_> = identities
             .iter()
-            .map(|seat| (seat.name.as_str(), seat.hostname.as_deref()))
+            .map(|identity| (identity.name.as_str(), identity.hostname.as_deref()))
             .collect();
         assert_eq!(seen, [("job-1", Some("host-1")), ("job-2", Some("host-2"))]);
     }
 
     #[test]
     fn names_that_are_made_up_share_their_beginning() {
-        let seats = seats(None, None, 2).unwrap();
-        let (one, two) = (seats[0].name.as_str(), seats[1].name.as_str());
+        let identities = identities(None, None, 2).unwrap();
+        let (one, two) = (identities[0].name.as_str(), identities[1].name.as_str());
         assert!(one.starts_with("vm-") && one.ends_with("-1"), "{one}");
         assert_eq!(one.strip_suffix("-1"), two.strip_suffix("-2"));
     }
@@ -333,10 +333,10 @@ mod tests {
     #[test]
     fn a_number_that_makes_a_name_too_long_is_refused() {
         let long: VmName = "a".repeat(61).parse().unwrap();
-        assert!(seats(Some(&long), None, 9).is_ok());
-        let failure = seats(Some(&long), None, 10).unwrap_err();
+        assert!(identities(Some(&long), None, 9).is_ok());
+        let failure = identities(Some(&long), None, 10).unwrap_err();
         assert_eq!(failure.exit(), Exit::Usage);
-        let failure = seats(None, Some(&"h".repeat(63)), 1).unwrap_err();
+        let failure = identities(None, Some(&"h".repeat(63)), 1).unwrap_err();
         assert_eq!(failure.exit(), Exit::Usage);
     }
 
