@@ -1,4 +1,4 @@
-//! One file for each command: it reads its arguments, has the work done, and prints.
+//! One file for each command: it checks the arguments, calls the layers below, and prints.
 
 mod attach;
 mod bench;
@@ -26,7 +26,7 @@ use crate::cli::Command;
 use crate::cli::parse::Invocation;
 use crate::error::Failure;
 
-/// Does what was asked for, and gives the exit code: 0, or a guest's own.
+/// Runs the command. Returns the exit code: 0, or that of the command in the guest.
 pub(crate) fn run(invocation: Invocation) -> Result<u8, Failure> {
     match invocation.command {
         Command::Boot(command) => boot::run(&command).map(|()| 0),

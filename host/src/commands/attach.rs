@@ -1,4 +1,4 @@
-//! `host-tool attach`: a session that runs, or has ended, as if it had been started here.
+//! `host-tool attach`: takes over or observes a session, which may have ended already.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,14 +14,14 @@ use crate::exit::Exit;
 use crate::guest::session::Outcome;
 use crate::os::terminal::Terminal;
 
-/// Attaches, and gives the exit code of the session's command.
+/// Attaches. Returns the exit code of the session's command.
 pub(crate) fn run(command: &AttachCommand) -> Result<u8, Failure> {
     if command.json {
         return Err(Failure::usage(
-            "attach has no record: its output is the session's; wait has one",
+            "attach does not take --json: its output is the session's; use wait --json",
         ));
     }
-    // The workload's output is its supervisor's to acknowledge, and it has no input.
+    // The workload has no input, and its supervisor acknowledges its output.
     let is_observer = command.observe || command.session == SessionRef::Workload;
     let forwards_input = !is_observer && !command.no_stdin;
     let stdin = io::stdin();
@@ -31,7 +31,7 @@ pub(crate) fn run(command: &AttachCommand) -> Result<u8, Failure> {
         false => None,
     };
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
-    // Signals to an observer are for it alone, and end it.
+    // An observer forwards no signals: they end it, not the session.
     let signals = match is_observer {
         true => None,
         false => Some(take_signals(true, terminal.is_some())?),

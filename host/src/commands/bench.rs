@@ -1,8 +1,8 @@
-//! `host-tool bench`: what a guest and its restores take on this machine: round trips of a command,
-//! alone and in a crowd, the throughput of its streams, and restores with their phases.
+//! `host-tool bench`: measures a guest and its restores on this machine: a command, alone and in
+//! parallel, the throughput of its streams, and each phase of a restore.
 //!
 //! Each part is measured separately. A part that fails is reported, and the others still run.
-//! `scripts/bench.sh` compares the programs with others.
+//! `scripts/bench.sh` compares host-tool with other programs.
 
 mod restores;
 mod streams;
@@ -17,7 +17,7 @@ use shared::message::{ByteString, Info};
 
 use crate::cli::{BenchCommand, TargetArguments};
 use crate::commands::load::latency::Summary;
-use crate::commands::load::{Load, check_count, common_exit, make_room, open_sink, words};
+use crate::commands::load::{Load, check_count, common_exit, make_room, open_sink, parse_argv};
 use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::{Exit, Table};
@@ -26,32 +26,32 @@ use crate::report::output::print;
 use crate::report::table::columns;
 use crate::values::printable;
 
-/// How long all of it may take unless the caller says.
+/// Time limit of the whole benchmark without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10 * 60);
 
-/// How many commands run at once.
+/// How many commands run at once, measurement by measurement.
 const PARALLEL: [u32; 3] = [1, 10, 100];
 
-/// Most of `--runs` and `--restores`, each of which leaves a figure.
+/// Most of `--runs` and of `--restores`: the duration of each is kept.
 const COUNT_MAX: u32 = 100_000;
 
 pub(crate) fn run(command: &BenchCommand, argv: Option<Vec<OsString>>) -> Result<(), Failure> {
     check_count("--runs", command.runs, COUNT_MAX)?;
     check_count("--restores", command.restores, COUNT_MAX)?;
-    let argv = words(argv)?;
+    let argv = parse_argv(argv)?;
     let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
     let mut report = Report::default();
     report.set("machine", machine());
     report.set("host_tool", HOST_VERSION);
-    if is_named(&command.into()) {
-        let crowd = PARALLEL.into_iter().max().unwrap_or(1);
-        make_room(crowd, &format!("{crowd} commands at once"))?;
+    if has_target(&command.into()) {
+        let most = PARALLEL.into_iter().max().unwrap_or(1);
+        make_room(most, &format!("{most} commands at once"))?;
         let target = Target::find(command.into(), command.state_dir.as_deref())?;
         report.note_guest(&target, deadline)?;
         execs(&target, &argv, command.runs, deadline, &mut report)?;
         streams::measure(&target, command.size, deadline, &mut report);
     } else if command.artifact.is_none() {
-        let text = "name a guest with --name, --uds, --cid or --unix, or snapshots of one with \
+        let text = "give a guest with --name, --uds, --cid or --unix, or a snapshot with \
                     --artifact";
         return Err(Failure::usage(text));
     }
@@ -61,15 +61,15 @@ pub(crate) fn run(command: &BenchCommand, argv: Option<Vec<OsString>>) -> Result
     report.print(command.json)
 }
 
-/// Whether the command line names a guest, rightly or not.
-const fn is_named(arguments: &TargetArguments<'_>) -> bool {
+/// Whether the command line gives a guest. [`Target::find`] checks the options themselves.
+const fn has_target(arguments: &TargetArguments<'_>) -> bool {
     arguments.name.is_some()
         || arguments.uds.is_some()
         || arguments.cid.is_some()
         || arguments.unix.is_some()
 }
 
-/// What this machine is, as far as figures depend on it.
+/// The properties of this machine that results depend on.
 fn machine() -> Value {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| {
@@ -84,7 +84,7 @@ fn machine() -> Value {
     })
 }
 
-/// Round trips, one after the other and in crowds.
+/// Measures the round trip of a command, for each number of [`PARALLEL`].
 fn execs(
     target: &Target,
     argv: &[ByteString],
@@ -103,7 +103,7 @@ fn execs(
         };
         Ok(load.run())
     };
-    // The guest reads its program from memory from then on.
+    // Loads the program into the guest's page cache.
     load(1, 1)?;
     let mut values = Vec::new();
     for parallel in PARALLEL {
@@ -111,7 +111,7 @@ fn execs(
         let what = format!("exec, {parallel} at once");
         let mut value = done.to_value();
         if let Some(object) = value.as_object_mut() {
-            // They speak of the command as a whole.
+            // These two are about `bench` as a whole.
             object.remove("event");
             object.remove("exit");
         }
@@ -128,14 +128,14 @@ fn execs(
     Ok(())
 }
 
-/// What was measured so far.
+/// The results so far.
 #[derive(Debug, Default)]
 struct Report {
     fields: Map<String, Value>,
-    /// Lines in front of the table.
+    /// Lines above the table.
     heads: Vec<String>,
     rows: Vec<[String; 8]>,
-    /// Lines behind the table.
+    /// Lines below the table.
     notes: Vec<String>,
     failures: Vec<(String, Failure)>,
 }
@@ -145,7 +145,7 @@ impl Report {
         self.fields.insert(field.to_owned(), value.into());
     }
 
-    /// Notes what the guest says of itself; without an answer there is nothing to measure.
+    /// Records the guest's versions. Fails if the guest does not answer.
     fn note_guest(&mut self, target: &Target, deadline: Instant) -> Result<(), Failure> {
         let Info {
             agent_version,
@@ -162,7 +162,7 @@ impl Report {
         Ok(())
     }
 
-    /// A line of the table, its durations in milliseconds.
+    /// Adds a line to the table, with durations in milliseconds.
     fn row(&mut self, what: &str, count: usize, summary: &Summary, rate: String) {
         let ms = |duration: Duration| format!("{:.3}", duration.as_secs_f64() * 1e3);
         let Summary {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_failed_is_named_and_decides_the_code() {
+    fn a_failed_part_is_named_and_sets_the_exit_code() {
         let mut report = report();
         report.fail("stdout", Failure::new(Exit::NotFound, "there is no head"));
         let value = report.to_value();

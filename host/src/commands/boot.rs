@@ -1,4 +1,4 @@
-//! `host-tool boot`: a guest from a kernel and an image.
+//! `host-tool boot`: starts a guest from a kernel and an image.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,10 +18,10 @@ use crate::values::DriveArgument;
 use crate::vmdir::state::DRIVES_MAX;
 use crate::vmm::{Drive, MachineSpec, Nic, Purpose, network};
 
-/// How long a boot may take unless the caller says.
+/// Time limit of a boot without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
-/// Most virtual processors; Firecracker's own limit.
+/// Most virtual processors: Firecracker's limit.
 const VCPUS_MAX: u8 = 32;
 
 pub(crate) fn run(command: &Boot) -> Result<(), Failure> {
@@ -67,14 +67,12 @@ fn plan<'a>(command: &'a Boot, record: &mut Record) -> Result<Plan<'a>, Failure>
     checked.plan(plan, metadata)
 }
 
-/// The machine's network interface, if it is to have one.
 fn nic(command: &Boot) -> Result<Option<Nic>, Failure> {
     let with_mmds = command.mmds.is_some();
     let nic = command.nic.as_ref();
     nic.map(|nic| network::nic(nic, with_mmds)).transpose()
 }
 
-/// Checks the numbers of the machine.
 fn check_shape(command: &Boot) -> Result<(), Failure> {
     if !(1..=VCPUS_MAX).contains(&command.vcpus) {
         return Err(Failure::usage(format!("--vcpus takes 1 to {VCPUS_MAX}")));
@@ -86,7 +84,7 @@ fn check_shape(command: &Boot) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The absolute path of a kernel that a VMM can start.
+/// Checks that `path` is an ELF kernel. Returns its absolute path.
 fn readable_kernel(path: &Path) -> Result<PathBuf, Failure> {
     let kernel = readable(path)?;
     let mut magic = [0; 4];
@@ -96,7 +94,7 @@ fn readable_kernel(path: &Path) -> Result<PathBuf, Failure> {
     })?;
     if magic != *b"\x7fELF" {
         let text = format!(
-            "the kernel {} is no ELF file: an uncompressed vmlinux is needed, not a bzImage",
+            "the kernel {} is not an ELF file: give an uncompressed vmlinux, not a bzImage",
             kernel.display()
         );
         return Err(Failure::new(Exit::Artifact, text));
@@ -104,7 +102,7 @@ fn readable_kernel(path: &Path) -> Result<PathBuf, Failure> {
     Ok(kernel)
 }
 
-/// The absolute path of a file that can be read.
+/// Checks that a file can be read. Returns its absolute path.
 fn readable(path: &Path) -> Result<PathBuf, Failure> {
     let context = || format!("cannot read {}", path.display());
     files::open_named(path).or_fail(Exit::Artifact, context)?;

@@ -1,4 +1,5 @@
-//! `host-tool doctor`: whether this machine can run microVMs, and what to do where it cannot.
+//! `host-tool doctor`: checks whether this machine can run microVMs, and says how to repair what is
+//! missing.
 
 use std::fs;
 
@@ -13,10 +14,10 @@ use crate::report::output::print;
 use crate::vmdir::StateDir;
 use crate::vmm::{Gate, Purpose, VmmKind, find_binary, gate, host_problem};
 
-/// Less than this is worth a word: a small guest and its memory file.
+/// Less free disk space or memory than this is noted. A small guest and its memory file need it.
 const SPACE_LOW_MIB: u64 = 1024;
 
-/// How one check went.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     what: String,
@@ -27,7 +28,7 @@ struct Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Status {
     Good,
-    /// Works, with a note.
+    /// Usable, with a limit or a known bug.
     Note,
     Missing,
 }
@@ -98,7 +99,7 @@ pub(crate) fn run(command: &Doctor) -> Result<(), Failure> {
     }
     Err(Failure::new(
         Exit::Internal,
-        "no VMM can run here; see what is missing above",
+        "no VMM can run here; the lines marked 'missing' say why",
     ))
 }
 
@@ -112,7 +113,7 @@ fn check_host(kind: VmmKind) -> Finding {
         None => finding(
             what,
             Status::Good,
-            "KVM and the devices that it needs are usable",
+            "KVM and the devices that the VMM needs are usable",
         ),
         Some(problem) => finding(what, Status::Missing, problem.to_string()),
     }
@@ -132,12 +133,12 @@ fn check_binary(kind: VmmKind) -> Vec<Finding> {
     };
     let text = format!("{} {}", binary.path.display(), binary.version);
     let mut findings = vec![finding(what, Status::Good, text)];
-    for (word, purpose) in [
+    for (action, purpose) in [
         ("boot", Purpose::Boot),
         ("snapshot", Purpose::Snapshot),
         ("restore", Purpose::Restore),
     ] {
-        let what = format!("{kind}: {word}");
+        let what = format!("{kind}: {action}");
         match gate(kind, &binary.version, purpose, false) {
             Gate::Allow => {}
             Gate::Warn(symptoms) => {
@@ -155,7 +156,8 @@ fn check_binary(kind: VmmKind) -> Vec<Finding> {
     findings
 }
 
-/// The host's own vsock is for `--cid` and QEMU. Firecracker's guests are reached without it.
+/// Only `--cid` and QEMU need the host's AF_VSOCK: Firecracker's guests are reached over a Unix
+/// socket.
 fn check_vsock() -> Finding {
     let what = "AF_VSOCK";
     match socket(
@@ -164,11 +166,9 @@ fn check_vsock() -> Finding {
         SockFlag::SOCK_CLOEXEC,
         None,
     ) {
-        Ok(_) => finding(what, Status::Good, "guests of vhost-vsock can be reached"),
+        Ok(_) => finding(what, Status::Good, "guests with vhost-vsock can be reached"),
         Err(errno) => {
-            let text = format!(
-                "{errno}; run 'modprobe vhost_vsock' as root to reach QEMU's guests and --cid"
-            );
+            let text = format!("{errno}; for QEMU and --cid, run 'modprobe vhost_vsock' as root");
             finding(what, Status::Note, text)
         }
     }
@@ -192,7 +192,7 @@ fn check_state_dir(command: &Doctor) -> Vec<Finding> {
         .join(format!(".doctor-{}", std::process::id()));
     let written = fs::write(&probe, "").and_then(|()| fs::remove_file(&probe));
     if let Err(error) = written {
-        let text = format!("cannot write to {path}: {error}; name another one with --state-dir");
+        let text = format!("cannot write to {path}: {error}; give another one with --state-dir");
         return vec![finding(what, Status::Missing, text)];
     }
     let mut findings = vec![finding(what, Status::Good, path)];
@@ -223,7 +223,7 @@ fn check_memory() -> Finding {
             };
             finding("memory", status, format!("{mib} MiB available"))
         }
-        None => finding("memory", Status::Note, "/proc/meminfo does not say"),
+        None => finding("memory", Status::Note, "/proc/meminfo has no MemAvailable"),
     }
 }
 
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn available_memory_is_read_where_the_kernel_says_it() {
+    fn available_memory_is_read_from_meminfo() {
         let meminfo = "MemTotal:  16000 kB\nMemFree: 1 kB\nMemAvailable:    8192 kB\n";
         assert_eq!(available_mib(meminfo), Some(8));
         assert_eq!(available_mib("MemTotal: 1 kB\n"), None);

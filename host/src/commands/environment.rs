@@ -1,9 +1,9 @@
-//! The environment of a command in a guest, as `-e` and `--env-file` put it together.
+//! The environment of a command in a guest, collected from `-e` and `--env-file`.
 //!
-//! Both follow docker: `NAME=VALUE` sets, `NAME` alone passes on the value that the variable has
-//! here and is without effect where it has none. A later entry wins over an earlier one, and `-e`
-//! over all files. In a file everything behind the first `=` is the value, quotes and all; lines
-//! that are empty or begin with `#` are skipped.
+//! Both follow docker. `NAME=VALUE` sets a variable. `NAME` alone passes on the value that it has
+//! in this process, if any. A later entry replaces an earlier one, and `-e` replaces entries of
+//! files. In a file the value is everything after the first `=`, quotes included. Empty lines and
+//! lines that begin with `#` are skipped.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,12 +19,12 @@ use shared::message::ByteString;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 
-/// Names and values, which may be any bytes but NUL.
+/// Values by name; any bytes except NUL.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Environment(BTreeMap<Vec<u8>, Vec<u8>>);
 
 impl Environment {
-    /// Puts the files and then the pairs together.
+    /// Reads `files`, then `pairs`; both in order.
     pub(crate) fn collect<P: AsRef<Path>>(files: &[P], pairs: &[String]) -> Result<Self, Failure> {
         let mut environment = Self::default();
         for file in files {
@@ -41,7 +41,7 @@ impl Environment {
         Ok(environment)
     }
 
-    /// Passes on the value of `name` here, unless there is an entry for it.
+    /// Passes on this process's value of `name`, unless an entry sets it.
     pub(crate) fn pass_on(&mut self, name: &str) {
         if !self.0.contains_key(name.as_bytes())
             && let Some(value) = env::var_os(name)
@@ -50,10 +50,10 @@ impl Environment {
         }
     }
 
-    /// The entries as they are sent.
+    /// The entries as `NAME=VALUE`, the form of EXEC.
     pub(crate) fn into_pairs(self) -> Vec<ByteString> {
         let pairs = self.0.into_iter();
-        // Neither holds a NUL: that was refused, or came from this process's own environment.
+        // None is dropped: `add` refuses a NUL byte, and values of this process have none.
         let pair =
             |(name, value): (Vec<u8>, Vec<u8>)| ByteString::new([&name[..], b"=", &value].concat());
         pairs.filter_map(pair).collect()
@@ -83,10 +83,10 @@ impl Environment {
         let mut parts = entry.splitn(2, |&byte| byte == b'=');
         let name = parts.next().unwrap_or_default();
         if name.is_empty() {
-            return Err("there is no name before the '='");
+            return Err("the name before the '=' is missing");
         }
         if name.iter().any(u8::is_ascii_whitespace) {
-            return Err("a name holds no white space");
+            return Err("a name cannot contain white space");
         }
         let value = match parts.next() {
             Some(value) => Some(value.to_vec()),
@@ -99,14 +99,14 @@ impl Environment {
     }
 }
 
-/// Reads a file that is no larger than what can be sent.
+/// Reads a file. Fails if it is larger than an EXEC payload.
 fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let limit = u64::try_from(EXEC_PAYLOAD_LEN_MAX).unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
     let len = File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     if len > EXEC_PAYLOAD_LEN_MAX {
         return Err(io::Error::other(format!(
-            "it is larger than {EXEC_PAYLOAD_LEN_MAX} bytes, the most that can be passed on"
+            "the file is larger than {EXEC_PAYLOAD_LEN_MAX} bytes, the limit for an environment"
         )));
     }
     Ok(bytes)
@@ -139,19 +139,19 @@ mod tests {
     }
 
     #[test]
-    fn later_entries_win_and_names_alone_take_the_value_here() {
+    fn later_entries_win_and_bare_names_take_this_processs_value() {
         let path = env::var("PATH").unwrap();
         let pairs = collect(b"A=1\nPATH\nA=2\n", &["A=3", "NO_SUCH_VARIABLE_HERE"]).unwrap();
         assert_eq!(pairs, ["A=3".to_owned(), format!("PATH={path}")]);
     }
 
     #[test]
-    fn bad_lines_are_named() {
-        let text = "FILE:2: a name holds no white space";
+    fn errors_give_the_file_and_line() {
+        let text = "FILE:2: a name cannot contain white space";
         assert_eq!(collect(b"A=1\nB C=2\n", &[]).unwrap_err(), text);
         assert_eq!(
             collect(b"=x", &[]).unwrap_err(),
-            "FILE:1: there is no name before the '='"
+            "FILE:1: the name before the '=' is missing"
         );
         assert_eq!(
             collect(b"\n\nA=\0", &[]).unwrap_err(),
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_not_replaced() {
+    fn pass_on_keeps_a_value_that_was_set() {
         let mut environment = Environment::collect::<&str>(&[], &["PATH=x".to_owned()]).unwrap();
         environment.pass_on("PATH");
         assert_eq!(environment.into_pairs()[0].as_bytes(), b"PATH=x");

@@ -1,4 +1,4 @@
-//! `host-tool exec`: a command in the guest, with its output, and its exit code as our own.
+//! `host-tool exec`: runs a command in the guest, prints its output and exits with its exit code.
 
 use std::ffi::OsString;
 use std::io;
@@ -22,15 +22,15 @@ use crate::os::random;
 use crate::os::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
 use crate::report::output::print;
 
-/// How long the guest is waited for beyond the command's own time limit: what it takes from TERM to
-/// KILL, and as much again for its answer.
+/// How long the host waits beyond the command's own time limit: the agent's delay from TERM to
+/// KILL, and as long again for its answer.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
-/// Runs the command, and gives the exit code of the one in the guest.
+/// Runs the command. Returns its exit code, or 0 when it was detached.
 pub(crate) fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<u8, Failure> {
     if command.json && !command.detach {
         return Err(Failure::usage(
-            "exec has no record but with -d: its output is the command's",
+            "exec takes --json only with -d: otherwise its output is the command's",
         ));
     }
     let mut terminal = terminal(command)?;
@@ -79,7 +79,7 @@ fn print_started(command: &ExecCommand, started: &Started) -> Result<(), Failure
     print(&value.to_string())
 }
 
-/// The terminal that the command takes over, if it is to.
+/// This process's terminal, if the command is to use it: with `-t` and `-i`, and not detached.
 fn terminal(command: &ExecCommand) -> Result<Option<Terminal>, Failure> {
     if !command.tty || !command.interactive || command.detach {
         return Ok(None);
@@ -89,7 +89,7 @@ fn terminal(command: &ExecCommand) -> Result<Option<Terminal>, Failure> {
     if terminal.is_none() {
         return Err(Failure::usage(
             "the input device is not a TTY: with -t and -i standard input must be a terminal; \
-             leave one of them out",
+             leave out one of the two",
         ));
     }
     Ok(terminal)
@@ -108,11 +108,11 @@ fn request(
 ) -> Result<Exec, Failure> {
     if argv.is_empty() {
         return Err(Failure::usage(
-            "give the command to run behind '--': exec --name N -- ls -l",
+            "give the command to run after '--': exec --name N -- ls -l",
         ));
     }
-    let argv = argv.into_iter().map(|word| string(word.into_vec()));
-    let drawn = random::exec_id().or_fail(Exit::Internal, || "cannot name the request".to_owned());
+    let argv = argv.into_iter().map(|argument| string(argument.into_vec()));
+    let drawn = random::exec_id().or_fail(Exit::Internal, || "cannot draw a request id".to_owned());
     let mut environment = Environment::collect(&command.env_file, &command.env)?;
     if command.tty {
         environment.pass_on("TERM");

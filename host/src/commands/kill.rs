@@ -1,4 +1,4 @@
-//! `host-tool kill`: a signal for a session's process group.
+//! `host-tool kill`: sends a signal to a session's process group.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::report::output::print;
 
-/// How long a guest is given unless the caller says.
+/// Time limit without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// Sends the signal. A session that has ended is as good as told.
+/// Sends the signal. Signalling a session that has ended succeeds.
 pub(crate) fn run(command: &KillCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let guest = target.guest(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
@@ -26,7 +26,7 @@ pub(crate) fn run(command: &KillCommand) -> Result<(), Failure> {
         let is_unknown = refusal.is_some_and(|fail| fail.code == FailCode::NoSession);
         let failure = Failure::from(error);
         if is_unknown {
-            let text = format!("{failure}; host-tool ps -a lists what is known");
+            let text = format!("{failure}; host-tool ps -a lists the sessions");
             Failure::new(failure.exit(), text)
         } else {
             failure

@@ -1,5 +1,5 @@
-//! Many runs of one command at once, through the client that `exec` uses: what `stress` and `bench`
-//! measure.
+//! Runs one command many times in parallel, with the client that `exec` uses. `stress` and `bench`
+//! measure with it.
 
 mod failed;
 pub(crate) mod latency;
@@ -25,50 +25,50 @@ use crate::exit::Exit;
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
 use crate::os::{descriptors, random};
 
-/// How long a command runs on without its client after a cut, ms: longer than its client may take
-/// to come back.
+/// How long the agent keeps a command whose connection was cut, ms. The client needs less to
+/// reconnect.
 const KEEP_MS: u64 = 10_000;
 
-/// Most files that a run has open: its connection, what it waits on, a source of random bytes.
+/// Most descriptors that a run has open: its connection, those it polls, a source of random bytes.
 const DESCRIPTORS_PER_RUN: u64 = 4;
 
-/// What is run unless the caller says: no program does less, and every image has it.
+/// The command without `--`: no program does less, and every image has this one.
 const COMMAND_DEFAULT: &str = "true";
 
-/// The command that is run: the one behind `--`, or one that does nothing.
+/// The arguments after `--`, or [`COMMAND_DEFAULT`].
 ///
 /// # Errors
 ///
-/// When it is empty or holds a NUL byte.
-pub(crate) fn words(argv: Option<Vec<OsString>>) -> Result<Vec<ByteString>, Failure> {
+/// If there is no argument, or one contains a NUL byte.
+pub(crate) fn parse_argv(argv: Option<Vec<OsString>>) -> Result<Vec<ByteString>, Failure> {
     let argv = argv.unwrap_or_else(|| vec![COMMAND_DEFAULT.into()]);
-    let argv = argv.into_iter().map(|word| {
-        let word = ByteString::new(word.into_vec());
-        word.ok_or_else(|| Failure::usage("a NUL byte cannot be passed on"))
+    let argv = argv.into_iter().map(|argument| {
+        let argument = ByteString::new(argument.into_vec());
+        argument.ok_or_else(|| Failure::usage("a NUL byte cannot be passed on"))
     });
     let argv = argv.collect::<Result<Vec<_>, _>>()?;
     if argv.is_empty() {
-        return Err(Failure::usage("there is no command behind '--'"));
+        return Err(Failure::usage("give a command after '--'"));
     }
     Ok(argv)
 }
 
-/// Makes room for the descriptors of `parallel` runs at once.
+/// Raises the limit on open files to what `parallel` runs need.
 ///
 /// # Errors
 ///
-/// Names `what` when this machine does not allow as many.
+/// Names `what` if this machine does not allow so many.
 pub(crate) fn make_room(parallel: u32, what: &str) -> Result<(), Failure> {
     descriptors::make_room(u64::from(parallel) * DESCRIPTORS_PER_RUN, what)
 }
 
-/// What takes all output and keeps none.
+/// Opens `/dev/null` for a run's output.
 pub(crate) fn open_sink() -> Result<File, Failure> {
     let opened = OpenOptions::new().write(true).open("/dev/null");
     opened.or_fail(Exit::Internal, || "cannot open /dev/null".to_owned())
 }
 
-/// Checks a number that the user gave for `option`: 1 to `count_max`.
+/// Checks that the user's number for `option` is from 1 to `count_max`.
 pub(crate) fn check_count(option: &str, count: u32, count_max: u32) -> Result<(), Failure> {
     if (1..=count_max).contains(&count) {
         return Ok(());
@@ -77,34 +77,33 @@ pub(crate) fn check_count(option: &str, count: u32, count_max: u32) -> Result<()
     Err(Failure::usage(text))
 }
 
-/// What is to be run.
+/// A command and how often to run it.
 #[derive(Debug)]
 pub(crate) struct Load<'a> {
     pub(crate) target: &'a Target,
     pub(crate) argv: Vec<ByteString>,
     /// How many run at once.
     pub(crate) parallel: u32,
-    /// How many run in all.
+    /// How many runs in all.
     pub(crate) total: u32,
-    /// When all of them must have ended.
+    /// When all runs must have ended.
     pub(crate) deadline: Instant,
     pub(crate) sink: File,
 }
 
 impl Load<'_> {
-    /// Runs all, and counts.
     pub(crate) fn run(&self) -> Report {
         let next = AtomicU32::new(0);
         let started_at = Instant::now();
         let tallies = thread::scope(|scope| {
-            let lanes: Vec<_> = (0..self.parallel)
-                .map(|_| thread::Builder::new().spawn_scoped(scope, || self.lane(&next)))
+            let workers: Vec<_> = (0..self.parallel)
+                .map(|_| thread::Builder::new().spawn_scoped(scope, || self.work(&next)))
                 .collect();
-            let lanes = lanes.into_iter().map(|lane| match lane {
-                Ok(lane) => lane.join().unwrap_or_default(),
+            let workers = workers.into_iter().map(|worker| match worker {
+                Ok(worker) => worker.join().unwrap_or_default(),
                 Err(error) => Tally::failed(&format!("cannot start a thread: {error}")),
             });
-            lanes.collect::<Vec<_>>()
+            workers.collect::<Vec<_>>()
         });
         Report {
             parallel: self.parallel,
@@ -114,8 +113,8 @@ impl Load<'_> {
         }
     }
 
-    /// One after the other, as long as there are runs that no lane has taken.
-    fn lane(&self, next: &AtomicU32) -> Tally {
+    /// Runs one after the other until all workers together, by `next`, have started `total` runs.
+    fn work(&self, next: &AtomicU32) -> Tally {
         let mut tally = Tally::default();
         while next.fetch_add(1, Ordering::Relaxed) < self.total {
             let started_at = Instant::now();
@@ -127,7 +126,6 @@ impl Load<'_> {
         tally
     }
 
-    /// Has one run, whose output goes nowhere.
     fn exec(&self) -> Result<(), Failed> {
         let id = random::exec_id().map_err(ClientError::Local)?;
         let streams = Streams {
@@ -140,7 +138,7 @@ impl Load<'_> {
     }
 }
 
-/// The ends of a run's streams on this side.
+/// The host's ends of a run's streams.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Streams<'a> {
     /// Where its standard input comes from; `None` sends none.
@@ -151,11 +149,11 @@ pub(crate) struct Streams<'a> {
     pub(crate) stderr: BorrowedFd<'a>,
 }
 
-/// Has `exec` run to its end before `deadline`, which is also its time limit in the guest.
+/// Runs `exec` to its end. `deadline` is also the command's time limit in the guest.
 ///
 /// # Errors
 ///
-/// For every end but exit code 0.
+/// Unless the command exits with 0.
 pub(crate) fn run_once(
     target: &Target,
     exec: Exec,
@@ -195,7 +193,7 @@ pub(crate) fn run_once(
         Outcome::Started(_) => Err(Failed {
             kind: "this machine".to_owned(),
             exit: Exit::Internal,
-            text: "the session was left before its end".to_owned(),
+            text: "the client left the session before its end".to_owned(),
         }),
     }
 }

@@ -1,5 +1,5 @@
-//! What `boot` and `restore` do alike: the checks of their options, and the part of the plan that
-//! follows from these.
+//! The options that `boot` and `restore` share: their checks, and the part of the plan that follows
+//! from them.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use crate::vmdir::health::HealthCheck;
 use crate::vmm::metadata::{Metadata, require_service};
 use crate::vmm::network;
 
-/// The options of a command that starts a VM, checked as far as no file is needed for it.
+/// The options of a command that starts a VM, after every check that needs no file.
 pub(super) struct Machine<'a> {
     arguments: MachineArguments<'a>,
-    /// When everything must be done.
+    /// Time limit of the whole command.
     pub(super) deadline: Instant,
     pub(super) network: Network,
     /// The vsock context id, if the user gave one.
@@ -26,7 +26,7 @@ pub(super) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Checks the options of `command`, and has `record` write the reports that they ask for.
+    /// Checks the options of `command`. Tells `record` which reports to write.
     pub(super) fn check(
         command: &str,
         arguments: MachineArguments<'a>,
@@ -38,7 +38,7 @@ impl<'a> Machine<'a> {
         let reports = Reports::new(command, arguments.trace, arguments.timeline)?;
         record.report_to(reports);
         if arguments.wait_ready && arguments.no_wait {
-            let text = "--wait-ready and --no-wait exclude each other";
+            let text = "--wait-ready and --no-wait cannot be used together";
             return Err(Failure::usage(text));
         }
         if let Some(name) = arguments.hostname {
@@ -57,12 +57,12 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// What the guest's metadata service is to tell it.
+    /// Reads the file of `--mmds`: the content of the guest's metadata service.
     pub(super) fn metadata(&self) -> Result<Option<Metadata>, Failure> {
         self.arguments.mmds.map(Metadata::read).transpose()
     }
 
-    /// The plan as the options have it.
+    /// Adds the options to `plan`. Fails if its machine lacks a device that they need.
     pub(super) fn plan(
         self,
         plan: Plan<'a>,

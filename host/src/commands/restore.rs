@@ -1,4 +1,4 @@
-//! `host-tool restore`: a guest from an artifact, ready and proven, or a named phase that failed.
+//! `host-tool restore`: restores a guest from an artifact and proves that it is ready.
 
 mod adopt;
 mod fleet;

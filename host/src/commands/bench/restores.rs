@@ -1,5 +1,5 @@
-//! Restores of one artifact, one after the other: each clone is brought up until it is proven
-//! ready, looked at, and taken away.
+//! Measures restores of one artifact, one after the other. Each clone is started, proven ready,
+//! measured and discarded.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,10 +19,10 @@ use crate::lifecycle::starting::StartingVm;
 use crate::report::phase::Phase;
 use crate::report::record::Record;
 
-/// How the part is called.
+/// The part's name in the report.
 const NAME: &str = "restore";
 
-/// What a restore consists of, in order.
+/// The phases of a restore, in order.
 const PHASES: [Phase; 8] = [
     Phase::Artifact,
     Phase::Version,
@@ -42,7 +42,7 @@ pub(super) fn measure(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let mut samples = Samples::default();
-    // The first one reads the artifact from its disk, and is not counted.
+    // The first restore reads the artifact from disk into the page cache, and is not counted.
     for number in 0..=command.restores {
         match once(command, artifact, deadline) {
             Ok(_) if number == 0 => {}
@@ -60,11 +60,11 @@ pub(super) fn measure(
 /// One clone that was ready.
 #[derive(Debug)]
 struct Restored {
-    /// From the first look at the artifact until it was ready.
+    /// From opening the artifact to ready.
     took: Duration,
-    /// What `restore --json` would have printed.
+    /// The record that `restore --json` would print.
     record: Value,
-    /// Resident memory of the VMM then, KiB.
+    /// Resident memory of the VMM when the clone is ready, KiB.
     memory_kib: Option<u64>,
 }
 
@@ -79,12 +79,12 @@ fn once(command: &BenchCommand, artifact: &Path, deadline: Instant) -> Result<Re
         record: record.success_value("ready"),
         memory_kib: vm.pid().and_then(resident_kib),
     };
-    // It was never released, so that it would not outlive this command either.
+    // It was never released, so it ends with this command even when `discard` fails.
     vm.discard()?;
     Ok(restored)
 }
 
-/// A restore with the defaults of all options. All restores share the time that the command has.
+/// Restores with all options at their defaults. All restores share the command's time limit.
 fn start(
     command: &BenchCommand,
     artifact: &Path,
@@ -104,7 +104,7 @@ fn start(
     vm.start(&plan, record)
 }
 
-/// Pages of a process that are in memory, KiB.
+/// Resident memory of a process, KiB.
 fn resident_kib(pid: i32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:"))?;
@@ -117,10 +117,10 @@ struct Samples {
     took: Vec<Duration>,
     /// By phase, in the order of the phases.
     phases: Vec<(String, Vec<Duration>)>,
-    /// By the guest's step within REBIND, in their order.
+    /// By the agent's step within REBIND, in the agent's order.
     steps: Vec<(String, Vec<Duration>)>,
     memory_kib: Vec<u64>,
-    /// Most attempts of a phase.
+    /// The most attempts that any clone needed, by phase.
     attempts: BTreeMap<String, u64>,
     vmm: Value,
 }
@@ -131,7 +131,7 @@ impl Samples {
         self.memory_kib.extend(restored.memory_kib);
         let record = &restored.record;
         self.vmm = record["vmm"].clone();
-        // An object is sorted by name, and the phases have an order of their own.
+        // A JSON object is sorted by name, but the report lists phases in the order they run.
         for phase in PHASES.map(Phase::as_str) {
             if let Some(us) = record["phases_us"][phase].as_u64() {
                 push(&mut self.phases, phase, us);
@@ -169,7 +169,7 @@ impl Samples {
         let steps = table("    guest: ", self.steps);
         let memory_kib = median(self.memory_kib);
         if let Some(kib) = memory_kib {
-            let text = format!("resident memory of the VMM at READY: {kib} KiB in the median");
+            let text = format!("resident memory of the VMM at READY: {kib} KiB (median)");
             report.notes.push(text);
         }
         report.set(

@@ -1,4 +1,4 @@
-//! Throughput of a command's streams, through the client that `exec` uses.
+//! Measures the throughput of a command's streams, with the client that `exec` uses.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -18,13 +18,13 @@ use crate::exit::Exit;
 use crate::os::random;
 use crate::values::MIB;
 
-/// How often each stream is moved.
+/// How many times each stream is transferred.
 const RUNS: usize = 5;
 
-/// Longest text that the counting command can print.
+/// Most bytes read of what `wc -c` prints.
 const COUNT_LEN_MAX: u64 = 64;
 
-/// Measures both directions with `size_mib` each; 0 leaves them out.
+/// Transfers `size_mib` MiB in each direction; 0 skips both.
 pub(super) fn measure(target: &Target, size_mib: u32, deadline: Instant, report: &mut Report) {
     if size_mib == 0 {
         return;
@@ -39,7 +39,7 @@ pub(super) fn measure(target: &Target, size_mib: u32, deadline: Instant, report:
     flow.report("stdin", Flow::stdin, report);
 }
 
-/// What is moved, and where.
+/// A transfer of `len` zero bytes to or from a guest.
 #[derive(Debug, Clone, Copy)]
 struct Flow<'a> {
     target: &'a Target,
@@ -70,13 +70,13 @@ impl Flow<'_> {
                 "bytes": self.len,
                 "runs": RUNS,
                 "latency_us": summary.to_value(),
-                // One decimal is all that repeated runs agree in.
+                // Repeated runs agree to one decimal at best.
                 "mib_per_second": (mib_per_second * 10.0).round() / 10.0,
             }),
         );
     }
 
-    /// From the start of a command that writes zeros to its end.
+    /// The duration of a command that writes zeros.
     fn stdout(&self) -> Result<Duration, Failure> {
         let len = self.len.to_string();
         let sink = open_sink()?;
@@ -92,7 +92,7 @@ impl Flow<'_> {
         Ok(took)
     }
 
-    /// From the start of a command that reads zeros, and counts them, to its end.
+    /// The duration of a command that reads zeros and counts them.
     fn stdin(&self) -> Result<Duration, Failure> {
         let zeros = memory_file("zeros")?;
         zeros
@@ -117,30 +117,28 @@ impl Flow<'_> {
         Ok(took)
     }
 
-    fn run(
-        &self,
-        words: &[&str],
-        streams: Streams<'_>,
-    ) -> Result<shared::message::Exited, Failure> {
-        let words = words.iter().filter_map(|word| ByteString::new(*word));
+    fn run(&self, argv: &[&str], streams: Streams<'_>) -> Result<shared::message::Exited, Failure> {
+        let argv = argv
+            .iter()
+            .filter_map(|argument| ByteString::new(*argument));
         let id = random::exec_id();
-        let id = id.or_fail(Exit::Internal, || "cannot name the request".to_owned())?;
-        let exec = Exec::new(id, words.collect());
+        let id = id.or_fail(Exit::Internal, || "cannot draw a request id".to_owned())?;
+        let exec = Exec::new(id, argv.collect());
         run_once(self.target, exec, streams, self.deadline)
             .map_err(|failed| Failure::new(failed.exit, failed.text))
     }
 
-    /// Fails when the other side has counted less, or more.
+    /// Fails unless all bytes arrived, and no more.
     fn check(&self, len: u64) -> Result<(), Failure> {
         if len == self.len {
             return Ok(());
         }
-        let text = format!("{len} of {} bytes came", self.len);
+        let text = format!("{len} of {} bytes arrived", self.len);
         Err(Failure::new(Exit::Guest, text))
     }
 }
 
-/// A file that only this process has.
+/// An empty file in memory.
 fn memory_file(name: &str) -> Result<File, Failure> {
     let made = memfd_create(name, MFdFlags::MFD_CLOEXEC);
     let made = made.or_fail(Exit::Internal, || "cannot make a file in memory".to_owned())?;

@@ -1,4 +1,4 @@
-//! Why a run was no success, and under which name it is counted.
+//! Why a run failed, and the kind under which it is counted.
 
 use shared::message::{ExitStatus, Exited, FailCode};
 use shared::session_client::{Fate, SessionError};
@@ -7,14 +7,13 @@ use crate::error::Failure;
 use crate::exit::Exit;
 use crate::guest::session::ClientError;
 
-/// A run that was no success.
+/// A run that failed.
 #[derive(Debug)]
 pub(crate) struct Failed {
-    /// How it is counted.
+    /// Failures of one kind are counted together.
     pub(crate) kind: String,
-    /// What it means for the exit code.
     pub(crate) exit: Exit,
-    /// In full, for people.
+    /// The whole message.
     pub(crate) text: String,
 }
 
@@ -35,7 +34,7 @@ impl Failed {
 impl From<ClientError> for Failed {
     fn from(error: ClientError) -> Self {
         let (kind, exit) = (kind_of(&error), error.exit());
-        // With its causes, which a failure prints.
+        // A `Failure` prints the error together with its causes.
         let text = Failure::new(exit, error).to_string();
         Self { kind, exit, text }
     }

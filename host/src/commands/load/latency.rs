@@ -1,4 +1,4 @@
-//! What many durations have in common. No I/O, no clock.
+//! Percentiles of durations. No I/O, no clock.
 
 use std::time::Duration;
 
@@ -9,20 +9,16 @@ use crate::os::clock::to_us;
 /// The spread of a set of durations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Summary {
-    /// The shortest.
     pub(crate) min: Duration,
-    /// Half of them are no longer.
+    /// The median.
     pub(crate) p50: Duration,
-    /// 90 % of them are no longer.
     pub(crate) p90: Duration,
-    /// 99 % of them are no longer.
     pub(crate) p99: Duration,
-    /// The longest.
     pub(crate) max: Duration,
 }
 
 impl Summary {
-    /// The spread of `durations`; `None` if there are none.
+    /// `None` if `durations` is empty.
     pub(crate) fn of(mut durations: Vec<Duration>) -> Option<Self> {
         durations.sort_unstable();
         Some(Self {
@@ -34,7 +30,7 @@ impl Summary {
         })
     }
 
-    /// In whole microseconds, for scripts.
+    /// JSON, in whole microseconds.
     pub(crate) fn to_value(self) -> Value {
         json!({
             "min": to_us(self.min),
@@ -45,7 +41,7 @@ impl Summary {
         })
     }
 
-    /// Two lines, headings above figures in milliseconds, for people.
+    /// Two lines: headings, then milliseconds.
     pub(crate) fn to_table(self) -> String {
         let columns = [
             ("min", self.min),
@@ -61,8 +57,8 @@ impl Summary {
     }
 }
 
-/// The shortest of `sorted` that `percent` percent of them do not exceed: always one that
-/// occurred, and of few the longest rather than a guess.
+/// The percentile by the nearest-rank method: always a duration that occurred. Of a few it is the
+/// longest, not an interpolation.
 fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied()
@@ -97,14 +93,14 @@ mod tests {
     }
 
     #[test]
-    fn equal_durations_are_one() {
+    fn equal_durations_give_equal_percentiles() {
         check([5; 100], [5; 5]);
         check(std::iter::repeat_n(5, 99).chain([6]), [5, 5, 5, 5, 6]);
         check(std::iter::repeat_n(5, 98).chain([6, 6]), [5, 5, 5, 6, 6]);
     }
 
     #[test]
-    fn figures_stand_below_their_names() {
+    fn figures_are_aligned_with_their_headings() {
         let summary = Summary::of(vec![Duration::from_micros(1500)]).unwrap();
         let expected = "latency, ms       min       p50       p90       p99       max\n                \
                         1.500     1.500     1.500     1.500     1.500";

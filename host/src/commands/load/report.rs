@@ -1,4 +1,4 @@
-//! What came of many runs: how long they took, and what failed.
+//! The results of many runs: latencies and failures.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::error::Failure;
 use crate::exit::{Exit, Table};
 use crate::os::clock::to_us;
 
-/// What came of some runs.
+/// The results of one worker, or of several merged.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// Of the runs that succeeded.
+    /// Those of the runs that succeeded.
     pub(super) latencies: Vec<Duration>,
-    /// The others, by kind.
+    /// Those of the other runs, by kind.
     pub(super) failures: BTreeMap<String, Kind>,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Tally {
 pub(super) struct Kind {
     count: u32,
     exit: Exit,
-    /// The first of them in full.
+    /// The message of the first failure.
     text: String,
 }
 
@@ -61,7 +61,7 @@ impl Tally {
     }
 }
 
-/// What failures mean together: what each of them means, or else that the guest failed.
+/// The exit of several failures: their common one, or [`Exit::Guest`] if they differ.
 pub(crate) fn common_exit(mut exits: impl Iterator<Item = Exit>) -> Exit {
     match exits.next() {
         None => Exit::Success,
@@ -70,7 +70,7 @@ pub(crate) fn common_exit(mut exits: impl Iterator<Item = Exit>) -> Exit {
     }
 }
 
-/// What came of all runs.
+/// The results of all runs.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(super) parallel: u32,
@@ -85,15 +85,15 @@ impl Report {
         self.tally.latencies.len()
     }
 
-    /// Runs that succeeded in a second.
+    /// Successful runs per second.
     pub(crate) fn per_second(&self) -> f64 {
         let succeeded = u32::try_from(self.succeeded()).unwrap_or(u32::MAX);
         let seconds = self.took.as_secs_f64().max(f64::MIN_POSITIVE);
-        // One decimal is all that repeated runs agree in.
+        // Repeated runs agree to one decimal at best.
         (f64::from(succeeded) / seconds * 10.0).round() / 10.0
     }
 
-    /// How long those took that succeeded; `None` if none did.
+    /// The latencies of successful runs; `None` if all failed.
     pub(crate) fn summary(&self) -> Option<Summary> {
         Summary::of(self.tally.latencies.clone())
     }
@@ -102,7 +102,7 @@ impl Report {
         common_exit(self.tally.failures.values().map(|kind| kind.exit))
     }
 
-    /// The failure that all failures are together; `None` if there were none.
+    /// The failure of the whole load; `None` if every run succeeded.
     pub(crate) fn failure(&self) -> Option<Failure> {
         let (_, first) = self
             .tally

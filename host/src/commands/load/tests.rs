@@ -1,4 +1,4 @@
-//! Loads against a scripted guest, and what is said of their outcomes.
+//! Loads against a scripted guest, and the reports of their results.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -36,7 +36,7 @@ fn report(millis: &[u64], failures: &[(&str, Exit)]) -> Report {
 }
 
 #[test]
-fn all_that_succeeded_is_a_success() {
+fn a_load_without_failures_succeeds() {
     let report = report(&[1, 3], &[]);
     assert!(report.failure().is_none());
     let value = report.to_value();
@@ -76,7 +76,7 @@ fn failures_are_counted_by_kind() {
 }
 
 #[test]
-fn failures_of_one_meaning_keep_it() {
+fn failures_with_one_exit_keep_it() {
     let report = report(&[], &[("timeout", Exit::Deadline)]);
     assert_eq!(report.failure().unwrap().exit(), Exit::Deadline);
     assert_eq!(report.to_value()["latency_us"], Value::Null);
@@ -91,7 +91,7 @@ fn counts_have_limits() {
 }
 
 #[test]
-fn an_end_is_judged() {
+fn ends_are_counted_by_kind() {
     let kind = |status, timed_out| {
         let exited = Exited {
             session: 1,
@@ -114,9 +114,8 @@ fn an_end_is_judged() {
     assert_eq!(kind(signal, true).unwrap(), "timeout");
 }
 
-/// Every run asks, and what each is told is counted.
 #[test]
-fn each_run_is_a_request_of_its_own() {
+fn each_run_makes_its_own_request() {
     let temp = TempDir::new("stress");
     let path = temp.path().join("s");
     let listener = UnixListener::bind(&path).unwrap();

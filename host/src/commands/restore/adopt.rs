@@ -1,12 +1,11 @@
-//! `host-tool restore --api-sock`: an artifact loaded into a VMM that another program has started.
+//! `host-tool restore --api-sock`: loads an artifact into a VMM that another program has started.
 //!
-//! That program is the VMM's parent and stays it: there is no VM directory and no supervisor, and
-//! whatever fails, the VMM is left to its owner. What is proven is the same: the guest has a name
-//! of its own, and a command has run in it.
+//! That program stays the VMM's parent and owner. The host makes no VM directory, starts no
+//! supervisor, and leaves the VMM alone when a step fails. The proof is that of every restore: the
+//! guest has a generation of its own, and has run a command.
 //!
-//! Nothing may have been configured in that VMM. The relative paths that the snapshot recorded are
-//! relative to *its* working directory: its vsock socket appears there, and drives are looked for
-//! there.
+//! The VMM must be unconfigured. The snapshot's relative paths are relative to the VMM's working
+//! directory: it makes its vsock socket there, and opens drives there.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -56,10 +55,10 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     record.begin(Phase::Spawn);
     let (mut vmm, process) = connect_to_running(manifest.vmm_kind, socket, deadline)?;
     record.begin(Phase::Version);
-    judge_running(command, manifest, &mut *vmm, deadline, record)?;
+    check_running(command, manifest, &mut *vmm, deadline, record)?;
 
     let mut machine = manifest.machine.clone();
-    // Its tap device is looked for where the VMM runs, which may be another network namespace.
+    // Whether the tap device exists is left to the VMM, which may run in another network namespace.
     let tap = network::move_nic(&mut machine, command.nic.as_ref())?;
     network::check_move(tap.as_deref(), vmm.kind(), &vmm.version(deadline)?)?;
     network::require_nic(&checked.network, &machine)?;
@@ -67,7 +66,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     require_service(metadata.as_ref(), &machine, vmm.kind())?;
     let drawn = machine_id(command).choose();
     let identity = Identity {
-        // The VM has no name here that could serve as one.
+        // There is no VM name to use as the default.
         hostname: command.hostname.clone(),
         machine_id: drawn.or_fail(Exit::Internal, || "cannot draw an id".to_owned())?,
         network: checked.network,
@@ -100,10 +99,11 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Checks what goes with a VMM of somebody else's. Gives its API socket.
+/// Refuses options that do not apply to another program's VMM. Returns its API socket.
 fn check(command: &Restore) -> Result<&Path, Failure> {
     let Some(socket) = &command.api_sock else {
-        let text = "--uds and --cid name the guest of a VMM that --api-sock names";
+        let text =
+            "--uds and --cid are the guest's address in the VMM of --api-sock: give --api-sock too";
         return Err(Failure::usage(text));
     };
     let refused = [
@@ -118,45 +118,44 @@ fn check(command: &Restore) -> Result<&Path, Failure> {
     for (is_given, option) in refused {
         if is_given {
             let text = format!(
-                "{option} is about VMs that host-tool starts; the VMM behind --api-sock is its \
-                 owner's"
+                "{option} is for VMs that host-tool starts, and --api-sock is the socket of a VMM \
+                 that another program started"
             );
             return Err(Failure::usage(text));
         }
     }
     if command.no_wait {
-        let text = "--no-wait leaves the guest without a name, and with --api-sock there is no VM \
-                    directory in which a later probe would find the one it is to get";
+        let text = "--no-wait needs a VM directory, from which a later probe reads the guest's \
+                    generation; with --api-sock there is none";
         return Err(Failure::usage(text));
     }
     Ok(socket)
 }
 
-/// How the guest will be reached, which depends on the VMM.
+/// The address at which this kind of VMM makes the guest reachable.
 fn address(command: &Restore, kind: VmmKind) -> Result<GuestAddress, Failure> {
     match (kind, &command.uds, command.cid) {
         (VmmKind::Firecracker, Some(path), None) => Ok(GuestAddress::HybridVsock {
             uds_path: path.clone(),
         }),
         (VmmKind::Qemu, _, _) if command.nic.is_some() => Err(Failure::usage(
-            "this is a snapshot of QEMU, which is told of its tap device when it is started: leave \
-             --nic out",
+            "this is a snapshot of QEMU, which gets its tap device on its command line: leave out \
+             --nic",
         )),
         (VmmKind::Qemu, None, Some(cid)) => Ok(GuestAddress::Vsock {
             cid: check_cid(cid)?,
         }),
         (VmmKind::Firecracker, _, _) => Err(Failure::usage(
-            "this is a snapshot of Firecracker: give --uds with the vsock socket that it will \
-             have, which is vsock.sock in its working directory",
+            "this is a snapshot of Firecracker: give --uds with the path of its vsock socket, \
+             vsock.sock in Firecracker's working directory",
         )),
         (VmmKind::Qemu, _, _) => Err(Failure::usage(
-            "this is a snapshot of QEMU: give --cid with the vsock context id that the running \
-             QEMU was given",
+            "this is a snapshot of QEMU: give --cid with the vsock context id of the running QEMU",
         )),
     }
 }
 
-/// Connects to the VMM as soon as it serves its API, and finds out which process it is.
+/// Waits until the VMM serves its API, and connects. Also returns its pidfd, if it can be opened.
 fn connect_to_running(
     kind: VmmKind,
     socket: &Path,
@@ -165,7 +164,7 @@ fn connect_to_running(
     drop(await_and_connect(kind, socket, None, deadline)?);
     let process = owner(socket, deadline).unwrap_or_else(|error| {
         log::info!(
-            "cannot watch the process behind {}: {error}",
+            "cannot watch the process that serves {}: {error}",
             socket.display()
         );
         None
@@ -174,8 +173,8 @@ fn connect_to_running(
     Ok((connect(kind, socket, for_calls, deadline)?, process))
 }
 
-/// The pidfd of the process that listens on a Unix socket, so that its death ends our waits. One in
-/// another process namespace has no number here.
+/// The pidfd of the process that listens on a Unix socket: its death ends our waits. `None` if the
+/// process is in another pid namespace and has no number in ours.
 fn owner(socket: &Path, deadline: Instant) -> io::Result<Option<OwnedFd>> {
     let stream = uds::connect_unix(socket, deadline)?;
     match getsockopt(&stream, PeerCredentials)?.pid() {
@@ -184,8 +183,8 @@ fn owner(socket: &Path, deadline: Instant) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Asks the fault table about the version that runs, and whether the process is still fresh.
-fn judge_running(
+/// Checks the VMM's version against the fault table, and that no machine was configured in it.
+fn check_running(
     command: &Restore,
     manifest: &Manifest,
     vmm: &mut dyn Vmm,
@@ -220,19 +219,19 @@ mod tests {
     use crate::cli::parse::parse;
     use crate::testing::TempDir;
 
-    fn command(words: &[&str]) -> Restore {
-        let words = ["restore", "base.snap"].iter().chain(words);
-        match parse(words.map(Into::into).collect()).unwrap().command {
+    fn command(arguments: &[&str]) -> Restore {
+        let arguments = ["restore", "base.snap"].iter().chain(arguments);
+        match parse(arguments.map(Into::into).collect()).unwrap().command {
             Command::Restore(command) => command,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn options_about_vms_of_ours_are_refused() {
+    fn options_for_managed_vms_are_refused() {
         for option in ["--name=a", "--count=2", "--foreground", "--no-wait"] {
-            let words: Vec<_> = option.split('=').chain(["--api-sock", "s"]).collect();
-            let failure = check(&command(&words)).unwrap_err();
+            let arguments: Vec<_> = option.split('=').chain(["--api-sock", "s"]).collect();
+            let failure = check(&command(&arguments)).unwrap_err();
             assert_eq!(failure.exit(), Exit::Usage, "{option}");
         }
         let failure = check(&command(&["--uds", "v"])).unwrap_err();
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_listens_is_watched() {
+    fn the_listening_process_is_watched() {
         let temp = TempDir::new("adopt");
         let path = temp.path().join("s");
         let _listener = UnixListener::bind(&path).unwrap();

@@ -1,18 +1,18 @@
 //! `host-tool restore --count`: clones of one artifact, several at a time, under one time limit.
 //!
 //! ```text
-//! plan ─▶ names looked at ─▶ brought up, a bounded number at a time ─▶ released ─▶ reported
+//! plan ─▶ check names ─▶ start clones, a bounded number at a time ─▶ release ─▶ report
 //! ```
 //!
 //! Invariants:
-//! - No name is in use when the first clone is started. A name is taken when its turn comes, so
-//!   that an interrupted command leaves no names behind.
-//! - Until the last clone is ready or has failed, all of them are provisional: whatever ends this
-//!   command takes them away, and no caller is left with clones that it was never told about.
-//! - From then on signals are held back: those that are ready stay, also when others have failed.
-//! - A clone that fails cleans up after itself, and the others go on.
+//! - All names are free when the first clone starts. Each name is taken only when its clone starts,
+//!   so an interrupted command leaves no names behind.
+//! - Until every clone is ready or has failed, all of them end with this command, however it ends.
+//!   So no clone outlives a command that did not report it.
+//! - From then on signals are held back. Clones that are ready stay, even if others have failed.
+//! - A clone that fails cleans up after itself, and the others continue.
 //!
-//! Clones come up in threads of this process: what they do is wait, for files, VMMs and guests.
+//! Clones start in threads of this process: they only wait for files, VMMs and guests.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -46,7 +46,7 @@ pub(super) fn run(command: &Restore) -> Result<(), Failure> {
     report(command, record, clones)
 }
 
-/// One clone, however it went.
+/// A clone that is ready, or its failure.
 #[derive(Debug)]
 struct CloneResult {
     name: VmName,
@@ -59,8 +59,8 @@ fn start_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneResult>,
     let identities = identities(command.name.as_ref(), command.hostname.as_deref(), count)?;
     let plan = plan(command, record)?;
     if count > 1 && plan.machine.nic.is_some() {
-        let text = "the snapshot has a network interface, and each clone needs a tap device and \
-                    an address of its own; restore them one by one, with --nic";
+        let text = "the snapshot has a network interface, and each clone needs its own tap device \
+                    and address; restore the clones one by one, with --nic";
         return Err(Failure::usage(text));
     }
 
@@ -79,18 +79,18 @@ fn start_all(command: &Restore, record: &mut Record) -> Result<Vec<CloneResult>,
     let clones = in_parallel(parallel, work, |(identity, plan)| start(identity, plan))?;
 
     record.begin(Phase::Publish);
-    // A signal between two releases would leave a part of the fleet that nobody was told about.
+    // A signal between two releases would leave clones that the command never reported.
     let _signals = Signals::take()?;
     Ok(clones.into_iter().map(CloneResult::release).collect())
 }
 
-/// Checks what goes with many clones. Gives their number.
+/// Refuses options that apply to one VM only. Returns the number of clones.
 fn check(command: &Restore) -> Result<usize, Failure> {
     let Some(count) = command.count else {
-        return Err(Failure::usage("--parallel is of use with --count only"));
+        return Err(Failure::usage("--parallel needs --count"));
     };
     let refused = [
-        (command.foreground, "--foreground", "stays with one VM"),
+        (command.foreground, "--foreground", "is for one VM"),
         (command.vsock_cid.is_some(), "--vsock-cid", "is for one VM"),
         (
             matches!(command.machine_id, Some(MachineId::Given(_))),
@@ -112,7 +112,7 @@ fn check(command: &Restore) -> Result<usize, Failure> {
     ];
     for (is_given, option, why) in refused {
         if is_given {
-            let text = format!("{option} {why}, and does not go with --count");
+            let text = format!("{option} {why}, and cannot be used with --count");
             return Err(Failure::usage(text));
         }
     }
@@ -123,14 +123,14 @@ fn processor_count() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// The names that set one clone apart from the others.
+/// What distinguishes a clone from the others.
 #[derive(Debug, PartialEq, Eq)]
 struct CloneIdentity {
     name: VmName,
     hostname: Option<String>,
 }
 
-/// `NAME-1`, `NAME-2` and so on, of the given name or of one that is made up.
+/// `NAME-1`, `NAME-2` and so on, from the given name or a random one.
 fn identities(
     name: Option<&VmName>,
     hostname: Option<&str>,
@@ -154,7 +154,7 @@ fn identities(
 }
 
 impl CloneIdentity {
-    /// Fails when the name is in use.
+    /// Fails if the name is in use.
     fn check(&self, state_dir: &StateDir) -> Result<(), Failure> {
         let name = self.name.clone();
         state_dir.free(&name)?;
@@ -165,7 +165,7 @@ impl CloneIdentity {
         }
     }
 
-    /// What is planned for all, for this one.
+    /// The plan of this clone: the common one, with its names and, on QEMU, a context id.
     fn plan<'a>(&'a self, common: &Plan<'a>) -> Result<Plan<'a>, Failure> {
         let mut plan = common.clone();
         plan.name = Some(&self.name);
@@ -184,7 +184,7 @@ fn start(identity: &CloneIdentity, plan: &Plan<'_>) -> CloneResult {
     let vm = if Instant::now() < plan.deadline {
         StartingVm::create(plan).and_then(|vm| vm.start(plan, &mut record))
     } else {
-        let text = "the time limit passed before its turn came";
+        let text = "the time limit passed before this clone was started";
         Err(Failure::new(Exit::Deadline, text))
     };
     if vm.is_ok() {
@@ -195,7 +195,7 @@ fn start(identity: &CloneIdentity, plan: &Plan<'_>) -> CloneResult {
 }
 
 impl CloneResult {
-    /// Lets a clone that is ready outlive this command.
+    /// Lets a ready clone outlive this command.
     fn release(mut self) -> Self {
         let record = &mut self.record;
         self.vm = self.vm.and_then(|mut vm| match vm.release(Order::Keep) {
@@ -209,7 +209,7 @@ impl CloneResult {
     }
 }
 
-/// Does `work` in `parallel` threads, and gives what came of it in the order of its numbers.
+/// Runs `act` on each numbered item, in `parallel` threads. Returns the results by number.
 fn in_parallel<W: Send, T: Send>(
     parallel: usize,
     work: impl Iterator<Item = (usize, W)> + Send,
@@ -217,7 +217,7 @@ fn in_parallel<W: Send, T: Send>(
 ) -> Result<Vec<T>, Failure> {
     let queue = Mutex::new(work);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let take_turns = || {
+    let work_through = || {
         let mut ends = Vec::new();
         while let Some((number, item)) = next() {
             ends.push((number, act(item)));
@@ -225,20 +225,20 @@ fn in_parallel<W: Send, T: Send>(
         ends
     };
     let joined: Result<Vec<_>, _> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(take_turns)).collect();
+        let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(work_through)).collect();
         workers
             .into_iter()
             .map(thread::ScopedJoinHandle::join)
             .collect()
     });
     let ends =
-        joined.map_err(|_| Failure::new(Exit::Internal, "a thread of this program failed"))?;
+        joined.map_err(|_| Failure::new(Exit::Internal, "a thread of host-tool panicked"))?;
     let mut ends: Vec<_> = ends.into_iter().flatten().collect();
     ends.sort_by_key(|(number, _)| *number);
     Ok(ends.into_iter().map(|(_, end)| end).collect())
 }
 
-/// Prints what came of all, and gives the failure of the first that failed.
+/// Prints the result of each clone. Fails with the first clone's failure.
 fn report(command: &Restore, mut record: Record, clones: Vec<CloneResult>) -> Result<(), Failure> {
     record.end();
     let event = if command.no_wait { "started" } else { "ready" };
@@ -284,7 +284,7 @@ fn report(command: &Restore, mut record: Record, clones: Vec<CloneResult>) -> Re
     failure.map_or(printed, Err)
 }
 
-/// Says why each clone failed, the first as the failure of the whole.
+/// Logs every failure but the first, which becomes the failure of the whole command.
 fn fail(
     record: &mut Record,
     failures: Vec<(VmName, Option<Phase>, Failure)>,
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_made_up_share_their_beginning() {
+    fn generated_names_share_their_prefix() {
         let identities = identities(None, None, 2).unwrap();
         let (one, two) = (identities[0].name.as_str(), identities[1].name.as_str());
         assert!(one.starts_with("vm-") && one.ends_with("-1"), "{one}");
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn work_is_done_a_bounded_number_at_a_time_and_given_back_in_order() {
+    fn parallel_work_is_bounded_and_its_results_are_in_order() {
         let (active, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let ends = in_parallel(3, (0..50).zip(100..), |item: i32| {
             let now = active.fetch_add(1, Ordering::SeqCst) + 1;

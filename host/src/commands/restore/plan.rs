@@ -1,4 +1,4 @@
-//! From the options of `restore` to the plan of a clone.
+//! Makes the plan of a clone from the options of `restore`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,15 +16,15 @@ use crate::report::record::Record;
 use crate::values::MachineId;
 use crate::vmm::{StateFiles, VmmKind, network};
 
-/// How long a restore may take unless the caller says.
+/// Time limit of a restore without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
-/// Checks the options that all restores have.
+/// Checks the options that all kinds of restore share.
 pub(super) fn check<'a>(command: &'a Restore, record: &mut Record) -> Result<Machine<'a>, Failure> {
     Machine::check("restore", command.machine(), TIMEOUT_DEFAULT, record)
 }
 
-/// Opens an artifact as the phase of that name.
+/// Opens an artifact. Begins the phase [`Phase::Artifact`].
 pub(crate) fn open_artifact(dir: &Path, record: &mut Record) -> Result<Artifact, Failure> {
     record.begin(Phase::Artifact);
     reach(Point::ArtifactBefore)?;
@@ -33,7 +33,7 @@ pub(crate) fn open_artifact(dir: &Path, record: &mut Record) -> Result<Artifact,
     Ok(artifact)
 }
 
-/// Opens the artifact, and plans the VM that is restored from it.
+/// Opens the artifact and plans the VM to restore from it.
 pub(super) fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<Plan<'a>, Failure> {
     let checked = check(command, record)?;
     let artifact = open_artifact(&command.artifact, record)?;
@@ -60,7 +60,6 @@ pub(super) fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<Plan
     checked.plan(plan, metadata)
 }
 
-/// What is wanted of the image's hooks.
 pub(crate) fn hooks(command: &Restore) -> hooks::Options {
     hooks::Options {
         limit: command.hook_timeout,
@@ -68,7 +67,7 @@ pub(crate) fn hooks(command: &Restore) -> hooks::Options {
     }
 }
 
-/// What becomes of the guest's machine id: it shares the one it has with all its siblings.
+/// The guest's new machine id. The default is a random one: all clones share that of the snapshot.
 pub(crate) fn machine_id(command: &Restore) -> &MachineId {
     command.machine_id.as_ref().unwrap_or(&MachineId::Draw)
 }
