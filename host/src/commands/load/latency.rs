@@ -57,8 +57,8 @@ impl Summary {
     }
 }
 
-/// The percentile by the nearest-rank method: always a duration that occurred. Of a few it is the
-/// longest, not an interpolation.
+/// The percentile by the nearest-rank method: always a duration that occurred, never interpolated.
+/// Of fewer than 100, the 99th percentile is the longest.
 fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied()

@@ -90,29 +90,20 @@ fn check(command: &Restore) -> Result<usize, Failure> {
         return Err(Failure::usage("--parallel needs --count"));
     };
     let refused = [
-        (command.foreground, "--foreground", "is for one VM"),
-        (command.vsock_cid.is_some(), "--vsock-cid", "is for one VM"),
+        (command.foreground, "--foreground"),
+        (command.vsock_cid.is_some(), "--vsock-cid"),
         (
             matches!(command.machine_id, Some(MachineId::Given(_))),
             "--machine-id HEX",
-            "is for one VM",
         ),
-        (command.nic.is_some(), "--nic", "is for one VM"),
-        (
-            command.net_address.is_some(),
-            "--net-address",
-            "is for one VM",
-        ),
-        (command.net_mac.is_some(), "--net-mac", "is for one VM"),
-        (
-            command.net_gateway.is_some(),
-            "--net-gateway",
-            "is for one VM",
-        ),
+        (command.nic.is_some(), "--nic"),
+        (command.net_address.is_some(), "--net-address"),
+        (command.net_mac.is_some(), "--net-mac"),
+        (command.net_gateway.is_some(), "--net-gateway"),
     ];
-    for (is_given, option, why) in refused {
+    for (is_given, option) in refused {
         if is_given {
-            let text = format!("{option} {why}, and cannot be used with --count");
+            let text = format!("{option} is for one VM, and cannot be used with --count");
             return Err(Failure::usage(text));
         }
     }

@@ -67,7 +67,8 @@ pub(crate) fn hooks(command: &Restore) -> hooks::Options {
     }
 }
 
-/// The guest's new machine id. The default is a random one: all clones share that of the snapshot.
+/// The guest's new machine id. The default is a random one: with the snapshot's, all clones would
+/// have the same.
 pub(crate) fn machine_id(command: &Restore) -> &MachineId {
     command.machine_id.as_ref().unwrap_or(&MachineId::Draw)
 }
