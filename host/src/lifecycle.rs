@@ -1,4 +1,4 @@
-//! A VM from a plan to a proven guest, to a snapshot, to its end.
+//! The life of a VM: its plan, its start up to a proven guest, its snapshots and its end.
 
 pub(crate) mod ending;
 pub(crate) mod foreground;

@@ -211,7 +211,7 @@ fn a_vm_of_another_program(machine: &Machine) {
             machine.boot("vm");
             let api_socket = machine.state_dir().join("vm/api.sock");
             let ended = snapshot_of(machine, &api_socket, Path::new("none"), "artifact", &[]);
-            ended.exits(5).complains("is no Firecracker's API socket");
+            ended.exits(5).complains("is not Firecracker's API socket");
             assert_eq!(machine.exec("vm", "echo source"), "source\n");
             machine.end("vm");
         }

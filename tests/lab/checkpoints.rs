@@ -32,7 +32,7 @@ fn a_checkpoint_has_a_verdict_in_each_machine(machine: &Machine) {
     machine.exec("vm", LINK);
     let mut wait = machine.line("snapshot --name vm --timeout 2s --at-checkpoint=other --out");
     let waited = run(wait.arg(machine.path("none"))).exits(124);
-    waited.complains("no program in the guest came to checkpoint other");
+    waited.complains("no program in the guest reached checkpoint other");
     assert!(!machine.path("none").exists());
 
     machine.exec("vm", WAIT);

@@ -1,4 +1,4 @@
-//! Staying with a VM until it ends, for a terminal or a service manager.
+//! `--foreground`: the command waits until the VM ends, for a terminal or a service manager.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,20 +19,19 @@ use crate::os::signals::take_stop_signals;
 use crate::supervisor::client::Supervisor;
 use crate::supervisor::link::Order;
 
-/// How long the guest is given after a signal, and the VMM after that. Service managers kill after
-/// 30 s (Nomad) or 90 s (systemd).
+/// After a signal the guest has this long to power off, and after that the VMM has
+/// [`KILL_TIMEOUT`]. Service managers kill after 30 s (Nomad) or 90 s (systemd).
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The signals that end the foreground, which wait to be read from now on.
+/// The signals that end the foreground, blocked and read from a descriptor.
 ///
-/// Taken before the VM is reported ready: whoever reads that may send one at once, and the guest
-/// shall then be powered off and not just be gone.
+/// They are taken before the VM is reported ready. A service manager may signal right after that
+/// report, and the signal must power the guest off and not kill this process.
 #[derive(Debug)]
 pub(crate) struct Signals(SignalFd);
 
 impl Signals {
-    /// Holds the signals back.
     pub(crate) fn take() -> Result<Self, Failure> {
         let taken = take_stop_signals();
         taken
@@ -41,7 +40,7 @@ impl Signals {
     }
 }
 
-/// Waits for the end of the VM. A signal powers it off first.
+/// Waits until the VM ends. A signal powers it off.
 pub(crate) fn wait(
     signals: &Signals,
     mut supervisor: Supervisor,
@@ -58,7 +57,7 @@ pub(crate) fn wait(
             watch: Watch::with_process(Instant::now() + STOP_TIMEOUT, Some(process.as_fd())),
         };
         if let Err(failure) = power_off(&guest) {
-            log::warn!("the guest does not power off by itself: {failure}");
+            log::warn!("the guest did not power off: {failure}");
             let ordered = supervisor.order(Order::End);
             ordered.or_fail(Exit::Internal, || "the VM's supervisor is gone".to_owned())?;
         }
@@ -76,7 +75,7 @@ pub(crate) fn wait(
     ))
 }
 
-/// `true` once the VMM has ended, `false` when a signal came first.
+/// Waits for either, and returns `true` when the VMM has ended, `false` when a signal came first.
 fn await_end(signals: &SignalFd, process: &OwnedFd) -> io::Result<bool> {
     loop {
         let mut fds = [

@@ -1,5 +1,5 @@
-//! Giving a guest its generation and having it prove that it is ready: REBIND until REBOUND, then
-//! PROBE on a fresh connection.
+//! The handshake with a guest: REBIND until REBOUND gives it its generation, then PROBE on a fresh
+//! connection proves that it is ready.
 
 use serde_json::{Value, json};
 use shared::message::{Depth, Hello, Probed, Rebound, Step, StepResult};
@@ -13,13 +13,12 @@ use crate::report::record::Record;
 /// A guest that has proven itself.
 #[derive(Debug)]
 pub(crate) struct Proof {
-    /// Its HELLO.
     pub(crate) hello: Hello,
-    /// Whether its image has hooks for after a restore.
+    /// Whether its image has hooks that run after a restore.
     pub(crate) has_hooks: bool,
 }
 
-/// Gives the guest its generation and has it prove that commands can run in it.
+/// Gives the guest its generation and proves that it can run commands.
 pub(crate) fn prove(
     guest: &Guest<'_>,
     plan: &RebindPlan,
@@ -35,7 +34,7 @@ pub(crate) fn prove(
     for step in &rebound.content.steps {
         if step.result == StepResult::Failed {
             log::warn!(
-                "the guest goes on although its step '{}' failed; its console says why",
+                "step '{}' failed in the guest, which continues; its console says why",
                 step.name.as_str()
             );
         }

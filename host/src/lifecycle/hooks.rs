@@ -1,4 +1,4 @@
-//! The hooks of an image: programs in the guest that run before a snapshot and after a restore.
+//! Runs the hooks of an image: programs in the guest, before a snapshot and after a restore.
 
 use std::time::Duration;
 
@@ -15,15 +15,14 @@ use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::values::printable;
 
-/// How long one hook may take unless the caller says.
+/// The time limit of one hook without `--hook-timeout`.
 pub(crate) const LIMIT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// What the caller wants of hooks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// How long each may take.
+    /// The time limit of each hook.
     pub(crate) limit: Duration,
-    /// Whether one that fails is no failure of the command.
+    /// Whether a failed hook is only logged. Otherwise it fails the command.
     pub(crate) ignore: bool,
 }
 
@@ -36,7 +35,7 @@ impl Default for Options {
     }
 }
 
-/// Has the hooks of a stage run, and fails when one of them does.
+/// Has the guest run the hooks of a stage. Fails when one of them fails, unless that is ignored.
 pub(crate) fn run(
     guest: &Guest<'_>,
     stage: HookStage,
@@ -55,7 +54,7 @@ pub(crate) fn run(
     let hooks = match asked {
         Ok(answer) => answer.content.hooks,
         Err(error) if is_unknown(&error) => {
-            log::debug!("this agent knows no hooks");
+            log::debug!("this agent does not support hooks");
             return Ok(());
         }
         Err(error) => return Err(error.into()),
@@ -67,7 +66,7 @@ pub(crate) fn run(
     check(&hooks, options)
 }
 
-/// Whether an agent from before hooks has said so.
+/// Whether the agent is older than hooks.
 fn is_unknown(error: &AskError) -> bool {
     let refusal = error.refusal();
     refusal.is_some_and(|fail| matches!(fail.code, FailCode::Protocol | FailCode::Unsupported))
@@ -77,7 +76,7 @@ fn check(hooks: &[HookResult], options: Options) -> Result<(), Failure> {
     for hook in hooks.iter().filter(|hook| !hook.is_success()) {
         let text = describe(hook, options.limit);
         if !options.ignore {
-            let text = format!("{text}; 'host-tool logs' and the guest's console have its words");
+            let text = format!("{text}; 'host-tool logs' or the guest's console has its output");
             return Err(Failure::new(Exit::Hooks, text));
         }
         log::warn!("{text}");

@@ -1,5 +1,5 @@
-//! What a VM is to be, before anything of it is there: the plan that `boot` and `restore` make, and
-//! the checks that come first.
+//! The plan of a VM that `boot` or `restore` makes before it starts anything, and the checks that
+//! come first.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -22,17 +22,17 @@ use crate::vmm::{
     VmmVersion, find_binary, gate, host_problem, load_gate,
 };
 
-/// What a VMM that was just started is told to do.
+/// What a VMM that was just started does.
 #[derive(Debug, Clone)]
 pub(crate) enum Entry {
-    /// To boot the plan's machine.
+    /// Boots the plan's machine.
     Boot,
-    /// To load a snapshot from these files.
+    /// Loads a snapshot from these files.
     Load(StateFiles),
 }
 
 impl Entry {
-    /// Which way the VMM's command line has to provide for.
+    /// The kind of start that the VMM's command line depends on.
     pub(crate) const fn start(&self) -> Start {
         match self {
             Self::Boot => Start::Boot,
@@ -41,57 +41,53 @@ impl Entry {
     }
 }
 
-/// A VM that a command wants to have.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan<'a> {
-    /// Its name, if the user gave one.
+    /// `None` draws one.
     pub(crate) name: Option<&'a VmName>,
-    /// Where VMs are kept, if the user said so.
+    /// `None` is the default directory.
     pub(crate) state_dir: Option<&'a Path>,
     /// Whether the record is printed as JSON.
     pub(crate) json: bool,
-    /// Host name for the guest, if the user gave one.
+    /// The guest's host name. `None` derives it from the VM's name.
     pub(crate) hostname: Option<&'a str>,
-    /// What becomes of the guest's machine id.
     pub(crate) machine_id: &'a MachineId,
-    /// What the guest is told about its network interface.
+    /// The guest's network settings, sent with REBIND.
     pub(crate) network: Network,
-    /// What its metadata service tells it, besides its generation.
+    /// What the VMM's metadata service serves to the guest, besides the generation.
     pub(crate) metadata: Option<Metadata>,
-    /// Whether to go without the proof.
+    /// Whether the rebind and the proof are left to a later command.
     pub(crate) no_wait: bool,
-    /// Whether to stay until the VM ends.
+    /// Whether the command waits until the VM ends.
     pub(crate) foreground: bool,
-    /// Whether to leave a VM that failed as it is.
+    /// Whether a VM that failed is kept for inspection.
     pub(crate) keep_on_failure: bool,
-    /// What is run in the guest to see whether it is well.
+    /// The check that the supervisor runs in the guest again and again.
     pub(crate) health: Option<HealthCheck>,
-    /// What is wanted of the image's hooks.
     pub(crate) hooks: hooks::Options,
-    /// When everything must be done.
+    /// The end of the time limit of the whole command.
     pub(crate) deadline: Instant,
     pub(crate) binary: VmmBinary,
-    /// The machine. Drives in `stored_drives` get their paths once the VM directory is there.
+    /// Drives in `stored_drives` get their paths once the VM directory exists.
     pub(crate) machine: MachineSpec,
-    /// By the drives' numbers: the file to copy for the VM's own use.
+    /// By drive number: the file of the artifact that is copied into the VM directory.
     pub(crate) stored_drives: Vec<Option<PathBuf>>,
-    /// What the VMM does with the machine.
     pub(crate) entry: Entry,
-    /// The generation of the snapshot that it comes from.
+    /// The generation of the guest that the snapshot was taken of.
     pub(crate) parent: Option<Generation>,
-    /// The artifact that it comes from.
+    /// The directory of the artifact that is restored.
     pub(crate) artifact: Option<PathBuf>,
 }
 
 impl Plan<'_> {
-    /// A machine that boots, with the defaults of all options.
+    /// A plan to boot the machine, with the defaults of all options.
     pub(crate) fn of_machine(machine: MachineSpec, binary: VmmBinary, deadline: Instant) -> Self {
         Self {
             name: None,
             state_dir: None,
             json: false,
             hostname: None,
-            // A guest that boots has the one of its image, or makes one.
+            // A guest that boots has the machine id of its image, or makes one.
             machine_id: &MachineId::Keep,
             network: Network::default(),
             metadata: None,
@@ -110,8 +106,8 @@ impl Plan<'_> {
         }
     }
 
-    /// A clone of the artifact's machine, with the defaults of all options. The VMM is chosen, and
-    /// checked against the one that took the snapshot.
+    /// A plan to clone the artifact's machine, with the defaults of all options. It has a VMM that
+    /// can load what the artifact's VMM saved.
     pub(crate) fn of_artifact(
         artifact: &Artifact,
         force: bool,
@@ -121,13 +117,13 @@ impl Plan<'_> {
         let binary = choose_vmm(Some(manifest.vmm_kind), Purpose::Restore, force)?;
         check_format(manifest, binary.kind, &binary.version)?;
         let mut machine = manifest.machine.clone();
-        // Firecracker has the CID in its state, and shows it to nobody.
+        // Firecracker's CID is in its saved state, and the host's kernel never sees it.
         if manifest.vmm_kind == VmmKind::Qemu {
             machine.guest_cid = draw_cid()?;
         }
         let stored = |drive: &Drive| artifact.stored_drive(&drive.path);
         Ok(Self {
-            // A clone shares the one that it has with all its siblings.
+            // A clone wakes with the machine id of all its siblings.
             machine_id: &MachineId::Draw,
             stored_drives: machine.drives.iter().map(stored).collect(),
             entry: Entry::Load(artifact.state_files()),
@@ -137,7 +133,7 @@ impl Plan<'_> {
         })
     }
 
-    /// Why the guest gets a generation.
+    /// The cause in the guest's REBIND.
     pub(crate) const fn cause(&self) -> Cause {
         match self.entry {
             Entry::Boot => Cause::Boot,
@@ -145,13 +141,13 @@ impl Plan<'_> {
         }
     }
 
-    /// What came of it when it goes well.
+    /// The event of a record without an error.
     pub(crate) const fn event(&self) -> &'static str {
         if self.no_wait { "started" } else { "ready" }
     }
 }
 
-/// Finds the VMM and has the fault table judge it.
+/// Finds the VMM and checks it against the fault table.
 pub(crate) fn choose_vmm(
     kind: Option<VmmKind>,
     purpose: Purpose,
@@ -172,7 +168,7 @@ pub(crate) fn choose_vmm(
     Ok(binary)
 }
 
-/// Fails on a refusal, and says a warning, both with the version that is meant.
+/// Fails on a refusal and logs warnings.
 pub(crate) fn check_gate(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Result<(), Failure> {
     match gate {
         Gate::Allow => Ok(()),
@@ -189,38 +185,38 @@ pub(crate) fn check_gate(kind: VmmKind, version: &VmmVersion, gate: Gate) -> Res
     }
 }
 
-/// A context id that is most likely free on this host: there are two thousand million of them.
-/// Those below 1024 are left to people.
+/// Draws one of two thousand million context ids, so it is most likely free on this host. Users
+/// choose those below 1024 by hand.
 pub(crate) fn draw_cid() -> Result<u32, Failure> {
     let drawn = random::bytes::<4>().or_fail(Exit::Internal, || "cannot draw a CID".to_owned())?;
     let cid = u32::from_be_bytes(drawn) & 0x7fff_ffff;
     Ok(cid.max(1024))
 }
 
-/// Checks a context id that the user gave: 0 to 2 are the hypervisor's, the loopback's and the
-/// host's, and the last one is a wildcard.
+/// Checks a context id that the user gave. 0 to 2 belong to the hypervisor, the loopback and the
+/// host, and the last one is a wildcard.
 pub(crate) fn check_cid(cid: u32) -> Result<u32, Failure> {
     if cid < 3 || cid == u32::MAX {
-        let text = format!("{cid} is no vsock context id for a guest; take 3 or more");
+        let text = format!("{cid} is not a guest's vsock context id; choose 3 or more");
         return Err(Failure::usage(text));
     }
     Ok(cid)
 }
 
-/// Asks whether this VMM can load what that one saved.
+/// Checks that this VMM can load what the manifest's VMM saved.
 pub(crate) fn check_format(
     manifest: &Manifest,
     kind: VmmKind,
     version: &VmmVersion,
 ) -> Result<(), Failure> {
     let saved_by = VmmVersion::parse(&manifest.vmm_version).or_fail(Exit::Artifact, || {
-        "the manifest names no VMM version".to_owned()
+        "the manifest has no valid VMM version".to_owned()
     })?;
     let verdict = load_gate(manifest.vmm_kind, &saved_by, version);
     check_gate(kind, version, verdict)
 }
 
-/// A watch over the VMM behind `process`.
+/// A watch that ends at the deadline or with the VMM, if its pidfd is known.
 pub(crate) fn watch(deadline: Instant, process: Option<&OwnedFd>) -> Watch<'_> {
     Watch::with_process(deadline, process.map(AsFd::as_fd))
 }

@@ -1,9 +1,9 @@
-//! Naming a guest that was started without the proof, or kept although it failed it.
+//! The rebind of a guest that was started with `--no-wait`, or that failed its proof and was kept.
 //!
-//! A clone wakes quiesced and refuses all work until a host has named it, so that somebody has to
-//! after `--no-wait`: the first `probe` does. `naming.json` in the VM directory holds the name that
-//! was meant for the guest. A guest that is named twice with one name acts once, which makes every
-//! later try safe, whoever makes it and wherever an earlier one broke off.
+//! A clone wakes quiesced and refuses all work until a host has rebound it. After `--no-wait` the
+//! first `probe` does that, with the generation from `naming.json` in the VM directory. A guest
+//! that is rebound twice with one generation acts once. So any command may try again, wherever an
+//! earlier one stopped.
 
 use std::time::Instant;
 
@@ -16,8 +16,8 @@ use crate::vmdir::StateDir;
 use crate::vmdir::pending_rebind::{read_pending, remove_pending};
 use crate::vmdir::state::Stage;
 
-/// Names the guest of a VM that waits for a name; `ask` carries the request. Does nothing for any
-/// other VM.
+/// Rebinds a guest that still waits for its generation; `ask` sends the request. Does nothing for
+/// any other VM.
 pub(crate) fn rebind_pending(
     state_dir: &StateDir,
     name: &VmName,
@@ -28,7 +28,7 @@ pub(crate) fn rebind_pending(
     if read_pending(&dir)?.is_none() {
         return Ok(());
     }
-    // Whoever holds the lock may be naming the guest, or have done it.
+    // Another command may be rebinding the guest, so read again under the lock.
     let lock = dir.lock(deadline)?;
     let Some(plan) = read_pending(&dir)? else {
         return Ok(());
@@ -50,13 +50,13 @@ mod tests {
     use crate::testing::TempDir;
 
     #[test]
-    fn a_vm_that_waits_for_no_name_is_left_alone() {
-        let temp = TempDir::new("naming");
+    fn a_vm_without_a_pending_rebind_is_left_alone() {
+        let temp = TempDir::new("rebind");
         let state_dir = StateDir::open(Some(&temp.path().join("state"))).unwrap();
         let (dir, _lock) = state_dir.create_vm(None).unwrap();
-        let settled = rebind_pending(&state_dir, dir.name(), Instant::now(), |_| {
-            panic!("nothing is asked")
+        let rebound = rebind_pending(&state_dir, dir.name(), Instant::now(), |_| {
+            panic!("the guest is asked")
         });
-        settled.unwrap();
+        rebound.unwrap();
     }
 }

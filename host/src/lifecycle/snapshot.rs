@@ -1,4 +1,4 @@
-//! An artifact of a VM, which then goes on as it was, and proves it.
+//! Takes a snapshot of a VM into an artifact. Then resumes the VM, its source, and proves it.
 //!
 //! ```text
 //! lock ▶ (converge) ▶ version ▶ (checkpoint) ▶ hooks ▶
@@ -7,10 +7,10 @@
 //!                               reopen     failed: resume, rebind, probe
 //! ```
 //!
-//! Whatever fails, the source is let go on where that is possible, and the report says whether it
-//! does. A part of the time limit is kept back for that. An artifact that was completed stays good
-//! when its source fails afterwards. What a command that was killed left is put right by the next
-//! one, by [`finish_interrupted`] where that is no snapshot.
+//! After any failure the source is resumed if possible, and the report says whether that worked. A
+//! part of the time limit is reserved for it. A completed artifact stays good when its source fails
+//! afterwards. The next command repairs what a killed snapshot left: `snapshot` itself, or
+//! [`finish_interrupted`] for all others.
 
 mod checkpoint;
 mod external;
@@ -41,16 +41,14 @@ use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, StateDir, VmDirError};
 use crate::vmm::{Gate, Purpose, VmmVersion, gate};
 
-/// What is kept back of the time limit, to let the source go on after a failure: a quarter, and at
-/// most this.
+/// A quarter of the time limit, and at most this, is reserved to resume the source after a failure.
 const RESERVE_MAX: Duration = Duration::from_secs(5);
 
-/// Until when what must be done.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// Everything.
+    /// The deadline of the whole command.
     all: Instant,
-    /// The artifact.
+    /// The deadline of the artifact, before the reserve.
     work: Instant,
 }
 
@@ -64,12 +62,12 @@ impl Limits {
     }
 }
 
-/// The VM that a snapshot is taken of.
+/// The VM to take a snapshot of.
 #[derive(Debug, Clone)]
 pub(crate) enum Subject<'a> {
     Managed {
         name: &'a VmName,
-        /// Where VMs are kept, if the user said so.
+        /// `None` is the default directory.
         state_dir: Option<&'a Path>,
     },
     /// A Firecracker that another program started.
@@ -79,28 +77,26 @@ pub(crate) enum Subject<'a> {
     },
 }
 
-/// What kind of snapshot is wanted.
 #[derive(Debug, Clone)]
 pub(crate) struct Options<'a> {
     /// The artifact directory to create.
     pub(crate) out: &'a Path,
-    /// How long all of it may take.
+    /// The time limit of the whole command.
     pub(crate) timeout: Duration,
-    /// Whether the VM is ended afterwards.
+    /// Whether to end the VM afterwards instead of resuming it.
     pub(crate) stop: bool,
-    /// The checkpoint that is waited for first.
+    /// The checkpoint to wait for first.
     pub(crate) at_checkpoint: Option<&'a CheckpointTag>,
-    /// What is wanted of the image's hooks.
     pub(crate) hooks: hooks::Options,
-    /// What becomes of running commands.
+    /// What happens to commands that run in the guest.
     pub(crate) policy: Policy,
-    /// Whether the manifest has the SHA-256 of every file.
+    /// Whether to put the SHA-256 of every file into the manifest.
     pub(crate) sha256: bool,
-    /// Whether to go on despite a VMM version that may not work.
+    /// Whether to accept a VMM version with known faults.
     pub(crate) force: bool,
 }
 
-/// Takes the snapshot. `record` stands in its phase [`Phase::Lock`].
+/// Takes the snapshot. The caller has begun [`Phase::Lock`] in `record`.
 pub(crate) fn take(
     subject: &Subject<'_>,
     options: &Options<'_>,
@@ -140,8 +136,8 @@ pub(crate) fn take(
     }
     let hooked = source.run_hooks(options.hooks, record);
     hooked.map_err(|failure| source.with_logs(failure))?;
-    // From here to the proof a signal would leave the guest standing still. It is not lost on the
-    // user: all of this is bounded by the time limit.
+    // From here to the proof a signal would end this process and leave the guest quiesced or
+    // paused. Signals are therefore blocked, at most until the time limit.
     block_stop_signals().or_fail(Exit::Internal, || "cannot hold signals back".to_owned())?;
     let mut run = SnapshotRun {
         options,
@@ -158,7 +154,7 @@ fn find(subject: &Subject<'_>, limits: Limits) -> Result<Source, Failure> {
         Subject::Managed { name, state_dir } => {
             let state_dir = StateDir::open(state_dir)?;
             let dir = state_dir.vm(name)?;
-            // A clone that nobody has named yet would pass its siblings' identity on.
+            // A clone that was not rebound yet would pass its siblings' identity on.
             rebind::rebind_pending(&state_dir, name, limits.all, |rebind| {
                 let vm = dir.running()?;
                 Ok(vm.guest(PORT_DEFAULT, limits.all).rebind(rebind)?)
@@ -175,8 +171,8 @@ fn find(subject: &Subject<'_>, limits: Limits) -> Result<Source, Failure> {
     }
 }
 
-/// A clone has its vsock socket in its own directory. A state that names another place can only be
-/// loaded by a Firecracker that takes the clone's word for it.
+/// A clone's vsock socket is in its own directory. If the saved state has another path, the load
+/// must override it, which needs Firecracker 1.16.
 fn check_vsock_path(source: &Source, version: &VmmVersion) -> Result<(), Failure> {
     match &source.vsock_path {
         Some(path) if (version.major, version.minor) < (1, 16) => {
@@ -191,18 +187,18 @@ fn check_vsock_path(source: &Source, version: &VmmVersion) -> Result<(), Failure
     }
 }
 
-/// Puts a VM right whose snapshot was interrupted: it goes on, is named, and proves itself. One
-/// that a snapshot is being taken of, and any other, is left alone.
+/// Repairs a VM whose snapshot was interrupted: resumes it if it is paused, rebinds and proves it.
+/// Leaves alone a VM that a running command takes a snapshot of, and any other VM.
 ///
 /// # Errors
 ///
-/// When it was interrupted and does not go on before `deadline`.
+/// The snapshot was interrupted, and the VM was not proven before `deadline`.
 pub(crate) fn finish_interrupted(vm: RunningVm, deadline: Instant) -> Result<RunningVm, Failure> {
     if vm.state.stage != Stage::Snapshotting {
         return Ok(vm);
     }
     let lock = match vm.dir.lock(Instant::now()) {
-        // Whoever takes the snapshot sees to it.
+        // The command that takes the snapshot still runs, and resumes the VM itself.
         Err(VmDirError::Busy { .. }) => return Ok(vm),
         lock => lock?,
     };

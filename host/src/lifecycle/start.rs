@@ -1,5 +1,5 @@
-//! What `boot` and `restore` have in common: a VM directory, a VMM under a supervisor, a guest that
-//! is named and proves itself, and nothing left behind when any of that fails.
+//! The common part of `boot` and `restore`: make the VM directory, start the VMM under a
+//! supervisor, rebind and prove the guest. A failure leaves nothing behind.
 
 use crate::error::Failure;
 use crate::lifecycle::foreground::Signals;
@@ -10,7 +10,7 @@ use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::supervisor::link::Order;
 
-/// Starts the VM, gives the guest its generation and has it prove itself. Prints the record.
+/// Starts the VM and prints the record. With `--foreground`, returns when the VM has ended.
 pub(crate) fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> {
     let is_json = plan.json;
     record.begin(Phase::Spawn);

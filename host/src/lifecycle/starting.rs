@@ -1,6 +1,6 @@
-//! A VM that is coming up: its directory, its supervisor, its VMM, its guest's name. It does not
-//! outlive the command that makes it until it is [released](StartingVm::release), and leaves
-//! nothing behind when that command fails, or dies.
+//! A VM that a command is starting: its directory, supervisor, VMM and guest. Until it is
+//! [released](StartingVm::release) it ends with its command, and leaves nothing behind when that
+//! command fails or is killed.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -37,10 +37,10 @@ use crate::vmdir::{Lock, StateDir, VmDir, log_tails};
 use crate::vmm::network::check_tap;
 use crate::vmm::{API_SOCKET, MachineSpec, Vmm, guest_address, launch, prepare_dir};
 
-/// How long a VMM that hung up may take to end by itself, so that how it ended can be said.
+/// A VMM that closed its connection has this long to end by itself, so that the error can say how
+/// it ended.
 const HANGUP_GRACE: Duration = Duration::from_secs(1);
 
-/// A VM that is coming up.
 #[derive(Debug)]
 pub(crate) struct StartingVm {
     dir: VmDir,
@@ -53,7 +53,7 @@ pub(crate) struct StartingVm {
 }
 
 impl StartingVm {
-    /// Takes the VM's name by making its directory. Nothing runs yet.
+    /// Reserves the VM's name by making its directory. Starts no process.
     pub(crate) fn create(plan: &Plan<'_>) -> Result<Self, Failure> {
         reach(Point::SpawnBefore)?;
         let state_dir = StateDir::open(plan.state_dir)?;
@@ -77,8 +77,8 @@ impl StartingVm {
         self.dir.name()
     }
 
-    /// Starts the VMM, has it boot or load the machine, gives the guest its generation and has it
-    /// prove itself. When any of that fails the VM is gone again, unless it is to be kept.
+    /// Starts the VMM, boots or loads the machine, rebinds the guest and proves it. A failure
+    /// removes the VM, unless the plan says to keep it.
     pub(crate) fn start(mut self, plan: &Plan<'_>, record: &mut Record) -> Result<Self, Failure> {
         match self.run_phases(plan, record) {
             Ok(()) => Ok(self),
@@ -86,14 +86,13 @@ impl StartingVm {
         }
     }
 
-    /// Stays with a VM that was released to this command, until it ends. `report` tells the user
-    /// about it first, once nobody else is kept from it any more.
+    /// Waits until a VM that was released with [`Order::Attach`] ends. Before that, `report` tells
+    /// the user that it is ready, and the lock is free for other commands by then.
     pub(crate) fn wait(
         self,
         signals: &Signals,
         report: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        // Other commands may now do with the VM what they like.
         drop(self.lock);
         report()?;
         match (self.supervisor, self.process) {
@@ -102,7 +101,7 @@ impl StartingVm {
             }
             _ => Err(Failure::new(
                 Exit::Internal,
-                "a VM came up without a process",
+                "a VM was started without a process",
             )),
         }
     }
@@ -128,6 +127,7 @@ impl StartingVm {
         reach(after)?;
         drop(vmm);
         let mut stage = Stage::Unproven;
+        // A later command may have to rebind this guest, with the same generation.
         if plan.no_wait || plan.keep_on_failure {
             write_pending(&self.dir, &rebind)?;
         }
@@ -154,7 +154,7 @@ impl StartingVm {
         Ok(reach(Point::PublishRelease)?)
     }
 
-    /// Starts the VMM in its directory, and connects to it.
+    /// Starts the VMM in its directory, records it in `state.json` and connects to it.
     fn spawn(&mut self, plan: &Plan<'_>, record: &mut Record) -> Result<Box<dyn Vmm>, Failure> {
         reach(Point::SpawnCreated)?;
         let machine = self.place_drives(plan)?;
@@ -222,7 +222,7 @@ impl StartingVm {
         Ok(vmm)
     }
 
-    /// Copies the drives that come with an artifact: each clone writes to its own.
+    /// Copies the artifact's drives into the VM directory, because each clone writes to its own.
     fn place_drives(&self, plan: &Plan<'_>) -> Result<MachineSpec, Failure> {
         let mut machine = plan.machine.clone();
         let drives = machine
@@ -244,7 +244,7 @@ impl StartingVm {
     }
 
     fn identity(&self, plan: &Plan<'_>) -> Result<Identity, Failure> {
-        // A VM's name is a host name but for this one character.
+        // '_' is the only character of VM names that host names do not have.
         let name = self.dir.name().as_str().replace('_', "-");
         let hostname = Some(plan.hostname.map_or(name, str::to_owned));
         let machine_id = plan.machine_id.choose();
@@ -263,14 +263,14 @@ impl StartingVm {
         Ok(())
     }
 
-    /// Has the supervisor publish the VM's state. After it, the VM outlives this command, or is its
-    /// foreground.
+    /// Has the supervisor publish the VM's state. From then on the VM outlives this command, or
+    /// belongs to its foreground with [`Order::Attach`].
     pub(crate) fn release(&mut self, order: Order) -> Result<(), Failure> {
         match &mut self.supervisor {
             Some(supervisor) => supervisor
                 .publish(order, &Watch::until(Instant::now() + KILL_TIMEOUT))
                 .map_err(|error| {
-                    // A supervisor goes when its VMM has ended, or because it was killed itself.
+                    // The supervisor is gone because its VMM has ended, or because it was killed.
                     let at_once = Watch::until(Instant::now());
                     match &self.process {
                         Some(process) if at_once.readable(process).is_ok() => {
@@ -282,36 +282,36 @@ impl StartingVm {
                 }),
             None => Err(Failure::new(
                 Exit::Internal,
-                "a VM came up without a supervisor",
+                "a VM was started without a supervisor",
             )),
         }
     }
 
-    /// Ends a VM that nobody wants any more, and removes what it left.
+    /// Ends the VM and removes its directory.
     pub(crate) fn discard(mut self) -> Result<(), Failure> {
         self.end();
         Ok(self.dir.remove()?)
     }
 
-    /// Ends the VM, and gives how it ended if that became known.
+    /// Ends the VM. Returns how the VMM ended if the supervisor reported it.
     fn end(&mut self) -> Option<ExitRecord> {
         let mut end = None;
         if let Some(mut supervisor) = self.supervisor.take() {
             let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
-            // One whose VMM has ended is gone, and has left its report.
+            // A supervisor whose VMM has ended is gone, but its report can still be read.
             if let Err(error) = supervisor.order(Order::End) {
                 log::debug!("{error}");
             }
             match supervisor.await_ended(&watch) {
                 Ok(exit) => end = Some(exit),
-                // One that could not start the VMM has said so and is gone.
+                // A supervisor that could not start the VMM has reported that and is gone.
                 Err(error) => log::debug!("{error}"),
             }
             if let Err(error) = supervisor.join() {
                 log::warn!("cannot wait for the supervisor: {error}");
             }
         }
-        // A supervisor that was killed has left its VMM behind, and may have told nobody of it.
+        // A supervisor that was killed has left its VMM behind, perhaps before it reported the pid.
         let killed = match &self.process {
             Some(process) => kill_process(process),
             None => end_stray(&self.dir, &self.lock, Instant::now() + KILL_TIMEOUT),
@@ -322,13 +322,13 @@ impl StartingVm {
         end
     }
 
-    /// The VMM's process, once it has been started.
+    /// The VMM's pid, once it has been started.
     pub(crate) fn pid(&self) -> Option<i32> {
         self.state.as_ref().map(|state| state.process.pid)
     }
 
-    /// Ends the VM and removes what it left, or keeps both for a look. Either way the failure gets
-    /// the last words of the logs.
+    /// Ends the VM and removes its directory, or keeps both for inspection. In both cases adds the
+    /// last lines of the logs to the failure.
     pub(crate) fn abort(mut self, failure: Failure, keep: bool) -> Failure {
         let is_spawned = self.process.is_some();
         if keep && is_spawned {
@@ -342,14 +342,14 @@ impl StartingVm {
             );
             return failure.with_details(log_tails::tails(&self.dir));
         }
-        // A VMM that hung up is mostly about to end, and how is worth the wait.
+        // A VMM that hung up is usually about to end. Its exit status is worth the wait.
         let has_hung_up = failure.exit() == Exit::VmmEnded;
         let is_over = |process| has_ended(process, HANGUP_GRACE);
         let ends_itself = has_hung_up && self.process.as_ref().is_none_or(is_over);
         let end = self.end();
         let tails = is_spawned.then(|| log_tails::tails(&self.dir)).flatten();
         let details = match end {
-            // How it went says more than its logs, which a VMM that is killed leaves empty.
+            // The exit status says more than the logs, which a VMM that is killed leaves empty.
             Some(end) if has_hung_up => {
                 let how = match ends_itself {
                     true => format!("ended with {end}"),
@@ -364,7 +364,7 @@ impl StartingVm {
             log::warn!("{}", Failure::from(error));
         }
         if conflict {
-            let text = "another VM of this host has the vsock context id; choose another with \
+            let text = "another VM of this host uses the vsock context id; choose another with \
                         --vsock-cid";
             return Failure::new(Exit::Start, text);
         }

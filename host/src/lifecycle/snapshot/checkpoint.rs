@@ -1,4 +1,4 @@
-//! `--at-checkpoint`: the wait for a program in the guest that is ready for its snapshot.
+//! `--at-checkpoint`: waits for a program in the guest that is ready for its snapshot.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::values::CheckpointTag;
 
-/// Returns when a program waits there.
+/// Returns when a program in the guest waits at the checkpoint.
 pub(super) fn wait(
     source: &Source,
     wanted: &CheckpointTag,
@@ -29,8 +29,8 @@ pub(super) fn wait(
                 return Err(failure);
             }
             let text = match tag {
-                Some(tag) => format!("no program in the guest came to checkpoint {tag}"),
-                None => "no program in the guest came to a checkpoint".to_owned(),
+                Some(tag) => format!("no program in the guest reached checkpoint {tag}"),
+                None => "no program in the guest reached a checkpoint".to_owned(),
             };
             Err(failure.context(text))
         }

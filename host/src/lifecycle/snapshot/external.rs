@@ -1,4 +1,5 @@
-//! A Firecracker that another program started, and what there is to know of it besides its API.
+//! What the host finds out about an external Firecracker besides what its API says. Another program
+//! started it.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -17,9 +18,9 @@ use crate::os::process::ProcessId;
 use crate::os::uds;
 use crate::vmm::{ForeignMachine, MachineSpec};
 
-/// What keeps two snapshots of one VM apart where there is no VM directory to lock: a name in the
-/// abstract socket namespace, made of what tells its API socket from any other. It is gone with
-/// this process.
+/// Locks an external VM, which has no VM directory to lock. The lock is a bound abstract socket
+/// whose name has the device and inode of the API socket. The kernel frees it when this process
+/// ends.
 pub(super) fn guard(api_socket: &Path) -> Result<UnixListener, Failure> {
     let found = fs::metadata(api_socket).or_fail(Exit::Start, || {
         format!("cannot look at the API socket {}", api_socket.display())
@@ -35,7 +36,8 @@ pub(super) fn guard(api_socket: &Path) -> Result<UnixListener, Failure> {
     })
 }
 
-/// The process behind the API socket, as far as it can be seen from here.
+/// The pid and pidfd of the process that serves the API socket, as far as they are visible in our
+/// PID namespace.
 pub(super) fn server_process(
     api_socket: &Path,
     deadline: Instant,
@@ -43,15 +45,14 @@ pub(super) fn server_process(
     let stream = uds::connect_unix(api_socket, deadline).or_fail(Exit::Start, || {
         format!("cannot connect to the API socket {}", api_socket.display())
     })?;
-    // It is 0 for a process of another PID namespace.
+    // The kernel reports pid 0 for a process of another PID namespace.
     let credentials = getsockopt(&stream, PeerCredentials).ok();
     let pid = credentials.map(|found| found.pid()).filter(|pid| *pid > 0);
     let process = pid.and_then(|pid| ProcessId::of(pid).ok()?.open().ok()?);
     Ok((pid, process))
 }
 
-/// Gives drives the paths under which this program finds them. Relative ones begin where the VMM
-/// runs.
+/// Makes the paths of the drives absolute. Relative ones start at the VMM's working directory.
 pub(super) fn with_findable_drives(
     foreign: ForeignMachine,
     pid: Option<i32>,
@@ -84,7 +85,7 @@ mod tests {
     use crate::testing::TempDir;
 
     #[test]
-    fn two_commands_do_not_take_a_snapshot_of_one_vm() {
+    fn one_vm_has_one_snapshot_at_a_time() {
         let temp = TempDir::new("guard");
         let at = |name: &str| temp.path().join(name);
         let bind = |name: &str| UnixListener::bind(at(name)).unwrap();
@@ -111,7 +112,7 @@ mod tests {
         assert!(process.is_some());
     }
 
-    /// The state holds relative paths, and only the VMM's own directory gives them a meaning.
+    /// Relative paths in the state mean the VMM's working directory.
     #[test]
     fn relative_drives_are_found_where_the_vmm_runs() {
         let drive = |path: &Path| crate::vmm::Drive {
@@ -138,7 +139,7 @@ mod tests {
         let path = found("Cargo.toml").unwrap().drives[0].path.clone();
         assert_eq!(path, here.join("Cargo.toml"));
         assert_eq!(found("none").unwrap_err().exit(), Exit::Artifact);
-        // In no case are they looked for where this program runs.
+        // They are never looked up in our own working directory.
         let failure = with_findable_drives(foreign(Path::new("Cargo.toml")), None).unwrap_err();
         assert!(failure.to_string().contains("PID namespace"), "{failure}");
     }

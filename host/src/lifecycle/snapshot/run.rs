@@ -1,4 +1,4 @@
-//! A snapshot from QUIESCE to the published artifact, and the way back when a step fails.
+//! A snapshot from QUIESCE to the published artifact, and the recovery when a step fails.
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,19 +26,18 @@ use crate::values::MIB;
 use crate::vmdir::state::Stage;
 use crate::vmm::{Drive, MachineSpec, StateFiles, VmmVersion};
 
-/// A snapshot under way.
 #[derive(Debug)]
 pub(super) struct SnapshotRun<'a> {
     pub(super) options: &'a Options<'a>,
     pub(super) source: Source,
     pub(super) version: VmmVersion,
-    /// What this VMM version is known for, said when something fails: a snapshot that goes well
-    /// was not touched by it.
+    /// Known faults of this VMM version. They are logged only on failure, because a successful
+    /// snapshot was not affected.
     pub(super) faults: Vec<&'static str>,
 }
 
 impl SnapshotRun<'_> {
-    /// Takes the snapshot and lets the source go on, or ends it.
+    /// Takes the snapshot, and then resumes the source or ends it.
     pub(super) fn take(&mut self, draft: Draft, record: &mut Record) -> Result<(), Failure> {
         record.begin(Phase::Quiesce);
         reach(Point::QuiesceBefore)?;
@@ -53,6 +52,7 @@ impl SnapshotRun<'_> {
         }
         let resumed = self.source.resume(control, record);
         let failed_phase = record.current();
+        // The files are complete, so the artifact is good even if its source is not.
         let published = self.publish(draft, manifest, record);
         match (resumed, published) {
             (Ok(()), published) => published,
@@ -69,13 +69,13 @@ impl SnapshotRun<'_> {
                 record.set("source", "failed");
                 record.blame(failed_phase);
                 log::warn!("{other}");
-                let text = "there is no artifact, and the VM does not go on".to_owned();
+                let text = "there is no artifact, and the VM did not recover".to_owned();
                 Err(failure.context(text))
             }
         }
     }
 
-    /// Stops the vCPUs and writes everything into the draft, except for the manifest.
+    /// Pauses the VM and writes everything but the manifest into the draft.
     fn save(
         &mut self,
         draft: &Draft,
@@ -114,7 +114,7 @@ impl SnapshotRun<'_> {
             agent_version: hello.version.clone(),
             agent_protocol: hello.protocol,
             generation: generation
-                .ok_or_else(|| Failure::new(Exit::Guest, "the guest has no name"))?,
+                .ok_or_else(|| Failure::new(Exit::Guest, "the guest has no generation"))?,
             ancestors: source.ancestors.clone(),
             machine,
             vsock_path: source.vsock_path.clone(),
@@ -124,7 +124,7 @@ impl SnapshotRun<'_> {
         })
     }
 
-    /// Ends the VM once there is an artifact. Until then it can still go on.
+    /// Ends the VM after the artifact is published. Until then a failure can still resume it.
     fn publish_and_stop(
         &mut self,
         draft: Draft,
@@ -142,13 +142,14 @@ impl SnapshotRun<'_> {
         stopped.map_err(|failure| {
             let artifact = self.options.out.display();
             failure.context(format!(
-                "the artifact {artifact} is good, but its source lives"
+                "the artifact {artifact} is good, but its source still runs"
             ))
         })?;
         self.source.write_stage(Stage::Ready)
     }
 
-    /// Completes the draft. Its source goes on meanwhile, so that there is time for digests.
+    /// Completes the draft and publishes it. The source usually runs again by now, so digests may
+    /// take their time.
     fn publish(
         &self,
         draft: Draft,
@@ -174,21 +175,22 @@ impl SnapshotRun<'_> {
         Ok(())
     }
 
-    /// Lets the source go on after a failure, and says whether it does.
+    /// Resumes and proves the source after a failure. The returned failure says whether it worked.
     fn recover(&mut self, failure: Failure, control: Connection, record: &mut Record) -> Failure {
         let failed_phase = record.current();
         let result = self.source.resume_and_prove(control, record);
+        // The record blames the step that failed first, not the recovery.
         record.blame(failed_phase);
         self.warn_of_faults();
         match result {
             Ok(()) => {
                 record.set("source", "ready");
-                failure.context("there is no artifact; the VM goes on and is ready".to_owned())
+                failure.context("there is no artifact; the VM runs again and is ready".to_owned())
             }
             Err(other) => {
                 record.set("source", "failed");
-                log::warn!("the VM does not go on: {other}");
-                failure.context("there is no artifact, and the VM does not go on".to_owned())
+                log::warn!("the VM did not recover: {other}");
+                failure.context("there is no artifact, and the VM did not recover".to_owned())
             }
         }
     }
@@ -198,8 +200,8 @@ impl SnapshotRun<'_> {
     }
 }
 
-/// Copies the drives that the guest may write to, and gives the machine that has the copies. Those
-/// that it only reads stay where they are, and the manifest says where.
+/// Copies the writable drives into the draft. Returns the machine with the copies, and their paths.
+/// Read-only drives stay in place, and the manifest has their paths.
 fn save_disks(
     machine: &MachineSpec,
     draft: &Draft,
@@ -232,7 +234,7 @@ fn save_disks(
     Ok((machine, copies))
 }
 
-/// What the manifest says of a file that was written.
+/// The manifest's entry for a file of the draft.
 fn entry(path: PathBuf) -> Result<FileEntry, Failure> {
     let metadata = fs::metadata(&path).or_fail(Exit::Artifact, || {
         format!("cannot look at {}", path.display())

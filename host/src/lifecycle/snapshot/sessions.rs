@@ -1,11 +1,11 @@
-//! The commands in the guest that a snapshot is in the way of, in words and for records.
+//! The guest's sessions that kept a snapshot from being taken, as text and for records.
 
 use serde_json::{Value, json};
 use shared::message::{SessionInfo, SessionState};
 
 use crate::values::printable;
 
-/// The sessions that a snapshot can be in the way of.
+/// The sessions whose command has not ended.
 pub(super) fn running(sessions: &[SessionInfo]) -> Vec<&SessionInfo> {
     let runs = |session: &&SessionInfo| match session.state {
         SessionState::Starting | SessionState::Running => true,
@@ -18,7 +18,7 @@ pub(super) fn to_value(session: &SessionInfo) -> Value {
     json!({ "session": session.session, "pid": session.pid, "command": session.command })
 }
 
-/// A line for each session, safe for a terminal; `None` when there is none.
+/// A heading and a line for each session, safe for a terminal; `None` without sessions.
 pub(super) fn describe(sessions: &[&SessionInfo]) -> Option<String> {
     let line = |session: &&SessionInfo| {
         let command = printable(&session.command);
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn the_commands_in_the_way_are_named() {
+    fn running_sessions_are_listed() {
         let sessions = [
             session(1, SessionState::Exited),
             session(2, SessionState::Running),

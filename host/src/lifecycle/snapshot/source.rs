@@ -1,8 +1,8 @@
-//! The VM that a snapshot is taken of: made silent, let go on, named and proven, put right after
-//! an interrupted predecessor.
+//! The source, which is the VM that a snapshot is taken of: the host quiesces, resumes, rebinds and
+//! proves it, and repairs it after an interrupted snapshot.
 //!
-//! It is one of ours, with a directory, a lock and a state file, or one that another program
-//! started, of which there is an API socket and a guest.
+//! A managed source has a VM directory with a lock and a state file. An external one was started by
+//! another program, and the host has only its API socket and its guest.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -37,42 +37,38 @@ use crate::vmm::{
     API_SOCKET, MachineSpec, RunState, Vmm, VmmError, adopt, connect, resume_if_paused,
 };
 
-/// Who started the VM.
 #[derive(Debug)]
 enum Owner {
     Managed {
         vm: Box<RunningVm>,
         _lock: Lock,
     },
-    /// Another program did. The listener is what keeps two snapshots of it apart.
+    /// The bound listener is the lock.
     External {
         _guard: UnixListener,
     },
 }
 
-/// The VM that a snapshot is taken of.
 #[derive(Debug)]
 pub(super) struct Source {
     owner: Owner,
     pub(super) vmm: Box<dyn Vmm>,
-    /// Where the VMM serves its API.
     api_socket: PathBuf,
     endpoint: Endpoint,
-    /// The VMM's pidfd, where it is known.
+    /// The VMM's pidfd, if known.
     process: Option<OwnedFd>,
-    /// The machine. Its drives have paths that this program can open.
+    /// The host can open the paths of its drives.
     pub(super) machine: MachineSpec,
-    /// Where the state has the vsock socket, if that is not in a VM directory.
+    /// The path of the vsock socket in the saved state, if that is not in a VM directory.
     pub(super) vsock_path: Option<PathBuf>,
-    /// The guest's name, as far as the host knows it.
+    /// The guest's generation, if the host knows it.
     pub(super) generation: Option<Generation>,
-    /// The names that it had before, the latest first.
+    /// The guest's earlier generations, the latest first.
     pub(super) ancestors: Vec<Generation>,
     pub(super) limits: Limits,
 }
 
 impl Source {
-    /// One of ours, whose lock is held.
     pub(super) fn managed(vm: RunningVm, lock: Lock, limits: Limits) -> Result<Self, Failure> {
         let process = copy_pidfd(&vm.process)?;
         let socket = vm.dir.file(API_SOCKET);
@@ -107,7 +103,7 @@ impl Source {
             let is_other = matches!(error, VmmError::Answer { .. });
             let failure = Failure::from(error);
             if is_other {
-                let text = format!("{} is no Firecracker's API socket", api_socket.display());
+                let text = format!("{} is not Firecracker's API socket", api_socket.display());
                 return failure.context(text);
             }
             failure
@@ -122,7 +118,7 @@ impl Source {
             return Err(Failure::new(Exit::Artifact, text));
         }
         if foreign.interface_count > 0 {
-            log::warn!("the machine has network interfaces; a clone has to be given its own");
+            log::warn!("the machine has network interfaces; a clone needs its own");
         }
         Ok(Self {
             owner: Owner::External { _guard: guard },
@@ -143,7 +139,7 @@ impl Source {
         })
     }
 
-    /// The VM's directory and state, if it is one of ours.
+    /// `None` for an external source.
     pub(super) fn vm(&self) -> Option<&RunningVm> {
         match &self.owner {
             Owner::Managed { vm, .. } => Some(vm),
@@ -151,8 +147,8 @@ impl Source {
         }
     }
 
-    /// Whether the guest has to be named before anything else: a snapshot of it was interrupted, or
-    /// nobody has named it yet. What another program started may be either.
+    /// Whether the guest needs a rebind before anything else: a snapshot of it was interrupted, or
+    /// it was never rebound. An external guest may be in either state.
     pub(super) fn needs_converge(&self) -> bool {
         match &self.owner {
             Owner::Managed { vm, .. } => {
@@ -162,7 +158,7 @@ impl Source {
         }
     }
 
-    /// Puts right what an interrupted snapshot left, or names a guest that nobody named yet.
+    /// Repairs what an interrupted snapshot left, or rebinds a guest for the first time.
     pub(super) fn converge(&mut self, record: &mut Record) -> Result<(), Failure> {
         resume_if_paused(&mut *self.vmm, self.limits.all)?;
         let cause = match (&self.owner, self.generation) {
@@ -177,7 +173,7 @@ impl Source {
         Ok(())
     }
 
-    /// The guest, for what is to come before the snapshot.
+    /// The guest, for requests before the snapshot.
     pub(super) fn guest(&self) -> Guest<'_> {
         self.guest_until(self.limits.work)
     }
@@ -189,7 +185,7 @@ impl Source {
         }
     }
 
-    /// Has the guest's hooks run. They come before anything that would have to be undone.
+    /// Runs the guest's hooks, before anything that a failure would have to undo.
     pub(super) fn run_hooks(
         &self,
         options: hooks::Options,
@@ -198,7 +194,7 @@ impl Source {
         hooks::run(&self.guest(), HookStage::Snapshot, options, record)
     }
 
-    /// Makes the guest silent. The connection stays open, and idle, until after the resume.
+    /// Quiesces the guest. The connection stays open and idle until after the resume.
     pub(super) fn quiesce(
         &mut self,
         policy: Policy,
@@ -221,15 +217,15 @@ impl Source {
         }
     }
 
-    /// Names the commands that a snapshot was refused for, or waited for in vain, where the guest
-    /// can be asked.
+    /// Adds the running sessions to the failure if they are its cause: the guest refused the
+    /// snapshot because of them, or waited for them in vain.
     fn with_sessions(&self, failure: Failure, policy: Policy, record: &mut Record) -> Failure {
-        let is_theirs = match policy {
+        let sessions_are_cause = match policy {
             Policy::Keep => false,
             Policy::Drain => failure.exit() == Exit::Deadline,
             Policy::Refuse => failure.exit() == Exit::Guest,
         };
-        if !is_theirs {
+        if !sessions_are_cause {
             return failure;
         }
         match self.guest_until(self.limits.all).sessions(0) {
@@ -246,7 +242,7 @@ impl Source {
         }
     }
 
-    /// Takes a QUIESCE back that was not answered as it should.
+    /// Takes back a QUIESCE that failed.
     fn reopen(&mut self, token: Token) {
         let asked = self.guest_until(self.limits.all).reopen(token);
         let is_refused = |error: &AskError| {
@@ -254,9 +250,9 @@ impl Source {
             refusal.is_some_and(|fail| fail.code == FailCode::Refusing)
         };
         match asked {
-            // A guest that refuses has nothing to take back: it never became quiet.
+            // A guest that refuses the reopening was never quiesced.
             Err(error) if !is_refused(&error) => {
-                log::warn!("cannot tell the guest to go on: {error}");
+                log::warn!("cannot reopen the guest: {error}");
             }
             Ok(_) | Err(_) => {
                 if let Err(failure) = self.write_stage(Stage::Ready) {
@@ -266,7 +262,7 @@ impl Source {
         }
     }
 
-    /// Lets the source go on under a new name, and has it prove itself.
+    /// Resumes the source, rebinds it to a new generation and proves it.
     pub(super) fn resume(
         &mut self,
         control: Connection,
@@ -277,12 +273,12 @@ impl Source {
         let rebind = self.next_generation(Cause::Resume)?;
         self.vmm.resume(self.limits.all)?;
         reach(Point::ResumeAfter)?;
-        // Firecracker keeps it open and silent in the source. The guest is rid of it already.
+        // Firecracker keeps this connection open, but the guest has dropped its end already.
         drop(control);
         self.prove(&rebind, record).map(drop)
     }
 
-    /// As [`resume`](Self::resume), in whichever state a step that failed left the machine.
+    /// Like [`resume`](Self::resume), after a failed step: the machine may be paused or running.
     pub(super) fn resume_and_prove(
         &mut self,
         control: Connection,
@@ -298,14 +294,14 @@ impl Source {
             }
             Ok(RunState::NotStarted | RunState::Ended) => Err(Failure::new(
                 Exit::Start,
-                "the VMM has no machine that can go on",
+                "the VMM has no machine to resume",
             )),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Connects to the VMM anew where the connection is of no more use: a step that failed may have
-    /// left it closed, or with an answer that would be taken for that to the next call.
+    /// Reconnects to the VMM if a failed call left the connection closed, or with a late answer
+    /// that could be taken for the next call's.
     fn reconnect_if_needed(&mut self) -> Result<(), Failure> {
         if !self.vmm.is_in_step() {
             let process = self.process.as_ref().map(copy_pidfd).transpose()?;
@@ -315,10 +311,10 @@ impl Source {
         Ok(())
     }
 
-    /// Draws the source's next name, and writes it down before the guest can hear it.
+    /// Draws the source's next generation, and records it before the guest can receive it.
     fn next_generation(&mut self, cause: Cause) -> Result<RebindPlan, Failure> {
         self.ancestors = lineage(self.generation, &self.ancestors);
-        // A clone that nobody named yet is the child of what it was restored from.
+        // The parent of a clone that was never rebound is the artifact's generation.
         let parent = self.ancestors.first().copied();
         let rebind = RebindPlan::new(cause, parent, Identity::default())?;
         self.generation = Some(rebind.generation);
@@ -342,7 +338,7 @@ impl Source {
         Ok(hello)
     }
 
-    /// Writes down how far the command has come, where there is a place for it.
+    /// Records the stage in `state.json`. An external source has none.
     pub(super) fn write_stage(&mut self, stage: Stage) -> Result<(), Failure> {
         match &mut self.owner {
             Owner::Managed { vm, .. } => {
@@ -353,7 +349,7 @@ impl Source {
         }
     }
 
-    /// Adds the logs' last words to the failure of a VM whose VMM has ended.
+    /// Adds the last lines of the logs to a failure if the VMM of a managed source has ended.
     pub(super) fn with_logs(&self, failure: Failure) -> Failure {
         match self.vm() {
             Some(vm) if failure.exit() == Exit::VmmEnded => {
