@@ -29,7 +29,7 @@ use crate::values::printable;
 /// Time limit of the whole benchmark without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10 * 60);
 
-/// How many commands run at once, measurement by measurement.
+/// How many commands run at once: one measurement for each number.
 const PARALLEL: [u32; 3] = [1, 10, 100];
 
 /// Most of `--runs` and of `--restores`: the duration of each is kept.
@@ -107,6 +107,7 @@ fn execs(
     load(1, 1)?;
     let mut values = Vec::new();
     for parallel in PARALLEL {
+        // With fewer runs than threads, fewer than `parallel` would run at once.
         let done = load(parallel, runs.max(parallel))?;
         let what = format!("exec, {parallel} at once");
         let mut value = done.to_value();
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_stand_below_their_names() {
+    fn figures_are_aligned_with_their_headings() {
         let expected = "a guest\n\
              MS               N  MIN    P50    P90    P99    MAX    RATE\n\
              exec, 1 at once  3  1.500  1.500  1.500  1.500  1.500  666.7/s";
@@ -277,6 +278,6 @@ mod tests {
             "{text}"
         );
         report.fail("restore", Failure::new(Exit::Deadline, "too late"));
-        assert_eq!(report.exit(), Exit::Guest, "they failed in different ways");
+        assert_eq!(report.exit(), Exit::Guest, "the exits differ");
     }
 }

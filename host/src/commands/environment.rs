@@ -62,6 +62,7 @@ impl Environment {
     fn read_file(&mut self, path: &Path) -> Result<(), Failure> {
         let bytes = read_limited(path);
         let bytes = bytes.or_fail(Exit::Usage, || format!("cannot read {}", path.display()))?;
+        // Some editors begin a UTF-8 file with a byte order mark. Docker skips it too.
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
             let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start();

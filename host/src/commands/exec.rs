@@ -117,6 +117,7 @@ fn request(
     if command.tty {
         environment.pass_on("TERM");
     }
+    // A detached command may have no reader, so its output must not block it.
     let policy_default = if command.detach {
         OutputPolicy::DropOldest
     } else {

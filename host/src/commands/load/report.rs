@@ -104,6 +104,7 @@ impl Report {
 
     /// The failure of the whole load; `None` if every run succeeded.
     pub(crate) fn failure(&self) -> Option<Failure> {
+        // The most frequent kind is shown in full.
         let (_, first) = self
             .tally
             .failures

@@ -161,6 +161,7 @@ fn connect_to_running(
     socket: &Path,
     deadline: Instant,
 ) -> Result<(Box<dyn Vmm>, Option<OwnedFd>), Failure> {
+    // QMP serves one client at a time: `connect` below would wait for the end of this connection.
     drop(await_and_connect(kind, socket, None, deadline)?);
     let process = owner(socket, deadline).unwrap_or_else(|error| {
         log::info!(

@@ -161,6 +161,7 @@ impl CloneIdentity {
         let mut plan = common.clone();
         plan.name = Some(&self.name);
         plan.hostname = self.hostname.as_deref();
+        // Guests of QEMU share the host's vsock addresses. Each Firecracker has its own.
         if plan.binary.kind == VmmKind::Qemu {
             plan.machine.guest_cid = draw_cid()?;
         }
