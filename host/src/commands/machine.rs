@@ -17,7 +17,7 @@ use crate::vmm::network;
 /// The options of a command that starts a VM, after every check that needs no file.
 pub(super) struct Machine<'a> {
     arguments: MachineArguments<'a>,
-    /// Time limit of the whole command.
+    /// When the whole command must be done.
     pub(super) deadline: Instant,
     pub(super) network: Network,
     /// The vsock context id, if the user gave one.

@@ -14,9 +14,9 @@ use crate::os::clock::to_us;
 /// The results of one worker, or of several merged.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// Those of the runs that succeeded.
+    /// Of the successful runs.
     pub(super) latencies: Vec<Duration>,
-    /// Those of the other runs, by kind.
+    /// Of the other runs, by kind.
     pub(super) failures: BTreeMap<String, Kind>,
 }
 
