@@ -41,7 +41,7 @@ use crate::os::deadline::Watch;
 pub(crate) use binary::{FindError, VmmBinary, find_binary};
 pub(crate) use error::VmmError;
 pub(crate) use faults::{Gate, Purpose, gate};
-pub(crate) use firecracker::ForeignMachine;
+pub(crate) use firecracker::ExternalMachine;
 pub(crate) use format::load_gate;
 pub(crate) use kvm::host_problem;
 pub(crate) use launch::{
@@ -162,11 +162,11 @@ pub(crate) fn adopt(
     api_socket: &Path,
     process: Option<OwnedFd>,
     deadline: Instant,
-) -> Result<(Box<dyn Vmm>, ForeignMachine), VmmError> {
+) -> Result<(Box<dyn Vmm>, ExternalMachine), VmmError> {
     let stream = socket::connect(api_socket, deadline)?;
     let mut vmm = firecracker::Firecracker::new(stream, process);
-    let foreign = vmm.describe(deadline)?;
-    Ok((Box::new(vmm), foreign))
+    let external = vmm.describe(deadline)?;
+    Ok((Box::new(vmm), external))
 }
 
 /// Resumes the vCPUs if an interrupted snapshot has left them paused.

@@ -29,7 +29,7 @@ use self::api::Api;
 use self::requests::Call;
 use super::{MachineSpec, RunState, StateFiles, Vmm, VmmError, VmmKind, VmmVersion};
 
-pub(crate) use self::config::ForeignMachine;
+pub(crate) use self::config::ExternalMachine;
 pub(super) use self::launch::launch_args;
 
 /// A connection to one Firecracker process.
@@ -51,10 +51,10 @@ impl Firecracker {
     }
 
     /// The machine, as another program has configured it.
-    pub(crate) fn describe(&mut self, deadline: Instant) -> Result<ForeignMachine, VmmError> {
+    pub(crate) fn describe(&mut self, deadline: Instant) -> Result<ExternalMachine, VmmError> {
         let call = requests::config();
         let value = self.get(&call, deadline)?;
-        ForeignMachine::parse(&value).map_err(|text| VmmError::answer(&call.name(), text))
+        ExternalMachine::parse(&value).map_err(|text| VmmError::answer(&call.name(), text))
     }
 
     /// Queues a reset event for a paused guest: the first thing that a create does. This create

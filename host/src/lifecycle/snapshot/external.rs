@@ -16,7 +16,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::process::ProcessId;
 use crate::os::uds;
-use crate::vmm::{ForeignMachine, MachineSpec};
+use crate::vmm::{ExternalMachine, MachineSpec};
 
 /// Locks an external VM, which has no VM directory to lock. The lock is a bound abstract socket
 /// whose name has the device and inode of the API socket. The kernel frees it when this process
@@ -54,10 +54,10 @@ pub(super) fn server_process(
 
 /// Makes the paths of the drives absolute. Relative ones start at the VMM's working directory.
 pub(super) fn with_findable_drives(
-    foreign: ForeignMachine,
+    external: ExternalMachine,
     pid: Option<i32>,
 ) -> Result<MachineSpec, Failure> {
-    let mut machine = foreign.machine;
+    let mut machine = external.machine;
     for drive in &mut machine.drives {
         let found = match pid {
             Some(pid) => PathBuf::from(format!("/proc/{pid}/cwd")).join(&drive.path),
@@ -119,7 +119,7 @@ mod tests {
             path: path.to_owned(),
             read_only: true,
         };
-        let foreign = |path: &Path| ForeignMachine {
+        let external = |path: &Path| ExternalMachine {
             machine: MachineSpec {
                 kernel: PathBuf::new(),
                 initrd: PathBuf::new(),
@@ -135,12 +135,12 @@ mod tests {
         };
         let here = std::env::current_dir().unwrap();
         let pid = i32::try_from(std::process::id()).ok();
-        let found = |path: &str| with_findable_drives(foreign(Path::new(path)), pid);
+        let found = |path: &str| with_findable_drives(external(Path::new(path)), pid);
         let path = found("Cargo.toml").unwrap().drives[0].path.clone();
         assert_eq!(path, here.join("Cargo.toml"));
         assert_eq!(found("none").unwrap_err().exit(), Exit::Artifact);
         // They are never looked up in our own working directory.
-        let failure = with_findable_drives(foreign(Path::new("Cargo.toml")), None).unwrap_err();
+        let failure = with_findable_drives(external(Path::new("Cargo.toml")), None).unwrap_err();
         assert!(failure.to_string().contains("PID namespace"), "{failure}");
     }
 }

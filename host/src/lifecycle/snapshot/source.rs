@@ -99,7 +99,7 @@ impl Source {
         let guard = guard(api_socket)?;
         let (pid, process) = server_process(api_socket, limits.all)?;
         let for_calls = process.as_ref().map(copy_pidfd).transpose()?;
-        let (vmm, foreign) = adopt(api_socket, for_calls, limits.all).map_err(|error| {
+        let (vmm, external) = adopt(api_socket, for_calls, limits.all).map_err(|error| {
             let is_other = matches!(error, VmmError::Answer { .. });
             let failure = Failure::from(error);
             if is_other {
@@ -108,7 +108,7 @@ impl Source {
             }
             failure
         })?;
-        if let Some(path) = foreign.shared_drive() {
+        if let Some(path) = external.shared_drive() {
             let text = format!(
                 "the machine has its drive at {}, where every clone would find the same file; give \
                  it to Firecracker as 'drive0', 'drive1' and so on in its working directory, or \
@@ -117,7 +117,7 @@ impl Source {
             );
             return Err(Failure::new(Exit::Artifact, text));
         }
-        if foreign.interface_count > 0 {
+        if external.interface_count > 0 {
             log::warn!("the machine has network interfaces; a clone needs its own");
         }
         Ok(Self {
@@ -131,8 +131,8 @@ impl Source {
                 port: PORT_DEFAULT,
             },
             process,
-            vsock_path: foreign.vsock_path.clone(),
-            machine: with_findable_drives(foreign, pid)?,
+            vsock_path: external.vsock_path.clone(),
+            machine: with_findable_drives(external, pid)?,
             generation: None,
             ancestors: Vec::new(),
             limits,

@@ -8,7 +8,7 @@ use crate::vmm::{Drive, MachineSpec, VSOCK_SOCKET, drive_link};
 
 /// A machine that another program started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ForeignMachine {
+pub(crate) struct ExternalMachine {
     /// The machine. The paths of its drives are those that the state will contain, and may be
     /// relative to Firecracker's working directory.
     pub(crate) machine: MachineSpec,
@@ -18,7 +18,7 @@ pub(crate) struct ForeignMachine {
     pub(crate) interface_count: usize,
 }
 
-impl ForeignMachine {
+impl ExternalMachine {
     /// Parses the answer to `GET /vm/config`.
     pub(super) fn parse(config: &Value) -> Result<Self, String> {
         let number = |pointer: &str| {
@@ -110,24 +110,24 @@ mod tests {
 
     #[test]
     fn a_machine_is_parsed_from_its_configuration() {
-        let foreign = ForeignMachine::parse(&config()).unwrap();
+        let external = ExternalMachine::parse(&config()).unwrap();
         assert_eq!(
-            foreign.vsock_path.as_deref(),
+            external.vsock_path.as_deref(),
             Some(Path::new("/run/v.sock"))
         );
         assert_eq!(
-            (foreign.machine.memory_mib, foreign.machine.vcpu_count),
+            (external.machine.memory_mib, external.machine.vcpu_count),
             (256, 2)
         );
-        assert_eq!(foreign.machine.drives.len(), 2);
-        assert_eq!(foreign.shared_drive(), None);
+        assert_eq!(external.machine.drives.len(), 2);
+        assert_eq!(external.shared_drive(), None);
 
         let mut restored = config();
         restored["boot-source"] = json!({});
         restored["vsock"]["uds_path"] = VSOCK_SOCKET.into();
-        let foreign = ForeignMachine::parse(&restored).unwrap();
-        assert_eq!(foreign.machine.kernel, Path::new(""));
-        assert_eq!(foreign.vsock_path, None);
+        let external = ExternalMachine::parse(&restored).unwrap();
+        assert_eq!(external.machine.kernel, Path::new(""));
+        assert_eq!(external.vsock_path, None);
     }
 
     #[test]
@@ -142,8 +142,8 @@ mod tests {
         ] {
             let mut value = config();
             value["drives"] = json!([{ "path_on_host": path, "is_read_only": is_read_only }]);
-            let foreign = ForeignMachine::parse(&value).unwrap();
-            assert_eq!(foreign.shared_drive().is_some(), is_shared, "{path}");
+            let external = ExternalMachine::parse(&value).unwrap();
+            assert_eq!(external.shared_drive().is_some(), is_shared, "{path}");
         }
     }
 
@@ -151,13 +151,13 @@ mod tests {
     fn a_machine_that_cannot_be_snapshotted_is_refused() {
         let mut value = config();
         value["vsock"] = Value::Null;
-        let error = ForeignMachine::parse(&value).unwrap_err();
+        let error = ExternalMachine::parse(&value).unwrap_err();
         assert_eq!(error, "the machine has no vsock device");
         let mut value = config();
         value["machine-config"]["vcpu_count"] = 1000.into();
-        ForeignMachine::parse(&value).unwrap_err();
+        ExternalMachine::parse(&value).unwrap_err();
         let mut value = config();
         value["drives"][0] = json!({ "socket": "/s" });
-        ForeignMachine::parse(&value).unwrap_err();
+        ExternalMachine::parse(&value).unwrap_err();
     }
 }

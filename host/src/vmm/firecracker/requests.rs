@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_vsock_socket_is_overridden() {
+    fn an_external_vsock_socket_is_overridden() {
         let files = StateFiles {
             overrides_vsock: true,
             ..state_files()

@@ -162,7 +162,7 @@ fn a_machine_that_another_command_paused_is_sent_a_reset_first() {
 }
 
 #[test]
-fn a_foreign_machine_is_described() {
+fn an_external_machine_is_described() {
     let config = r#"{"machine-config":{"vcpu_count":1,"mem_size_mib":64},"vsock":{"guest_cid":3,"uds_path":"v"}}"#;
     let (result, taken) = check(&[json_answer(200, config)], |vmm| vmm.describe(far()));
     assert_eq!(result.unwrap().machine.memory_mib, 64);
