@@ -1,8 +1,7 @@
-//! Talking to a guest: the connection, the driver that moves an exchange's bytes, and the one that
-//! moves a session's.
+//! Talks to a guest: connections, the driver of an exchange, and the driver of a session.
 //!
-//! Everything that a guest sends is taken for hostile: memory is bounded by the frame limits, its
-//! texts are escaped before a terminal sees them, and a wait for it always has an end. The
+//! A guest is not trusted. Frame limits bound the memory that it can use, its texts are escaped
+//! before a terminal shows them, and every wait for it has an end. The
 //! conversations themselves are pure machines ([`shared::exchange`], [`shared::session_client`]).
 
 pub(crate) mod address;
@@ -14,5 +13,5 @@ pub(crate) mod outlet;
 pub(crate) mod requests;
 pub(crate) mod session;
 
-/// This program's version, as it stands in HELLO.
+/// This program's version in HELLO.
 pub(crate) const HOST_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -20,9 +20,8 @@ pub(crate) enum GuestAddress {
 /// Where the guest's agent listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
-    /// How to reach the guest.
     pub(crate) address: GuestAddress,
-    /// The agent's vsock port. Without meaning for a plain Unix socket.
+    /// The agent's vsock port. Not used with a plain Unix socket.
     pub(crate) port: u32,
 }
 

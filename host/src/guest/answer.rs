@@ -14,52 +14,52 @@ use crate::exit::Exit;
 /// One attempt that has ended, for records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AttemptLog {
-    /// When it was made, and how it ended.
+    /// When it began, and how it ended.
     pub(crate) attempt: Attempt,
-    /// What ended its connection, where the system said that.
+    /// The system's error for its connection, if there was one.
     pub(crate) cause: Option<String>,
 }
 
-/// What came of a request that was met.
+/// A request that was answered.
 #[derive(Debug)]
 pub(crate) struct Answer<T> {
-    /// What the completion frame says.
+    /// The content of the completion frame.
     pub(crate) content: T,
     pub(crate) hello: Hello,
     pub(crate) attempts: u32,
-    /// The first of them, at most `ATTEMPTS_KEPT_MAX`.
+    /// The first attempts, at most `ATTEMPTS_KEPT_MAX`.
     pub(crate) log: Vec<AttemptLog>,
     /// The connection that carried the completion frame, still open. Only QUIESCE needs it.
     pub(crate) connection: Connection,
 }
 
-/// A request that was not met.
+/// A request that was not answered, or was refused.
 #[derive(Debug)]
 pub(crate) struct AskError {
-    /// Who was asked, for people.
+    /// The guest's address, for messages.
     pub(crate) endpoint: Box<str>,
     pub(crate) attempts: u32,
-    /// The first of them that have ended, at most `ATTEMPTS_KEPT_MAX`.
+    /// The first attempts that have ended, at most `ATTEMPTS_KEPT_MAX`.
     pub(crate) log: Box<[AttemptLog]>,
     pub(crate) reason: AskErrorReason,
-    /// The latest connection that could not be made, or ended, which explains a deadline.
+    /// Why the latest connection failed, which explains a deadline.
     pub(crate) last: Option<io::Error>,
 }
 
-/// Why a request was not met.
+/// Why a request was not answered, or who refused it.
 #[derive(Debug)]
 pub(crate) enum AskErrorReason {
-    /// The conversation failed.
+    /// The exchange ended without its completion frame.
     Exchange(ExchangeError),
     VmmEnded,
-    /// The conversation could not be had, and another try would give the same.
+    /// The guest cannot be reached, and another try would fail the same way.
     Connection(ConnectionError),
-    /// This machine failed.
+    /// A system call of this program failed.
     Local(io::Error),
 }
 
 impl AskError {
-    /// The guest's own no, if it was that.
+    /// The FAIL frame of a guest that refused.
     pub(crate) const fn refusal(&self) -> Option<&Fail> {
         match &self.reason {
             AskErrorReason::Exchange(ExchangeError::Refused { fail, .. }) => Some(fail),
@@ -103,7 +103,7 @@ impl std::error::Error for AskError {
     }
 }
 
-/// What it means when a request to a guest is not met.
+/// The exit code and text of a request that failed.
 pub(crate) const fn exit_of(error: &AskError) -> Exit {
     match &error.reason {
         AskErrorReason::Exchange(ExchangeError::Deadline { .. }) => Exit::Deadline,

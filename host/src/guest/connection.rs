@@ -1,8 +1,7 @@
 //! A byte stream to the guest's agent, over hybrid vsock, vsock, or a plain Unix socket.
 //!
-//! Sockets are non-blocking and every wait is a [`Watch`]'s. `SO_VM_SOCKETS_CONNECT_TIMEOUT` is
-//! left alone: the kernel's own limit of two seconds only ends a connect that was waited for with
-//! a shorter deadline of ours anyway.
+//! Sockets are non-blocking, and every wait is a [`Watch`]'s. `SO_VM_SOCKETS_CONNECT_TIMEOUT` keeps
+//! the kernel's default of two seconds, because the deadline of an attempt is shorter.
 
 use std::fmt;
 use std::fs::File;
@@ -22,12 +21,12 @@ use crate::os::uds;
 /// Bytes read at once: one whole frame of output.
 const READ_LEN: usize = 64 * 1024 + 8;
 
-/// Why a connection is of no more use.
+/// Why a connection failed.
 #[derive(Debug)]
 pub(crate) enum ConnectionError {
-    /// It could not be made, or it ended. A fresh one may do better.
+    /// It could not be opened, or it ended. Another one may succeed.
     Closed {
-        /// What ended it; end of file is `UnexpectedEof`.
+        /// The cause; end of file is `UnexpectedEof`.
         source: io::Error,
     },
     Deadline,
@@ -35,9 +34,9 @@ pub(crate) enum ConnectionError {
     /// The answer does not come from a hybrid vsock socket with a guest agent. Another try gives
     /// the same.
     NotHybridVsock(NotHybridVsock),
-    /// This program may not, or cannot, connect there. Another try gives the same.
+    /// This program may not, or cannot, connect. Another try gives the same.
     Local {
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -76,19 +75,19 @@ impl From<WaitError> for ConnectionError {
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: File,
-    /// What was read in front of a hybrid vsock answer's end; `None` once that has come.
+    /// The part of the hybrid vsock answer that was read; `None` once the answer is complete.
     answer: Option<Vec<u8>>,
     buffer: Box<[u8]>,
 }
 
 impl Connection {
-    /// Connects and writes `flight`, in one write with the CONNECT line where there is one.
+    /// Connects and writes `flight`. With hybrid vsock the CONNECT line goes out in the same write.
     pub(crate) fn open(
         endpoint: &Endpoint,
         flight: &[u8],
         watch: &Watch<'_>,
     ) -> Result<Self, ConnectionError> {
-        // Before anybody waits for what is written.
+        // Cleared before the request is sent, so that it does not delay the answer.
         let buffer = vec![0; READ_LEN].into_boxed_slice();
         let (fd, line) = match &endpoint.address {
             GuestAddress::HybridVsock { uds_path } => {
@@ -134,14 +133,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for bytes of the guest and gives them. Never empty: an end of file is an error.
+    /// Waits for bytes of the guest and returns them. Never empty: end of file is an error.
     pub(crate) fn read(&mut self, watch: &Watch<'_>) -> Result<&[u8], ConnectionError> {
         let range = self.read_ahead(Some(watch))?;
         Ok(&self.buffer[range])
     }
 
-    /// Reads into the buffer, and gives where the guest's bytes are in it. Without a watch it does
-    /// not wait, and `Deadline` means that there is nothing.
+    /// Reads into the buffer and returns the range of the guest's bytes. Without a watch it does
+    /// not wait, and `Deadline` means that nothing has arrived.
     fn read_ahead(&mut self, watch: Option<&Watch<'_>>) -> Result<Range<usize>, ConnectionError> {
         loop {
             let len = self.read_some(watch)?;
@@ -153,7 +152,7 @@ impl Connection {
             let Some(end) = end.map_err(ConnectionError::NotHybridVsock)? else {
                 continue;
             };
-            // What the guest sent right behind the line is the last of what was just read.
+            // Bytes of the guest that follow the line are at the end of this read.
             let behind = answer.len() - end;
             self.answer = None;
             if behind > 0 {
@@ -162,8 +161,8 @@ impl Connection {
         }
     }
 
-    /// Bytes of the guest that are there, without waiting; `None` when there are none. An end of
-    /// file is an error.
+    /// Bytes of the guest that have arrived; `None` if none have. Does not wait. End of file is an
+    /// error.
     pub(crate) fn try_read(&mut self) -> Result<Option<&[u8]>, ConnectionError> {
         match self.read_ahead(None) {
             Ok(range) => Ok(Some(&self.buffer[range])),
@@ -172,7 +171,7 @@ impl Connection {
         }
     }
 
-    /// Writes what is taken of `bytes` without waiting.
+    /// Writes as much of `bytes` as the socket takes without waiting.
     pub(crate) fn try_write(&mut self, bytes: &[u8]) -> Result<usize, ConnectionError> {
         loop {
             match self.stream.write(bytes) {
@@ -184,7 +183,7 @@ impl Connection {
         }
     }
 
-    /// Reads before it waits, so that bytes which are there win over every way of giving up.
+    /// Reads before it waits: bytes that have arrived win over the deadline and the VMM's end.
     fn read_some(&mut self, watch: Option<&Watch<'_>>) -> Result<usize, ConnectionError> {
         loop {
             match self.stream.read(&mut self.buffer) {
@@ -211,7 +210,7 @@ impl AsFd for Connection {
     }
 }
 
-/// Opens a vsock connection. A guest whose driver is not up yet leaves it pending.
+/// Opens a vsock connection. It stays pending while the guest's driver is not up.
 fn connect_vsock(cid: u32, port: u32, watch: &Watch<'_>) -> Result<OwnedFd, ConnectionError> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None).map_err(|errno| {
@@ -234,7 +233,7 @@ fn connect_vsock(cid: u32, port: u32, watch: &Watch<'_>) -> Result<OwnedFd, Conn
     }
 }
 
-/// Tells a connect that a guest which is still coming up explains from one that nothing will mend.
+/// Tells a failure that a guest which is still booting explains from a permanent one.
 fn refine(source: io::Error) -> ConnectionError {
     match source.kind() {
         io::ErrorKind::TimedOut => ConnectionError::Deadline,

@@ -15,9 +15,9 @@ use crate::failpoint::{self, Point, reach};
 use crate::os::deadline::{WaitError, Watch};
 use crate::os::random;
 
-/// How long the first attempt may be silent over vhost-vsock. In each restore that was traced (QEMU
-/// 7.2.22, Linux 6.1) the first connection got no answer and the second one did; nothing tells the
-/// host, so that each millisecond here is one more until READY. Firecracker closes what is lost.
+/// How long the first attempt may be silent over vhost-vsock. In each traced restore (QEMU 7.2.22,
+/// Linux 6.1) the first connection got no answer, and the second did. The host gets no event for
+/// this, so each millisecond here delays READY. Firecracker closes lost connections.
 const VSOCK_SILENCE_FIRST: Duration = Duration::from_millis(25);
 
 const fn first_silence(address: &GuestAddress) -> Duration {
@@ -27,7 +27,7 @@ const fn first_silence(address: &GuestAddress) -> Duration {
     }
 }
 
-/// Sends `request` until it is met, refused for good, or the watch ends.
+/// Sends `request` until it is answered, finally refused, or the watch ends.
 pub(super) fn ask(
     endpoint: &Endpoint,
     request: Request,
@@ -64,11 +64,11 @@ struct Driver<'a> {
     endpoint: &'a Endpoint,
     watch: &'a Watch<'a>,
     exchange: Exchange,
-    /// The failpoint behind the writing of the request.
+    /// The failpoint after the request was written.
     sent: Option<Point>,
     connection: Option<Connection>,
     last: Option<io::Error>,
-    /// Numbers of attempts whose connection could not be made, or ended, and why.
+    /// Attempts whose connection failed: their numbers, and why.
     causes: Vec<(u32, String)>,
 }
 
@@ -130,7 +130,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Tells the exchange what became of the connection, unless it makes the exchange pointless.
+    /// Tells the exchange how the connection ended, unless no other connection can succeed.
     fn report(&mut self, result: Result<(), ConnectionError>) -> Result<(), AskErrorReason> {
         match result {
             Ok(()) => {}

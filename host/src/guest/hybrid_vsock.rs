@@ -1,23 +1,24 @@
 //! The text lines in front of a hybrid vsock connection. No I/O.
 //!
 //! The client writes `CONNECT <port>\n`, and when the guest has accepted, one line `OK <number>\n`
-//! comes back, followed by what the guest sends. The number is some port, of which side depends on
-//! the VMM; it has no meaning here. A guest that does not listen is an end of file without a line.
+//! comes back, followed by what the guest sends. The number is a port of one side, which side
+//! depends on the VMM, and is not used here. If the guest does not listen, the VMM closes without a
+//! line.
 
 use std::fmt;
 
 /// Longest line that is read. Firecracker's is at most 14 bytes.
 pub const LINE_LEN_MAX: usize = 64;
 
-/// The line that asks for `port`. Firecracker reads it from a non-blocking socket and drops a
-/// connection whose line comes in pieces: it goes out in one write with what follows.
+/// The line that asks for `port`. It goes out in one write with what follows: Firecracker reads it
+/// from a non-blocking socket and drops a connection whose line comes in pieces.
 #[must_use]
 pub fn connect_line(port: u32) -> String {
     format!("CONNECT {port}\n")
 }
 
 /// Reads the answer at the start of `bytes`: its length with the line end, or `None` while it is
-/// incomplete. What comes behind it is the guest's.
+/// incomplete. The bytes after it are the guest's.
 ///
 /// # Errors
 ///

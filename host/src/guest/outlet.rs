@@ -25,7 +25,7 @@ use nix::unistd::write;
 /// What a pipe that polls writable takes without waiting (`PIPE_BUF`, pipe(7)).
 const PIECE_LEN: usize = 4096;
 
-/// How bytes are written.
+/// How bytes are written to this kind of descriptor.
 #[derive(Debug)]
 enum Way {
     Whole,
@@ -38,12 +38,11 @@ enum Way {
 pub(crate) struct Outlet<'a> {
     fd: BorrowedFd<'a>,
     way: Way,
-    /// A ring, since a reader that is always a little behind never empties it.
+    /// A ring: with a reader that is always a little behind, it is never empty.
     pending: VecDeque<u8>,
 }
 
 impl<'a> Outlet<'a> {
-    /// An output that nothing has been written to.
     pub(crate) fn new(fd: BorrowedFd<'a>) -> Self {
         Self {
             fd,
@@ -57,7 +56,7 @@ impl<'a> Outlet<'a> {
         !self.pending.is_empty()
     }
 
-    /// Takes all of `bytes`, and gives how many were written, of these and of earlier ones.
+    /// Takes all of `bytes`. Returns how many were written, earlier ones included.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_pending() {
             self.pending.extend(bytes);
@@ -69,17 +68,17 @@ impl<'a> Outlet<'a> {
         result
     }
 
-    /// Forgets what could not be written, and gives how much that was.
+    /// Drops what could not be written, and returns how much that was.
     pub(crate) fn discard(&mut self) -> usize {
         let len = self.pending.len();
         self.pending.clear();
         len
     }
 
-    /// Writes what it can of what is pending, and gives how much that was.
+    /// Writes as much of the pending bytes as possible, and returns how many.
     pub(crate) fn flush(&mut self) -> io::Result<usize> {
         let mut len = 0;
-        // The ring has two ends, and the second is next only when the first was taken whole.
+        // The ring has two pieces. The second is next only after all of the first was written.
         while self.is_pending() {
             let (front, _) = self.pending.as_slices();
             let (front_len, written) = (front.len(), self.write(front)?);
@@ -92,7 +91,7 @@ impl<'a> Outlet<'a> {
         Ok(len)
     }
 
-    /// Writes as much of `bytes` as is taken without waiting.
+    /// Writes as much of `bytes` as the descriptor takes without waiting.
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut len = 0;
         while len < bytes.len() {

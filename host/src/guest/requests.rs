@@ -1,4 +1,4 @@
-//! What a guest is asked for: one method for each request, which gives what the answer says.
+//! The requests to a guest: one method for each, which returns the content of the answer.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::exit::Exit;
 use crate::os::deadline::Watch;
 use crate::os::random;
 
-/// A guest that can be asked, and what ends the wait for its answers.
+/// A guest's address, and what ends the wait for its answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest<'a> {
     pub(crate) endpoint: Endpoint,
@@ -39,7 +39,7 @@ impl Guest<'_> {
         self.ask(Request::Rebind(rebind), only!(Rebound))
     }
 
-    /// Asks for the proof that commands can run; `generation` is the one that the guest must have.
+    /// Has the guest prove that commands can run under `generation`.
     pub(crate) fn probe(
         &self,
         generation: Option<Generation>,
@@ -84,7 +84,7 @@ impl Guest<'_> {
         self.command(Request::Shutdown(shutdown))
     }
 
-    /// Asks for something whose answer is OK.
+    /// Sends a request whose answer is OK.
     fn command(&self, request: Request) -> Result<(), AskError> {
         self.ask(request, |message| {
             matches!(message, Message::Ok).then_some(())
@@ -124,13 +124,12 @@ impl Guest<'_> {
 /// A generation for a guest, and why it gets one.
 #[derive(Debug, Clone)]
 pub(crate) struct RebindPlan {
-    /// The generation. The guest acts once on it, however often it is told.
+    /// The guest acts once on a generation, however often it gets REBIND.
     pub(crate) generation: Generation,
-    /// The generation of the snapshot, or the one that the source had.
+    /// The generation of the snapshot, or the one that the source had before.
     pub(crate) parent: Option<Generation>,
-    /// Why the guest gets a generation.
     pub(crate) cause: Cause,
-    /// What tells the guest from its siblings.
+    /// Host name, machine id and network, which tell a clone from its siblings.
     pub(crate) identity: Identity,
 }
 
@@ -149,7 +148,7 @@ impl RebindPlan {
         })
     }
 
-    /// The request that tells the guest, with fresh entropy.
+    /// The REBIND request, with fresh entropy.
     pub(crate) fn request(&self) -> Result<Rebind, Failure> {
         let entropy =
             random::bytes::<32>().or_fail(Exit::Internal, || "cannot draw entropy".to_owned())?;
@@ -157,7 +156,7 @@ impl RebindPlan {
             generation: self.generation,
             cause: self.cause,
             parent: self.parent,
-            // Both are filled in for each attempt.
+            // The driver fills in both for each attempt.
             wall_clock_ns: 0,
             attempt: 0,
             entropy: Some(entropy),

@@ -1,10 +1,10 @@
 //! Moves the bytes of a [`SessionClient`]: between the guest, this program's standard streams, its
 //! signals and its terminal, with one wait for all of them.
 //!
-//! No one of these holds up another. Output that its reader does not take is kept, up to the limit
-//! at which the client stops reading; input is read only when the guest has room for it; and what
-//! the guest asks is answered meanwhile. Only opening a connection waits by itself, for as long as
-//! an attempt may take.
+//! None of these delays another. Output that its reader does not take is kept, up to a limit at
+//! which the client stops reading from the guest. Input is read only when the guest has room for
+//! it. PINGs are answered meanwhile. Only opening a connection blocks, for as long as an attempt
+//! may take.
 
 mod error;
 mod gaps;
@@ -32,47 +32,46 @@ use crate::os::terminal::{Mode, Terminal};
 
 const INPUT_READ_LEN: usize = 64 * 1024;
 
-/// Reads of the connection in a row, before the others have their turn.
+/// Reads of the connection in a row, before the other descriptors have their turn.
 const READS_MAX: usize = 16;
 
-/// How long the last words to the guest may take to leave: that its command shall end.
+/// How long the last frame, which ends the command, may take to leave.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
-/// What this program has for the session.
+/// The streams and signals of this program that a session uses.
 #[derive(Debug)]
 pub(crate) struct Local<'a> {
     /// Where standard input comes from; `None` sends none.
     pub(crate) stdin: Option<BorrowedFd<'a>>,
     pub(crate) stdout: BorrowedFd<'a>,
     pub(crate) stderr: BorrowedFd<'a>,
-    /// Signals that are passed on.
+    /// Signals that are forwarded.
     pub(crate) signals: Option<&'a Signals>,
     /// The terminal on standard input, which a session with a terminal takes over.
     pub(crate) terminal: Option<&'a mut Terminal>,
 }
 
-/// A session to be had.
+/// A session to run, and what limits it.
 #[derive(Debug)]
 pub(crate) struct Session<'a> {
     pub(crate) endpoint: &'a Endpoint,
-    /// What is asked of it.
     pub(crate) request: Request,
     pub(crate) deadlines: Deadlines,
-    /// The life of the VMM. Its deadline has no meaning here.
+    /// Watches the VMM. Its deadline is not used.
     pub(crate) watch: Watch<'a>,
-    /// Whether all that is wanted is that the session runs.
+    /// Return once the session has started.
     pub(crate) is_done_when_started: bool,
 }
 
-/// How a session was left.
+/// How the client's part of a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It runs, and nothing else was wanted.
+    /// It has started, and the caller wanted no more.
     Started(Started),
     Exited(Exited),
 }
 
-/// Has the session, until it has ended or nothing more can be had of it.
+/// Runs the session until it has ended, or until no more can be known of it.
 pub(crate) fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, ClientError> {
     let now = Instant::now();
     let client = SessionClient::new(session.request, HOST_VERSION, now, session.deadlines);
@@ -96,9 +95,9 @@ pub(crate) fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, Cli
     let result = driver.run();
     driver.gaps.say_rest();
     if let Some(terminal) = driver.terminal.take() {
-        // Before any message is printed.
+        // Messages that follow need a terminal in its original mode.
         if let Err(error) = terminal.set(Mode::Original) {
-            log::warn!("cannot put the terminal back: {error}");
+            log::warn!("cannot restore the terminal: {error}");
         }
     }
     if let Some(started) = result? {
@@ -123,15 +122,15 @@ struct Driver<'a> {
     has_tty: bool,
     input: Box<[u8]>,
     started: Option<Started>,
-    /// When the user asked for an end that the guest has not confirmed.
+    /// When the user sent a signal that the guest has not confirmed.
     interrupted_at: Option<Instant>,
-    /// What became of the latest connection that failed.
+    /// Why the latest connection failed.
     last: Option<io::Error>,
     gaps: Gaps,
 }
 
 impl Driver<'_> {
-    /// Runs until there is nothing more to do; gives STARTED when that was all that was wanted.
+    /// Runs until nothing is left to do. Returns STARTED if the caller wanted no more.
     fn run(&mut self) -> Result<Option<Started>, ClientError> {
         loop {
             self.set_terminal()?;
@@ -150,7 +149,7 @@ impl Driver<'_> {
         }
     }
 
-    /// While the guest cannot be reached, the keys that make signals are the user's.
+    /// While the guest cannot be reached, Ctrl-C and Ctrl-\ raise signals in this program.
     fn set_terminal(&mut self) -> Result<(), ClientError> {
         let Some(terminal) = &mut self.terminal else {
             return Ok(());
@@ -176,7 +175,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Tells the client what became of the connection, unless that makes the client pointless.
+    /// Tells the client how the connection ended, unless no other connection can succeed.
     fn lost(&mut self, error: ConnectionError) -> Result<(), ClientError> {
         self.connection = None;
         let fate = self.client.fate();
@@ -201,8 +200,8 @@ impl Driver<'_> {
         }
     }
 
-    /// One wait, and everything that it was for. What the guest has sent is taken before anything
-    /// is given up: after a stop of this process every deadline may have passed.
+    /// Waits once and handles what has become ready. What the guest has sent is handled before
+    /// deadlines: after a stop of this process all of them may have passed.
     fn turn(&mut self, until: Instant) -> Result<(), ClientError> {
         let ready = self.wait(until)?;
         if ready.connection {
@@ -224,14 +223,14 @@ impl Driver<'_> {
             self.write()?;
         }
         self.client.handle_timeout(Instant::now());
-        // The last words of a dying VMM were taken above.
+        // What the guest sent before the VMM died was handled above.
         if ready.process && !ready.connection {
             return Err(ClientError::VmmEnded(self.client.fate()));
         }
         Ok(())
     }
 
-    /// Takes what the guest has sent.
+    /// Reads and handles what the guest has sent.
     fn talk(&mut self) -> Result<(), ClientError> {
         for _ in 0..READS_MAX {
             let Some(connection) = &mut self.connection else {
@@ -263,7 +262,7 @@ impl Driver<'_> {
                 }
                 Event::Started(started) => {
                     self.begin(started);
-                    // Before the first output is shown, which may be a question.
+                    // Raw mode comes first: the first output may ask the user for input.
                     self.set_terminal()?;
                     if self.is_done_when_started {
                         return Ok(());
@@ -290,8 +289,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Output was written, or could not be. Without anybody to read it the command has no purpose;
-    /// its complaints alone are taken for read.
+    /// Handles the result of a write of output. A closed standard output ends the command. A closed
+    /// standard error does not, and its bytes count as read.
     fn handed_on(&mut self, stream: Stream, result: io::Result<usize>) -> Result<(), ClientError> {
         match (result, stream) {
             (Ok(len), _) => {
@@ -317,7 +316,7 @@ impl Driver<'_> {
         };
         let watch = self.watch.at(Instant::now() + LAST_WORDS_MAX);
         let bytes = self.client.poll_output();
-        // A guest that does not take it ends the command when its client stays away.
+        // If the guest does not receive it, the guest ends the command after `--keep`.
         if let Err(error) = connection.write_all(bytes, &watch) {
             log::debug!("{}: {error}", self.endpoint);
         }
@@ -333,7 +332,7 @@ impl Driver<'_> {
                 Ok(0) => break,
                 Ok(len) => self.client.handle_written(len),
                 Err(error) => {
-                    // What the guest said before it closed is still to be read.
+                    // What the guest sent before it closed can still be read.
                     self.talk()?;
                     return match &self.connection {
                         Some(_) => self.lost(error),

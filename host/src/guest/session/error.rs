@@ -12,20 +12,20 @@ use crate::guest::connection::ConnectionError;
 /// Why there is no exit status.
 #[derive(Debug)]
 pub(crate) enum ClientError {
-    /// The conversation failed.
+    /// The session client gave up.
     Session {
         error: SessionError,
         /// The latest connection that could not be made, or ended, which explains a deadline.
         last: Option<io::Error>,
     },
-    /// The conversation cannot be had, and another try would give the same.
+    /// The guest cannot be reached, and another try would fail the same way.
     Connection(ConnectionError, Fate),
     VmmEnded(Fate),
-    /// The user gave up while the guest could not be reached.
+    /// The user interrupted while the guest could not be reached.
     Interrupted(Fate),
-    /// The command's output could not be written where it belongs; the command was told to end.
+    /// The command's output could not be written. The command was told to end.
     Output(io::Error),
-    /// This machine failed.
+    /// A system call of this program failed.
     Local(io::Error),
 }
 

@@ -1,16 +1,16 @@
-//! Output that was lost, as the user is told of it.
+//! Messages about lost output.
 
 use shared::message::Gap;
 
-/// Most gaps that are announced one by one. A guest that makes them without an end must not fill a
-/// standard error that is read late, or never: that would hold up everything else.
+/// Most gaps that are announced one by one. A guest that sends gaps without end must not fill a
+/// standard error that is read late or never, which would block this program.
 const GAPS_SAID_MAX: u64 = 64;
 
-/// Output that was lost.
+/// The gaps of a session so far.
 #[derive(Debug, Default)]
 pub(super) struct Gaps {
     count: u64,
-    /// Bytes of those that were not announced.
+    /// Bytes of the gaps that were not announced.
     rest_len: u64,
 }
 
@@ -26,7 +26,7 @@ impl Gaps {
         }
     }
 
-    /// Sums up what was not announced.
+    /// Announces the rest in one line.
     pub(super) fn say_rest(&self) {
         if let Some(more) = self
             .count

@@ -12,10 +12,10 @@ use super::Driver;
 use super::error::ClientError;
 use crate::os::terminal::size_of_any;
 
-/// How long a guest may take to confirm a signal before it counts as one that cannot be reached.
+/// How long the guest may take to confirm a signal before it counts as unreachable.
 const CONFIRM_MAX: Duration = Duration::from_secs(2);
 
-/// Ctrl-C, as a terminal that makes no signals of it sends it.
+/// The byte that Ctrl-C sends in raw mode.
 const INTERRUPT_KEY: u8 = 3;
 
 impl Driver<'_> {
@@ -36,7 +36,7 @@ impl Driver<'_> {
             }
             Err(Errno::EINTR | Errno::EAGAIN) => {}
             Err(errno) => {
-                log::warn!("cannot read standard input, which ends it: {errno}");
+                log::warn!("cannot read standard input, which counts as its end: {errno}");
                 self.end_input();
             }
         }
@@ -86,8 +86,8 @@ impl Driver<'_> {
         }
     }
 
-    /// The user wants an end. That is the guest's to hear; but one who asks twice, of a guest that
-    /// does not answer, is not held here.
+    /// First Ctrl-C: forwarded to the guest. Second one while the guest is unreachable: this
+    /// program ends.
     pub(super) fn interrupt(&mut self) -> Result<(), ClientError> {
         let now = Instant::now();
         let fate = self.client.fate();
@@ -102,7 +102,7 @@ impl Driver<'_> {
             self.interrupted_at = Some(now);
         }
         if !self.client.is_attached() {
-            log::warn!("the guest cannot be reached now; once more gives up on it");
+            log::warn!("the guest cannot be reached now; another interrupt ends this program");
         }
         Ok(())
     }

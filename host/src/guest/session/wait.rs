@@ -11,7 +11,7 @@ use shared::message::Stream;
 use super::Driver;
 use super::error::ClientError;
 
-/// What a wait has found ready.
+/// What has become ready.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Ready {
     pub(super) connection: bool,
@@ -21,7 +21,7 @@ pub(super) struct Ready {
     pub(super) process: bool,
 }
 
-/// What a descriptor is waited on for.
+/// What a descriptor in the poll set is.
 #[derive(Debug, Clone, Copy)]
 enum Slot {
     Connection,
