@@ -88,6 +88,8 @@ lab_program() {
 }
 
 run_lab() {
+    # All cases with both VMMs take up to an hour where the machine is busy.
+    export LAB_TIMEOUT=${LAB_TIMEOUT:-3600}
     headline "lab: real microVMs"
     cargo build --quiet --locked --workspace
     local program agent
