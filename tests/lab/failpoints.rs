@@ -164,7 +164,11 @@ fn run_with(command: &mut Command, (name, exit): Point, fault: Fault) -> Finishe
 fn every_failpoint_has_a_case(machine: &Machine) {
     let mut command = machine.command(["ls"]);
     let refused = run(command.env("HOST_TOOL_FAILPOINTS", "?")).exits(2).err();
-    let listed = refused.trim().split_once("the points are ").expect("a list").1;
+    let listed = refused
+        .trim()
+        .split_once("the points are ")
+        .expect("a list")
+        .1;
     let listed: BTreeSet<&str> = listed.split(' ').collect();
     let fired = [RESTORE, SNAPSHOT, BOOT, &[CONVERGE, STOP]].concat();
     let fired = fired.into_iter().map(|(name, _)| name);
