@@ -1,4 +1,4 @@
-//! The command line: what there is to say, and nothing about doing it.
+//! The command line: all commands and options, without their implementation.
 
 mod machines;
 mod observe;
@@ -39,19 +39,19 @@ macro_rules! command {
         $(#[$attribute])*
         pub(crate) struct $name {
             $($fields)*
-            /// how long all of it may take: 500ms, 30s, 2m
+            /// time limit for the whole command: 500ms, 30s, 2m
             #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
             pub(crate) timeout: Option<Duration>,
-            /// one JSON object on standard output
+            /// print one JSON object on standard output
             #[argh(switch)]
             pub(crate) json: bool,
             /// print only errors on standard error
             #[argh(switch, short = 'q')]
             pub(crate) quiet: bool,
-            /// say more on standard error; may be given three times
+            /// print more on standard error; may be repeated up to three times
             #[argh(switch, short = 'v')]
             pub(crate) verbose: u8,
-            /// where VMs are kept; default: the variable HOST_TOOL_STATE_DIR
+            /// directory that holds the VMs; default: the variable HOST_TOOL_STATE_DIR
             #[argh(option, arg_name = "dir")]
             pub(crate) state_dir: Option<PathBuf>,
         }
@@ -72,22 +72,17 @@ macro_rules! command {
 
 use command;
 
-/// A guest as the command line names it. Exactly one of the four is given.
+/// The options that select a guest. Exactly one of the first four must be given.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TargetArguments<'a> {
-    /// `--name`.
     pub(crate) name: Option<&'a VmName>,
-    /// `--uds`.
     pub(crate) uds: Option<&'a PathBuf>,
-    /// `--cid`.
     pub(crate) cid: Option<u32>,
-    /// `--unix`.
     pub(crate) unix: Option<&'a PathBuf>,
-    /// `--port`.
     pub(crate) port: u32,
 }
 
-/// Defines a command about one guest, which four options can name.
+/// Defines a command about one guest, which one of four options selects.
 macro_rules! guest_command {
     ($(#[$attribute:meta])* pub(crate) struct $name:ident { $($fields:tt)* }) => {
         command! {
@@ -97,10 +92,10 @@ macro_rules! guest_command {
                 /// a VM of this host
                 #[argh(option)]
                 pub(crate) name: Option<VmName>,
-                /// hybrid vsock socket of a VM that something else runs
+                /// hybrid vsock socket of a VM that another program runs
                 #[argh(option, arg_name = "path")]
                 pub(crate) uds: Option<PathBuf>,
-                /// vsock context id of a VM that something else runs
+                /// vsock context id of a VM that another program runs
                 #[argh(option)]
                 pub(crate) cid: Option<u32>,
                 /// plain Unix socket of an agent
@@ -135,13 +130,12 @@ use guest_command;
             '{command_name} --version' prints the version and the protocol it speaks."
 )]
 pub(crate) struct HostTool {
-    /// what to do
+    /// command to run
     #[argh(subcommand)]
     pub(crate) command: Command,
 }
 
-/// Defines [`Command`] from the table of all commands: each with its arguments, and with its table
-/// of exit codes.
+/// Defines [`Command`] from the table of all commands: their arguments and tables of exit codes.
 macro_rules! commands {
     ($($name:ident($arguments:ty), $table:ident;)*) => {
         /// What to do.
@@ -154,7 +148,7 @@ macro_rules! commands {
             )*
         }
 
-        /// The commands by name, each with its table of exit codes.
+        /// The name of each command, with its table of exit codes.
         pub(crate) const COMMANDS: &[(&str, Table)] =
             &[$((<$arguments as SubCommand>::COMMAND.name, Table::$table),)*];
 

@@ -1,4 +1,4 @@
-//! The commands about the VMs of this host: made, snapshotted, listed, shown, ended, removed.
+//! The commands that start, snapshot, list, show, stop and remove the VMs of this host.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,20 +16,20 @@ use crate::values::{
 use crate::vmdir::health::HealthOptions;
 use crate::vmm::VmmKind;
 
-/// Defines a command that may not work with each VMM version, and can draw what it did.
+/// Defines a command that checks the VMM's version and can record a trace.
 macro_rules! traced_command {
     ($(#[$attribute:meta])* pub(crate) struct $name:ident { $($fields:tt)* }) => {
         command! {
             $(#[$attribute])*
             pub(crate) struct $name {
                 $($fields)*
-                /// continue despite a VMM version that may not work
+                /// continue although the VMM version may not work
                 #[argh(switch)]
                 pub(crate) force: bool,
-                /// write what happened when as Chrome trace JSON, for Perfetto; also when it fails
+                /// write a timeline as Chrome trace JSON, for Perfetto; also when the command fails
                 #[argh(option, arg_name = "file")]
                 pub(crate) trace: Option<PathBuf>,
-                /// draw what happened when as an SVG picture; also when it fails
+                /// draw a timeline as an SVG picture; also when the command fails
                 #[argh(option, arg_name = "file")]
                 pub(crate) timeline: Option<PathBuf>,
             }
@@ -44,51 +44,51 @@ macro_rules! machine_command {
             $(#[$attribute])*
             pub(crate) struct $name {
                 $($fields)*
-                /// name of the VM; one is made up if missing
+                /// name of the VM; generated if missing
                 #[argh(option)]
                 pub(crate) name: Option<VmName>,
-                /// host name the guest is given; the VM's name if missing
+                /// host name of the guest; the VM's name if missing
                 #[argh(option)]
                 pub(crate) hostname: Option<String>,
-                /// the guest's only address on its network interface: 10.0.0.2/24, fd00::2/64
+                /// the only address of the guest's network interface: 10.0.0.2/24, fd00::2/64
                 #[argh(option, from_str_fn(parse_address), arg_name = "address")]
                 pub(crate) net_address: Option<InterfaceAddress>,
-                /// the MAC address of its network interface
+                /// MAC address of the guest's network interface
                 #[argh(option, from_str_fn(parse_mac), arg_name = "mac")]
                 pub(crate) net_mac: Option<MacAddress>,
-                /// where its default route leads
+                /// gateway of the guest's default route
                 #[argh(option, from_str_fn(parse_gateway), arg_name = "address")]
                 pub(crate) net_gateway: Option<IpAddr>,
-                /// a JSON file that Firecracker's metadata service tells the guest, with a restore
-                /// epoch
+                /// JSON file that the guest reads from Firecracker's metadata service; a restore
+                /// epoch is added
                 #[argh(option, arg_name = "file")]
                 pub(crate) mmds: Option<PathBuf>,
-                /// the guest's vsock context id, 3 or more; a free one is taken if missing
+                /// the guest's vsock context id, 3 or more; a free one if missing
                 #[argh(option, arg_name = "cid")]
                 pub(crate) vsock_cid: Option<u32>,
                 /// return when the guest is proven ready (the default)
                 #[argh(switch)]
                 pub(crate) wait_ready: bool,
-                /// return when the VMM runs the guest
+                /// return as soon as the VMM runs the guest
                 #[argh(switch)]
                 pub(crate) no_wait: bool,
                 /// stay attached until the VM ends; a signal stops it
                 #[argh(switch)]
                 pub(crate) foreground: bool,
-                /// run this command in the guest now and then, split at spaces; exit code
-                /// 0 is healthy, and 'host-tool ls' says so
+                /// run this command, split at spaces, in the guest at intervals: exit code 0 means
+                /// healthy, and 'host-tool ls' shows it
                 #[argh(option, arg_name = "command")]
                 pub(crate) health_cmd: Option<String>,
-                /// pause between two runs of it; default 10s
+                /// pause between two health checks; default 10s
                 #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
                 pub(crate) health_interval: Option<Duration>,
-                /// how long a run may take; default 5s
+                /// time limit for one health check; default 5s
                 #[argh(option, from_str_fn(parse_timeout), arg_name = "time")]
                 pub(crate) health_timeout: Option<Duration>,
-                /// failures in a row that make it unhealthy; default 3
+                /// failures in a row that make the VM unhealthy; default 3
                 #[argh(option, arg_name = "count")]
                 pub(crate) health_retries: Option<u32>,
-                /// keep a VM that failed, to look at it
+                /// keep the VM when the command fails, for debugging
                 #[argh(switch)]
                 pub(crate) keep_on_failure: bool,
             }
@@ -144,7 +144,7 @@ pub(crate) struct MachineArguments<'a> {
 }
 
 machine_command! {
-    /// Boot a guest whose image holds guest-agent, and return when it is proven ready.
+    /// Boot a guest whose image contains guest-agent, and return when it is proven ready.
     #[argh(
         subcommand,
         name = "boot",
@@ -167,13 +167,13 @@ machine_command! {
         /// number of virtual processors; default 1
         #[argh(option, default = "1", arg_name = "count")]
         pub(crate) vcpus: u8,
-        /// a disk image, FILE or FILE:ro; may be repeated
+        /// disk image, FILE or FILE:ro; may be repeated
         #[argh(option, arg_name = "file")]
         pub(crate) drive: Vec<DriveArgument>,
-        /// a network interface on an existing tap device, TAP or TAP,mac=MAC
+        /// network interface on an existing tap device, TAP or TAP,mac=MAC
         #[argh(option, arg_name = "tap")]
         pub(crate) nic: Option<NicArgument>,
-        /// more kernel parameters
+        /// additional kernel parameters
         #[argh(option, default = "String::new()", arg_name = "text")]
         pub(crate) append: String,
     }
@@ -187,8 +187,7 @@ traced_command! {
         example = "{command_name} --name base --out base.snap\n\
                    {command_name} --name base --out base.snap --stop --sha256\n\
                    {command_name} --api-sock /run/vm/api.sock --uds /run/vm/vsock.sock --out vm.snap",
-        note = "Killed at any point, it leaves nothing that the same command, given again, would \
-                not put right."
+        note = "The command may be killed at any point: the same command repairs what it left."
     )]
     pub(crate) struct Snapshot {
         /// name of the VM
@@ -203,20 +202,20 @@ traced_command! {
         /// artifact directory to create
         #[argh(option, arg_name = "dir")]
         pub(crate) out: PathBuf,
-        /// end the VM instead of resuming it
+        /// stop the VM instead of resuming it
         #[argh(switch)]
         pub(crate) stop: bool,
-        /// wait until a program in the guest stands at a checkpoint ('guest-agent checkpoint'):
+        /// wait until a program in the guest is at a checkpoint ('guest-agent checkpoint'):
         /// --at-checkpoint for any, --at-checkpoint=TAG for one with that tag
         #[argh(option, from_str_fn(CheckpointTag::parse), arg_name = "tag")]
         pub(crate) at_checkpoint: Option<CheckpointTag>,
         /// how long each hook of the image may take; default 10s
         #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
         pub(crate) hook_timeout: Duration,
-        /// continue although a hook of the image fails
+        /// continue when a hook of the image fails
         #[argh(switch)]
         pub(crate) ignore_hooks: bool,
-        /// what to do about running commands: keep (the default), drain or refuse
+        /// what happens to running commands: keep (the default), drain or refuse
         #[argh(option, default = "Policy::Keep", from_str_fn(parse_policy))]
         pub(crate) policy: Policy,
         /// record the SHA-256 of every file, for 'host-tool snapshots verify'
@@ -239,22 +238,21 @@ machine_command! {
         /// artifact directory
         #[argh(positional, arg_name = "dir")]
         pub(crate) artifact: PathBuf,
-        /// restore this many clones, 1 to 128, with numbers behind their names: NAME-1, NAME-2 …
-        /// Until the last one is done or has failed an interrupt takes all of them away; then those
-        /// that are ready stay
+        /// restore this many clones, 1 to 128, as NAME-1, NAME-2 … An interrupt removes all of
+        /// them until the last one is ready or has failed; after that, the ready ones stay
         #[argh(option, from_str_fn(parse_count))]
         pub(crate) count: Option<usize>,
-        /// how many of them may start at a time; default: one for each processor
+        /// how many clones may start at a time; default: one for each processor
         #[argh(option, from_str_fn(parse_count), arg_name = "number")]
         pub(crate) parallel: Option<usize>,
-        /// the guest's machine id: keep, or 32 hexadecimal digits; drawn if missing
+        /// the guest's machine id: keep, or 32 hexadecimal digits; random if missing
         #[argh(option, arg_name = "id")]
         pub(crate) machine_id: Option<MachineId>,
-        /// the tap device of the guest's network interface; that of the snapshot if missing
+        /// tap device of the guest's network interface; that of the snapshot if missing
         #[argh(option, arg_name = "tap")]
         pub(crate) nic: Option<NicArgument>,
-        /// API (or QMP) socket of a VMM that something else has started and not configured: the
-        /// artifact is loaded into that one, which stays its owner's
+        /// API (or QMP) socket of a VMM that another program started and did not configure: the
+        /// artifact is loaded into it, and the other program still owns it
         #[argh(option, arg_name = "path")]
         pub(crate) api_sock: Option<PathBuf>,
         /// with --api-sock: where that Firecracker will have its vsock socket
@@ -266,7 +264,7 @@ machine_command! {
         /// how long each hook of the image may take; default 10s
         #[argh(option, from_str_fn(parse_timeout), default = "LIMIT_DEFAULT", arg_name = "time")]
         pub(crate) hook_timeout: Duration,
-        /// be ready although a hook of the image fails
+        /// continue when a hook of the image fails
         #[argh(switch)]
         pub(crate) ignore_hooks: bool,
     }
@@ -290,20 +288,20 @@ command! {
 }
 
 command! {
-    /// Power a VM off. Within the time limit (default 30s) it goes by itself, then it is killed.
+    /// Power a VM off. If the guest has not done so by the time limit (default 30s), kill the VMM.
     #[argh(subcommand, name = "stop", example = "{command_name} clone-1 --timeout 5s")]
     pub(crate) struct Stop {
         /// name of the VM
         #[argh(positional)]
         pub(crate) name: VmName,
-        /// do not ask the guest first
+        /// kill the VMM without asking the guest
         #[argh(switch)]
         pub(crate) force: bool,
     }
 }
 
 command! {
-    /// Remove what a VM that has ended left: its logs and its state.
+    /// Remove the logs and the state of a VM that has ended.
     #[argh(
         subcommand,
         name = "rm",
@@ -313,14 +311,14 @@ command! {
         /// name of the VM
         #[argh(positional)]
         pub(crate) name: VmName,
-        /// end the VM first, without asking the guest
+        /// kill the VMM first if it runs, without asking the guest
         #[argh(switch)]
         pub(crate) force: bool,
     }
 }
 
 command! {
-    /// Check whether this machine can run microVMs, and say what is missing.
+    /// Check whether this machine can run microVMs, and report what is missing.
     #[argh(subcommand, name = "doctor", example = "{command_name} --json")]
     pub(crate) struct Doctor {
     }

@@ -1,4 +1,4 @@
-//! The commands that look at a guest at work: `probe`, `logs`, `stress` and `bench`.
+//! The commands that observe or measure a guest: `probe`, `logs`, `stress` and `bench`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::cli::TargetArguments;
 use crate::values::{VmName, parse_memory_mib, parse_timeout};
 
 guest_command! {
-    /// Ask whether a guest is ready, and wait for it until the time limit (default 5s).
+    /// Ask whether a guest is ready, and wait for it up to the time limit (default 5s).
     #[argh(
         subcommand,
         name = "probe",
@@ -22,10 +22,11 @@ guest_command! {
                    {command_name} --name clone-1 --watch --timeout 2m"
     )]
     pub(crate) struct ProbeCommand {
-        /// how far to go: exec (the default) or listener
+        /// what the guest has to prove: exec (the default) or listener
         #[argh(option, default = "Depth::Exec", from_str_fn(parse_depth))]
         pub(crate) depth: Depth,
-        /// say on standard error what changes until it is ready; the default limit is then 60s
+        /// report each change on standard error until the guest is ready; the default time limit is
+        /// then 60s
         #[argh(switch)]
         pub(crate) watch: bool,
     }
@@ -39,16 +40,16 @@ guest_command! {
         example = "{command_name} --name clone-1\n\
                    {command_name} --name clone-1 --follow --tail 10\n\
                    {command_name} --uds /run/vm/vsock.sock --follow",
-        note = "Of a VM of this host it prints what is in the VM's output.log and output.log.1, \
-                also after its end.\nOf other guests it prints what the guest still has. Bytes \
-                that are gone are a line '[host-tool: …]'.\nWith --follow it ends, with 0, when \
-                the workload has ended, or its VM has."
+        note = "For a VM of this host it prints the VM's output.log.1 and output.log, also after \
+                the VM's end.\nFor other guests it prints what the guest still has. A line \
+                '[host-tool: …]' stands for bytes that are lost.\nWith --follow it ends, with 0, \
+                when the workload or its VM has ended."
     )]
     pub(crate) struct LogsCommand {
-        /// print until the workload or its VM ends
+        /// continue to print until the workload or its VM ends
         #[argh(switch, short = 'f')]
         pub(crate) follow: bool,
-        /// print the last lines of what is there, this many at most; 0 prints none of them
+        /// print at most this many of the last lines; 0 prints no earlier output
         #[argh(option, arg_name = "lines")]
         pub(crate) tail: Option<u64>,
     }
@@ -62,7 +63,7 @@ guest_command! {
         example = "{command_name} --name clone-1\n\
                    {command_name} --name clone-1 --parallel 50 --total 1000 --json\n\
                    {command_name} --uds /run/vm/vsock.sock -- /bin/echo hello",
-        note = "The command stands behind '--'; 'true', by the PATH of the guest, if missing.\n\
+        note = "The command follows '--'; the default is 'true', found by the guest's PATH.\n\
                 Latencies are those of the runs that succeeded, from connecting to the exit \
                 code.\nThe exit code is 0 only if every run exited with 0; it is 6 if they failed \
                 in different ways."
@@ -78,7 +79,7 @@ guest_command! {
 }
 
 guest_command! {
-    /// Measure what a guest takes: a command's round trip, its streams, and restores by phase.
+    /// Measure a guest: a command's round trips, its streams, and restores by phase.
     #[argh(
         subcommand,
         name = "bench",
@@ -86,24 +87,24 @@ guest_command! {
                    {command_name} --name clone-1 --artifact base.snap --json\n\
                    {command_name} --artifact base.snap --restores 50\n\
                    {command_name} --uds /run/vm/vsock.sock --size 0 -- /bin/busybox true",
-        note = "Round trips are those of the command behind '--', or of 'true': one after the \
-                other, 10 and 100 at once.\nThe streams take 'head' and 'wc' in the guest. \
-                Clones are restored one at a time, proven ready, and taken away.\nTimes are in \
-                milliseconds; the first run of a command and the first clone are not counted.\n\
-                A part that fails is named, and the others run. The exit code is 0 only if all \
-                went well; it is 6 if parts failed in different ways."
+        note = "Round trips are those of the command after '--', or of 'true': one at a time, 10 \
+                and 100 at once.\nThe streams need 'head' and 'wc' in the guest. Clones are \
+                restored one at a time, proven ready, and removed.\nTimes are in milliseconds; \
+                the first run of a command and the first clone are not counted.\nA part that \
+                fails is reported, and the others run. The exit code is 0 only if all parts \
+                succeeded; it is 6 if parts failed in different ways."
     )]
     pub(crate) struct BenchCommand {
         /// artifact directory to restore clones from
         #[argh(option, arg_name = "dir")]
         pub(crate) artifact: Option<PathBuf>,
-        /// how many clones are measured; default 20
+        /// number of clones to measure; default 20
         #[argh(option, default = "20", arg_name = "count")]
         pub(crate) restores: u32,
-        /// how often the command is run, and with each number at once; default 200
+        /// runs of the command, for each number at once; default 200
         #[argh(option, default = "200", arg_name = "count")]
         pub(crate) runs: u32,
-        /// how much each stream carries, five times: 64M, 1G; default 64M; 0 for no streams
+        /// size of each stream, sent five times: 64M, 1G; default 64M; 0 for no streams
         #[argh(option, from_str_fn(parse_stream_size), default = "64", arg_name = "size")]
         pub(crate) size: u32,
     }

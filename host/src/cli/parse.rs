@@ -1,8 +1,7 @@
-//! From the process's arguments to a [`Command`].
+//! Parses the process's arguments into a [`Command`].
 //!
-//! The parser proper takes text only and ends a wrong command line with exit code 1. So the
-//! command of `exec`, which is bytes, is split off before it sees anything, and what it says is
-//! given the exit code of the command that it is about.
+//! argh takes only UTF-8 and gives errors the exit code 1. So the command after `--`, which may be
+//! any bytes, is split off before argh runs, and errors get the exit code of the named command.
 
 use std::ffi::OsString;
 
@@ -13,21 +12,20 @@ use super::{COMMANDS, Command, HostTool};
 use crate::exit::{Exit, Table};
 use crate::guest::HOST_VERSION;
 
-/// A command line that was understood.
+/// A valid command line.
 #[derive(Debug)]
 pub(crate) struct Invocation {
-    /// What to do.
     pub(crate) command: Command,
-    /// What stood behind `--`, if there was one.
+    /// The arguments after `--`, if there was one.
     pub(crate) argv: Option<Vec<OsString>>,
 }
 
-/// A command line that says all there is to do: text to print, and the exit code.
+/// A command line that only prints something: help, the version or an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct EarlyExit {
     /// The text, with its last line end.
     pub(crate) text: String,
-    /// Exit code. Help that was asked for goes to standard output, all else to standard error.
+    /// With 0 the text goes to standard output, otherwise to standard error.
     pub(crate) code: u8,
 }
 
@@ -37,15 +35,11 @@ fn table_of(command: Option<&str>) -> Table {
     known.map_or(Table::General, |(_, table)| *table)
 }
 
-/// Reads the arguments behind the program's name.
-///
-/// # Errors
-///
-/// When there is nothing more to do than to print something.
+/// Parses the arguments after the program's name.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
     let (arguments, argv) = split_argv(arguments);
-    let words = as_text(&arguments)?;
-    let first = words.first().copied();
+    let arguments = as_text(&arguments)?;
+    let first = arguments.first().copied();
     let table = table_of(first);
     let usage = |text: String| EarlyExit {
         text,
@@ -57,12 +51,12 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
             let text = format!("host-tool {HOST_VERSION} (protocol {SUPPORTED})\n");
             return Err(EarlyExit { text, code: 0 });
         }
-        Some(word) if !word.starts_with('-') && !names().any(|name| name == word) => {
-            return Err(usage(unknown_command(word)));
+        Some(first) if !first.starts_with('-') && !names().any(|name| name == first) => {
+            return Err(usage(unknown_command(first)));
         }
         Some(_) => {}
     }
-    let parsed = HostTool::from_args(&["host-tool"], &words);
+    let parsed = HostTool::from_args(&["host-tool"], &arguments);
     let command = parsed.map_err(|exit| early_exit(&exit, table))?.command;
     let takes_argv = matches!(
         command,
@@ -70,13 +64,13 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Invocation, EarlyExit> {
     );
     if argv.is_some() && !takes_argv {
         return Err(usage(
-            "host-tool: only exec, stress and bench take a command behind '--'\n".to_owned(),
+            "host-tool: only exec, stress and bench take a command after '--'\n".to_owned(),
         ));
     }
     Ok(Invocation { command, argv })
 }
 
-/// Splits off what stands behind the first `--`: bytes that are not looked at.
+/// Splits off the arguments after the first `--`, which are not parsed.
 fn split_argv(mut arguments: Vec<OsString>) -> (Vec<OsString>, Option<Vec<OsString>>) {
     match arguments.iter().position(|argument| argument == "--") {
         None => (arguments, None),
@@ -90,46 +84,46 @@ fn split_argv(mut arguments: Vec<OsString>) -> (Vec<OsString>, Option<Vec<OsStri
 
 fn as_text(arguments: &[OsString]) -> Result<Vec<&str>, EarlyExit> {
     let table = table_of(arguments.first().and_then(|first| first.to_str()));
-    let mut words = Vec::with_capacity(arguments.len());
+    let mut texts = Vec::with_capacity(arguments.len());
     for argument in arguments {
-        words.push(argument.to_str().ok_or_else(|| EarlyExit {
+        texts.push(argument.to_str().ok_or_else(|| EarlyExit {
             text: format!(
-                "host-tool: the argument {argument:?} is not UTF-8; only the command behind \
-                 '--' may hold other bytes\n"
+                "host-tool: the argument {argument:?} is not UTF-8; only the command after \
+                 '--' may contain other bytes\n"
             ),
             code: table.code(Exit::Usage),
         })?);
     }
-    let words = words.into_iter().flat_map(with_optional_value);
-    Ok(words.flat_map(single_letters).collect())
+    let texts = texts.into_iter().flat_map(with_optional_value);
+    Ok(texts.flat_map(single_letters).collect())
 }
 
-/// The option whose value may be missing, and then has no `=` in front of it either.
+/// The only option with an optional value: `--at-checkpoint` or `--at-checkpoint=TAG`.
 const OPTIONAL_VALUE: &str = "--at-checkpoint";
 
-/// The parser proper knows options with a value and options without, and no `=`.
-fn with_optional_value(word: &str) -> Vec<&str> {
-    match word.strip_prefix(OPTIONAL_VALUE) {
+/// Makes the value an argument of its own: argh supports neither optional values nor `=`.
+fn with_optional_value(argument: &str) -> Vec<&str> {
+    match argument.strip_prefix(OPTIONAL_VALUE) {
         Some("") => vec![OPTIONAL_VALUE, ""],
         Some(rest) => match rest.strip_prefix('=') {
             Some(value) => vec![OPTIONAL_VALUE, value],
-            None => vec![word],
+            None => vec![argument],
         },
-        None => vec![word],
+        None => vec![argument],
     }
 }
 
 /// Splits `-it` into `-i -t` and `-vv` into `-v -v`, which argh does not. argh reports letters that
 /// are not a switch of the command.
-fn single_letters(word: &str) -> Vec<&str> {
-    let letters = word.strip_prefix('-').unwrap_or_default();
+fn single_letters(argument: &str) -> Vec<&str> {
+    let letters = argument.strip_prefix('-').unwrap_or_default();
     if letters.len() < 2 || !letters.bytes().all(|letter| SWITCHES.contains(&letter)) {
-        return vec![word];
+        return vec![argument];
     }
     letters.bytes().map(switch).collect()
 }
 
-/// The letters of switches, which stand for themselves.
+/// The letters of all commands' switches, which take no value.
 const SWITCHES: &[u8] = b"adfiqtv";
 
 const fn switch(letter: u8) -> &'static str {
@@ -158,7 +152,7 @@ fn early_exit(exit: &argh::EarlyExit, table: Table) -> EarlyExit {
     }
 }
 
-/// The help of the program as a whole.
+/// The help of the whole program.
 fn help() -> String {
     match HostTool::from_args(&["host-tool"], &["--help"]) {
         Err(exit) => early_exit(&exit, Table::General).text,
@@ -167,26 +161,25 @@ fn help() -> String {
     }
 }
 
-fn unknown_command(word: &str) -> String {
-    let word = word.escape_debug().to_string();
-    let nearest = names().min_by_key(|name| distance(&word, name));
+fn unknown_command(command: &str) -> String {
+    let command = command.escape_debug().to_string();
+    let nearest = names().min_by_key(|name| distance(&command, name));
     match nearest {
-        Some(name) if distance(&word, name) <= 2 => {
-            format!("host-tool: there is no command '{word}'; did you mean '{name}'?\n")
+        Some(name) if distance(&command, name) <= 2 => {
+            format!("host-tool: '{command}' is not a command; did you mean '{name}'?\n")
         }
         _ => format!(
-            "host-tool: there is no command '{word}'; the commands are {}\n",
+            "host-tool: '{command}' is not a command; the commands are {}\n",
             names().collect::<Vec<_>>().join(", ")
         ),
     }
 }
 
-/// The names of all commands.
 fn names() -> impl Iterator<Item = &'static str> {
     COMMANDS.iter().map(|(name, _)| *name)
 }
 
-/// How many letters have to be changed, added or left out to turn one word into the other.
+/// The Levenshtein distance: letters to change, add or remove to turn one text into the other.
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
@@ -209,13 +202,13 @@ mod tests {
 
     use super::*;
 
-    fn run(words: &[&str]) -> Result<Invocation, EarlyExit> {
-        parse(words.iter().map(OsString::from).collect())
+    fn run(arguments: &[&str]) -> Result<Invocation, EarlyExit> {
+        parse(arguments.iter().map(OsString::from).collect())
     }
 
     #[track_caller]
-    fn refused(words: &[&str], code: u8, part: &str) {
-        let exit = run(words).expect_err("refused");
+    fn refused(arguments: &[&str], code: u8, part: &str) {
+        let exit = run(arguments).expect_err("refused");
         assert_eq!(exit.code, code, "{}", exit.text);
         assert!(exit.text.contains(part), "{}", exit.text);
     }
@@ -254,7 +247,7 @@ mod tests {
         refused(
             &["resotre"],
             2,
-            "no command 'resotre'; did you mean 'restore'?",
+            "'resotre' is not a command; did you mean 'restore'?",
         );
         refused(&["frobnicate"], 2, "the commands are boot, ");
         refused(&["snapshot"], 2, "--out");
@@ -290,9 +283,9 @@ mod tests {
     }
 
     #[test]
-    fn the_command_behind_the_dashes_may_be_any_bytes() {
+    fn the_command_after_the_dashes_may_be_any_bytes() {
         let odd = OsString::from_vec(vec![0xff, 0xfe]);
-        let words = [
+        let arguments = [
             "exec",
             "--unix",
             "s",
@@ -303,7 +296,7 @@ mod tests {
             "--help",
             "--",
         ];
-        let mut arguments: Vec<_> = words.iter().map(OsString::from).collect();
+        let mut arguments: Vec<_> = arguments.iter().map(OsString::from).collect();
         arguments.push(odd.clone());
         let invocation = parse(arguments).unwrap();
         assert_eq!(
@@ -336,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn words_have_a_distance() {
+    fn texts_have_a_distance() {
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(distance("restore", "restore"), 0);
         assert_eq!(distance("resotre", "restore"), 2);

@@ -1,4 +1,4 @@
-//! The commands that are about sessions in a guest.
+//! The commands about sessions in a guest.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::cli::TargetArguments;
 use crate::values::{VmName, parse_timeout};
 
 guest_command! {
-    /// Run a command in a guest, with its output and its exit code.
+    /// Run a command in a guest, print its output, and exit with its exit code.
     #[argh(
         subcommand,
         name = "exec",
@@ -27,32 +27,33 @@ guest_command! {
                    {command_name} --name clone-1 -d -- ./server"
     )]
     pub(crate) struct ExecCommand {
-        /// pass standard input on
+        /// send standard input to the command
         #[argh(switch, short = 'i')]
         pub(crate) interactive: bool,
         /// give the command a terminal
         #[argh(switch, short = 't')]
         pub(crate) tty: bool,
-        /// NAME=VALUE for the command's environment, or NAME for the value here; may be repeated
+        /// NAME=VALUE for the command's environment, or NAME to copy host-tool's own; may be
+        /// repeated
         #[argh(option, short = 'e', arg_name = "pair")]
         pub(crate) env: Vec<String>,
-        /// file with such lines, and comments behind #; may be repeated
+        /// file with such lines, and comments after #; may be repeated
         #[argh(option, arg_name = "file")]
         pub(crate) env_file: Vec<PathBuf>,
         /// directory to run the command in
         #[argh(option, short = 'w', arg_name = "dir")]
         pub(crate) workdir: Option<String>,
-        /// user and group that it runs as: NAME, UID, NAME:GROUP or UID:GID
+        /// user and group of the command: NAME, UID, NAME:GROUP or UID:GID
         #[argh(option, short = 'u', arg_name = "user")]
         pub(crate) user: Option<String>,
-        /// return when it runs, and print its id for attach, wait and kill
+        /// return as soon as the command runs, and print its id for attach, wait and kill
         #[argh(switch, short = 'd')]
         pub(crate) detach: bool,
-        /// 32 hexadecimal digits that name this run: given again, it attaches
+        /// id of this run, 32 hexadecimal digits; exec with the same id attaches to the run
         #[argh(option)]
         pub(crate) id: Option<ExecId>,
-        /// how long it runs after the connection is lost, unless a client attaches again; default
-        /// 30s
+        /// how long the command runs on after the connection is lost, unless a client attaches
+        /// again; default 30s
         #[argh(
             option,
             from_str_fn(parse_timeout),
@@ -60,19 +61,18 @@ guest_command! {
             arg_name = "time"
         )]
         pub(crate) keep: Duration,
-        /// how long the guest may be gone once the connection is lost, before this gives up;
-        /// default 1m
+        /// how long to try to reconnect after the connection is lost; default 1m
         #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
         pub(crate) reconnect: Duration,
-        /// what happens when the output buffer is full: block (the command waits) or drop-oldest
-        /// (the default with -d)
+        /// when the output buffer is full: block (the command waits) or drop-oldest (the default
+        /// with -d)
         #[argh(option, from_str_fn(parse_output), arg_name = "policy")]
         pub(crate) output: Option<OutputPolicy>,
     }
 }
 
 guest_command! {
-    /// Attach to a session: get its output, send its input, and end with its exit code.
+    /// Attach to a session: print its output, send its input, and exit with its exit code.
     #[argh(
         subcommand,
         name = "attach",
@@ -84,25 +84,24 @@ guest_command! {
         /// number or id of a session, as ps lists them, or workload
         #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
         pub(crate) session: SessionRef,
-        /// first byte of standard output wanted; what is there if missing
+        /// offset of the first byte of standard output to print; the oldest one kept if missing
         #[argh(option, arg_name = "offset")]
         pub(crate) from: Option<u64>,
-        /// watch a session that another client is attached to: a copy of its output, no input. For
-        /// workload always
+        /// copy the output of a session that another client may be attached to, and send no input;
+        /// always so for workload
         #[argh(switch)]
         pub(crate) observe: bool,
-        /// do not pass standard input on
+        /// do not send standard input
         #[argh(switch)]
         pub(crate) no_stdin: bool,
-        /// how long the guest may be gone once the connection is lost, before this gives up;
-        /// default 1m
+        /// how long to try to reconnect after the connection is lost; default 1m
         #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
         pub(crate) reconnect: Duration,
     }
 }
 
 guest_command! {
-    /// Wait for the end of a session, and end with its exit code.
+    /// Wait for the end of a session, and exit with its exit code.
     #[argh(
         subcommand,
         name = "wait",
@@ -113,8 +112,7 @@ guest_command! {
         /// number or id of a session, as ps lists them, or workload
         #[argh(positional, arg_name = "session", from_str_fn(parse_session))]
         pub(crate) session: SessionRef,
-        /// how long the guest may be gone once the connection is lost, before this gives up;
-        /// default 1m
+        /// how long to try to reconnect after the connection is lost; default 1m
         #[argh(option, from_str_fn(parse_timeout), default = "ABSENCE_MAX", arg_name = "time")]
         pub(crate) reconnect: Duration,
     }
@@ -145,7 +143,7 @@ guest_command! {
         example = "{command_name} --name clone-1\n{command_name} --name clone-1 -a --json"
     )]
     pub(crate) struct PsCommand {
-        /// list those that have ended, too
+        /// list ended sessions, too
         #[argh(switch, short = 'a')]
         pub(crate) all: bool,
     }
@@ -162,14 +160,13 @@ fn parse_output(text: &str) -> Result<OutputPolicy, String> {
 fn parse_session(text: &str) -> Result<SessionRef, String> {
     text.parse().map_err(|_| {
         format!(
-            "'{}' is not a session: give the number or the id of one, as ps lists them, or \
-             workload",
+            "'{}' is not a session: give a number or an id, as ps lists them, or workload",
             text.escape_debug()
         )
     })
 }
 
-/// Reads `TERM`, `SIGTERM`, `term` or `15`.
+/// Parses `TERM`, `SIGTERM`, `term` or `15`.
 fn parse_signal(text: &str) -> Result<u8, String> {
     let error = || {
         let text = text.escape_debug();
@@ -201,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_have_numbers_ids_and_one_has_a_name() {
+    fn a_session_is_a_number_an_id_or_the_workload() {
         assert_eq!(parse_session("3"), Ok(SessionRef::Number(3)));
         assert_eq!(parse_session("workload"), Ok(SessionRef::Workload));
         let id = "00112233445566778899aabbccddeeff";

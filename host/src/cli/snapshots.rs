@@ -1,4 +1,4 @@
-//! The command line of `host-tool snapshots`, whose commands are words of their own.
+//! The command line of `host-tool snapshots`, which has subcommands.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::values::parse_timeout;
     note = "'{command_name} COMMAND --help' describes a command."
 )]
 pub(crate) struct Snapshots {
-    /// what to do
+    /// command to run
     #[argh(subcommand)]
     pub(crate) command: SnapshotsCommand,
 }
@@ -46,23 +46,23 @@ impl Snapshots {
 }
 
 command! {
-    /// List the artifacts in directories, and those directories that are artifacts. Damaged ones
-    /// are listed with what is wrong with them, and do not make the command fail.
+    /// List the artifacts in directories; a directory may be an artifact itself. Damaged artifacts
+    /// are listed with the reason, and do not make the command fail.
     #[argh(
         subcommand,
         name = "ls",
         example = "{command_name}\n{command_name} /srv/snapshots --json"
     )]
     pub(crate) struct SnapshotsLs {
-        /// directories; the current one if missing
+        /// directories to search; the current one if missing
         #[argh(positional, arg_name = "dir")]
         pub(crate) dirs: Vec<PathBuf>,
     }
 }
 
 command! {
-    /// Show what is in the manifest of an artifact: its machine, its files, and the generations
-    /// that its memory had before.
+    /// Show the manifest of an artifact: its machine, its files, and the generations that its
+    /// memory had before.
     #[argh(
         subcommand,
         name = "inspect",
@@ -76,7 +76,7 @@ command! {
 }
 
 command! {
-    /// Check an artifact as 'restore' does, and read every file whose SHA-256 was recorded.
+    /// Check an artifact as 'restore' does, and every file against its SHA-256 where recorded.
     #[argh(
         subcommand,
         name = "verify",
@@ -86,7 +86,7 @@ command! {
         /// artifact directory
         #[argh(positional, arg_name = "dir")]
         pub(crate) dir: PathBuf,
-        /// fail where no SHA-256 was recorded ('host-tool snapshot --sha256' does that)
+        /// fail if no SHA-256 was recorded ('host-tool snapshot --sha256' records it)
         #[argh(switch)]
         pub(crate) sha256: bool,
     }
