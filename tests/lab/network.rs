@@ -203,7 +203,7 @@ fn a_network_that_cannot_be_is_said(machine: &Machine) {
     for (args, exit, text) in [
         (&["--nic", "labtap9"][..], 5, "there is no tap device"),
         (&["--nic", "lo"], 5, "is not a tap device"),
-        (&["--count", "2"], 2, "each clone needs a tap device"),
+        (&["--count", "2"], 2, "each clone needs its own tap device"),
         // A guest with half of its network is not ready.
         (
             &[
