@@ -1,8 +1,8 @@
-//! `host-tool logs`: what the workload has printed.
+//! `host-tool logs`: prints the workload's output.
 //!
-//! Of a VM of this host that is what its supervisor has written down, or else this command, which
-//! stands in for a supervisor that was killed. Either way it waits until everything is there that
-//! the guest had when it was asked. Of other guests it is what the guest still has.
+//! For a VM of this host it prints the log that the supervisor writes, or writes the log itself if
+//! the supervisor was killed. It first waits until the log has all output that the guest had at the
+//! start of the command. For other guests it prints what the guest still has.
 
 mod observed;
 
@@ -32,20 +32,19 @@ use crate::vmdir::output_log::read_record;
 use crate::vmdir::output_log::reader::View;
 use crate::vmdir::{RunningVm, StateDir, VmDir, VmDirError};
 
-/// How long the guest may take to say how much output there is, and its writer to write it down.
+/// Time limit for asking the guest how much output it has, and for that output to reach the log.
 /// `--timeout` replaces it.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 const BLOCK_LEN: usize = 64 * 1024;
 
-const NO_WORKLOAD: &str = "the guest has no workload; its image names one in \
-                           /etc/guest-agent/agent.json, or its kernel command line in \
-                           agent.workload=";
+const NO_WORKLOAD: &str = "the guest has no workload; set one in /etc/guest-agent/agent.json of \
+                           its image, or with agent.workload= on the kernel command line";
 
 pub(crate) fn run(command: &LogsCommand) -> Result<(), Failure> {
     if command.json {
         return Err(Failure::usage(
-            "logs has no record: its output is the workload's",
+            "logs has no --json: it prints the workload's output",
         ));
     }
     let arguments = TargetArguments::from(command);
@@ -73,7 +72,7 @@ fn print_log(command: &LogsCommand, dir: VmDir) -> Result<(), Failure> {
         && printer.dir.read_workload_end()?.is_none()
     {
         printer.stand_in = Some(StandIn::start(&printer.dir)?);
-        // A follower from the first line on sees the last one soon enough.
+        // Following from the first line prints the latest output anyway.
         if !command.follow || command.tail.is_some() {
             let deadline = now + command.timeout.unwrap_or(CATCH_UP_TIMEOUT);
             caught_up = printer.catch_up(&vm, command.port, deadline);
@@ -95,17 +94,15 @@ fn print_log(command: &LogsCommand, dir: VmDir) -> Result<(), Failure> {
     }
 }
 
-const NO_OUTPUT: &str = "there is no output of a workload: the guest had none, or ended before it \
-                         could be asked";
+const NO_OUTPUT: &str = "there is no workload output: the guest has no workload, or ended before \
+                         its output was read";
 
-/// What came of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waited {
-    /// There may be more to print.
+    /// The log may have grown.
     Changed,
-    /// There will not be more than there is.
+    /// The log is complete.
     Ended,
-    /// The deadline passed.
     Deadline,
 }
 
@@ -113,13 +110,13 @@ enum Waited {
 #[derive(Debug)]
 struct Printer {
     dir: VmDir,
-    /// Sees every commit.
+    /// Reports every commit to the log.
     inotify: Inotify,
-    /// Ends when the log does.
+    /// Writes the log while the workload runs.
     stand_in: Option<StandIn>,
-    /// Of everything, where the caller has set one.
+    /// From `--timeout`, for the whole command.
     deadline: Option<Instant>,
-    /// Place in the log of the next byte to print.
+    /// Offset in the log of the next byte to print.
     place: u64,
 }
 
@@ -141,12 +138,12 @@ impl Printer {
         })
     }
 
-    /// Waits until everything is written down that the guest has now.
+    /// Waits until the log has all output that the guest has now.
     fn catch_up(&self, vm: &RunningVm, port: u32, deadline: Instant) -> Result<(), Failure> {
         let wanted = match lengths(&vm.guest(port, deadline)) {
             Ok(Some(wanted)) => wanted,
             Ok(None) => return Err(Failure::new(Exit::Guest, NO_WORKLOAD)),
-            // Then its last words are being written down.
+            // Its last output may still be on the way to the log.
             Err(error) if matches!(error.reason, AskErrorReason::VmmEnded) => Lengths {
                 stdout: u64::MAX,
                 stderr: u64::MAX,
@@ -162,15 +159,15 @@ impl Printer {
                 Waited::Changed => {}
                 Waited::Ended => return Ok(()),
                 Waited::Deadline => {
-                    let text = "the guest's latest output was not written down in time; what is \
-                                here was before it";
+                    let text = "the guest's latest output did not reach the log in time; only \
+                                earlier output was printed";
                     return Err(Failure::new(Exit::Deadline, text));
                 }
             }
         }
     }
 
-    /// Goes to where printing begins.
+    /// Moves to the first byte to print.
     fn begin(&mut self, tail: Option<u64>) -> Result<(), Failure> {
         let view = View::open(&self.dir)?;
         let place = match tail {
@@ -217,7 +214,7 @@ impl Printer {
         self.stand_in.map_or(Ok(()), StandIn::join)
     }
 
-    /// Waits until there may be more to print, or until the reader of standard output is gone.
+    /// Waits until the log may have grown. Fails when the reader of standard output is gone.
     fn wait(&self, until: Option<Instant>) -> Result<Waited, Failure> {
         let Some(stand_in) = &self.stand_in else {
             return Ok(Waited::Ended);
@@ -226,7 +223,7 @@ impl Printer {
         let mut fds = [
             PollFd::new(stand_in.ended.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
-            // For its errors, which are always told.
+            // No events: poll reports errors anyway.
             PollFd::new(stdout.as_fd(), PollFlags::empty()),
         ];
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -242,7 +239,7 @@ impl Printer {
             ));
         }
         if has_changed {
-            // What the events say does not matter.
+            // Only the wakeup matters.
             while self.inotify.read_events().is_ok() {}
         }
         Ok(match (has_ended, until) {
@@ -253,12 +250,12 @@ impl Printer {
     }
 }
 
-/// A thread that writes the output to the log when no other process does. It ends with the output.
-/// When this program ends first, the next writer continues.
+/// A thread that writes the log when no other process does, until the output ends. If this program
+/// ends first, the next writer continues.
 #[derive(Debug)]
 struct StandIn {
     thread: JoinHandle<Result<Option<End>, Failure>>,
-    /// Ends with the thread.
+    /// Reads end of file when the thread ends.
     ended: PipeReader,
 }
 
@@ -276,7 +273,7 @@ impl StandIn {
         Ok(Self { thread, ended })
     }
 
-    /// What the end of the log means.
+    /// Waits for the thread, and fails if the output did not end normally.
     fn join(self) -> Result<(), Failure> {
         match self.thread.join() {
             Ok(Ok(Some(end))) => check_end(end),
@@ -290,7 +287,7 @@ impl StandIn {
     }
 }
 
-/// What the end of the output means.
+/// Fails if the output did not end normally.
 fn check_end(end: End) -> Result<(), Failure> {
     match end {
         End::Exited | End::Reached | End::VmmEnded => Ok(()),
@@ -316,10 +313,10 @@ fn check_end(end: End) -> Result<(), Failure> {
     }
 }
 
-const NO_SESSIONS: &str = "the guest's agent is too old to have a workload; restore or boot an \
-                           image with a newer one";
+const NO_SESSIONS: &str = "the guest's agent is too old to have a workload; boot or restore an \
+                           image with a newer agent";
 
-/// What it means that the guest did not say how much there is.
+/// The failure when the guest did not tell how much output it has.
 fn refusal(error: AskError) -> Failure {
     match &error.reason {
         AskErrorReason::Exchange(ExchangeError::Refused { fail, .. })

@@ -1,4 +1,4 @@
-//! `host-tool ls` and `host-tool inspect`: what VMs there are, and what is known about one.
+//! `host-tool ls` and `host-tool inspect`: lists all VMs, and shows one in full.
 
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -32,12 +32,12 @@ struct Row {
     status: String,
     state: Option<State>,
     health: Option<Health>,
-    /// Whether a process will write down how the VMM ends; `None` when there is no VMM.
+    /// Whether the supervisor lives and will record the VMM's end; `None` without a VMM.
     is_supervised: Option<bool>,
 }
 
 impl Row {
-    /// A VM that cannot be looked at is listed all the same: with why.
+    /// Lists an unreadable VM, too, and logs the reason.
     fn of(dir: &VmDir) -> Self {
         let name = dir.name().to_string();
         match dir.status() {
@@ -76,8 +76,8 @@ impl Row {
     }
 }
 
-/// The health of a VM that has a check. The supervisor records the end of a check, so one that was
-/// killed with its supervisor has no such record.
+/// The health of a VM that has a check. Its supervisor, which records the end of the checks, may
+/// have been killed: so the VM's end counts here.
 fn health(dir: &VmDir, vm_status: VmStatus) -> Option<Health> {
     let mut health = Health::read(dir).unwrap_or_else(|error| {
         log::warn!("{}", Failure::from(error));
@@ -90,24 +90,24 @@ fn health(dir: &VmDir, vm_status: VmStatus) -> Option<Health> {
     Some(health)
 }
 
-/// Whether the supervisor of a VM that runs lives. What is lost without it is said.
+/// Whether the supervisor of a running VM lives. Warns about what is lost without it.
 fn is_supervised(dir: &VmDir, vm_status: VmStatus, state: Option<&State>) -> Option<bool> {
     let state = state.filter(|_| vm_status == VmStatus::Running)?;
     let now = Watch::until(Instant::now());
-    // A process that ended and was not waited for yet is as good as gone.
+    // A zombie does not supervise.
     let is_alive = |pidfd: &OwnedFd| now.readable(pidfd).is_err();
     let is_alive = matches!(state.supervisor.open(), Ok(Some(pidfd)) if is_alive(&pidfd));
     if !is_alive {
         let name = dir.name();
         log::warn!(
-            "the supervisor of '{name}' was killed: the VM runs on, but without health check \
-             and without a record of its end; 'host-tool stop {name}' ends it"
+            "the supervisor of '{name}' was killed: the VM runs on without health checks, and \
+             its end will not be recorded; 'host-tool stop {name}' stops it"
         );
     }
     Some(is_alive)
 }
 
-/// One word for how a VM is.
+/// The VM's status as `ls` shows it.
 fn status(vm_status: VmStatus, state: Option<&State>) -> String {
     let stage = state.map_or("starting", |state| state.stage.as_str());
     match vm_status {
@@ -126,7 +126,7 @@ fn generation(state: Option<&State>) -> Option<String> {
 }
 
 fn table(rows: &[Row]) -> String {
-    // Most VMs have no health check, and a column of dashes says nothing.
+    // Most VMs have no health check: omit a column of dashes.
     let has_health = rows.iter().any(|row| row.health.is_some());
     let head = [
         "NAME",
@@ -202,11 +202,11 @@ mod tests {
              a-long-name  dead        -    -    -    -\n\
              b            unreadable  -    -    -    -\n"
         );
-        let sick = Row {
+        let checked = Row {
             health: Some(Health::new()),
             ..row("c", "ready")
         };
-        let text = table(&[row("a", "dead"), sick]);
+        let text = table(&[row("a", "dead"), checked]);
         assert_eq!(
             text,
             "NAME  STATUS  HEALTH    VMM  PID  AGE  GENERATION\n\

@@ -1,6 +1,6 @@
-//! `host-tool probe`: whether a guest is ready, asked in the way in which the next command will
-//! ask it for something. A guest that was started without the proof is given its name first. With
-//! `--watch` it says what changes until then.
+//! `host-tool probe`: checks whether a guest is ready, over the path that the next command will
+//! take. A guest that was started without the proof gets its generation first. `--watch` reports
+//! each change until the guest is ready.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -21,20 +21,20 @@ use crate::os::clock::to_us;
 use crate::report::output::print;
 use crate::vmdir::StateDir;
 
-/// How long a guest is given unless the caller says.
+/// Time limit without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
-/// How long `--watch` watches without `--timeout`.
+/// Time limit with `--watch` and without `--timeout`.
 const WATCH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
-/// How long one request of a watch may take before its state is looked at.
+/// Time limit for one request of a watch, after which the guest's state is reported.
 const WATCH_SLICE: Duration = Duration::from_secs(1);
 
-/// How long a guest that said no for good is left alone. It may get better: a full process table
-/// does.
+/// Pause after a refusal that a retry by itself does not solve. The cause may pass, such as a full
+/// process table.
 const WATCH_PAUSE: Duration = Duration::from_millis(250);
 
-/// Most changes of state that are kept for the JSON object. All are printed.
+/// Most changes of state in the JSON object. All are printed.
 const CHANGES_MAX: usize = 64;
 
 pub(crate) fn run(command: &ProbeCommand) -> Result<(), Failure> {
@@ -74,7 +74,7 @@ pub(crate) fn run(command: &ProbeCommand) -> Result<(), Failure> {
                     "exit": Table::Probe.code(failure.exit()),
                     "error": failure.to_string(),
                 });
-                // The failure itself is the news; a closed output beside it is not.
+                // The command has failed already; a closed output adds nothing.
                 let _ = print(&changes.add_to(value, command.watch).to_string());
             }
             Err(failure)
@@ -112,7 +112,7 @@ fn probe(
 struct Prober<'a> {
     target: &'a Target,
     deadline: Instant,
-    /// With `--watch`: what the guest is like until it is ready.
+    /// With `--watch`: the guest's changes of state until it is ready.
     changes: Option<&'a mut Changes>,
 }
 
@@ -129,8 +129,8 @@ impl Prober<'_> {
     }
 }
 
-/// Asks until the guest is ready, until another try is pointless, or until the deadline, and notes
-/// what it is like in between.
+/// Asks until the guest is ready, a retry is pointless, or the deadline passes. Notes the guest's
+/// state in between.
 fn watch<T>(
     target: &Target,
     ask: impl Fn(&Guest<'_>) -> Result<Answer<T>, AskError>,
@@ -165,17 +165,15 @@ fn watch<T>(
     }
 }
 
-/// What a guest that is not ready is like.
+/// The state of a guest that is not ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
-    /// No answer.
     NoAnswer(String),
-    /// The guest answers, and refuses.
     Refusing(String),
 }
 
 impl Seen {
-    /// What the error of a request says about the guest; `None` when another try gives the same.
+    /// The guest's state by a request's error; `None` when a retry would give the same error.
     fn of(error: &AskError) -> Option<Self> {
         let exchange = match &error.reason {
             AskErrorReason::Exchange(exchange) => exchange,
@@ -199,7 +197,7 @@ impl Seen {
         }
     }
 
-    /// Its name, as scripts compare it, and the rest.
+    /// The state's fixed text, which scripts compare, and its details.
     fn parts(&self) -> (&'static str, &str) {
         match self {
             Self::NoAnswer(text) => ("no answer", text),
@@ -208,7 +206,7 @@ impl Seen {
     }
 }
 
-/// How a guest's state went.
+/// The guest's changes of state.
 #[derive(Debug)]
 struct Changes {
     begun_at: Instant,
@@ -227,7 +225,7 @@ impl Changes {
         }
     }
 
-    /// Prints and keeps what was seen, if it is news.
+    /// Prints and keeps the state if it changed.
     fn note(&mut self, seen: Seen) {
         if self.last.as_ref() == Some(&seen) {
             return;
@@ -235,7 +233,7 @@ impl Changes {
         let us = to_us(self.begun_at.elapsed());
         let (state, text) = seen.parts();
         if !self.is_quiet {
-            // Nothing is left to be done about a closed standard error.
+            // A closed standard error cannot be reported anywhere.
             let _ = writeln!(
                 io::stderr(),
                 "host-tool: after {} ms: {state} ({text})",
@@ -249,7 +247,7 @@ impl Changes {
         self.last = Some(seen);
     }
 
-    /// Adds the changes to the command's JSON object, if they were asked for.
+    /// Adds the changes to the command's JSON object if `is_asked`.
     fn add_to(self, mut value: Value, is_asked: bool) -> Value {
         if is_asked {
             value["changes"] = self.kept.into();
@@ -258,7 +256,7 @@ impl Changes {
     }
 }
 
-/// A guest that says "not now" until the deadline does answer: it is refusing.
+/// A guest that refused until the deadline did answer: the exit code is that of a refusal.
 const fn probe_exit(error: &AskError) -> Exit {
     match &error.reason {
         AskErrorReason::Exchange(ExchangeError::Deadline {
@@ -295,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_failed_says_what_the_guest_is_like() {
+    fn a_failed_request_tells_the_state_of_the_guest() {
         let no_answer = |text: &str| Some(Seen::NoAnswer(text.to_owned()));
         assert_eq!(Seen::of(&late(None)), no_answer("silence"));
         assert_eq!(

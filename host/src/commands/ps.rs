@@ -1,4 +1,4 @@
-//! `host-tool ps`: the sessions of a guest, and for programs what its agent says of itself.
+//! `host-tool ps`: lists the sessions of a guest; `--json` adds the agent's own information.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use crate::report::output::print;
 use crate::report::table::{age, columns};
 use crate::values::printable;
 
-/// How long a guest is given unless the caller says.
+/// Time limit without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// Most sessions that a guest may list. An agent has at most 1024 and keeps 256 results.
+/// Most sessions that a guest may list. An agent runs at most 1024 and keeps 256 results.
 const SESSIONS_MAX: usize = 16_384;
 
 pub(crate) fn run(command: &PsCommand) -> Result<(), Failure> {
@@ -35,7 +35,7 @@ pub(crate) fn run(command: &PsCommand) -> Result<(), Failure> {
     print(table(&sessions).trim_end())
 }
 
-/// All sessions, in as many answers as they take.
+/// Fetches all sessions, page by page.
 fn all(guest: &Guest<'_>) -> Result<Vec<SessionInfo>, Failure> {
     let mut sessions: Vec<SessionInfo> = Vec::new();
     loop {
@@ -43,7 +43,8 @@ fn all(guest: &Guest<'_>) -> Result<Vec<SessionInfo>, Failure> {
         let is_last = !page.more || page.sessions.is_empty();
         sessions.extend(page.sessions);
         if sessions.len() > SESSIONS_MAX {
-            let text = format!("the guest lists more than {SESSIONS_MAX} sessions: it is broken");
+            let text =
+                format!("the guest lists more than {SESSIONS_MAX} sessions; its agent is broken");
             return Err(Failure::new(Exit::Guest, text));
         }
         if is_last {
@@ -52,7 +53,7 @@ fn all(guest: &Guest<'_>) -> Result<Vec<SessionInfo>, Failure> {
     }
 }
 
-/// A line for each session. What the guest says is escaped: it may be anything.
+/// One line for each session. The guest's texts are untrusted, so they are escaped.
 fn table(sessions: &[SessionInfo]) -> String {
     let heading = [
         "SESSION",
@@ -81,7 +82,7 @@ fn table(sessions: &[SessionInfo]) -> String {
     columns(&lines)
 }
 
-/// Where a session stands, and how it ended if it has.
+/// The session's state, with its exit code if it has ended.
 fn state(session: &SessionInfo) -> String {
     match &session.exited {
         Some(exited) if session.state == SessionState::Exited => {

@@ -1,4 +1,4 @@
-//! What `exec`, `attach` and `wait` do alike: a session with this process's standard streams.
+//! What `exec`, `attach` and `wait` share: a session over this process's standard streams.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -15,24 +15,24 @@ use crate::guest::session::{self, ClientError, Local, Outcome, Session};
 use crate::os::signals::{PASSED_ON, Signals};
 use crate::os::terminal::Terminal;
 
-/// How long a guest may take to start a command, or to attach, unless the user says.
+/// Time limit for starting a command or attaching, without `--timeout`.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A session to be had, and what of this process goes with it beside its outputs.
+/// The session to run, and the parts of this process that it uses beside its outputs.
 pub(super) struct Wanted<'a> {
     pub(super) request: Request,
     pub(super) deadlines: Deadlines,
-    /// Whether all that is wanted is that the session runs.
+    /// Return once the session runs, without waiting for its end.
     pub(super) is_done_when_started: bool,
-    /// Whether standard input is sent.
+    /// Send standard input.
     pub(super) stdin: bool,
-    /// Signals that are passed on.
+    /// Signals to forward to the session.
     pub(super) signals: Option<&'a Signals>,
     pub(super) terminal: Option<&'a mut Terminal>,
 }
 
 impl Wanted<'_> {
-    /// To attach, with no input and no signals.
+    /// Attaches without input and without signals.
     pub(super) fn attach(
         session: SessionRef,
         mode: AttachMode,
@@ -65,7 +65,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Has the session, until it has ended or nothing more can be had of it.
+/// Runs the session until it has ended, has started if that is enough, or is lost.
 pub(super) fn run(target: &Target, wanted: Wanted<'_>) -> Result<Outcome, Failure> {
     let session = Session {
         endpoint: &target.endpoint,
@@ -85,7 +85,7 @@ pub(super) fn run(target: &Target, wanted: Wanted<'_>) -> Result<Outcome, Failur
     session::run(session, local).map_err(|error| failure(error, target))
 }
 
-/// Holds back the signals that are passed on, and those about the terminal where there is one.
+/// Blocks the signals that are forwarded, and those about the terminal if there is one.
 pub(super) fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals, Failure> {
     let mut wanted = PASSED_ON.to_vec();
     if has_tty {
@@ -95,27 +95,27 @@ pub(super) fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals,
         wanted.extend([Signal::SIGTSTP, Signal::SIGCONT]);
     }
     let taken = Signals::take(&wanted);
-    taken.or_fail(Exit::Internal, || "cannot take signals".to_owned())
+    taken.or_fail(Exit::Internal, || "cannot block signals".to_owned())
 }
 
-/// What the client's error means, with who was asked where that is not the point.
+/// Turns the client's error into a failure, with the guest's address where that helps.
 fn failure(error: ClientError, target: &Target) -> Failure {
     let exit = error.exit();
     if error.is_unknown_session() {
         return Failure::new(
             exit,
-            format!("{error}; host-tool ps -a lists what is known"),
+            format!("{error}; 'host-tool ps -a' lists all sessions"),
         );
     }
     let failure = Failure::new(exit, error);
     match exit {
-        // The guest names the program.
+        // The error already names the program.
         Exit::NotFound | Exit::NotRunnable => failure,
         _ => failure.context(target.endpoint.to_string()),
     }
 }
 
-/// Says what there is to say of the end beside its exit code, which it gives.
+/// Logs how the command ended, and returns its exit code.
 pub(super) fn report(exited: &Exited) -> Result<u8, Failure> {
     let usage = &exited.usage;
     let ms = |us: u64| us / 1000;
@@ -129,7 +129,7 @@ pub(super) fn report(exited: &Exited) -> Result<u8, Failure> {
         log::info!("a core was dumped");
     }
     if exited.writers_alive {
-        log::info!("a process that the command left behind still holds its output open");
+        log::info!("a process that the command started still holds its output open");
     }
     if exited.timed_out {
         let text = "the guest ended the command at its time limit";

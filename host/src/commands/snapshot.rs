@@ -1,4 +1,4 @@
-//! `host-tool snapshot`: an artifact of a VM, which then runs on as before, and proves it.
+//! `host-tool snapshot`: writes an artifact of a VM, which then resumes and proves that it works.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::report::reports::Reports;
 
-/// How long a snapshot may take unless the caller says.
+/// Time limit without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(command: &Snapshot) -> Result<(), Failure> {
@@ -46,7 +46,7 @@ fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {
     take(&subject(command)?, &options, record)
 }
 
-/// The VM that the command line names.
+/// The VM that the command line selects.
 fn subject(command: &Snapshot) -> Result<Subject<'_>, Failure> {
     match (&command.name, &command.api_sock, &command.uds) {
         (Some(name), None, None) => Ok(Subject::Managed {
@@ -54,14 +54,14 @@ fn subject(command: &Snapshot) -> Result<Subject<'_>, Failure> {
             state_dir: command.state_dir.as_deref(),
         }),
         (None, Some(_), Some(_)) if command.stop => Err(Failure::usage(
-            "--stop is for VMs of host-tool; the program that started this one ends it",
+            "--stop is for VMs of host-tool; the program that started this VM has to stop it",
         )),
         (None, Some(api_socket), Some(uds_path)) => Ok(Subject::External {
             api_socket,
             uds_path,
         }),
         _ => Err(Failure::usage(
-            "name the VM with --name, or one of another program with --api-sock and --uds",
+            "give --name for a VM of this host, or --api-sock and --uds for another VM",
         )),
     }
 }

@@ -1,7 +1,7 @@
-//! `host-tool snapshots`: what artifacts there are, what one is, and whether it is whole.
+//! `host-tool snapshots`: lists, shows and verifies artifacts.
 //!
-//! Artifacts may come from anywhere. Their texts are made safe for a terminal, and a list opens
-//! nothing but the manifests.
+//! Artifacts are untrusted: their texts are escaped for the terminal, and a list opens only
+//! manifests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::report::record::Record;
 use crate::report::table::{age, columns, size};
 use crate::values::{printable, without_controls};
 
-/// How long reading all files of an artifact may take unless the caller says.
+/// Time limit of `verify` without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10 * 60);
 
 pub(crate) fn run(command: &Snapshots) -> Result<(), Failure> {
@@ -53,7 +53,7 @@ fn list(command: &SnapshotsLs) -> Result<(), Failure> {
     print(table(&rows, unix_ms()).trim_end())
 }
 
-/// The artifacts that `dir` is or holds, by name.
+/// The artifact that `dir` is, or else the artifacts in it, by name.
 fn find(dir: &Path) -> Result<Vec<Row>, Failure> {
     if has_manifest(dir) {
         return Ok(vec![Row::of(dir)]);
@@ -71,13 +71,15 @@ fn has_manifest(dir: &Path) -> bool {
     fs::symlink_metadata(dir.join(MANIFEST)).is_ok()
 }
 
-/// What there is to say of a directory entry, if it has to do with artifacts.
+/// The row of a directory entry, if it is an artifact or an abandoned draft.
 fn row(path: &Path) -> Option<Row> {
     match draft_status(path) {
         Some(DraftStatus::InUse) => None,
         Some(DraftStatus::Abandoned { .. }) => Some(Row {
             dir: path.to_owned(),
-            found: Err("never finished; the next snapshot to its place removes it".to_owned()),
+            found: Err(
+                "never finished; the next snapshot with the same --out removes it".to_owned(),
+            ),
         }),
         None => has_manifest(path).then(|| Row::of(path)),
     }
@@ -87,7 +89,7 @@ fn row(path: &Path) -> Option<Row> {
 #[derive(Debug)]
 struct Row {
     dir: PathBuf,
-    /// What the artifact is, or why it cannot be used.
+    /// The manifest, or the reason why the artifact cannot be used.
     found: Result<Manifest, String>,
 }
 
@@ -168,7 +170,7 @@ fn inspect(command: &SnapshotsInspect) -> Result<(), Failure> {
     print(describe(artifact.dir(), manifest, unix_ms()).trim_end())
 }
 
-/// An artifact in words, a fact on each line.
+/// Describes an artifact, with one fact on each line.
 fn describe(dir: &Path, manifest: &Manifest, now_ms: u64) -> String {
     let machine = &manifest.machine;
     let mut lines = Vec::new();
@@ -243,7 +245,8 @@ fn do_verify(command: &SnapshotsVerify, record: &mut Record) -> Result<(), Failu
     record.set("sha256", has_digests);
     if !has_digests {
         log::warn!(
-            "only sizes were compared: no SHA-256 was recorded, as 'host-tool snapshot --sha256' does"
+            "only sizes were compared: the artifact has no SHA-256; 'host-tool snapshot --sha256' \
+             records it"
         );
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `host-tool stop` and `host-tool rm`: the end of a VM, and of what it leaves.
+//! `host-tool stop` and `host-tool rm`: ends a VM, and removes its directory.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, StateDir, VmDirError};
 use crate::vmm::{API_SOCKET, connect, resume_if_paused};
 
-/// How long the guest is given to power off unless the caller says.
+/// Time limit for the guest to power off, without `--timeout`.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
-/// Powers a VM off, or else kills it.
+/// Powers a VM off; kills its VMM if that fails.
 pub(crate) fn stop(command: &Stop) -> Result<(), Failure> {
     let mut record = Record::new();
     record.set("name", command.name.as_str());
@@ -42,14 +42,14 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
         record.set("how", "killed");
         return end(&vm);
     }
-    // A guest whose vCPUs stand still cannot be asked for anything.
+    // A guest with paused vCPUs cannot answer.
     let runs = match vm.state.stage {
         Stage::Snapshotting => resume_vcpus(&vm, deadline),
         Stage::Starting | Stage::Ready | Stage::Unproven => Ok(()),
     };
     let asked = runs.and_then(|()| power_off(&vm.guest(PORT_DEFAULT, deadline)));
     if let Err(failure) = asked {
-        log::warn!("the guest did not power off by itself, so that the VMM is killed: {failure}");
+        log::warn!("the guest did not power off; killing the VMM: {failure}");
         record.set("how", "killed");
         return end(&vm);
     }
@@ -57,7 +57,7 @@ fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
     await_exit_record(&dir)
 }
 
-/// Has the vCPUs run again that an interrupted snapshot stopped.
+/// Resumes the vCPUs that an interrupted snapshot paused.
 fn resume_vcpus(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
     let process = vm.process.try_clone().ok();
     let socket = vm.dir.file(API_SOCKET);
@@ -65,7 +65,7 @@ fn resume_vcpus(vm: &RunningVm, deadline: Instant) -> Result<(), Failure> {
     resume_if_paused(&mut *vmm, deadline)
 }
 
-/// Removes what a VM left.
+/// Removes the directory of a VM that has ended.
 pub(crate) fn remove(command: &Rm) -> Result<(), Failure> {
     let mut record = Record::new();
     record.set("name", command.name.as_str());
@@ -83,11 +83,12 @@ fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {
         Ok(vm) if command.force => kill(&vm)?,
         Ok(_) => {
             let name = &command.name;
-            let text = format!("the VM '{name}' runs; 'host-tool stop {name}' first, or --force");
+            let text =
+                format!("the VM '{name}' runs; give --force, or run 'host-tool stop {name}' first");
             return Err(Failure::usage(text));
         }
         Err(VmDirError::NotRunning { .. }) => await_or_end_stray(&dir, &lock)?,
-        // Whose state cannot be read can still be taken away, once no supervisor is at work.
+        // A VM with an unreadable state can be removed, too, once its supervisor has ended.
         Err(VmDirError::Json(error)) if command.force => {
             log::warn!("{error}");
             await_or_end_stray(&dir, &lock)?;
@@ -96,7 +97,7 @@ fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {
     }
     match dir.remove() {
         Ok(()) => Ok(()),
-        // Its supervisor took it away itself: the command that started it was killed.
+        // The supervisor removed it: the command that started the VM was killed.
         Err(VmDirError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             Ok(())
         }

@@ -1,4 +1,4 @@
-//! Which guest a command is about.
+//! Finds the guest that a command is about.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -12,24 +12,24 @@ use crate::lifecycle::snapshot::finish_interrupted;
 use crate::os::deadline::Watch;
 use crate::vmdir::StateDir;
 
-/// How long the repair of an interrupted snapshot may take. The command's own time begins after it.
+/// Time limit for the repair of an interrupted snapshot. The command's own time begins after it.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A guest that can be talked to.
+/// A guest, with its address.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) endpoint: Endpoint,
-    /// The VMM's pidfd, where it is a VM of ours.
+    /// The VMM's pidfd, for a VM of this host.
     process: Option<OwnedFd>,
 }
 
 impl Target {
-    /// A guest with this address, in the VMM behind `process`.
+    /// A guest at `endpoint`, in the VMM that the pidfd `process` refers to.
     pub(crate) const fn new(endpoint: Endpoint, process: Option<OwnedFd>) -> Self {
         Self { endpoint, process }
     }
 
-    /// Finds the guest that the command line names.
+    /// Finds the guest that the command line selects.
     pub(crate) fn find(
         arguments: TargetArguments<'_>,
         state_dir: Option<&Path>,
@@ -53,14 +53,14 @@ impl Target {
             (None, None, Some(cid), None) => GuestAddress::Vsock { cid },
             (None, None, None, Some(path)) => GuestAddress::Unix { path: path.clone() },
             _ => {
-                let text = "name the guest with exactly one of --name, --uds, --cid and --unix";
+                let text = "select the guest with exactly one of --name, --uds, --cid and --unix";
                 return Err(Failure::usage(text));
             }
         };
         Ok(Self::new(Endpoint { address, port }, None))
     }
 
-    /// The guest, asked until `deadline` or until its VMM ends.
+    /// A client for the guest, whose requests end at `deadline` or when the VMM ends.
     pub(crate) fn guest(&self, deadline: Instant) -> Guest<'_> {
         Guest {
             endpoint: self.endpoint.clone(),
@@ -68,7 +68,7 @@ impl Target {
         }
     }
 
-    /// A watch over waits for this guest.
+    /// Ends waits for this guest at `deadline` or when the VMM ends.
     pub(crate) fn watch(&self, deadline: Instant) -> Watch<'_> {
         Watch::with_process(deadline, self.process.as_ref().map(AsFd::as_fd))
     }

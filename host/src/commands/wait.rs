@@ -1,4 +1,4 @@
-//! `host-tool wait`: the end of a session. It takes no output from the client that is attached.
+//! `host-tool wait`: waits for the end of a session, and leaves its output to an attached client.
 
 use serde_json::Value;
 use shared::message::{AttachMode, Exited};
@@ -11,7 +11,7 @@ use crate::exit::Exit;
 use crate::guest::session::Outcome;
 use crate::report::output::print;
 
-/// Waits, and gives the exit code of the session's command.
+/// Waits, and returns the exit code of the session's command.
 pub(crate) fn run(command: &WaitCommand) -> Result<u8, Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let wanted = Wanted::attach(
@@ -35,7 +35,7 @@ pub(crate) fn run(command: &WaitCommand) -> Result<u8, Failure> {
     }
 }
 
-/// The end with `event` and `exit` as every record has them.
+/// The session's end, with the keys `event` and `exit` of every record.
 fn record(exited: &Exited) -> Value {
     let mut value = exited.to_value();
     let exit = if exited.timed_out {
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_record_has_the_exit_code_and_the_whole_end() {
+    fn the_record_has_the_exit_code_and_all_of_the_end() {
         let mut exited = Exited {
             session: 3,
             status: ExitStatus::Signal {

@@ -1,5 +1,5 @@
-//! The output of a workload whose VM is not ours: what its guest still has, as one of many who look
-//! on.
+//! The workload's output in a VM of another program: what the guest still has, read as an observer
+//! among others.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,11 @@ use crate::exit::Exit;
 use crate::os::deadline::NO_LIMIT;
 use crate::supervisor::follow::{End, Follower, Sink};
 use crate::supervisor::workload::{Lengths, lengths};
-
 use crate::vmdir::output_log::journal::{Journal, Step};
 use crate::vmdir::output_log::record::Record;
 
-/// Most bytes that are held back until it is known which of them are the last lines. A guest has
-/// half of that in its rings.
+/// Most bytes that are held back for `--tail` until the last lines are known. A guest keeps half of
+/// that in its rings.
 const HELD_LEN_MAX: usize = 1024 * 1024;
 
 pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
@@ -63,25 +62,25 @@ pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
     check_end(end)
 }
 
-/// How long a guest that has said how much there is may take for the next bytes of it. What it says
-/// may be a lie, and it may then say that it lives for as long as it likes.
+/// How long a guest may take to send the next bytes. A guest can announce more output than it has,
+/// and keep the connection alive forever.
 const LULL_MAX: Duration = CATCH_UP_TIMEOUT;
 
-/// To standard output.
+/// Prints to standard output.
 #[derive(Debug)]
 struct Printer {
     journal: Journal,
-    /// Until it is known which lines are the last of what there was.
+    /// With `--tail`, until the last lines of the existing output are known.
     held: Option<Held>,
     deadline: Option<Instant>,
 }
 
-/// Output of which only the last lines are wanted.
+/// Output of which only the last lines are printed.
 #[derive(Debug)]
 struct Held {
     bytes: Vec<u8>,
     tail: u64,
-    /// What there was to begin with.
+    /// The guest's output when the command began.
     until: Lengths,
 }
 
@@ -124,13 +123,13 @@ impl Sink for Printer {
         Ok(())
     }
 
-    /// Whose VM it is must see to that.
+    /// The program that runs the VM decides about its turns.
     fn await_turn(&mut self) -> Result<(), Failure> {
         Ok(())
     }
 }
 
-/// The last `count` lines. A last line without an end is one, too.
+/// The last `count` lines. An unterminated last line counts.
 fn last_lines(bytes: &[u8], count: u64) -> &[u8] {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     if count == 0 {

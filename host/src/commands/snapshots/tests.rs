@@ -1,4 +1,4 @@
-//! What people and scripts are told of artifacts, good, damaged and hostile ones.
+//! What users and scripts learn about good, damaged and hostile artifacts.
 
 use super::*;
 use crate::artifact::digest::Digest;
@@ -49,7 +49,7 @@ odd\\u{{1b}}[2J       -    -            -        -    -     damaged
 
 bad: the artifact's file TOP/bad/memory is missing
 
-late.tmp-0123abcd: never finished; the next snapshot to its place removes it
+late.tmp-0123abcd: never finished; the next snapshot with the same --out removes it
 
 odd\\u{{1b}}[2J: the artifact's file TOP/odd\\u{{1b}}[2J/manifest.json is not a regular file
 "
@@ -62,7 +62,7 @@ odd\\u{{1b}}[2J: the artifact's file TOP/odd\\u{{1b}}[2J/manifest.json is not a 
     assert_eq!(
         find(&at("good")).unwrap().len(),
         1,
-        "an artifact is listed itself"
+        "an artifact lists itself"
     );
     assert_eq!(find(&at("none")).unwrap_err().exit(), Exit::Artifact);
 }
@@ -93,7 +93,7 @@ fn an_artifact_is_described_with_its_lineage() {
 }
 
 #[test]
-fn other_bytes_of_the_same_length_are_found_where_digests_are() {
+fn digests_find_other_bytes_of_the_same_length() {
     let temp = TempDir::new("snapshots");
     let with = publish(&temp.path().join("with"), true).unwrap();
     let without = publish(&temp.path().join("without"), false).unwrap();
@@ -117,7 +117,7 @@ fn other_bytes_of_the_same_length_are_found_where_digests_are() {
         failure.to_string().ends_with("its SHA-256 differs"),
         "{failure}"
     );
-    // Sizes alone cannot tell.
+    // Without digests only sizes are compared.
     do_verify(&command(&without, false), &mut Record::new()).unwrap();
 }
 
