@@ -40,6 +40,12 @@ pub(crate) const FORMAT: u32 = 1;
 /// Name of the manifest in an artifact directory.
 pub(crate) const MANIFEST: &str = "manifest.json";
 
+/// The VMM's own files in an artifact directory.
+const STATE_NAMES: [&str; 2] = ["vmstate", "memory"];
+
+/// In front of the number of a drive whose copy is in the artifact.
+pub(crate) const DISK_PREFIX: &str = "disk";
+
 /// Most files of one artifact.
 const FILES_MAX: usize = DRIVES_MAX + 2;
 

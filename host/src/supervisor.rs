@@ -140,12 +140,7 @@ impl Supervisor {
         umask(Mode::from_bits_truncate(0o077));
         std::env::set_current_dir(&path)?;
         reach(Point::SupervisorStarted)?;
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .and_then(|n| n.parse().ok());
-        let name = name.ok_or_else(|| io::Error::other("the directory's name is not a VM name"))?;
-        let dir = VmDir::new(name, path);
+        let dir = VmDir::open(&path).map_err(io::Error::other)?;
         let lock = dir
             .supervisor_lock(Instant::now())
             .map_err(io::Error::other)?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod child;
 pub(crate) mod disposition;
+pub(crate) mod entries;
 pub(crate) mod inherited;
 pub(crate) mod pidfd;
 pub(crate) mod reflink;

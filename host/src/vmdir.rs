@@ -1,7 +1,8 @@
 //! Where VMs are kept: one private directory per VM under the state directory.
 //!
 //! ```text
-//! STATE_DIR/NAME/lock             held by a command that changes the VM
+//! STATE_DIR/NAME/made-by-host-tool  says that the directory may be removed; see [`mark`]
+//!                lock             held by a command that changes the VM
 //!                supervisor.lock  held by the VM's supervisor while it runs
 //!                launch.json      what the supervisor runs
 //!                state.json       what is known about the VM, replaced by rename
@@ -21,6 +22,7 @@ pub(crate) mod health;
 pub(crate) mod launch_file;
 mod lock;
 pub(crate) mod log_tails;
+pub(crate) mod names;
 pub(crate) mod output_log;
 pub(crate) mod pending_rebind;
 pub(crate) mod state;
@@ -32,18 +34,10 @@ mod vm_dir;
 
 pub(crate) use self::error::VmDirError;
 pub(crate) use self::lock::Lock;
-pub(crate) use self::state_dir::StateDir;
+pub(crate) use self::names::{CONSOLE_LOG, SUPERVISOR_LOG};
+pub(crate) use self::state_dir::{Found, StateDir};
 pub(crate) use self::vm_dir::{RunningVm, VmDir, VmStatus};
-
-/// The guest's serial console, as the VMM printed it.
-pub(crate) const CONSOLE_LOG: &str = "console.log";
-
-/// The supervisor's standard error.
-pub(crate) const SUPERVISOR_LOG: &str = "supervisor.log";
 
 /// Prefixes of directories that are being made or removed. No VM name begins with a dot.
 const NEW_PREFIX: &str = ".new-";
 const TRASH_PREFIX: &str = ".trash-";
-
-/// The lock that a command holds while it changes the VM.
-const LOCK: &str = "lock";

@@ -10,6 +10,7 @@ mod guest;
 mod handshake;
 mod lies;
 mod local;
+mod planted;
 mod users;
 
 use std::io::{Read, Write};

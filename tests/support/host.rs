@@ -41,6 +41,17 @@ pub const PID_MARK: &str = "process ";
 /// In the log, in front of a request that a rule matched.
 pub const MET_MARK: &str = "met ";
 
+/// The file that says that host-tool made a folder, and its content.
+pub const MARK: (&str, &str) = (
+    "made-by-host-tool",
+    "host-tool made this directory, and removes it with its own files in it.\n",
+);
+
+/// Marks a folder as one that host-tool made.
+pub fn mark(folder: &Path) {
+    fs::write(folder.join(MARK.0), MARK.1).expect("a file");
+}
+
 /// Which VMM the fake one plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -192,7 +203,8 @@ impl TestHost {
     pub fn artifact(&self) -> PathBuf {
         let folder = self.path("base.snap");
         drop(fs::remove_dir_all(&folder));
-        fs::create_dir(&folder).expect("a folder");
+        let mut private = fs::DirBuilder::new();
+        private.mode(0o700).create(&folder).expect("a folder");
         for (name, text) in self.kind.files() {
             fs::write(folder.join(name), text).expect("a file");
         }

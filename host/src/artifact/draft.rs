@@ -3,22 +3,23 @@
 //! Before the rename everything is synced to the disk: the files, then the manifest, then the
 //! directory. So a directory with the target's name is complete, whenever the machine stops.
 //! Dropping a draft removes its directory. The draft of a killed command stays until the next draft
-//! for the same target finds it unlocked.
+//! for the same target finds it unlocked. Only a directory with host-tool's [`mark`] is removed.
+//! The mark is taken off once the artifact has its name.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use nix::fcntl::OFlag;
 
-use super::{MANIFEST, Manifest};
+use super::{DISK_PREFIX, MANIFEST, Manifest, STATE_NAMES};
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
+use crate::os::dir::{Dir, is_own};
+use crate::os::lock::FileLock;
+use crate::os::mark::{self, MARK, RemoveError};
 use crate::os::random;
 
 /// Stands between the target's name and the random digits.
@@ -100,83 +101,89 @@ fn write_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -
 #[derive(Debug)]
 pub(crate) struct Draft {
     target: PathBuf,
-    dir: PathBuf,
+    parent: Dir,
+    /// Its name in `parent`.
+    name: OsString,
+    dir: Dir,
     /// Held while this command writes the draft.
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 impl Draft {
     /// Creates the directory. The target must not exist.
     pub(crate) fn create(target: &Path) -> Result<Self, DraftError> {
         let target = std::path::absolute(target).map_err(write_error("resolve", target))?;
-        let name = target.file_name().map(OsString::from);
-        let (Some(parent), Some(mut name)) = (target.parent(), name) else {
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
             return Err(DraftError::NoName { path: target });
         };
-        if fs::symlink_metadata(&target).is_ok() {
+        let parent = Dir::open(parent).map_err(write_error("open", parent))?;
+        if parent.stat_of(name).is_ok() {
             return Err(DraftError::Exists { path: target });
         }
-        name.push(TMP_MARK);
-        sweep(parent, &name);
+        let mut prefix = name.to_owned();
+        prefix.push(TMP_MARK);
+        sweep(&parent, &prefix);
         loop {
             let random = random::bytes::<4>().map_err(write_error("find a name for", &target))?;
-            let mut name = name.clone();
+            let mut name = prefix.clone();
             name.push(format!("{:08x}", u32::from_be_bytes(random)));
-            let dir = parent.join(name);
-            if let Some(lock) = create_locked(&dir)? {
-                return Ok(Self {
+            if let Some((dir, lock)) = create_locked(&parent, &name)? {
+                let draft = Self {
                     target,
+                    parent,
+                    name,
                     dir,
                     _lock: lock,
-                });
+                };
+                let marked = mark::write(&draft.dir);
+                marked.map_err(write_error("write the mark of", draft.dir()))?;
+                return Ok(draft);
             }
         }
     }
 
     /// The directory for its files.
     pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+        self.dir.path()
     }
 
     /// Completes the draft and renames it to its target, which is returned.
     pub(crate) fn publish(self, manifest: &Manifest) -> Result<PathBuf, DraftError> {
         for file in &manifest.files {
-            let path = self.dir.join(&file.name);
-            sync(&path)?;
+            let opened = self.dir.open_file(&file.name, OFlag::O_RDONLY);
+            let synced = opened.and_then(|file| file.sync_all());
+            synced.map_err(write_error("sync", &self.dir().join(&file.name)))?;
         }
-        let path = self.dir.join(MANIFEST);
         let mut text = format!("{:#}", manifest.to_value());
         text.push('\n');
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true).mode(0o600);
-        let written = options.open(&path).and_then(|mut file| {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        let opened = self.dir.open_file(MANIFEST, flags);
+        let written = opened.and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()
         });
-        written.map_err(write_error("write", &path))?;
+        written.map_err(write_error("write", &self.dir().join(MANIFEST)))?;
         sync(&self.dir)?;
         let reached = reach(Point::PublishRename).map_err(io::Error::from);
         reached.map_err(write_error("create", &self.target))?;
         self.rename()?;
+        // Under its own name the artifact is the user's, and not removed any more.
+        if let Err(error) = self.dir.unlink(MARK) {
+            let path = self.target.display();
+            log::warn!("cannot remove {path}/{MARK}, which is not needed any more: {error}");
+        }
         // This makes the name durable. If it fails, the artifact is complete all the same.
-        if let Some(parent) = self.target.parent()
-            && let Err(error) = sync(parent)
-        {
+        if let Err(error) = sync(&self.parent) {
             log::warn!("{error}");
         }
         Ok(self.target.clone())
     }
 
     fn rename(&self) -> Result<(), DraftError> {
-        let flags = RenameFlags::RENAME_NOREPLACE;
-        let renamed = match renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &self.target, flags) {
-            // Some file systems lack the flag. Without it the rename can only replace an empty
-            // directory.
-            Err(Errno::EINVAL) => fs::rename(&self.dir, &self.target),
-            result => result.map_err(io::Error::from),
-        };
-        renamed.map_err(|error| match error.raw_os_error() {
-            Some(libc::EEXIST | libc::ENOTEMPTY) => DraftError::Exists {
+        let to = self.target.file_name().unwrap_or_default();
+        let renamed = self.parent.rename_new(&self.name, to);
+        renamed.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => DraftError::Exists {
                 path: self.target.clone(),
             },
             _ => write_error("create", &self.target)(error),
@@ -187,41 +194,58 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         // Once published, it does not exist any more under this name.
-        if let Err(error) = fs::remove_dir_all(&self.dir)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            log::warn!("cannot remove {}: {error}", self.dir.display());
+        if self.parent.has(&self.name, &self.dir) {
+            remove(&self.parent, &self.name, &self.dir);
         }
     }
 }
 
-fn sync(path: &Path) -> Result<(), DraftError> {
-    let synced = File::open(path).and_then(|file| file.sync_all());
-    synced.map_err(write_error("sync", path))
+/// Removes a draft, or says what is left.
+fn remove(parent: &Dir, name: &OsStr, dir: &Dir) {
+    let removed = match mark::remove(parent, name, dir, is_known) {
+        // A command that is killed before it has written the mark leaves an empty directory.
+        Err(RemoveError::NotMarked) => mark::remove_empty(parent, name, dir),
+        removed => removed,
+    };
+    if let Err(error) = removed {
+        log::warn!("cannot remove {}: {error}", dir.path().display());
+    }
+}
+
+/// Whether a draft has files of this name.
+fn is_known(name: &str) -> bool {
+    let disk = name.strip_prefix(DISK_PREFIX);
+    let is_disk = disk.is_some_and(|number| number.parse::<u16>().is_ok());
+    is_disk || name == MANIFEST || STATE_NAMES.contains(&name)
+}
+
+fn sync(dir: &Dir) -> Result<(), DraftError> {
+    let synced = dir.to_file().and_then(|file| file.sync_all());
+    synced.map_err(write_error("sync", dir.path()))
 }
 
 /// Creates a directory and locks it. `None` if another command has locked or removed it in between,
-/// because it took it for a leftover.
-fn create_locked(dir: &Path) -> Result<Option<Flock<File>>, DraftError> {
-    let made = DirBuilder::new().mode(0o700).create(dir);
-    made.map_err(write_error("create", dir))?;
-    let file = match File::open(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(write_error("open", dir))?,
-    };
-    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Err((_, Errno::EAGAIN)) => {
-            // If the other command only inspects it, we have to remove it.
-            let _ = fs::remove_dir(dir);
-            return Ok(None);
+/// because it took it for a leftover. After an error nothing is left.
+fn create_locked(parent: &Dir, name: &OsStr) -> Result<Option<(Dir, FileLock)>, DraftError> {
+    let path = parent.path().join(name);
+    parent
+        .make_dir(name)
+        .map_err(write_error("create", &path))?;
+    let locked = parent.open_dir(name).and_then(|dir| {
+        let lock = FileLock::try_new(dir.to_file()?)?;
+        Ok(lock.map(|lock| (dir, lock)))
+    });
+    match locked {
+        Ok(Some((dir, lock))) => Ok(parent.has(name, &dir).then_some((dir, lock))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => {
+            // It is empty. If another command only inspects it, we have to remove it.
+            if let Err(error) = parent.remove_dir(name) {
+                log::debug!("cannot remove {}: {error}", path.display());
+            }
+            other.map(|_| None).map_err(write_error("lock", &path))
         }
-        locked => locked.map_err(|(_, errno)| write_error("lock", dir)(errno.into()))?,
-    };
-    let held = lock
-        .metadata()
-        .map_err(write_error("read the metadata of", dir))?;
-    let is_there = fs::symlink_metadata(dir).is_ok_and(|found| found.ino() == held.ino());
-    Ok(is_there.then_some(lock))
+    }
 }
 
 /// The state of a directory with a draft's name.
@@ -231,49 +255,51 @@ pub(crate) enum DraftStatus {
     InUse,
     /// The command that wrote it was killed.
     Abandoned {
+        dir: Dir,
         /// While this is held, no other command uses or removes the directory.
-        lock: Flock<File>,
+        lock: FileLock,
     },
 }
 
 /// Inspects a directory entry; `None` if it is not a draft of this user. Abandoned drafts are
-/// removed, so name, type and owner must all match: a user's own `a.tmp-old` must stay.
-pub(crate) fn draft_status(path: &Path) -> Option<DraftStatus> {
-    let name = path.file_name()?.as_encoded_bytes();
-    let digits_at = name.len().checked_sub(DRAFT_DIGITS)?;
-    let (front, digits) = name.split_at(digits_at);
+/// removed, so name, type and owner must all match, and it must be marked or empty: a user's own
+/// `a.tmp-old` must stay.
+pub(crate) fn draft_status(parent: &Dir, name: &OsStr) -> Option<DraftStatus> {
+    let bytes = name.as_encoded_bytes();
+    let digits_at = bytes.len().checked_sub(DRAFT_DIGITS)?;
+    let (front, digits) = bytes.split_at(digits_at);
     let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     if !front.ends_with(TMP_MARK.as_bytes()) || !digits.iter().all(is_digit) {
         return None;
     }
-    let metadata = fs::symlink_metadata(path).ok()?;
-    if !metadata.is_dir() || metadata.uid() != nix::unistd::geteuid().as_raw() {
+    let dir = parent.open_dir(name).ok()?;
+    if !dir.stat().is_ok_and(|stat| is_own(&stat)) {
         return None;
     }
-    let lock = Flock::lock(File::open(path).ok()?, FlockArg::LockExclusiveNonblock);
-    Some(match lock {
-        Ok(lock) => DraftStatus::Abandoned { lock },
-        Err(_) => DraftStatus::InUse,
-    })
+    match FileLock::try_new(dir.to_file().ok()?) {
+        Ok(Some(lock)) => {
+            let is_ours = mark::is_marked(&dir).ok()? || dir.names().ok()?.is_empty();
+            is_ours.then_some(DraftStatus::Abandoned { dir, lock })
+        }
+        Ok(None) | Err(_) => Some(DraftStatus::InUse),
+    }
 }
 
 /// Removes abandoned drafts for the same target.
-fn sweep(parent: &Path, prefix: &OsStr) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
+fn sweep(parent: &Dir, prefix: &OsStr) {
+    // A directory that cannot be read has no draft that could be removed.
+    for name in parent.names().unwrap_or_default() {
         let rest = name
             .as_encoded_bytes()
             .strip_prefix(prefix.as_encoded_bytes());
         if rest.is_none_or(|rest| rest.len() != DRAFT_DIGITS) {
             continue;
         }
-        let path = entry.path();
-        match draft_status(&path) {
-            Some(DraftStatus::Abandoned { lock: _lock }) => {
-                log::info!("removing {}, left by a killed command", path.display());
-                if let Err(error) = fs::remove_dir_all(&path) {
-                    log::warn!("cannot remove {}: {error}", path.display());
-                }
+        match draft_status(parent, &name) {
+            Some(DraftStatus::Abandoned { dir, lock: _lock }) => {
+                let path = dir.path().display();
+                log::info!("removing {path}, left by a killed command");
+                remove(parent, &name, &dir);
             }
             Some(DraftStatus::InUse) | None => {}
         }

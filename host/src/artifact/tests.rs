@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use super::draft::{Draft, DraftError, DraftStatus, draft_status};
 use super::*;
 use crate::error::Failure;
+use crate::os::dir::Dir;
+use crate::os::mark;
 use crate::testing::TempDir;
 use crate::vmm::testing::machine;
 use crate::vmm::{MachineSpec, VmmKind};
@@ -148,20 +150,28 @@ fn the_next_draft_removes_abandoned_ones_and_keeps_those_in_use() {
     for dir in &others {
         fs::create_dir(dir).unwrap();
     }
+    let parent = Dir::open(temp.path()).unwrap();
+    let status = |path: &Path| draft_status(&parent, path.file_name().unwrap());
+    let marked = temp.path().join("a.tmp-00000001");
+    fs::create_dir(&marked).unwrap();
+    mark::write(&Dir::open(&marked).unwrap()).unwrap();
+    fs::write(marked.join("disk0"), "").unwrap();
+    let users = temp.path().join("a.tmp-00000002");
+    fs::create_dir(&users).unwrap();
+    fs::write(users.join("disk0"), "").unwrap();
+    assert!(status(&users).is_none(), "it has no mark");
     let elsewhere = temp.path().join("a.tmp-abcdef01");
     symlink(&others[0], &elsewhere).unwrap();
+    assert!(matches!(status(in_use.dir()), Some(DraftStatus::InUse)));
     assert!(matches!(
-        draft_status(in_use.dir()),
-        Some(DraftStatus::InUse)
-    ));
-    assert!(matches!(
-        draft_status(&leftover),
+        status(&leftover),
         Some(DraftStatus::Abandoned { .. })
     ));
-    assert!(draft_status(&others[1]).is_none());
+    assert!(status(&others[1]).is_none());
 
     let _draft = Draft::create(&target).unwrap();
-    assert!(!leftover.exists() && in_use.dir().exists());
+    assert!(!leftover.exists() && !marked.exists() && in_use.dir().exists());
+    assert!(users.join("disk0").exists(), "a user's own directory");
     assert!(others.iter().all(|other| other.exists()), "not drafts of a");
     assert!(elsewhere.is_symlink(), "a link is not a draft");
 }

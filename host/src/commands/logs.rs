@@ -50,7 +50,7 @@ pub(crate) fn run(command: &LogsCommand) -> Result<(), Failure> {
     let arguments = TargetArguments::from(command);
     match (arguments.name, arguments.uds, arguments.cid, arguments.unix) {
         (Some(name), None, None, None) => {
-            let dir = StateDir::open(command.state_dir.as_deref())?.vm(name)?;
+            let dir = StateDir::existing(command.state_dir.as_deref())?.vm(name)?;
             print_log(command, dir)
         }
         _ => observed::run(command),

@@ -13,11 +13,11 @@ use crate::report::output::print;
 use crate::report::table::{age, columns};
 use crate::vmdir::health::{Health, HealthCheck};
 use crate::vmdir::state::{ExitRecord, State, WorkloadEnd};
-use crate::vmdir::{StateDir, VmDir, VmStatus};
+use crate::vmdir::{Found, StateDir, VmDir, VmDirError, VmStatus};
 
 pub(crate) fn list(command: &Ls) -> Result<(), Failure> {
-    let state_dir = StateDir::open(command.state_dir.as_deref())?;
-    let rows: Vec<Row> = state_dir.vms()?.iter().map(Row::of).collect();
+    let state_dir = StateDir::existing(command.state_dir.as_deref())?;
+    let rows: Vec<Row> = state_dir.vms()?.into_iter().filter_map(Row::of).collect();
     if command.json {
         let vms: Vec<Value> = rows.iter().map(Row::to_value).collect();
         return print(&json!({ "vms": vms }).to_string());
@@ -37,26 +37,34 @@ struct Row {
 }
 
 impl Row {
-    /// Lists an unreadable VM, too, and logs the reason.
-    fn of(dir: &VmDir) -> Self {
-        let name = dir.name().to_string();
-        match dir.status() {
-            Ok((vm_status, state)) => Self {
+    /// Lists an unreadable VM, too, and logs the reason. A directory that host-tool did not make is
+    /// not a VM.
+    fn of(found: Found) -> Option<Self> {
+        let read = found.dir.and_then(|dir| {
+            let (vm_status, state) = dir.status()?;
+            Ok((dir, vm_status, state))
+        });
+        let name = found.name.to_string();
+        match read {
+            Ok((dir, vm_status, state)) => Some(Self {
                 name,
                 status: status(vm_status, state.as_ref()),
-                health: health(dir, vm_status),
-                is_supervised: is_supervised(dir, vm_status, state.as_ref()),
+                health: health(&dir, vm_status),
+                is_supervised: is_supervised(&dir, vm_status, state.as_ref()),
                 state,
-            },
+            }),
+            // It was removed since the names were read.
+            Err(VmDirError::NoSuchVm { .. }) => None,
             Err(error) => {
+                let is_vm = !matches!(error, VmDirError::NotMarked { .. });
                 log::warn!("{}", Failure::from(error));
-                Self {
+                is_vm.then(|| Self {
                     name,
                     status: "unreadable".to_owned(),
                     state: None,
                     health: None,
                     is_supervised: None,
-                }
+                })
             }
         }
     }
@@ -163,7 +171,7 @@ fn table(rows: &[Row]) -> String {
 }
 
 pub(crate) fn inspect(command: &Inspect) -> Result<(), Failure> {
-    let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
+    let dir = StateDir::existing(command.state_dir.as_deref())?.vm(&command.name)?;
     let (vm_status, state) = dir.status()?;
     let value = json!({
         "name": dir.name().as_str(),

@@ -100,7 +100,7 @@ fn probe(
         changes: command.watch.then_some(changes),
     };
     if let Some(name) = &command.name {
-        let state_dir = StateDir::open(command.state_dir.as_deref())?;
+        let state_dir = StateDir::existing(command.state_dir.as_deref())?;
         rebind::rebind_pending(&state_dir, name, deadline, |rebind| {
             prober.ask(|guest| guest.rebind(rebind.clone()))
         })?;

@@ -3,6 +3,7 @@
 //! Artifacts are untrusted: their texts are escaped for the terminal, and a list opens only
 //! manifests.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use crate::cli::snapshots::{
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::clock::unix_ms;
+use crate::os::dir::Dir;
 use crate::os::json::os_to_value;
 use crate::report::output::print;
 use crate::report::phase::Phase;
@@ -59,12 +61,10 @@ fn find(dir: &Path) -> Result<Vec<Row>, Failure> {
         return Ok(vec![Row::of(dir)]);
     }
     let context = || format!("cannot read the directory {}", dir.display());
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(dir).or_fail(Exit::Artifact, context)? {
-        paths.push(entry.or_fail(Exit::Artifact, context)?.path());
-    }
-    paths.sort();
-    Ok(paths.iter().filter_map(|path| row(path)).collect())
+    let opened = Dir::open(dir).or_fail(Exit::Artifact, context)?;
+    let mut names = opened.names().or_fail(Exit::Artifact, context)?;
+    names.sort();
+    Ok(names.iter().filter_map(|name| row(&opened, name)).collect())
 }
 
 fn has_manifest(dir: &Path) -> bool {
@@ -72,16 +72,17 @@ fn has_manifest(dir: &Path) -> bool {
 }
 
 /// The row of a directory entry, if it is an artifact or an abandoned draft.
-fn row(path: &Path) -> Option<Row> {
-    match draft_status(path) {
+fn row(parent: &Dir, name: &OsStr) -> Option<Row> {
+    let path = parent.path().join(name);
+    match draft_status(parent, name) {
         Some(DraftStatus::InUse) => None,
         Some(DraftStatus::Abandoned { .. }) => Some(Row {
-            dir: path.to_owned(),
+            dir: path,
             found: Err(
                 "never finished; the next snapshot with the same --out removes it".to_owned(),
             ),
         }),
-        None => has_manifest(path).then(|| Row::of(path)),
+        None => has_manifest(&path).then(|| Row::of(&path)),
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn stop(command: &Stop) -> Result<(), Failure> {
 fn do_stop(command: &Stop, record: &mut Record) -> Result<(), Failure> {
     let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
     record.begin(Phase::Lock);
-    let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
+    let dir = StateDir::existing(command.state_dir.as_deref())?.vm(&command.name)?;
     let lock = dir.lock(deadline)?;
     record.begin(Phase::Stop);
     let vm = match dir.clone().running_under(&lock) {
@@ -76,7 +76,7 @@ pub(crate) fn remove(command: &Rm) -> Result<(), Failure> {
 fn do_remove(command: &Rm, record: &mut Record) -> Result<(), Failure> {
     let deadline = Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT);
     record.begin(Phase::Lock);
-    let dir = StateDir::open(command.state_dir.as_deref())?.vm(&command.name)?;
+    let dir = StateDir::existing(command.state_dir.as_deref())?.vm(&command.name)?;
     let lock = dir.lock(deadline)?;
     record.begin(Phase::Stop);
     match dir.clone().running_under(&lock) {

@@ -43,7 +43,7 @@ impl Target {
         } = arguments;
         let address = match (name, uds, cid, unix) {
             (Some(name), None, None, None) => {
-                let vm = StateDir::open(state_dir)?.vm(name)?.running()?;
+                let vm = StateDir::existing(state_dir)?.vm(name)?.running()?;
                 let vm = finish_interrupted(vm, Instant::now() + REPAIR_TIMEOUT)?;
                 return Ok(Self::new(vm.endpoint(port), Some(vm.process)));
             }

@@ -152,7 +152,7 @@ pub(crate) fn take(
 fn find(subject: &Subject<'_>, limits: Limits) -> Result<Source, Failure> {
     match *subject {
         Subject::Managed { name, state_dir } => {
-            let state_dir = StateDir::open(state_dir)?;
+            let state_dir = StateDir::existing(state_dir)?;
             let dir = state_dir.vm(name)?;
             // A clone that was not rebound yet would pass its siblings' identity on.
             rebind::rebind_pending(&state_dir, name, limits.all, |rebind| {

@@ -33,7 +33,7 @@ use crate::values::VmName;
 use crate::vmdir::pending_rebind::{remove_pending, write_pending};
 use crate::vmdir::state::{ExitRecord, Stage, State};
 use crate::vmdir::stray::end_stray;
-use crate::vmdir::{Lock, StateDir, VmDir, log_tails};
+use crate::vmdir::{Lock, StateDir, VmDir, log_tails, names};
 use crate::vmm::network::check_tap;
 use crate::vmm::{API_SOCKET, MachineSpec, Vmm, guest_address, launch, prepare_dir};
 
@@ -232,7 +232,7 @@ impl StartingVm {
             .enumerate();
         for (index, (drive, stored)) in drives {
             if let Some(stored) = stored {
-                let path = self.dir.file(&format!("disk{index}"));
+                let path = self.dir.file(&names::disk(index));
                 let len = fs::metadata(stored).map_or(0, |found| found.len());
                 let mut progress = Progress::new("copying", len);
                 disk::copy(stored, &path, &mut |at| progress.show(at), plan.deadline)

@@ -4,11 +4,17 @@
 //! may lead to another user's file. So a file of a VM or of an artifact is checked before it is
 //! opened, and checked again once it is open: the path may have been replaced in between.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
 
 /// Opens a regular file. Does not follow a symbolic link and does not open a file of another type.
 pub(crate) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
@@ -23,6 +29,27 @@ pub(crate) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result
         _ => error,
     })?;
     regular(file)
+}
+
+/// Like [`open_regular`], for a file in an open directory. A file that is created is its owner's
+/// alone.
+pub(crate) fn open_regular_at(dir: impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<File> {
+    let dir = dir.as_fd();
+    // A missing file is not an error yet: the flags may create it.
+    if let Ok(found) = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        && found.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits()
+    {
+        return Err(NotRegular.into());
+    }
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    loop {
+        match openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+            Ok(fd) => return regular(fd.into()),
+            Err(Errno::EINTR) => {}
+            Err(Errno::ELOOP) => return Err(NotRegular.into()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
 
 /// Opens a file from the command line for reading. It may be a symbolic link to a regular file.

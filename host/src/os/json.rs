@@ -5,15 +5,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use shared::json::{JsonError, Object, bytes_to_value, value_to_bytes};
-
-use crate::os::files;
 
 /// Largest file that is read, in bytes. The largest legitimate ones have a few kilobytes.
 const FILE_LEN_MAX: u64 = 1024 * 1024;
@@ -73,12 +71,14 @@ impl JsonFileError {
     }
 }
 
-/// Reads a file as the `T` that `from_object` makes of its object.
+/// Reads a file as the `T` that `from_object` makes of its object. `path` is for messages.
 pub(crate) fn read<T>(
+    opened: io::Result<File>,
     path: &Path,
     from_object: impl FnOnce(&Object) -> Result<T, JsonError>,
 ) -> Result<T, JsonFileError> {
-    let text = read_text(path).map_err(|source| JsonFileError::Read {
+    let text = opened.and_then(read_text);
+    let text = text.map_err(|source| JsonFileError::Read {
         path: path.to_owned(),
         source,
     })?;
@@ -87,19 +87,7 @@ pub(crate) fn read<T>(
         .map_err(JsonFileError::content(path))
 }
 
-/// As [`read`]; `None` if the file does not exist.
-pub(crate) fn read_if_exists<T>(
-    path: &Path,
-    from_object: impl FnOnce(&Object) -> Result<T, JsonError>,
-) -> Result<Option<T>, JsonFileError> {
-    match read(path, from_object) {
-        Err(error) if error.is_not_found() => Ok(None),
-        result => result.map(Some),
-    }
-}
-
-fn read_text(path: &Path) -> io::Result<Vec<u8>> {
-    let file = files::open_regular(path, OpenOptions::new().read(true))?;
+fn read_text(file: File) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     file.take(FILE_LEN_MAX + 1).read_to_end(&mut text)?;
     if text.len() as u64 > FILE_LEN_MAX {
@@ -134,7 +122,9 @@ mod tests {
         let path = temp.path().join("state.json");
         let read_pid = |text: &str| {
             fs::write(&path, text).unwrap();
-            read(&path, |object| object.number::<u32>("pid"))
+            read(File::open(&path), &path, |object| {
+                object.number::<u32>("pid")
+            })
         };
         assert_eq!(read_pid(r#"{"pid":1}"#).unwrap(), 1);
         let name = path.display();
@@ -148,8 +138,8 @@ mod tests {
             assert_eq!(read_pid(text).unwrap_err().to_string(), expected);
         }
         let missing = temp.path().join("missing.json");
-        assert!(read_if_exists(&missing, |_| Ok(())).unwrap().is_none());
-        let error = read(&missing, |_| Ok(())).unwrap_err();
+        let error = read(File::open(&missing), &missing, |_| Ok(())).unwrap_err();
+        assert!(error.is_not_found());
         assert_eq!(
             error.to_string(),
             format!("cannot read {}", missing.display())

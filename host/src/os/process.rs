@@ -20,6 +20,7 @@ use shared::json::{JsonError, Object};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::os::deadline::Watch;
+use crate::os::dir;
 use crate::sys::pidfd;
 
 /// How long a VMM may take to end after SIGKILL.
@@ -109,14 +110,11 @@ pub(crate) fn find_in(folder: &Path, args: &[OsString]) -> io::Result<Vec<OwnedF
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let pid = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok());
+    let proc = Path::new("/proc");
+    for name in dir::names(proc)? {
+        let pid = name.to_str().and_then(|name| name.parse().ok());
         if let Some(Ok(pidfd)) = pid.map(pidfd::open)
-            && is_started_in(&entry.path(), &folder, &cmdline_end)
+            && is_started_in(&proc.join(name), &folder, &cmdline_end)
         {
             found.push(pidfd);
         }

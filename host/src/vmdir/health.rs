@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use shared::json::{JsonError, Object};
 
+use super::names::{HEALTH, HEALTH_CHECK};
 use crate::error::Failure;
 use crate::os::clock::{to_ms, unix_ms};
 use crate::os::json::{os_to_value, value_to_os};
@@ -29,12 +30,6 @@ const RETRIES_DEFAULT: u32 = 3;
 
 /// Of a command, in its file.
 const ARGS_MAX: usize = 4096;
-
-/// Written by the command that creates the VM.
-const CHECK_FILE: &str = "health-check.json";
-
-/// Written by the supervisor.
-const HEALTH_FILE: &str = "health.json";
 
 /// What to run, and how failures count.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,12 +85,12 @@ impl HealthOptions<'_> {
 impl HealthCheck {
     /// Only for the command that creates the VM.
     pub(crate) fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
-        dir.replace(CHECK_FILE, &self.to_value())
+        dir.replace(HEALTH_CHECK, &self.to_value())
     }
 
     /// `None` if the VM has no health check.
     pub(crate) fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
-        dir.read(CHECK_FILE, Self::from_object)
+        dir.read(HEALTH_CHECK, Self::from_object)
     }
 
     /// As in the file and in `inspect`.
@@ -204,12 +199,12 @@ impl Health {
 
     /// Only for the supervisor.
     pub(crate) fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
-        dir.replace(HEALTH_FILE, &self.to_value())
+        dir.replace(HEALTH, &self.to_value())
     }
 
     /// `None` if the VM has no health check.
     pub(crate) fn read(dir: &VmDir) -> Result<Option<Self>, VmDirError> {
-        dir.read(HEALTH_FILE, Self::from_object)
+        dir.read(HEALTH, Self::from_object)
     }
 
     /// As in the file and in `inspect`.
@@ -292,7 +287,7 @@ mod tests {
     #[test]
     fn files_survive_the_disk() {
         let temp = TempDir::new("health");
-        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        let dir = VmDir::of_test(temp.path());
         assert_eq!(Health::read(&dir).unwrap(), None);
         assert_eq!(HealthCheck::read(&dir).unwrap(), None);
         let check = options(Some("a b"), Some(7)).check().unwrap().unwrap();

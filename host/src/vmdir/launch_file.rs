@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::error::VmDirError;
+use super::names::LAUNCH;
 use super::vm_dir::VmDir;
-use crate::os::json::{self, os_to_value, value_to_os, value_to_path};
+use crate::os::json::{os_to_value, value_to_os, value_to_path};
 use crate::vmm::Launch;
 
 const ARGS_MAX: usize = 1024;
@@ -13,16 +14,14 @@ const ARGS_MAX: usize = 1024;
 pub(crate) struct LaunchFile(pub(crate) Launch);
 
 impl LaunchFile {
-    const NAME: &str = "launch.json";
-
     pub(crate) fn write(&self, dir: &VmDir) -> Result<(), VmDirError> {
         let args: Vec<Value> = self.0.args.iter().map(os_to_value).collect();
         let value = json!({ "program": os_to_value(&self.0.program), "args": args });
-        dir.replace(Self::NAME, &value)
+        dir.replace(LAUNCH, &value)
     }
 
     pub(crate) fn read(dir: &VmDir) -> Result<Self, VmDirError> {
-        let launch = json::read(&dir.file(Self::NAME), |object| {
+        let launch = dir.read_required(LAUNCH, |object| {
             Ok(Launch {
                 program: object.get("program", "a path", value_to_path)?,
                 args: object.list("args", ARGS_MAX, "a list of arguments", value_to_os)?,
@@ -43,7 +42,7 @@ mod tests {
     #[test]
     fn a_launch_is_carried_byte_by_byte() {
         let temp = TempDir::new("link");
-        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        let dir = VmDir::of_test(temp.path());
         let odd = OsString::from_vec(vec![b'x', 0xff]);
         let launch = Launch {
             program: "/bin/\u{e9}".into(),

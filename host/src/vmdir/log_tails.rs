@@ -1,10 +1,9 @@
 //! The last lines of a VM's logs, for messages.
 
-use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
 
-use crate::os::files;
+use nix::fcntl::OFlag;
+
 use crate::values::printable;
 use crate::vmdir::{CONSOLE_LOG, SUPERVISOR_LOG, VmDir};
 use crate::vmm::VMM_LOG;
@@ -21,7 +20,7 @@ pub(crate) fn tails(dir: &VmDir) -> Option<String> {
     let mut text = String::new();
     for name in [SUPERVISOR_LOG, VMM_LOG, CONSOLE_LOG] {
         // The supervisor's info lines are about a VM that started well.
-        let lines = tail(&dir.file(name)).unwrap_or_default();
+        let lines = tail(dir, name).unwrap_or_default();
         let is_shown = |line: &&String| name != SUPERVISOR_LOG || !line.contains(": info: ");
         let lines: Vec<_> = lines.iter().filter(is_shown).collect();
         let lines_max = if name == CONSOLE_LOG {
@@ -41,8 +40,8 @@ pub(crate) fn tails(dir: &VmDir) -> Option<String> {
 }
 
 /// The lines at the end of a file, with control characters escaped.
-fn tail(path: &Path) -> std::io::Result<Vec<String>> {
-    let mut file = files::open_regular(path, OpenOptions::new().read(true))?;
+fn tail(dir: &VmDir, name: &str) -> std::io::Result<Vec<String>> {
+    let mut file = dir.open_file(name, OFlag::O_RDONLY)?;
     let len = file.metadata()?.len();
     file.seek(SeekFrom::Start(len.saturating_sub(BYTES_MAX)))?;
     let mut bytes = Vec::new();
@@ -54,7 +53,7 @@ fn tail(path: &Path) -> std::io::Result<Vec<String>> {
 
 /// The end of the VMM's own log, in which the VMM layer looks for known faults.
 pub(crate) fn vmm_log(dir: &VmDir) -> String {
-    tail(&dir.file(VMM_LOG)).unwrap_or_default().join("\n")
+    tail(dir, VMM_LOG).unwrap_or_default().join("\n")
 }
 
 #[cfg(test)]
@@ -71,7 +70,7 @@ mod tests {
     #[test]
     fn tails_are_short_and_escaped() {
         let temp = TempDir::new("logs");
-        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        let dir = VmDir::of_test(temp.path());
         assert_eq!(tails(&dir), None);
         fs::write(dir.file(SUPERVISOR_LOG), "host-tool: info: fine\n").unwrap();
         assert_eq!(tails(&dir), None);
@@ -88,7 +87,7 @@ mod tests {
     #[test]
     fn other_than_regular_files_are_not_read() {
         let temp = TempDir::new("logs");
-        let dir = VmDir::new("a".parse().unwrap(), temp.path().to_owned());
+        let dir = VmDir::of_test(temp.path());
         mkfifo(&dir.file(VMM_LOG), Mode::S_IRWXU).unwrap();
         fs::write(temp.path().join("secret"), "secret").unwrap();
         symlink("secret", dir.file(CONSOLE_LOG)).unwrap();

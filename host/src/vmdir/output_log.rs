@@ -21,17 +21,16 @@ pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
+
+use nix::fcntl::OFlag;
 
 use self::journal::{Journal, OUTPUT_LEN_MAX, Step};
 use self::record::Record;
-use crate::os::files;
+use super::names::OUTPUT_RECORD;
+pub(crate) use super::names::{OLDER_LOG, OUTPUT_LOG};
 use crate::vmdir::{Lock, VmDir, VmDirError};
-
-pub(crate) const OUTPUT_LOG: &str = "output.log";
-pub(crate) const OLDER_LOG: &str = "output.log.1";
-pub(crate) const OUTPUT_RECORD: &str = "output.json";
 
 /// The log, open for its one writer.
 #[derive(Debug)]
@@ -107,8 +106,8 @@ impl Files {
     fn recover(&self, record: Option<Record>, from: Option<u64>) -> Result<Record, VmDirError> {
         let path = self.dir.file(OUTPUT_LOG);
         let record = record.unwrap_or_else(|| Record::empty(from));
-        let found = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata.len(),
+        let found = match self.dir.file_len(OUTPUT_LOG) {
+            Ok(len) => len,
             // A writer was killed after `Rotate` and before the record of it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && record.len > 0 => {
                 let rotated = record.rotated();
@@ -119,7 +118,7 @@ impl Files {
             Err(source) => return Err(VmDirError::file("look at", &path, source)),
         };
         if found > record.len {
-            let file = files::open_regular(&path, OpenOptions::new().write(true));
+            let file = self.dir.open_file(OUTPUT_LOG, OFlag::O_WRONLY);
             file.and_then(|file| file.set_len(record.len))
                 .map_err(|source| VmDirError::file("cut", &path, source))?;
         }
@@ -138,9 +137,8 @@ impl Files {
 
     fn rotate(&mut self) -> Result<(), VmDirError> {
         self.file = None;
-        let path = self.dir.file(OUTPUT_LOG);
-        fs::rename(&path, self.dir.file(OLDER_LOG))
-            .map_err(|source| VmDirError::file("rename", &path, source))
+        let renamed = self.dir.rename(OUTPUT_LOG, OLDER_LOG);
+        renamed.map_err(|source| VmDirError::file("rename", &self.dir.file(OUTPUT_LOG), source))
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), VmDirError> {

@@ -1,6 +1,5 @@
 //! `naming.json` in a VM directory: the rebind that the guest still waits for.
 
-use std::fs;
 use std::io;
 
 use serde_json::json;
@@ -8,12 +7,11 @@ use shared::json::{JsonError, Object};
 use shared::message::Identity;
 
 use super::error::VmDirError;
+use super::names::PENDING_REBIND;
 use super::vm_dir::VmDir;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::requests::RebindPlan;
-
-const FILE: &str = "naming.json";
 
 /// Leaves the rebind to the first command that asks the guest something.
 pub(crate) fn write_pending(dir: &VmDir, plan: &RebindPlan) -> Result<(), VmDirError> {
@@ -25,22 +23,21 @@ pub(crate) fn write_pending(dir: &VmDir, plan: &RebindPlan) -> Result<(), VmDirE
         "machine_id": plan.identity.machine_id,
         "network": plan.identity.network.to_value(),
     });
-    dir.replace(FILE, &value)
+    dir.replace(PENDING_REBIND, &value)
 }
 
 /// For a guest that has its generation.
 pub(crate) fn remove_pending(dir: &VmDir) -> Result<(), Failure> {
-    let path = dir.file(FILE);
-    match fs::remove_file(&path) {
+    match dir.unlink(PENDING_REBIND) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.or_fail(Exit::Internal, || {
-            format!("cannot remove {}", path.display())
+            format!("cannot remove {}", dir.file(PENDING_REBIND).display())
         }),
     }
 }
 
 pub(crate) fn read_pending(dir: &VmDir) -> Result<Option<RebindPlan>, VmDirError> {
-    dir.read(FILE, from_object)
+    dir.read(PENDING_REBIND, from_object)
 }
 
 fn from_object(object: &Object) -> Result<RebindPlan, JsonError> {

@@ -4,7 +4,6 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::LOCK;
 use super::error::{VmDirError, file_error};
 use super::launch_file::LaunchFile;
 use super::lock::Lock;
@@ -20,11 +19,7 @@ const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 /// Removes the directory of a VM whose start was interrupted, because the command that created it
 /// was killed. Leaves any other VM alone.
 pub(super) fn remove_interrupted_start(dir: &VmDir) -> Result<(), VmDirError> {
-    let path = dir.file(LOCK);
-    if dir.check().is_err() || !path.is_file() {
-        return Ok(());
-    }
-    let Some(lock) = Lock::try_new(&path)? else {
+    let Some(lock) = dir.try_lock()? else {
         return Ok(());
     };
     let is_interrupted = match dir.find_state() {

@@ -6,8 +6,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::names::LOCK;
 use super::state::{ExitRecord, State};
 use super::*;
+use crate::os::dir::Dir;
+use crate::os::mark;
 use crate::testing::TempDir;
 use crate::values::VmName;
 
@@ -47,7 +50,7 @@ fn a_name_is_taken_until_it_is_removed() {
         .vms()
         .unwrap()
         .into_iter()
-        .map(|vm| vm.name().clone())
+        .map(|vm| vm.name)
         .collect();
     assert_eq!(names, [name("a"), generated.name().clone()]);
 }
@@ -61,8 +64,49 @@ fn an_interrupted_start_leaves_its_name_free() {
     fs::create_dir(state_dir.path().join("b")).unwrap();
     fs::write(state_dir.path().join("b/file"), "").unwrap();
     let _again = state_dir.create_vm(Some(&name("a"))).unwrap();
-    let in_use = state_dir.create_vm(Some(&name("b"))).unwrap_err();
-    assert!(matches!(in_use, VmDirError::NameInUse { .. }), "{in_use}");
+    let refused = state_dir.create_vm(Some(&name("b"))).unwrap_err();
+    assert!(matches!(refused, VmDirError::NotMarked { .. }), "{refused}");
+    assert!(state_dir.path().join("b/file").exists());
+    // A failed creation leaves nothing.
+    assert_eq!(fs::read_dir(state_dir.path()).unwrap().count(), 2);
+}
+
+/// A directory is a VM's by its mark, and not by a file that has the name of a VM's.
+#[test]
+fn what_host_tool_did_not_make_is_not_removed() {
+    let temp = TempDir::new("vmdir");
+    let state_dir = state_dir(&temp);
+    let at = |path: &str| state_dir.path().join(path);
+    for (dir, file) in [
+        ("a", "lock"),
+        (".new-4194305-b", "lock"),
+        (".trash-4194305-c", "x"),
+    ] {
+        fs::create_dir(at(dir)).unwrap();
+        fs::write(at(dir).join(file), "").unwrap();
+    }
+    fs::create_dir(at("empty")).unwrap();
+    for taken in ["a", "empty"] {
+        let refused = state_dir.create_vm(Some(&name(taken))).unwrap_err();
+        assert!(matches!(refused, VmDirError::NotMarked { .. }), "{refused}");
+        let refused = state_dir.vm(&name(taken)).unwrap_err();
+        assert!(matches!(refused, VmDirError::NotMarked { .. }), "{refused}");
+    }
+    for kept in [
+        "a/lock",
+        ".new-4194305-b/lock",
+        ".trash-4194305-c/x",
+        "empty",
+    ] {
+        assert!(at(kept).exists(), "{kept}");
+    }
+    let (vm, _lock) = state_dir.create_vm(Some(&name("b"))).unwrap();
+    fs::write(vm.file("notes"), "").unwrap();
+    let refused = vm.remove().unwrap_err();
+    assert!(matches!(refused, VmDirError::Foreign { .. }), "{refused}");
+    assert!(at("b/notes").exists() && at("b/lock").exists());
+    fs::remove_file(vm.file("notes")).unwrap();
+    vm.remove().unwrap();
 }
 
 #[test]
@@ -109,7 +153,9 @@ fn leftovers_of_killed_commands_are_removed_and_directories_in_use_are_not() {
     for path in [&leftover, &in_use, &without_lock] {
         fs::create_dir(path).unwrap();
     }
-    let _lock = Lock::try_new(&in_use.join(LOCK)).unwrap().unwrap();
+    let in_use_dir = Dir::open(&in_use).unwrap();
+    mark::write(&in_use_dir).unwrap();
+    let _lock = Lock::try_new(&in_use_dir, LOCK).unwrap().unwrap();
     let _vm = state_dir.create_vm(None).unwrap();
     assert!(!leftover.exists() && in_use.exists() && without_lock.exists());
 }

@@ -1,12 +1,14 @@
 //! What a VMM process is started with: a command line, and the VM directory that it runs in.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::SFlag;
+use nix::unistd::symlinkat;
+
 use super::Drive;
+use crate::os::dir::{Dir, is_of_type};
 
 /// Name of the API socket inside the VM directory, for every kind of VMM.
 pub(crate) const API_SOCKET: &str = "api.sock";
@@ -48,19 +50,15 @@ pub(crate) enum Start {
 /// The VMM opens a drive as [`drive_link`], relative to the VM directory. A snapshot records that
 /// name, and each clone has its own file behind it.
 pub(crate) fn prepare_dir(vm_dir: &Path, drives: &[Drive]) -> io::Result<()> {
-    for entry in fs::read_dir(vm_dir)? {
-        let entry = entry?;
-        let is_link = entry.file_type()?.is_symlink();
-        if entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| is_stale(name, is_link))
-        {
-            fs::remove_file(entry.path())?;
+    let dir = Dir::open(vm_dir)?;
+    for name in dir.names()? {
+        let is_link = is_of_type(&dir.stat_of(&name)?, SFlag::S_IFLNK);
+        if name.to_str().is_some_and(|name| is_stale(name, is_link)) {
+            dir.unlink(&name)?;
         }
     }
     for (index, drive) in drives.iter().enumerate() {
-        symlink(&drive.path, vm_dir.join(drive_link(index)))?;
+        symlinkat(&drive.path, &dir, drive_link(index).as_str())?;
     }
     Ok(())
 }
@@ -89,6 +87,7 @@ pub(crate) fn drive_link(index: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::net::UnixListener;
 
     use super::*;

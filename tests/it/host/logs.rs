@@ -15,6 +15,7 @@ use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::agent::Agent;
+use tests::host::mark;
 use tests::muxer::Muxer;
 use tests::process::{lines, run, signal};
 use tests::{DEADLINE, await_true, program};
@@ -80,6 +81,7 @@ impl VmDir {
         let mut private = DirBuilder::new();
         private.mode(0o700).recursive(true);
         private.create(state_dir.join("vm")).unwrap();
+        mark(&state_dir.join("vm"));
         Self {
             state_dir,
             muxer: None,

@@ -10,7 +10,7 @@ use shared::message::Hello;
 use super::Options;
 use super::source::Source;
 use crate::artifact::draft::Draft;
-use crate::artifact::{FileEntry, Manifest, digest_of};
+use crate::artifact::{DISK_PREFIX, FileEntry, Manifest, digest_of};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
@@ -217,7 +217,7 @@ fn save_disks(
             read_only: false,
         } = drive
         {
-            let name = format!("disk{index}");
+            let name = format!("{DISK_PREFIX}{index}");
             let copy = draft.dir().join(&name);
             let len = fs::metadata(&*path).map_or(0, |found| found.len());
             let mut progress = Progress::new("copying", len);

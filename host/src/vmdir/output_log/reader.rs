@@ -3,13 +3,13 @@
 //! Positions in the log count from the first byte that was ever logged, so a rotation does not
 //! change them.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+
+use nix::fcntl::OFlag;
 
 use super::{OLDER_LOG, OUTPUT_LOG, read_record};
-use crate::os::files;
 use crate::vmdir::{VmDir, VmDirError};
 
 /// In bytes.
@@ -41,8 +41,8 @@ impl View {
                 let files = Vec::new();
                 return Ok(Self { files, end: 0 });
             };
-            let mut current = open(&dir.file(OUTPUT_LOG))?;
-            let mut older = open(&dir.file(OLDER_LOG))?;
+            let mut current = open(dir, OUTPUT_LOG)?;
+            let mut older = open(dir, OLDER_LOG)?;
             // The log may have been rotated after we read the record.
             if read_record(dir)?.is_none_or(|now| now.start != record.start) {
                 continue;
@@ -141,14 +141,14 @@ impl View {
 }
 
 /// `None` if there is no such file.
-fn open(path: &Path) -> Result<Option<(File, Metadata)>, VmDirError> {
-    let opened = files::open_regular(path, OpenOptions::new().read(true)).and_then(|file| {
+fn open(dir: &VmDir, name: &str) -> Result<Option<(File, Metadata)>, VmDirError> {
+    let opened = dir.open_file(name, OFlag::O_RDONLY).and_then(|file| {
         let metadata = file.metadata()?;
         Ok((file, metadata))
     });
     match opened {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(VmDirError::file("read", path, source)),
+        Err(source) => Err(VmDirError::file("read", &dir.file(name), source)),
     }
 }

@@ -1,11 +1,13 @@
 //! The log holds every byte once. Method: a writer is killed after each step and within appends,
 //! and the guest sends again what was not acknowledged.
 
+use std::fs;
+use std::time::{Duration, Instant};
+
 use super::reader::View;
 use super::*;
 use crate::testing::TempDir;
 use shared::message::Stream;
-use std::time::{Duration, Instant};
 
 /// How long a lock may stay held after its release.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -14,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 const LEN_MAX: u64 = 30;
 
 fn vm_dir(temp: &TempDir) -> VmDir {
-    VmDir::new("a".parse().unwrap(), temp.path().to_owned())
+    VmDir::of_test(temp.path())
 }
 
 /// The guest's two streams.
