@@ -4,4 +4,5 @@ mod bench;
 mod health;
 mod logs;
 mod stress;
+mod unheard;
 mod usage;

@@ -20,7 +20,18 @@ pub(crate) fn run(command: &Snapshot) -> Result<(), Failure> {
     }
     let result = snapshot(command, &mut record);
     let event = if command.stop { "stopped" } else { "ready" };
-    record.conclude(result, event, command.json)
+    let is_taken = result.is_ok();
+    let ended = record.conclude(result, event, command.json);
+    ended.map_err(|failure| match is_taken {
+        // The user named the artifact and the VM, so neither is taken away.
+        true => failure
+            .context(format!(
+                "the artifact {} is good and its source is {event}, but the record is lost",
+                command.out.display()
+            ))
+            .in_phase(Phase::Publish.as_str()),
+        false => failure,
+    })
 }
 
 fn snapshot(command: &Snapshot, record: &mut Record) -> Result<(), Failure> {

@@ -10,7 +10,8 @@ use crate::report::phase::Phase;
 use crate::report::record::Record;
 use crate::supervisor::link::Order;
 
-/// Starts the VM and prints the record. With `--foreground`, returns when the VM has ended.
+/// Starts the VM and prints the record. With `--foreground`, returns when the VM has ended. A VM of
+/// which the user was not told is taken away again.
 pub(crate) fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> {
     let is_json = plan.json;
     record.begin(Phase::Spawn);
@@ -31,12 +32,13 @@ pub(crate) fn start(plan: &Plan<'_>, mut record: Record) -> Result<(), Failure> 
         Ok(vm) => vm,
         Err(failure) => return Err(record.fail(failure, is_json)),
     };
-    let Some(signals) = signals else {
-        return record.finish(plan.event(), is_json);
-    };
-    vm.wait(&signals, || {
-        record.finish(plan.event(), is_json)?;
-        notify(READY);
-        Ok(())
-    })
+    if let Err(failure) = record.tell(plan.event(), is_json) {
+        record.blame(Some(Phase::Publish));
+        let failure = vm.take_back(failure, plan.keep_on_failure);
+        return Err(record.fail(failure, is_json));
+    }
+    match signals {
+        Some(signals) => vm.wait(&signals, || notify(READY)),
+        None => Ok(()),
+    }
 }

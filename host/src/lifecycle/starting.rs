@@ -50,6 +50,8 @@ pub(crate) struct StartingVm {
     process: Option<OwnedFd>,
     state: Option<State>,
     endpoint: Endpoint,
+    /// Whether the VM was released with [`Order::Keep`]. Its supervisor takes no orders then.
+    is_kept: bool,
 }
 
 impl StartingVm {
@@ -70,6 +72,7 @@ impl StartingVm {
                 address,
                 port: PORT_DEFAULT,
             },
+            is_kept: false,
         })
     }
 
@@ -86,15 +89,11 @@ impl StartingVm {
         }
     }
 
-    /// Waits until a VM that was released with [`Order::Attach`] ends. Before that, `report` tells
-    /// the user that it is ready, and the lock is free for other commands by then.
-    pub(crate) fn wait(
-        self,
-        signals: &Signals,
-        report: impl FnOnce() -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    /// Waits until a VM that was released with [`Order::Attach`] ends. Before that, calls
+    /// `unlocked`, when the lock is free for other commands.
+    pub(crate) fn wait(self, signals: &Signals, unlocked: impl FnOnce()) -> Result<(), Failure> {
         drop(self.lock);
-        report()?;
+        unlocked();
         match (self.supervisor, self.process) {
             (Some(supervisor), Some(process)) => {
                 foreground::wait(signals, supervisor, &self.endpoint, &process)
@@ -269,6 +268,7 @@ impl StartingVm {
         match &mut self.supervisor {
             Some(supervisor) => supervisor
                 .publish(order, &Watch::until(Instant::now() + KILL_TIMEOUT))
+                .map(|()| self.is_kept = order == Order::Keep)
                 .map_err(|error| {
                     // The supervisor is gone because its VMM has ended, or because it was killed.
                     let at_once = Watch::until(Instant::now());
@@ -293,9 +293,40 @@ impl StartingVm {
         Ok(self.dir.remove()?)
     }
 
+    /// Takes a released VM away again: the user was not told of it, and could not name it.
+    pub(crate) fn take_back(mut self, failure: Failure, keep: bool) -> Failure {
+        if keep {
+            self.warn_of_kept();
+            return failure;
+        }
+        self.end();
+        let text = match self.dir.remove() {
+            Ok(()) => "the VM was taken away again, because its record was not printed".to_owned(),
+            Err(error) => {
+                let name = self.dir.name();
+                let error = Failure::from(error);
+                format!("the VM '{name}' has ended, and its directory is left ({error})")
+            }
+        };
+        failure.context(text)
+    }
+
+    fn warn_of_kept(&self) {
+        log::warn!(
+            "the VM was kept; 'host-tool rm --force {}' removes it",
+            self.dir.name()
+        );
+    }
+
     /// Ends the VM. Returns how the VMM ended if the supervisor reported it.
     fn end(&mut self) -> Option<ExitRecord> {
         let mut end = None;
+        if self.is_kept
+            && let Some(process) = &self.process
+            && let Err(error) = kill_process(process)
+        {
+            log::warn!("cannot end the VMM: {error}");
+        }
         if let Some(mut supervisor) = self.supervisor.take() {
             let watch = Watch::until(Instant::now() + KILL_TIMEOUT);
             // A supervisor whose VMM has ended is gone, but its report can still be read.
@@ -304,7 +335,8 @@ impl StartingVm {
             }
             match supervisor.await_ended(&watch) {
                 Ok(exit) => end = Some(exit),
-                // A supervisor that could not start the VMM has reported that and is gone.
+                // A supervisor that could not start the VMM has reported that and is gone. One that
+                // keeps its VM has closed its pipes.
                 Err(error) => log::debug!("{error}"),
             }
             if let Err(error) = supervisor.join() {
@@ -336,10 +368,7 @@ impl StartingVm {
             if let Err(error) = kept.and_then(|()| self.release(Order::Keep)) {
                 log::warn!("cannot keep the VM: {error}");
             }
-            log::warn!(
-                "the VM was kept; 'host-tool rm --force {}' removes it",
-                self.dir.name()
-            );
+            self.warn_of_kept();
             return failure.with_details(log_tails::tails(&self.dir));
         }
         // A VMM that hung up is usually about to end. Its exit status is worth the wait.

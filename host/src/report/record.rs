@@ -140,6 +140,11 @@ impl Record {
 
     /// Prints the outcome: the JSON object, or the line that begins with `event`.
     pub(crate) fn finish(mut self, event: &str, is_json: bool) -> Result<(), Failure> {
+        self.tell(event, is_json)
+    }
+
+    /// Like [`finish`](Self::finish), for a command that has something to undo if this fails.
+    pub(crate) fn tell(&mut self, event: &str, is_json: bool) -> Result<(), Failure> {
         self.end();
         self.write_reports(Vec::new());
         print(&self.success(event, is_json))

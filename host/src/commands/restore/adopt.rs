@@ -41,7 +41,15 @@ use crate::vmm::{
 pub(super) fn run(command: &Restore) -> Result<(), Failure> {
     let mut record = Record::new();
     let result = adopt(command, &mut record);
-    record.conclude(result, "ready", command.json)
+    let is_ready = result.is_ok();
+    let ended = record.conclude(result, "ready", command.json);
+    ended.map_err(|failure| match is_ready {
+        // The VMM is another program's, so it is not ended.
+        true => failure
+            .context("the guest is ready, but the record is lost".to_owned())
+            .in_phase(Phase::Publish.as_str()),
+        false => failure,
+    })
 }
 
 fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {

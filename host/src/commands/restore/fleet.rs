@@ -237,10 +237,12 @@ fn report(command: &Restore, mut record: Record, clones: Vec<CloneResult>) -> Re
     let count = clones.len();
     let mut failures = Vec::new();
     let (mut lines, mut values, mut tracks) = (Vec::new(), Vec::new(), Vec::new());
+    let mut vms = Vec::new();
     for mut clone in clones {
         let phase = clone.record.current();
         match clone.vm {
-            Ok(_) => {
+            Ok(vm) => {
+                vms.push(vm);
                 lines.push(clone.record.to_line(event));
                 values.push(clone.record.success_value(event));
             }
@@ -272,8 +274,35 @@ fn report(command: &Restore, mut record: Record, clones: Vec<CloneResult>) -> Re
     } else {
         lines.join("\n")
     };
-    let printed = print(&text);
-    failure.map_or(printed, Err)
+    match (print(&text), failure) {
+        (Ok(()), None) => Ok(()),
+        (Ok(()), Some(failure)) => Err(failure),
+        (Err(unprinted), failure) => {
+            let unprinted = take_back(command, vms, unprinted);
+            let Some(failure) = failure else {
+                record.blame(Some(Phase::Publish));
+                return Err(record.failure(unprinted).0);
+            };
+            log::error!("{unprinted}");
+            Err(failure)
+        }
+    }
+}
+
+/// Takes all ready clones away again: the user was not told of them.
+fn take_back(command: &Restore, vms: Vec<StartingVm>, failure: Failure) -> Failure {
+    let parallel = command.parallel.unwrap_or_else(processor_count);
+    let keep = command.keep_on_failure;
+    let act = |vm: StartingVm| {
+        let silent = Failure::new(Exit::OutputClosed, "its record was not printed");
+        let taken = vm.take_back(silent, keep);
+        log::debug!("{taken}");
+    };
+    match in_parallel(parallel, vms.into_iter().enumerate(), act) {
+        Ok(_) if keep => failure,
+        Ok(_) => failure.context("the clones were taken away again".to_owned()),
+        Err(panicked) => panicked,
+    }
 }
 
 /// Logs every failure but the first, which becomes the failure of the whole command.
