@@ -47,7 +47,7 @@ pub(crate) use kvm::host_problem;
 pub(crate) use launch::{
     API_SOCKET, Launch, Start, VMM_LOG, VSOCK_SOCKET, drive_link, prepare_dir,
 };
-pub(crate) use machine::{Drive, MachineSpec, Nic, StateFiles};
+pub(crate) use machine::{Drive, MachineSpec, Nic, OpenFile, StateFiles};
 pub(crate) use version::{VersionError, VmmKind, VmmVersion};
 
 /// The state of the machine, as the VMM reports it.

@@ -6,7 +6,8 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
@@ -19,18 +20,21 @@ const READ_LEN: usize = 1024 * 1024;
 pub(crate) struct Digest([u8; DIGEST_LEN]);
 
 impl Digest {
-    /// Reads `file` to its end. `check` gets the length of each piece, and can abort with an error.
+    /// Reads `file` from its start to its end. `check` gets the length of each piece, and can abort
+    /// with an error.
     pub(crate) fn of<E: From<io::Error>>(
-        mut file: &File,
+        file: &File,
         mut check: impl FnMut(u64) -> Result<(), E>,
     ) -> Result<Self, E> {
         let mut sha256 = Sha256::new();
         let mut piece = vec![0; READ_LEN];
+        let mut position = 0;
         loop {
-            match file.read(&mut piece) {
+            match file.read_at(&mut piece, position) {
                 Ok(0) => return Ok(Self(sha256.finalize().into())),
                 Ok(len) => {
                     sha256.update(&piece[..len]);
+                    position += len as u64;
                     check(len as u64)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

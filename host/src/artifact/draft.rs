@@ -147,6 +147,11 @@ impl Draft {
         self.dir.path()
     }
 
+    /// The same directory, open.
+    pub(crate) const fn handle(&self) -> &Dir {
+        &self.dir
+    }
+
     /// Completes the draft and renames it to its target, which is returned.
     pub(crate) fn publish(self, manifest: &Manifest) -> Result<PathBuf, DraftError> {
         for file in &manifest.files {

@@ -36,6 +36,14 @@ pub(crate) enum ArtifactError {
     NotRegular { path: PathBuf },
     /// A drive that the guest can write to is not in the artifact.
     SharedDrive { path: PathBuf },
+    /// Another user could have written it.
+    NotTrusted {
+        path: PathBuf,
+        /// What that user could have changed, and how.
+        reason: String,
+    },
+    /// It is another user's, and names a file outside of it.
+    ForeignDrive { path: PathBuf },
     /// A file was cut short or replaced.
     Length {
         path: PathBuf,
@@ -107,6 +115,8 @@ impl fmt::Display for ArtifactError {
                  to a copy of its own",
                 path.display()
             ),
+            Self::NotTrusted { path, reason } => not_trusted(f, path, reason),
+            Self::ForeignDrive { path } => foreign_drive(f, path),
             Self::Length {
                 path,
                 recorded,
@@ -133,6 +143,24 @@ impl fmt::Display for ArtifactError {
             Self::Read { path, .. } => write!(f, "cannot read {}", path.display()),
         }
     }
+}
+
+fn not_trusted(f: &mut fmt::Formatter<'_>, path: &Path, reason: &str) -> fmt::Result {
+    write!(
+        f,
+        "another user could have written the artifact {}: {reason}; restore one of your own or of \
+         root's, or give --trust-artifact",
+        path.display()
+    )
+}
+
+fn foreign_drive(f: &mut fmt::Formatter<'_>, path: &Path) -> fmt::Result {
+    write!(
+        f,
+        "the artifact of another user names the drive {0}, which is not in it; --allow-drive {0} \
+         lets its guest read that file",
+        path.display()
+    )
 }
 
 fn of_file(f: &mut fmt::Formatter<'_>, path: &Path, text: &str) -> fmt::Result {
@@ -163,6 +191,8 @@ impl std::error::Error for ArtifactError {
             | Self::Missing { .. }
             | Self::NotRegular { .. }
             | Self::SharedDrive { .. }
+            | Self::NotTrusted { .. }
+            | Self::ForeignDrive { .. }
             | Self::Length { .. }
             | Self::Digest { .. }
             | Self::NoDigests { .. }

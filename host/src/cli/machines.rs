@@ -267,6 +267,17 @@ machine_command! {
         /// continue when a hook of the image fails
         #[argh(switch)]
         pub(crate) ignore_hooks: bool,
+        /// compare the SHA-256 of every file first; the artifact must have them
+        #[argh(switch)]
+        pub(crate) verify: bool,
+        /// restore an artifact that another user owns or could have written to. Its VM state is
+        /// code that runs with your rights
+        #[argh(switch)]
+        pub(crate) trust_artifact: bool,
+        /// with --trust-artifact: let the guest read this file, which the artifact names as a
+        /// drive outside of it; may be repeated
+        #[argh(option, arg_name = "path")]
+        pub(crate) allow_drive: Vec<PathBuf>,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::values::{MachineId, VmName};
 use crate::vmdir::health::HealthCheck;
 use crate::vmm::metadata::Metadata;
 use crate::vmm::{
-    Drive, FindError, Gate, MachineSpec, Purpose, Start, StateFiles, VmmBinary, VmmKind,
+    Drive, FindError, Gate, MachineSpec, OpenFile, Purpose, Start, StateFiles, VmmBinary, VmmKind,
     VmmVersion, find_binary, gate, host_problem, load_gate,
 };
 
@@ -71,7 +71,7 @@ pub(crate) struct Plan<'a> {
     /// Drives in `stored_drives` get their paths once the VM directory exists.
     pub(crate) machine: MachineSpec,
     /// By drive number: the file of the artifact that is copied into the VM directory.
-    pub(crate) stored_drives: Vec<Option<PathBuf>>,
+    pub(crate) stored_drives: Vec<Option<OpenFile>>,
     pub(crate) entry: Entry,
     /// The generation of the guest that the snapshot was taken of.
     pub(crate) parent: Option<Generation>,

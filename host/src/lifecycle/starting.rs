@@ -2,7 +2,6 @@
 //! [released](StartingVm::release) it ends with its command, and leaves nothing behind when that
 //! command fails or is killed.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -232,9 +231,10 @@ impl StartingVm {
         for (index, (drive, stored)) in drives {
             if let Some(stored) = stored {
                 let path = self.dir.file(&names::disk(index));
-                let len = fs::metadata(stored).map_or(0, |found| found.len());
+                let len = stored.file.metadata().map_or(0, |found| found.len());
                 let mut progress = Progress::new("copying", len);
-                disk::copy(stored, &path, &mut |at| progress.show(at), plan.deadline)
+                let mut show = |at| progress.show(at);
+                disk::copy_open(&stored.file, &stored.path, &path, &mut show, plan.deadline)
                     .map_err(|error| error.into_failure(Exit::Start))?;
                 drive.path = path;
             }

@@ -97,11 +97,27 @@ pub(crate) fn copy(
     progress: &mut dyn FnMut(u64),
     deadline: Instant,
 ) -> Result<Way, CopyError> {
-    let copied = open(from, to).and_then(|(source, copy)| {
-        if reflink::clone_file(&source, &copy).is_ok() {
+    let source = File::open(from).map_err(|source| CopyError::Io {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        source,
+    })?;
+    copy_open(&source, from, to, progress, deadline)
+}
+
+/// As [`copy`], for an image that is open. `from` is for messages.
+pub(crate) fn copy_open(
+    source: &File,
+    from: &Path,
+    to: &Path,
+    progress: &mut dyn FnMut(u64),
+    deadline: Instant,
+) -> Result<Way, CopyError> {
+    let copied = create(to).and_then(|copy| {
+        if reflink::clone_file(source, &copy).is_ok() {
             return Ok(Way::Reflink);
         }
-        copy_data(&source, &copy, progress, deadline).map(|()| Way::Copy)
+        copy_data(source, &copy, progress, deadline).map(|()| Way::Copy)
     });
     copied.map_err(|source| match source.kind() {
         io::ErrorKind::TimedOut => CopyError::Deadline {
@@ -115,11 +131,10 @@ pub(crate) fn copy(
     })
 }
 
-fn open(from: &Path, to: &Path) -> io::Result<(File, File)> {
-    let source = File::open(from)?;
+fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
-    Ok((source, options.open(to)?))
+    options.open(path)
 }
 
 /// Copies the data of `from` and skips its holes.

@@ -31,7 +31,6 @@ pub(crate) enum Links {
     /// Those of root in directories that only root can write to, such as /var/run.
     OfRoot,
     /// Those of the caller, too.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for directories of artifacts"))]
     OfCaller,
 }
 

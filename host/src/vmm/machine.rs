@@ -1,6 +1,10 @@
 //! The machine that a VMM runs, and the files of its saved state.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use shared::message::MacAddress;
 
@@ -43,11 +47,37 @@ pub(crate) struct Nic {
     pub(crate) has_mmds: bool,
 }
 
+/// A file that was opened and checked. It is read through its descriptor, because another file may
+/// have taken its path since.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenFile {
+    /// For messages.
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<File>,
+}
+
+impl OpenFile {
+    /// Opens the same file once more. Several VMMs read it at a time, each from its own offset.
+    pub(crate) fn open_anew(&self) -> io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+impl PartialEq for OpenFile {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+    }
+}
+
+impl Eq for OpenFile {}
+
 /// Files of one VMM state inside an artifact directory. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StateFiles {
     /// Device and vCPU state. For QEMU the migration stream, memory included.
     pub(crate) state: PathBuf,
+    /// The same file, for a load. QEMU is given the descriptor; Firecracker takes only paths.
+    pub(crate) open_state: Option<OpenFile>,
     /// Guest memory; `None` where it is part of `state`.
     pub(crate) memory: Option<PathBuf>,
     /// The state has its vsock socket outside the VM directory: a load has to override the path.
@@ -66,6 +96,7 @@ impl StateFiles {
         };
         Self {
             state: dir.join("vmstate"),
+            open_state: None,
             memory,
             overrides_vsock: false,
             tap: None,
@@ -75,7 +106,32 @@ impl StateFiles {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io::Read;
+
     use super::*;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn a_file_that_was_opened_is_read_whatever_its_path_leads_to() {
+        let temp = TempDir::new("open");
+        let path = temp.path().join("f");
+        fs::write(&path, "checked").unwrap();
+        let file = Arc::new(File::open(&path).unwrap());
+        let open = OpenFile {
+            path: path.clone(),
+            file,
+        };
+        fs::rename(&path, temp.path().join("moved")).unwrap();
+        fs::write(&path, "another").unwrap();
+        // Each one reads from the start.
+        let mut files = [open.open_anew().unwrap(), open.open_anew().unwrap()];
+        for file in &mut files {
+            let mut text = String::new();
+            file.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "checked");
+        }
+    }
 
     #[test]
     fn state_files_by_kind() {

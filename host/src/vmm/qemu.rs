@@ -248,7 +248,10 @@ impl Vmm for Qemu {
 
     fn load(&mut self, files: &StateFiles, deadline: Instant) -> Result<(), VmmError> {
         const COMMAND: &str = "migrate-incoming";
-        let file = open(&files.state)?;
+        let file = match &files.open_state {
+            Some(state) => state.open_anew().map_err(open_error(&files.state))?,
+            None => open(&files.state)?,
+        };
         self.start_migration(COMMAND, &file, deadline)?;
         match self.await_migration(COMMAND, None, deadline) {
             Ok(MigrationEnd::Completed) => {}
@@ -326,12 +329,17 @@ fn file_error(operation: &'static str, path: &Path, source: io::Error) -> VmmErr
 }
 
 fn open(path: &Path) -> Result<File, VmmError> {
-    File::open(path).map_err(|source| VmmError::File {
+    File::open(path).map_err(open_error(path))
+}
+
+fn open_error(path: &Path) -> impl FnOnce(io::Error) -> VmmError {
+    let path = path.to_owned();
+    move |source| VmmError::File {
         operation: "open",
-        path: path.to_owned(),
+        path,
         is_artifact_fault: source.kind() == io::ErrorKind::NotFound,
         source,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub(crate) fn machine() -> MachineSpec {
 pub(crate) fn state_files() -> StateFiles {
     StateFiles {
         state: "/s".into(),
+        open_state: None,
         memory: Some("/m".into()),
         overrides_vsock: false,
         tap: None,

@@ -2,8 +2,8 @@
 //! little memory, and touches nothing outside of it. Method: a good artifact, changed in one place,
 //! and a fake Firecracker that would load it.
 
-use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -192,4 +192,179 @@ fn a_file_that_takes_for_ever_to_read_meets_the_deadline() {
         .host
         .run(["snapshots", "verify", path(&dir), "--timeout", "100ms"]);
     ended.exits(124).complains("memory");
+}
+
+const NOBODY: u32 = 65_534;
+
+/// What another user could have written of an artifact: what, whether only root can test it, how,
+/// and why the message says so.
+type Spoil = (&'static str, bool, fn(&Path), &'static str);
+
+const SPOILS: [Spoil; 8] = [
+    ("the folder's mode", false, |dir| mode(dir, 0o777), OTHERS),
+    ("the folder's group", false, |dir| mode(dir, 0o770), OTHERS),
+    (
+        "the state's mode",
+        false,
+        |dir| mode(&dir.join("vmstate"), 0o666),
+        OTHERS,
+    ),
+    (
+        "the manifest's mode",
+        false,
+        |dir| mode(&dir.join(MANIFEST), 0o620),
+        OTHERS,
+    ),
+    (
+        "the folder above",
+        false,
+        |dir| mode(dir.parent().unwrap(), 0o757),
+        OTHERS,
+    ),
+    ("the folder's owner", true, |dir| owner(dir), ANOTHER),
+    (
+        "the memory's owner",
+        true,
+        |dir| owner(&dir.join("memory")),
+        ANOTHER,
+    ),
+    (
+        "a link",
+        true,
+        |dir| {
+            let real = dir.with_extension("real");
+            fs::rename(dir, &real).unwrap();
+            symlink(real, dir).unwrap();
+            lchown(dir, Some(NOBODY), None).unwrap();
+        },
+        "it is a link",
+    ),
+];
+
+const OTHERS: &str = "others may write to it";
+const ANOTHER: &str = "it belongs to another user";
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+fn owner(path: &Path) {
+    chown(path, Some(NOBODY), None).unwrap();
+}
+
+/// An artifact in a folder of its own, with a drive outside of it.
+fn with_drive(fixture: &Fixture, drive: &Path) -> std::path::PathBuf {
+    let shelf = fixture.host.path("shelf");
+    drop(fs::remove_dir_all(&shelf));
+    fs::create_dir(&shelf).unwrap();
+    mode(&shelf, 0o755);
+    let dir = shelf.join("base.snap");
+    fs::rename(fixture.host.artifact(), &dir).unwrap();
+    edit(&dir, |it| {
+        it["machine"]["drives"] = json!([{ "path": drive, "read_only": true }]);
+    });
+    dir
+}
+
+fn edit(dir: &Path, change: impl FnOnce(&mut Value)) {
+    let bytes = fs::read(dir.join(MANIFEST)).unwrap();
+    let mut value = serde_json::from_slice(&bytes).unwrap();
+    change(&mut value);
+    fs::write(dir.join(MANIFEST), value.to_string()).unwrap();
+}
+
+#[test]
+fn what_another_user_could_have_written_is_restored_only_on_demand() {
+    let fixture = Fixture::new();
+    let secret = fixture.host.path("secret");
+    fs::write(&secret, "secret").unwrap();
+    let restored = |args: &[&str], dir: &Path, code: i32| {
+        let ended = fixture.run(&[&["restore", "--name", "clone"], args].concat(), dir);
+        let ended = ended.exits(code);
+        if code == 0 {
+            fixture.host.run(["rm", "--force", "clone"]).exits(0);
+        }
+        fixture.host.is_clean();
+        ended
+    };
+    // Of an artifact of the caller's own, drives outside of it are taken.
+    restored(&[], &with_drive(&fixture, &secret), 0);
+    for (what, needs_root, spoil, text) in SPOILS {
+        if needs_root && !nix::unistd::geteuid().is_root() {
+            tests::skip(&format!("hostile::artifacts: {what}"), "it takes root");
+            continue;
+        }
+        let dir = with_drive(&fixture, &secret);
+        spoil(&dir);
+        for args in [
+            &[][..],
+            &["--allow-drive", path(&secret)],
+            &["--count", "2"],
+        ] {
+            let ended = match args {
+                ["--count", _] => fixture.run(&[&["restore"], args].concat(), &dir).exits(3),
+                args => restored(args, &dir, 3),
+            };
+            let ended = ended.complains("another user could have written the artifact");
+            ended.complains(text).complains("--trust-artifact");
+        }
+        let trust = "--trust-artifact";
+        for args in [&[trust][..], &[trust, "--allow-drive", "/etc/shadow"]] {
+            let ended = restored(args, &dir, 3);
+            ended.complains(&format!("--allow-drive {}", secret.display()));
+        }
+        let warned = restored(&[trust, "--allow-drive", path(&secret)], &dir, 0);
+        warned.complains(text);
+        // To look at it runs nothing.
+        fixture
+            .host
+            .run(["snapshots", "inspect", path(&dir)])
+            .exits(0);
+        fixture
+            .host
+            .run(["snapshots", "verify", path(&dir)])
+            .exits(0);
+    }
+    // A link of the caller's own is followed.
+    let dir = with_drive(&fixture, &secret);
+    let link = fixture.host.path("latest.snap");
+    symlink(&dir, &link).unwrap();
+    restored(&[], &link, 0);
+}
+
+#[test]
+fn a_restore_compares_digests_on_demand() {
+    let fixture = Fixture::new();
+    let without = fixture.host.artifact();
+    let verify = ["restore", "--verify", "--name", "clone"];
+    let ended = fixture.run(&verify, &without).exits(3);
+    ended.complains("has no SHA-256 digests");
+    fixture.host.is_clean();
+
+    fixture
+        .run(&["restore", "--name", "source"], &without)
+        .exits(0);
+    let out = fixture.host.path("snapshots/out");
+    let taken = [
+        "snapshot",
+        "--name",
+        "source",
+        "--sha256",
+        "--out",
+        path(&out),
+    ];
+    fixture.host.run(taken).exits(0);
+    fixture.host.run(["rm", "--force", "source"]).exits(0);
+    let ended = fixture
+        .run(&[&verify[..], &["--json"]].concat(), &out)
+        .exits(0);
+    assert_eq!(ended.json()["sha256"], true, "{ended}");
+    fixture.host.run(["rm", "--force", "clone"]).exits(0);
+    fs::write(out.join("memory"), "mEmory").unwrap();
+    let ended = fixture.run(&verify, &out).exits(3);
+    ended.complains("memory has other bytes than recorded");
+    fixture.run(&["restore", "--name", "clone"], &out).exits(0);
+    fixture.host.run(["rm", "--force", "clone"]).exits(0);
+    fs::remove_dir_all(&out).unwrap();
+    fixture.host.is_clean();
 }

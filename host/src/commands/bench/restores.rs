@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::Report;
+use crate::artifact::Trust;
 use crate::cli::BenchCommand;
 use crate::commands::load::latency::Summary;
 use crate::commands::restore::plan::open_artifact;
@@ -91,7 +92,7 @@ fn start(
     deadline: Instant,
     record: &mut Record,
 ) -> Result<StartingVm, Failure> {
-    let artifact = open_artifact(artifact, record)?;
+    let artifact = open_artifact(artifact, &Trust::default(), record)?;
     record.begin(Phase::Version);
     reach(Point::VersionBefore)?;
     let plan = Plan {

@@ -18,7 +18,7 @@ use serde_json::json;
 use shared::limits::PORT_DEFAULT;
 use shared::message::{Cause, HookStage, Identity};
 
-use super::plan::{self, machine_id, open_artifact};
+use super::plan::{self, machine_id};
 use crate::artifact::Manifest;
 use crate::cli::Restore;
 use crate::error::{Failure, FailureContext};
@@ -56,7 +56,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
     let socket = check(command)?;
     let checked = plan::check(command, record)?;
     let deadline = checked.deadline;
-    let artifact = open_artifact(&command.artifact, record)?;
+    let artifact = plan::artifact(command, deadline, record)?;
     let manifest = artifact.manifest();
     let address = address(command, manifest.vmm_kind)?;
 

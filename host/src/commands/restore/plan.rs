@@ -1,17 +1,17 @@
 //! Makes the plan of a clone from the options of `restore`.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, ArtifactError, Trust};
 use crate::cli::Restore;
 use crate::commands::machine::Machine;
 use crate::error::Failure;
-use crate::exit::Exit;
 use crate::failpoint::{Point, reach};
 use crate::lifecycle::hooks;
 use crate::lifecycle::plan::{Entry, Plan};
 use crate::report::phase::Phase;
+use crate::report::progress::Progress;
 use crate::report::record::Record;
 use crate::values::MachineId;
 use crate::vmm::{StateFiles, VmmKind, network};
@@ -24,19 +24,52 @@ pub(super) fn check<'a>(command: &'a Restore, record: &mut Record) -> Result<Mac
     Machine::check("restore", command.machine(), TIMEOUT_DEFAULT, record)
 }
 
-/// Opens an artifact. Begins the phase [`Phase::Artifact`].
-pub(crate) fn open_artifact(dir: &Path, record: &mut Record) -> Result<Artifact, Failure> {
+/// Opens an artifact to restore. Begins the phase [`Phase::Artifact`].
+pub(crate) fn open_artifact(
+    dir: &Path,
+    trust: &Trust<'_>,
+    record: &mut Record,
+) -> Result<Artifact, Failure> {
     record.begin(Phase::Artifact);
     reach(Point::ArtifactBefore)?;
-    let artifact = Artifact::open(dir).map_err(|error| Failure::new(Exit::Artifact, error))?;
+    let artifact = Artifact::open(dir)?;
+    artifact.check_trust(trust)?;
     record.set("artifact", artifact.dir().display().to_string());
     Ok(artifact)
+}
+
+/// Opens the artifact of the command line, and compares its digests if that is asked for.
+pub(super) fn artifact(
+    command: &Restore,
+    deadline: Instant,
+    record: &mut Record,
+) -> Result<Artifact, Failure> {
+    let trust = Trust {
+        is_given: command.trust_artifact,
+        drives: &command.allow_drive,
+    };
+    let artifact = open_artifact(&command.artifact, &trust, record)?;
+    if command.verify {
+        verify(&artifact, deadline)?;
+        record.set("sha256", true);
+    }
+    Ok(artifact)
+}
+
+fn verify(artifact: &Artifact, deadline: Instant) -> Result<(), ArtifactError> {
+    let manifest = artifact.manifest();
+    if !manifest.has_digests() {
+        let path = artifact.dir().to_owned();
+        return Err(ArtifactError::NoDigests { path });
+    }
+    let mut progress = Progress::new("reading", manifest.files_len());
+    artifact.verify(&mut |bytes| progress.show(bytes), deadline)
 }
 
 /// Opens the artifact and plans the VM to restore from it.
 pub(super) fn plan<'a>(command: &'a Restore, record: &mut Record) -> Result<Plan<'a>, Failure> {
     let checked = check(command, record)?;
-    let artifact = open_artifact(&command.artifact, record)?;
+    let artifact = artifact(command, checked.deadline, record)?;
 
     record.begin(Phase::Version);
     reach(Point::VersionBefore)?;

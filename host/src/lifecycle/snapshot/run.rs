@@ -162,12 +162,16 @@ impl SnapshotRun<'_> {
             let mut progress = Progress::new("reading", manifest.files_len());
             let mut read_len = 0;
             for file in &mut manifest.files {
-                let path = draft.dir().join(&file.name);
                 let mut report = |len: u64| {
                     read_len += len;
                     progress.show(read_len);
                 };
-                file.sha256 = Some(digest_of(&path, &mut report, self.source.limits.all)?);
+                file.sha256 = Some(digest_of(
+                    draft.handle(),
+                    &file.name,
+                    &mut report,
+                    self.source.limits.all,
+                )?);
             }
         }
         let path = draft.publish(&manifest)?;
