@@ -124,7 +124,6 @@ fn failure_of(error: &SpawnError, command: &Command) -> SpawnFailure {
     let errno = error.source.raw_os_error().unwrap_or(0);
     let (stage, errno, object) = match error.stage {
         Stage::Clone => (SpawnStage::Clone, errno, program),
-        Stage::Terminal if is_shortage(&error.source) => (SpawnStage::Clone, errno, program),
         Stage::Terminal | Stage::SetUp => (SpawnStage::SetUp, errno, program),
         Stage::User => (SpawnStage::User, errno, user),
         Stage::Chdir => (SpawnStage::Chdir, errno, command.cwd.as_slice()),
@@ -161,8 +160,8 @@ fn reason(error: &SpawnError) -> String {
 }
 
 fn account_of(user: &[u8]) -> Result<Account, SpawnFailure> {
-    let failure = |stage, errno, text: &dyn std::fmt::Display| SpawnFailure {
-        stage,
+    let failure = |errno, text: &dyn std::fmt::Display| SpawnFailure {
+        stage: SpawnStage::User,
         errno,
         text: format!("{}: {text}", String::from_utf8_lossy(user)),
         stillborn: None,
@@ -171,13 +170,8 @@ fn account_of(user: &[u8]) -> Result<Account, SpawnFailure> {
         // An image may be without these files; numbers need no entry.
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(err) => {
-            let stage = if is_shortage(&err) {
-                SpawnStage::Clone
-            } else {
-                SpawnStage::User
-            };
             let errno = err.raw_os_error().unwrap_or(libc::EINVAL);
-            Err(failure(stage, errno, &format!("cannot read {path}: {err}")))
+            Err(failure(errno, &format!("cannot read {path}: {err}")))
         }
         Ok(text) => Ok(text),
     };
@@ -186,22 +180,8 @@ fn account_of(user: &[u8]) -> Result<Account, SpawnFailure> {
             AccountError::UserUnknown | AccountError::GroupUnknown => libc::ENOENT,
             AccountError::NoUserGiven | AccountError::OutOfRange => libc::EINVAL,
         };
-        failure(SpawnStage::User, errno, &err)
+        failure(errno, &err)
     })
-}
-
-/// Whether the guest lacks something that it may have later.
-fn is_shortage(err: &io::Error) -> bool {
-    // ENOSPC: too many terminals.
-    let errors = [
-        libc::EMFILE,
-        libc::ENFILE,
-        libc::ENOMEM,
-        libc::ENOSPC,
-        libc::EAGAIN,
-    ];
-    err.raw_os_error()
-        .is_some_and(|errno| errors.contains(&errno))
 }
 
 #[cfg(test)]
@@ -291,13 +271,7 @@ mod tests {
             (Stage::Clone, libc::EAGAIN, SpawnStage::Clone, "x: Resource"),
             (
                 Stage::Terminal,
-                libc::EMFILE,
-                SpawnStage::Clone,
-                "x: no terminal",
-            ),
-            (
-                Stage::Terminal,
-                libc::ENOENT,
+                libc::ENOSPC,
                 SpawnStage::SetUp,
                 "x: no terminal",
             ),

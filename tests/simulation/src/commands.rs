@@ -11,6 +11,7 @@ use shared::message::{ExitStatus, InheritedSessions, Rebind};
 use crate::kernel::Kernel;
 
 const ENOENT: i32 = 2;
+const ENOMEM: i32 = 12;
 
 #[derive(Debug, Default)]
 pub struct Record {
@@ -66,11 +67,14 @@ impl Commands {
     }
 
     /// The workload's program could not be executed again. That is an end like any other: 127 if it
-    /// was not found, else 126, as in a shell.
+    /// was not found, 125 for a shortage, else 126.
     pub fn note_never_ran(&mut self, id: SessionId, failure: &SpawnFailure) {
         if let Some(record) = self.records.get_mut(&id) {
-            let is_missing = failure.stage == SpawnStage::Exec && failure.errno == ENOENT;
-            let code = if is_missing { 127 } else { 126 };
+            let code = match (failure.stage, failure.errno) {
+                (SpawnStage::Clone, _) | (_, ENOMEM) => 125,
+                (SpawnStage::Exec, ENOENT) => 127,
+                _ => 126,
+            };
             record.status = Some(ExitStatus::Code(code));
         }
     }

@@ -90,6 +90,7 @@ impl Guest {
                     (SpawnStage::Chdir, 2),
                     (SpawnStage::Exec, 2),
                     (SpawnStage::Exec, 13),
+                    (SpawnStage::Exec, 12),
                 ];
                 self.kernel.random.pick(&stages).expect("some")
             }

@@ -11,6 +11,7 @@ use crate::agent::action::{Action, Purpose, SpawnFailure};
 use crate::agent::ids::ConnectionId;
 use crate::agent::program::Command;
 use crate::agent::sessions::children::Owner;
+use crate::agent::sessions::exec::is_shortage;
 use crate::agent::sessions::session::Exit;
 use crate::agent::state::{Input, Request, State};
 use crate::agent::timers::Timer;
@@ -90,8 +91,13 @@ impl Agent {
                 if let Some(pid) = failure.stillborn {
                     self.children.insert(pid, Owner::Stillborn);
                 }
+                let code = if is_shortage(&failure) {
+                    FailCode::Limit
+                } else {
+                    FailCode::Probe
+                };
                 let text = format!("cannot spawn the probe's process: {}", failure.text);
-                self.fail_probe(id, Some(failure.errno), text, now);
+                self.fail_probe(id, code, Some(failure.errno), text, now);
             }
         }
     }
@@ -112,11 +118,18 @@ impl Agent {
                 "the probe's process ended with status {}",
                 exit.status.shell_code()
             );
-            self.fail_probe(id, None, text, now);
+            self.fail_probe(id, FailCode::Probe, None, text, now);
         }
     }
 
-    fn fail_probe(&mut self, id: ConnectionId, errno: Option<i32>, text: String, now: Instant) {
+    fn fail_probe(
+        &mut self,
+        id: ConnectionId,
+        code: FailCode,
+        errno: Option<i32>,
+        text: String,
+        now: Instant,
+    ) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.probe = None;
         }
@@ -124,7 +137,7 @@ impl Agent {
         self.send(
             id,
             &Message::Fail(Fail {
-                code: FailCode::Probe,
+                code,
                 phase,
                 errno,
                 text,

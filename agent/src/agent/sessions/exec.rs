@@ -31,6 +31,9 @@ pub(crate) const GRACE_TIMEOUT: Duration = Duration::from_millis(250);
 /// ENOENT and ENOTDIR: shells report a missing command differently from one that cannot be run.
 const ERRNO_NOT_FOUND: [i32; 2] = [2, 20];
 
+/// EAGAIN, ENOMEM, ENFILE, EMFILE and ENOSPC: the guest lacks what it may have again later.
+const ERRNO_SHORTAGE: [i32; 5] = [11, 12, 23, 24, 28];
+
 impl Agent {
     pub(crate) fn handle_exec(&mut self, id: ConnectionId, exec: &Exec, now: Instant) {
         if !self.admit(id, Request::Exec, now) {
@@ -297,6 +300,12 @@ fn mode_of(exec: &Exec) -> AttachMode {
     }
 }
 
+/// Whether the guest lacks something that it may have again later, so that the request may be made
+/// again.
+pub(crate) fn is_shortage(failure: &SpawnFailure) -> bool {
+    failure.stage == SpawnStage::Clone || ERRNO_SHORTAGE.contains(&failure.errno)
+}
+
 /// The failure as the host gets it.
 fn spawn_fail(failure: &SpawnFailure) -> Fail {
     let (code, phase, what) = match failure.stage {
@@ -312,6 +321,11 @@ fn spawn_fail(failure: &SpawnFailure) -> Fail {
             (FailCode::NotFound, "exec", "cannot find the program")
         }
         SpawnStage::Exec => (FailCode::NotRunnable, "exec", "cannot execute the program"),
+    };
+    let code = if is_shortage(failure) {
+        FailCode::Limit
+    } else {
+        code
     };
     Fail {
         code,

@@ -46,6 +46,9 @@ const CODE_NOT_FOUND: u8 = 127;
 /// A shell's exit code for a program that cannot be run.
 const CODE_NOT_RUNNABLE: u8 = 126;
 
+/// The exit code of container tools when they fail, and not the program.
+const CODE_SHORTAGE: u8 = 125;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     Running,
@@ -69,13 +72,13 @@ pub(crate) struct Workload {
     is_dropped: bool,
 }
 
-/// The status that a shell would report for a program that could not be started.
+/// The status that a shell would report for a program that could not be started, and 125 for one
+/// that may be started later.
 pub(crate) fn status_of_never_ran(fail: &Fail) -> ExitStatus {
-    let is_missing = fail.code == FailCode::NotFound;
-    ExitStatus::Code(if is_missing {
-        CODE_NOT_FOUND
-    } else {
-        CODE_NOT_RUNNABLE
+    ExitStatus::Code(match fail.code {
+        FailCode::NotFound => CODE_NOT_FOUND,
+        FailCode::Limit => CODE_SHORTAGE,
+        _ => CODE_NOT_RUNNABLE,
     })
 }
 
@@ -109,7 +112,8 @@ impl Agent {
         });
     }
 
-    /// A workload that cannot be started has failed like any other.
+    /// A workload that cannot be started has failed like any other, except for a shortage: then it
+    /// is tried again, because it has not run.
     pub(crate) fn handle_workload_never_ran(&mut self, fail: &Fail, now: Instant) {
         warn!("workload: {}", fail.text);
         let Some(id) = self.workload.as_ref().map(|workload| workload.session) else {
@@ -122,23 +126,31 @@ impl Agent {
             status: status_of_never_ran(fail),
             usage: ResourceUsage::default(),
         });
+        let has_run = fail.code != FailCode::Limit;
         if let Some(exited) = session.completion() {
-            self.handle_workload_over(id, exited, now);
+            self.end_workload_run(id, exited, has_run, now);
         }
     }
 
     /// Its process has ended, and all of its output was read.
     pub(crate) fn handle_workload_over(&mut self, id: SessionId, exited: Exited, now: Instant) {
+        self.end_workload_run(id, exited, true, now);
+    }
+
+    /// `has_run`: unless the guest lacked what its process takes.
+    fn end_workload_run(&mut self, id: SessionId, exited: Exited, has_run: bool, now: Instant) {
         let is_ending = self.state == State::Ending;
         let (Some(workload), Some(session)) = (&mut self.workload, self.sessions.get_mut(id))
         else {
             return;
         };
         let status = exited.status.shell_code();
-        let is_again = match workload.settings.restart {
-            Restart::No => false,
-            Restart::OnFailure => exited.status != ExitStatus::Code(0) && !is_ending,
+        let has_failed = exited.status != ExitStatus::Code(0);
+        let is_wanted = match workload.settings.restart {
+            Restart::No => !has_run,
+            Restart::OnFailure => has_failed,
         };
+        let is_again = is_wanted && !is_ending;
         if !is_again {
             info!("workload: ended with status {status}");
             workload.phase = Phase::Ended;

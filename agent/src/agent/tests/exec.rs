@@ -97,8 +97,19 @@ fn a_program_that_cannot_be_started_is_told_apart() {
         (SpawnStage::Chdir, 2, FailCode::NotRunnable),
         (SpawnStage::Clone, 11, FailCode::Limit),
         (SpawnStage::SetUp, 1, FailCode::Internal),
+        (SpawnStage::User, 1, FailCode::NotRunnable),
     ];
-    for (stage, errno, code) in cases {
+    // EAGAIN, ENOMEM, ENFILE, EMFILE and ENOSPC are shortages, wherever they come from.
+    let stages = [
+        SpawnStage::Clone,
+        SpawnStage::SetUp,
+        SpawnStage::User,
+        SpawnStage::Chdir,
+        SpawnStage::Exec,
+    ];
+    let of_stage = |stage| [11, 12, 23, 24, 28].map(|errno| (stage, errno, FailCode::Limit));
+    let shortages = stages.into_iter().flat_map(of_stage);
+    for (stage, errno, code) in cases.into_iter().chain(shortages) {
         let mut world = World::new();
         let id = world.connect();
         let text = "why".to_owned();

@@ -413,7 +413,20 @@ fn probe_of_depth_exec_waits_for_its_process() {
     world.spawn_failure = Some(failure);
     let answer = world.ask(id, &probe(G, Depth::Exec));
     assert!(
-        matches!(&answer[..], [Message::Progress(_), Message::Fail(fail)] if fail.errno == Some(12))
+        matches!(&answer[..], [Message::Progress(_), Message::Fail(fail)]
+            if fail.errno == Some(12) && fail.code == FailCode::Limit),
+        "a shortage may be over soon: {answer:?}"
+    );
+    world.spawn_failure = Some(SpawnFailure {
+        stage: SpawnStage::Exec,
+        errno: 8,
+        text: "no".to_owned(),
+        stillborn: None,
+    });
+    let answer = world.ask(id, &probe(G, Depth::Exec));
+    assert!(
+        matches!(&answer[..], [_, Message::Fail(fail)] if fail.code == FailCode::Probe),
+        "{answer:?}"
     );
 }
 

@@ -174,6 +174,33 @@ fn a_program_that_cannot_be_started_is_a_failure() {
     }
 }
 
+/// It has not run, so its policy about restarts does not count.
+#[test]
+fn a_shortage_at_its_start_is_not_its_end() {
+    for restart in [Restart::No, Restart::OnFailure] {
+        let now = Instant::now();
+        let mut settings_of = World::new().agent.settings;
+        settings_of.workload = Some(settings(restart, WorkloadEnd::PowerOff));
+        let mut world = World::new();
+        world.agent = Agent::new(settings_of, now);
+        world.now = now;
+        world.spawn_failure = Some(SpawnFailure {
+            stage: SpawnStage::Exec,
+            errno: 11,
+            text: "/bin/app".to_owned(),
+            stillborn: Some(50),
+        });
+        world.drain_actions();
+        world.pass(PAUSE_MIN);
+        assert_eq!(world.processes.len(), 1, "it runs now");
+        assert!(!is_ending(&world));
+        let pid = world.pid();
+        world.finish(pid, 0);
+        world.pass(Duration::ZERO);
+        assert!(is_ending(&world), "this is its end");
+    }
+}
+
 #[test]
 fn a_snapshot_waits_for_no_workload() {
     for policy in Policy::ALL {
