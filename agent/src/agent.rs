@@ -223,6 +223,7 @@ impl Agent {
                 Timer::Abandon(id) => self.abandon_session(id, now),
                 Timer::Timeout(id) => self.time_out_session(id, now),
                 Timer::Kill(id) => self.signal_session(id, EndSignal::Kill.number()),
+                Timer::Check => self.check_sources(now),
                 Timer::Workload => self.handle_workload_timer(now),
                 Timer::Mmds => self.handle_mmds_timer(now),
                 Timer::Listener => self.rearm_listener(),

@@ -9,7 +9,8 @@
 //! mio is edge-triggered: readiness is reported once. So each source is either read until
 //! `WouldBlock`; or put on the ready list, which the loop works off before it sleeps; or marked
 //! unread, and put on that list when the core has room again. No byte waits for an edge that will
-//! not come.
+//! not come. A call that fails uses up an edge too: the core then has the source looked at again
+//! after a pause ([`Action::CheckSources`]).
 //!
 //! Invariants:
 //! - Flags of an event decide nothing: on any event of a connection, reading and writing are tried.
@@ -56,7 +57,7 @@ use crate::sys::{clock, console};
 pub(crate) use tokens::Source;
 
 use connections::Entry;
-use failpoint::Failpoints;
+use failpoint::{Call, Failpoints};
 use local::Local;
 use mmds::Link;
 use output::Stdio;
@@ -110,6 +111,11 @@ pub(crate) struct Shell {
     /// Closed to free a descriptor for one accept when there is no other.
     spare: Option<File>,
     signals: Signals,
+    /// Whether reading signals failed, or an event brought none, so that no edge will tell that
+    /// there are some.
+    are_signals_unread: bool,
+    /// Whether waiting for children failed the last time.
+    is_wait_failing: bool,
     connections: BTreeMap<ConnectionId, Entry>,
     stdio: BTreeMap<SessionId, Stdio>,
     spawner: Spawner,
@@ -145,6 +151,8 @@ impl Shell {
             registry,
             spare: File::open("/dev/null").ok(),
             signals,
+            are_signals_unread: false,
+            is_wait_failing: false,
             connections: BTreeMap::new(),
             stdio: BTreeMap::new(),
             spawner,
@@ -168,9 +176,13 @@ impl Shell {
 
     pub(crate) fn handle_event(&mut self, source: Source, turn: &mut Turn<'_>) {
         match source {
-            Source::Signals => self.drain_signals(turn),
+            Source::Signals => self.drain_signals(true, turn),
             Source::Listener => self.drain_accept(turn),
-            Source::LocalListener => self.drain_local(turn),
+            Source::LocalListener => {
+                if !self.drain_local(turn) {
+                    turn.agent.handle_source_failed(turn.now);
+                }
+            }
             Source::Mmds => self.drain_mmds(turn),
             Source::Connection(id) => {
                 self.flush(id, turn);
@@ -185,6 +197,10 @@ impl Shell {
     /// Continues where reading stopped early, each source once, and performs the flushes that
     /// waited.
     pub(crate) fn run_ready(&mut self, turn: &mut Turn<'_>) {
+        if self.are_signals_unread {
+            self.drain_signals(false, turn);
+            self.drain_actions(turn);
+        }
         for _ in 0..self.ready.len() {
             if let Some(source) = self.ready.pop_front() {
                 self.handle_event(source, turn);
@@ -219,6 +235,12 @@ impl Shell {
             Action::Flush(id) => self.flush(id, turn),
             Action::Close(id) => self.close_connection(id),
             Action::DrainAccept => {
+                self.drain_accept(turn);
+                self.drain_local(turn);
+            }
+            Action::CheckSources => {
+                self.drain_signals(false, turn);
+                self.reap_children(turn);
                 self.drain_accept(turn);
                 self.drain_local(turn);
             }
@@ -265,34 +287,70 @@ impl Shell {
         }
     }
 
-    fn drain_signals(&mut self, turn: &mut Turn<'_>) {
-        loop {
-            match self.signals.read() {
-                Ok(Some(SignalNumber::SIGCHLD)) => self.reap_children(turn),
-                Ok(Some(SignalNumber::SIGINT)) => {
-                    turn.agent.handle_signal(Signal::Interrupt, turn.now)
-                }
-                Ok(Some(_)) => turn.agent.handle_signal(Signal::End, turn.now),
-                Ok(None) => return,
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => return error!("cannot read signals: {err}"),
+    /// Reads all signals. If that fails, or an event brings none, signals may be left, and their
+    /// edge is used up: they are read again in every turn until that succeeds, and after a pause.
+    /// Ended children are looked for at once.
+    fn drain_signals(&mut self, has_event: bool, turn: &mut Turn<'_>) {
+        let mut has_read = false;
+        let result = loop {
+            let failpoint = self.failpoints.check(Call::Signals);
+            match failpoint.and_then(|()| self.signals.read()) {
+                Ok(Some(signal)) => self.handle_signal(signal, turn),
+                Ok(None) => break Ok(()),
+                Err(err) => match err.kind() {
+                    io::ErrorKind::WouldBlock => break Ok(()),
+                    io::ErrorKind::Interrupted => continue,
+                    _ => break Err(err),
+                },
             }
+            has_read = true;
             self.drain_actions(turn);
+        };
+        let was_unread = self.are_signals_unread;
+        self.are_signals_unread = result.is_err() || (has_event && !has_read);
+        if !self.are_signals_unread {
+            return;
+        }
+        if let Err(err) = result
+            && !was_unread
+        {
+            error!("cannot read signals: {err}");
+        }
+        turn.agent.handle_source_failed(turn.now);
+        self.reap_children(turn);
+    }
+
+    fn handle_signal(&mut self, signal: SignalNumber, turn: &mut Turn<'_>) {
+        match signal {
+            SignalNumber::SIGCHLD => self.reap_children(turn),
+            SignalNumber::SIGINT => turn.agent.handle_signal(Signal::Interrupt, turn.now),
+            _ => turn.agent.handle_signal(Signal::End, turn.now),
         }
     }
 
     /// One `SIGCHLD` may stand for several children.
     fn reap_children(&mut self, turn: &mut Turn<'_>) {
+        let was_failing = std::mem::take(&mut self.is_wait_failing);
         loop {
-            match process::reap() {
+            let failpoint = self.failpoints.check(Call::Wait);
+            match failpoint.and_then(|()| process::reap()) {
                 Ok(Some(reaped)) => {
                     turn.agent
                         .handle_child_exit(reaped.pid, exit_of(&reaped), turn.now);
                     self.drain_actions(turn);
                 }
-                Ok(None) => return,
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => return error!("cannot wait for children: {err}"),
+                Ok(None) => return turn.agent.handle_reaped_all(true, turn.now),
+                Err(err) => match err.raw_os_error() {
+                    Some(libc::ECHILD) => return turn.agent.handle_reaped_all(false, turn.now),
+                    Some(libc::EINTR) => {}
+                    _ => {
+                        if !was_failing {
+                            error!("cannot wait for children: {err}");
+                        }
+                        self.is_wait_failing = true;
+                        return turn.agent.handle_source_failed(turn.now);
+                    }
+                },
             }
         }
     }
@@ -322,6 +380,11 @@ fn exit_of(reaped: &process::Reaped) -> Exit {
         rss_max_kib: reaped.rss_max_kib,
     };
     Exit { status, usage }
+}
+
+/// The error number, for the core.
+fn errno_of(err: &io::Error) -> i32 {
+    err.raw_os_error().unwrap_or(libc::EIO)
 }
 
 fn signal_group(group: i32, number: u8) {

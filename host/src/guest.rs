@@ -8,6 +8,7 @@ pub(crate) mod address;
 pub(crate) mod answer;
 pub(crate) mod connection;
 pub(crate) mod driver;
+pub(crate) mod fault;
 pub mod hybrid_vsock;
 pub(crate) mod outlet;
 pub(crate) mod requests;

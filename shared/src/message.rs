@@ -24,7 +24,7 @@ pub use control::{
 };
 pub use error::PayloadError;
 pub use exec::{ByteString, Exec, ExecLimit, Started};
-pub use exited::{ExitStatus, Exited, ResourceUsage};
+pub use exited::{ExitStatus, Exited, Fault, FaultPart, ResourceUsage};
 pub use handshake::{
     Cause, Depth, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound, Step,
     StepName, StepResult,

@@ -3,6 +3,7 @@
 
 mod attaching;
 mod ending;
+mod faults;
 mod input;
 mod listing;
 mod results;

@@ -42,9 +42,28 @@ impl Agent {
         Self::start_through(command, arguments)
     }
 
+    /// Starts an agent that has had no child when it answers.
+    pub fn start_unproven(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(program("guest-agent"));
+        command.envs(variables.iter().copied());
+        let agent = Self::spawn(command, arguments);
+        let probe = ["probe", "--depth", "listener", "--timeout", "30s"];
+        let probe = agent.host_tool(probe, []);
+        assert_eq!(probe.code(), 0, "the agent does not answer: {probe}");
+        agent
+    }
+
     /// Starts an agent through a program that executes it: its last arguments are the agent and the
     /// agent's arguments.
-    pub fn start_through(mut command: Command, arguments: &[&str]) -> Self {
+    pub fn start_through(command: Command, arguments: &[&str]) -> Self {
+        let agent = Self::spawn(command, arguments);
+        // The probe itself retries until the socket is there.
+        let probe = agent.host_tool(["probe", "--timeout", "30s"], []);
+        assert_eq!(probe.code(), 0, "the agent does not answer: {probe}");
+        agent
+    }
+
+    fn spawn(mut command: Command, arguments: &[&str]) -> Self {
         raise_descriptor_limit();
         let folder = TempDir::new().expect("a temporary folder");
         let log = fs::File::create(folder.path().join("log")).expect("a log file");
@@ -60,11 +79,7 @@ impl Agent {
             .process_group(0)
             .spawn()
             .expect("the agent starts");
-        let agent = Self { folder, child };
-        // The probe itself retries until the socket is there.
-        let probe = agent.host_tool(["probe", "--timeout", "30s"], []);
-        assert_eq!(probe.code(), 0, "the agent does not answer: {probe}");
-        agent
+        Self { folder, child }
     }
 
     pub fn socket(&self) -> PathBuf {

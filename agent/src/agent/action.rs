@@ -36,8 +36,9 @@ pub enum Action {
     CloseOutput(SessionId),
     /// Write [`input_pending`](super::Agent::input_pending) to the session's standard input, now
     /// and whenever it takes more. Answered by
-    /// [`handle_input_written`](super::Agent::handle_input_written), or by
-    /// [`handle_input_closed`](super::Agent::handle_input_closed) when the command has closed it.
+    /// [`handle_input_written`](super::Agent::handle_input_written), by
+    /// [`handle_input_closed`](super::Agent::handle_input_closed) when the command has closed it,
+    /// or by [`handle_input_failed`](super::Agent::handle_input_failed).
     FlushInput(SessionId),
     /// Close the session's standard input. Not asked for a terminal.
     CloseInput(SessionId),
@@ -63,6 +64,9 @@ pub enum Action {
     ListHooks(HookStage),
     /// Write the generation to the file where programs of the guest read it.
     WriteGeneration(Generation),
+    /// Look at all sources that tell of something once, as if each had an event: signals, children
+    /// that have ended, and both accept queues.
+    CheckSources,
     /// Send this on a new connection to the metadata service, in place of an open one. Answered by
     /// [`handle_mmds_bytes`](super::Agent::handle_mmds_bytes), or by
     /// [`handle_mmds_failed`](super::Agent::handle_mmds_failed).

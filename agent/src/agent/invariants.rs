@@ -39,12 +39,25 @@ impl Agent {
         let is_quiescing = matches!(self.state, State::Quiescing | State::Quiesced);
         assert_eq!(self.quiescing.is_some(), is_quiescing);
         let is_idle = self.connections.is_empty() && running == 0 && self.actions.is_empty();
-        // Accepting or registering failed and is tried again, or the metadata service is watched.
-        let is_resting = self.timers.is_set(Timer::Listener) || self.timers.is_set(Timer::Mmds);
+        assert_eq!(
+            self.timers.is_set(Timer::Check),
+            self.children.is_check_due(),
+            "children are not looked for, or without a reason"
+        );
+        // Accepting or registering failed and is tried again, the metadata service is watched, a
+        // process is left that is not a session's, or the last look has found the workload's end.
+        let resting = [Timer::Listener, Timer::Mmds, Timer::Check, Timer::Workload];
+        let is_resting = resting.iter().any(|timer| self.timers.is_set(*timer));
         if is_idle && self.state == State::Running && !is_resting {
             let timeout = self.poll_timeout();
             assert_eq!(timeout, None, "an idle agent wakes up: {:?}", self.timers);
         }
+    }
+
+    /// When [`Agent::handle_timeout`] is due for another reason than a look at sources, which finds
+    /// nothing in a system that loses no edge.
+    pub fn poll_timeout_but_checks(&self) -> Option<std::time::Instant> {
+        self.timers.next_timeout_but_checks()
     }
 
     /// Whether reading an output stopped for lack of room, so that the core owes an

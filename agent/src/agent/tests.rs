@@ -7,6 +7,7 @@
 mod attachments;
 mod checkpoints;
 mod exec;
+mod faults;
 mod handshake;
 mod hooks;
 mod input;
@@ -334,6 +335,7 @@ impl World {
             | Action::SignalGroup { .. }
             | Action::SignalEveryone(_)
             | Action::WriteGeneration(_)
+            | Action::CheckSources
             | Action::AskMmds(_)
             | Action::CloseMmds
             | Action::End(_) => {}

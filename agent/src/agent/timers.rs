@@ -7,7 +7,7 @@
 //! Invariants:
 //! - Each timer has at most one deadline; setting it again moves it.
 //! - Without a timer there is no deadline, and the loop sleeps until an event comes. An idle agent
-//!   has none, unless it watches the metadata service.
+//!   has none, unless it watches the metadata service or a child of it runs.
 //! - A paused timer has no deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +34,8 @@ pub(super) enum Timer {
     Mmds,
     /// A session was told to end and has not.
     Kill(SessionId),
+    /// Looks at sources whose edge may have been lost: a child runs, or one of them has failed.
+    Check,
     /// Accepting failed for lack of descriptors or memory, or registering the listener failed.
     Listener,
     /// Sends another BUSY.
@@ -70,6 +72,7 @@ impl Timer {
             | Self::Linger(_)
             | Self::Grace(_)
             | Self::Kill(_)
+            | Self::Check
             | Self::Listener
             | Self::BusyReport
             | Self::Drain
@@ -151,6 +154,13 @@ impl Timers {
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         self.by_time.first().map(|(at, _)| *at)
+    }
+
+    /// The same without [`Timer::Check`].
+    pub(super) fn next_timeout_but_checks(&self) -> Option<Instant> {
+        let mut timers = self.by_time.iter();
+        let next = timers.find(|(_, timer)| *timer != Timer::Check);
+        next.map(|(at, _)| *at)
     }
 
     /// Removes and returns one timer whose deadline has come, the earliest first.

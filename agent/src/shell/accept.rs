@@ -50,25 +50,30 @@ impl Shell {
         self.push_ready(Source::Listener);
     }
 
-    /// Accepts programs of the guest. A reset does not cut them, so only an event leads here.
-    pub(super) fn drain_local(&mut self, turn: &mut Turn<'_>) {
+    /// Accepts programs of the guest. A reset does not cut them, so only an event leads here, or a
+    /// look after one that brought nothing. Returns whether anything came.
+    pub(super) fn drain_local(&mut self, turn: &mut Turn<'_>) -> bool {
+        let mut has_accepted = false;
         while let Some(local) = &self.local {
             match local.listener.accept() {
                 Ok((stream, _)) => {
+                    has_accepted = true;
                     if let Some(id) = turn.agent.handle_local_accepted(turn.now) {
                         self.insert_connection(id, stream, false, turn);
                     }
                 }
                 Err(err) => match err.raw_os_error() {
-                    Some(libc::EAGAIN) => return,
+                    Some(libc::EAGAIN) => return has_accepted,
                     Some(libc::EINTR | libc::ECONNABORTED) => {}
                     _ => {
                         debug!("cannot accept a program of this machine: {err}");
-                        return turn.agent.handle_accept_failed(turn.now);
+                        turn.agent.handle_accept_failed(turn.now);
+                        return true;
                     }
                 },
             }
         }
+        true
     }
 
     /// Takes the listener out of the poll set and puts it back, on the same descriptor. Registering

@@ -1,16 +1,22 @@
-//! Faults for tests: a step of a rebind fails, or an answer is lost. A build without debug
-//! assertions has none.
+//! Faults for tests: a step of a rebind or a system call fails, or an answer is lost. A build
+//! without debug assertions has none.
 //!
 //! The setting `failpoints` (`GUEST_AGENT_FAILPOINTS`, `agent.failpoints=`) is a list with commas:
 //!
 //! | Entry | What happens, once |
 //! |---|---|
 //! | `connections`, `listener`, `clock`, `entropy`, `identity` | this step of a rebind fails |
+//! | `CALL:ERRNO` | this call fails with this error, and does nothing |
 //! | `cut:FRAME` | the connection is closed where it would have carried this frame |
 //! | `mute:FRAME` | this frame and all after it on its connection are not sent |
 //!
-//! FRAME is `rebound`, `probed` or `quiesced`. An entry with `@N` after it happens the Nth time,
-//! not the first. A snapshot carries the entries that have not happened yet.
+//! FRAME is `rebound`, `probed` or `quiesced`. CALL is `signals` (reading the signal descriptor),
+//! `wait` (for children), `input` (writing to a command), `output` (reading from one), `poll_input`
+//! or `poll_output` (registering them). ERRNO is `eagain`, `echild`, `eio` or `enomem`. An entry
+//! with `@N` after it happens the Nth time, not the first. A snapshot carries the entries that have
+//! not happened yet.
+
+use std::io;
 
 use log::warn;
 use shared::frame::{Decoder, FrameKind};
@@ -32,6 +38,8 @@ struct Pending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Step(&'static str),
+    /// Its error number follows.
+    Call(Call, i32),
     Answer(FrameKind, Loss),
 }
 
@@ -43,6 +51,33 @@ pub(super) enum Loss {
     /// It is not sent.
     Mute,
 }
+
+/// A system call of the shell that can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Signals,
+    Wait,
+    Input,
+    Output,
+    PollInput,
+    PollOutput,
+}
+
+const CALLS: [(&str, Call); 6] = [
+    ("signals", Call::Signals),
+    ("wait", Call::Wait),
+    ("input", Call::Input),
+    ("output", Call::Output),
+    ("poll_input", Call::PollInput),
+    ("poll_output", Call::PollOutput),
+];
+
+const ERRNOS: [(&str, i32); 4] = [
+    ("eagain", libc::EAGAIN),
+    ("echild", libc::ECHILD),
+    ("eio", libc::EIO),
+    ("enomem", libc::ENOMEM),
+];
 
 const STEPS: [&str; 5] = ["connections", "listener", "clock", "entropy", "identity"];
 
@@ -74,10 +109,22 @@ impl Failpoints {
             StepAction::Reseed { .. } => "entropy",
             StepAction::SetIdentity(_) => "identity",
         };
-        self.take(Fault::Step(name)).then(|| StepFailure {
+        let is_it = |fault| fault == Fault::Step(name);
+        self.take(is_it).map(|_| StepFailure {
             errno: None,
             text: format!("injected at failpoint {name}"),
         })
+    }
+
+    /// Fails if this call is to fail now.
+    pub(super) fn check(&mut self, call: Call) -> io::Result<()> {
+        if !cfg!(debug_assertions) || self.faults.is_empty() {
+            return Ok(());
+        }
+        match self.take(|fault| matches!(fault, Fault::Call(it, _) if it == call)) {
+            Some(Fault::Call(_, errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Fault::Step(_) | Fault::Answer(..)) | None => Ok(()),
+        }
     }
 
     /// How one of the answers that are about to be sent is lost, if one is.
@@ -89,7 +136,8 @@ impl Failpoints {
         pieces.iter().for_each(|piece| decoder.push(piece));
         while let Ok(Some(frame)) = decoder.poll_frame() {
             for loss in [Loss::Cut, Loss::Mute] {
-                if self.take(Fault::Answer(frame.kind, loss)) {
+                let is_it = |fault| fault == Fault::Answer(frame.kind, loss);
+                if self.take(is_it).is_some() {
                     return Some(loss);
                 }
             }
@@ -97,17 +145,20 @@ impl Failpoints {
         None
     }
 
-    fn take(&mut self, fault: Fault) -> bool {
-        let mut has_fired = false;
+    /// One of these faults could happen now. Returns the one that does.
+    fn take(&mut self, is_it: impl Fn(Fault) -> bool) -> Option<Fault> {
+        let mut fired = None;
         self.faults.retain_mut(|pending| {
-            pending.times_left -= u32::from(pending.fault == fault);
-            has_fired |= pending.times_left == 0;
+            pending.times_left -= u32::from(is_it(pending.fault));
+            if pending.times_left == 0 {
+                fired = Some(pending.fault);
+            }
             pending.times_left > 0
         });
-        if has_fired {
+        if let Some(fault) = fired {
             warn!("failpoint fired: {fault:?}");
         }
-        has_fired
+        fired
     }
 }
 
@@ -123,6 +174,10 @@ fn parse_fault(entry: &str) -> Option<Fault> {
         return Some(Fault::Step(step));
     }
     let (loss, name) = entry.split_once(':')?;
+    if let Some((_, call)) = CALLS.into_iter().find(|(call, _)| *call == loss) {
+        let (_, errno) = ERRNOS.into_iter().find(|(errno, _)| *errno == name)?;
+        return Some(Fault::Call(call, errno));
+    }
     let loss = match loss {
         "cut" => Loss::Cut,
         "mute" => Loss::Mute,
@@ -165,8 +220,23 @@ mod tests {
     }
 
     #[test]
+    fn a_call_fails_with_its_error_when_its_turn_comes() {
+        let mut points = Failpoints::parse("wait:eio,signals:eagain@2,wait:echild@3").unwrap();
+        let mut errno = |call| points.check(call).err().and_then(|err| err.raw_os_error());
+        assert_eq!(errno(Call::Input), None);
+        let waits = [(); 4].map(|()| errno(Call::Wait));
+        assert_eq!(waits, [Some(libc::EIO), None, Some(libc::ECHILD), None]);
+        let reads = [(); 3].map(|()| errno(Call::Signals));
+        assert_eq!(reads, [None, Some(libc::EAGAIN), None]);
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for text in [
+            "signals",
+            "signals:",
+            "signals:eperm",
+            "listener:eio",
             "",
             "reboot",
             "clock@0",

@@ -4,13 +4,18 @@
 //! While none do, only errors and hang-ups are, which epoll reports in any case. So the agent
 //! learns at once that a command has closed its standard input, and does not wake up when one
 //! reads.
+//!
+//! An end that fails in another way than by a closed other end is cut: nothing more is written, and
+//! it stays open until the command has ended, which would take its closing for the end of a whole
+//! input.
 
 use std::io;
 
-use log::debug;
+use log::warn;
 use mio::Interest;
 
-use super::{Shell, Source, Turn};
+use super::failpoint::Call;
+use super::{Shell, Source, Turn, errno_of};
 use crate::agent::SessionId;
 use crate::sys::stdio::StdioEnd;
 
@@ -24,22 +29,35 @@ pub(super) struct Input {
     is_awaited: bool,
     /// Whether its pipe was full once and has been widened.
     is_wide: bool,
+    /// Whether it has failed, and is out of the poll set.
+    is_cut: bool,
+}
+
+impl Input {
+    pub(super) fn new(end: StdioEnd) -> Self {
+        Self {
+            end,
+            is_awaited: false,
+            is_wide: false,
+            is_cut: false,
+        }
+    }
 }
 
 impl Shell {
     /// Puts a new program's writing end into the poll set.
-    pub(super) fn register_input(&self, id: SessionId, mut end: StdioEnd) -> Option<Input> {
+    pub(super) fn register_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
+        let input = self.stdio.get_mut(&id).and_then(|it| it.input.as_mut());
+        let Some(input) = input else {
+            return;
+        };
         let token = Source::Input(id).token();
-        match self.registry.register(&mut end, token, HANG_UP_ONLY) {
-            Ok(()) => Some(Input {
-                end,
-                is_awaited: false,
-                is_wide: false,
-            }),
-            Err(err) => {
-                debug!("{id}: cannot poll its input: {err}");
-                None
-            }
+        let registered = self
+            .failpoints
+            .check(Call::PollInput)
+            .and_then(|()| self.registry.register(&mut input.end, token, HANG_UP_ONLY));
+        if let Err(err) = registered {
+            self.cut_input(id, &err, turn);
         }
     }
 
@@ -53,12 +71,14 @@ impl Shell {
 
     /// Writes until nothing is pending, or the command takes no more.
     pub(super) fn flush_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
-        while let Some(input) = self.input_mut(id) {
+        while let Some(input) = self.stdio.get_mut(&id).and_then(|it| it.input.as_mut()) {
             let pending = turn.agent.input_pending(id);
-            if pending.is_empty() {
+            if pending.is_empty() || input.is_cut {
                 break;
             }
-            match input.end.write(pending) {
+            let failpoint = self.failpoints.check(Call::Input);
+            match failpoint.and_then(|()| input.end.write(pending)) {
+                Ok(0) => return self.cut_input(id, &io::ErrorKind::WriteZero.into(), turn),
                 Ok(len) => turn.agent.handle_input_written(id, len, turn.now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock && !input.is_wide => {
                     // Now the write is tried once more.
@@ -67,10 +87,8 @@ impl Shell {
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => {
-                    debug!("{id}: it has closed its input: {err}");
-                    return self.end_input(id, turn);
-                }
+                Err(err) if input.end.is_gone(&err) => return self.end_input(id, turn),
+                Err(err) => return self.cut_input(id, &err, turn),
             }
         }
         self.sync_input(id, turn);
@@ -83,7 +101,7 @@ impl Shell {
         let Some(input) = self.stdio.get_mut(&id).and_then(|it| it.input.as_mut()) else {
             return;
         };
-        if input.is_awaited == is_wanted {
+        if input.is_awaited == is_wanted || input.is_cut {
             return;
         }
         let interest = if is_wanted {
@@ -93,10 +111,24 @@ impl Shell {
         };
         input.is_awaited = is_wanted;
         let token = Source::Input(id).token();
-        if let Err(err) = self.registry.reregister(&mut input.end, token, interest) {
-            debug!("{id}: cannot poll its input: {err}");
-            self.end_input(id, turn);
+        let registered = self
+            .failpoints
+            .check(Call::PollInput)
+            .and_then(|()| self.registry.reregister(&mut input.end, token, interest));
+        if let Err(err) = registered {
+            self.cut_input(id, &err, turn);
         }
+    }
+
+    /// It can be written to no more, although the command may read it.
+    fn cut_input(&mut self, id: SessionId, err: &io::Error, turn: &mut Turn<'_>) {
+        warn!("{id}: cannot write its input: {err}");
+        if let Some(input) = self.stdio.get_mut(&id).and_then(|it| it.input.as_mut()) {
+            input.is_cut = true;
+            // It is not registered if that has failed.
+            let _ = self.registry.deregister(&mut input.end);
+        }
+        turn.agent.handle_input_failed(id, errno_of(err), turn.now);
     }
 
     /// To a command without a terminal this is the end of its input.
@@ -112,10 +144,6 @@ impl Shell {
     pub(super) fn end_input(&mut self, id: SessionId, turn: &mut Turn<'_>) {
         self.close_input(id);
         turn.agent.handle_input_closed(id, turn.now);
-    }
-
-    fn input_mut(&mut self, id: SessionId) -> Option<&mut Input> {
-        self.stdio.get_mut(&id)?.input.as_mut()
     }
 
     fn input(&self, id: SessionId) -> Option<&Input> {

@@ -6,8 +6,9 @@ use log::{debug, warn};
 use mio::Interest;
 use shared::message::TtySize;
 
+use super::failpoint::Call;
 use super::input::Input;
-use super::{READS_PER_TURN_MAX, Shell, Source, Turn};
+use super::{READS_PER_TURN_MAX, Shell, Source, Turn, errno_of};
 use crate::agent::{SessionId, Stream};
 use crate::sys::stdio::{PIPE_LEN, StdioEnd};
 
@@ -75,8 +76,7 @@ impl Stdio {
 
 impl Shell {
     /// The output was read empty: waits for an edge. Bytes that came since the read give an edge to
-    /// a new registration. An output that cannot be polled counts as ended: the program then writes
-    /// into a closed pipe.
+    /// a new registration.
     fn wait_for_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         let source = Source::Output(id, stream);
         self.unpush_ready(source);
@@ -92,15 +92,13 @@ impl Shell {
             return;
         }
         let end = &mut output.end;
-        match self
-            .registry
-            .register(end, source.token(), Interest::READABLE)
-        {
+        let registered = self.failpoints.check(Call::PollOutput).and_then(|()| {
+            self.registry
+                .register(end, source.token(), Interest::READABLE)
+        });
+        match registered {
             Ok(()) => output.is_registered = true,
-            Err(err) => {
-                warn!("{id}: cannot poll its output: {err}");
-                self.end_output(id, stream, turn);
-            }
+            Err(err) => self.fail_output(id, stream, &err, turn),
         }
     }
 
@@ -134,7 +132,8 @@ impl Shell {
             let spare_len = front.len() + back.len();
             let scratch_len = room.saturating_sub(spare_len).min(self.scratch.len());
             let mut slices = [front, back, &mut self.scratch[..scratch_len]].map(IoSliceMut::new);
-            let result = output.end.read(&mut slices);
+            let failpoint = self.failpoints.check(Call::Output);
+            let result = failpoint.and_then(|()| output.end.read(&mut slices));
             let len = *result.as_ref().unwrap_or(&0);
             let overflow = &self.scratch[..len.saturating_sub(spare_len)];
             turn.agent
@@ -150,10 +149,7 @@ impl Shell {
                     return self.wait_for_output(id, stream, turn);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => {
-                    warn!("{id}: cannot read its output: {err}");
-                    return self.end_output(id, stream, turn);
-                }
+                Err(err) => return self.fail_output(id, stream, &err, turn),
             }
             self.drain_actions(turn);
         }
@@ -187,6 +183,15 @@ impl Shell {
     fn end_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         self.close_output(id, stream, turn);
         turn.agent.handle_output_closed(id, stream, turn.now);
+    }
+
+    /// It can be read no more, although the command may write to it, and then writes into a closed
+    /// pipe.
+    fn fail_output(&mut self, id: SessionId, stream: Stream, err: &io::Error, turn: &mut Turn<'_>) {
+        warn!("{id}: cannot read its {stream}: {err}");
+        self.close_output(id, stream, turn);
+        turn.agent
+            .handle_output_failed(id, stream, errno_of(err), turn.now);
     }
 
     /// Deregisters, then closes, except for a terminal. When a terminal's output has ended its

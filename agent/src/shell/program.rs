@@ -7,6 +7,7 @@
 use std::io;
 use std::path::Path;
 
+use super::input::Input;
 use super::output::Stdio;
 use super::{Shell, Source, Turn};
 use crate::accounts::{self, Account, AccountError};
@@ -61,14 +62,11 @@ impl Shell {
         }
         // A terminal always has a writing end.
         let stdin = ends.stdin.filter(|_| command.has_input);
-        let has_stdin = stdin.is_some();
-        let input = stdin.and_then(|end| self.register_input(id, end));
-        if has_stdin && input.is_none() {
-            turn.agent.handle_input_closed(id, turn.now);
-        }
+        let input = stdin.map(Input::new);
         let is_terminal = command.tty.is_some();
         let stdio = Stdio::new(input, ends.stdout, ends.stderr, is_terminal);
         self.stdio.insert(id, stdio);
+        self.register_input(id, turn);
     }
 }
 

@@ -31,7 +31,8 @@ pub(crate) struct Reaped {
     pub rss_max_kib: u64,
 }
 
-/// Reaps one child that has ended, without blocking; `None` if there is none.
+/// Reaps one child that has ended, without blocking; `None` if none of the children has. ECHILD if
+/// this process has no children at all.
 ///
 /// This is the program's only wait. A second one would race it, and the later one would miss the
 /// child.
@@ -44,8 +45,6 @@ pub(crate) fn reap() -> io::Result<Option<Reaped>> {
         match check(unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) }) {
             Ok(0) => return Ok(None),
             Ok(pid) => pid,
-            // Without any children this is not a failure.
-            Err(err) if err.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
             Err(err) => return Err(err),
         };
     let ending = if libc::WIFSIGNALED(status) {

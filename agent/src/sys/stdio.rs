@@ -51,7 +51,10 @@ pub(crate) enum Wiring {
 
 /// The agent's end of a standard descriptor.
 #[derive(Debug)]
-pub(crate) struct StdioEnd(OwnedFd);
+pub(crate) struct StdioEnd {
+    fd: OwnedFd,
+    is_terminal: bool,
+}
 
 #[derive(Debug)]
 pub(crate) struct AgentEnds {
@@ -117,35 +120,49 @@ impl ChildEnds {
 }
 
 impl StdioEnd {
+    /// An end of a pipe.
     fn new(fd: OwnedFd) -> io::Result<Self> {
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self(fd))
+        Ok(Self {
+            fd,
+            is_terminal: false,
+        })
     }
 
     /// Reads what is available. Zero is the end: no process holds the other end, which a terminal
     /// reports as EIO.
     pub(crate) fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        match nix::sys::uio::readv(&self.0, slices) {
-            Err(nix::errno::Errno::EIO) => Ok(0),
+        match nix::sys::uio::readv(&self.fd, slices) {
+            Err(nix::errno::Errno::EIO) if self.is_terminal && self.is_hung_up() => Ok(0),
             result => Ok(result?),
         }
     }
 
-    /// Writes as much as fits. EPIPE, or EIO for a terminal: no process reads any more.
+    /// Writes as much as fits.
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(nix::unistd::write(&self.0, bytes)?)
+        Ok(nix::unistd::write(&self.fd, bytes)?)
+    }
+
+    /// Whether an error of [`Self::write`] means that no process holds the other end: EPIPE of a
+    /// pipe, EIO of a terminal.
+    pub(crate) fn is_gone(&self, err: &io::Error) -> bool {
+        match err.raw_os_error() {
+            Some(libc::EPIPE) => true,
+            Some(libc::EIO) => self.is_terminal && self.is_hung_up(),
+            _ => false,
+        }
     }
 
     /// Gives a pipe more than its 64 KiB, so that both ends move more bytes per wake-up. Fails for
     /// some users and for terminals, which does not matter.
     pub(crate) fn widen(&self) {
-        let _ = fcntl(&self.0, FcntlArg::F_SETPIPE_SZ(WIDE_PIPE_LEN));
+        let _ = fcntl(&self.fd, FcntlArg::F_SETPIPE_SZ(WIDE_PIPE_LEN));
     }
 
     /// Whether no process holds the other end.
     pub(crate) fn is_hung_up(&self) -> bool {
         // Errors and hang-ups are reported without being requested.
-        let mut descriptors = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let mut descriptors = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
         poll(&mut descriptors, PollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 
@@ -158,7 +175,7 @@ impl StdioEnd {
             ws_ypixel: 0,
         };
         // SAFETY: the request reads one `winsize` through the pointer, which is to a live one.
-        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
         Ok(())
     }
 }
@@ -199,10 +216,14 @@ fn open_terminal(size: TtySize) -> io::Result<(ChildEnds, AgentEnds)> {
     let slave = check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
     // SAFETY: the call returned this descriptor just now and nothing else owns it.
     let slave = unsafe { OwnedFd::from_raw_fd(slave) };
-    let stdout = StdioEnd(OwnedFd::from(master));
+    let end = |fd| StdioEnd {
+        fd,
+        is_terminal: true,
+    };
+    let stdout = end(OwnedFd::from(master));
     stdout.resize(size)?;
     let agent = AgentEnds {
-        stdin: Some(StdioEnd(stdout.0.try_clone()?)),
+        stdin: Some(end(stdout.fd.try_clone()?)),
         stdout,
         stderr: None,
     };
@@ -211,8 +232,8 @@ fn open_terminal(size: TtySize) -> io::Result<(ChildEnds, AgentEnds)> {
 
 impl AsFd for StdioEnd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
-source_by_fd!(StdioEnd, 0);
+source_by_fd!(StdioEnd, fd);

@@ -8,7 +8,7 @@ use shared::message::{SessionInfo, SessionState};
 use crate::cli::PsCommand;
 use crate::commands::target::Target;
 use crate::error::Failure;
-use crate::exit::Exit;
+use crate::exit::{Exit, Table};
 use crate::guest::requests::Guest;
 use crate::report::output::print;
 use crate::report::table::{age, columns};
@@ -82,11 +82,15 @@ fn table(sessions: &[SessionInfo]) -> String {
     columns(&lines)
 }
 
-/// The session's state, with its exit code if it has ended.
+/// The session's state, with its exit code if it has ended: the one that `wait` gives.
 fn state(session: &SessionInfo) -> String {
     match &session.exited {
         Some(exited) if session.state == SessionState::Exited => {
-            format!("exited({})", exited.status.shell_code())
+            let code = match exited.fault {
+                Some(_) => Table::Exec.code(Exit::Guest),
+                None => exited.status.shell_code(),
+            };
+            format!("exited({code})")
         }
         Some(_) | None => session.state.to_string(),
     }
@@ -94,7 +98,7 @@ fn state(session: &SessionInfo) -> String {
 
 #[cfg(test)]
 mod tests {
-    use shared::message::{ExitStatus, Exited, ResourceUsage};
+    use shared::message::{ExitStatus, Exited, Fault, FaultPart, ResourceUsage};
 
     use super::*;
 
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_table_is_aligned_and_harmless() {
-        let ended = SessionInfo {
+        let mut ended = SessionInfo {
             state: SessionState::Exited,
             exited: Some(Exited {
                 session: 12,
@@ -128,15 +132,24 @@ mod tests {
                 stderr_end: 0,
                 writers_alive: false,
                 timed_out: false,
+                fault: None,
                 usage: ResourceUsage::default(),
             }),
             ..session(12)
         };
         assert_eq!(
-            table(&[session(1), ended]),
+            table(&[session(1), ended.clone()]),
             "SESSION  ID  STATE      AGE  GENERATION  OUT  ERR  COMMAND\n\
              1        -   running    1m   -           10   0    echo \\u{1b}[31m'x'\n\
              12       -   exited(3)  1m   -           10   0    echo \\u{1b}[31m'x'\n"
         );
+        if let Some(exited) = &mut ended.exited {
+            exited.fault = Some(Fault {
+                part: FaultPart::Stdin,
+                offset: 0,
+                errno: 5,
+            });
+        }
+        assert_eq!(state(&ended), "exited(125)", "what was cut has no code");
     }
 }

@@ -11,6 +11,7 @@ use shared::session_client::{Deadlines, Request};
 use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
+use crate::guest::fault::fault_text;
 use crate::guest::session::{self, ClientError, Local, Outcome, Session};
 use crate::os::signals::{PASSED_ON, Signals};
 use crate::os::terminal::Terminal;
@@ -115,7 +116,8 @@ fn failure(error: ClientError, target: &Target) -> Failure {
     }
 }
 
-/// Logs how the command ended, and returns its exit code.
+/// Logs how the command ended, and returns its exit code. A command of which the guest has cut or
+/// lost a part has none.
 pub(super) fn report(exited: &Exited) -> Result<u8, Failure> {
     let usage = &exited.usage;
     let ms = |us: u64| us / 1000;
@@ -131,9 +133,16 @@ pub(super) fn report(exited: &Exited) -> Result<u8, Failure> {
     if exited.writers_alive {
         log::info!("a process that the command started still holds its output open");
     }
+    let fault = exited.fault.as_ref().map(fault_text);
     if exited.timed_out {
+        if let Some(fault) = fault {
+            log::warn!("{fault}");
+        }
         let text = "the guest ended the command at its time limit";
         return Err(Failure::new(Exit::Deadline, text));
+    }
+    if let Some(fault) = fault {
+        return Err(Failure::new(Exit::Guest, fault));
     }
     Ok(exited.status.shell_code())
 }

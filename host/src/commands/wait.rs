@@ -7,7 +7,7 @@ use crate::cli::WaitCommand;
 use crate::commands::session::{self, Wanted, report};
 use crate::commands::target::Target;
 use crate::error::Failure;
-use crate::exit::Exit;
+use crate::exit::{Exit, Table};
 use crate::guest::session::Outcome;
 use crate::report::output::print;
 
@@ -38,10 +38,10 @@ pub(crate) fn run(command: &WaitCommand) -> Result<u8, Failure> {
 /// The session's end, with the keys `event` and `exit` of every record.
 fn record(exited: &Exited) -> Value {
     let mut value = exited.to_value();
-    let exit = if exited.timed_out {
-        crate::exit::Table::Exec.code(Exit::Deadline)
-    } else {
-        exited.status.shell_code()
+    let exit = match (exited.timed_out, exited.fault) {
+        (true, _) => Table::Exec.code(Exit::Deadline),
+        (false, Some(_)) => Table::Exec.code(Exit::Guest),
+        (false, None) => exited.status.shell_code(),
     };
     if let Value::Object(map) = &mut value {
         map.insert("event".to_owned(), "exited".into());
@@ -52,7 +52,7 @@ fn record(exited: &Exited) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use shared::message::{ExitStatus, ResourceUsage};
+    use shared::message::{ExitStatus, Fault, FaultPart, ResourceUsage};
 
     use super::*;
 
@@ -68,11 +68,20 @@ mod tests {
             stderr_end: 2,
             writers_alive: false,
             timed_out: false,
+            fault: None,
             usage: ResourceUsage::default(),
         };
         let value = record(&exited);
         assert_eq!(value["event"], "exited");
         assert_eq!((&value["exit"], &value["signal"]), (&137.into(), &9.into()));
+        exited.fault = Some(Fault {
+            part: FaultPart::Stdin,
+            offset: 5,
+            errno: libc::EIO,
+        });
+        let value = record(&exited);
+        assert_eq!(value["exit"], 125, "what was cut is not called whole");
+        assert_eq!(value["fault"]["offset"], 5);
         exited.timed_out = true;
         assert_eq!(record(&exited)["exit"], 124);
     }

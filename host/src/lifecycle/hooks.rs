@@ -8,6 +8,7 @@ use shared::message::{ExitStatus, FailCode, HookResult, HookStage, Hooks};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::AskError;
+use crate::guest::fault::fault_text;
 use crate::guest::requests::Guest;
 use crate::os::clock::to_ms;
 use crate::os::random;
@@ -86,6 +87,9 @@ fn check(hooks: &[HookResult], options: Options) -> Result<(), Failure> {
 
 fn describe(hook: &HookResult, limit: Duration) -> String {
     let name = printable(&hook.name);
+    if let (Some(fault), false) = (&hook.fault, hook.timed_out) {
+        return format!("the hook {name} failed: {}", fault_text(fault));
+    }
     let how = match (hook.timed_out, hook.status) {
         (true, _) => format!("did not end within {limit:?}"),
         (false, ExitStatus::Code(code)) => format!("ended with exit code {code}"),
@@ -96,6 +100,8 @@ fn describe(hook: &HookResult, limit: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use shared::message::{Fault, FaultPart};
+
     use super::*;
 
     fn hook(status: ExitStatus, timed_out: bool) -> HookResult {
@@ -104,12 +110,21 @@ mod tests {
             status,
             us: 1,
             timed_out,
+            fault: None,
         }
     }
 
     #[test]
     fn the_first_failure_is_named_and_can_be_ignored() {
         let good = hook(ExitStatus::Code(0), false);
+        let cut = HookResult {
+            fault: Some(Fault {
+                part: FaultPart::Stdout,
+                offset: 3,
+                errno: libc::EIO,
+            }),
+            ..good.clone()
+        };
         let killed = ExitStatus::Signal {
             number: 9,
             core: false,
@@ -118,6 +133,7 @@ mod tests {
             (hook(ExitStatus::Code(3), false), "ended with exit code 3"),
             (hook(ExitStatus::Code(0), true), "did not end within 10s"),
             (hook(killed, false), "was ended by signal 9"),
+            (cut, "failed: the guest lost standard output from byte 3 on"),
         ] {
             let hooks = [good.clone(), bad];
             let failure = check(&hooks, Options::default()).unwrap_err();

@@ -18,6 +18,7 @@ use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::Point;
 use crate::guest::driver::pause;
+use crate::guest::fault::fault_text;
 use crate::guest::session::{self, ClientError, Local, Outcome as Ended, Session};
 use crate::os::clock::to_ms;
 use crate::os::deadline::{NO_LIMIT, Watch};
@@ -182,9 +183,10 @@ fn outcome(result: Result<Ended, ClientError>) -> Option<Outcome> {
         Ok(Ended::Exited(exited)) if exited.timed_out => {
             Outcome::Failed("the time limit passed".to_owned())
         }
-        Ok(Ended::Exited(exited)) => match exited.status.shell_code() {
-            0 => Outcome::Passed,
-            code => Outcome::Failed(format!("exit code {code}")),
+        Ok(Ended::Exited(exited)) => match (exited.fault, exited.status.shell_code()) {
+            (Some(fault), _) => Outcome::Failed(fault_text(&fault)),
+            (None, 0) => Outcome::Passed,
+            (None, code) => Outcome::Failed(format!("exit code {code}")),
         },
         Err(error) => match error.exit() {
             Exit::VmmEnded => return None,

@@ -13,6 +13,7 @@ use shared::message::{AttachMode, Exited};
 use crate::error::Failure;
 use crate::failpoint::Point;
 use crate::guest::driver::pause;
+use crate::guest::fault::fault_text;
 use crate::os::clock::unix_ms;
 use crate::os::deadline::{NO_LIMIT, Watch};
 use crate::os::process::copy_pidfd;
@@ -116,8 +117,12 @@ impl Sink for OutputWriter {
         let deadline = Instant::now() + RESTARTS_TIMEOUT;
         let session = find_workload(&self.vm.guest(PORT_DEFAULT, deadline));
         let session = session.ok().flatten();
+        if let Some(fault) = &exited.fault {
+            log::warn!("the workload: {}", fault_text(fault));
+        }
         let end = WorkloadEnd {
             status: exited.status,
+            fault: exited.fault,
             restarts: session.map(|session| session.restarts),
             ended_ms: unix_ms(),
         };

@@ -1,7 +1,10 @@
 //! Payload of EXITED.
 
+use std::fmt;
+
 use serde_json::Value;
 
+use super::keyword::keywords;
 use crate::json::{JsonError, Object, ToJson, object, value_of};
 use crate::limits::SIGNAL_NUMBER_MAX;
 
@@ -72,6 +75,81 @@ impl ToJson for ResourceUsage {
     }
 }
 
+keywords! {
+    /// What the guest has cut or lost of a command.
+    FaultPart {
+        /// Its standard input.
+        Stdin = "stdin",
+        /// Its standard output.
+        Stdout = "stdout",
+        /// Its standard error.
+        Stderr = "stderr",
+        /// Its process: the kernel no longer knows it, so its status is unknown.
+        Process = "process",
+    }
+}
+
+/// A system call of the guest failed for a command, which did not get all of its input, or not all
+/// of whose output was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fault {
+    /// What was cut or lost.
+    pub part: FaultPart,
+    /// Bytes of the stream before the cut; 0 for a process.
+    pub offset: u64,
+    /// The error number (`errno(3)`) of the system call.
+    pub errno: i32,
+}
+
+impl Fault {
+    /// Reads the members `part`, `offset` and `errno`.
+    pub fn from_object(object: &Object) -> Result<Self, JsonError> {
+        let errno = object.opt_signed("errno")?;
+        Ok(Self {
+            part: object.parsed("part", "a part of a command")?,
+            offset: object.number("offset")?,
+            errno: errno.ok_or_else(|| object.error("errno", "a whole number in range"))?,
+        })
+    }
+
+    /// The fault of a command or hook, in the member `fault`. Older agents have none.
+    pub fn opt_of(object: &Object) -> Result<Option<Self>, JsonError> {
+        let fault = object.opt_object("fault")?;
+        fault.as_ref().map(Self::from_object).transpose()
+    }
+
+    /// The JSON object as on the wire, for records.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        value_of(self)
+    }
+}
+
+impl ToJson for Fault {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "errno": self.errno,
+            "offset": self.offset,
+            "part": self.part,
+        });
+    }
+}
+
+/// What happened, without the words for the error number, which only an operating system has.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let offset = self.offset;
+        match self.part {
+            FaultPart::Stdin => write!(f, "the guest cut standard input at byte {offset}"),
+            FaultPart::Stdout => write!(f, "the guest lost standard output from byte {offset} on"),
+            FaultPart::Stderr => write!(f, "the guest lost standard error from byte {offset} on"),
+            FaultPart::Process => {
+                f.write_str("the guest lost the command's process; how it ended is unknown")
+            }
+        }
+    }
+}
+
 /// EXITED: how the command ended. Sent after its last byte of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Exited {
@@ -87,6 +165,8 @@ pub struct Exited {
     pub writers_alive: bool,
     /// The guest ended the command because of its `timeout_ms`.
     pub timed_out: bool,
+    /// What the guest has cut or lost, at first. The status then says nothing about the command.
+    pub fault: Option<Fault>,
     /// The resources that its process used.
     pub usage: ResourceUsage,
 }
@@ -101,6 +181,7 @@ impl Exited {
             stderr_end: object.number("stderr_end")?,
             writers_alive: object.flag("writers_alive")?,
             timed_out: object.flag("timed_out")?,
+            fault: Fault::opt_of(object)?,
             usage: ResourceUsage {
                 user_us: usage.number("user_us")?,
                 system_us: usage.number("system_us")?,
@@ -122,6 +203,7 @@ impl ToJson for Exited {
         object!(out, {
             "code": code,
             "core": core,
+            "fault": self.fault,
             "rusage": self.usage,
             "session": self.session,
             "signal": signal,

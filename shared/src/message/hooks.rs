@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::control;
-use super::exited::ExitStatus;
+use super::exited::{ExitStatus, Fault};
 use super::keyword::keywords;
 use crate::id::Token;
 use crate::json::{JsonError, Object, ToJson, object, value_of};
@@ -69,19 +69,22 @@ pub struct Hooked {
 pub struct HookResult {
     /// Its file's name, up to [`HOOK_NAME_LEN_MAX`] bytes.
     pub name: String,
-    /// Its exit status. As in a shell, 126 and 127 mean that it could not be run.
+    /// Its exit status. As in a shell, 126 and 127 mean that it could not be run. 125 means that
+    /// the guest lacked what a process takes.
     pub status: ExitStatus,
     /// Time from spawning to reaping it, µs.
     pub us: u64,
     /// Whether the guest ended it because of `limit_ms`.
     pub timed_out: bool,
+    /// What the guest has cut or lost of it.
+    pub fault: Option<Fault>,
 }
 
 impl HookResult {
-    /// Whether it exited with code 0 within its time.
+    /// Whether it exited with code 0 within its time, and nothing of it was cut or lost.
     #[must_use]
     pub fn is_success(&self) -> bool {
-        self.status.shell_code() == 0 && !self.timed_out
+        self.status.shell_code() == 0 && !self.timed_out && self.fault.is_none()
     }
 
     fn from_object(object: &Object) -> Result<Self, JsonError> {
@@ -90,6 +93,7 @@ impl HookResult {
             status: ExitStatus::from_object(object)?,
             us: object.number("us")?,
             timed_out: object.flag("timed_out")?,
+            fault: Fault::opt_of(object)?,
         })
     }
 
@@ -106,6 +110,7 @@ impl ToJson for HookResult {
         object!(out, {
             "code": code,
             "core": core,
+            "fault": self.fault,
             "name": clipped_to(&self.name, HOOK_NAME_LEN_MAX),
             "signal": signal,
             "timed_out": self.timed_out,

@@ -143,6 +143,12 @@ fn control_messages() -> Vec<Message> {
     ]
 }
 
+const FAULT: Fault = Fault {
+    part: FaultPart::Stderr,
+    offset: u64::MAX,
+    errno: -5,
+};
+
 fn session_info(exited: Option<Exited>) -> SessionInfo {
     SessionInfo {
         session: 3,
@@ -170,6 +176,7 @@ fn session_messages() -> Vec<Message> {
         stderr_end: 0,
         writers_alive: true,
         timed_out: false,
+        fault: None,
         usage: ResourceUsage {
             user_us: 1,
             system_us: 2,
@@ -225,6 +232,7 @@ fn session_messages() -> Vec<Message> {
         Message::Exited(exited),
         Message::Exited(Exited {
             status: killed,
+            fault: Some(FAULT),
             ..exited
         }),
     ]
@@ -250,6 +258,7 @@ fn checkpoint_messages() -> Vec<Message> {
                 status: ExitStatus::Code(1),
                 us: 7,
                 timed_out: true,
+                fault: Some(FAULT),
             }],
         }),
     ]

@@ -154,6 +154,7 @@ impl Shell {
             }
             Action::End(_) => self.is_over = true,
             Action::DrainAccept
+            | Action::CheckSources
             | Action::ResumeOutput(_)
             | Action::CloseOutput(_)
             | Action::CloseInput(_)

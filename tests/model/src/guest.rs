@@ -116,9 +116,10 @@ impl Guest {
         self.asked.last().copied()
     }
 
-    /// When the agent wakes by itself.
+    /// When the agent wakes by itself. No end of a child is lost here, and a command does not end,
+    /// so looks at sources would find nothing for ever.
     pub fn timeout(&self, mutation: Option<Mutation>) -> Option<Instant> {
-        let at = self.agent.poll_timeout();
+        let at = self.agent.poll_timeout_but_checks();
         at.filter(|_| mutation != Some(Mutation::NoLimits))
     }
 
@@ -218,6 +219,7 @@ impl Guest {
             | Action::SignalEveryone(_)
             | Action::ListHooks(_)
             | Action::WriteGeneration(_)
+            | Action::CheckSources
             | Action::AskMmds(_)
             | Action::CloseMmds
             | Action::End(_) => {}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use shared::exchange::{self, Exchange, ExchangeError};
 use shared::id::Nonce;
-use shared::message::{Attach, AttachMode, Message, OutputPolicy, SessionRef, Stream};
+use shared::message::{Attach, AttachMode, FaultPart, Message, OutputPolicy, SessionRef, Stream};
 use shared::session_client::{Deadlines, Event, Request, SessionClient, SessionError, Want};
 
 use agent::agent::SessionId;
@@ -306,6 +306,20 @@ impl SessionDriver {
                 let record = record.expect("it ran");
                 guest.kernel.tally.count(Mark::Exited);
                 assert_eq!(Some(exited.status), record.status, "another end");
+                let fault = exited.fault.map(|it| (it.part, it.offset));
+                assert_eq!(
+                    fault.is_some(),
+                    record.fault.is_some(),
+                    "a fault is not told"
+                );
+                // The end of a terminal's input is a character, which counts for the record only.
+                let is_stdin = |it: (FaultPart, u64)| it.0 == FaultPart::Stdin;
+                if !record.is_terminal || !fault.is_some_and(is_stdin) {
+                    assert_eq!(fault, record.fault, "another fault");
+                }
+                if fault.is_some() {
+                    guest.kernel.tally.count(Mark::Fault);
+                }
                 let ends = [exited.stdout_end, exited.stderr_end];
                 assert_eq!(
                     ends, record.read,

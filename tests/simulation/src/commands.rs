@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use agent::agent::state::State;
 use agent::agent::{Agent, Purpose, SessionId, SpawnFailure, SpawnStage};
 use shared::id::Generation;
-use shared::message::{ExitStatus, InheritedSessions, Rebind};
+use shared::message::{ExitStatus, FaultPart, InheritedSessions, Rebind};
 
 use crate::kernel::Kernel;
 
@@ -23,6 +23,8 @@ pub struct Record {
     pub written: u64,
     /// How its process ended.
     pub status: Option<ExitStatus>,
+    /// What has failed of its streams at first, and after how many bytes.
+    pub fault: Option<(FaultPart, u64)>,
     /// Whether the agent has signalled it.
     pub is_signalled: bool,
     pub is_terminal: bool,
@@ -57,6 +59,7 @@ impl Commands {
         record.exec = exec;
         record.is_terminal = is_terminal;
         record.status = None;
+        record.fault = None;
     }
 
     /// A process was reaped.
@@ -76,7 +79,19 @@ impl Commands {
                 _ => 126,
             };
             record.status = Some(ExitStatus::Code(code));
+            record.fault = None;
         }
+    }
+
+    /// A stream has failed after so many bytes.
+    pub fn note_fault(&mut self, id: SessionId, part: FaultPart) {
+        let record = self.records.get_mut(&id).expect("it was started");
+        let offset = match part {
+            FaultPart::Stdin => record.written,
+            FaultPart::Stdout | FaultPart::Process => record.read[0],
+            FaultPart::Stderr => record.read[1],
+        };
+        record.fault.get_or_insert((part, offset));
     }
 
     /// The agent signals a process group.

@@ -37,6 +37,8 @@ pub struct Stdio {
     pub is_unread: [bool; 2],
     /// Whether all of them are one terminal.
     pub is_terminal: bool,
+    /// Whether the input has failed. It stays open until the command has ended.
+    pub is_input_cut: bool,
     /// A terminal that all programs have closed, which stays open until the session's end.
     pub is_held_open: bool,
 }
@@ -139,7 +141,7 @@ impl Guest {
             return;
         }
         match source {
-            Source::Signals => self.reap(),
+            Source::Signals => self.handle_signals(),
             Source::Listener => self.drain_accept(),
             Source::LocalListener => self.drain_local(),
             Source::Connection(id) => {
@@ -180,6 +182,11 @@ impl Guest {
                 let outcome = self.perform_step(&action);
                 let took = Duration::from_micros(7);
                 self.agent.handle_step(run, outcome, took, now);
+            }
+            Action::CheckSources => {
+                self.handle_signals();
+                self.drain_accept();
+                self.drain_local();
             }
             Action::Spawn { purpose, command } => self.spawn(purpose, &command),
             Action::ResumeOutput(id) => self.resume_output(id),
@@ -272,6 +279,19 @@ impl Guest {
         }
     }
 
+    /// Children have ended, unless that is not told: with an error or without.
+    fn handle_signals(&mut self) {
+        if !self.kernel.faults.signals {
+            return self.reap();
+        }
+        self.kernel.tally.count(Mark::SignalLost);
+        let mut processes = self.kernel.processes.values();
+        let is_known = processes.any(|it| it.purpose.is_some() && it.status.is_some());
+        if !is_known || self.kernel.random.one_in(2) {
+            self.agent.handle_source_failed(self.now);
+        }
+    }
+
     /// One event may stand for many children.
     fn reap(&mut self) {
         while let Some((pid, process)) = self.kernel.reap() {
@@ -294,6 +314,8 @@ impl Guest {
             self.drain_actions();
             self.kernel.reaped = None;
         }
+        let are_left = !self.kernel.processes.is_empty();
+        self.agent.handle_reaped_all(are_left, self.now);
     }
 
     /// Accepts until the queue is empty, or it is the turn of others.
@@ -495,6 +517,7 @@ fn mark_of(action: &Action) -> Mark {
         Action::CollectFigures(_) => Mark::CollectFigures,
         Action::ListHooks(_) => Mark::ListHooks,
         Action::WriteGeneration(_) => Mark::WriteGeneration,
+        Action::CheckSources => Mark::CheckSources,
         Action::AskMmds(_) => Mark::AskMmds,
         Action::CloseMmds => Mark::CloseMmds,
         Action::End(_) => Mark::End,

@@ -104,6 +104,10 @@ pub struct Faults {
     pub steps: [bool; 5],
     /// Programs cannot be executed.
     pub exec: bool,
+    /// Ends of children are not told.
+    pub signals: bool,
+    /// Calls on the streams of commands may fail.
+    pub streams: bool,
 }
 
 #[derive(Debug)]

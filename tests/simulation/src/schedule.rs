@@ -282,7 +282,7 @@ impl World {
     fn misfortune(&mut self) -> String {
         let kernel = &mut self.guest.kernel;
         let index = kernel.random.below(5);
-        let what = kernel.random.below(6);
+        let what = kernel.random.below(8);
         let faults = &mut kernel.faults;
         let fault = match what {
             0 => &mut faults.descriptors,
@@ -290,6 +290,8 @@ impl World {
             2 => &mut faults.register,
             3 => &mut faults.console,
             4 => &mut faults.exec,
+            5 => &mut faults.signals,
+            6 => &mut faults.streams,
             _ => &mut faults.steps[index],
         };
         *fault = !*fault;

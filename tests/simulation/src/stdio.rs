@@ -1,12 +1,15 @@
 //! The shell's part that starts programs and moves the bytes of their pipes.
 
 use agent::agent::{Command, Purpose, SessionId, SpawnFailure, SpawnStage, Stream};
+use shared::message::FaultPart;
 
 use crate::commands::Commands;
 use crate::guest::{Guest, Stdio};
 use crate::kernel::{Process, Source};
 use crate::pattern::{self, INPUT};
 use crate::tally::Mark;
+
+const EIO: i32 = 5;
 
 /// Most reads of one output per turn: few, so that outputs reach it.
 const READS_PER_TURN_MAX: usize = 3;
@@ -76,6 +79,21 @@ impl Guest {
             assert!(earlier.is_none(), "{id} has descriptors already");
         }
         self.agent.handle_spawned(purpose, Ok(pid), now);
+        if let Purpose::Session(id) = purpose
+            && !self.agent.input_pending(id).is_empty()
+            && self.has_stream_failed()
+        {
+            self.cut_input(id);
+        }
+    }
+
+    /// Whether a call on a stream fails.
+    fn has_stream_failed(&mut self) -> bool {
+        let has_failed = self.kernel.faults.streams && self.kernel.random.one_in(8);
+        if has_failed {
+            self.kernel.tally.count(Mark::StreamFailed);
+        }
+        has_failed
     }
 
     fn spawn_failure(&mut self) -> Option<SpawnFailure> {
@@ -131,6 +149,15 @@ impl Guest {
             let room = self.agent.output_room(id, stream).min(pattern::LEN_MAX);
             if room == 0 {
                 return;
+            }
+            if self.has_stream_failed() {
+                self.agent.output_spare(id, stream);
+                self.agent.handle_output_read(id, stream, 0, &[]);
+                let parts = [FaultPart::Stdout, FaultPart::Stderr];
+                self.commands.note_fault(id, parts[index]);
+                self.close_output(id, stream);
+                self.agent.handle_output_failed(id, stream, EIO, self.now);
+                return self.drain_actions();
             }
             let pipe = &mut self.kernel.pipes[number];
             if pipe.len == 0 {
@@ -215,14 +242,17 @@ impl Guest {
     /// Writes until nothing is left, or the pipe is full.
     pub(crate) fn flush_input(&mut self, id: SessionId) {
         while let Some(number) = self.stdio.get(&id).and_then(|it| it.pipes[INPUT]) {
-            let pending = self.agent.input_pending(id);
-            let pipe = &mut self.kernel.pipes[number];
-            if pending.is_empty() {
+            if self.is_input_cut(id) || self.agent.input_pending(id).is_empty() {
                 break;
             }
-            if pipe.holders == 0 {
+            if self.kernel.pipes[number].holders == 0 {
                 return self.end_input(id);
             }
+            if self.has_stream_failed() {
+                return self.cut_input(id);
+            }
+            let pending = self.agent.input_pending(id);
+            let pipe = &mut self.kernel.pipes[number];
             let room = (pipe.capacity - pipe.len).min(pending.len());
             if room == 0 {
                 break;
@@ -243,6 +273,9 @@ impl Guest {
             self.kernel.tally.count(Mark::InputRead);
             self.agent.handle_input_written(id, len, self.now);
         }
+        if self.is_input_cut(id) {
+            return;
+        }
         if let Some(number) = self.stdio.get(&id).and_then(|it| it.pipes[INPUT]) {
             let is_wanted = !self.agent.input_pending(id).is_empty();
             let pipe = &mut self.kernel.pipes[number];
@@ -262,6 +295,19 @@ impl Guest {
             self.kernel.close_pipe(pipe);
             self.forget_closed(id);
         }
+    }
+
+    fn is_input_cut(&self, id: SessionId) -> bool {
+        self.stdio.get(&id).is_some_and(|it| it.is_input_cut)
+    }
+
+    /// Nothing more can be written.
+    fn cut_input(&mut self, id: SessionId) {
+        self.commands.note_fault(id, FaultPart::Stdin);
+        if let Some(stdio) = self.stdio.get_mut(&id) {
+            stdio.is_input_cut = true;
+        }
+        self.agent.handle_input_failed(id, EIO, self.now);
     }
 
     fn end_input(&mut self, id: SessionId) {

@@ -39,6 +39,7 @@ marks! {
     CollectFigures = "action: collect figures";
     ListHooks = "action: list hooks";
     WriteGeneration = "action: write generation";
+    CheckSources = "action: check sources";
     AskMmds = "action: ask the metadata service";
     CloseMmds = "action: close the metadata service's connection";
     End = "action: end";
@@ -57,6 +58,8 @@ marks! {
     Stillborn = "kernel: stillborn child";
     RegisterFailed = "kernel: listener not registered";
     StepFailed = "kernel: step of a rebind failed";
+    SignalLost = "kernel: end of a child not told";
+    StreamFailed = "kernel: stream of a command failed";
     ExitBeforeEof = "kernel: SIGCHLD before EOF";
     EofBeforeExit = "kernel: EOF before SIGCHLD";
     Orphan = "kernel: orphan reaped";
@@ -79,6 +82,7 @@ marks! {
     Exited = "client: EXITED checked";
     Undecided = "client: session without an end";
     Mistake = "client: mistake refused";
+    Fault = "client: EXITED with a fault";
     InputRead = "child: input checked";
     LeftAlone = "schedule: guest left alone for two minutes";
     Converged = "schedule: guest came back and came to rest";

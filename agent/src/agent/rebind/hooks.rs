@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use shared::id::ExecId;
 use shared::message::{
-    ExitStatus, Exited, Fail, FailCode, HookResult, HookStage, Hooked, Hooks as HooksRequest,
-    Message, OutputPolicy, Stream,
+    ExitStatus, Exited, Fail, FailCode, Fault, HookResult, HookStage, Hooked,
+    Hooks as HooksRequest, Message, OutputPolicy, Stream,
 };
 
 use super::steps::WAITING_MAX;
@@ -230,13 +230,14 @@ impl Agent {
     /// A session has ended, possibly the current hook's.
     pub(crate) fn handle_hook_ended(&mut self, session: SessionId, exited: Exited, now: Instant) {
         let text = self.hook_output(session);
-        self.note_hook(session, exited.status, exited.timed_out, &text, now);
+        let (timed_out, fault) = (exited.timed_out, exited.fault);
+        self.note_hook(session, exited.status, timed_out, fault, &text, now);
     }
 
     /// A session's program could not be started, possibly the current hook's.
     pub(crate) fn handle_hook_never_ran(&mut self, session: SessionId, fail: &Fail, now: Instant) {
         let text = format!(": {}", fail.text);
-        self.note_hook(session, status_of_never_ran(fail), false, &text, now);
+        self.note_hook(session, status_of_never_ran(fail), false, None, &text, now);
     }
 
     fn note_hook(
@@ -244,6 +245,7 @@ impl Agent {
         session: SessionId,
         status: ExitStatus,
         timed_out: bool,
+        fault: Option<Fault>,
         text: &str,
         now: Instant,
     ) {
@@ -259,6 +261,7 @@ impl Agent {
             status,
             us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             timed_out,
+            fault,
         };
         let (name, code) = (&result.name, result.status.shell_code());
         if result.is_success() {

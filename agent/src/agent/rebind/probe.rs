@@ -86,10 +86,10 @@ impl Agent {
         now: Instant,
     ) {
         match result {
-            Ok(pid) => self.children.insert(pid, Owner::Probe(id)),
+            Ok(pid) => self.watch_child(pid, Owner::Probe(id), now),
             Err(failure) => {
                 if let Some(pid) = failure.stillborn {
-                    self.children.insert(pid, Owner::Stillborn);
+                    self.watch_child(pid, Owner::Stillborn, now);
                 }
                 let code = if is_shortage(&failure) {
                     FailCode::Limit
@@ -120,6 +120,12 @@ impl Agent {
             );
             self.fail_probe(id, FailCode::Probe, None, text, now);
         }
+    }
+
+    /// The kernel no longer knows the probe's process.
+    pub(crate) fn handle_probe_lost(&mut self, id: ConnectionId, now: Instant) {
+        let text = "the probe's process is lost; how it ended is unknown".to_owned();
+        self.fail_probe(id, FailCode::Probe, None, text, now);
     }
 
     fn fail_probe(

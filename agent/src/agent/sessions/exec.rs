@@ -113,7 +113,7 @@ impl Agent {
     }
 
     fn handle_session_spawned(&mut self, id: SessionId, pid: i32, now: Instant) {
-        self.children.insert(pid, Owner::Session(id));
+        self.watch_child(pid, Owner::Session(id), now);
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
@@ -134,7 +134,7 @@ impl Agent {
 
     fn handle_spawn_failed(&mut self, id: SessionId, failure: &SpawnFailure, now: Instant) {
         if let Some(pid) = failure.stillborn {
-            self.children.insert(pid, Owner::Stillborn);
+            self.watch_child(pid, Owner::Stillborn, now);
         }
         let Some(session) = self.sessions.get(id) else {
             return;
@@ -196,6 +196,9 @@ impl Agent {
     pub fn handle_output_closed(&mut self, id: SessionId, stream: Stream, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
             session.handle_output_closed(stream);
+            if session.is_silent() {
+                self.expect_child(now);
+            }
             self.finish_if_complete(id, now);
         }
     }
@@ -214,16 +217,7 @@ impl Agent {
         }
     }
 
-    pub fn handle_child_exit(&mut self, pid: i32, exit: Exit, now: Instant) {
-        match self.children.remove(pid) {
-            Some(Owner::Session(id)) => self.handle_session_exit(id, exit, now),
-            Some(Owner::Probe(id)) => self.handle_probe_exit(id, exit, now),
-            Some(Owner::Stillborn) => {}
-            None => debug!("reaped orphan {pid}"),
-        }
-    }
-
-    fn handle_session_exit(&mut self, id: SessionId, exit: Exit, now: Instant) {
+    pub(crate) fn handle_session_exit(&mut self, id: SessionId, exit: Exit, now: Instant) {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
@@ -235,6 +229,11 @@ impl Agent {
         if let Some(session) = self.sessions.get_mut(id) {
             session.handle_exit(exit);
         }
+        self.handle_session_reaped(id, now);
+    }
+
+    /// A session's process is gone; its output may still be open.
+    pub(crate) fn handle_session_reaped(&mut self, id: SessionId, now: Instant) {
         self.timers.stop(Timer::Timeout(id));
         self.timers.stop(Timer::Kill(id));
         self.timers.set(Timer::Grace(id), now + GRACE_TIMEOUT);

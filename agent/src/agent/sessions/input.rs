@@ -42,6 +42,8 @@ pub(crate) struct Input {
     ring: Ring,
     /// Whether the command may still read it.
     is_open: bool,
+    /// Whether it was cut, so that the writing end is still open although nothing is written.
+    is_cut: bool,
     is_tty: bool,
     /// Whether the client has announced the end.
     is_ended: bool,
@@ -63,6 +65,7 @@ impl Input {
         Self {
             ring: Ring::default(),
             is_open: is_wanted,
+            is_cut: false,
             is_tty,
             is_ended: false,
             ends_left: 0,
@@ -145,12 +148,23 @@ impl Input {
         }
     }
 
-    /// The command does not read it any more. Returns whether it was open.
+    /// The command does not read it any more. Returns whether the writing end was open.
     pub(crate) fn close(&mut self) -> bool {
         self.ring.clear();
         self.ends_left = 0;
         self.is_flushing = false;
-        std::mem::take(&mut self.is_open)
+        std::mem::take(&mut self.is_open) | std::mem::take(&mut self.is_cut)
+    }
+
+    /// Nothing more can be written. Returns the number of bytes that were, unless it was closed.
+    pub(crate) fn cut(&mut self) -> Option<u64> {
+        if !self.is_open {
+            return None;
+        }
+        let written = self.ring.start();
+        self.close();
+        self.is_cut = true;
+        Some(written)
     }
 
     /// Whether the shell has to be asked to write the pending bytes. Asks once: the shell then

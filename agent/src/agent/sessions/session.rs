@@ -25,8 +25,8 @@ use log::debug;
 use shared::id::{ExecId, Generation};
 use shared::limits::COMMAND_TEXT_LEN_MAX;
 use shared::message::{
-    ExitStatus, Exited, OutputPolicy, ResourceUsage, SessionInfo, SessionState, Started, Stream,
-    TtySize,
+    ExitStatus, Exited, Fault, OutputPolicy, ResourceUsage, SessionInfo, SessionState, Started,
+    Stream, TtySize,
 };
 
 use super::buffers::BufferPool;
@@ -143,6 +143,8 @@ pub(crate) struct Session {
     pub(crate) is_terminating: bool,
     /// Whether it was told to end by its time limit.
     pub(crate) is_timed_out: bool,
+    /// What was cut or lost of it, at first.
+    pub(crate) fault: Option<Fault>,
     pub(crate) restarts: u32,
     started_at: Instant,
 }
@@ -168,6 +170,7 @@ impl Session {
             writers_alive: false,
             is_terminating: false,
             is_timed_out: false,
+            fault: None,
             restarts: 0,
             started_at: now,
         }
@@ -198,6 +201,7 @@ impl Session {
             self.outputs.iter_mut().for_each(|it| it.is_open = true);
             self.is_terminating = false;
             self.writers_alive = false;
+            self.fault = None;
         }
     }
 
@@ -283,6 +287,12 @@ impl Session {
         self.outputs.iter_mut().for_each(|it| it.is_open = false);
     }
 
+    /// Whether its process runs and has closed all outputs.
+    pub(crate) fn is_silent(&self) -> bool {
+        let is_open = self.outputs.iter().any(|output| output.is_open);
+        !is_open && self.state == State::Running
+    }
+
     pub(crate) fn ring(&self, stream: Stream) -> &Ring {
         &self.outputs[stream.index()].ring
     }
@@ -316,6 +326,7 @@ impl Session {
             stderr_end: self.ring(Stream::Stderr).end(),
             writers_alive: self.writers_alive,
             timed_out: self.is_timed_out,
+            fault: self.fault,
             usage: exit.usage,
         })
     }

@@ -145,7 +145,7 @@ impl Agent {
             return;
         };
         let status = exited.status.shell_code();
-        let has_failed = exited.status != ExitStatus::Code(0);
+        let has_failed = exited.status != ExitStatus::Code(0) || exited.fault.is_some();
         let is_wanted = match workload.settings.restart {
             Restart::No => !has_run,
             Restart::OnFailure => has_failed,

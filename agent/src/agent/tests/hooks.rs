@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent::rebind::checkpoints::PROGRESS_INTERVAL;
 use crate::agent::sessions::lifetimes::KILL_TIMEOUT;
-use shared::message::{HookResult, HookStage, Hooked, Hooks, Progress};
+use shared::message::{Fault, FaultPart, HookResult, HookStage, Hooked, Hooks, Progress};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -36,6 +36,7 @@ fn result(name: &str, status: ExitStatus) -> HookResult {
         status,
         us: 0,
         timed_out: false,
+        fault: None,
     }
 }
 
@@ -140,6 +141,31 @@ fn one_that_cannot_be_run_has_failed() {
     let answer = world.ask(host, &request(HookStage::Restore, false));
     let expected = hooked(vec![result("1", ExitStatus::Code(126))]);
     assert_eq!(answer.last(), Some(&expected));
+}
+
+#[test]
+fn one_of_which_output_was_lost_has_failed() {
+    let mut world = world_with(&["1", "2"]);
+    let host = world.connect();
+    world.ask(host, &request(HookStage::Restore, false));
+    let session = world.session_of(world.pid());
+    let now = world.now;
+    world
+        .agent
+        .handle_output_failed(session, Stream::Stderr, 5, now);
+    world.drain_actions();
+    end_hook(&mut world, ExitStatus::Code(0));
+    let fault = Some(Fault {
+        part: FaultPart::Stderr,
+        offset: 0,
+        errno: 5,
+    });
+    let hook = HookResult {
+        fault,
+        ..result("1", ExitStatus::Code(0))
+    };
+    assert!(!hook.is_success());
+    assert_eq!(world.receive(host), [hooked(vec![hook])]);
 }
 
 #[test]

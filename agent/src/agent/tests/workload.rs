@@ -202,6 +202,28 @@ fn a_shortage_at_its_start_is_not_its_end() {
 }
 
 #[test]
+fn one_whose_output_was_lost_has_failed() {
+    let mut world = world(Restart::OnFailure, WorkloadEnd::Keep);
+    let pid = world.pid();
+    let session = world.session_of(pid);
+    let now = world.now;
+    world
+        .agent
+        .handle_output_failed(session, Stream::Stdout, 5, now);
+    world.drain_actions();
+    assert_eq!(signals(&world), [(pid, 15)], "it must not run on unseen");
+    world.finish(pid, 0);
+    world.pass(PAUSE_MIN);
+    assert_eq!(spawn_count(&world), 2);
+    // The fault was that of its first run.
+    let (id, _) = observe(&mut world);
+    let pid = world.pid();
+    world.finish(pid, 0);
+    world.pass(Duration::ZERO);
+    assert_eq!(exited(&world.receive(id)).fault, None);
+}
+
+#[test]
 fn a_snapshot_waits_for_no_workload() {
     for policy in Policy::ALL {
         let mut world = world(Restart::No, WorkloadEnd::Keep);

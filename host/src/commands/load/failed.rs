@@ -5,6 +5,7 @@ use shared::session_client::{Fate, SessionError};
 
 use crate::error::Failure;
 use crate::exit::Exit;
+use crate::guest::fault::fault_text;
 use crate::guest::session::ClientError;
 
 /// A run that failed.
@@ -18,8 +19,15 @@ pub(crate) struct Failed {
 }
 
 impl Failed {
-    /// `None` for exit code 0.
+    /// `None` for exit code 0 of a command of which nothing was cut or lost.
     pub(super) fn of_end(exited: &Exited) -> Option<Self> {
+        if let (Some(fault), false) = (&exited.fault, exited.timed_out) {
+            return Some(Self {
+                kind: "fault of the guest".to_owned(),
+                exit: Exit::Guest,
+                text: fault_text(fault),
+            });
+        }
         let (kind, exit) = match exited.status {
             _ if exited.timed_out => ("timeout".to_owned(), Exit::Deadline),
             ExitStatus::Code(0) => return None,

@@ -5,7 +5,9 @@ use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shared::message::{ExitStatus, Fail, FailCode, Hello, Message, ResourceUsage, Role};
+use shared::message::{
+    ExitStatus, Fail, FailCode, Fault, FaultPart, Hello, Message, ResourceUsage, Role,
+};
 use shared::version::SUPPORTED;
 
 use super::*;
@@ -92,7 +94,7 @@ fn counts_have_limits() {
 
 #[test]
 fn ends_are_counted_by_kind() {
-    let kind = |status, timed_out| {
+    let kind = |status, timed_out, fault| {
         let exited = Exited {
             session: 1,
             status,
@@ -100,6 +102,7 @@ fn ends_are_counted_by_kind() {
             stderr_end: 0,
             writers_alive: false,
             timed_out,
+            fault,
             usage: ResourceUsage::default(),
         };
         Failed::of_end(&exited).map(|failed| failed.kind)
@@ -108,10 +111,17 @@ fn ends_are_counted_by_kind() {
         number: 9,
         core: false,
     };
-    assert_eq!(kind(ExitStatus::Code(0), false), None);
-    assert_eq!(kind(ExitStatus::Code(7), false).unwrap(), "exit code 7");
-    assert_eq!(kind(signal, false).unwrap(), "signal 9");
-    assert_eq!(kind(signal, true).unwrap(), "timeout");
+    let fault = Some(Fault {
+        part: FaultPart::Stdout,
+        offset: 1,
+        errno: 5,
+    });
+    let code = ExitStatus::Code;
+    assert_eq!(kind(code(0), false, None), None);
+    assert_eq!(kind(code(0), false, fault).unwrap(), "fault of the guest");
+    assert_eq!(kind(code(7), false, None).unwrap(), "exit code 7");
+    assert_eq!(kind(signal, false, None).unwrap(), "signal 9");
+    assert_eq!(kind(signal, true, fault).unwrap(), "timeout");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::cli::LogsCommand;
 use crate::commands::target::Target;
 use crate::error::Failure;
 use crate::exit::Exit;
+use crate::guest::fault::fault_text;
 use crate::os::deadline::NO_LIMIT;
 use crate::supervisor::follow::{End, Follower, Sink};
 use crate::supervisor::workload::{Lengths, lengths};
@@ -119,6 +120,9 @@ impl Sink for Printer {
     }
 
     fn handle_end(&mut self, exited: &Exited) -> Result<(), Failure> {
+        if let Some(fault) = &exited.fault {
+            log::warn!("the workload: {}", fault_text(fault));
+        }
         log::info!("the workload ended: {}", exited.status.shell_code());
         Ok(())
     }

@@ -208,6 +208,7 @@ impl Guest {
             stderr_end: u64::try_from(self.stderr.len()).unwrap(),
             writers_alive: false,
             timed_out: false,
+            fault: None,
             usage: ResourceUsage::default(),
         }
     }

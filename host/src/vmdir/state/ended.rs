@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 use shared::json::{JsonError, Object};
-use shared::message::ExitStatus;
+use shared::message::{ExitStatus, Fault};
 
 /// The end of a VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,8 @@ impl fmt::Display for ExitRecord {
 pub(crate) struct WorkloadEnd {
     /// Of its last process.
     pub(crate) status: ExitStatus,
+    /// What the guest has cut or lost of it.
+    pub(crate) fault: Option<Fault>,
     /// How often it was restarted; `None` if the guest did not answer in time.
     pub(crate) restarts: Option<u32>,
     /// When the host learned of it, ms since 1970 UTC.
@@ -68,6 +70,7 @@ impl WorkloadEnd {
             "code": code,
             "signal": signal,
             "core": core,
+            "fault": self.fault.map(|fault| fault.to_value()),
             "restarts": self.restarts,
             "ended_ms": self.ended_ms,
         })
@@ -76,6 +79,7 @@ impl WorkloadEnd {
     pub(crate) fn from_object(object: &Object) -> Result<Self, JsonError> {
         Ok(Self {
             status: ExitStatus::from_object(object)?,
+            fault: Fault::opt_of(object)?,
             restarts: object.opt_number("restarts")?,
             ended_ms: object.number("ended_ms")?,
         })
@@ -84,6 +88,8 @@ impl WorkloadEnd {
 
 #[cfg(test)]
 mod tests {
+    use shared::message::FaultPart;
+
     use super::*;
 
     #[test]
@@ -110,9 +116,18 @@ mod tests {
             number: 11,
             core: true,
         };
-        for (status, restarts) in [(ExitStatus::Code(0), None), (signal, Some(3))] {
+        let fault = Fault {
+            part: FaultPart::Stdout,
+            offset: 9,
+            errno: 5,
+        };
+        for (status, fault, restarts) in [
+            (ExitStatus::Code(0), None, None),
+            (signal, Some(fault), Some(3)),
+        ] {
             let end = WorkloadEnd {
                 status,
+                fault,
                 restarts,
                 ended_ms: 1,
             };

@@ -64,6 +64,7 @@ pub(super) fn exited(stdout_end: u64, stderr_end: u64) -> Message {
         stderr_end,
         writers_alive: false,
         timed_out: false,
+        fault: None,
         usage: ResourceUsage::default(),
     })
 }

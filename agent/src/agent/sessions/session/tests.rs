@@ -18,6 +18,7 @@ const EXITED: Exited = Exited {
     stderr_end: 0,
     writers_alive: false,
     timed_out: false,
+    fault: None,
     usage: EXIT.usage,
 };
 
