@@ -222,7 +222,7 @@ impl Agent {
                 Timer::Grace(id) => self.end_grace(id, now),
                 Timer::Abandon(id) => self.abandon_session(id, now),
                 Timer::Timeout(id) => self.time_out_session(id, now),
-                Timer::Kill(id) => self.signal_session(id, EndSignal::Kill.number()),
+                Timer::Kill(id) => self.kill_session(id, now),
                 Timer::Check => self.check_sources(now),
                 Timer::Workload => self.handle_workload_timer(now),
                 Timer::Mmds => self.handle_mmds_timer(now),

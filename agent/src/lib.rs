@@ -32,8 +32,9 @@ use std::time::Duration;
 use argh::FromArgs;
 use log::{error, info, warn};
 use mio::Poll;
+use shared::id::Instance;
 
-use agent::{Agent, End, Settings, WorkloadSettings};
+use agent::{Agent, End, RESULTS_MAX, Settings, WorkloadSettings};
 use config::mmds::Mmds;
 use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, ImageFile, parse_file};
 use config::{Config, Flags, HELP, Sources};
@@ -41,7 +42,7 @@ use shell::local::Local;
 use shell::{Options, Shell};
 use sys::file::read_small;
 use sys::power::PowerMode;
-use sys::{clock, console, power, process, signals, spawn};
+use sys::{clock, console, entropy, power, process, signals, spawn};
 
 /// How long sessions have between SIGTERM and SIGKILL when a signal ends the agent.
 const SIGNAL_GRACE: Duration = Duration::from_secs(5);
@@ -157,6 +158,8 @@ fn start(
         local,
     )
     .map_err(step(&listen))?;
+    let instance = entropy::draw().map_err(step("draw random bytes"))?;
+    let instance = Instance::from_bytes(instance);
     let read_line = |path| {
         std::fs::read_to_string(path)
             .unwrap_or_default()
@@ -165,10 +168,12 @@ fn start(
     };
     let settings = Settings {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance,
         boot_id: read_line("/proc/sys/kernel/random/boot_id"),
         kernel: read_line("/proc/sys/kernel/osrelease"),
         is_init,
         grace: SIGNAL_GRACE,
+        results_max: RESULTS_MAX,
         has_restore_hooks: shell::hooks::has_restore(&config.hooks),
         watches_mmds: mmds.is_some(),
         workload,

@@ -260,6 +260,10 @@ impl Shell {
                 self.spawn(purpose, &command, turn);
             }
             Action::ResumeOutput(id) => self.resume_output(id),
+            Action::CountOutput(id) => {
+                let lens = self.count_output(id);
+                turn.agent.handle_output_counted(id, lens);
+            }
             Action::CloseOutput(id) => self.close_outputs(id, turn),
             Action::SignalGroup { group, number } => signal_group(group, number),
             Action::FlushInput(id) => self.flush_input(id, turn),

@@ -315,6 +315,7 @@ impl Exchange {
             | FailCode::Version
             | FailCode::Protocol
             | FailCode::NoSession
+            | FailCode::Unknown
             | FailCode::Stale
             | FailCode::Superseded
             | FailCode::NotFound

@@ -1,7 +1,7 @@
-//! Opaque ids of 16 random bytes: generations, exec ids, nonces and tokens.
+//! Opaque ids of 16 random bytes: generations, instances, exec ids, nonces and tokens.
 //!
 //! They are not times or counters: a snapshot rolls both back, and two clones made within one
-//! second would share them. The host draws the bytes; this crate only carries them.
+//! second would share them. The programs draw the bytes; this crate only carries them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -56,6 +56,12 @@ opaque_id! {
     /// One life of a guest: from a boot, a restore, or the resume after a snapshot to the next.
     Generation
 }
+opaque_id! {
+    /// One run of an agent, from its start to its end. All clones of the guest have it too, because
+    /// it is part of the agent's memory. The agent draws it.
+    Instance
+}
+
 opaque_id! {
     /// One request to run a command. A second EXEC with the same id attaches to the command.
     ExecId

@@ -23,7 +23,7 @@ pub use control::{
     Shutdown,
 };
 pub use error::PayloadError;
-pub use exec::{ByteString, Exec, ExecLimit, Started};
+pub use exec::{ByteString, Exec, ExecLimit, Origin, Started};
 pub use exited::{ExitStatus, Exited, Fault, FaultPart, ResourceUsage};
 pub use handshake::{
     Cause, Depth, Identity, InheritedSessions, Probe, Probed, Progress, Rebind, Rebound, Step,

@@ -26,17 +26,18 @@
 //!
 //! # Invariants
 //!
-//! - An EXEC is resent under one id until STARTED comes, so a guest that has the command attaches
-//!   to it and never starts it twice. After that the client only attaches to the id.
+//! - The first EXEC is sent once the guest has said in HELLO which instance it is. Each copy names
+//!   that origin and one id, so a guest that has the command attaches to it, and one that cannot
+//!   tell refuses. After STARTED the client only attaches to the id.
 //! - Success requires EXITED, and that all output it counts was passed on.
 //! - Output comes in order, each byte once, and a GAP announces what is missing.
 //! - Memory is bounded: input by its limit, output by [`READ_AHEAD_LEN_MAX`] and one read,
 //!   unwritten frames by a limit of their own.
 //!
-//! A connection that stays silent too long is dropped, and the request is sent again on another
-//! one. A guest that was merely slow sees its client leave the first one. The request's `keep_ms`
-//! keeps the command running until the guest sees the second one, so it must be longer than
-//! [`SILENCE_MAX`]. The output sent on the first is still in the ring.
+//! A connection that stays silent too long before its answer is dropped, and the request is sent
+//! again on another one. A guest that was merely slow sees its client leave the first one. The
+//! request's `keep_ms` keeps the command running until the guest sees the second one, so it must be
+//! longer than [`SILENCE_MAX`]. The output sent on the first is still in the ring.
 
 mod error;
 mod input;
@@ -61,7 +62,8 @@ use output::Output;
 use timing::SETTLED_AFTER;
 
 use crate::frame::Decoder;
-use crate::message::{AttachMode, Exited, Fail, Hello, Started, Stream, TtySize};
+use crate::id::{ExecId, Instance};
+use crate::message::{AttachMode, Exited, Fail, Hello, Origin, Started, Stream, TtySize};
 
 /// Number of bytes of output not yet passed on beyond which reading stops: the rings of both
 /// streams, so a session with the policy `block` never reaches it.
@@ -100,8 +102,11 @@ enum State {
         until: Instant,
         is_open: bool,
     },
-    /// HELLO came; waiting for the answer to the request.
-    Waiting,
+    /// HELLO came; waiting for the answer to the request. The attempt ends at `until`, if the
+    /// request was sent after HELLO: HELLO is then not a sign that the guest has it.
+    Waiting {
+        until: Option<Instant>,
+    },
     /// Attached to the session.
     Attached {
         since: Instant,
@@ -121,7 +126,7 @@ impl State {
         match self {
             Self::Idle { .. } => "idle",
             Self::Greeting { .. } => "greeting",
-            Self::Waiting => "waiting",
+            Self::Waiting { .. } => "waiting",
             Self::Attached { .. } => "attached",
             Self::Leaving { .. } => "leaving",
             Self::Finished(_) => "finished",
@@ -139,8 +144,11 @@ pub struct SessionClient {
     decoder: Decoder,
     /// The guest's latest HELLO.
     hello: Option<Hello>,
-    /// The first STARTED or ATTACHED, and the boot id of the guest that sent it.
-    started: Option<(Started, Option<String>)>,
+    /// The guest that the first copy of an EXEC was sent to. Every later copy names it.
+    origin: Option<Origin>,
+    /// The first STARTED or ATTACHED, and the instance that sent it. Another one has other sessions
+    /// under the same numbers.
+    started: Option<(Started, Option<Instance>)>,
     outputs: [Output; 2],
     input: Input,
     /// Frames for the open connection; `out_written` bytes of them have been written.
@@ -194,6 +202,7 @@ impl SessionClient {
             }
         };
         Self {
+            origin: request.origin(),
             request,
             host_version: host_version.to_owned(),
             deadlines,
@@ -245,7 +254,10 @@ impl SessionClient {
             }
             State::Greeting { until, is_open } if is_open => Want::Talk { until },
             State::Greeting { until, .. } => Want::Connect { until },
-            State::Waiting | State::Attached { .. } => {
+            State::Waiting { until: Some(until) } => Want::Talk {
+                until: self.limited(until),
+            },
+            State::Waiting { until: None } | State::Attached { .. } => {
                 let sign_due = if self.wants_read() {
                     self.pinged_at.unwrap_or(self.heard_at) + QUIET_MAX
                 } else {
@@ -272,16 +284,31 @@ impl SessionClient {
             self.heard_at = now;
             self.pinged_at = None;
             self.fate_before = self.fate;
-            if self.fate == Fate::NotRun {
-                self.fate = Fate::Unknown;
+            if self.knows_origin() {
+                self.note_sent();
             }
+        }
+    }
+
+    /// Whether the request can be sent before the guest's HELLO.
+    pub(super) const fn knows_origin(&self) -> bool {
+        match &self.request {
+            Request::Exec { .. } => self.origin.is_some() || self.started.is_some(),
+            Request::Attach { .. } => true,
+        }
+    }
+
+    /// The guest may act on the request from now on.
+    pub(super) fn note_sent(&mut self) {
+        if self.fate == Fate::NotRun {
+            self.fate = Fate::Unknown;
         }
     }
 
     /// The connection could not be made, or it ended for any reason. That decides nothing.
     pub fn handle_closed(&mut self, now: Instant) {
         match &mut self.state {
-            State::Greeting { .. } | State::Waiting => self.retry(now),
+            State::Greeting { .. } | State::Waiting { .. } => self.retry(now),
             State::Attached {
                 since,
                 has_progress,
@@ -301,7 +328,7 @@ impl SessionClient {
     /// Bytes were read from the open connection. Take their events next.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
         match self.state {
-            State::Greeting { .. } | State::Waiting | State::Attached { .. } => {
+            State::Greeting { .. } | State::Waiting { .. } | State::Attached { .. } => {
                 self.heard_at = now;
                 self.pinged_at = None;
                 self.decoder.push(bytes);
@@ -315,19 +342,23 @@ impl SessionClient {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.check_limits(now);
         match self.state {
-            State::Greeting { until, .. } if now >= until => {
+            State::Greeting { until, .. } | State::Waiting { until: Some(until) }
+                if now >= until =>
+            {
                 self.silence = (self.silence * 2).min(SILENCE_MAX);
                 self.pause = Duration::ZERO;
                 self.retry(now);
             }
-            State::Waiting | State::Attached { .. } if self.wants_read() => match self.pinged_at {
-                Some(at) if now >= at + QUIET_MAX => self.handle_closed(now),
-                None if now >= self.heard_at + QUIET_MAX => self.ping(now),
-                Some(_) | None => {}
-            },
+            State::Waiting { until: None } | State::Attached { .. } if self.wants_read() => {
+                match self.pinged_at {
+                    Some(at) if now >= at + QUIET_MAX => self.handle_closed(now),
+                    None if now >= self.heard_at + QUIET_MAX => self.ping(now),
+                    Some(_) | None => {}
+                }
+            }
             State::Idle { .. }
             | State::Greeting { .. }
-            | State::Waiting
+            | State::Waiting { .. }
             | State::Attached { .. }
             | State::Leaving { .. }
             | State::Finished(_) => {}
@@ -365,6 +396,18 @@ impl SessionClient {
         self.hello.as_ref()
     }
 
+    /// The id of a command of which is not known whether it ran, and the guest that its first copy
+    /// was sent to.
+    #[must_use]
+    pub fn doubt(&self) -> Option<(ExecId, Origin)> {
+        match &self.request {
+            Request::Exec { exec, .. } if self.fate == Fate::Unknown => {
+                Some((exec.id, self.origin?))
+            }
+            Request::Exec { .. } | Request::Attach { .. } => None,
+        }
+    }
+
     /// What is known about the command while its end is not.
     #[must_use]
     pub const fn fate(&self) -> Fate {
@@ -379,7 +422,7 @@ impl SessionClient {
             State::Leaving { exited, .. } => Err(SessionError::Undelivered(Box::new(exited))),
             State::Idle { .. }
             | State::Greeting { .. }
-            | State::Waiting
+            | State::Waiting { .. }
             | State::Attached { .. } => Err(SessionError::Deadline(self.fate)),
         }
     }

@@ -1,6 +1,7 @@
 //! Goal: a session keeps every promise of `docs/protocol.md` to the clients that are attached to
 //! it, come back, or come too late. Method: raw connections that send exactly the frames of a case.
 
+mod at_most_once;
 mod attaching;
 mod ending;
 mod faults;

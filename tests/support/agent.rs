@@ -57,29 +57,37 @@ impl Agent {
     /// agent's arguments.
     pub fn start_through(command: Command, arguments: &[&str]) -> Self {
         let agent = Self::spawn(command, arguments);
-        // The probe itself retries until the socket is there.
-        let probe = agent.host_tool(["probe", "--timeout", "30s"], []);
-        assert_eq!(probe.code(), 0, "the agent does not answer: {probe}");
+        agent.await_answer();
         agent
     }
 
     fn spawn(mut command: Command, arguments: &[&str]) -> Self {
         raise_descriptor_limit();
         let folder = TempDir::new().expect("a temporary folder");
-        let log = fs::File::create(folder.path().join("log")).expect("a log file");
-        let socket = folder.path().join("agent.sock");
-        let child = command
-            .arg("--listen")
-            .arg(format!("unix:{}", socket.display()))
-            .arg("--unprivileged")
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .expect("the agent starts");
+        command.arg("--listen").arg(listen_at(folder.path()));
+        command.arg("--unprivileged").args(arguments);
+        let child = start(&mut command, folder.path());
         Self { folder, child }
+    }
+
+    /// Kills the agent, and starts another one at the same address.
+    pub fn replace(&mut self) {
+        self.kill();
+        let mut command = Command::new(program("guest-agent"));
+        command.arg("--listen").arg(listen_at(self.folder.path()));
+        command.arg("--unprivileged");
+        self.child = start(&mut command, self.folder.path());
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the agent can be killed");
+        self.wait();
+    }
+
+    /// The probe itself retries until the socket is there.
+    pub fn await_answer(&self) {
+        let probe = self.host_tool(["probe", "--timeout", "30s"], []);
+        assert_eq!(probe.code(), 0, "the agent does not answer: {probe}");
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -232,6 +240,25 @@ impl Agent {
     pub fn wait(&mut self) -> std::process::ExitStatus {
         self.child.wait().expect("the agent can be waited for")
     }
+}
+
+fn listen_at(folder: &Path) -> String {
+    format!("unix:{}", folder.join("agent.sock").display())
+}
+
+fn start(command: &mut Command, folder: &Path) -> Child {
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join("log"))
+        .expect("a log file");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .expect("the agent starts")
 }
 
 impl Drop for Agent {

@@ -31,6 +31,9 @@ pub enum Action {
     },
     /// The session's rings have room again: continue reading its outputs.
     ResumeOutput(SessionId),
+    /// Count the bytes in the pipes of a command that has just been waited for. Answered by
+    /// [`handle_output_counted`](super::Agent::handle_output_counted).
+    CountOutput(SessionId),
     /// Close the session's remaining outputs: pipes that another process still holds open, and the
     /// terminal, which stays open until the session has ended.
     CloseOutput(SessionId),

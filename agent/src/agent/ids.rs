@@ -62,4 +62,9 @@ impl Serials {
         self.session += 1;
         SessionId(self.session)
     }
+
+    /// The highest number of a session so far.
+    pub(crate) fn sessions_begun(&self) -> u64 {
+        self.session
+    }
 }

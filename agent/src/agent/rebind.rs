@@ -30,7 +30,8 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use shared::id::Generation;
 use shared::message::{
-    Fail, FailCode, InheritedSessions, Message, Rebind, Rebound, Sever, SeverReason, StepName,
+    Cause, Fail, FailCode, InheritedSessions, Message, Rebind, Rebound, Sever, SeverReason,
+    StepName,
 };
 
 use super::action::{Action, StepOutcome};
@@ -56,6 +57,9 @@ pub(super) struct Rebinds {
     result: Option<(Generation, Result<Rebound, Fail>)>,
     /// The last generations that were requested, in order.
     generations: VecDeque<Generation>,
+    /// Those of them that this machine has lived through since it was booted or restored. A clone
+    /// does not know what its source did after the snapshot, so the source's are not among them.
+    lived: VecDeque<Generation>,
 }
 
 impl Rebinds {
@@ -83,10 +87,19 @@ impl Rebinds {
     }
 
     fn remember(&mut self, generation: Generation) {
-        if self.generations.len() == GENERATIONS_KEPT_MAX {
-            self.generations.pop_front();
+        push_bounded(&mut self.generations, generation);
+    }
+
+    /// Whether this machine was the one that had the generation.
+    pub(super) fn has_lived(&self, generation: Generation) -> bool {
+        self.lived.contains(&generation)
+    }
+
+    fn begin_life(&mut self, generation: Generation, cause: Cause) {
+        if cause == Cause::Restore {
+            self.lived.clear();
         }
-        self.generations.push_back(generation);
+        push_bounded(&mut self.lived, generation);
     }
 
     /// Drops the rebind under way.
@@ -102,6 +115,13 @@ impl Rebinds {
             Err(fail) => Message::Fail(fail.clone()),
         })
     }
+}
+
+fn push_bounded(generations: &mut VecDeque<Generation>, generation: Generation) {
+    if generations.len() == GENERATIONS_KEPT_MAX {
+        generations.pop_front();
+    }
+    generations.push_back(generation);
 }
 
 impl Agent {
@@ -251,6 +271,7 @@ impl Agent {
         });
         self.generation = result.is_ok().then_some(generation);
         if result.is_ok() {
+            self.rebinds.begin_life(generation, ended.cause());
             self.checkpoints.handle_rebound(ended.cause());
             self.timers.set(Timer::LogHold, now + LOG_HOLD_TIMEOUT);
             self.timers.resume(now);

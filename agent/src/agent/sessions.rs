@@ -9,6 +9,7 @@ pub(crate) mod buffers;
 pub(crate) mod children;
 pub(crate) mod exec;
 pub(crate) mod faults;
+pub(crate) mod forgotten;
 pub(crate) mod input;
 pub(crate) mod lifetimes;
 pub(crate) mod listing;

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use shared::id::Instance;
+
 /// What the agent knows about itself and its machine from the start.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// Version of the agent.
     pub version: String,
+    /// Drawn at random for this run of the agent.
+    pub instance: Instance,
     /// The kernel's boot id, the same in every clone of one boot.
     pub boot_id: String,
     pub kernel: String,
@@ -14,6 +18,8 @@ pub struct Settings {
     pub is_init: bool,
     /// Time between TERM and KILL for running sessions after SIGTERM or SIGPWR.
     pub grace: Duration,
+    /// Ended sessions that are remembered. The oldest is forgotten first.
+    pub results_max: usize,
     /// Whether the image has hooks for after a restore.
     pub has_restore_hooks: bool,
     /// Whether to watch the metadata service for another restore epoch.

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use shared::frame::Decoder;
-use shared::id::{ExecId, Generation, Nonce, Token};
+use shared::id::{ExecId, Generation, Instance, Nonce, Token};
 use shared::limits::STREAM_DATA_LEN_MAX;
 use shared::message::{
     Ack, Attach, AttachMode, ByteString, Cause, Depth, Exec, ExitStatus, Exited, FailCode, Hello,
@@ -67,6 +67,8 @@ struct World {
     actions: Vec<Action>,
     /// Processes that run, by id.
     processes: BTreeMap<i32, Purpose>,
+    /// Bytes that a command leaves in its pipes when it is waited for.
+    left: BTreeMap<SessionId, [usize; 2]>,
     next_pid: i32,
     /// The command's end of each session's standard input.
     inputs: BTreeMap<SessionId, InputEnd>,
@@ -87,23 +89,22 @@ impl World {
     }
 
     fn with(is_init: bool, workload: Option<WorkloadSettings>) -> Self {
-        let now = Instant::now();
-        let settings = Settings {
-            version: "1.2.3".to_owned(),
-            boot_id: "boot".to_owned(),
-            kernel: "6.1".to_owned(),
+        Self::of(Settings {
             is_init,
-            grace: Duration::from_secs(5),
-            has_restore_hooks: false,
-            watches_mmds: false,
             workload,
-        };
+            ..settings()
+        })
+    }
+
+    fn of(settings: Settings) -> Self {
+        let now = Instant::now();
         let mut world = Self {
             agent: Agent::new(settings, now),
             now,
             peers: BTreeMap::new(),
             actions: Vec::new(),
             processes: BTreeMap::new(),
+            left: BTreeMap::new(),
             next_pid: 100,
             inputs: BTreeMap::new(),
             spawn_failure: None,
@@ -128,10 +129,17 @@ impl World {
 
     /// A host connects and sends HELLO. The answer is taken off.
     fn connect(&mut self) -> ConnectionId {
+        self.greet().0
+    }
+
+    /// A host connects, and the guest answers its HELLO.
+    fn greet(&mut self) -> (ConnectionId, Hello) {
         let id = self.accept();
         self.send(id, &Message::Hello(Hello::host("test")));
-        assert!(matches!(self.receive(id)[..], [Message::Hello(_)]));
-        id
+        match &self.receive(id)[..] {
+            [Message::Hello(hello)] => (id, hello.clone()),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn accept_local(&mut self) -> Option<ConnectionId> {
@@ -219,7 +227,8 @@ impl World {
             rest = later;
         }
         let spare_len = bytes.len() - rest.len();
-        self.agent.handle_output_read(id, stream, spare_len, rest);
+        self.agent
+            .handle_output_read(id, stream, spare_len, rest, self.now);
         self.drain_actions();
     }
 
@@ -328,6 +337,10 @@ impl World {
             }
             Action::FlushInput(id) => self.flush_input(id),
             Action::CloseInput(id) => self.inputs.entry(id).or_default().is_closed = true,
+            Action::CountOutput(id) => {
+                let lens = self.left.remove(&id).unwrap_or_default();
+                self.agent.handle_output_counted(id, lens);
+            }
             Action::DrainAccept
             | Action::ResumeOutput(_)
             | Action::CloseOutput(_)
@@ -407,11 +420,31 @@ impl World {
     /// A guest that was rebound to this generation.
     fn with_generation(generation: Generation) -> Self {
         let mut world = Self::new();
-        let id = world.connect();
-        let answer = world.ask(id, &rebind(generation, Cause::Boot));
-        assert!(matches!(answer[..], [Message::Rebound(_)]), "{answer:?}");
-        world.end(id, Ended::ByPeer);
+        world.rebind(generation, Cause::Boot);
         world
+    }
+
+    fn rebind(&mut self, generation: Generation, cause: Cause) {
+        let id = self.connect();
+        let answer = self.ask(id, &rebind(generation, cause));
+        assert!(matches!(answer[..], [Message::Rebound(_)]), "{answer:?}");
+        self.end(id, Ended::ByPeer);
+    }
+}
+
+/// Those of an agent that ships, as a service.
+fn settings() -> Settings {
+    Settings {
+        version: "1.2.3".to_owned(),
+        instance: Instance::from_bytes([7; 16]),
+        boot_id: "boot".to_owned(),
+        kernel: "6.1".to_owned(),
+        is_init: false,
+        grace: Duration::from_secs(5),
+        results_max: RESULTS_MAX,
+        has_restore_hooks: false,
+        watches_mmds: false,
+        workload: None,
     }
 }
 

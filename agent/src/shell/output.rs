@@ -80,6 +80,7 @@ impl Shell {
     fn wait_for_output(&mut self, id: SessionId, stream: Stream, turn: &mut Turn<'_>) {
         let source = Source::Output(id, stream);
         self.unpush_ready(source);
+        turn.agent.handle_output_empty(id, stream, turn.now);
         let output = self
             .stdio
             .get_mut(&id)
@@ -137,7 +138,7 @@ impl Shell {
             let len = *result.as_ref().unwrap_or(&0);
             let overflow = &self.scratch[..len.saturating_sub(spare_len)];
             turn.agent
-                .handle_output_read(id, stream, len.min(spare_len), overflow);
+                .handle_output_read(id, stream, len.min(spare_len), overflow, turn.now);
             if len >= PIPE_LEN && !output.is_wide {
                 output.is_wide = true;
                 output.end.widen();
@@ -167,6 +168,18 @@ impl Shell {
                 self.push_ready(Source::Output(id, stream));
             }
         }
+    }
+
+    /// Bytes that can be read from a command's outputs now.
+    pub(super) fn count_output(&mut self, id: SessionId) -> [usize; 2] {
+        let mut lens = [0; 2];
+        if let Some(stdio) = self.stdio.get_mut(&id) {
+            for &stream in Stream::ALL {
+                let output = stdio.slot(stream).as_ref();
+                lens[stream.index()] = output.map_or(0, |output| output.end.available_len());
+            }
+        }
+        lens
     }
 
     /// Closes the outputs of a session that does not wait for them any more.

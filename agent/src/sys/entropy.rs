@@ -1,15 +1,15 @@
-//! Feeding the kernel's random number generator.
+//! Feeding the kernel's random number generator, and drawing from it.
 //!
 //! Two clones of one memory image only diverge by the pair of requests below. Bytes written to
 //! `/dev/urandom` are mixed in, but not credited and not used before the next timed reseed.
 
 #![expect(
     unsafe_code,
-    reason = "the two requests of /dev/urandom have no safe wrapper"
+    reason = "getrandom and the two requests of /dev/urandom have no safe wrapper"
 )]
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 
 use super::check;
@@ -50,6 +50,18 @@ pub(crate) fn reseed(bytes: &[u8]) -> io::Result<Reseed> {
         Err(err) if err.raw_os_error() == Some(libc::ENODATA) => Ok(Reseed::NotReadyYet),
         Err(err) => Err(err),
     }
+}
+
+/// Random bytes, without waiting for the generator to be initialized: process 1 starts before that.
+pub(crate) fn draw<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: the pointer is to `N` bytes that may be written.
+    let len = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, libc::GRND_INSECURE) };
+    if usize::try_from(len) != Ok(N) {
+        // Linux before 5.6 does not know the flag.
+        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 fn credit(urandom: &File, bytes: &[u8]) -> io::Result<()> {

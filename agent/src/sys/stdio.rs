@@ -22,6 +22,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{OpenOptionsExt, fchown};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shared::message::TtySize;
@@ -132,10 +133,25 @@ impl StdioEnd {
     /// Reads what is available. Zero is the end: no process holds the other end, which a terminal
     /// reports as EIO.
     pub(crate) fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        match nix::sys::uio::readv(&self.fd, slices) {
-            Err(nix::errno::Errno::EIO) if self.is_terminal && self.is_hung_up() => Ok(0),
-            result => Ok(result?),
+        loop {
+            match nix::sys::uio::readv(&self.fd, slices) {
+                Err(Errno::EIO) if self.is_terminal && self.is_hung_up() => return Ok(0),
+                Err(Errno::EINTR) => {}
+                result => return Ok(result?),
+            }
         }
+    }
+
+    /// Number of bytes that can be read now.
+    pub(crate) fn available_len(&self) -> usize {
+        let mut len: libc::c_int = 0;
+        // SAFETY: the request writes one `int` through the pointer, which is to a live one.
+        let result =
+            check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::FIONREAD, &raw mut len) });
+        let len = result.and_then(|_| usize::try_from(len).map_err(io::Error::other));
+        // Pipes and terminals know the request. Were it to fail, more is read than was there, and
+        // nothing is lost.
+        len.unwrap_or(WIDE_PIPE_LEN as usize)
     }
 
     /// Writes as much as fits.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use argh::FromArgs;
 use nix::sys::signal::Signal;
-use shared::id::ExecId;
+use shared::id::{ExecId, Instance};
 use shared::limits::{PORT_DEFAULT, SIGNAL_NUMBER_MAX};
 use shared::message::{OutputPolicy, SessionRef};
 use shared::session_client::ABSENCE_MAX;
@@ -52,6 +52,10 @@ guest_command! {
         /// id of this run, 32 hexadecimal digits; exec with the same id attaches to the run
         #[argh(option)]
         pub(crate) id: Option<ExecId>,
+        /// the agent that an exec with this id was sent to before, as its error message says; any
+        /// other agent does not run the command
+        #[argh(option)]
+        pub(crate) instance: Option<Instance>,
         /// how long the command runs on after the connection is lost, unless a client attaches
         /// again; default 30s
         #[argh(

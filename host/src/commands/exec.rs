@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use shared::message::{ByteString, Exec, OutputPolicy, Started, TtySize};
+use shared::message::{ByteString, Exec, Origin, OutputPolicy, Started, TtySize};
 use shared::session_client::{Deadlines, Request};
 
 use crate::cli::ExecCommand;
@@ -111,6 +111,11 @@ fn request(
             "give the command to run after '--': exec --name N -- ls -l",
         ));
     }
+    if command.instance.is_some() && command.id.is_none() {
+        return Err(Failure::usage(
+            "--instance says where the command of --id went before; give both",
+        ));
+    }
     let argv = argv.into_iter().map(|argument| string(argument.into_vec()));
     let drawn = random::exec_id().or_fail(Exit::Internal, || "cannot draw a request id".to_owned());
     let mut environment = Environment::collect(&command.env_file, &command.env)?;
@@ -133,6 +138,13 @@ fn request(
         output: command.output.unwrap_or(policy_default),
         timeout_ms: command.timeout.map(to_ms),
         keep_ms: Some(to_ms(command.keep)),
+        origin: command.instance.map(|instance| {
+            Box::new(Origin {
+                instance,
+                generation: None,
+                sessions_begun: 0,
+            })
+        }),
         ..Exec::new(
             command.id.map_or(drawn, Ok)?,
             argv.collect::<Result<_, _>>()?,

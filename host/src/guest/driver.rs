@@ -209,6 +209,7 @@ mod tests {
 
     use shared::exchange::AttemptEnd;
     use shared::frame::Decoder;
+    use shared::id::Instance;
     use shared::message::{Depth, Fail, FailCode, Hello, Probed, Role};
     use shared::version::SUPPORTED;
 
@@ -239,6 +240,8 @@ mod tests {
             version: "0".to_owned(),
             boot_id: None,
             generation: None,
+            instance: Some(Instance::from_bytes([7; 16])),
+            sessions_begun: 3,
         });
         let mut bytes = hello.encode();
         messages

@@ -100,12 +100,24 @@ pub(crate) fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, Cli
             log::warn!("cannot restore the terminal: {error}");
         }
     }
-    if let Some(started) = result? {
-        return Ok(Outcome::Started(started));
-    }
-    let last = driver.last;
-    let result = driver.client.into_result().map(Outcome::Exited);
-    result.map_err(|error| ClientError::Session { error, last })
+    let doubt = driver.client.doubt();
+    let result = match result {
+        Ok(Some(started)) => Ok(Outcome::Started(started)),
+        Ok(None) => {
+            let last = driver.last;
+            let result = driver.client.into_result().map(Outcome::Exited);
+            result.map_err(|error| ClientError::Session { error, last })
+        }
+        Err(error) => Err(error),
+    };
+    result.map_err(|error| match doubt {
+        Some((id, origin)) => ClientError::InDoubt {
+            error: Box::new(error),
+            id,
+            instance: origin.instance,
+        },
+        None => error,
+    })
 }
 
 struct Driver<'a> {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::frame::{Frame, FrameKind};
-use crate::id::{Generation, Token};
+use crate::id::{Generation, Instance, Token};
 use crate::message::{
     Busy, Cause, Depth, Identity, InheritedSessions, Policy, PowerAction, Probed, Progress,
     Quiesce, Rebind, Rebound, Reopen, SessionRef, Sessions, SessionsRequest, Shutdown, Signal,
@@ -110,6 +110,8 @@ fn hello_with(protocol: VersionRange) -> Message {
         version: "0.1.0".to_owned(),
         boot_id: None,
         generation: None,
+        instance: Some(Instance::from_bytes([7; 16])),
+        sessions_begun: 3,
     })
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::id::{ExecId, Generation, Nonce, Token, push_hex};
+use crate::id::{ExecId, Generation, Instance, Nonce, Token, push_hex};
 
 /// A value in a control payload.
 pub(crate) trait ToJson {
@@ -143,7 +143,7 @@ macro_rules! ids {
         })*
     };
 }
-ids!(ExecId, Generation, Nonce, Token);
+ids!(ExecId, Generation, Instance, Nonce, Token);
 
 impl ToJson for bool {
     fn write_json(&self, out: &mut Vec<u8>) {

@@ -22,6 +22,10 @@ keywords! {
         Protocol = "protocol",
         /// The session does not exist, or is no longer kept. Final.
         NoSession = "no_session",
+        /// The agent cannot tell whether it has run the command before: it is not the instance that
+        /// the first copy of the request went to, or the result is forgotten. Nothing was started
+        /// now. Final.
+        Unknown = "unknown",
         /// The request was for another generation than the guest's. Nothing ran.
         Stale = "stale",
         /// A REBIND to another generation took over.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::stream::{OutputPolicy, TtySize, Window};
 use crate::frame::FrameKind;
-use crate::id::{ExecId, Generation};
+use crate::id::{ExecId, Generation, Instance};
 use crate::json::{Bytes, JsonError, Object, ToJson, encoded_len, object, value_to_bytes};
 use crate::limits::{EXEC_BYTES_MAX, EXEC_STRINGS_MAX};
 
@@ -53,6 +53,39 @@ impl ToJson for ByteString {
     }
 }
 
+/// The guest to which the first copy of an EXEC was sent, as its HELLO described it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Which run of the agent it was.
+    pub instance: Instance,
+    /// Its generation. A clone that was restored meanwhile did not live through it. `None` is not
+    /// compared.
+    pub generation: Option<Generation>,
+    /// How many sessions it had begun: the session of the first copy has a higher number. 0 if that
+    /// is not known.
+    pub sessions_begun: u64,
+}
+
+impl Origin {
+    fn from_object(object: &Object) -> Result<Self, JsonError> {
+        Ok(Self {
+            instance: object.parsed("instance", "32 hexadecimal digits")?,
+            generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
+            sessions_begun: object.opt_number("sessions_begun")?.unwrap_or(0),
+        })
+    }
+}
+
+impl ToJson for Origin {
+    fn write_json(&self, out: &mut Vec<u8>) {
+        object!(out, {
+            "generation": self.generation,
+            "instance": self.instance,
+            "sessions_begun": self.sessions_begun,
+        });
+    }
+}
+
 /// EXEC: runs a command.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Exec {
@@ -60,6 +93,10 @@ pub struct Exec {
     pub id: ExecId,
     /// The generation that the guest must have; `None` accepts any.
     pub generation: Option<Generation>,
+    /// Where the first copy of the request was sent. A guest that cannot tell whether that copy has
+    /// started the command answers FAIL(`unknown`), and starts nothing. With `None` the guest
+    /// answers for its own instance.
+    pub origin: Option<Box<Origin>>,
     /// The program and its arguments; at least one.
     pub argv: Vec<ByteString>,
     /// `NAME=value` pairs that extend or replace those of the agent's default environment.
@@ -95,6 +132,7 @@ impl Exec {
         Self {
             id,
             generation: None,
+            origin: None,
             argv,
             env: Vec::new(),
             cwd: None,
@@ -156,9 +194,12 @@ impl Exec {
             })
         };
         let tty = object.opt_object("tty")?.as_ref().map(TtySize::from_object);
+        let origin = object.opt_object("origin")?;
+        let origin = origin.as_ref().map(Origin::from_object);
         Ok(Self {
             id: object.parsed("id", "32 hexadecimal digits")?,
             generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
+            origin: origin.transpose()?.map(Box::new),
             argv,
             env,
             cwd: optional("cwd", "a path without NUL")?,
@@ -187,6 +228,7 @@ impl ToJson for Exec {
             "generation": self.generation,
             "id": self.id,
             "keep_ms": self.keep_ms,
+            "origin": self.origin.as_deref().copied(),
             "output": self.output,
             "stderr_from": self.stderr_from,
             "stdin": self.stdin,

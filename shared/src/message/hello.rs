@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use super::exec::Origin;
 use super::keyword::keywords;
-use crate::id::Generation;
+use crate::id::{Generation, Instance};
 use crate::json::{JsonError, Object, ToJson, object};
 use crate::text::clipped;
 use crate::version::{NoCommonVersion, SUPPORTED, VersionRange};
@@ -33,6 +34,10 @@ pub struct Hello {
     pub boot_id: Option<String>,
     /// From a guest, its generation; `None` before the first REBIND.
     pub generation: Option<Generation>,
+    /// From a guest, which run of the agent this is.
+    pub instance: Option<Instance>,
+    /// From a guest, how many sessions this instance has begun.
+    pub sessions_begun: u64,
 }
 
 impl Hello {
@@ -51,7 +56,20 @@ impl Hello {
             version: version.to_owned(),
             boot_id: None,
             generation: None,
+            instance: None,
+            sessions_begun: 0,
         }
+    }
+
+    /// What a request that is sent now for the first time names as its origin. `None` if the sender
+    /// is not a guest.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        Some(Origin {
+            instance: self.instance?,
+            generation: self.generation,
+            sessions_begun: self.sessions_begun,
+        })
     }
 
     /// The protocol version to speak with the sender.
@@ -81,17 +99,30 @@ impl Hello {
             version: object.clipped_text("version")?,
             boot_id: object.opt_clipped_text("boot_id")?,
             generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
+            instance: object.opt_parsed("instance", "32 hexadecimal digits")?,
+            sessions_begun: object.opt_number("sessions_begun")?.unwrap_or(0),
         })
     }
 }
 
 impl ToJson for Hello {
     fn write_json(&self, out: &mut Vec<u8>) {
+        let protocol = [self.protocol.min, self.protocol.max];
+        if self.role != Role::Guest {
+            // Every connection begins so, and the guest parses it before anything else.
+            return object!(out, {
+                "protocol": protocol,
+                "role": self.role,
+                "version": clipped(&self.version),
+            });
+        }
         object!(out, {
             "boot_id": self.boot_id.as_deref().map(clipped),
             "generation": self.generation,
-            "protocol": [self.protocol.min, self.protocol.max],
+            "instance": self.instance,
+            "protocol": protocol,
             "role": self.role,
+            "sessions_begun": self.sessions_begun,
             "version": clipped(&self.version),
         });
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::frame::Decoder;
-use crate::id::{ExecId, Generation, Nonce};
+use crate::id::{ExecId, Generation, Instance, Nonce};
 use crate::limits::{COMMAND_TEXT_LEN_MAX, EXEC_BYTES_MAX, EXEC_STRINGS_MAX, TEXT_LEN_MAX};
 use crate::version::SUPPORTED;
 
@@ -21,6 +21,11 @@ fn exec() -> Exec {
     Exec {
         id: ExecId::from_bytes([4; 16]),
         generation: Some(generation(1)),
+        origin: Some(Box::new(Origin {
+            instance: Instance::from_bytes([5; 16]),
+            generation: Some(generation(1)),
+            sessions_begun: u64::MAX,
+        })),
         argv: vec![
             string(b"printf"),
             string(b"\xff\"\\\n"),
@@ -72,6 +77,18 @@ fn guest_messages() -> Vec<Message> {
     .concat()
 }
 
+fn guest_hello() -> Message {
+    Message::Hello(Hello {
+        protocol: SUPPORTED,
+        role: Role::Guest,
+        version: "0.1.0".to_owned(),
+        boot_id: Some("b".to_owned()),
+        generation: Some(generation(1)),
+        instance: Some(Instance::from_bytes([7; 16])),
+        sessions_begun: 3,
+    })
+}
+
 fn control_messages() -> Vec<Message> {
     let token = Token::from_bytes([9; 16]);
     let step = |name, result| Step {
@@ -80,13 +97,7 @@ fn control_messages() -> Vec<Message> {
         result,
     };
     vec![
-        Message::Hello(Hello {
-            protocol: SUPPORTED,
-            role: Role::Guest,
-            version: "0.1.0".to_owned(),
-            boot_id: Some("b".to_owned()),
-            generation: Some(generation(1)),
-        }),
+        guest_hello(),
         Message::Fail(Fail {
             code: FailCode::NotFound,
             phase: Some("spawn".to_owned()),
@@ -331,6 +342,7 @@ fn host_requests() -> Vec<Message> {
         Message::Exec(exec()),
         Message::Exec(Exec {
             generation: None,
+            origin: None,
             env: Vec::new(),
             cwd: None,
             ..exec()

@@ -71,6 +71,7 @@ impl SessionError {
             // This answer is about the command itself, whichever copy of the request it answers.
             FailCode::NotFound | FailCode::NotRunnable => Self::Refused { fail, fate: None },
             FailCode::NoSession
+            | FailCode::Unknown
             | FailCode::Superseded
             | FailCode::Version
             | FailCode::Protocol

@@ -49,7 +49,7 @@ impl SessionClient {
     pub fn poll_event(&mut self, now: Instant) -> Option<Event<'_>> {
         while matches!(
             self.state,
-            State::Greeting { .. } | State::Waiting | State::Attached { .. }
+            State::Greeting { .. } | State::Waiting { .. } | State::Attached { .. }
         ) {
             let taken = match self.decoder.poll_frame() {
                 Ok(None) => return None,
@@ -97,20 +97,20 @@ impl SessionClient {
                 return Ok(Some(Event::Severed(sever.reason)));
             }
             (State::Greeting { .. }, Message::Hello(hello)) if hello.role == Role::Guest => {
-                self.handle_hello(hello);
+                self.handle_hello(hello, now)?;
             }
-            (State::Waiting, Message::Started(started)) if self.asks_for_a_start() => {
+            (State::Waiting { .. }, Message::Started(started)) if self.asks_for_a_start() => {
                 return self.handle_started(started, now);
             }
-            (State::Waiting, Message::Attached(started)) if !self.asks_for_a_start() => {
+            (State::Waiting { .. }, Message::Attached(started)) if !self.asks_for_a_start() => {
                 return self.handle_started(started, now);
             }
-            (State::Waiting | State::Attached { .. }, Message::Ping(ping)) => {
+            (State::Waiting { .. } | State::Attached { .. }, Message::Ping(ping)) => {
                 if self.unwritten_len() < ANSWERS_LEN_MAX {
                     Message::Pong(ping).encode_into(&mut self.out);
                 }
             }
-            (State::Waiting | State::Attached { .. }, Message::Pong(_)) => {}
+            (State::Waiting { .. } | State::Attached { .. }, Message::Pong(_)) => {}
             (State::Attached { .. }, message) => return self.handle_session_frame(message),
             (_, message) => return Err(format!("unexpected {}", message.kind())),
         }
@@ -176,13 +176,31 @@ impl SessionClient {
         }
     }
 
-    fn handle_hello(&mut self, hello: Hello) {
+    fn handle_hello(&mut self, hello: Hello, now: Instant) -> Result<(), String> {
         let negotiated = hello.negotiate();
+        let origin = hello.origin();
         self.hello = Some(hello);
-        match negotiated {
-            Ok(_) => self.set_state(State::Waiting),
-            Err(error) => self.finish(Err(SessionError::Version(error))),
+        if let Err(error) = negotiated {
+            self.finish(Err(SessionError::Version(error)));
+            return Ok(());
         }
+        if self.knows_origin() {
+            self.set_state(State::Waiting { until: None });
+            return Ok(());
+        }
+        let Some(mut origin) = origin else {
+            return Err("HELLO without an instance".to_owned());
+        };
+        if self.fate != Fate::NotRun {
+            // An earlier client may have sent the first copy, at any time.
+            origin.sessions_begun = 0;
+        }
+        self.origin = Some(origin);
+        self.request_message().encode_into(&mut self.out);
+        self.note_sent();
+        let until = Some(now + self.silence);
+        self.set_state(State::Waiting { until });
+        Ok(())
     }
 
     fn handle_started(
@@ -190,18 +208,18 @@ impl SessionClient {
         started: Started,
         now: Instant,
     ) -> Result<Option<Event<'static>>, String> {
-        let boot_id = self.hello.as_ref().and_then(|hello| hello.boot_id.clone());
+        let instance = self.hello.as_ref().and_then(|hello| hello.instance);
         let is_first = self.started.is_none();
-        if let Some((first, first_boot_id)) = &self.started {
+        if let Some((first, first_instance)) = &self.started {
             let is_same = (first.session, first.id) == (started.session, started.id);
-            if is_same && *first_boot_id == boot_id {
+            if is_same && *first_instance == instance {
                 self.resume(&started, false, now)?;
                 return Ok(Some(Event::Resumed(started)));
             }
             self.finish(Err(SessionError::Forgotten));
             return Ok(None);
         }
-        self.started = Some((started, boot_id));
+        self.started = Some((started, instance));
         self.resume(&started, is_first, now)?;
         Ok(Some(Event::Started(started)))
     }
@@ -232,6 +250,10 @@ impl SessionClient {
     fn handle_fail(&mut self, fail: Fail, now: Instant) {
         // The guest did not act on this copy of the request.
         self.fate = self.fate_before;
+        if self.fate == Fate::NotRun {
+            // No copy is in doubt, so the next one is the first.
+            self.origin = self.request.origin();
+        }
         if matches!(fail.code, FailCode::Refusing | FailCode::Limit) {
             log::debug!(
                 "refused for now ({}): {}",

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::message::{Attach, AttachMode, Exec};
+use crate::message::{Attach, AttachMode, Exec, Origin};
 
 /// What the client requests of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// Run a command.
     Exec {
-        /// The command. Each attempt fills in its offsets.
+        /// The command. Each attempt fills in its offsets, and the origin unless there is one.
         exec: Box<Exec>,
         /// Whether the user chose the id, so that an earlier client may have started the command.
         may_be_known: bool,
@@ -29,6 +29,14 @@ impl Request {
         match self {
             Self::Exec { exec, .. } => !exec.detached,
             Self::Attach { attach, .. } => attach.mode == AttachMode::Own,
+        }
+    }
+
+    /// The origin that the caller gave.
+    pub(super) fn origin(&self) -> Option<Origin> {
+        match self {
+            Self::Exec { exec, .. } => exec.origin.as_deref().copied(),
+            Self::Attach { .. } => None,
         }
     }
 

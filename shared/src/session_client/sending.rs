@@ -23,12 +23,20 @@ pub(super) const ANSWERS_LEN_MAX: usize = 256 * 1024;
 const SIGNALS_MAX: usize = 16;
 
 impl SessionClient {
-    /// HELLO and the request, for one write on the connection that is wanted.
+    /// HELLO, for one write on the connection that is wanted, and with it the request unless that
+    /// has to name the guest's instance first.
     #[must_use]
     pub fn flight(&self) -> Vec<u8> {
         let mut bytes = Message::Hello(Hello::host(&self.host_version)).encode();
+        if self.knows_origin() {
+            self.request_message().encode_into(&mut bytes);
+        }
+        bytes
+    }
+
+    pub(super) fn request_message(&self) -> Message {
         let [stdout_from, stderr_from] = [&self.outputs[0], &self.outputs[1]].map(Output::from);
-        let request = match &self.request {
+        match &self.request {
             // Once it was started, an EXEC could only start it again, in a guest that lost it.
             Request::Exec { exec, .. } if self.started.is_some() => Message::Attach(Attach {
                 session: SessionRef::Exec(exec.id),
@@ -45,6 +53,7 @@ impl SessionClient {
             Request::Exec { exec, .. } => Message::Exec(Exec {
                 stdout_from: stdout_from.unwrap_or(0),
                 stderr_from: stderr_from.unwrap_or(0),
+                origin: self.origin.map(Box::new),
                 ..(**exec).clone()
             }),
             Request::Attach { attach, .. } => {
@@ -57,9 +66,7 @@ impl SessionClient {
                     ..*attach
                 })
             }
-        };
-        request.encode_into(&mut bytes);
-        bytes
+        }
     }
 
     /// Number of bytes of standard input that may be passed in now. 0 while there is no credit, and
@@ -70,7 +77,7 @@ impl SessionClient {
             State::Leaving { .. } | State::Finished(_) => 0,
             State::Idle { .. }
             | State::Greeting { .. }
-            | State::Waiting
+            | State::Waiting { .. }
             | State::Attached { .. } => self.input.room(),
         }
     }

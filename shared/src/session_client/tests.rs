@@ -9,10 +9,10 @@ use guest::{END, attached, exited, hello, started};
 use super::sending::{ANSWERS_LEN_MAX, SEND_AHEAD_LEN};
 use super::timing::LEAVE_MAX;
 use super::*;
-use crate::id::ExecId;
+use crate::id::{ExecId, Instance};
 use crate::message::{
-    Ack, Attach, ByteString, Chunk, Exec, ExitAck, ExitStatus, FailCode, Gap, Message, Ping, Role,
-    SessionRef, SeverReason, Signal, Window,
+    Ack, Attach, ByteString, Chunk, Exec, ExitAck, ExitStatus, FailCode, Gap, Message, Origin,
+    Ping, Role, SessionRef, SeverReason, Signal, Window,
 };
 use crate::version::{SUPPORTED, VersionRange};
 
@@ -25,6 +25,8 @@ struct Script {
     now: Instant,
     /// The client's events as texts.
     events: Vec<String>,
+    /// What the client wrote after a HELLO of the guest.
+    asked: Vec<Message>,
 }
 
 impl Script {
@@ -43,24 +45,40 @@ impl Script {
             client: SessionClient::new(request, "0.1.0", now, deadlines),
             now,
             events: Vec::new(),
+            asked: Vec::new(),
         }
     }
 
-    /// Opens the connection that must be wanted now. Returns the request written to it.
+    /// Opens the connection that must be wanted now. Returns the request that was written to it, or
+    /// the HELLO if that was all.
     #[track_caller]
     fn connect(&mut self) -> Message {
         let want = self.client.poll(self.now);
         assert!(matches!(want, Want::Connect { .. }), "{want:?}");
         let flight = decode(&self.client.flight());
         self.client.handle_connected(self.now);
-        let [Message::Hello(hello), request] = &flight[..] else {
+        let Message::Hello(hello) = &flight[0] else {
             panic!("{flight:?}")
         };
         assert_eq!(hello.role, Role::Host);
-        request.clone()
+        assert!(flight.len() <= 2, "{flight:?}");
+        flight.into_iter().next_back().expect("a HELLO")
     }
 
+    /// The guest says this, and waits after its HELLO for what the client writes then.
     fn say(&mut self, messages: &[Message]) {
+        let (greeting, rest) = match messages {
+            [Message::Hello(_), rest @ ..] => (&messages[..1], rest),
+            rest => (&[][..], rest),
+        };
+        if !greeting.is_empty() {
+            self.say_at_once(greeting);
+            self.asked = self.hear();
+        }
+        self.say_at_once(rest);
+    }
+
+    fn say_at_once(&mut self, messages: &[Message]) {
         let bytes: Vec<u8> = messages.iter().flat_map(Message::encode).collect();
         self.client.handle_bytes(&bytes, self.now);
         while let Some(event) = self.client.poll_event(self.now) {
@@ -218,27 +236,118 @@ fn an_exit_ack_that_cannot_be_written_is_not_waited_for() {
     script.result().unwrap();
 }
 
+/// The command as it is sent after the guest's HELLO.
+fn command_at(origin: Option<Origin>) -> Message {
+    Message::Exec(Exec {
+        origin: origin.map(Box::new),
+        ..command()
+    })
+}
+
+fn origin() -> Option<Origin> {
+    let Message::Hello(hello) = hello() else {
+        panic!("HELLO")
+    };
+    hello.origin()
+}
+
 #[test]
 fn unanswered_requests_go_out_again_and_less_and_less_often() {
     let mut script = Script::new(exec());
     let mut pauses = Vec::new();
+    script.connect();
+    script.say(&[hello()]);
+    assert_eq!(script.asked, [command_at(origin())]);
+    script.cut();
     for _ in 0..10 {
-        assert_eq!(script.connect(), Message::Exec(command()));
-        script.cut();
         pauses.push(match script.client.poll(script.now) {
             Want::Connect { .. } => 0,
             Want::Pause { .. } => script.wait().as_millis(),
             want => panic!("{want:?}"),
         });
+        assert_eq!(script.connect(), command_at(origin()));
+        script.cut();
     }
     assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 64, 64, 64]);
+    script.wait();
     script.connect();
     script.say(&[hello(), started(true, 0)]);
     assert_eq!(script.events, ["started"]);
 }
 
 #[test]
-fn silence_before_hello_is_another_attempt_and_after_it_is_patience() {
+fn the_first_guest_that_gets_the_request_is_named_by_every_copy() {
+    let other = |sessions_begun| {
+        let Message::Hello(other) = hello() else {
+            panic!("HELLO")
+        };
+        Message::Hello(Hello {
+            instance: Some(Instance::from_bytes([8; 16])),
+            sessions_begun,
+            ..other
+        })
+    };
+    let mut script = Script::new(exec());
+    // No copy was sent, or the guest has refused the only one: the next one is the first.
+    script.connect();
+    script.cut();
+    script.connect();
+    script.say(&[other(5), fail(FailCode::Refusing)]);
+    script.wait();
+    assert!(matches!(script.connect(), Message::Hello(_)));
+    script.say(&[hello()]);
+    assert_eq!(script.asked, [command_at(origin())]);
+    script.cut();
+    script.wait();
+    assert_eq!(script.connect(), command_at(origin()));
+    script.say(&[other(0), fail(FailCode::Unknown)]);
+    script.fails("the guest refused (unknown): no; whether the command ran is unknown");
+}
+
+#[test]
+fn of_a_chosen_id_only_the_instance_is_known() {
+    let mut script = Script::new(Request::Exec {
+        exec: Box::new(command()),
+        may_be_known: true,
+    });
+    script.connect();
+    script.say(&[hello()]);
+    let origin = origin().map(|origin| Origin {
+        sessions_begun: 0,
+        ..origin
+    });
+    assert_eq!(script.asked, [command_at(origin)]);
+    // The caller may know it better.
+    let given = Exec {
+        origin: Some(Box::new(Origin {
+            instance: Instance::from_bytes([9; 16]),
+            generation: None,
+            sessions_begun: 0,
+        })),
+        ..command()
+    };
+    let mut script = Script::new(Request::Exec {
+        exec: Box::new(given.clone()),
+        may_be_known: true,
+    });
+    assert_eq!(script.connect(), Message::Exec(given));
+}
+
+#[test]
+fn a_guest_without_an_instance_gets_no_request() {
+    let Message::Hello(hello) = hello() else {
+        panic!("HELLO")
+    };
+    let instance = None;
+    let mut script = Script::new(exec());
+    script.connect();
+    script.say(&[Message::Hello(Hello { instance, ..hello })]);
+    script
+        .fails("the guest broke the protocol: HELLO without an instance; the command did not run");
+}
+
+#[test]
+fn silence_is_another_attempt_and_patience_comes_with_an_answer() {
     let mut script = Script::new(exec());
     for seconds in [1, 2] {
         script.connect();
@@ -246,7 +355,11 @@ fn silence_before_hello_is_another_attempt_and_after_it_is_patience() {
     }
     script.connect();
     script.say(&[hello()]);
-    assert_eq!(script.wait(), START - Duration::from_secs(3));
+    // The request was sent after HELLO, which is not an answer to it.
+    assert_eq!(script.wait(), SILENCE_MAX);
+    script.connect();
+    script.say(&[hello()]);
+    assert_eq!(script.wait(), START - Duration::from_secs(7));
     script.fails("the guest did not answer in time; whether the command ran is unknown");
 }
 
@@ -398,6 +511,7 @@ fn temporary_refusals_are_retried_and_final_ones_are_not() {
 fn a_refusal_says_nothing_about_earlier_attempts() {
     let mut script = Script::new(exec());
     script.connect();
+    script.say(&[hello()]);
     script.cut();
     script.connect();
     script.say(&[hello(), fail(FailCode::Stale)]);
@@ -610,7 +724,7 @@ fn gaps_are_reported_and_holes_are_refused() {
     script.say(&[started(true, 0)]);
     script.fails(&format!(
         "the guest broke the protocol: unexpected STARTED; {}",
-        Fate::Unknown
+        Fate::NotRun
     ));
 }
 

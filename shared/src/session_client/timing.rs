@@ -7,11 +7,11 @@ use super::request::Request;
 use super::{SessionClient, State};
 use crate::message::{Exited, Message, Ping};
 
-/// How long the first attempt waits for HELLO. A guest that answered with HELLO has the request
-/// too, since both are sent in one write.
+/// How long the first attempt waits for HELLO, and then for the answer to a request that was sent
+/// after it. A guest that answered a HELLO has the request that was in the same write.
 pub const SILENCE_FIRST: Duration = Duration::from_secs(1);
 
-/// How long an attempt waits for HELLO at most. Each timeout doubles the wait of the next attempt
+/// How long an attempt waits so at most. Each timeout doubles the wait of the next attempt
 /// up to this.
 pub const SILENCE_MAX: Duration = Duration::from_secs(4);
 
@@ -43,7 +43,7 @@ impl SessionClient {
                 return end(SessionError::Undelivered(Box::new(*exited)));
             }
             State::Attached { .. } => None,
-            State::Idle { .. } | State::Greeting { .. } | State::Waiting => {
+            State::Idle { .. } | State::Greeting { .. } | State::Waiting { .. } => {
                 match (&self.started, self.absent_since) {
                     (Some(_), Some(since)) => {
                         let absence_max = self.deadlines.absence_max;

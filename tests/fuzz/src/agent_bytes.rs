@@ -9,7 +9,7 @@ use agent::agent::{
     StepAction, StepOutcome, Stream,
 };
 use shared::frame::Decoder;
-use shared::id::{Generation, Nonce};
+use shared::id::{Generation, Instance, Nonce};
 use shared::message::{
     Cause, Depth, ExitStatus, Hello, Identity, InheritedSessions, Message, Probe, Rebind,
     ResourceUsage, Role,
@@ -76,10 +76,12 @@ impl Shell {
         let now = Instant::now();
         let settings = Settings {
             version: "1.2.3".to_owned(),
+            instance: Instance::from_bytes([7; 16]),
             boot_id: "boot".to_owned(),
             kernel: "6.1".to_owned(),
             is_init: true,
             grace: Duration::from_secs(5),
+            results_max: 2,
             has_restore_hooks: true,
             watches_mmds: false,
             workload: None,
@@ -156,6 +158,7 @@ impl Shell {
             Action::DrainAccept
             | Action::CheckSources
             | Action::ResumeOutput(_)
+            | Action::CountOutput(_)
             | Action::CloseOutput(_)
             | Action::CloseInput(_)
             | Action::ResizeTty { .. }

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use shared::message::Message;
 use tests::agent::Agent;
 use tests::process::{Finished, Running, run_with_input};
 use tests::program;
@@ -260,19 +261,26 @@ fn a_long_input_across_cuts() {
     );
 }
 
-/// The client waits for a guest that is gone until its time limit, and does not report success.
+/// The client waits for a guest that is gone until its time limit, does not report success, and
+/// knows whether its request has left.
 #[test]
 fn a_guest_that_stays_away_leaves_the_outcome_unknown() {
     let fixture = Fixture::new();
-    fixture.proxy.cut_each(Cut {
-        direction: Direction::ToHost,
-        length: Length::Bytes(0),
-        closed: Closed::Both,
-    });
-    let mut tool = Command::new(program("host-tool"));
-    tool.args(["exec", "--timeout", "2s", "--unix"]);
-    tool.arg(fixture.proxy.socket()).args(["--", "true"]);
-    let ended = tests::process::run(&mut tool);
-    assert!([124, 125].contains(&ended.code()), "{ended}");
-    ended.complains("unknown");
+    let hello = Message::Hello(fixture.agent.connect().greet()).encode();
+    for (len, words) in [
+        (0, "the command did not run"),
+        (hello.len() as u64, "whether the command ran is unknown"),
+    ] {
+        fixture.proxy.cut_each(Cut {
+            direction: Direction::ToHost,
+            length: Length::Bytes(len),
+            closed: Closed::Both,
+        });
+        let mut tool = Command::new(program("host-tool"));
+        tool.args(["exec", "--timeout", "2s", "--unix"]);
+        tool.arg(fixture.proxy.socket()).args(["--", "true"]);
+        let ended = tests::process::run(&mut tool);
+        assert!([124, 125].contains(&ended.code()), "{ended}");
+        ended.complains(words);
+    }
 }

@@ -8,7 +8,7 @@ use std::thread;
 
 use serde_json::Value;
 use shared::frame::{Decoder, FrameKind};
-use shared::id::Nonce;
+use shared::id::{Instance, Nonce};
 use shared::message::{
     Chunk, ExitStatus, Exited, Hello, Message, Probed, ResourceUsage, Role, Started, Window,
 };
@@ -128,6 +128,8 @@ pub(super) fn hello(protocol: VersionRange) -> Vec<u8> {
         version,
         boot_id: None,
         generation: None,
+        instance: Some(Instance::from_bytes([7; 16])),
+        sessions_begun: 3,
     };
     Message::Hello(hello).encode()
 }

@@ -9,7 +9,7 @@ use shared::message::{
 };
 use tests::DEADLINE;
 use tests::agent::Agent;
-use tests::client::{attach, killed_by, quiesce, rebind, rebind_fields, shell};
+use tests::client::{Client, attach, killed_by, quiesce, rebind, rebind_fields, shell};
 use tests::fifo::Fifo;
 
 use super::by_number;
@@ -266,4 +266,56 @@ fn an_agent_that_ends_takes_its_sessions_along() {
     agent.signal(Signal::SIGTERM);
     held.wait_gone();
     assert_eq!(agent.wait().code(), Some(0));
+}
+
+/// A background process that writes without end keeps its session for the grace, and no longer,
+/// although the client takes all of it.
+#[test]
+fn a_background_writer_does_not_keep_its_session() {
+    let agent = Agent::start();
+    let pid = agent.folder().join("pid");
+    let script = format!("yes & echo $! >{}; exit 3", pid.display());
+    let mut tool = agent.host_tool_command(["exec", "-v"], ["sh", "-c", &script]);
+    tool.stdout(std::process::Stdio::null());
+    let ended = tests::process::run(&mut tool);
+    let pid = std::fs::read_to_string(&pid).expect("a process id");
+    tests::process::signal(pid.trim().parse().expect("a number"), Signal::SIGKILL);
+    ended.exits(3).complains("still holds its output open");
+}
+
+/// The command has ended, its client does not read, and only its output is left.
+#[test]
+fn what_is_left_of_a_command_can_be_ended() {
+    let agent = Agent::start();
+    for way in [None, Some(Signal::SIGKILL), Some(Signal::SIGTERM)] {
+        let number = way.map_or(99, |signal| signal as u8);
+        // More than the ring holds, and less than the ring and the widened pipe together.
+        let mut request = shell(number, "head -c 400000 /dev/zero");
+        request.timeout_ms = way.is_none().then_some(1000);
+        let mut owner = agent.greet();
+        let started = owner.start(&request);
+        assert_eq!(owner.hear_stdout(256 * 1024).len(), 256 * 1024);
+        if let Some(signal) = way {
+            let mut other = agent.greet();
+            await_reaped(&mut other, started.session);
+            let session = Some(SessionRef::Number(started.session));
+            let number = signal as u8;
+            let answer = other.ask(&Message::Signal(request::Signal { session, number }));
+            assert_eq!(answer, Message::Ok);
+        }
+        let exited = end_of(&agent, request.id);
+        assert_eq!(exited.status, ExitStatus::Code(0));
+        assert_eq!(exited.timed_out, way.is_none());
+    }
+}
+
+/// Waits until the process of a session was reaped.
+#[track_caller]
+fn await_reaped(client: &mut Client, session: u64) {
+    tests::await_true("its process was reaped", || {
+        let (sessions, _) = client.sessions();
+        sessions
+            .iter()
+            .any(|it| it.session == session && it.pid == 0)
+    });
 }

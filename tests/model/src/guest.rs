@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use agent::agent::state::State;
 use agent::agent::{
-    Action, Agent, ConnectionId, Ended, Exit, Headers, Purpose, Settings, StepAction, StepOutcome,
+    Action, Agent, ConnectionId, Ended, Exit, Headers, Purpose, SessionId, Settings, StepAction,
+    StepOutcome, Stream,
 };
-use shared::id::Generation;
+use shared::id::{Generation, Instance};
 use shared::message::{
     Cause, ExitStatus, Hello, Identity, InheritedSessions, Message, Rebind, ResourceUsage, Role,
 };
@@ -64,6 +65,10 @@ pub struct Guest {
     proven: Vec<Generation>,
     /// Ids of the commands that were started.
     executed: Vec<Vec<u8>>,
+    /// Sessions of commands that have not ended, and their processes.
+    running: Vec<(SessionId, i32)>,
+    /// How often an agent or a result was lost.
+    losses: u8,
     /// What a defect still has to do.
     held: Option<(ConnectionId, Vec<u8>)>,
     rearms_left: u8,
@@ -71,19 +76,9 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(number: usize, turn: &mut Turn<'_>) -> Self {
-        let settings = Settings {
-            version: "model".to_owned(),
-            boot_id: "boot".to_owned(),
-            kernel: "6.1".to_owned(),
-            is_init: false,
-            grace: Duration::from_secs(5),
-            workload: None,
-            has_restore_hooks: false,
-            watches_mmds: false,
-        };
         let mut guest = Self {
             number,
-            agent: Agent::new(settings, turn.now),
+            agent: Self::agent(1, turn.now),
             queue: Vec::new(),
             has_edge: false,
             exited: Vec::new(),
@@ -94,11 +89,80 @@ impl Guest {
             drained: None,
             proven: Vec::new(),
             executed: Vec::new(),
+            running: Vec::new(),
+            losses: 0,
             held: None,
             rearms_left: 0,
         };
         guest.drain_actions(turn);
         guest
+    }
+
+    fn agent(instance: u8, now: Instant) -> Agent {
+        let settings = Settings {
+            version: "model".to_owned(),
+            instance: Instance::from_bytes([instance; 16]),
+            boot_id: "boot".to_owned(),
+            kernel: "6.1".to_owned(),
+            is_init: false,
+            grace: Duration::from_secs(5),
+            // A result is forgotten as soon as no client is attached to it.
+            results_max: 0,
+            workload: None,
+            has_restore_hooks: false,
+            watches_mmds: false,
+        };
+        Agent::new(settings, now)
+    }
+
+    /// The agent is killed, and another one is started, which does not know the commands of the
+    /// first.
+    pub fn restart(&mut self, turn: &mut Turn<'_>) {
+        turn.trace.fault(self.number, "the agent is started anew");
+        self.losses += 1;
+        for id in turn.wires.of_guest(self.number) {
+            if let Some(wire) = turn.wires.get_mut(id)
+                && matches!(wire.stage, Stage::Queued | Stage::Accepted(_))
+            {
+                wire.stage = Stage::Gone;
+                wire.has_event = false;
+                wire.is_closed_to_host = true;
+            }
+        }
+        *self = Self {
+            agent: Self::agent(1 + self.losses, turn.now),
+            queue: Vec::new(),
+            has_edge: false,
+            exited: Vec::new(),
+            acted: Vec::new(),
+            rearmed: None,
+            drained: None,
+            running: Vec::new(),
+            held: None,
+            rearms_left: 0,
+            ..self.clone()
+        };
+        self.drain_actions(turn);
+    }
+
+    pub fn has_command(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// A command ends. Its result is forgotten once no client is attached.
+    pub fn end_command(&mut self, turn: &mut Turn<'_>) {
+        let (session, pid) = self.running.remove(0);
+        turn.trace.note(self.number, "the command has ended");
+        self.losses += 1;
+        for &stream in Stream::ALL {
+            self.agent.handle_output_closed(session, stream, turn.now);
+        }
+        self.exited.push(pid);
+    }
+
+    /// Whether an agent or a result was lost, so that a guest may not know what has run.
+    pub fn has_losses(&self) -> bool {
+        self.losses > 0
     }
 
     /// A connection enters the accept queue.
@@ -204,13 +268,17 @@ impl Guest {
                 self.next_pid += 1;
                 match purpose {
                     Purpose::Probe(_) => self.exited.push(pid),
-                    Purpose::Session(_) => self.check_exec(&command.argv, turn),
+                    Purpose::Session(id) => {
+                        self.running.push((id, pid));
+                        self.check_exec(&command.argv, turn);
+                    }
                 }
                 self.agent.handle_spawned(purpose, Ok(pid), turn.now);
             }
             Action::LookAtConsole => self.agent.handle_console(true, turn.now),
             Action::CollectFigures(_)
             | Action::ResumeOutput(_)
+            | Action::CountOutput(_)
             | Action::CloseOutput(_)
             | Action::FlushInput(_)
             | Action::CloseInput(_)

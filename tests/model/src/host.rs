@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use shared::exchange::{Exchange, ExchangeError, Request, Want};
 use shared::id::{ExecId, Generation, Nonce, Token};
 use shared::message::{
-    ByteString, Cause, Depth, Exec, FailCode, Hello, Identity, InheritedSessions, Message,
+    ByteString, Cause, Depth, Exec, FailCode, Hello, Identity, InheritedSessions, Message, Origin,
     OutputPolicy, Policy, Quiesce, Rebind, Role,
 };
 
@@ -69,6 +69,12 @@ pub struct Host {
     exchange: Option<Exchange>,
     wish: Wish,
     exec_deadline: Option<Instant>,
+    /// The guest that the first EXEC was sent to.
+    origin: Option<Origin>,
+    /// Whether EXEC names the generation. A user's command does not.
+    has_generation: bool,
+    /// Bytes for the open connection.
+    pub unsent: Vec<u8>,
     nonces: u8,
 }
 
@@ -84,10 +90,19 @@ impl Host {
             exchange: None,
             wish: Wish::Nothing,
             exec_deadline: None,
+            origin: None,
+            has_generation: true,
+            unsent: Vec::new(),
             nonces: 0,
         };
         host.begin_rebind(now);
         host
+    }
+
+    /// Its command may run under any generation.
+    pub fn without_generation(mut self) -> Self {
+        self.has_generation = false;
+        self
     }
 
     /// A host that takes a snapshot first, and then rebinds the source as it resumes.
@@ -215,7 +230,13 @@ impl Host {
                 let nonce = Nonce::from_bytes([self.nonces; 16]);
                 exchange.flight(WALL_CLOCK_NS, nonce)
             }
-            None => self.exec_flight(mutation),
+            None => {
+                let mut bytes = Message::Hello(Hello::host("model")).encode();
+                if self.origin.is_some() {
+                    self.exec(mutation).encode_into(&mut bytes);
+                }
+                bytes
+            }
         };
         match self.exchange {
             Some(_) => self.poll(now),
@@ -225,33 +246,42 @@ impl Host {
     }
 
     /// The arguments carry the command's id and generation, for the shell to check.
-    fn exec_flight(&self, mutation: Option<Mutation>) -> Vec<u8> {
+    fn exec(&self, mutation: Option<Mutation>) -> Message {
         let command = self.generation.to_string();
         let argv = [self.generation.to_string(), command];
         let id = match mutation {
             Some(Mutation::RetryIsNew) => ExecId::from_bytes([self.nonces; 16]),
             _ => ExecId::from_bytes(*self.generation.as_bytes()),
         };
-        let has_name = mutation != Some(Mutation::ExecWithoutGeneration);
+        let has_generation =
+            self.has_generation && mutation != Some(Mutation::ExecWithoutGeneration);
+        let has_origin = mutation != Some(Mutation::ExecWithoutOrigin);
         let argv = argv.into_iter().filter_map(ByteString::new).collect();
-        let exec = Exec {
-            generation: has_name.then_some(self.generation),
+        Message::Exec(Exec {
+            generation: has_generation.then_some(self.generation),
+            origin: self.origin.filter(|_| has_origin).map(Box::new),
             detached: true,
             output: OutputPolicy::DropOldest,
             ..Exec::new(id, argv)
-        };
-        let mut bytes = Message::Hello(Hello::host("model")).encode();
-        Message::Exec(exec).encode_into(&mut bytes);
-        bytes
+        })
     }
 
-    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
+    /// The guest's HELLO: the first EXEC can be sent now.
+    fn handle_hello(&mut self, hello: &Hello, mutation: Option<Mutation>) {
+        if self.origin.is_none() {
+            self.origin = hello.origin();
+            self.unsent = self.exec(mutation).encode();
+        }
+    }
+
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant, mutation: Option<Mutation>) {
         if let Some(exchange) = &mut self.exchange {
             exchange.handle_bytes(bytes, now);
             return self.poll(now);
         }
         for message in messages(bytes, Role::Guest) {
             match message {
+                Message::Hello(hello) => self.handle_hello(&hello, mutation),
                 Message::Started(_) => {
                     self.phase = Phase::Done;
                     self.wish = Wish::Nothing;

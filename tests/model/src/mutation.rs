@@ -2,7 +2,7 @@
 //! that ships has none of them, so none can be switched on by mistake.
 
 use crate::property::Property;
-use crate::scenario::{BOOT, DETOUR, SNAPSHOT, Scenario, TWO_HOSTS};
+use crate::scenario::{BOOT, DETOUR, LOSSES, SNAPSHOT, Scenario, TWO_HOSTS};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutation {
@@ -26,6 +26,8 @@ pub enum Mutation {
     RetryIsNew,
     /// A client does not say which generation it means.
     ExecWithoutGeneration,
+    /// A client that was cut sends EXEC without saying where the first copy went.
+    ExecWithoutOrigin,
     /// A host takes the end of a connection for an answer.
     CloseIsVerdict,
     /// The guest has no time limits, neither for its silence nor for anything else.
@@ -35,7 +37,7 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NoRearm,
         Self::AcceptOnePerEdge,
         Self::ErrorEventIgnored,
@@ -46,6 +48,7 @@ impl Mutation {
         Self::RecordedLate,
         Self::RetryIsNew,
         Self::ExecWithoutGeneration,
+        Self::ExecWithoutOrigin,
         Self::CloseIsVerdict,
         Self::NoLimits,
         Self::TimersUnheard,
@@ -64,6 +67,7 @@ impl Mutation {
             Self::RecordedLate => "generation recorded after the side effect",
             Self::RetryIsNew => "retried command is a new command",
             Self::ExecWithoutGeneration => "command without a generation",
+            Self::ExecWithoutOrigin => "retried command without its origin",
             Self::CloseIsVerdict => "end of a connection taken as a verdict",
             Self::NoLimits => "no time limit for quiesced guests",
             Self::TimersUnheard => "deadlines ignored",
@@ -79,7 +83,7 @@ impl Mutation {
             Self::ResetIsVerdict | Self::RecordedLate => Property::GenerationsComeFromHosts,
             Self::ReadyBeforeProbe => Property::ReadyAfterProbe,
             Self::EpochInSeconds => Property::OneGuestPerGeneration,
-            Self::RetryIsNew => Property::NoExecTwice,
+            Self::RetryIsNew | Self::ExecWithoutOrigin => Property::NoExecTwice,
             Self::ExecWithoutGeneration => Property::NoExecOfStaleGeneration,
             Self::CloseIsVerdict => Property::ReadyOrNamedFailure,
             Self::NoLimits => Property::NotLeftRefusing,
@@ -102,6 +106,7 @@ impl Mutation {
             | Self::NoLimits
             | Self::TimersUnheard => SNAPSHOT,
             Self::RecordedLate | Self::ExecWithoutGeneration => TWO_HOSTS,
+            Self::ExecWithoutOrigin => LOSSES,
         };
         scenario.with(self)
     }

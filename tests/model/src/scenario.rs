@@ -38,8 +38,14 @@ pub const STOLEN: Scenario = Scenario::new("stolen snapshot", &[Role::Boot], [0,
 /// clones of clones.
 pub const CLONES: Scenario = Scenario::new("clone of a clone", &[Role::Snapshot], [0, 0, 0, 1]);
 
+/// An agent that is killed and started anew, or a result that is forgotten, while a command is
+/// requested.
+pub const LOSSES: Scenario = Scenario::new("a loss", &[Role::Boot], [1, 0, 0, 0]).losing(1);
+
 /// What the tests explore.
-pub const SCENARIOS: [Scenario; 7] = [BOOT, DETOUR, DELAY, TWO_HOSTS, SNAPSHOT, STOLEN, CLONES];
+pub const SCENARIOS: [Scenario; 8] = [
+    BOOT, DETOUR, DELAY, TWO_HOSTS, SNAPSHOT, STOLEN, CLONES, LOSSES,
+];
 
 impl Scenario {
     const fn new(name: &'static str, roles: &'static [Role], budget: [u8; 4]) -> Self {
@@ -52,9 +58,15 @@ impl Scenario {
                 detours,
                 delays,
                 snapshots,
+                losses: 0,
             },
             mutation: None,
         }
+    }
+
+    const fn losing(mut self, losses: u8) -> Self {
+        self.budget.losses = losses;
+        self
     }
 
     #[must_use]

@@ -36,6 +36,8 @@ pub struct Budget {
     pub delays: u8,
     /// Snapshots by another program.
     pub snapshots: u8,
+    /// Agents that are started anew, and commands that end and whose results are forgotten.
+    pub losses: u8,
 }
 
 impl Budget {
@@ -46,6 +48,7 @@ impl Budget {
             (self.detours, "detours"),
             (self.delays, "delays"),
             (self.snapshots, "stolen snapshots"),
+            (self.losses, "losses"),
         ];
         let parts = parts.iter().filter(|(count, _)| *count > 0);
         let parts: Vec<_> = parts
@@ -97,6 +100,10 @@ pub enum Step {
     Restart(usize),
     /// Another program takes a snapshot.
     Steal(bool, Life),
+    /// The agent of a guest is killed, and another one is started.
+    RestartAgent(usize),
+    /// A command of a guest ends, and its result is forgotten.
+    Forget(usize),
 }
 
 /// Which machine a run follows after a snapshot. Source and clone share nothing, so each run
@@ -160,9 +167,14 @@ impl World {
         world.guests.push(Arc::new(guest));
         for role in roles {
             let generation = world.mint();
-            world.hosts.push(Arc::new(match role {
+            let host = match role {
                 Role::Boot => Host::rebinding(0, Cause::Boot, generation, start),
                 Role::Snapshot => Host::snapshotting(0, generation, start),
+            };
+            // An agent that was started anew has no generation, and would refuse by that alone.
+            world.hosts.push(Arc::new(match budget.losses {
+                0 => host,
+                _ => host.without_generation(),
             }));
         }
         world
@@ -249,6 +261,12 @@ impl World {
         if self.budget.snapshots > 0 {
             steps.extend(SNAPSHOTS.map(|(reset, life)| Step::Steal(reset, life)));
         }
+        if self.budget.losses > 0 {
+            for (number, guest) in self.guests.iter().enumerate() {
+                steps.push(Step::RestartAgent(number));
+                steps.extend(guest.has_command().then_some(Step::Forget(number)));
+            }
+        }
         steps
     }
 
@@ -323,6 +341,16 @@ impl World {
                 self.reset(number, true);
             }
             Step::Die(number) | Step::Restart(number) => self.end_host(number, step),
+            Step::RestartAgent(number) | Step::Forget(number) => {
+                self.budget.losses -= 1;
+                let mut guests = std::mem::take(&mut self.guests);
+                let guest = Arc::make_mut(&mut guests[number]);
+                match step {
+                    Step::Forget(_) => guest.end_command(&mut self.turn()),
+                    _ => guest.restart(&mut self.turn()),
+                }
+                self.guests = guests;
+            }
             Step::Steal(reset, life) => {
                 self.budget.snapshots -= 1;
                 self.trace.fault(0, "another program takes a snapshot");
@@ -355,7 +383,9 @@ impl World {
         let bytes = wire.map(|wire| std::mem::take(&mut wire.to_host));
         let before = host.phase;
         match bytes {
-            Some(bytes) if !bytes.is_empty() => host.handle_bytes(&bytes, self.now),
+            Some(bytes) if !bytes.is_empty() => {
+                host.handle_bytes(&bytes, self.now, self.mutation);
+            }
             Some(_) | None if self.mutation == Some(Mutation::CloseIsVerdict) => host.give_up(),
             Some(_) | None => {
                 host.wire = None;
@@ -367,7 +397,23 @@ impl World {
         {
             host.skip_probe(self.now);
         }
+        self.write(number);
         self.note_phase(number, before);
+    }
+
+    /// A host writes to its open connection.
+    fn write(&mut self, number: usize) {
+        let host = Arc::make_mut(&mut self.hosts[number]);
+        let bytes = std::mem::take(&mut host.unsent);
+        let wire = host.wire.and_then(|wire| self.wires.get_mut(wire));
+        let Some(wire) = wire.filter(|_| !bytes.is_empty()) else {
+            return;
+        };
+        self.trace.host_to_guest(number, host.guest, &bytes);
+        if wire.ending == Ending::Open && wire.stage != Stage::Gone {
+            wire.to_guest.extend_from_slice(&bytes);
+            wire.has_event |= matches!(wire.stage, Stage::Accepted(_));
+        }
     }
 
     fn note_phase(&mut self, number: usize, before: Phase) {
@@ -531,13 +577,17 @@ impl World {
     /// Checks what must hold at rest.
     pub fn check_rest(&self) -> Option<Property> {
         for host in &self.hosts {
-            let asked = self.guests[host.guest].last_asked();
+            let guest = &self.guests[host.guest];
+            let asked = guest.last_asked();
             let is_replaced = asked.is_some_and(|last| last != host.generation);
             let is_fine = match host.phase {
                 Phase::Done | Phase::Dead => true,
-                Phase::Failed(Failure::Refused(code)) => {
-                    matches!(code, FailCode::Superseded | FailCode::Stale) && is_replaced
-                }
+                Phase::Failed(Failure::Refused(code)) => match code {
+                    FailCode::Superseded => is_replaced,
+                    FailCode::Stale => is_replaced || guest.has_losses(),
+                    FailCode::Unknown => guest.has_losses(),
+                    _ => false,
+                },
                 Phase::Failed(Failure::Other)
                 | Phase::Quiesce
                 | Phase::Snapshot

@@ -4,7 +4,7 @@ use model::explore::{Report, explore, tell};
 use model::mutation::Mutation;
 use model::property::Property;
 use model::scenario::{
-    BOOT, CLONES, DELAY, DETOUR, SCENARIOS, SNAPSHOT, STOLEN, Scenario, TWO_HOSTS,
+    BOOT, CLONES, DELAY, DETOUR, LOSSES, SCENARIOS, SNAPSHOT, STOLEN, Scenario, TWO_HOSTS,
 };
 
 /// Explores to the end. Fails with the shortest run that breaks a property.
@@ -63,6 +63,11 @@ fn a_snapshot_that_nobody_has_prepared() {
 #[test]
 fn clones_of_clones() {
     holds(&CLONES);
+}
+
+#[test]
+fn an_agent_or_a_result_that_is_lost() {
+    holds(&LOSSES);
 }
 
 #[test]

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use shared::exchange::{self, Exchange, ExchangeError};
 use shared::id::Nonce;
-use shared::message::{Attach, AttachMode, FaultPart, Message, OutputPolicy, SessionRef, Stream};
+use shared::message::{
+    Attach, AttachMode, FailCode, FaultPart, Message, OutputPolicy, SessionRef, Stream,
+};
 use shared::session_client::{Deadlines, Event, Request, SessionClient, SessionError, Want};
 
 use agent::agent::SessionId;
 
 use crate::commands::Commands;
-use crate::guest::Guest;
+use crate::guest::{Guest, life_of};
 use crate::kernel::Far;
 use crate::pattern::{self, INPUT};
 use crate::requests;
@@ -63,6 +65,8 @@ pub struct SessionDriver {
     client: Option<SessionClient>,
     socket: Socket,
     session: Option<SessionId>,
+    /// The number of agents before the one that has the session.
+    life: usize,
     /// Whether its command waits until its output is read.
     is_patient: bool,
     /// Whether it asks for output, too.
@@ -139,6 +143,7 @@ impl SessionDriver {
             client: Some(SessionClient::new(request, "simulated", now, deadlines)),
             socket: Socket::default(),
             session: None,
+            life: 0,
             is_patient,
             gets_output: true,
             is_owner: false,
@@ -250,13 +255,15 @@ impl SessionDriver {
                     tally.count(Mark::Started);
                     let number = started.session;
                     self.session = Some(SessionId::from_number(number));
+                    let instance = client.hello().and_then(|it| it.instance);
+                    self.life = instance.map_or(0, life_of);
                     self.offsets = [started.stdout_from, started.stderr_from];
                 }
                 Event::Resumed(_) => tally.count(Mark::Resumed),
                 Event::Output { stream, bytes } => {
                     let session = self.session.expect("STARTED came first");
                     let offset = &mut self.offsets[stream.index()];
-                    let key = Commands::key(session);
+                    let key = Commands::key(self.life, session);
                     let expected = pattern::at(key, stream.index(), *offset, bytes.len());
                     assert!(bytes == expected, "{stream:?} of {session} at {offset}");
                     *offset += bytes.len() as u64;
@@ -299,7 +306,7 @@ impl SessionDriver {
             return;
         };
         let commands = &guest.commands;
-        let record = self.session.and_then(|id| commands.records.get(&id));
+        let record = self.session.and_then(|id| commands.record(self.life, id));
         let is_tainted = self.session.is_some_and(|id| commands.is_tainted(id));
         match client.into_result() {
             Ok(exited) => {
@@ -355,6 +362,9 @@ impl SessionDriver {
                     "no other client can have taken the session over"
                 );
                 guest.kernel.tally.count(Mark::Undecided);
+            }
+            Err(SessionError::Refused { fail, .. }) if fail.code == FailCode::Unknown => {
+                guest.kernel.tally.count(Mark::Unknown);
             }
             Err(SessionError::Refused { .. }) => guest.kernel.tally.count(Mark::Refused),
             Err(_) => guest.kernel.tally.count(Mark::Undecided),

@@ -2,11 +2,12 @@
 //! and which generations were asked for. What clients report is compared with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use agent::agent::state::State;
 use agent::agent::{Agent, Purpose, SessionId, SpawnFailure, SpawnStage};
 use shared::id::Generation;
-use shared::message::{ExitStatus, FaultPart, InheritedSessions, Rebind};
+use shared::message::{ExitStatus, FaultPart, InheritedSessions, Origin, Rebind};
 
 use crate::kernel::Kernel;
 
@@ -25,6 +26,9 @@ pub struct Record {
     pub status: Option<ExitStatus>,
     /// What has failed of its streams at first, and after how many bytes.
     pub fault: Option<(FaultPart, u64)>,
+    /// When the agent was told how much its process has left in its pipes, and the lengths of its
+    /// outputs with that.
+    pub left: Option<(Instant, [u64; 2])>,
     /// Whether the agent has signalled it.
     pub is_signalled: bool,
     pub is_terminal: bool,
@@ -33,8 +37,12 @@ pub struct Record {
 #[derive(Debug, Default)]
 pub struct Commands {
     pub records: BTreeMap<SessionId, Record>,
-    /// The session of each EXEC that has run.
+    /// The records of earlier agents, in order.
+    past: Vec<BTreeMap<SessionId, Record>>,
+    /// The session of each EXEC that has run, under any agent.
     pub by_exec: BTreeMap<u8, SessionId>,
+    /// Where the first copy of each EXEC of a client without rules was sent.
+    pub origins: BTreeMap<u8, Origin>,
     /// Numbers of sessions that a client without rules has asked to own, or whose end it has
     /// acknowledged. Other clients may have lost bytes of them.
     pub tainted: BTreeSet<u64>,
@@ -48,6 +56,24 @@ pub struct Commands {
 }
 
 impl Commands {
+    /// Another agent has taken the place of the one before it. It numbers its sessions from 1.
+    pub fn begin_life(&mut self) {
+        self.past.push(std::mem::take(&mut self.records));
+        self.seen.clear();
+    }
+
+    /// Number of agents before this one.
+    #[must_use]
+    pub fn life(&self) -> usize {
+        self.past.len()
+    }
+
+    /// The record of a session of that agent.
+    #[must_use]
+    pub fn record(&self, life: usize, id: SessionId) -> Option<&Record> {
+        self.past.get(life).unwrap_or(&self.records).get(&id)
+    }
+
     /// A process was started. An EXEC runs once, and the workload as often as it is restarted.
     pub fn note_start(&mut self, id: SessionId, exec: Option<u8>, is_terminal: bool) {
         if let Some(number) = exec {
@@ -60,6 +86,7 @@ impl Commands {
         record.is_terminal = is_terminal;
         record.status = None;
         record.fault = None;
+        record.left = None;
     }
 
     /// A process was reaped.
@@ -141,9 +168,9 @@ impl Commands {
         }
     }
 
-    /// What the output of a session depends on.
+    /// What the output of a session of that agent depends on.
     #[must_use]
-    pub fn key(id: SessionId) -> u64 {
-        id.number()
+    pub fn key(life: usize, id: SessionId) -> u64 {
+        life as u64 * 10_000 + id.number()
     }
 }

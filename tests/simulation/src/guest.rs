@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use agent::agent::{
     Action, Agent, ConnectionId, End, Ended, Exit, Figures, Headers, HookListing, Purpose,
-    SessionId, Settings, Stream, WorkloadSettings,
+    RESULTS_MAX, SessionId, Settings, Stream, WorkloadSettings,
 };
 use agent::agent::{Restart, WorkloadEnd};
-use shared::message::ResourceUsage;
+use shared::id::Instance;
+use shared::message::{Origin, ResourceUsage};
 
 use crate::commands::Commands;
 use crate::kernel::{Far, Kernel, Source};
@@ -46,6 +47,7 @@ pub struct Stdio {
 #[derive(Debug)]
 pub struct Guest {
     pub agent: Agent,
+    settings: Settings,
     pub kernel: Kernel,
     /// Open connections: the wire's number, and whether it was not read until it was empty.
     pub connections: BTreeMap<ConnectionId, (usize, bool)>,
@@ -59,6 +61,8 @@ pub struct Guest {
     pub commands: Commands,
     pub end: Option<End>,
     pub now: Instant,
+    /// When the loop turned last.
+    pub turned_at: Instant,
     /// How often a rebind has registered the listener again.
     pub rebind_count: u64,
     has_spare: bool,
@@ -79,16 +83,19 @@ impl Guest {
         let is_watching = random.one_in(4);
         let settings = Settings {
             version: "1.2.3".to_owned(),
+            instance: instance_of(0),
             boot_id: "boot".to_owned(),
             kernel: "6.1".to_owned(),
             is_init: random.one_in(2),
             grace: Duration::from_secs(5),
+            results_max: random.pick(&[0, 1, 3, RESULTS_MAX]).expect("some"),
             has_restore_hooks: random.one_in(4),
             watches_mmds: is_watching,
             workload: random.one_in(3).then_some(workload),
         };
         let mut guest = Self {
-            agent: Agent::new(settings, now),
+            agent: Agent::new(settings.clone(), now),
+            settings,
             kernel: Kernel::new(random),
             connections: BTreeMap::new(),
             stdio: BTreeMap::new(),
@@ -98,11 +105,48 @@ impl Guest {
             commands: Commands::default(),
             end: None,
             now,
+            turned_at: now,
             rebind_count: 0,
             has_spare: true,
         };
         guest.drain_actions();
         guest
+    }
+
+    /// Where the first copy of an EXEC goes, or went, if its client has no rules.
+    pub fn origin_of(&mut self, number: u8) -> Origin {
+        let now = Origin {
+            instance: self.settings.instance,
+            generation: None,
+            sessions_begun: 0,
+        };
+        *self.commands.origins.entry(number).or_insert(now)
+    }
+
+    /// The agent is killed, and another one is started. The first one's descriptors are closed, and
+    /// its commands run on as children of another process.
+    pub fn restart(&mut self) {
+        self.kernel.tally.count(Mark::AgentRestarted);
+        let accepted = std::mem::take(&mut self.connections).into_values();
+        let accepted = accepted.map(|(wire, _)| wire);
+        let queued = std::mem::take(&mut self.kernel.queue);
+        let local = std::mem::take(&mut self.kernel.local_queue);
+        for wire in accepted.chain(queued).chain(local) {
+            self.kernel.close(wire);
+        }
+        for stdio in std::mem::take(&mut self.stdio).into_values() {
+            for pipe in stdio.pipes.into_iter().flatten() {
+                self.kernel.close_pipe(pipe);
+            }
+        }
+        self.kernel.disown();
+        self.ready.clear();
+        self.question = None;
+        self.has_spare = true;
+        self.commands.begin_life();
+        self.settings.instance = instance_of(self.commands.life());
+        self.agent = Agent::new(self.settings.clone(), self.now);
+        self.drain_actions();
     }
 
     /// One turn of the event loop, if there is a reason to wake up. Some or all of the events are
@@ -134,6 +178,7 @@ impl Guest {
         self.drain_accept();
         self.agent.handle_timeout(self.now);
         self.drain_actions();
+        self.turned_at = self.now;
     }
 
     fn handle_event(&mut self, source: Source) {
@@ -190,6 +235,16 @@ impl Guest {
             }
             Action::Spawn { purpose, command } => self.spawn(purpose, &command),
             Action::ResumeOutput(id) => self.resume_output(id),
+            Action::CountOutput(id) => {
+                let pipes = self.stdio.get(&id).map(|it| it.pipes);
+                let len = |pipe: Option<usize>| pipe.map_or(0, |it| self.kernel.pipes[it].len);
+                let lens = pipes.map_or([0; 2], |[stdout, stderr, _]| [len(stdout), len(stderr)]);
+                if let Some(record) = self.commands.records.get_mut(&id) {
+                    let ends = [0, 1].map(|index| record.read[index] + lens[index] as u64);
+                    record.left = Some((self.now, ends));
+                }
+                self.agent.handle_output_counted(id, lens);
+            }
             Action::CloseOutput(id) => {
                 self.close_output(id, Stream::Stdout);
                 self.close_output(id, Stream::Stderr);
@@ -497,6 +552,17 @@ impl Guest {
     }
 }
 
+/// The instance of the agent before which there were so many.
+fn instance_of(life: usize) -> Instance {
+    Instance::from_bytes([u8::try_from(life).expect("few"); 16])
+}
+
+/// The number of agents before this one.
+#[must_use]
+pub fn life_of(instance: Instance) -> usize {
+    usize::from(instance.as_bytes()[0])
+}
+
 /// How an action is counted.
 fn mark_of(action: &Action) -> Mark {
     match action {
@@ -507,6 +573,7 @@ fn mark_of(action: &Action) -> Mark {
         Action::Step { .. } => Mark::RebindStep,
         Action::Spawn { .. } => Mark::Spawn,
         Action::ResumeOutput(_) => Mark::ResumeOutput,
+        Action::CountOutput(_) => Mark::CountOutput,
         Action::CloseOutput(_) => Mark::CloseOutput,
         Action::FlushInput(_) => Mark::FlushInput,
         Action::CloseInput(_) => Mark::CloseInput,

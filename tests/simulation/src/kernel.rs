@@ -399,6 +399,17 @@ impl Kernel {
         self.events.insert(Source::Signals);
     }
 
+    /// The agent is gone. Its children are another process's, which reaps them.
+    pub fn disown(&mut self) {
+        self.processes.retain(|_, process| process.status.is_none());
+        for process in self.processes.values_mut() {
+            process.purpose = None;
+        }
+        self.events.clear();
+        self.is_edge_lost = false;
+        self.is_listening = false;
+    }
+
     #[must_use]
     pub fn alive(&self) -> Vec<i32> {
         let alive = self.processes.iter().filter(|(_, it)| it.status.is_none());

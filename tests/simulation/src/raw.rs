@@ -9,7 +9,7 @@ use shared::message::{
 };
 
 use crate::commands::Commands;
-use crate::guest::{Guest, NO_DESCRIPTORS};
+use crate::guest::{Guest, NO_DESCRIPTORS, life_of};
 use crate::kernel::Far;
 use crate::pattern::{self, INPUT};
 use crate::requests;
@@ -31,6 +31,8 @@ pub struct RawClient {
     is_local: bool,
     decoder: Decoder,
     view: Option<View>,
+    /// The number of agents before the one that it talks to.
+    life: usize,
     /// EXEC and ATTACH that were sent, and EXITED that came back.
     request_count: usize,
     end_count: usize,
@@ -54,6 +56,7 @@ impl RawClient {
             is_local,
             decoder: Decoder::new(),
             view: None,
+            life: 0,
             request_count: 0,
             end_count: 0,
             is_asker: false,
@@ -132,6 +135,7 @@ impl RawClient {
                 if random.one_in(8) {
                     exec.stdout_from = 1_000;
                 }
+                exec.origin = Some(Box::new(guest.origin_of(number)));
                 Message::Exec(exec)
             }
         }
@@ -206,7 +210,10 @@ impl RawClient {
     fn observe(&mut self, message: Message, guest: &mut Guest) {
         let tally = &mut guest.kernel.tally;
         match message {
-            Message::Hello(_) => tally.count(Mark::Hello),
+            Message::Hello(hello) => {
+                tally.count(Mark::Hello);
+                self.life = hello.instance.map_or(0, life_of);
+            }
             Message::Rebound(_) => {
                 tally.count(Mark::Rebound);
                 self.is_old |= guest.kernel.wires[self.wire].accepted_under < guest.rebind_count;
@@ -244,11 +251,10 @@ impl RawClient {
                 );
             }
             Message::Fail(fail) => {
-                let is_mistake = fail.code == FailCode::Protocol;
-                tally.count(if is_mistake {
-                    Mark::Mistake
-                } else {
-                    Mark::Refused
+                tally.count(match fail.code {
+                    FailCode::Protocol => Mark::Mistake,
+                    FailCode::Unknown => Mark::Unknown,
+                    _ => Mark::Refused,
                 });
                 let is_ours = fail.code == FailCode::Internal && fail.text != NO_DESCRIPTORS;
                 assert!(!is_ours, "{}", fail.text);
@@ -283,7 +289,7 @@ impl RawClient {
         assert_eq!(view.offsets[index], chunk.offset, "{stream:?} has a hole");
         view.offsets[index] += chunk.bytes.len() as u64;
         view.has_output = true;
-        let key = Commands::key(view.session);
+        let key = Commands::key(self.life, view.session);
         let expected = pattern::at(key, index, chunk.offset, chunk.bytes.len());
         assert!(chunk.bytes == expected, "{stream:?} at {}", chunk.offset);
     }

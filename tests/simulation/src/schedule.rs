@@ -282,7 +282,11 @@ impl World {
     fn misfortune(&mut self) -> String {
         let kernel = &mut self.guest.kernel;
         let index = kernel.random.below(5);
-        let what = kernel.random.below(8);
+        let what = kernel.random.below(9);
+        if what == 8 {
+            self.guest.restart();
+            return "the agent is started anew".to_owned();
+        }
         let faults = &mut kernel.faults;
         let fault = match what {
             0 => &mut faults.descriptors,

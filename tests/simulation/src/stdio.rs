@@ -1,5 +1,7 @@
 //! The shell's part that starts programs and moves the bytes of their pipes.
 
+use std::time::Duration;
+
 use agent::agent::{Command, Purpose, SessionId, SpawnFailure, SpawnStage, Stream};
 use shared::message::FaultPart;
 
@@ -13,6 +15,9 @@ const EIO: i32 = 5;
 
 /// Most reads of one output per turn: few, so that outputs reach it.
 const READS_PER_TURN_MAX: usize = 3;
+
+/// How long other processes may write to the outputs of a command that was reaped.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// The number of the EXEC that a command comes from, which is its second argument, and the
 /// generation that it asked for, which is its third.
@@ -152,7 +157,7 @@ impl Guest {
             }
             if self.has_stream_failed() {
                 self.agent.output_spare(id, stream);
-                self.agent.handle_output_read(id, stream, 0, &[]);
+                self.agent.handle_output_read(id, stream, 0, &[], self.now);
                 let parts = [FaultPart::Stdout, FaultPart::Stderr];
                 self.commands.note_fault(id, parts[index]);
                 self.close_output(id, stream);
@@ -163,7 +168,7 @@ impl Guest {
             if pipe.len == 0 {
                 // The core is told about an empty read, too.
                 self.agent.output_spare(id, stream);
-                self.agent.handle_output_read(id, stream, 0, &[]);
+                self.agent.handle_output_read(id, stream, 0, &[], self.now);
             }
             if pipe.len == 0 && pipe.holders == 0 {
                 self.close_output(id, stream);
@@ -171,14 +176,24 @@ impl Guest {
                 return self.drain_actions();
             }
             if pipe.len == 0 {
-                return self.set_unread(id, index, false);
+                self.set_unread(id, index, false);
+                self.agent.handle_output_empty(id, stream, self.now);
+                return self.drain_actions();
             }
             let len = self.kernel.random.part(pipe.len.min(room));
             pipe.len -= len;
             let record = self.commands.records.get_mut(&id).expect("it runs");
             let offset = record.read[index];
             record.read[index] += len as u64;
-            let bytes = pattern::at(Commands::key(id), index, offset, len);
+            if let Some((at, ends)) = record.left
+                && self.turned_at >= at + GRACE
+            {
+                // One more byte tells other writers from the end.
+                let is_limited = record.read[index] <= ends[index] + 1;
+                assert!(is_limited, "{id} is read on after its grace");
+            }
+            let key = Commands::key(self.commands.life(), id);
+            let bytes = pattern::at(key, index, offset, len);
             self.output(id, stream, bytes);
             self.drain_actions();
         }
@@ -194,7 +209,8 @@ impl Guest {
             rest = later;
         }
         let spare_len = bytes.len() - rest.len();
-        self.agent.handle_output_read(id, stream, spare_len, rest);
+        self.agent
+            .handle_output_read(id, stream, spare_len, rest, self.now);
     }
 
     fn set_unread(&mut self, id: SessionId, index: usize, is_unread: bool) {

@@ -29,6 +29,7 @@ marks! {
     RebindStep = "action: step of a rebind";
     Spawn = "action: spawn";
     ResumeOutput = "action: resume output";
+    CountOutput = "action: count output";
     CloseOutput = "action: close output";
     FlushInput = "action: flush input";
     CloseInput = "action: close input";
@@ -68,12 +69,14 @@ marks! {
     StrayInput = "kernel: input for what is gone";
     ClockJump = "kernel: clock jumped";
     Metadata = "kernel: metadata service answered";
+    AgentRestarted = "kernel: agent killed and started anew";
     Foreign = "kernel: peer that is not the host";
     Hello = "client: HELLO answered";
     Rebound = "client: REBOUND";
     Probed = "client: PROBED";
     Quiesced = "client: QUIESCED";
     Refused = "client: request refused";
+    Unknown = "client: EXEC of which the agent cannot tell";
     Unanswered = "client: request not answered in time";
     Started = "client: STARTED or ATTACHED";
     Resumed = "client: session resumed after a cut";

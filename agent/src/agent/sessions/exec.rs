@@ -1,15 +1,17 @@
 //! EXEC, and a session's process from its start to its end. No I/O, no clock.
 //!
 //! ```text
-//! EXEC(id) ─┬ id is known ───────────────▶ attached to the session that the first EXEC started:
-//!           │                              STARTED, the rest of the output, EXITED
-//!           ├ id is new, offsets are 0 ──▶ spawned ─▶ STARTED, output…, EXITED
-//!           └ id is new, others are not ─▶ FAIL(no_session): it has run and is forgotten
+//! EXEC(id) ─┬ id is known ──────────────────▶ attached to the session that the first EXEC started:
+//!           │                                 STARTED, the rest of the output, EXITED
+//!           ├ id is new, offsets are 0 ─────▶ spawned ─▶ STARTED, output…, EXITED
+//!           ├ id is new, others are not ────▶ FAIL(no_session): it has run and is forgotten
+//!           └ the first EXEC may have run ──▶ FAIL(unknown): it went to another instance of the
+//!             without a trace                 agent or in another life, or is forgotten
 //! ```
 //!
 //! Invariants:
 //! - A request for another generation than the guest's starts nothing.
-//! - A request is run at most once, however often it is sent.
+//! - A request is run at most once, however often it is sent, also after a restart of the agent.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use log::debug;
 use shared::message::{AttachMode, ByteString, Exec, Exited, Fail, FailCode, Message, Stream};
 
 use super::children::Owner;
-use super::session::{Answer, Exit, Session, Spec, State, command_text};
+use super::session::{Answer, Exit, Session, Spec, command_text};
 use crate::agent::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
 use crate::agent::ids::{ConnectionId, SessionId};
 use crate::agent::program::Command;
@@ -25,7 +27,7 @@ use crate::agent::state::Request;
 use crate::agent::timers::Timer;
 use crate::agent::{Agent, DetachReason, SESSIONS_MAX};
 
-/// How long other processes may hold a reaped command's output open before EXITED is sent.
+/// How long other processes may hold a reaped command's output open, in all, before EXITED is sent.
 pub(crate) const GRACE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// ENOENT and ENOTDIR: shells report a missing command differently from one that cannot be run.
@@ -58,8 +60,34 @@ impl Agent {
                 let text = "the command of this request has run and is forgotten";
                 self.send_fail(id, FailCode::NoSession, text, now);
             }
-            None => self.start_session(id, exec, now),
+            None => match self.why_in_doubt(exec) {
+                Some(text) => self.send_fail(id, FailCode::Unknown, text, now),
+                None => self.start_session(id, exec, now),
+            },
         }
+    }
+
+    /// Why the agent cannot tell whether a copy of this request, which it does not know, has run.
+    fn why_in_doubt(&self, exec: &Exec) -> Option<&'static str> {
+        let begun = self.serials.sessions_begun();
+        let after = match exec.origin.as_deref() {
+            None => 0,
+            Some(origin) if origin.instance != self.settings.instance => {
+                return Some("this is not the agent that the request was first sent to");
+            }
+            Some(origin)
+                if origin.sessions_begun > begun
+                    || origin
+                        .generation
+                        .is_some_and(|it| !self.rebinds.has_lived(it)) =>
+            {
+                return Some("the guest was restored since the request was first sent");
+            }
+            Some(origin) => origin.sessions_begun,
+        };
+        self.sessions
+            .may_be_forgotten(exec.id, after)
+            .then_some("too many commands have run since the request was first sent")
     }
 
     fn start_session(&mut self, id: ConnectionId, exec: &Exec, now: Instant) {
@@ -180,6 +208,7 @@ impl Agent {
         stream: Stream,
         spare_len: usize,
         bytes: &[u8],
+        now: Instant,
     ) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -188,8 +217,30 @@ impl Agent {
         if !bytes.is_empty() {
             session.handle_output(stream, bytes, &mut self.buffers);
         }
+        let is_fully_read = session.is_fully_read();
         if spare_len + bytes.len() > 0 {
             self.pump_session(id);
+        }
+        if is_fully_read {
+            self.give_up_output(id, now);
+        }
+    }
+
+    /// A command's output has nothing more now, and has not ended.
+    pub fn handle_output_empty(&mut self, id: SessionId, stream: Stream, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.handle_output_empty(stream);
+            if session.is_fully_read() {
+                self.give_up_output(id, now);
+            }
+        }
+    }
+
+    /// Answers [`Action::CountOutput`]: so many bytes are in the pipes of a command that has just
+    /// been waited for.
+    pub fn handle_output_counted(&mut self, id: SessionId, lens: [usize; 2]) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.handle_output_counted(lens);
         }
     }
 
@@ -204,15 +255,11 @@ impl Agent {
     }
 
     /// A session's rings may have room again.
-    pub(crate) fn resume_output(&mut self, id: SessionId, now: Instant) {
+    pub(crate) fn resume_output(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         if session.poll_resume() {
-            if matches!(session.state(), State::Reaped(_)) {
-                // The grace does not count while output waits for its reader.
-                self.timers.set(Timer::Grace(id), now + GRACE_TIMEOUT);
-            }
             self.actions.push_back(Action::ResumeOutput(id));
         }
     }
@@ -228,32 +275,40 @@ impl Agent {
         }
         if let Some(session) = self.sessions.get_mut(id) {
             session.handle_exit(exit);
+            if session.completion().is_none() {
+                self.actions.push_back(Action::CountOutput(id));
+            }
         }
         self.handle_session_reaped(id, now);
     }
 
     /// A session's process is gone; its output may still be open.
     pub(crate) fn handle_session_reaped(&mut self, id: SessionId, now: Instant) {
-        self.timers.stop(Timer::Timeout(id));
         self.timers.stop(Timer::Kill(id));
         self.timers.set(Timer::Grace(id), now + GRACE_TIMEOUT);
         self.close_input(id, now);
         self.finish_if_complete(id, now);
     }
 
-    /// Another process has held a reaped command's output open for too long.
+    /// Another process has held a reaped command's output open for too long. What the command has
+    /// written itself is still read, however slow its reader is.
     pub(crate) fn end_grace(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        // The agent itself does not read the output while it waits for a reader; see
-        // `resume_output`.
-        if session.is_stalled() {
-            return;
-        }
         session.handle_grace_over();
-        self.actions.push_back(Action::CloseOutput(id));
-        self.finish_if_complete(id, now);
+        if session.is_fully_read() {
+            self.give_up_output(id, now);
+        }
+    }
+
+    /// Ends a reaped command without what is left of its output.
+    pub(crate) fn give_up_output(&mut self, id: SessionId, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.handle_output_given_up();
+            self.actions.push_back(Action::CloseOutput(id));
+            self.finish_if_complete(id, now);
+        }
     }
 
     fn finish_if_complete(&mut self, id: SessionId, now: Instant) {
@@ -285,7 +340,7 @@ impl Agent {
             self.pump_connection(attached, now);
         }
         self.handle_hook_ended(id, exited, now);
-        self.sessions.trim();
+        self.sessions.trim(self.settings.results_max);
         self.advance_quiescing(now);
         self.advance_ending(now);
     }

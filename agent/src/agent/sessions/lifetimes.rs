@@ -17,12 +17,14 @@
 //! - Signals go to the process group, and only while its leader has not been waited for.
 //! - Both waits count session time (see [`timers`](crate::agent::timers)).
 //! - A command that was told to end does not wait for a reader, unless it has an owner.
+//! - KILL and the time limit end a session also after its command: what is left of its output is
+//!   given up.
 
 use std::time::{Duration, Instant};
 
 use log::info;
 
-use super::session::Session;
+use super::session::{Session, State};
 use crate::agent::action::{Action, EndSignal};
 use crate::agent::ids::SessionId;
 use crate::agent::timers::Timer;
@@ -43,7 +45,7 @@ impl Agent {
         let spec = session.spec();
         if session.is_terminating {
             // No client waits for its output any more, so it does not wait for a reader either.
-            return self.resume_output(id, now);
+            return self.resume_output(id);
         }
         if spec.is_detached {
             return;
@@ -67,10 +69,14 @@ impl Agent {
     }
 
     pub(crate) fn time_out_session(&mut self, id: SessionId, now: Instant) {
-        if let Some(session) = self.sessions.get_mut(id)
-            && session.group().is_some()
-            && !session.is_terminating
-        {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        if matches!(session.state(), State::Reaped(_)) {
+            // The command itself has ended in time, so only output that is lost counts.
+            session.is_timed_out |= session.unread_len() > 0;
+            self.give_up_output(id, now);
+        } else if session.group().is_some() && !session.is_terminating {
             session.is_timed_out = true;
             self.counters.timeouts += 1;
             self.terminate_session(id, now);
@@ -85,7 +91,16 @@ impl Agent {
             self.timers.stop(Timer::Timeout(id));
             self.timers.set(Timer::Kill(id), now + KILL_TIMEOUT);
             self.signal_session(id, EndSignal::Terminate.number());
-            self.resume_output(id, now);
+            self.resume_output(id);
+        }
+    }
+
+    /// Ends a session by force. Of a command that has ended, the rest of the output is given up.
+    pub(crate) fn kill_session(&mut self, id: SessionId, now: Instant) {
+        self.signal_session(id, EndSignal::Kill.number());
+        let state = self.sessions.get(id).map(Session::state);
+        if matches!(state, Some(State::Reaped(_))) {
+            self.give_up_output(id, now);
         }
     }
 
@@ -96,13 +111,13 @@ impl Agent {
         let running = self.sessions.running().filter(|it| !is_between(it));
         let ids: Vec<_> = running.map(Session::id).collect();
         for id in &ids {
-            self.signal_session(*id, EndSignal::Kill.number());
             self.timers.stop(Timer::Abandon(*id));
             self.timers.stop(Timer::Timeout(*id));
             if let Some(session) = self.sessions.get_mut(*id) {
                 session.is_terminating = true;
             }
-            self.resume_output(*id, now);
+            self.resume_output(*id);
+            self.kill_session(*id, now);
         }
         ids.len()
     }

@@ -11,6 +11,9 @@ use crate::agent::Agent;
 use crate::agent::ids::ConnectionId;
 use crate::agent::state::Request;
 
+/// HUP, INT, QUIT, KILL and TERM: the signals by which people end a command (`signal(7)`).
+const ENDING_SIGNALS: [u8; 5] = [1, 2, 3, 9, 15];
+
 /// Bytes of a SESSIONS frame around its list.
 const FRAME_LEN: usize = r#"{"more":false,"sessions":[]}"#.len();
 
@@ -77,6 +80,11 @@ impl Agent {
                 return self.send_fail(id, FailCode::Refusing, text, now);
             }
             State::Running => self.signal_session(session, request.number),
+            // Only its output is still to be read. What its processes were to do with the signal
+            // they cannot be told.
+            State::Reaped(_) if ENDING_SIGNALS.contains(&request.number) => {
+                self.give_up_output(session, now);
+            }
             State::Reaped(_) | State::Ended(_) => {}
         }
         self.send(id, &Message::Ok, now);

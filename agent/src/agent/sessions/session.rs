@@ -122,6 +122,10 @@ struct Output {
     is_open: bool,
     /// Whether reading stopped for lack of room and has to be resumed.
     is_stalled: bool,
+    /// Bytes that were in the pipe when the process was waited for, and have not been read.
+    owed: usize,
+    /// Whether all of those were read, and then the pipe was empty or had other bytes.
+    is_drained: bool,
 }
 
 /// A command with its output and input.
@@ -139,6 +143,8 @@ pub(crate) struct Session {
     /// All attached connections, the owner included, in the order in which they attached.
     attached: Vec<ConnectionId>,
     writers_alive: bool,
+    /// Whether only what the process itself has left in its pipes is still read.
+    is_grace_over: bool,
     /// Whether it was told to end.
     pub(crate) is_terminating: bool,
     /// Whether it was told to end by its time limit.
@@ -155,6 +161,8 @@ impl Session {
             ring: Ring::default(),
             is_open,
             is_stalled: false,
+            owed: 0,
+            is_drained: false,
         };
         let has_stderr = spec.tty.is_none();
         Self {
@@ -168,6 +176,7 @@ impl Session {
             owner: None,
             attached: Vec::new(),
             writers_alive: false,
+            is_grace_over: false,
             is_terminating: false,
             is_timed_out: false,
             fault: None,
@@ -202,6 +211,7 @@ impl Session {
             self.is_terminating = false;
             self.writers_alive = false;
             self.fault = None;
+            self.is_grace_over = false;
         }
     }
 
@@ -222,21 +232,37 @@ impl Session {
 
     /// How many bytes of a stream may be handed in. Zero stops reading this stream, and no other.
     pub(crate) fn poll_room(&mut self, stream: Stream) -> usize {
-        let room = self.room(stream);
+        let most = self.wanted_len(stream);
+        let room = self.room(stream).min(most);
         self.outputs[stream.index()].is_stalled = room == 0;
         room
+    }
+
+    /// Most bytes of a stream that are still to be read from its pipe. After the grace that is what
+    /// the process has left there, and one more, which tells the end from other writers.
+    fn wanted_len(&self, stream: Stream) -> usize {
+        let output = &self.outputs[stream.index()];
+        match (self.is_grace_over, output.is_drained) {
+            (false, _) => usize::MAX,
+            (true, false) => output.owed.saturating_add(1),
+            (true, true) => 0,
+        }
     }
 
     /// Whether stopped reading may continue. Says so once.
     pub(crate) fn poll_resume(&mut self) -> bool {
         let mut is_due = false;
         for &stream in Stream::ALL {
-            let has_room = self.room(stream) >= RESUME_ROOM;
+            let has_room = self.is_worth_resuming(stream);
             let output = &mut self.outputs[stream.index()];
             is_due |= output.is_stalled && has_room;
             output.is_stalled &= !has_room;
         }
         is_due
+    }
+
+    fn is_worth_resuming(&self, stream: Stream) -> bool {
+        self.room(stream) >= RESUME_ROOM && self.wanted_len(stream) > 0
     }
 
     fn room(&self, stream: Stream) -> usize {
@@ -254,6 +280,7 @@ impl Session {
     }
 
     pub(crate) fn handle_output(&mut self, stream: Stream, bytes: &[u8], buffers: &mut BufferPool) {
+        self.note_read(stream, bytes.len());
         let drops_oldest = self.drops_oldest();
         let ring = &mut self.outputs[stream.index()].ring;
         if drops_oldest {
@@ -274,6 +301,7 @@ impl Session {
 
     /// See [`Ring::advance`].
     pub(crate) fn advance_output(&mut self, stream: Stream, len: usize, buffers: &mut BufferPool) {
+        self.note_read(stream, len);
         self.outputs[stream.index()].ring.advance(len, buffers);
     }
 
@@ -281,8 +309,49 @@ impl Session {
         self.outputs[stream.index()].is_open = false;
     }
 
-    /// Output that another process still holds open is not waited for any more.
+    /// The process was waited for, and these bytes were left in its pipes.
+    pub(crate) fn handle_output_counted(&mut self, lens: [usize; 2]) {
+        for (output, len) in self.outputs.iter_mut().zip(lens) {
+            output.owed = len;
+            output.is_drained = false;
+        }
+    }
+
+    fn note_read(&mut self, stream: Stream, len: usize) {
+        let output = &mut self.outputs[stream.index()];
+        output.is_drained |= len > output.owed;
+        output.owed = output.owed.saturating_sub(len);
+    }
+
+    /// A pipe has nothing more now, and has not ended.
+    pub(crate) fn handle_output_empty(&mut self, stream: Stream) {
+        let output = &mut self.outputs[stream.index()];
+        output.owed = 0;
+        output.is_drained = true;
+    }
+
+    /// What other processes write from now on is not waited for.
     pub(crate) fn handle_grace_over(&mut self) {
+        self.is_grace_over = true;
+        for output in &mut self.outputs {
+            output.is_drained |= output.owed == 0 && !output.is_stalled;
+        }
+    }
+
+    /// Whether the grace is over and nothing that the process has left is still to be read.
+    pub(crate) fn is_fully_read(&self) -> bool {
+        let is_read = |output: &Output| output.is_drained || !output.is_open;
+        self.is_grace_over && self.outputs.iter().all(is_read)
+    }
+
+    /// Bytes that the process has left in its pipes.
+    pub(crate) fn unread_len(&self) -> usize {
+        let open = self.outputs.iter().filter(|output| output.is_open);
+        open.map(|output| output.owed).sum()
+    }
+
+    /// Output that another process still holds open is not read any more.
+    pub(crate) fn handle_output_given_up(&mut self) {
         self.writers_alive |= self.outputs.iter().any(|output| output.is_open);
         self.outputs.iter_mut().for_each(|it| it.is_open = false);
     }
@@ -426,15 +495,8 @@ impl Session {
 
     /// Whether an output waits for room although there is some: then the shell was not told.
     pub(crate) fn is_stalled_in_vain(&self) -> bool {
-        let has_room = |stream| self.room(stream) >= RESUME_ROOM;
         let mut stalled = Stream::ALL.iter().filter(|it| self.is_stalled_at(**it));
-        stalled.any(|stream| has_room(*stream))
-    }
-
-    /// Whether reading stopped for lack of room.
-    pub(crate) fn is_stalled(&self) -> bool {
-        let is_stalled = |output: &Output| output.is_stalled && output.is_open;
-        self.outputs.iter().any(is_stalled)
+        stalled.any(|stream| self.is_worth_resuming(*stream))
     }
 
     /// The process group, until its leader was waited for. Later the number may be another group's.

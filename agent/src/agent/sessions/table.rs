@@ -2,14 +2,16 @@
 //! clock.
 //!
 //! ```text
-//! insert ─▶ runs ─── complete ─▶ ended ─┬─ RESULTS_MAX ended after it ─▶ forgotten
-//!             └ remove: it never ran    └─ too much output is kept ────▶ its output is dropped,
+//! insert ─▶ runs ─── complete ─▶ ended ─┬─ RESULTS_MAX ended after it ─▶ forgotten: only that its
+//!             └ remove: it never ran    │                               id was used is known
+//!                                       └─ too much output is kept ────▶ its output is dropped,
 //!                                                                       its result stays
 //! ```
 //!
 //! Invariants:
-//! - The id of a request is known as long as its session is, so that it does not run again.
-//! - At most [`RESULTS_MAX`] ended sessions are kept, and those with an attached connection.
+//! - An id that was used is never taken for a new one, so its command does not run again.
+//! - At most [`RESULTS_MAX`] ended sessions are kept by default, and those with an attached
+//!   connection.
 //! - These hold at most [`ENDED_OUTPUT_LEN_MAX`] bytes of output, beside that of sessions with an
 //!   owner.
 //! - The workload's result and output are kept for good.
@@ -19,10 +21,11 @@ use std::collections::{BTreeMap, VecDeque};
 use shared::id::ExecId;
 use shared::message::{Exited, SessionRef};
 
+use super::forgotten::Forgotten;
 use super::session::Session;
 use crate::agent::ids::SessionId;
 
-/// Ended sessions that are remembered. The oldest is forgotten first.
+/// Ended sessions that are remembered, as the agent ships.
 pub const RESULTS_MAX: usize = 256;
 
 /// Bytes of output kept of all ended sessions. The oldest session loses its output first.
@@ -37,6 +40,7 @@ pub(crate) struct Table {
     ended: VecDeque<SessionId>,
     /// Those of them that had output left when they ended, in the same order.
     ended_with_output: VecDeque<SessionId>,
+    forgotten: Forgotten,
     running_count: usize,
 }
 
@@ -76,10 +80,10 @@ impl Table {
 
     /// Drops what exceeds the limits. Called when a session has ended, and when a connection has
     /// left one that had.
-    pub(crate) fn trim(&mut self) {
+    pub(crate) fn trim(&mut self, results_max: usize) {
         let by_id = &self.by_id;
         let is_held = |id: &SessionId| by_id.get(id).is_some_and(|it| !it.attached().is_empty());
-        let excess = self.ended.len().saturating_sub(RESULTS_MAX);
+        let excess = self.ended.len().saturating_sub(results_max);
         let forgotten: Vec<_> = self
             .ended
             .iter()
@@ -89,7 +93,9 @@ impl Table {
             .collect();
         for id in forgotten {
             self.ended.retain(|other| *other != id);
-            self.forget(id);
+            if let Some(exec) = self.forget(id).and_then(|session| session.spec().exec) {
+                self.forgotten.insert(exec, id.number());
+            }
         }
         let by_id = &mut self.by_id;
         self.ended_with_output
@@ -127,6 +133,12 @@ impl Table {
 
     pub(crate) fn find_exec(&self, exec: ExecId) -> Option<SessionId> {
         self.by_exec.get(&exec).copied()
+    }
+
+    /// Whether an id that [`find_exec`](Self::find_exec) does not find may have been used all the
+    /// same, by a session with a higher number than `after`.
+    pub(crate) fn may_be_forgotten(&self, exec: ExecId, after: u64) -> bool {
+        self.forgotten.may_contain(exec, after)
     }
 
     pub(crate) fn get(&self, id: SessionId) -> Option<&Session> {
@@ -208,14 +220,14 @@ mod tests {
             status: ExitStatus::Code(0),
             usage,
         });
-        session.handle_grace_over();
+        session.handle_output_given_up();
         session.owner = owner;
         owner
             .iter()
             .for_each(|owner| session.insert_attached(*owner));
         let exited = session.completion().expect("complete");
         table.complete(id, exited);
-        table.trim();
+        table.trim(RESULTS_MAX);
     }
 
     fn is_known(table: &Table, number: u64) -> bool {
@@ -244,10 +256,15 @@ mod tests {
         insert(&mut table, last + 1);
         end(&mut table, last + 1, 0, None);
         assert!(!is_known(&table, 1) && is_known(&table, 2));
+        for (after, may) in [(0, true), (1, false)] {
+            assert_eq!(table.may_be_forgotten(exec(1), after), may, "after {after}");
+        }
+        assert!(!table.may_be_forgotten(exec(last + 9), 0), "it is new");
         assert!(is_known(&table, 9999), "what runs is never forgotten");
         assert_eq!(table.running_count(), 1);
         table.remove(SessionId::from_number(9999));
         assert!(!is_known(&table, 9999));
+        assert!(!table.may_be_forgotten(exec(9999), 0), "it never ran");
         assert_eq!(table.running_count(), 0);
     }
 

@@ -1,6 +1,8 @@
 //! EXEC, and the ends of sessions.
 
 use super::*;
+use shared::message::{Origin, Signal};
+
 use crate::agent::sessions::exec::GRACE_TIMEOUT;
 use crate::agent::sessions::lifetimes::{CUT_KEEP_MIN, KILL_TIMEOUT};
 
@@ -49,13 +51,16 @@ fn output_held_by_another_process_is_waited_for_and_then_given_up() {
     assert!(world.actions.contains(&Action::CloseOutput(session)));
 }
 
+/// What the command has left in its pipe is its own output, and comes whole. What others write
+/// after it is not waited for, however much room there is.
 #[test]
-fn the_grace_does_not_run_while_the_client_is_slow() {
+fn after_the_grace_only_what_the_command_left_is_read() {
     let mut world = World::new();
     let (id, pid) = running(&mut world, 1);
     let session = world.session_of(pid);
     world.peers.get_mut(&id).unwrap().room = Some(0);
     assert_eq!(world.fill(pid, Stream::Stdout), RING_LEN_MAX);
+    world.left.insert(session, [5, 0]);
     world.reap(pid, ExitStatus::Code(0));
     world.pass(GRACE_TIMEOUT * 100);
     assert_eq!(
@@ -67,8 +72,190 @@ fn the_grace_does_not_run_while_the_client_is_slow() {
     assert!(!world.actions.contains(&Action::ResumeOutput(session)));
     world.send(id, &ack(Stream::Stdout, RING_LEN_MAX as u64));
     assert!(world.actions.contains(&Action::ResumeOutput(session)));
-    world.pass(GRACE_TIMEOUT);
+    // One more byte would be read, to see whether the pipe has ended.
+    assert_eq!(world.agent.output_room(session, Stream::Stdout), 6);
+    world.output(session, Stream::Stdout, b"abcd");
+    assert_eq!(world.agent.output_room(session, Stream::Stdout), 2);
+    assert_eq!(world.agent.sessions.running_count(), 1);
+    world.output(session, Stream::Stdout, b"ey");
+    let received = world.receive(id);
+    let end = exited(&received);
+    assert!(end.writers_alive);
+    assert_eq!(end.stdout_end, RING_LEN_MAX as u64 + 6);
+    assert_eq!(world.agent.poll_timeout(), None);
+}
+
+/// For each way in which the rest of the output turns out to be all there is.
+#[test]
+fn the_rest_of_the_output_ends_with_its_pipe() {
+    for (is_closed, writers_alive) in [(true, false), (false, true)] {
+        let mut world = World::new();
+        let (id, pid) = running(&mut world, 1);
+        let session = world.session_of(pid);
+        world.peers.get_mut(&id).unwrap().room = Some(0);
+        world.fill(pid, Stream::Stdout);
+        world.left.insert(session, [3, 0]);
+        let stderr = Stream::Stderr;
+        world.agent.handle_output_closed(session, stderr, world.now);
+        world.reap(pid, ExitStatus::Code(0));
+        world.pass(GRACE_TIMEOUT);
+        world.unblock(id);
+        world.send(id, &ack(Stream::Stdout, RING_LEN_MAX as u64));
+        world.output(session, Stream::Stdout, b"abc");
+        let now = world.now;
+        match is_closed {
+            true => world
+                .agent
+                .handle_output_closed(session, Stream::Stdout, now),
+            false => world
+                .agent
+                .handle_output_empty(session, Stream::Stdout, now),
+        }
+        world.drain_actions();
+        let end = exited(&world.receive(id));
+        assert_eq!(end.writers_alive, writers_alive);
+        assert_eq!(end.stdout_end, RING_LEN_MAX as u64 + 3);
+    }
+}
+
+/// A background process writes without end, and its reader keeps up.
+#[test]
+fn a_background_writer_gets_the_grace_once() {
+    let mut world = World::new();
+    let (id, pid) = running(&mut world, 1);
+    let session = world.session_of(pid);
+    world.reap(pid, ExitStatus::Code(0));
+    let mut offset = 0;
+    for _ in 0..9 {
+        let len = world
+            .agent
+            .output_room(session, Stream::Stdout)
+            .min(RING_LEN_MAX);
+        world.output(session, Stream::Stdout, &vec![b'y'; len]);
+        offset += len as u64;
+        world.pass(GRACE_TIMEOUT / 10);
+        world.send(id, &ack(Stream::Stdout, offset));
+    }
+    world.pass(GRACE_TIMEOUT / 10);
+    assert!(world.actions.contains(&Action::CloseOutput(session)));
     assert!(exited(&world.receive(id)).writers_alive);
+}
+
+/// When the command has ended and only its output is still to be read, nothing else can end it.
+#[test]
+fn a_signal_or_the_time_limit_gives_up_the_rest_of_the_output() {
+    for number in [None, Some(1), Some(2), Some(3), Some(9), Some(15), Some(10)] {
+        let mut world = World::new();
+        let request = exec_with(1, |exec| exec.timeout_ms = Some(60_000));
+        let (id, pid) = running_with(&mut world, &request);
+        let session = world.session_of(pid);
+        world.fill(pid, Stream::Stdout);
+        world.left.insert(session, [1, 0]);
+        world.reap(pid, ExitStatus::Code(0));
+        world.pass(GRACE_TIMEOUT);
+        assert_eq!(world.agent.sessions.running_count(), 1);
+        match number {
+            Some(number) => {
+                let session = Some(SessionRef::Number(session.number()));
+                let other = world.connect();
+                world.ask(other, &Message::Signal(Signal { session, number }));
+            }
+            None => world.pass(Duration::from_secs(60)),
+        }
+        if number == Some(10) {
+            assert_eq!(world.agent.sessions.running_count(), 1, "USR1 ends nothing");
+            continue;
+        }
+        let end = exited(&world.receive(id));
+        assert_eq!(end.timed_out, number.is_none(), "{number:?}");
+        assert!(end.writers_alive);
+        assert!(signals(&world).is_empty(), "the group may be another's");
+    }
+}
+
+/// For each thing that an agent cannot vouch for: the command may have run, and does not run now.
+#[test]
+fn a_request_in_doubt_runs_nothing() {
+    let here = Instance::from_bytes([7; 16]);
+    let there = Instance::from_bytes([8; 16]);
+    let origin = |instance, generation, sessions_begun| {
+        Some(Origin {
+            instance,
+            generation,
+            sessions_begun,
+        })
+    };
+    // The guest was bound to G, resumed as H, and has begun two sessions, of which the first is
+    // forgotten.
+    for (number, origin, is_run) in [
+        (9, None, true),
+        (9, origin(here, None, 0), true),
+        (9, origin(here, Some(G), 0), true),
+        (9, origin(here, Some(H), 2), true),
+        (9, origin(there, None, 0), false),
+        (9, origin(there, Some(H), 2), false),
+        (9, origin(here, Some(H), 3), false),
+        (
+            9,
+            origin(here, Some(Generation::from_bytes([9; 16])), 0),
+            false,
+        ),
+        (1, None, false),
+        (1, origin(here, None, 0), false),
+        (1, origin(here, Some(G), 0), false),
+        (2, None, false),
+    ] {
+        let mut world = World::of(Settings {
+            results_max: 1,
+            ..settings()
+        });
+        world.rebind(G, Cause::Boot);
+        for number in [1, 2] {
+            let (id, pid) = running(&mut world, number);
+            world.finish(pid, 0);
+            world.end(id, Ended::ByPeer);
+        }
+        world.rebind(H, Cause::Resume);
+        let id = world.connect();
+        let answer = world.ask(
+            id,
+            &exec_with(number, |exec| exec.origin = origin.map(Box::new)),
+        );
+        match (number, is_run) {
+            // Its result is still known.
+            (2, _) => assert!(matches!(answer[0], Message::Started(it) if !it.fresh)),
+            (_, true) => assert!(matches!(answer[0], Message::Started(it) if it.fresh)),
+            (_, false) => assert_eq!(fail_code(&answer), FailCode::Unknown, "{origin:?}"),
+        }
+        assert_eq!(world.processes.len(), usize::from(is_run), "{origin:?}");
+    }
+}
+
+/// A clone does not know what its source did after the snapshot.
+#[test]
+fn a_clone_does_not_answer_for_its_source() {
+    let mut world = World::with_generation(G);
+    world.rebind(H, Cause::Restore);
+    let id = world.connect();
+    let before = exec_with(1, |exec| {
+        exec.origin = Some(Box::new(Origin {
+            instance: Instance::from_bytes([7; 16]),
+            generation: Some(G),
+            sessions_begun: 0,
+        }));
+    });
+    assert_eq!(fail_code(&world.ask(id, &before)), FailCode::Unknown);
+    assert!(world.processes.is_empty());
+}
+
+#[test]
+fn hello_says_which_instance_it_is_and_how_many_sessions_it_has_begun() {
+    let mut world = World::with_generation(G);
+    running(&mut world, 1);
+    let (_, hello) = world.greet();
+    let origin = hello.origin().expect("a guest");
+    assert_eq!(origin.instance, Instance::from_bytes([7; 16]));
+    assert_eq!((origin.generation, origin.sessions_begun), (Some(G), 1));
 }
 
 #[test]

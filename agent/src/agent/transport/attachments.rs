@@ -174,7 +174,7 @@ impl Agent {
         if session.state() != State::Starting || session.is_workload() {
             self.give_answer(id, now);
         }
-        self.resume_output(session_id, now);
+        self.resume_output(session_id);
         self.pump_connection(id, now);
     }
 
@@ -310,7 +310,7 @@ impl Agent {
         };
         let was_owner = session.remove_attached(id);
         if session.exited().is_some() {
-            self.sessions.trim();
+            self.sessions.trim(self.settings.results_max);
         } else if was_owner {
             self.handle_owner_left(attachment.session, reason, now);
         }

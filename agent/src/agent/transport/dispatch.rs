@@ -123,6 +123,8 @@ impl Agent {
             version: self.settings.version.clone(),
             boot_id: Some(self.settings.boot_id.clone()),
             generation: self.generation,
+            instance: Some(self.settings.instance),
+            sessions_begun: self.serials.sessions_begun(),
         };
         match hello.negotiate() {
             Ok(_) => self.send(id, &Message::Hello(ours), now),

@@ -37,7 +37,7 @@ impl Agent {
             AttachMode::Own => {
                 if let Some(session) = self.sessions.get_mut(attachment.session) {
                     session.release(ack.stream, ack.offset, &mut self.buffers);
-                    self.resume_output(attachment.session, now);
+                    self.resume_output(attachment.session);
                 }
             }
         }

@@ -51,6 +51,7 @@ impl From<ClientError> for Failed {
 fn kind_of(error: &ClientError) -> String {
     let kind = match error {
         ClientError::Session { error, .. } => return session_kind(error),
+        ClientError::InDoubt { error, .. } => return kind_of(error),
         ClientError::VmmEnded(_) => "VMM ended",
         ClientError::Connection(_, Fate::NotRun) => "no connection",
         ClientError::Connection(_, Fate::Unknown | Fate::Started) => "unknown",

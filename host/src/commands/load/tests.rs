@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use shared::id::Instance;
 use shared::message::{
     ExitStatus, Fail, FailCode, Fault, FaultPart, Hello, Message, ResourceUsage, Role,
 };
@@ -150,6 +151,8 @@ fn each_run_makes_its_own_request() {
                     version: "0".to_owned(),
                     boot_id: None,
                     generation: None,
+                    instance: Some(Instance::from_bytes([7; 16])),
+                    sessions_begun: 3,
                 });
                 let mut bytes = hello.encode();
                 Message::Fail(Fail::new(FailCode::Internal, "no")).encode_into(&mut bytes);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use shared::id::{ExecId, Instance};
 use shared::message::FailCode;
 use shared::session_client::{Fate, SessionError};
 
@@ -27,16 +28,25 @@ pub(crate) enum ClientError {
     Output(io::Error),
     /// A system call of this program failed.
     Local(io::Error),
+    /// Whether the command ran is unknown, and the agent that it was sent to may know.
+    InDoubt {
+        error: Box<Self>,
+        id: ExecId,
+        instance: Instance,
+    },
 }
 
 impl ClientError {
     /// Whether the guest knows no such session.
     pub(crate) fn is_unknown_session(&self) -> bool {
-        matches!(
-            self,
-            Self::Session { error: SessionError::Refused { fail, .. }, .. }
-                if fail.code == FailCode::NoSession
-        )
+        match self {
+            Self::Session {
+                error: SessionError::Refused { fail, .. },
+                ..
+            } => fail.code == FailCode::NoSession,
+            Self::InDoubt { error, .. } => error.is_unknown_session(),
+            _ => false,
+        }
     }
 
     /// What the error means for the exit code.
@@ -47,6 +57,7 @@ impl ClientError {
             Self::Interrupted(_) => Exit::Guest,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
             Self::Connection(..) | Self::Output(_) | Self::Local(_) => Exit::Internal,
+            Self::InDoubt { error, .. } => error.exit(),
         }
     }
 }
@@ -59,6 +70,7 @@ fn session_exit(error: &SessionError) -> Exit {
             FailCode::Version
             | FailCode::Protocol
             | FailCode::NoSession
+            | FailCode::Unknown
             | FailCode::Stale
             | FailCode::Superseded
             | FailCode::Refusing
@@ -103,6 +115,15 @@ impl fmt::Display for ClientError {
             }
             Self::Output(_) => f.write_str("cannot write the command's output"),
             Self::Local(_) => f.write_str("cannot wait for the guest"),
+            Self::InDoubt {
+                error,
+                id,
+                instance,
+            } => write!(
+                f,
+                "{error}; to find out, run it again with --id {id} --instance {instance}: it does \
+                 not run twice"
+            ),
         }
     }
 }
@@ -112,6 +133,7 @@ impl std::error::Error for ClientError {
         match self {
             Self::Output(source) | Self::Local(source) => Some(source),
             Self::Connection(error, _) => error.source(),
+            Self::InDoubt { error, .. } => error.source(),
             Self::Session { .. } | Self::VmmEnded(_) | Self::Interrupted(_) => None,
         }
     }

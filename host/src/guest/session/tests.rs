@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
 use shared::frame::Decoder;
-use shared::id::ExecId;
+use shared::id::{ExecId, Instance};
 use shared::message::{
     Attach, ByteString, Chunk, Exec, ExitStatus, Fail, FailCode, Gap, Hello, Message,
     ResourceUsage, Role, Sever, Window,
@@ -85,6 +85,8 @@ fn hello() -> Message {
         version: "0".to_owned(),
         boot_id: None,
         generation: None,
+        instance: Some(Instance::from_bytes([7; 16])),
+        sessions_begun: 3,
     })
 }
 

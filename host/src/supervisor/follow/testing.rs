@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use shared::frame::Decoder;
+use shared::id::Instance;
 use shared::message::{
     Attach, Chunk, ExitStatus, Exited, Fail, FailCode, Gap, Hello, Message, ResourceUsage, Role,
     SessionInfo, SessionState, Sessions, Stream,
@@ -149,6 +150,8 @@ impl Guest {
             version: "0".to_owned(),
             boot_id: None,
             generation: None,
+            instance: Some(Instance::from_bytes([7; 16])),
+            sessions_begun: 3,
         };
         let mut bytes = Message::Hello(hello).encode();
         for message in messages {

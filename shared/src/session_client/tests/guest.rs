@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::frame::Decoder;
-use crate::id::ExecId;
+use crate::id::{ExecId, Instance};
 use crate::limits::STREAM_DATA_LEN_MAX;
 use crate::message::{
     Chunk, ExitStatus, Exited, Fail, FailCode, Hello, Message, ResourceUsage, Role, SessionRef,
@@ -19,12 +19,19 @@ pub(super) const END: u8 = 7;
 pub(super) const GREETING: &[u8] = b"ready\n";
 
 pub(super) fn hello() -> Message {
+    hello_of(7)
+}
+
+/// HELLO of the instance with this number.
+pub(super) fn hello_of(instance: u8) -> Message {
     Message::Hello(Hello {
         protocol: SUPPORTED,
         role: Role::Guest,
         version: "0.1.0".to_owned(),
         boot_id: Some("b".to_owned()),
         generation: None,
+        instance: Some(Instance::from_bytes([instance; 16])),
+        sessions_begun: 3,
     })
 }
 
@@ -97,6 +104,8 @@ impl Ring {
 #[derive(Debug, Default)]
 pub(super) struct Guest {
     pub(super) start_count: u32,
+    /// Another number for each guest that takes the place of an earlier one.
+    pub(super) instance: u8,
     rings: [Ring; 2],
     received: u64,
     has_input_end: bool,
@@ -172,8 +181,13 @@ impl Guest {
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Hello(_) => hello().encode_into(&mut self.out),
+            Message::Hello(_) => hello_of(self.instance).encode_into(&mut self.out),
             Message::Exec(exec) => {
+                let instance = exec.origin.expect("an origin").instance;
+                if instance != Instance::from_bytes([self.instance; 16]) {
+                    let fail = Fail::new(FailCode::Unknown, "another instance");
+                    return Message::Fail(fail).encode_into(&mut self.out);
+                }
                 let from = [exec.stdout_from, exec.stderr_from];
                 if self.start_count == 0 && from != [0, 0] {
                     let fail = Fail::new(FailCode::NoSession, "forgotten");

@@ -87,7 +87,7 @@ fn check(happenings: &[Happening], complete: bool, writers_alive: bool) {
         match happening {
             Happening::Exit => session.handle_exit(EXIT),
             Happening::Closed(stream) => session.handle_output_closed(*stream),
-            Happening::GraceOver => session.handle_grace_over(),
+            Happening::GraceOver => session.handle_output_given_up(),
         }
     }
     let completion = session.completion();
