@@ -16,6 +16,7 @@ use log::{info, warn};
 use nix::mount::MsFlags;
 use nix::sys::reboot;
 
+use crate::sys::file::{Last, trusted};
 use crate::sys::modules::Load;
 use crate::sys::mount::{Mount, mount};
 use crate::sys::{console, modules, net};
@@ -120,7 +121,8 @@ pub(crate) fn set_up(hostname: Option<&str>) {
 }
 
 fn load_modules(list: &Path) {
-    let text = match std::fs::read_to_string(list) {
+    let read = trusted(list, Last::Private).and_then(std::fs::read_to_string);
+    let text = match read {
         Ok(text) => text,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return,
         Err(err) => return warn!("cannot read {}: {err}", list.display()),

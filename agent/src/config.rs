@@ -2,7 +2,7 @@
 //!
 //! | Name | Value | Default |
 //! |---|---|---|
-//! | `listen` | where to listen: `vsock`, `vsock:PORT` or `unix:PATH` | `vsock` |
+//! | `listen` | `vsock`, `vsock:PORT`, `unix:PATH` or `unix-any:PATH` | `vsock` |
 //! | `port` | port of a `vsock` without one | 5252 |
 //! | `log` | least severe log line: `off`, `error`, `warn`, `info`, `debug` or `trace` | `info` |
 //! | `console` | file for log lines | standard error |
@@ -41,7 +41,7 @@ use shared::message::Identity;
 
 use crate::client::SOCKET_PATH_DEFAULT;
 use crate::shell::failpoint::Failpoints;
-use crate::sys::socket::Address;
+use crate::sys::socket::{Access, Address};
 
 use mmds::Mmds;
 use workload::{
@@ -58,7 +58,7 @@ Usage: guest-agent [OPTION]...
 
 Runs commands in a microVM for host-tool, and answers every restore.
 
-  --listen ADDRESS   vsock, vsock:PORT or unix:PATH
+  --listen ADDRESS   vsock, vsock:PORT, unix:PATH or unix-any:PATH
   --port PORT        of vsock, default 5252
   --log LEVEL        off, error, warn, info, debug or trace
   --console FILE     for log lines
@@ -78,7 +78,7 @@ Also: guest-agent checkpoint|generation --help";
 /// Runs commands in a microVM for host-tool, and answers every restore.
 #[derive(Debug, Default, FromArgs)]
 pub struct Flags {
-    /// where to listen: vsock, vsock:PORT or unix:PATH (default: vsock)
+    /// where to listen: vsock, vsock:PORT, unix:PATH or unix-any:PATH (default: vsock)
     #[argh(option)]
     listen: Option<String>,
     /// vsock port (default: 5252)
@@ -238,7 +238,7 @@ pub fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     let port = pick
         .first("port", "a port number", |text| text.parse().ok())
         .unwrap_or(PORT_DEFAULT);
-    let expected = "vsock, vsock:PORT or unix:PATH";
+    let expected = "vsock, vsock:PORT, unix:PATH or unix-any:PATH";
     let address = pick.first("listen", expected, |text| parse_address(text, port));
     let expected = "off, error, warn, info, debug or trace";
     let log = pick.first("log", expected, |text| text.parse().ok());
@@ -358,10 +358,13 @@ fn unquoted(text: &str) -> &str {
 }
 
 fn parse_address(text: &str, port: u32) -> Option<Address> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        return (!path.is_empty()).then(|| Address::Unix {
-            path: PathBuf::from(path),
-        });
+    for (prefix, access) in [("unix:", Access::Own), ("unix-any:", Access::Any)] {
+        if let Some(path) = text.strip_prefix(prefix) {
+            return (!path.is_empty()).then(|| Address::Unix {
+                path: PathBuf::from(path),
+                access,
+            });
+        }
     }
     match text.strip_prefix("vsock")? {
         "" => Some(Address::Vsock { port }),
@@ -493,16 +496,26 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let unix = |path: &str| {
+        let unix = |path: &str, access| {
             Some(Address::Unix {
                 path: PathBuf::from(path),
+                access,
             })
         };
         let vsock = |port| Some(Address::Vsock { port });
         assert_eq!(parse_address("vsock", 7), vsock(7));
         assert_eq!(parse_address("vsock:9", 7), vsock(9));
-        assert_eq!(parse_address("unix:/a", 7), unix("/a"));
-        for bad in ["", "unix:", "vsock:", "vsock:x", "vsocket", "tcp:1"] {
+        assert_eq!(parse_address("unix:/a", 7), unix("/a", Access::Own));
+        assert_eq!(parse_address("unix-any:a", 7), unix("a", Access::Any));
+        for bad in [
+            "",
+            "unix:",
+            "unix-any:",
+            "vsock:",
+            "vsock:x",
+            "vsocket",
+            "tcp:1",
+        ] {
             assert_eq!(parse_address(bad, 7), None, "{bad}");
         }
     }

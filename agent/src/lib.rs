@@ -40,7 +40,7 @@ use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, ImageFile, parse_file};
 use config::{Config, Flags, HELP, Sources};
 use shell::local::Local;
 use shell::{Options, Shell};
-use sys::file::read_small;
+use sys::file::{Last, read_small, trusted};
 use sys::power::PowerMode;
 use sys::{clock, console, entropy, power, process, signals, spawn};
 
@@ -259,7 +259,8 @@ fn leave_early(early: &argh::EarlyExit) -> ExitCode {
 fn read_file(path: Option<&Path>) -> Result<ImageFile, String> {
     let is_given = path.is_some();
     let path = path.unwrap_or_else(|| Path::new(FILE_PATH_DEFAULT));
-    match read_small(path, FILE_LEN_MAX) {
+    let read = trusted(path, Last::Private).and_then(|path| read_small(&path, FILE_LEN_MAX));
+    match read {
         Ok(text) => parse_file(&text).map_err(|err| format!("{}: {err}", path.display())),
         Err(err) if err.kind() == io::ErrorKind::NotFound && !is_given => Ok(ImageFile::default()),
         Err(err) => Err(format!("cannot read {}: {err}", path.display())),

@@ -38,7 +38,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddrV4;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use log::{debug, error, warn};
@@ -48,6 +48,7 @@ use shared::limits::PAYLOAD_LEN_MAX;
 use shared::message::{ExitStatus, ResourceUsage};
 
 use crate::agent::{Action, Agent, ConnectionId, End, Exit, Figures, SessionId, Signal};
+use crate::sys::file::names;
 use crate::sys::process::{self, Ending, FileLimit};
 use crate::sys::signals::Signals;
 use crate::sys::socket::{Address, Listener};
@@ -403,7 +404,7 @@ fn signal_group(group: i32, number: u8) {
 /// What this process uses. A figure that cannot be read is zero: INFO is for people.
 fn figures() -> Figures {
     // One of the entries is the directory that is being read.
-    let fds = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() - 1);
+    let fds = names(Path::new("/proc/self/fd")).map_or(0, |names| names.len() - 1);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let rss_kib = rss.and_then(|text| text.trim().strip_suffix(" kB")?.trim().parse().ok());

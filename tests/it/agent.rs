@@ -2,4 +2,5 @@
 
 mod footprint;
 mod limits;
+mod places;
 mod workload;

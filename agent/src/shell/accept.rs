@@ -125,10 +125,10 @@ enum Shed {
     Failed,
 }
 
-/// A vsock peer must be the host. The file mode of a Unix socket says who may connect to it.
+/// A vsock peer must be the host, and a Unix peer a user whom the listener is for.
 fn is_permitted(peer: Peer) -> bool {
     match peer {
         Peer::Vsock { cid } => cid == CID_HOST,
-        Peer::Unix { .. } => true,
+        Peer::Unix { is_permitted, .. } => is_permitted,
     }
 }

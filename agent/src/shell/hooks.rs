@@ -10,6 +10,7 @@ use shared::limits::HOOKS_MAX;
 use shared::message::HookStage;
 
 use crate::agent::HookListing;
+use crate::sys::file::{Last, names, trusted};
 
 pub(crate) fn has_restore(folder: &Path) -> bool {
     folder_of(folder, HookStage::Restore).is_dir()
@@ -34,18 +35,19 @@ fn folder_of(folder: &Path, stage: HookStage) -> PathBuf {
     folder.join(format!("{stage}.d"))
 }
 
-/// The executable files, sorted by name, without those that begin with a dot.
+/// The executable files, sorted by name, without those that begin with a dot. They run with the
+/// agent's rights: one that another user could have written, or its folder, is an error.
 fn executables(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
+    trusted(folder, Last::Private)?;
     let mut paths: Vec<Vec<u8>> = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let is_hidden = path
-            .file_name()
-            .is_none_or(|name| name.as_bytes().starts_with(b"."));
+    for name in names(folder)? {
+        let path = folder.join(&name);
+        let is_hidden = name.as_bytes().starts_with(b".");
         // Links are followed, as by exec.
         let is_executable = fs::metadata(&path)
             .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
         if is_executable && !is_hidden {
+            trusted(&path, Last::Private)?;
             let path = path.into_os_string().into_vec();
             let index = paths.partition_point(|other| *other < path);
             paths.insert(index, path);

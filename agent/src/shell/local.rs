@@ -3,8 +3,8 @@
 //! Both are open to every user. The socket only lets programs wait, and the generation is not
 //! secret.
 
-use std::fs::{self, Permissions};
-use std::io;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,8 @@ use shared::id::Generation;
 
 use super::Source;
 use crate::client::GENERATION_FILE;
-use crate::sys::socket::{Address, Listener};
+use crate::sys::file::{Last, trusted};
+use crate::sys::socket::{Access, Address, Listener};
 
 /// A program that finds the queue full waits.
 const BACKLOG: libc::c_int = 64;
@@ -64,19 +65,27 @@ fn open(path: &Path) -> io::Result<Local> {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
-    let path = path.to_owned();
-    let generation_path = folder.join(GENERATION_FILE);
-    let listener = Listener::bind(&Address::Unix { path: path.clone() }, BACKLOG)?;
-    fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+    let folder = trusted(folder, Last::Folder)?;
+    let address = Address::Unix {
+        path: folder.join(path.file_name().unwrap_or_default()),
+        access: Access::Any,
+    };
     Ok(Local {
-        listener,
-        generation_path,
+        listener: Listener::bind(&address, BACKLOG)?,
+        generation_path: folder.join(GENERATION_FILE),
     })
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    fs::write(&temporary, text)?;
-    fs::set_permissions(&temporary, Permissions::from_mode(0o644))?;
+    // In a sticky folder another user may have put a link there, which must not be followed.
+    match fs::remove_file(&temporary) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+        Ok(()) | Err(_) => {}
+    }
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).open(&temporary)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(text.as_bytes())?;
     fs::rename(&temporary, path)
 }

@@ -9,8 +9,13 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::geteuid;
+
+use super::file::{Last, trusted};
 use super::source::source_by_fd;
 use super::{check, check_len, vsock};
 
@@ -26,14 +31,37 @@ pub(crate) enum Address {
     Unix {
         /// The socket file. The listener creates it, and removes it when dropped.
         path: PathBuf,
+        access: Access,
     },
+}
+
+/// Who may connect to a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// The agent's own user, and root.
+    Own,
+    /// Every user.
+    Any,
+}
+
+impl Access {
+    /// What bind(2) leaves out of the mode of the socket file.
+    const fn umask(self) -> Mode {
+        match self {
+            Self::Own => Mode::from_bits_retain(0o177),
+            Self::Any => Mode::from_bits_retain(0o111),
+        }
+    }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vsock { port } => write!(f, "vsock:{port}"),
-            Self::Unix { path } => write!(f, "unix:{}", path.display()),
+            Self::Unix { path, access } => match access {
+                Access::Own => write!(f, "unix:{}", path.display()),
+                Access::Any => write!(f, "unix-any:{}", path.display()),
+            },
         }
     }
 }
@@ -48,6 +76,8 @@ pub(crate) enum Peer {
     Unix {
         /// Its effective user id when it connected.
         uid: u32,
+        /// Whether the listener is for this user.
+        is_permitted: bool,
     },
 }
 
@@ -56,6 +86,10 @@ pub(crate) enum Peer {
 pub(crate) struct Listener {
     fd: OwnedFd,
     address: Address,
+    /// The agent's user.
+    own_uid: u32,
+    /// Device and inode of a Unix socket's file.
+    inode: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -63,11 +97,16 @@ impl Listener {
     pub(crate) fn bind(address: &Address, backlog: libc::c_int) -> io::Result<Self> {
         let fd = match address {
             Address::Vsock { port } => vsock::listen(*port, backlog)?,
-            Address::Unix { path } => listen_unix(path, backlog)?,
+            Address::Unix { path, access } => listen_unix(path, *access, backlog)?,
         };
         Ok(Self {
             fd,
             address: address.clone(),
+            own_uid: geteuid().as_raw(),
+            inode: match address {
+                Address::Vsock { .. } => None,
+                Address::Unix { path, .. } => inode(path),
+            },
         })
     }
 
@@ -102,9 +141,11 @@ impl Listener {
                     cid: address.svm_cid,
                 }
             }
-            Address::Unix { .. } => Peer::Unix {
-                uid: stream.peer_uid()?,
-            },
+            Address::Unix { access, .. } => {
+                let uid = stream.peer_uid()?;
+                let is_permitted = *access == Access::Any || uid == self.own_uid || uid == 0;
+                Peer::Unix { uid, is_permitted }
+            }
         };
         Ok((stream, peer))
     }
@@ -112,7 +153,11 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Address::Unix { path } = &self.address {
+        if let Address::Unix { path, .. } = &self.address
+            // Another file may have taken the name.
+            && self.inode.is_some()
+            && self.inode == inode(path)
+        {
             // A failure does not matter: the next start replaces the file.
             let _ = std::fs::remove_file(path);
         }
@@ -193,17 +238,25 @@ impl Stream {
     }
 }
 
-/// Binds a Unix stream socket. Replaces a socket file on which no process listens.
-fn listen_unix(path: &Path, backlog: libc::c_int) -> io::Result<OwnedFd> {
+/// Binds a Unix stream socket. Replaces a socket file of this user on which no process listens. No
+/// other user can lead the path elsewhere.
+fn listen_unix(path: &Path, access: Access, backlog: libc::c_int) -> io::Result<OwnedFd> {
+    // A path of one name has an empty parent.
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = trusted(folder.unwrap_or_else(|| Path::new(".")), Last::Folder)?;
+    let path = &folder.join(path.file_name().unwrap_or_default());
     let address = unix_address(path)?;
     let fd = unix_socket()?;
-    match bind_unix(&fd, &address) {
+    match bind_unix(&fd, &address, access) {
         Err(err) if err.kind() == io::ErrorKind::AddrInUse => {
+            check_socket(path)?;
             // Only a refused connection proves that no process listens; a full queue does not.
             match connect_unix(&unix_socket()?, &address) {
                 Err(probe) if probe.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path)?;
-                    bind_unix(&fd, &address)?;
+                    bind_unix(&fd, &address, access)?;
                 }
                 Ok(()) | Err(_) => return Err(err),
             }
@@ -215,6 +268,25 @@ fn listen_unix(path: &Path, backlog: libc::c_int) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Fails unless the path is a socket file of this user. connect(2) refuses other files in the same
+/// way as a socket without a listener, and follows a link.
+fn check_socket(path: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(path)?;
+    let text = if !found.file_type().is_socket() {
+        "there is a file that is not a socket; it is left alone"
+    } else if found.uid() != geteuid().as_raw() {
+        "there is a socket of another user; it is left alone"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
 fn unix_socket() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: `socket` takes three integers and no pointer.
@@ -223,12 +295,15 @@ fn unix_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bind_unix(fd: &OwnedFd, address: &libc::sockaddr_un) -> io::Result<()> {
+fn bind_unix(fd: &OwnedFd, address: &libc::sockaddr_un, access: Access) -> io::Result<()> {
     let len = socklen_of::<libc::sockaddr_un>()?;
+    // The file has its mode from the start. A chmod afterwards could meet another file.
+    let before = umask(access.umask());
     // SAFETY: the pointer is to a live `sockaddr_un` whose path is zero-terminated; the length is
     // its size.
-    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const *address).cast(), len) })?;
-    Ok(())
+    let bound = check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const *address).cast(), len) });
+    umask(before);
+    bound.map(drop)
 }
 
 fn connect_unix(fd: &OwnedFd, address: &libc::sockaddr_un) -> io::Result<()> {
@@ -272,6 +347,54 @@ mod tests {
         std::env::temp_dir().join(format!("guest-agent-{name}-{}", std::process::id()))
     }
 
+    fn own(path: &Path) -> Address {
+        Address::Unix {
+            path: path.to_owned(),
+            access: Access::Own,
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_a_socket_is_left_alone() {
+        let path = scratch("file");
+        let bait = scratch("bait");
+        std::fs::write(&bait, "x").unwrap();
+        let puts: [&dyn Fn(); 3] = [
+            &|| std::fs::write(&path, "x").unwrap(),
+            &|| std::os::unix::fs::symlink(&bait, &path).unwrap(),
+            &|| nix::unistd::mkfifo(&path, Mode::S_IRUSR).unwrap(),
+        ];
+        for put in puts {
+            put();
+            let err = Listener::bind(&own(&path), 8).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::AlreadyExists);
+            assert!(path.symlink_metadata().is_ok(), "it was removed");
+            std::fs::remove_file(&path).unwrap();
+        }
+        // A link to a socket that is dead.
+        drop(std::os::unix::net::UnixListener::bind(scratch("dead")).unwrap());
+        std::os::unix::fs::symlink(scratch("dead"), &path).unwrap();
+        Listener::bind(&own(&path), 8).unwrap_err();
+        assert!(scratch("dead").exists() && path.is_symlink());
+        for path in [path, scratch("dead")] {
+            std::fs::remove_file(path).unwrap();
+        }
+        assert_eq!(std::fs::read(&bait).unwrap(), b"x");
+        std::fs::remove_file(bait).unwrap();
+    }
+
+    #[test]
+    fn the_mode_of_a_socket_follows_from_its_access() {
+        let path = scratch("mode");
+        for (access, expected) in [(Access::Own, 0o600), (Access::Any, 0o666)] {
+            let path = path.clone();
+            let address = Address::Unix { path, access };
+            let _listener = Listener::bind(&address, 8).unwrap();
+            let mode = scratch("mode").metadata().unwrap().mode();
+            assert_eq!(mode & 0o777, expected);
+        }
+    }
+
     #[track_caller]
     fn assert_flags(fd: &OwnedFd) {
         let descriptor = fcntl(fd, FcntlArg::F_GETFD).unwrap();
@@ -283,7 +406,7 @@ mod tests {
     #[test]
     fn sockets_are_nonblocking_and_close_on_exec() {
         let path = scratch("flags");
-        let address = Address::Unix { path: path.clone() };
+        let address = own(&path);
         let listener = Listener::bind(&address, 8).unwrap();
         assert_flags(&listener.fd);
         let client = unix_socket().unwrap();
@@ -301,7 +424,7 @@ mod tests {
     #[test]
     fn only_a_socket_file_without_a_listener_is_replaced() {
         let path = scratch("stale");
-        let address = Address::Unix { path: path.clone() };
+        let address = own(&path);
         // std's listener leaves its file behind when it is dropped.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let live = Listener::bind(&address, 8).unwrap();
