@@ -69,6 +69,14 @@ const MOUNTS: [Mount; 6] = [
     },
 ];
 
+/// The tree of cgroups, so that each session gets one.
+const CGROUPS: Mount = Mount {
+    kind: "cgroup2",
+    target: "/sys/fs/cgroup",
+    flags: NO_PROGRAMS,
+    options: "",
+};
+
 /// A failed step, which does not end the start.
 #[derive(Debug)]
 pub(crate) struct Problem {
@@ -94,6 +102,14 @@ pub(crate) fn mount_and_take_console() -> Vec<Problem> {
             });
         }
     }
+    if let Err(source) = mount(&CGROUPS)
+        && !is_without_cgroups(&source)
+    {
+        problems.push(Problem {
+            what: format!("cannot mount {}", CGROUPS.target),
+            source,
+        });
+    }
     if let Err(source) = console::become_stdio("/dev/console") {
         problems.push(Problem {
             what: "cannot open /dev/console".to_owned(),
@@ -101,6 +117,14 @@ pub(crate) fn mount_and_take_console() -> Vec<Problem> {
         });
     }
     problems
+}
+
+/// Whether the kernel was built without cgroups. Then it has neither the file system nor its mount
+/// point, and `/sys` does not let it be made.
+fn is_without_cgroups(err: &io::Error) -> bool {
+    let errors = [libc::ENODEV, libc::EPERM, libc::ENOENT];
+    err.raw_os_error()
+        .is_some_and(|errno| errors.contains(&errno))
 }
 
 /// The steps after the console is open. Logs its failures.

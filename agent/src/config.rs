@@ -10,6 +10,7 @@
 //! | `local` | socket for programs in the guest; empty: none | in `/run/guest-agent` |
 //! | `hooks` | folder with `snapshot.d` and `restore.d` | `/etc/guest-agent` |
 //! | `mmds` | watch the metadata service: `0`, `1` or `ADDRESS:PORT` | as in `config`, or `0` |
+//! | `cgroups` | `0`: sessions get no cgroups | `1` |
 //! | `unprivileged` | `1`: do not set the clock, the random pool or the identity | `0` |
 //! | `config` | file with the workload | `/etc/guest-agent/agent.json`, if it exists |
 //! | `workload` | its arguments, split at spaces outside of quotes; empty: none | as in `config` |
@@ -67,6 +68,7 @@ Runs commands in a microVM for host-tool, and answers every restore.
   --local PATH       socket for programs in the guest, '' for none
   --mmds 0|1|ADDRESS:PORT
                      watch the metadata service
+  --cgroups 0|1      whether each session gets a cgroup, default 1
   --unprivileged     do not set clock, random pool and identity
   --config FILE      with the workload
   --workload COMMAND, --workload-restart no|on-failure,
@@ -103,6 +105,9 @@ pub struct Flags {
     /// watch the metadata service for restores: 0, 1 or ADDRESS:PORT (default: 0)
     #[argh(option)]
     mmds: Option<String>,
+    /// whether each session gets a cgroup: 0 or 1 (default: 1)
+    #[argh(option)]
+    cgroups: Option<String>,
     /// do not set clock, random pool and identity (for development and tests)
     #[argh(switch)]
     unprivileged: bool,
@@ -136,6 +141,8 @@ pub struct Config {
     pub(crate) local: Option<PathBuf>,
     /// The setting outside of the file, which has one too.
     pub(crate) mmds: Option<Mmds>,
+    /// Whether each session gets a cgroup, if that can be.
+    pub(crate) has_cgroups: bool,
     pub(crate) is_unprivileged: bool,
     /// The file with the workload. If it is given, it must exist.
     pub(crate) file: Option<PathBuf>,
@@ -190,6 +197,7 @@ impl Sources {
             ("hooks", flags.hooks.clone()),
             ("local", flags.local.clone()),
             ("mmds", flags.mmds.clone()),
+            ("cgroups", flags.cgroups.clone()),
             ("unprivileged", unprivileged),
             ("config", flags.config.clone()),
             ("workload", flags.workload.clone()),
@@ -249,11 +257,8 @@ pub fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
     let hooks = pick.first("hooks", "a path", |text| Some(text.to_owned()));
     let local = pick.first("local", "a path", |text| Some(text.to_owned()));
     let mmds = pick.first("mmds", mmds::EXPECTED, mmds::parse);
-    let is_unprivileged = pick.first("unprivileged", "0 or 1", |text| match text {
-        "0" => Some(false),
-        "1" => Some(true),
-        _ => None,
-    });
+    let has_cgroups = pick.first("cgroups", "0 or 1", parse_switch);
+    let is_unprivileged = pick.first("unprivileged", "0 or 1", parse_switch);
     let file = pick.first("config", "a path", |text| {
         (!text.is_empty()).then(|| PathBuf::from(text))
     });
@@ -280,6 +285,7 @@ pub fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         console,
         hostname,
         mmds,
+        has_cgroups: has_cgroups.unwrap_or(true),
         is_unprivileged,
         file,
         workload,
@@ -354,6 +360,14 @@ fn unquoted(text: &str) -> &str {
     match text.strip_prefix('"') {
         Some(rest) => rest.strip_suffix('"').unwrap_or(rest),
         None => text,
+    }
+}
+
+fn parse_switch(text: &str) -> Option<bool> {
+    match text {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
     }
 }
 

@@ -16,10 +16,12 @@
 pub mod accounts;
 pub mod agent;
 mod boot;
+mod cgroups;
 mod client;
 pub mod config;
 mod event_loop;
 mod netlink;
+mod record;
 mod shell;
 mod sys;
 
@@ -38,7 +40,9 @@ use agent::{Agent, End, RESULTS_MAX, Settings, WorkloadSettings};
 use config::mmds::Mmds;
 use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, ImageFile, parse_file};
 use config::{Config, Flags, HELP, Sources};
+use shell::cgroups::Cgroups;
 use shell::local::Local;
+use shell::record::Record;
 use shell::{Options, Shell};
 use sys::file::{Last, read_small, trusted};
 use sys::power::PowerMode;
@@ -149,7 +153,7 @@ fn start(
     };
     let local = config.local.as_deref().and_then(Local::open);
     let listen = format!("listen on {}", config.address);
-    let shell = Shell::new(
+    let mut shell = Shell::new(
         options,
         config.failpoints.clone(),
         registry,
@@ -160,6 +164,7 @@ fn start(
     .map_err(step(&listen))?;
     let instance = entropy::draw().map_err(step("draw random bytes"))?;
     let instance = Instance::from_bytes(instance);
+    let (has_cgroups, left) = keep_sessions(&mut shell, config, is_init);
     let read_line = |path| {
         std::fs::read_to_string(path)
             .unwrap_or_default()
@@ -174,11 +179,30 @@ fn start(
         is_init,
         grace: SIGNAL_GRACE,
         results_max: RESULTS_MAX,
+        has_cgroups,
         has_restore_hooks: shell::hooks::has_restore(&config.hooks),
         watches_mmds: mmds.is_some(),
         workload,
     };
-    Ok((poll, shell, Agent::new(settings, clock::now())))
+    let mut agent = Agent::new(settings, clock::now());
+    agent.note_predecessor(left);
+    Ok((poll, shell, agent))
+}
+
+/// Makes sure that no command outlives its agent for long, and ends what a predecessor has left.
+/// Returns whether sessions get cgroups, and how much was ended.
+///
+/// The shell listens already. So the address is this agent's, and so is what is found for it.
+fn keep_sessions(shell: &mut Shell, config: &Config, is_init: bool) -> (bool, u64) {
+    let cgroups = config.has_cgroups.then(|| Cgroups::open(&config.address));
+    let (cgroups, left) = cgroups.flatten().unzip();
+    let has_cgroups = cgroups.is_some();
+    // Nothing survives process 1.
+    let record =
+        (!has_cgroups && !is_init).then(|| Record::open(&config.address, config.local.as_deref()));
+    let (record, recorded) = record.flatten().unzip();
+    shell.set_keepers(cgroups, record);
+    (has_cgroups, left.or(recorded).unwrap_or(0))
 }
 
 /// Ends the machine as process 1, or this service.

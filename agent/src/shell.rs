@@ -22,6 +22,7 @@
 //! - Each error of a system call is mapped here, once, to an input of the core.
 
 mod accept;
+pub(crate) mod cgroups;
 mod connections;
 pub(crate) mod failpoint;
 pub(crate) mod hooks;
@@ -31,6 +32,7 @@ mod mmds;
 mod network;
 mod output;
 mod program;
+pub(crate) mod record;
 mod steps;
 mod tokens;
 
@@ -57,11 +59,13 @@ use crate::sys::{clock, console};
 
 pub(crate) use tokens::Source;
 
+use cgroups::Cgroups;
 use connections::Entry;
 use failpoint::{Call, Failpoints};
 use local::Local;
 use mmds::Link;
 use output::Stdio;
+use record::Record;
 
 /// Bytes read at once: what a pipe holds, and the payload of a frame.
 const READ_LEN: usize = PAYLOAD_LEN_MAX;
@@ -120,6 +124,10 @@ pub(crate) struct Shell {
     connections: BTreeMap<ConnectionId, Entry>,
     stdio: BTreeMap<SessionId, Stdio>,
     spawner: Spawner,
+    /// The sessions' cgroups, if it can make any.
+    cgroups: Option<Cgroups>,
+    /// The running commands for a successor, if they have no cgroups.
+    record: Option<Record>,
     /// Buffer of every read that does not go into a ring.
     scratch: Box<[u8]>,
     /// Sources with more to read, whose edge has been used up.
@@ -157,12 +165,20 @@ impl Shell {
             connections: BTreeMap::new(),
             stdio: BTreeMap::new(),
             spawner,
+            cgroups: None,
+            record: None,
             scratch: vec![0; READ_LEN].into_boxed_slice(),
             ready: VecDeque::new(),
             unflushed: Vec::new(),
             has_spawned: false,
             end: None,
         })
+    }
+
+    /// Makes sure that a successor can end the sessions from now on.
+    pub(crate) fn set_keepers(&mut self, cgroups: Option<Cgroups>, record: Option<Record>) {
+        self.cgroups = cgroups;
+        self.record = record;
     }
 
     /// How the machine is to end, once the core has asked for it.
@@ -267,6 +283,7 @@ impl Shell {
             }
             Action::CloseOutput(id) => self.close_outputs(id, turn),
             Action::SignalGroup { group, number } => signal_group(group, number),
+            Action::KillSession(id) => self.kill_session(id),
             Action::FlushInput(id) => self.flush_input(id, turn),
             Action::CloseInput(id) => self.close_input(id),
             Action::ResizeTty { session, size } => self.resize_terminal(session, size),
@@ -288,7 +305,10 @@ impl Shell {
             }
             Action::AskMmds(request) => self.ask_mmds(request, turn),
             Action::CloseMmds => self.close_mmds(),
-            Action::End(end) => self.end = Some(end),
+            Action::End(end) => {
+                self.end_keepers();
+                self.end = Some(end);
+            }
         }
     }
 
@@ -343,6 +363,7 @@ impl Shell {
                     turn.agent
                         .handle_child_exit(reaped.pid, exit_of(&reaped), turn.now);
                     self.drain_actions(turn);
+                    self.note_reaped(reaped.pid);
                 }
                 Ok(None) => return turn.agent.handle_reaped_all(true, turn.now),
                 Err(err) => match err.raw_os_error() {

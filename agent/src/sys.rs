@@ -11,6 +11,7 @@
 //!   close-on-exec. A descriptor that the event loop polls is also created non-blocking.
 //! - Only one function waits for children: [`process::reap`].
 
+pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod console;
 pub(crate) mod entropy;

@@ -3,6 +3,7 @@
 
 mod at_most_once;
 mod attaching;
+mod cgroups;
 mod ending;
 mod faults;
 mod input;

@@ -55,6 +55,9 @@ pub enum Action {
         /// `signal(7)`.
         number: u8,
     },
+    /// Kill every process that is left of a session, wherever it has gone to. Only asked if
+    /// sessions have cgroups.
+    KillSession(SessionId),
     /// Send a signal to every process of the machine. Only asked of process 1.
     SignalEveryone(EndSignal),
     /// Check whether the console has sent everything. Answered by

@@ -32,7 +32,7 @@ macro_rules! counters {
 
 counters! {
     accepts accepts_shed peers_refused resets rearms mistakes
-    execs attaches superseded gaps timeouts abandoned restarts
+    execs attaches superseded gaps timeouts abandoned restarts left_behind
     probes rebinds quiesces mmds_reads mmds_epochs mmds_failures
 }
 
@@ -46,6 +46,11 @@ impl Agent {
         if self.admit(id, Request::Inspect, now) {
             self.actions.push_back(Action::CollectFigures(id));
         }
+    }
+
+    /// At its start an agent has ended this many processes or commands of a predecessor.
+    pub fn note_predecessor(&mut self, count: u64) {
+        self.counters.left_behind += count;
     }
 
     /// Answers [`Action::CollectFigures`].
@@ -65,6 +70,7 @@ impl Agent {
             connections: count(self.host_count()),
             fds: figures.fds,
             rss_kib: figures.rss_kib,
+            cgroup: self.settings.has_cgroups,
             orphans_reaped: self.children.orphans_reaped(),
             counters,
         };

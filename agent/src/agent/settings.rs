@@ -20,6 +20,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Ended sessions that are remembered. The oldest is forgotten first.
     pub results_max: usize,
+    /// Whether each session runs in a cgroup of its own.
+    pub has_cgroups: bool,
     /// Whether the image has hooks for after a restore.
     pub has_restore_hooks: bool,
     /// Whether to watch the metadata service for another restore epoch.

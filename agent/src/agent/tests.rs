@@ -346,6 +346,7 @@ impl World {
             | Action::CloseOutput(_)
             | Action::ResizeTty { .. }
             | Action::SignalGroup { .. }
+            | Action::KillSession(_)
             | Action::SignalEveryone(_)
             | Action::WriteGeneration(_)
             | Action::CheckSources
@@ -441,6 +442,7 @@ fn settings() -> Settings {
         kernel: "6.1".to_owned(),
         is_init: false,
         grace: Duration::from_secs(5),
+        has_cgroups: false,
         results_max: RESULTS_MAX,
         has_restore_hooks: false,
         watches_mmds: false,

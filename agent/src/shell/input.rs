@@ -182,6 +182,8 @@ mod tests {
             cwd: CString::new("/").unwrap(),
             wiring,
             user: None,
+            cgroup: None,
+            slot: None,
         };
         Spawner::new(limit, false).unwrap().spawn(&program).unwrap()
     }

@@ -24,11 +24,17 @@ const ACCOUNTS_LEN_MAX: usize = 1024 * 1024;
 
 impl Shell {
     pub(super) fn spawn(&mut self, purpose: Purpose, command: &Command, turn: &mut Turn<'_>) {
-        let result = program_of(command).and_then(|program| {
-            self.spawner
-                .spawn(&program)
-                .map_err(|error| failure_of(&error, command))
-        });
+        let result = self.start(purpose, command);
+        let child = match &result {
+            Ok(started) => Some(started.pid),
+            Err(failure) => failure.stillborn,
+        };
+        if let (Some(cgroups), Purpose::Session(id)) = (&mut self.cgroups, purpose) {
+            cgroups.handle_spawned(id, child);
+        }
+        if let (Some(record), Some(pid), Purpose::Session(_)) = (&mut self.record, child, purpose) {
+            record.handle_spawned(pid);
+        }
         match (result, purpose) {
             (Ok(started), Purpose::Session(id)) => {
                 turn.agent
@@ -44,6 +50,19 @@ impl Shell {
                 turn.agent.handle_spawned(purpose, Err(failure), turn.now);
             }
         }
+    }
+
+    fn start(&mut self, purpose: Purpose, command: &Command) -> Result<Started, SpawnFailure> {
+        let mut program = program_of(command)?;
+        if let (Some(cgroups), Purpose::Session(id)) = (&self.cgroups, purpose) {
+            let cgroup = cgroups.enter(id);
+            program.cgroup = Some(cgroup.map_err(|err| cgroup_failure(&err))?);
+        }
+        if let (Some(record), Purpose::Session(_)) = (&self.record, purpose) {
+            program.slot = record.next_slot();
+        }
+        let started = self.spawner.spawn(&program);
+        started.map_err(|error| failure_of(&error, command))
     }
 
     /// Takes ownership of the child's pipe ends. A missing end (stderr of a terminal) counts as
@@ -67,6 +86,16 @@ impl Shell {
         let stdio = Stdio::new(input, ends.stdout, ends.stderr, is_terminal);
         self.stdio.insert(id, stdio);
         self.register_input(id, turn);
+    }
+}
+
+/// A session without its cgroup is not started: it could not be ended for sure.
+fn cgroup_failure(err: &io::Error) -> SpawnFailure {
+    SpawnFailure {
+        stage: SpawnStage::SetUp,
+        errno: err.raw_os_error().unwrap_or(libc::EINVAL),
+        text: format!("in a cgroup of its own: {err}"),
+        stillborn: None,
     }
 }
 
@@ -102,6 +131,8 @@ fn program_of(command: &Command) -> Result<Program, SpawnFailure> {
                 gid: account.gid,
                 groups: account.groups,
             }),
+            cgroup: None,
+            slot: None,
         })
     };
     // The request's parser refuses zero bytes.

@@ -12,6 +12,9 @@
 //! never returns into Rust code of the parent. So everything that has to be looked up or allocated,
 //! such as a user's groups, is prepared before the clone.
 //!
+//! A child that belongs into a cgroup is cloned into it (`clone3`, Linux 5.7). Where that cannot
+//! be, it moves there itself as its first step. So a program and all its descendants are in it.
+//!
 //! Invariants:
 //! - The agent's descriptors 0, 1 and 2 are open, so every descriptor passed here is 3 or above.
 //! - Every signal that could run a handler is blocked in the parent, so none can run in the child
@@ -20,19 +23,24 @@
 #![expect(unsafe_code, reason = "clone, and descriptors that only may be open")]
 
 mod child;
+mod clone;
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 
+use super::cgroup::Cgroup;
 use super::check;
 use super::process::FileLimit;
 use super::stdio::{self, AgentEnds, Wiring};
 
 /// Stack of a child until its exec, in bytes. The deepest call is a libc wrapper with a `sigset_t`.
 const STACK_LEN: usize = 32 * 1024;
+
+/// The entrance of a child that need not move into a cgroup.
+const NO_ENTRANCE: libc::c_int = -1;
 
 /// A program to start, in the form that the kernel needs.
 #[derive(Debug)]
@@ -46,6 +54,18 @@ pub(crate) struct Program {
     pub wiring: Wiring,
     /// The user to run as; `None` is the agent's.
     pub user: Option<User>,
+    /// The cgroup to run in; `None` is the agent's.
+    pub cgroup: Option<Cgroup>,
+    /// Where the child records itself.
+    pub slot: Option<Slot>,
+}
+
+/// A line of the record of running commands; see [`crate::record`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    /// An open descriptor.
+    pub file: RawFd,
+    pub offset: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +119,8 @@ pub(crate) struct Spawner {
     null: File,
     limit: FileLimit,
     is_preferred: bool,
+    /// Whether the kernel has not refused to clone into a cgroup.
+    clones_into_cgroups: bool,
 }
 
 impl Spawner {
@@ -111,6 +133,7 @@ impl Spawner {
             null,
             limit,
             is_preferred,
+            clones_into_cgroups: true,
         })
     }
 
@@ -154,11 +177,15 @@ impl Spawner {
                 rlim_max: self.limit.hard,
             },
             is_preferred: self.is_preferred,
+            entrance: NO_ENTRANCE,
+            slot: program.slot,
             failure: None,
         };
-        let pid = self
-            .clone_child(&mut shared)
-            .map_err(no_child(Stage::Clone))?;
+        let pid = match &program.cgroup {
+            Some(cgroup) => self.clone_into(cgroup, &mut shared),
+            None => self.clone_child(&mut shared),
+        };
+        let pid = pid.map_err(no_child(Stage::Clone))?;
         match shared.failure {
             None => Ok(Started {
                 pid,
@@ -172,17 +199,43 @@ impl Spawner {
         }
     }
 
+    /// Clones a child that begins in a cgroup, or moves there.
+    fn clone_into(&mut self, cgroup: &Cgroup, shared: &mut child::Shared) -> io::Result<i32> {
+        if self.clones_into_cgroups {
+            let fd = cgroup.as_fd().as_raw_fd();
+            // SAFETY: as in `clone_child`; the descriptor is open.
+            match unsafe { clone::clone_into(fd, &mut self.stack, child::run, shared) } {
+                Err(err) if is_unsupported(&err) => self.clones_into_cgroups = false,
+                result => return result,
+            }
+        }
+        let entrance: OwnedFd = cgroup.entrance()?;
+        shared.entrance = entrance.as_raw_fd();
+        self.clone_child(shared)
+    }
+
     fn clone_child(&mut self, shared: &mut child::Shared) -> io::Result<i32> {
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        let top = self.stack.as_mut_ptr_range().end;
-        // The ABIs require a stack pointer that is a multiple of 16.
-        let top = top.wrapping_sub(top.addr() % 16);
+        let top = stack_top(&mut self.stack);
         // SAFETY: `top` is the end of a live buffer that nothing else uses, because the parent is
         // suspended (CLONE_VFORK) until the child has executed or exited. For the same reason
         // `shared` and all it points to outlive the child's use. `run` never returns into the
         // parent's frames.
         check(unsafe { libc::clone(child::run, top.cast(), flags, ptr::from_mut(shared).cast()) })
     }
+}
+
+/// The highest address of a stack. The ABIs require a multiple of 16.
+fn stack_top(stack: &mut [u8]) -> *mut u8 {
+    let top = stack.as_mut_ptr_range().end;
+    top.wrapping_sub(top.addr() % 16)
+}
+
+/// Whether the kernel has no `clone3`, or none with cgroups, or a filter forbids it.
+fn is_unsupported(err: &io::Error) -> bool {
+    let errors = [libc::ENOSYS, libc::EINVAL, libc::E2BIG, libc::EPERM];
+    err.raw_os_error()
+        .is_some_and(|errno| errors.contains(&errno))
 }
 
 /// A null-terminated array of pointers into `strings`, for `execve`.

@@ -273,6 +273,8 @@ pub struct Info {
     pub fds: u32,
     /// Resident memory of the agent, KiB.
     pub rss_kib: u64,
+    /// Whether each session has a cgroup of its own. False from a guest that does not say.
+    pub cgroup: bool,
     /// Number of reaped children that did not belong to a session.
     pub orphans_reaped: u64,
     /// Counters that only grow, by name. At most 256.
@@ -297,6 +299,7 @@ impl Info {
             connections: object.number("connections")?,
             fds: object.number("fds")?,
             rss_kib: object.number("rss_kib")?,
+            cgroup: object.opt_flag("cgroup")?,
             orphans_reaped: object.number("orphans_reaped")?,
             counters: counters.unwrap_or_default(),
         })
@@ -314,6 +317,7 @@ impl ToJson for Info {
         object!(out, {
             "agent_version": clipped(&self.agent_version),
             "boot_id": clipped(&self.boot_id),
+            "cgroup": self.cgroup,
             "connections": self.connections,
             "counters": self.counters,
             "fds": self.fds,

@@ -257,6 +257,9 @@ pub struct SessionInfo {
     pub attached: u32,
     /// Number of restarts. Only the workload is restarted.
     pub restarts: u32,
+    /// Whether it has a cgroup of its own, so that no process of it outlives an end that it was
+    /// told. False from a guest that does not say.
+    pub cgroup: bool,
     /// Bytes of standard output so far.
     pub stdout_end: u64,
     /// Bytes of standard error so far.
@@ -283,6 +286,7 @@ impl SessionInfo {
             detached: object.flag("detached")?,
             attached: object.number("attached")?,
             restarts: object.number("restarts")?,
+            cgroup: object.opt_flag("cgroup")?,
             stdout_end: object.number("stdout_end")?,
             stderr_end: object.number("stderr_end")?,
             exited: exited.transpose()?,
@@ -307,6 +311,7 @@ impl ToJson for SessionInfo {
         object!(out, {
             "age_ms": self.age_ms,
             "attached": self.attached,
+            "cgroup": self.cgroup,
             "command": clipped_to(&self.command, COMMAND_TEXT_LEN_MAX),
             "detached": self.detached,
             "exited": self.exited,

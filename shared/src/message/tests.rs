@@ -91,11 +91,8 @@ fn guest_hello() -> Message {
 
 fn control_messages() -> Vec<Message> {
     let token = Token::from_bytes([9; 16]);
-    let step = |name, result| Step {
-        name,
-        us: 12,
-        result,
-    };
+    let us = 12;
+    let step = |name, result| Step { name, us, result };
     vec![
         guest_hello(),
         Message::Fail(Fail {
@@ -148,6 +145,7 @@ fn control_messages() -> Vec<Message> {
             connections: 3,
             fds: 4,
             rss_kib: 5,
+            cgroup: true,
             orphans_reaped: 6,
             counters: [("foreign_peers".to_owned(), 7)].into(),
         }),
@@ -173,6 +171,7 @@ fn session_info(exited: Option<Exited>) -> SessionInfo {
         detached: true,
         attached: 2,
         restarts: 7,
+        cgroup: true,
         stdout_end: 8,
         stderr_end: 9,
         exited,

@@ -82,6 +82,7 @@ impl Shell {
             is_init: true,
             grace: Duration::from_secs(5),
             results_max: 2,
+            has_cgroups: true,
             has_restore_hooks: true,
             watches_mmds: false,
             workload: None,
@@ -163,6 +164,7 @@ impl Shell {
             | Action::CloseInput(_)
             | Action::ResizeTty { .. }
             | Action::SignalGroup { .. }
+            | Action::KillSession(_)
             | Action::SignalEveryone(_)
             | Action::WriteGeneration(_)
             | Action::AskMmds(_)

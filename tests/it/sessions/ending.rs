@@ -124,7 +124,8 @@ fn a_detached_command_needs_nobody() {
 /// the leader's group may belong to another group by now, so the agent must not signal it.
 #[test]
 fn a_group_whose_leader_was_reaped_is_not_signalled() {
-    let agent = Agent::start();
+    // With a cgroup the agent knows the session's processes without that number.
+    let agent = Agent::start_with(&["--cgroups", "0"]);
     let fifo = Fifo::new(agent.folder(), "fifo");
     let mut owner = agent.greet();
     let script = format!("(head -c 1000000 /dev/zero; echo alive >{}) &", fifo.path());

@@ -106,6 +106,7 @@ impl Guest {
             kernel: "6.1".to_owned(),
             is_init: false,
             grace: Duration::from_secs(5),
+            has_cgroups: false,
             // A result is forgotten as soon as no client is attached to it.
             results_max: 0,
             workload: None,
@@ -284,6 +285,7 @@ impl Guest {
             | Action::CloseInput(_)
             | Action::ResizeTty { .. }
             | Action::SignalGroup { .. }
+            | Action::KillSession(_)
             | Action::SignalEveryone(_)
             | Action::ListHooks(_)
             | Action::WriteGeneration(_)

@@ -89,6 +89,7 @@ impl Guest {
             is_init: random.one_in(2),
             grace: Duration::from_secs(5),
             results_max: random.pick(&[0, 1, 3, RESULTS_MAX]).expect("some"),
+            has_cgroups: random.one_in(2),
             has_restore_hooks: random.one_in(4),
             watches_mmds: is_watching,
             workload: random.one_in(3).then_some(workload),
@@ -272,7 +273,8 @@ impl Guest {
                 let listing = self.list_hooks();
                 self.agent.handle_hooks_listed(listing, now);
             }
-            Action::ResizeTty { .. } | Action::WriteGeneration(_) => {}
+            // The kernel here has no cgroups.
+            Action::KillSession(_) | Action::ResizeTty { .. } | Action::WriteGeneration(_) => {}
             Action::AskMmds(question) => self.question = Some(question),
             Action::CloseMmds => self.question = None,
             Action::End(end) => self.end = Some(end),
@@ -579,6 +581,7 @@ fn mark_of(action: &Action) -> Mark {
         Action::CloseInput(_) => Mark::CloseInput,
         Action::ResizeTty { .. } => Mark::ResizeTty,
         Action::SignalGroup { .. } => Mark::SignalGroup,
+        Action::KillSession(_) => Mark::KillSession,
         Action::SignalEveryone(_) => Mark::SignalEveryone,
         Action::LookAtConsole => Mark::LookAtConsole,
         Action::CollectFigures(_) => Mark::CollectFigures,

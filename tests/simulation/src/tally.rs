@@ -35,6 +35,7 @@ marks! {
     CloseInput = "action: close input";
     ResizeTty = "action: resize terminal";
     SignalGroup = "action: signal group";
+    KillSession = "action: kill session";
     SignalEveryone = "action: signal everyone";
     LookAtConsole = "action: look at console";
     CollectFigures = "action: collect figures";

@@ -319,7 +319,12 @@ impl Agent {
             return;
         };
         let is_workload = session.is_workload();
-        if session.spec().tty.is_some() {
+        let has_terminal = session.spec().tty.is_some();
+        if session.is_terminating {
+            // It may have been told so after its command's own end.
+            self.kill_cgroup(id);
+        }
+        if has_terminal {
             // It was kept open until the end, see `Action::CloseOutput`.
             self.actions.push_back(Action::CloseOutput(id));
         }

@@ -14,7 +14,9 @@
 //! or a transport reset says nothing about the client: it may return for at least [`CUT_KEEP_MIN`].
 //!
 //! Invariants:
-//! - Signals go to the process group, and only while its leader has not been waited for.
+//! - Signals go to the process group, and only while its leader has not been waited for. KILL also
+//!   goes to the session's cgroup, which has no such limit.
+//! - A session that was told to end leaves no process, if it has a cgroup.
 //! - Both waits count session time (see [`timers`](crate::agent::timers)).
 //! - A command that was told to end does not wait for a reader, unless it has an owner.
 //! - KILL and the time limit end a session also after its command: what is left of its output is
@@ -75,6 +77,7 @@ impl Agent {
         if matches!(session.state(), State::Reaped(_)) {
             // The command itself has ended in time, so only output that is lost counts.
             session.is_timed_out |= session.unread_len() > 0;
+            self.kill_cgroup(id);
             self.give_up_output(id, now);
         } else if session.group().is_some() && !session.is_terminating {
             session.is_timed_out = true;
@@ -122,11 +125,22 @@ impl Agent {
         ids.len()
     }
 
-    /// Sends a signal to a session's process group, if it has one.
+    /// Sends a signal to a session's process group, if it has one. KILL is for all its processes.
     pub(crate) fn signal_session(&mut self, id: SessionId, number: u8) {
         if let Some(group) = self.sessions.get(id).and_then(Session::group) {
             self.actions
                 .push_back(Action::SignalGroup { group, number });
+        }
+        if number == EndSignal::Kill.number() {
+            self.kill_cgroup(id);
+        }
+    }
+
+    /// Kills what is left of a session, also what has left its process group, if the session has a
+    /// cgroup.
+    pub(crate) fn kill_cgroup(&mut self, id: SessionId) {
+        if self.settings.has_cgroups {
+            self.actions.push_back(Action::KillSession(id));
         }
     }
 

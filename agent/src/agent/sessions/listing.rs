@@ -8,6 +8,7 @@ use shared::message::{FailCode, Message, Sessions, SessionsRequest, Signal};
 
 use super::session::State;
 use crate::agent::Agent;
+use crate::agent::action::EndSignal;
 use crate::agent::ids::ConnectionId;
 use crate::agent::state::Request;
 
@@ -34,7 +35,7 @@ impl Agent {
         };
         let mut len = FRAME_LEN;
         for session in self.sessions.after(request.after) {
-            let info = session.info(now);
+            let info = session.info(self.settings.has_cgroups, now);
             // With a comma.
             len += info.encoded_len() + 1;
             if len > PAYLOAD_LEN_MAX || answer.sessions.len() == SESSIONS_PER_FRAME_MAX {
@@ -74,6 +75,11 @@ impl Agent {
                 return self.send_fail(id, FailCode::NoSession, text, now);
             }
         };
+        let is_over = matches!(state, State::Reaped(_) | State::Ended(_));
+        if is_over && request.number == EndSignal::Kill.number() {
+            // Processes may be left that the command has started.
+            self.kill_cgroup(session);
+        }
         match state {
             State::Starting => {
                 let text = "the session has no process yet";

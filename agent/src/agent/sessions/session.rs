@@ -444,7 +444,7 @@ impl Session {
         }
     }
 
-    pub(crate) fn info(&self, now: Instant) -> SessionInfo {
+    pub(crate) fn info(&self, has_cgroup: bool, now: Instant) -> SessionInfo {
         let age = now.saturating_duration_since(self.started_at);
         SessionInfo {
             session: self.id.number(),
@@ -462,6 +462,7 @@ impl Session {
             detached: self.spec.is_detached,
             attached: u32::try_from(self.attached.len()).unwrap_or(u32::MAX),
             restarts: self.restarts,
+            cgroup: has_cgroup,
             stdout_end: self.ring(Stream::Stdout).end(),
             stderr_end: self.ring(Stream::Stderr).end(),
             exited: self.exited(),

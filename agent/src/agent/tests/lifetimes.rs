@@ -1,5 +1,7 @@
 //! How long sessions live: keep, timeout, TERM and KILL, and session time that stands still.
 
+use shared::message;
+
 use super::*;
 use crate::agent::sessions::exec::GRACE_TIMEOUT;
 use crate::agent::sessions::lifetimes::{CUT_KEEP_MIN, KILL_TIMEOUT};
@@ -210,4 +212,73 @@ fn a_command_whose_client_left_while_it_was_started_is_told_to_end() {
     assert_eq!(signals(&world), [(pid, TERM)]);
     world.pass(KILL_TIMEOUT);
     assert_eq!(signals(&world)[1..], [(pid, KILL)]);
+}
+
+/// The sessions whose cgroup was killed.
+fn killed(world: &World) -> usize {
+    let is_kill = |action: &&Action| matches!(action, Action::KillSession(_));
+    world.actions.iter().filter(is_kill).count()
+}
+
+/// KILL, the last step of every end that a session is told, is for its cgroup, too. An end of its
+/// own is not told.
+#[test]
+fn every_told_end_kills_the_cgroup() {
+    type End = fn(&mut World, ConnectionId, i32);
+    let ends: [(&str, bool, End); 6] = [
+        ("its own", false, |world, _, pid| world.finish(pid, 0)),
+        ("its own, when a client has left", true, |world, id, pid| {
+            world.end(id, Ended::ByPeer);
+            world.finish(pid, 0);
+        }),
+        ("the time limit", true, |world, _, pid| {
+            world.pass(Duration::from_secs(1));
+            world.finish(pid, 0);
+        }),
+        ("the time limit, without heed", true, |world, _, _| {
+            world.pass(Duration::from_secs(1));
+            world.pass(KILL_TIMEOUT);
+        }),
+        ("SIGNAL with KILL", true, |world, id, _| {
+            let signal = message::Signal {
+                session: None,
+                number: KILL,
+            };
+            world.ask(id, &Message::Signal(signal));
+        }),
+        ("the agent's end", true, |world, _, _| {
+            world.agent.handle_signal(Signal::End, world.now);
+            world.drain_actions();
+            world.pass(Duration::from_secs(5));
+        }),
+    ];
+    for has_cgroups in [true, false] {
+        for (name, is_told, end) in ends {
+            let mut world = World::new();
+            world.agent.settings.has_cgroups = has_cgroups;
+            let (id, pid) = running_with(&mut world, &timeout(1000));
+            end(&mut world, id, pid);
+            assert_eq!(killed(&world) > 0, is_told && has_cgroups, "{name}");
+        }
+    }
+}
+
+/// The command has ended and left others, which hold its output open or not.
+#[test]
+fn kill_reaches_what_a_command_has_left() {
+    let mut world = World::new();
+    world.agent.settings.has_cgroups = true;
+    let (id, pid) = running_with(&mut world, &timeout(1000));
+    world.finish(pid, 0);
+    let signal = |number| {
+        Message::Signal(message::Signal {
+            session: Some(SessionRef::Number(1)),
+            number,
+        })
+    };
+    let _answers = world.ask(id, &signal(TERM));
+    assert_eq!(killed(&world), 0);
+    let _answers = world.ask(id, &signal(KILL));
+    assert_eq!(killed(&world), 1);
+    assert!(signals(&world).is_empty(), "its number may be another's");
 }

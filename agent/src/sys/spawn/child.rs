@@ -1,8 +1,8 @@
 //! The child between the clone and the program: system calls only.
 //!
 //! ```text
-//! group or session ─▶ limit, priority ─▶ 0 1 2 ─▶ terminal ─▶ umask ─▶ close ─▶ user ─▶ cwd
-//! ─▶ mask ─▶ exec
+//! cgroup ─▶ group or session ─▶ record ─▶ limit, priority ─▶ 0 1 2 ─▶ terminal ─▶ umask ─▶ close
+//! ─▶ user ─▶ cwd ─▶ mask ─▶ exec
 //! ```
 //!
 //! The user comes after everything that only the agent may do, and before the working directory, so
@@ -21,7 +21,8 @@
 
 use std::ptr;
 
-use super::Stage;
+use super::{Slot, Stage};
+use crate::record::{TICKS_PER_SECOND, line};
 
 /// Exit code of a child whose program could not be executed.
 const EXIT_EXEC_FAILED: libc::c_int = 127;
@@ -42,6 +43,10 @@ pub(super) struct Shared {
     pub(super) limit: libc::rlimit,
     /// Whether the agent's priority was raised, so that the child resets its own.
     pub(super) is_preferred: bool,
+    /// `cgroup.procs` of the cgroup to move into; negative: none.
+    pub(super) entrance: libc::c_int,
+    /// Where to record itself.
+    pub(super) slot: Option<Slot>,
     /// Written by the child if it fails, and read by the parent after the child's end.
     pub(super) failure: Option<(Stage, libc::c_int)>,
 }
@@ -83,12 +88,21 @@ pub(super) extern "C" fn run(shared: *mut libc::c_void) -> libc::c_int {
 /// in its parent's memory, so nothing here may allocate, lock or unwind.
 unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
     let set_up = |result| check(Stage::SetUp, result);
+    if shared.entrance >= 0 {
+        // "0" is the writing process. SAFETY: the pointer is to a live constant of one byte.
+        let len = unsafe { libc::write(shared.entrance, c"0".as_ptr().cast(), 1) };
+        set_up(len as libc::c_long)?;
+    }
     if shared.is_terminal {
         // SAFETY: no argument. It is permitted, because a new child does not lead a group.
         set_up(unsafe { libc::setsid() }.into())?;
     } else {
         // SAFETY: integers only.
         set_up(unsafe { libc::setpgid(0, 0) }.into())?;
+    }
+    if let Some(slot) = shared.slot {
+        // SAFETY: the caller's contract; the slot's descriptor is open.
+        unsafe { record(slot) };
     }
     // SAFETY: the pointer is to a live `rlimit`.
     set_up(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const shared.limit) }.into())?;
@@ -123,6 +137,30 @@ unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
     }
     Ok(())
+}
+
+/// Writes this process into the record. A failure does no harm while the agent lives. If the agent
+/// is killed, its successor does not know the command.
+///
+/// # Safety
+///
+/// As for [`prepare`]; the slot's descriptor is open.
+unsafe fn record(slot: Slot) {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a live `timespec`. A failure leaves zero, which is no command's
+    // time.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    let seconds = now.tv_sec.unsigned_abs();
+    let ticks = now.tv_nsec.unsigned_abs() * TICKS_PER_SECOND / 1_000_000_000;
+    let at = seconds.saturating_mul(TICKS_PER_SECOND) + ticks + 1;
+    // SAFETY: no argument.
+    let pid = unsafe { libc::getpid() };
+    let line = line(u64::from(pid.unsigned_abs()), at);
+    // SAFETY: the pointer is to a live array of that length.
+    unsafe { libc::pwrite(slot.file, line.as_ptr().cast(), line.len(), slot.offset) };
 }
 
 /// Becomes the user, groups first: afterwards it has no right to change them.

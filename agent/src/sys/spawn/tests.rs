@@ -37,6 +37,8 @@ fn program(candidates: &[&str], argv: &[&str]) -> Program {
         cwd: CString::new("/").unwrap(),
         wiring: Wiring::Output,
         user: None,
+        cgroup: None,
+        slot: None,
     }
 }
 
@@ -419,5 +421,44 @@ fn running_out_of_descriptors_is_an_error_that_passes() {
         set_limit(1024);
         assert_eq!(open(), before);
         drop(spawner.spawn(&script(wiring, "true")).unwrap());
+    }
+}
+
+/// The child begins in its cgroup, or moves there before the program.
+#[test]
+fn a_child_runs_in_its_cgroup() {
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    let own = read("/proc/self/cgroup");
+    let path = crate::cgroups::locate(&read("/proc/self/mountinfo"), &own);
+    let Some(path) = path.filter(|_| may_change_user("a_child_runs_in_its_cgroup")) else {
+        return;
+    };
+    let base = Cgroup::open(&path).unwrap();
+    for clones_into_cgroups in [true, false] {
+        let name = format!(
+            "guest-agent-test-{clones_into_cgroups}-{}",
+            std::process::id()
+        );
+        let mut spawner = spawner();
+        spawner.clones_into_cgroups = clones_into_cgroups;
+        let program = Program {
+            cgroup: Some(base.make_child(&name).unwrap()),
+            ..script(Wiring::Output, "cat /proc/self/cgroup")
+        };
+        let started = spawner.spawn(&program).unwrap();
+        let output = read_all(&started.stdio.stdout);
+        let line = output.lines().find(|line| line.starts_with("0::"));
+        assert!(line.unwrap().ends_with(&format!("/{name}")), "{output}");
+        assert_eq!(
+            spawner.clones_into_cgroups, clones_into_cgroups,
+            "Linux 5.7"
+        );
+        let cgroup = program.cgroup.as_ref().unwrap();
+        assert!(
+            cgroup
+                .is_empty_within(std::time::Duration::from_secs(30))
+                .unwrap()
+        );
+        assert!(base.remove_child(&name).unwrap());
     }
 }

@@ -48,6 +48,7 @@ mod tests {
             detached: false,
             attached: 1,
             restarts: 0,
+            cgroup: true,
             stdout_end: 0,
             stderr_end: 0,
             exited: None,

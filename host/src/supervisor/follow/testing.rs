@@ -230,6 +230,7 @@ impl Guest {
             detached: false,
             attached: 1,
             restarts: 4,
+            cgroup: true,
             stdout_end: exited.stdout_end,
             stderr_end: exited.stderr_end,
             exited: Some(exited),
