@@ -80,6 +80,8 @@ pub(crate) struct TargetArguments<'a> {
     pub(crate) cid: Option<u32>,
     pub(crate) unix: Option<&'a PathBuf>,
     pub(crate) port: u32,
+    /// Time limit for the whole command.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// Defines a command about one guest, which one of four options selects.
@@ -115,6 +117,7 @@ macro_rules! guest_command {
                     cid: command.cid,
                     unix: command.unix.as_ref(),
                     port: command.port,
+                    timeout: command.timeout,
                 }
             }
         }

@@ -154,7 +154,10 @@ const PROBE_ROWS: [(&str, &str); 5] = [
 
 const EXEC_ROWS: [(&str, &str); 7] = [
     ("N", "the command's own exit code"),
-    ("124", "the --timeout passed, and the command was ended"),
+    (
+        "124",
+        "the --timeout passed, at which the guest ends the command",
+    ),
     (
         "125",
         "host-tool or the connection failed; the message says whether it ran",

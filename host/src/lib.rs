@@ -46,9 +46,11 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use crate::cli::parse::parse;
+use crate::cli::parse::{EarlyExit, parse};
 use crate::error::Failure;
+use crate::exit::Table;
 use crate::report::log::start_log;
+use crate::report::output::write_out;
 use crate::values::without_controls;
 
 /// Runs the program with the arguments behind its name.
@@ -62,15 +64,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     }
     let invocation = match parse(arguments) {
         Ok(invocation) => invocation,
-        Err(exit) => {
-            let text = exit.text.as_bytes();
-            // Nothing is left to be done about a closed output.
-            let _ = match exit.code {
-                0 => std::io::stdout().write_all(text),
-                _ => std::io::stderr().write_all(text),
-            };
-            return ExitCode::from(exit.code);
-        }
+        Err(exit) => return print_early(&exit),
     };
     let common = invocation.command.common();
     start_log(common.quiet, common.verbose);
@@ -80,6 +74,23 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Err(failure) => {
             report(&failure);
             ExitCode::from(table.code(failure.exit()))
+        }
+    }
+}
+
+/// Prints help, the version, or what is wrong with the command line.
+fn print_early(exit: &EarlyExit) -> ExitCode {
+    let text = exit.text.as_bytes();
+    if exit.code != 0 {
+        // Nothing is left to be done about a closed standard error.
+        let _ = std::io::stderr().write_all(text);
+        return ExitCode::from(exit.code);
+    }
+    match write_out(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&failure);
+            ExitCode::from(Table::General.code(failure.exit()))
         }
     }
 }

@@ -267,8 +267,12 @@ impl Supervisor {
                 None => log::warn!("unknown order {}", byte[0]),
             },
             Err(Errno::EINTR) => {}
-            // The command has ended, which closed its end of the pipe.
-            Ok(_) | Err(_) => {
+            // The command has ended, which closed its end of the pipe. Without orders the VM would
+            // have no owner either.
+            ended => {
+                if let Err(errno) = ended {
+                    log::warn!("cannot read the command's orders: {errno}");
+                }
                 if self.ownership == Ownership::Provisional {
                     log::info!("the command ended before it released the VM");
                     self.removes_dir = true;

@@ -1,6 +1,7 @@
 //! System calls that neither std nor nix wraps safely. The only place with `unsafe`.
 
 pub(crate) mod child;
+mod closed;
 pub(crate) mod disposition;
 pub(crate) mod entries;
 pub(crate) mod inherited;

@@ -55,7 +55,7 @@ pub use input::INPUT_LEN_MAX;
 pub use output::ACK_LEN;
 pub use receiving::Event;
 pub use request::{Deadlines, Request};
-pub use timing::{ABSENCE_MAX, PAUSE_MAX, QUIET_MAX, SILENCE_FIRST, SILENCE_MAX};
+pub use timing::{ABSENCE_MAX, PAUSE_MAX, QUIET_MAX, SIGN_MAX, SILENCE_FIRST, SILENCE_MAX};
 
 use input::Input;
 use output::Output;
@@ -174,6 +174,10 @@ pub struct SessionClient {
     heard_at: Instant,
     pinged_at: Option<Instant>,
     ping_count: u64,
+    /// How much longer than `deadlines.end` a guest may take to end the command.
+    end_grace: Duration,
+    /// Whether the last PING asked if the guest lives at the end.
+    is_checked: bool,
     /// The guest has announced its shutdown.
     is_shutting_down: bool,
 }
@@ -229,8 +233,18 @@ impl SessionClient {
             heard_at: now,
             pinged_at: None,
             ping_count: 0,
+            end_grace: Duration::ZERO,
+            is_checked: false,
             is_shutting_down: false,
         }
+    }
+
+    /// Lets a guest that answers take so much longer than [`Deadlines::end`], to end a command
+    /// whose own time limit has the same end, and to report it.
+    #[must_use]
+    pub const fn with_end_grace(mut self, grace: Duration) -> Self {
+        self.end_grace = grace;
+        self
     }
 
     /// What the driver should do now.
@@ -242,6 +256,7 @@ impl SessionClient {
                 until: self.limited(at),
             },
             State::Idle { .. } => {
+                self.limit_request(now);
                 let until = self.limited(now + self.silence);
                 self.decoder = Decoder::new();
                 self.out.clear();
@@ -259,7 +274,8 @@ impl SessionClient {
             },
             State::Waiting { until: None } | State::Attached { .. } => {
                 let sign_due = if self.wants_read() {
-                    self.pinged_at.unwrap_or(self.heard_at) + QUIET_MAX
+                    let answer_due = self.pinged_at.map(|at| at + QUIET_MAX);
+                    answer_due.unwrap_or_else(|| self.ping_due())
                 } else {
                     now + QUIET_MAX
                 };
@@ -352,7 +368,7 @@ impl SessionClient {
             State::Waiting { until: None } | State::Attached { .. } if self.wants_read() => {
                 match self.pinged_at {
                     Some(at) if now >= at + QUIET_MAX => self.handle_closed(now),
-                    None if now >= self.heard_at + QUIET_MAX => self.ping(now),
+                    None if now >= self.ping_due() => self.ping(now),
                     Some(_) | None => {}
                 }
             }
@@ -382,6 +398,15 @@ impl SessionClient {
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         matches!(self.state, State::Leaving { .. })
+    }
+
+    /// The command's end, as long as output remains to be passed on.
+    #[must_use]
+    pub const fn exited(&self) -> Option<&Exited> {
+        if let State::Leaving { exited, .. } = &self.state {
+            return Some(exited);
+        }
+        None
     }
 
     /// Number of signals that the guest has not confirmed.

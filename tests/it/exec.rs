@@ -4,6 +4,7 @@
 mod conformance;
 mod cuts;
 mod flood;
+mod leaving;
 mod running;
 mod streams;
 mod terminal;

@@ -11,6 +11,7 @@ mod handshake;
 mod lies;
 mod local;
 mod planted;
+mod silence;
 mod users;
 
 use std::io::{Read, Write};

@@ -83,6 +83,21 @@ pub fn try_run(program: &str, arguments: &[&str]) -> Option<Vec<u8>> {
     output.ok().map(|output| output.stdout)
 }
 
+/// The same command with other descriptors: `redirections` is what a shell takes, such as `<&-`.
+#[must_use]
+pub fn redirected(command: &Command, redirections: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", &format!("exec \"$@\" {redirections}"), "sh"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+}
+
 #[track_caller]
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Finished {
     let text = format!("{command:?}");

@@ -19,7 +19,9 @@ guest_command! {
         example = "{command_name} --name clone-1\n\
                    {command_name} --uds /run/vm/vsock.sock --timeout 1s\n\
                    {command_name} --cid 42 --depth listener --json\n\
-                   {command_name} --name clone-1 --watch --timeout 2m"
+                   {command_name} --name clone-1 --watch --timeout 2m",
+        note = "With --timeout or --watch it also waits for a guest at whose address nothing \
+                listens yet.\nWithout either, that is reported at once."
     )]
     pub(crate) struct ProbeCommand {
         /// what the guest has to prove: exec (the default) or listener

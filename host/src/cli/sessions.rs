@@ -24,7 +24,11 @@ guest_command! {
                    tar c . | {command_name} --name clone-1 -i -w /tmp -- tar x\n\
                    {command_name} --uds /run/vm/vsock.sock -e LANG=C -u nobody -- ls -l\n\
                    {command_name} --name clone-1 --timeout 10s -- make test\n\
-                   {command_name} --name clone-1 -d -- ./server"
+                   {command_name} --name clone-1 -d -- ./server",
+        note = "When --timeout passes, the guest sends the command TERM, and KILL 5s later. \
+                host-tool\nwaits for that only while the guest answers.\nThe first TERM, HUP, \
+                INT or QUIT goes to the command. The second one also ends host-tool.\nA guest \
+                that is not there yet is not waited for: use 'probe --timeout'."
     )]
     pub(crate) struct ExecCommand {
         /// send standard input to the command

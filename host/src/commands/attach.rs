@@ -40,7 +40,7 @@ pub(crate) fn run(command: &AttachCommand) -> Result<u8, Failure> {
         true => AttachMode::Observe,
         false => AttachMode::Own,
     };
-    let mut wanted = Wanted::attach(command.session, mode, command.timeout, command.reconnect);
+    let mut wanted = Wanted::attach(command.session, mode, target.end, command.reconnect);
     if let Request::Attach { attach, stdin } = &mut wanted.request {
         attach.stdout_from = command.from;
         *stdin = forwards_input;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 use shared::message::{ByteString, Exec, Origin, OutputPolicy, Started, TtySize};
@@ -16,15 +16,11 @@ use crate::commands::session::{self, START_TIMEOUT, Wanted, report, take_signals
 use crate::commands::target::Target;
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
-use crate::guest::session::Outcome;
+use crate::guest::session::{END_GRACE, Outcome};
 use crate::os::clock::to_ms;
 use crate::os::random;
 use crate::os::terminal::{SIZE_DEFAULT, Terminal, size_of_any};
 use crate::report::output::print;
-
-/// How long the host waits beyond the command's own time limit: the agent's delay from TERM to
-/// KILL, and as long again for its answer.
-const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
 /// Runs the command. Returns its exit code, or 0 when it was detached.
 pub(crate) fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<u8, Failure> {
@@ -37,13 +33,10 @@ pub(crate) fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<
     let exec = request(command, argv.unwrap_or_default(), terminal.as_ref())?;
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
     let signals = take_signals(exec.tty.is_some(), terminal.is_some())?;
-    let now = Instant::now();
     let deadlines = Deadlines {
-        start: Some(now + command.timeout.unwrap_or(START_TIMEOUT)),
+        start: Some(target.end.unwrap_or_else(|| Instant::now() + START_TIMEOUT)),
         absence_max: Some(command.reconnect),
-        end: command
-            .timeout
-            .map(|timeout| now + timeout + TIMEOUT_MARGIN),
+        end: target.end,
     };
     let wanted = Wanted {
         request: Request::Exec {
@@ -51,6 +44,7 @@ pub(crate) fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<
             may_be_known: command.id.is_some(),
         },
         deadlines,
+        end_grace: END_GRACE,
         is_done_when_started: command.detach,
         stdin: command.interactive,
         signals: Some(&signals),
@@ -64,8 +58,10 @@ pub(crate) fn run(command: &ExecCommand, argv: Option<Vec<OsString>>) -> Result<
 
 fn print_started(command: &ExecCommand, started: &Started) -> Result<(), Failure> {
     let id = started.id.map(|id| id.to_string());
+    let name = id.clone().unwrap_or_else(|| started.session.to_string());
+    let text = format!("the command was started; it runs as session {name}");
     if !command.json {
-        return print(&id.unwrap_or_else(|| started.session.to_string()));
+        return print(&name).map_err(|failure| failure.context(text));
     }
     let value = json!({
         "event": "started",
@@ -76,7 +72,7 @@ fn print_started(command: &ExecCommand, started: &Started) -> Result<(), Failure
         "fresh": started.fresh,
         "tty": started.tty,
     });
-    print(&value.to_string())
+    print(&value.to_string()).map_err(|failure| failure.context(text))
 }
 
 /// This process's terminal, if the command is to use it: with `-t` and `-i`, and not detached.

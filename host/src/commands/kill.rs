@@ -1,6 +1,6 @@
 //! `host-tool kill`: sends a signal to a session's process group.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use shared::message::{FailCode, Signal};
@@ -16,7 +16,7 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// Sends the signal. Signalling a session that has ended succeeds.
 pub(crate) fn run(command: &KillCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
-    let guest = target.guest(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
+    let guest = target.guest(target.deadline(TIMEOUT_DEFAULT));
     let signal = Signal {
         session: Some(command.session),
         number: command.signal,

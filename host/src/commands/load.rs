@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shared::message::{ByteString, Exec, Exited};
 use shared::session_client::{ABSENCE_MAX, Deadlines, Request};
@@ -179,6 +179,8 @@ pub(crate) fn run_once(
             end: Some(deadline),
         },
         watch: target.watch(deadline),
+        is_awaited: false,
+        end_grace: Duration::ZERO,
         is_done_when_started: false,
     };
     let local = Local {

@@ -23,6 +23,7 @@ use crate::cli::{LogsCommand, TargetArguments};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::guest::answer::{AskError, AskErrorReason};
+use crate::guest::requests::Guest;
 use crate::os::deadline::{NO_LIMIT, Watch};
 use crate::report::output::write_stream;
 use crate::supervisor::follow::End;
@@ -140,7 +141,11 @@ impl Printer {
 
     /// Waits until the log has all output that the guest has now.
     fn catch_up(&self, vm: &RunningVm, port: u32, deadline: Instant) -> Result<(), Failure> {
-        let wanted = match lengths(&vm.guest(port, deadline)) {
+        let guest = Guest {
+            is_awaited: false,
+            ..vm.guest(port, deadline)
+        };
+        let wanted = match lengths(&guest) {
             Ok(Some(wanted)) => wanted,
             Ok(None) => return Err(Failure::new(Exit::Guest, NO_WORKLOAD)),
             // Its last output may still be on the way to the log.
@@ -239,14 +244,28 @@ impl Printer {
             ));
         }
         if has_changed {
-            // Only the wakeup matters.
-            while self.inotify.read_events().is_ok() {}
+            self.drain()?;
         }
         Ok(match (has_ended, until) {
             (true, _) => Waited::Ended,
             (false, Some(until)) if !has_changed && Instant::now() >= until => Waited::Deadline,
             (false, _) => Waited::Changed,
         })
+    }
+
+    /// Discards the events: only the wake-up matters.
+    fn drain(&self) -> Result<(), Failure> {
+        loop {
+            match self.inotify.read_events() {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => {
+                    let path = self.dir.path().display();
+                    let text = format!("cannot watch {path}: {errno}");
+                    return Err(Failure::new(Exit::Internal, text));
+                }
+            }
+        }
     }
 }
 

@@ -97,6 +97,7 @@ fn probe(
     let mut prober = Prober {
         target: &target,
         deadline,
+        is_awaited: command.watch || command.timeout.is_some(),
         changes: command.watch.then_some(changes),
     };
     if let Some(name) = &command.name {
@@ -112,6 +113,8 @@ fn probe(
 struct Prober<'a> {
     target: &'a Target,
     deadline: Instant,
+    /// Whether a guest that is not there yet is waited for.
+    is_awaited: bool,
     /// With `--watch`: the guest's changes of state until it is ready.
     changes: Option<&'a mut Changes>,
 }
@@ -123,7 +126,10 @@ impl Prober<'_> {
     ) -> Result<Answer<T>, Failure> {
         let asked = match &mut self.changes {
             Some(changes) => watch(self.target, ask, self.deadline, changes),
-            None => ask(&self.target.guest(self.deadline)),
+            None => ask(&Guest {
+                is_awaited: self.is_awaited,
+                ..self.target.guest(self.deadline)
+            }),
         };
         asked.map_err(|error| Failure::new(probe_exit(&error), error))
     }
@@ -141,7 +147,11 @@ fn watch<T>(
     let mut attempts = 0;
     loop {
         let until = (Instant::now() + WATCH_SLICE).min(deadline);
-        let mut error = match ask(&target.guest(until)) {
+        let guest = Guest {
+            is_awaited: true,
+            ..target.guest(until)
+        };
+        let mut error = match ask(&guest) {
             Ok(mut answer) => {
                 answer.attempts += attempts;
                 return Ok(answer);

@@ -1,6 +1,6 @@
 //! `host-tool ps`: lists the sessions of a guest; `--json` adds the agent's own information.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use shared::message::{SessionInfo, SessionState};
@@ -22,7 +22,7 @@ const SESSIONS_MAX: usize = 16_384;
 
 pub(crate) fn run(command: &PsCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
-    let guest = target.guest(Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT));
+    let guest = target.guest(target.deadline(TIMEOUT_DEFAULT));
     let mut sessions = all(&guest)?;
     if !command.all {
         sessions.retain(|session| session.state != SessionState::Exited);

@@ -23,6 +23,8 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Wanted<'a> {
     pub(super) request: Request,
     pub(super) deadlines: Deadlines,
+    /// How much longer than `deadlines.end` a guest that answers may take to end the command.
+    pub(super) end_grace: Duration,
     /// Return once the session runs, without waiting for its end.
     pub(super) is_done_when_started: bool,
     /// Send standard input.
@@ -37,11 +39,9 @@ impl Wanted<'_> {
     pub(super) fn attach(
         session: SessionRef,
         mode: AttachMode,
-        timeout: Option<Duration>,
+        end: Option<Instant>,
         reconnect: Duration,
     ) -> Self {
-        let now = Instant::now();
-        let end = timeout.map(|timeout| now + timeout);
         Self {
             request: Request::Attach {
                 attach: Attach {
@@ -54,10 +54,11 @@ impl Wanted<'_> {
                 stdin: false,
             },
             deadlines: Deadlines {
-                start: end.or(Some(now + START_TIMEOUT)),
+                start: end.or_else(|| Some(Instant::now() + START_TIMEOUT)),
                 absence_max: Some(reconnect),
                 end,
             },
+            end_grace: Duration::ZERO,
             is_done_when_started: false,
             stdin: false,
             signals: None,
@@ -73,6 +74,8 @@ pub(super) fn run(target: &Target, wanted: Wanted<'_>) -> Result<Outcome, Failur
         request: wanted.request,
         deadlines: wanted.deadlines,
         watch: target.watch(Instant::now()),
+        is_awaited: false,
+        end_grace: wanted.end_grace,
         is_done_when_started: wanted.is_done_when_started,
     };
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -83,7 +86,8 @@ pub(super) fn run(target: &Target, wanted: Wanted<'_>) -> Result<Outcome, Failur
         signals: wanted.signals,
         terminal: wanted.terminal,
     };
-    session::run(session, local).map_err(|error| failure(error, target))
+    let is_limited = session.deadlines.end.is_some();
+    session::run(session, local).map_err(|error| failure(error, target, is_limited))
 }
 
 /// Blocks the signals that are forwarded, and those about the terminal if there is one.
@@ -99,9 +103,13 @@ pub(super) fn take_signals(has_tty: bool, has_terminal: bool) -> Result<Signals,
     taken.or_fail(Exit::Internal, || "cannot block signals".to_owned())
 }
 
-/// Turns the client's error into a failure, with the guest's address where that helps.
-fn failure(error: ClientError, target: &Target) -> Failure {
-    let exit = error.exit();
+/// Turns the client's error into a failure, with the guest's address where that helps. Only the
+/// user's own time limit has the exit code of one.
+fn failure(error: ClientError, target: &Target, is_limited: bool) -> Failure {
+    let exit = match error.exit() {
+        Exit::Deadline if !is_limited => Exit::Guest,
+        exit => exit,
+    };
     if error.is_unknown_session() {
         return Failure::new(
             exit,

@@ -1,7 +1,7 @@
 //! `host-tool stress`: runs one command many times in parallel, with the client that `exec` uses.
 
 use std::ffi::OsString;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cli::StressCommand;
 use crate::commands::load::{Load, check_count, make_room, open_sink, parse_argv};
@@ -30,7 +30,7 @@ pub(crate) fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Resul
         argv,
         parallel,
         total: command.total,
-        deadline: Instant::now() + command.timeout.unwrap_or(TIMEOUT_DEFAULT),
+        deadline: target.deadline(TIMEOUT_DEFAULT),
         sink: open_sink()?,
     };
     let report = load.run();
@@ -40,7 +40,7 @@ pub(crate) fn run(command: &StressCommand, argv: Option<Vec<OsString>>) -> Resul
         print(&report.to_text())
     };
     match report.failure() {
-        Some(failure) => Err(failure),
+        Some(failure) => Err(failure.context(target.endpoint.to_string())),
         None => printed,
     }
 }

@@ -12,7 +12,8 @@ use crate::lifecycle::snapshot::finish_interrupted;
 use crate::os::deadline::Watch;
 use crate::vmdir::StateDir;
 
-/// Time limit for the repair of an interrupted snapshot. The command's own time begins after it.
+/// Time limit for the repair of an interrupted snapshot. A command without `--timeout` has its own
+/// time after it.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A guest, with its address.
@@ -21,12 +22,18 @@ pub(crate) struct Target {
     pub(crate) endpoint: Endpoint,
     /// The VMM's pidfd, for a VM of this host.
     process: Option<OwnedFd>,
+    /// When the command must be done, by its `--timeout`.
+    pub(crate) end: Option<Instant>,
 }
 
 impl Target {
     /// A guest at `endpoint`, in the VMM that the pidfd `process` refers to.
     pub(crate) const fn new(endpoint: Endpoint, process: Option<OwnedFd>) -> Self {
-        Self { endpoint, process }
+        Self {
+            endpoint,
+            process,
+            end: None,
+        }
     }
 
     /// Finds the guest that the command line selects.
@@ -40,12 +47,20 @@ impl Target {
             cid,
             unix,
             port,
+            timeout,
         } = arguments;
+        let begun_at = Instant::now();
+        let end = timeout.map(|timeout| begun_at + timeout);
         let address = match (name, uds, cid, unix) {
             (Some(name), None, None, None) => {
                 let vm = StateDir::existing(state_dir)?.vm(name)?.running()?;
-                let vm = finish_interrupted(vm, Instant::now() + REPAIR_TIMEOUT)?;
-                return Ok(Self::new(vm.endpoint(port), Some(vm.process)));
+                let repaired_by = begun_at + REPAIR_TIMEOUT;
+                let vm =
+                    finish_interrupted(vm, end.map_or(repaired_by, |end| end.min(repaired_by)))?;
+                return Ok(Self {
+                    end,
+                    ..Self::new(vm.endpoint(port), Some(vm.process))
+                });
             }
             (None, Some(path), None, None) => GuestAddress::HybridVsock {
                 uds_path: path.clone(),
@@ -57,14 +72,24 @@ impl Target {
                 return Err(Failure::usage(text));
             }
         };
-        Ok(Self::new(Endpoint { address, port }, None))
+        Ok(Self {
+            end,
+            ..Self::new(Endpoint { address, port }, None)
+        })
     }
 
-    /// A client for the guest, whose requests end at `deadline` or when the VMM ends.
+    /// When the command must be done: by its `--timeout`, or else `default` from now.
+    pub(crate) fn deadline(&self, default: Duration) -> Instant {
+        self.end.unwrap_or_else(|| Instant::now() + default)
+    }
+
+    /// A client for the guest, which must be there. Its requests end at `deadline` or when the VMM
+    /// ends.
     pub(crate) fn guest(&self, deadline: Instant) -> Guest<'_> {
         Guest {
             endpoint: self.endpoint.clone(),
             watch: self.watch(deadline),
+            is_awaited: false,
         }
     }
 

@@ -17,7 +17,7 @@ pub(crate) fn run(command: &WaitCommand) -> Result<u8, Failure> {
     let wanted = Wanted::attach(
         command.session,
         AttachMode::Wait,
-        command.timeout,
+        target.end,
         command.reconnect,
     );
     match session::run(&target, wanted)? {

@@ -76,7 +76,7 @@ impl fmt::Display for AskError {
         match &self.reason {
             AskErrorReason::Exchange(error) => error.fmt(f)?,
             AskErrorReason::VmmEnded => f.write_str("the VMM ended before the guest answered")?,
-            AskErrorReason::Connection(error) => error.fmt(f)?,
+            AskErrorReason::Connection(error) => write!(f, "{}: {error}", self.endpoint)?,
             AskErrorReason::Local(error) => error.fmt(f)?,
         }
         if matches!(

@@ -4,10 +4,13 @@
 //! the kernel's default of two seconds, because the deadline of an attempt is shorter.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::SocketError;
@@ -29,6 +32,13 @@ pub(crate) enum ConnectionError {
         /// The cause; end of file is `UnexpectedEof`.
         source: io::Error,
     },
+    /// Nothing listens at the address, or nothing is there at all. Another try gives the same,
+    /// unless the guest is about to come.
+    Absent {
+        what: Absence,
+        /// The error of the system call.
+        source: io::Error,
+    },
     Deadline,
     VmmEnded,
     /// The answer does not come from a hybrid vsock socket with a guest agent. Another try gives
@@ -41,10 +51,51 @@ pub(crate) enum ConnectionError {
     },
 }
 
+/// What is missing at a guest's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absence {
+    /// There is no file at the path.
+    Path,
+    /// The file at the path is not a stream socket.
+    Socket,
+    /// No program listens on the socket.
+    Listener,
+    /// No VM has the vsock context id.
+    Guest,
+    /// The guest has no program that listens on the port.
+    Port,
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Path => {
+                "there is no such socket: check the path; 'host-tool probe --timeout 1m' waits \
+                 for one that is still to come"
+            }
+            Self::Socket => "it is not a stream socket: check the path",
+            Self::Listener => {
+                "no program listens on the socket: check that its VMM or agent runs; \
+                 'host-tool probe --timeout 1m' waits for one that is still to come"
+            }
+            Self::Guest => {
+                "there is no guest with this vsock context id: check the id, and that its VM \
+                 runs; 'host-tool probe --timeout 1m' waits for one that is still to come"
+            }
+            Self::Port => {
+                "no program listens on the port in the guest: check the port, and that the \
+                 guest's agent runs; 'host-tool probe --timeout 1m' waits for one that is still \
+                 to come"
+            }
+        })
+    }
+}
+
 impl fmt::Display for ConnectionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed { .. } => f.write_str("the connection to the guest ended"),
+            Self::Absent { what, .. } => what.fmt(f),
             Self::Deadline => f.write_str("the guest did not answer in time"),
             Self::VmmEnded => f.write_str("the VMM has ended"),
             Self::NotHybridVsock(error) => error.fmt(f),
@@ -56,7 +107,9 @@ impl fmt::Display for ConnectionError {
 impl std::error::Error for ConnectionError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Closed { source } | Self::Local { source } => Some(source),
+            Self::Closed { source } | Self::Absent { source, .. } | Self::Local { source } => {
+                Some(source)
+            }
             Self::Deadline | Self::VmmEnded | Self::NotHybridVsock(_) => None,
         }
     }
@@ -68,6 +121,49 @@ impl From<WaitError> for ConnectionError {
             WaitError::Deadline => Self::Deadline,
             WaitError::ProcessExited => Self::VmmEnded,
             WaitError::Io(source) => Self::Local { source },
+        }
+    }
+}
+
+/// How long a guest may refuse connections to its port. It also does so while the listener's queue
+/// is full.
+const REFUSALS_MAX: Duration = Duration::from_secs(1);
+
+/// Whether a guest that is not there is tried again.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    /// Whether the caller waits for a guest that is still to come.
+    is_awaited: bool,
+    begun_at: Instant,
+    was_connected: bool,
+}
+
+impl Patience {
+    pub(crate) const fn new(is_awaited: bool, now: Instant) -> Self {
+        Self {
+            is_awaited,
+            begun_at: now,
+            was_connected: false,
+        }
+    }
+
+    /// The guest was there, so it may come again.
+    pub(crate) const fn note_connected(&mut self) {
+        self.was_connected = true;
+    }
+
+    /// Turns [`ConnectionError::Absent`] into [`ConnectionError::Closed`] where another try may
+    /// succeed.
+    pub(crate) fn weigh(&self, error: ConnectionError, now: Instant) -> ConnectionError {
+        match error {
+            ConnectionError::Absent { what, source } => {
+                let is_brief = what == Absence::Port && now < self.begun_at + REFUSALS_MAX;
+                if self.is_awaited || self.was_connected || is_brief {
+                    return ConnectionError::Closed { source };
+                }
+                ConnectionError::Absent { what, source }
+            }
+            error => error,
         }
     }
 }
@@ -89,17 +185,14 @@ impl Connection {
     ) -> Result<Self, ConnectionError> {
         // Cleared before the request is sent, so that it does not delay the answer.
         let buffer = vec![0; READ_LEN].into_boxed_slice();
-        let (fd, line) = match &endpoint.address {
-            GuestAddress::HybridVsock { uds_path } => {
-                let stream = uds::connect_unix(uds_path, watch.deadline());
-                let line = hybrid_vsock::connect_line(endpoint.port);
-                (OwnedFd::from(stream.map_err(refine)?), Some(line))
-            }
-            GuestAddress::Unix { path } => {
-                let stream = uds::connect_unix(path, watch.deadline());
-                (OwnedFd::from(stream.map_err(refine)?), None)
-            }
-            GuestAddress::Vsock { cid } => (connect_vsock(*cid, endpoint.port, watch)?, None),
+        let fd = connect_to(endpoint, watch).map_err(|error| match error {
+            // That its guest is not there says less.
+            ConnectionError::Absent { .. } if watch.has_ended() => ConnectionError::VmmEnded,
+            error => error,
+        })?;
+        let line = match &endpoint.address {
+            GuestAddress::HybridVsock { .. } => Some(hybrid_vsock::connect_line(endpoint.port)),
+            GuestAddress::Unix { .. } | GuestAddress::Vsock { .. } => None,
         };
         let answer = line.is_some().then(Vec::new);
         let mut bytes = line.unwrap_or_default().into_bytes();
@@ -210,6 +303,39 @@ impl AsFd for Connection {
     }
 }
 
+fn connect_to(endpoint: &Endpoint, watch: &Watch<'_>) -> Result<OwnedFd, ConnectionError> {
+    match &endpoint.address {
+        GuestAddress::HybridVsock { uds_path: path } | GuestAddress::Unix { path } => {
+            connect_unix(path, watch)
+        }
+        GuestAddress::Vsock { cid } => connect_vsock(*cid, endpoint.port, watch),
+    }
+}
+
+fn connect_unix(path: &Path, watch: &Watch<'_>) -> Result<OwnedFd, ConnectionError> {
+    match uds::connect_unix(path, watch.deadline()) {
+        Ok(stream) => Ok(stream.into()),
+        Err(source) => Err(match absence(path, &source) {
+            Some(what) => ConnectionError::Absent { what, source },
+            None => refine(source),
+        }),
+    }
+}
+
+/// What is missing at `path`, by the error of a connect to it.
+fn absence(path: &Path, error: &io::Error) -> Option<Absence> {
+    match error.raw_os_error()? {
+        libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG => Some(Absence::Path),
+        // Linux refuses a connection to a file of any other type, too.
+        libc::ECONNREFUSED => Some(match fs::metadata(path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => Absence::Socket,
+            Ok(_) | Err(_) => Absence::Listener,
+        }),
+        libc::EPROTOTYPE => Some(Absence::Socket),
+        _ => None,
+    }
+}
+
 /// Opens a vsock connection. It stays pending while the guest's driver is not up.
 fn connect_vsock(cid: u32, port: u32, watch: &Watch<'_>) -> Result<OwnedFd, ConnectionError> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -221,16 +347,25 @@ fn connect_vsock(cid: u32, port: u32, watch: &Watch<'_>) -> Result<OwnedFd, Conn
     match connect(fd.as_raw_fd(), &VsockAddr::new(cid, port)) {
         Ok(()) => return Ok(fd),
         Err(Errno::EINPROGRESS | Errno::EINTR) => {}
-        Err(errno) => return Err(refine(errno.into())),
+        Err(errno) => return Err(refine_vsock(errno.into())),
     }
     watch.writable(&fd)?;
     match getsockopt(&fd, SocketError) {
         Ok(0) => Ok(fd),
-        Ok(errno) => Err(refine(io::Error::from_raw_os_error(errno))),
+        Ok(errno) => Err(refine_vsock(io::Error::from_raw_os_error(errno))),
         Err(errno) => Err(ConnectionError::Local {
             source: errno.into(),
         }),
     }
+}
+
+fn refine_vsock(source: io::Error) -> ConnectionError {
+    let what = match source.raw_os_error() {
+        Some(libc::ENODEV) => Absence::Guest,
+        Some(libc::ECONNRESET) => Absence::Port,
+        _ => return refine(source),
+    };
+    ConnectionError::Absent { what, source }
 }
 
 /// Tells a failure that a guest which is still booting explains from a permanent one.
@@ -249,8 +384,8 @@ fn refine(source: io::Error) -> ConnectionError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-    use std::time::{Duration, Instant};
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+    use std::path::PathBuf;
 
     use super::*;
     use crate::testing::TempDir;
@@ -318,15 +453,60 @@ mod tests {
         assert!(matches!(error, ConnectionError::Deadline), "{error:?}");
     }
 
-    #[test]
-    fn nobody_there_is_a_closed_connection() {
-        let temp = TempDir::new("connection");
-        let path = temp.path().join("none");
+    /// Opens a connection to this path.
+    fn open(path: PathBuf) -> ConnectionError {
         let endpoint = Endpoint {
             address: GuestAddress::Unix { path },
             port: 0,
         };
-        let error = Connection::open(&endpoint, b"", &far()).unwrap_err();
-        assert!(matches!(error, ConnectionError::Closed { .. }), "{error:?}");
+        Connection::open(&endpoint, b"", &far()).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_missing_is_told() {
+        let temp = TempDir::new("connection");
+        let path = |name| temp.path().join(name);
+        drop(UnixListener::bind(path("left")).unwrap());
+        let _other = UnixDatagram::bind(path("datagrams")).unwrap();
+        fs::write(path("file"), "").unwrap();
+        for (name, expected) in [
+            ("none", Absence::Path),
+            ("none/s", Absence::Path),
+            ("file/s", Absence::Path),
+            ("file", Absence::Socket),
+            (".", Absence::Socket),
+            ("datagrams", Absence::Socket),
+            ("left", Absence::Listener),
+        ] {
+            match open(path(name)) {
+                ConnectionError::Absent { what, .. } => assert_eq!(what, expected, "{name}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_guest_that_may_come_is_tried_again() {
+        let now = Instant::now();
+        let is_tried = |patience: &Patience, what, now| {
+            let source = io::ErrorKind::NotFound.into();
+            let error = patience.weigh(ConnectionError::Absent { what, source }, now);
+            matches!(error, ConnectionError::Closed { .. })
+        };
+        let mut patience = Patience::new(false, now);
+        for what in [
+            Absence::Path,
+            Absence::Socket,
+            Absence::Listener,
+            Absence::Guest,
+        ] {
+            assert!(!is_tried(&patience, what, now), "{what:?}");
+            assert!(is_tried(&Patience::new(true, now), what, now), "{what:?}");
+        }
+        let late = now + REFUSALS_MAX;
+        assert!(is_tried(&patience, Absence::Port, now));
+        assert!(!is_tried(&patience, Absence::Port, late));
+        patience.note_connected();
+        assert!(is_tried(&patience, Absence::Path, late));
     }
 }

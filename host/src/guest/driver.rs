@@ -10,7 +10,7 @@ use shared::message::Message;
 use super::HOST_VERSION;
 use super::address::{Endpoint, GuestAddress};
 use super::answer::{Answer, AskError, AskErrorReason, AttemptLog};
-use super::connection::{Connection, ConnectionError};
+use super::connection::{Connection, ConnectionError, Patience};
 use crate::failpoint::{self, Point, reach};
 use crate::os::deadline::{WaitError, Watch};
 use crate::os::random;
@@ -32,6 +32,7 @@ pub(super) fn ask(
     endpoint: &Endpoint,
     request: Request,
     watch: &Watch<'_>,
+    is_awaited: bool,
 ) -> Result<Answer<Message>, AskError> {
     let sent = failpoint::sent(&request);
     let exchange = Exchange::new(request, HOST_VERSION, Instant::now(), watch.deadline())
@@ -42,6 +43,7 @@ pub(super) fn ask(
         exchange,
         sent,
         connection: None,
+        patience: Patience::new(is_awaited, Instant::now()),
         last: None,
         causes: Vec::new(),
     };
@@ -67,6 +69,7 @@ struct Driver<'a> {
     /// The failpoint after the request was written.
     sent: Option<Point>,
     connection: Option<Connection>,
+    patience: Patience,
     last: Option<io::Error>,
     /// Attempts whose connection failed: their numbers, and why.
     causes: Vec<(u32, String)>,
@@ -113,6 +116,9 @@ impl Driver<'_> {
         let nonce = random::nonce().map_err(AskErrorReason::Local)?;
         let flight = self.exchange.flight(wall_clock_ns(), nonce);
         let opened = Connection::open(self.endpoint, &flight, &self.watch.at(until));
+        if opened.is_ok() {
+            self.patience.note_connected();
+        }
         if let (Ok(_), Some(point)) = (&opened, self.sent) {
             reach(point).map_err(|injected| AskErrorReason::Local(injected.into()))?;
         }
@@ -132,7 +138,8 @@ impl Driver<'_> {
 
     /// Tells the exchange how the connection ended, unless no other connection can succeed.
     fn report(&mut self, result: Result<(), ConnectionError>) -> Result<(), AskErrorReason> {
-        match result {
+        let now = Instant::now();
+        match result.map_err(|error| self.patience.weigh(error, now)) {
             Ok(()) => {}
             Err(ConnectionError::Closed { source }) => {
                 log::debug!("{}: {source}", self.endpoint);
@@ -141,13 +148,15 @@ impl Driver<'_> {
                     self.causes.push((number, source.to_string()));
                 }
                 self.last = Some(source);
-                self.exchange.handle_closed(Instant::now());
+                self.exchange.handle_closed(now);
             }
-            Err(ConnectionError::Deadline) => self.exchange.handle_timeout(Instant::now()),
+            Err(ConnectionError::Deadline) => self.exchange.handle_timeout(now),
             Err(ConnectionError::VmmEnded) => return Err(AskErrorReason::VmmEnded),
-            Err(error @ (ConnectionError::NotHybridVsock(_) | ConnectionError::Local { .. })) => {
-                return Err(AskErrorReason::Connection(error));
-            }
+            Err(
+                error @ (ConnectionError::Absent { .. }
+                | ConnectionError::NotHybridVsock(_)
+                | ConnectionError::Local { .. }),
+            ) => return Err(AskErrorReason::Connection(error)),
         }
         Ok(())
     }
@@ -184,12 +193,21 @@ impl Driver<'_> {
 
 /// Waits until a point in time, or for the end of the VMM.
 pub(crate) fn pause(watch: &Watch<'_>, until: Instant) -> Result<(), AskErrorReason> {
+    match outlives(watch, until) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(AskErrorReason::VmmEnded),
+        Err(source) => Err(AskErrorReason::Local(source)),
+    }
+}
+
+/// Waits until a point in time. `false` once the VMM has ended.
+pub(crate) fn outlives(watch: &Watch<'_>, until: Instant) -> io::Result<bool> {
     // An eventfd that stays 0 is never readable: the deadline or the VMM's end ends the wait.
-    let never = EventFd::new().map_err(|errno| AskErrorReason::Local(errno.into()))?;
+    let never = EventFd::new()?;
     match watch.at(until).readable(&never) {
-        Ok(()) | Err(WaitError::Deadline) => Ok(()),
-        Err(WaitError::ProcessExited) => Err(AskErrorReason::VmmEnded),
-        Err(WaitError::Io(source)) => Err(AskErrorReason::Local(source)),
+        Ok(()) | Err(WaitError::Deadline) => Ok(true),
+        Err(WaitError::ProcessExited) => Ok(false),
+        Err(WaitError::Io(source)) => Err(source),
     }
 }
 
@@ -282,7 +300,8 @@ mod tests {
         };
         thread::scope(|scope| {
             scope.spawn(|| guest(&listener));
-            ask(&endpoint, request, &Watch::until(Instant::now() + timeout))
+            let watch = Watch::until(Instant::now() + timeout);
+            ask(&endpoint, request, &watch, false)
         })
     }
 

@@ -4,7 +4,7 @@
 //! signals. The descriptor may be shared with other programs, such as the shell, so it must not be
 //! made non-blocking. Instead:
 //!
-//! - A file takes everything at once.
+//! - A file takes everything at once. So does a descriptor that is not open for writing: it fails.
 //! - A pipe or a terminal is opened again under `/proc/self/fd`, non-blocking. The new file
 //!   description is this program's own, so the flag affects no other program.
 //! - Where that is not possible (a socket, no `/proc`, another user's pipe), pieces of `PIECE_LEN`
@@ -13,11 +13,12 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::write;
@@ -38,6 +39,7 @@ enum Way {
 pub(crate) struct Outlet<'a> {
     fd: BorrowedFd<'a>,
     way: Way,
+    is_terminal: bool,
     /// A ring: with a reader that is always a little behind, it is never empty.
     pending: VecDeque<u8>,
 }
@@ -47,6 +49,7 @@ impl<'a> Outlet<'a> {
         Self {
             fd,
             way: way(fd),
+            is_terminal: fd.is_terminal(),
             pending: VecDeque::new(),
         }
     }
@@ -54,6 +57,11 @@ impl<'a> Outlet<'a> {
     /// Whether there are bytes that could not be written yet.
     pub(crate) fn is_pending(&self) -> bool {
         !self.pending.is_empty()
+    }
+
+    /// Whether it was a terminal from the start: one that was closed no longer tells.
+    pub(crate) const fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     /// Takes all of `bytes`. Returns how many were written, earlier ones included.
@@ -127,6 +135,11 @@ fn way(fd: BorrowedFd<'_>) -> Way {
     let Ok(stat) = fstat(fd) else {
         return Way::Pieces;
     };
+    // Opened anew for writing, it would take what this descriptor must refuse.
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    if flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_RDONLY) {
+        return Way::Whole;
+    }
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFREG | SFlag::S_IFBLK => Way::Whole,
         SFlag::S_IFIFO | SFlag::S_IFCHR => {
@@ -156,8 +169,6 @@ fn polls_writable(fd: BorrowedFd<'_>) -> io::Result<bool> {
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
-
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
     use super::*;
 
@@ -193,6 +204,17 @@ mod tests {
         let mut outlet = Outlet::new(writer.as_fd());
         outlet.way = Way::Pieces;
         check(&mut outlet, reader);
+    }
+
+    /// A pipe's end for reading could be opened anew for writing.
+    #[test]
+    fn a_descriptor_that_is_not_open_for_writing_fails() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        for fd in [reader.as_fd(), null.as_fd()] {
+            let error = Outlet::new(fd).push(b"x").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        }
     }
 
     #[test]

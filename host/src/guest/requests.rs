@@ -22,6 +22,8 @@ use crate::os::random;
 pub(crate) struct Guest<'a> {
     pub(crate) endpoint: Endpoint,
     pub(crate) watch: Watch<'a>,
+    /// Whether a guest that is not there yet is waited for.
+    pub(crate) is_awaited: bool,
 }
 
 /// Takes the content of a message of this kind.
@@ -97,7 +99,7 @@ impl Guest<'_> {
         request: Request,
         content: impl FnOnce(Message) -> Option<T>,
     ) -> Result<Answer<T>, AskError> {
-        let answer = ask(&self.endpoint, request, &self.watch)?;
+        let answer = ask(&self.endpoint, request, &self.watch, self.is_awaited)?;
         let kind = answer.content.kind();
         match content(answer.content) {
             Some(content) => Ok(Answer {

@@ -6,25 +6,25 @@
 //! it. PINGs are answered meanwhile. Only opening a connection blocks, for as long as an attempt
 //! may take.
 
+mod ending;
 mod error;
 mod gaps;
 mod user;
 mod wait;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-use shared::message::{Exited, SeverReason, Started, Stream};
+use shared::message::{AttachMode, Exited, SeverReason, Started, Stream};
 use shared::session_client::{Deadlines, Event, Request, SessionClient, Want, severed_text};
 
 pub(crate) use self::error::ClientError;
+use self::error::Loss;
 use self::gaps::Gaps;
-use self::user::number_of;
 use super::HOST_VERSION;
 use super::address::Endpoint;
-use super::connection::{Connection, ConnectionError};
+use super::connection::{Connection, ConnectionError, Patience};
 use super::outlet::Outlet;
 use crate::os::deadline::Watch;
 use crate::os::signals::Signals;
@@ -35,8 +35,9 @@ const INPUT_READ_LEN: usize = 64 * 1024;
 /// Reads of the connection in a row, before the other descriptors have their turn.
 const READS_MAX: usize = 16;
 
-/// How long the last frame, which ends the command, may take to leave.
-const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+/// How much longer than a command's time limit a guest that answers may take to end the command:
+/// its delay from TERM to KILL, and as long again.
+pub(crate) const END_GRACE: Duration = Duration::from_secs(10);
 
 /// The streams and signals of this program that a session uses.
 #[derive(Debug)]
@@ -59,6 +60,10 @@ pub(crate) struct Session<'a> {
     pub(crate) deadlines: Deadlines,
     /// Watches the VMM. Its deadline is not used.
     pub(crate) watch: Watch<'a>,
+    /// Whether a guest that is not there yet is waited for.
+    pub(crate) is_awaited: bool,
+    /// How much longer than `deadlines.end` a guest that answers may take to end the command.
+    pub(crate) end_grace: Duration,
     /// Return once the session has started.
     pub(crate) is_done_when_started: bool,
 }
@@ -74,21 +79,32 @@ pub(crate) enum Outcome {
 /// Runs the session until it has ended, or until no more can be known of it.
 pub(crate) fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, ClientError> {
     let now = Instant::now();
-    let client = SessionClient::new(session.request, HOST_VERSION, now, session.deadlines);
+    let owns = match &session.request {
+        Request::Exec { .. } => true,
+        Request::Attach { attach, .. } => attach.mode == AttachMode::Own,
+    };
+    let client = SessionClient::new(session.request, HOST_VERSION, now, session.deadlines)
+        .with_end_grace(session.end_grace);
     let mut driver = Driver {
         endpoint: session.endpoint,
         watch: session.watch,
+        patience: Patience::new(session.is_awaited, now),
         is_done_when_started: session.is_done_when_started,
         client,
         connection: None,
         outlets: [Outlet::new(local.stdout), Outlet::new(local.stderr)],
+        owns,
         stdin: local.stdin,
+        is_input_terminal: local.stdin.is_some_and(|stdin| stdin.is_terminal()),
+        input_len: 0,
         signals: local.signals,
         terminal: local.terminal,
         has_tty: false,
         input: vec![0; local.stdin.map_or(0, |_| INPUT_READ_LEN)].into_boxed_slice(),
         started: None,
-        interrupted_at: None,
+        is_interrupted: false,
+        loss: None,
+        kill_at: None,
         last: None,
         gaps: Gaps::default(),
     };
@@ -103,11 +119,7 @@ pub(crate) fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, Cli
     let doubt = driver.client.doubt();
     let result = match result {
         Ok(Some(started)) => Ok(Outcome::Started(started)),
-        Ok(None) => {
-            let last = driver.last;
-            let result = driver.client.into_result().map(Outcome::Exited);
-            result.map_err(|error| ClientError::Session { error, last })
-        }
+        Ok(None) => driver.into_outcome(),
         Err(error) => Err(error),
     };
     result.map_err(|error| match doubt {
@@ -123,25 +135,51 @@ pub(crate) fn run(session: Session<'_>, local: Local<'_>) -> Result<Outcome, Cli
 struct Driver<'a> {
     endpoint: &'a Endpoint,
     watch: Watch<'a>,
+    patience: Patience,
     is_done_when_started: bool,
     client: SessionClient,
     connection: Option<Connection>,
     outlets: [Outlet<'a>; 2],
+    /// Whether the session is this client's, and not one that it only looks at.
+    owns: bool,
     stdin: Option<BorrowedFd<'a>>,
+    /// Whether standard input was a terminal from the start.
+    is_input_terminal: bool,
+    /// Number of bytes of standard input that were read.
+    input_len: u64,
     signals: Option<&'a Signals>,
     terminal: Option<&'a mut Terminal>,
     /// Whether the session has a terminal.
     has_tty: bool,
     input: Box<[u8]>,
     started: Option<Started>,
-    /// When the user sent a signal that the guest has not confirmed.
-    interrupted_at: Option<Instant>,
+    /// Whether the user has sent a signal to end the command.
+    is_interrupted: bool,
+    /// What was lost on this side.
+    loss: Option<Loss>,
+    /// When to kill the command, which was sent TERM.
+    kill_at: Option<Instant>,
     /// Why the latest connection failed.
     last: Option<io::Error>,
     gaps: Gaps,
 }
 
 impl Driver<'_> {
+    /// The command's end, once nothing is left to do.
+    fn into_outcome(self) -> Result<Outcome, ClientError> {
+        let (last, loss) = (self.last, self.loss);
+        match (self.client.into_result(), loss) {
+            (Ok(exited), None) => Ok(Outcome::Exited(exited)),
+            (Ok(exited), Some(loss)) => Err(ClientError::Lost(loss, exited.status.shell_code())),
+            (Err(error), loss) => {
+                if let Some(loss) = loss {
+                    log::warn!("{loss}");
+                }
+                Err(ClientError::Session { error, last })
+            }
+        }
+    }
+
     /// Runs until nothing is left to do. Returns STARTED if the caller wanted no more.
     fn run(&mut self) -> Result<Option<Started>, ClientError> {
         loop {
@@ -171,7 +209,8 @@ impl Driver<'_> {
             (true, true) => Mode::Raw,
             (true, false) => Mode::RawWithSignals,
         };
-        terminal.set(mode).map_err(ClientError::Local)
+        let set = terminal.set(mode);
+        set.map_err(|error| self.terminal_failed(error))
     }
 
     fn connect(&mut self, until: Instant) -> Result<(), ClientError> {
@@ -179,6 +218,7 @@ impl Driver<'_> {
         let flight = self.client.flight();
         match Connection::open(self.endpoint, &flight, &self.watch.at(until)) {
             Ok(connection) => {
+                self.patience.note_connected();
                 self.connection = Some(connection);
                 self.client.handle_connected(Instant::now());
                 Ok(())
@@ -190,32 +230,34 @@ impl Driver<'_> {
     /// Tells the client how the connection ended, unless no other connection can succeed.
     fn lost(&mut self, error: ConnectionError) -> Result<(), ClientError> {
         self.connection = None;
-        let fate = self.client.fate();
-        match error {
+        let (fate, now) = (self.client.known_fate(), Instant::now());
+        match self.patience.weigh(error, now) {
             ConnectionError::Closed { source } => {
                 log::debug!("{}: {source}", self.endpoint);
                 self.last = Some(source);
-                if self.client.is_attached() {
-                    self.interrupted_at = None;
-                }
-                self.client.handle_closed(Instant::now());
+                self.client.handle_closed(now);
                 Ok(())
             }
             ConnectionError::Deadline => {
-                self.client.handle_timeout(Instant::now());
+                self.client.handle_timeout(now);
                 Ok(())
             }
             ConnectionError::VmmEnded => Err(ClientError::VmmEnded(fate)),
-            ConnectionError::NotHybridVsock(_) | ConnectionError::Local { .. } => {
-                Err(ClientError::Connection(error, fate))
-            }
+            error @ (ConnectionError::Absent { .. }
+            | ConnectionError::NotHybridVsock(_)
+            | ConnectionError::Local { .. }) => Err(ClientError::Connection(error, fate)),
         }
     }
 
     /// Waits once and handles what has become ready. What the guest has sent is handled before
     /// deadlines: after a stop of this process all of them may have passed.
     fn turn(&mut self, until: Instant) -> Result<(), ClientError> {
+        let until = self.kill_at.map_or(until, |at| at.min(until));
         let ready = self.wait(until)?;
+        self.kill_if_due();
+        if ready.hangup {
+            return Err(self.hang_up());
+        }
         if ready.connection {
             self.talk()?;
         }
@@ -237,7 +279,7 @@ impl Driver<'_> {
         self.client.handle_timeout(Instant::now());
         // What the guest sent before the VMM died was handled above.
         if ready.process && !ready.connection {
-            return Err(ClientError::VmmEnded(self.client.fate()));
+            return Err(ClientError::VmmEnded(self.client.known_fate()));
         }
         Ok(())
     }
@@ -282,7 +324,6 @@ impl Driver<'_> {
                 }
                 Event::Resumed(_) => {
                     log::info!("attached to the session again");
-                    self.interrupted_at = None;
                 }
                 Event::Gap(gap) => self.gaps.note(gap),
                 Event::Severed(reason) => log_severed(reason),
@@ -298,39 +339,6 @@ impl Driver<'_> {
         self.has_tty = started.tty;
         if let (true, Some(size)) = (started.tty, self.terminal.as_ref().and_then(|t| t.size())) {
             self.client.handle_resize(size);
-        }
-    }
-
-    /// Handles the result of a write of output. A closed standard output ends the command. A closed
-    /// standard error does not, and its bytes count as read.
-    fn handed_on(&mut self, stream: Stream, result: io::Result<usize>) -> Result<(), ClientError> {
-        match (result, stream) {
-            (Ok(len), _) => {
-                self.client.handle_consumed(stream, len, Instant::now());
-                Ok(())
-            }
-            (Err(_), Stream::Stderr) => {
-                let len = self.outlets[stream.index()].discard();
-                self.client.handle_consumed(stream, len, Instant::now());
-                Ok(())
-            }
-            (Err(error), Stream::Stdout) => {
-                self.client.handle_signal(number_of(Signal::SIGTERM));
-                self.say_last_words();
-                Err(ClientError::Output(error))
-            }
-        }
-    }
-
-    fn say_last_words(&mut self) {
-        let Some(connection) = &mut self.connection else {
-            return;
-        };
-        let watch = self.watch.at(Instant::now() + LAST_WORDS_MAX);
-        let bytes = self.client.poll_output();
-        // If the guest does not receive it, the guest ends the command after `--keep`.
-        if let Err(error) = connection.write_all(bytes, &watch) {
-            log::debug!("{}: {error}", self.endpoint);
         }
     }
 

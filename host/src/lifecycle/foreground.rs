@@ -55,6 +55,7 @@ pub(crate) fn wait(
         let guest = Guest {
             endpoint: endpoint.clone(),
             watch: Watch::with_process(Instant::now() + STOP_TIMEOUT, Some(process.as_fd())),
+            is_awaited: true,
         };
         if let Err(failure) = power_off(&guest) {
             log::warn!("the guest did not power off: {failure}");

@@ -133,6 +133,7 @@ impl StartingVm {
             let guest = Guest {
                 endpoint: self.endpoint.clone(),
                 watch: watch(plan.deadline, self.process.as_ref()),
+                is_awaited: true,
             };
             let proof = prove(&guest, &rebind, record)?;
             remove_pending(&self.dir)?;

@@ -59,6 +59,13 @@ impl<'a> Watch<'a> {
         self.process
     }
 
+    /// Whether the process has ended; `false` without one.
+    pub(crate) fn has_ended(&self) -> bool {
+        let now = Watch::until(Instant::now());
+        self.process
+            .is_some_and(|process| now.readable(process).is_ok())
+    }
+
     /// Waits until `fd` is readable. A hangup or an error counts, too: the read reports it.
     pub(crate) fn readable(&self, fd: impl AsFd) -> Result<(), WaitError> {
         self.ready(fd.as_fd(), PollFlags::POLLIN, None).map(drop)

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic;
 use std::sync::Mutex;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, raise};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
@@ -127,10 +128,14 @@ pub(crate) fn size_of_any(fds: &[BorrowedFd<'_>]) -> Option<TtySize> {
 fn restore(fd: BorrowedFd<'_>, original: &Termios) -> io::Result<()> {
     // A terminal that is not the controlling one has no foreground group: no shell has set it.
     let is_ours = tcgetpgrp(fd).map_or(true, |group| group == getpgrp());
-    if is_ours {
-        tcsetattr(fd, SetArg::TCSANOW, original)?;
+    if !is_ours {
+        return Ok(());
     }
-    Ok(())
+    match tcsetattr(fd, SetArg::TCSANOW, original) {
+        // A closed terminal has no settings.
+        Ok(()) | Err(Errno::EIO) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn restore_at_panic(fd: &OwnedFd, original: &Termios) -> io::Result<()> {

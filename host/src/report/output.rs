@@ -84,7 +84,12 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         }
     }
     line.push('\n');
-    let written = write_stream(Stream::Stdout, line.as_bytes(), None);
+    write_out(line.as_bytes())
+}
+
+/// Writes to standard output. [`std::io::Stdout`] takes a closed one for written to.
+pub(crate) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
+    let written = write_stream(Stream::Stdout, bytes, None);
     let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
     let exit = match &written {
         Err(error) if is_closed(error) => Exit::OutputClosed,

@@ -241,7 +241,12 @@ impl<S: Sink> Follower<'_, S> {
                 client.handle_timeout(now);
                 Ok(None)
             }
-            Err(error @ (ConnectionError::Closed { .. } | ConnectionError::VmmEnded)) => {
+            // An absent guest may come: the VMM's end is the end of it.
+            Err(
+                error @ (ConnectionError::Closed { .. }
+                | ConnectionError::Absent { .. }
+                | ConnectionError::VmmEnded),
+            ) => {
                 log::debug!("{}: {error}", self.endpoint);
                 client.handle_closed(now);
                 Ok(None)
@@ -261,7 +266,8 @@ impl<S: Sink> Follower<'_, S> {
         let bytes = client.poll_output();
         if !bytes.is_empty() {
             let len = bytes.len();
-            connection.write_all(bytes, &self.watch.at(Instant::now() + WRITE_MAX))?;
+            let written_by = (Instant::now() + WRITE_MAX).min(self.watch.deadline());
+            connection.write_all(bytes, &self.watch.at(written_by))?;
             client.handle_written(len);
             return Ok(());
         }

@@ -17,9 +17,9 @@ use shared::session_client::{Deadlines, Request};
 use crate::error::{Failure, FailureContext};
 use crate::exit::Exit;
 use crate::failpoint::Point;
-use crate::guest::driver::pause;
+use crate::guest::driver::outlives;
 use crate::guest::fault::fault_text;
-use crate::guest::session::{self, ClientError, Local, Outcome as Ended, Session};
+use crate::guest::session::{self, ClientError, END_GRACE, Local, Outcome as Ended, Session};
 use crate::os::clock::to_ms;
 use crate::os::deadline::{NO_LIMIT, Watch};
 use crate::os::random;
@@ -27,10 +27,6 @@ use crate::supervisor::worker::Worker;
 use crate::vmdir::health::{Health, HealthCheck, Outcome};
 use crate::vmdir::state::Stage;
 use crate::vmdir::{RunningVm, VmDir};
-
-/// How long to wait for the guest beyond a run's time limit: the time from TERM to KILL, and as
-/// much again for the answer.
-const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
 /// How long to wait between looks at a VM that was not proven ready yet.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -82,7 +78,7 @@ impl HealthMonitor {
             };
             self.health.handle(outcome, self.check.retries);
             self.health.write(&self.vm.dir)?;
-            if !self.pause(self.check.interval) {
+            if !self.pause(self.check.interval)? {
                 break;
             }
         }
@@ -97,7 +93,7 @@ impl HealthMonitor {
                 Stage::Starting | Stage::Unproven => {}
                 Stage::Ready | Stage::Snapshotting => return Ok(true),
             }
-            if !self.pause(LOOK_PAUSE) {
+            if !self.pause(LOOK_PAUSE)? {
                 return Ok(false);
             }
         }
@@ -107,7 +103,7 @@ impl HealthMonitor {
     fn run_once(&self) -> Result<Option<Outcome>, Failure> {
         loop {
             self.vm.dir.await_unlocked(&self.watch())?;
-            if !self.pause(Duration::ZERO) {
+            if !self.pause(Duration::ZERO)? {
                 return Ok(None);
             }
             let before = self.vm.dir.read_state()?.generation;
@@ -152,9 +148,11 @@ impl HealthMonitor {
             deadlines: Deadlines {
                 start: Some(now + self.check.timeout),
                 absence_max: Some(self.check.timeout),
-                end: Some(now + self.check.timeout + TIMEOUT_MARGIN),
+                end: Some(now + self.check.timeout),
             },
             watch: self.watch(),
+            is_awaited: true,
+            end_grace: END_GRACE,
             is_done_when_started: false,
         };
         let local = Local {
@@ -172,8 +170,9 @@ impl HealthMonitor {
     }
 
     /// `false` once the VMM has ended.
-    fn pause(&self, time: Duration) -> bool {
-        pause(&self.watch(), Instant::now() + time).is_ok()
+    fn pause(&self, time: Duration) -> Result<bool, Failure> {
+        let outlived = outlives(&self.watch(), Instant::now() + time);
+        outlived.or_fail(Exit::Internal, || "cannot wait for the VMM".to_owned())
     }
 }
 

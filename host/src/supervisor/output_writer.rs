@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use shared::limits::PORT_DEFAULT;
 use shared::message::{AttachMode, Exited};
 
-use crate::error::Failure;
+use crate::error::{Failure, FailureContext};
+use crate::exit::Exit;
 use crate::failpoint::Point;
-use crate::guest::driver::pause;
+use crate::guest::driver::outlives;
 use crate::guest::fault::fault_text;
 use crate::os::clock::unix_ms;
 use crate::os::deadline::{NO_LIMIT, Watch};
@@ -96,12 +97,18 @@ impl OutputWriter {
             };
             // Most likely the disk is full. The guest keeps as much as its ring holds meanwhile.
             log::warn!("cannot log the workload's output, trying again: {failure}");
-            if pause(&watch, Instant::now() + LOOK_PAUSE).is_err() {
+            if !await_look(&watch)? {
                 return Ok(End::VmmEnded);
             }
             self.log.roll_back()?;
         }
     }
+}
+
+/// Waits until it is time to look again. `false` once the VMM has ended.
+fn await_look(watch: &Watch<'_>) -> Result<bool, Failure> {
+    let outlived = outlives(watch, Instant::now() + LOOK_PAUSE);
+    outlived.or_fail(Exit::Internal, || "cannot wait for the VMM".to_owned())
 }
 
 impl Sink for OutputWriter {
@@ -137,7 +144,7 @@ impl Sink for OutputWriter {
             self.vm.dir.await_unlocked(&watch)?;
             // The command that took the last snapshot was killed, and the VM may be paused.
             let is_interrupted = self.vm.dir.read_state()?.stage == Stage::Snapshotting;
-            if !is_interrupted || pause(&watch, Instant::now() + LOOK_PAUSE).is_err() {
+            if !is_interrupted || !await_look(&watch)? {
                 return Ok(());
             }
         }

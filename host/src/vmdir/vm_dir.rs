@@ -72,6 +72,7 @@ impl RunningVm {
         Guest {
             endpoint: self.endpoint(port),
             watch: Watch::with_process(deadline, Some(self.process.as_fd())),
+            is_awaited: true,
         }
     }
 }

@@ -196,6 +196,7 @@ impl SessionClient {
             origin.sessions_begun = 0;
         }
         self.origin = Some(origin);
+        self.limit_request(now);
         self.request_message().encode_into(&mut self.out);
         self.note_sent();
         let until = Some(now + self.silence);

@@ -40,6 +40,16 @@ impl Request {
         }
     }
 
+    /// Lowers the command's own time limit, if it has one, to what is left of the client's time.
+    pub(super) fn limit(&mut self, left: Duration) {
+        if let Self::Exec { exec, .. } = self
+            && let Some(timeout_ms) = &mut exec.timeout_ms
+        {
+            let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            *timeout_ms = (*timeout_ms).min(left_ms.max(1));
+        }
+    }
+
     pub(super) fn wants_output(&self) -> bool {
         match self {
             Self::Exec { .. } => true,

@@ -3,6 +3,7 @@
 
 mod cuts;
 mod guest;
+mod limits;
 
 use guest::{END, attached, exited, hello, started};
 

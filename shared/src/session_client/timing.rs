@@ -22,6 +22,9 @@ pub const PAUSE_MAX: Duration = Duration::from_millis(64);
 /// After that the connection counts as dead, even if the transport reports nothing.
 pub const QUIET_MAX: Duration = Duration::from_secs(10);
 
+/// How long a guest may be silent while it ends a command at the time limit.
+pub const SIGN_MAX: Duration = Duration::from_secs(1);
+
 /// How long the client waits by default for a guest to be reachable again after a cut. A guest that
 /// was cut for a snapshot waits as long for its host.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(60);
@@ -36,7 +39,7 @@ pub(super) const LEAVE_MAX: Duration = Duration::from_secs(1);
 impl SessionClient {
     /// When the client gives up in its present state, and with which error.
     fn limit(&self) -> Option<(Instant, SessionError)> {
-        let end = |error| self.deadlines.end.map(|end| (end, error));
+        let end = |error| self.end_limit().map(|end| (end, error));
         let earlier = match &self.state {
             State::Finished(_) => return None,
             State::Leaving { exited, .. } => {
@@ -63,6 +66,44 @@ impl SessionClient {
         }
     }
 
+    /// When the client gives up at the end of its time.
+    ///
+    /// A guest that ends the command itself then gets the grace time for it, but only while it
+    /// shows signs of life: one that does not answer must not cost more time than the caller gave.
+    fn end_limit(&self) -> Option<Instant> {
+        let end = self.deadlines.end?;
+        let is_attached = self.is_attached();
+        if self.end_grace.is_zero() || !(is_attached || self.has_ended()) {
+            return Some(end);
+        }
+        let limit = match self.pinged_at {
+            // Not the guest is slow, but the reader of its output.
+            _ if !is_attached || !self.wants_read() => self.heard_at + SIGN_MAX,
+            Some(at) if at < end => end,
+            Some(at) => at + SIGN_MAX,
+            None => end + self.end_grace,
+        };
+        Some(limit.clamp(end, end + self.end_grace))
+    }
+
+    /// When a quiet guest is asked for a sign of life: after a while, and shortly before the end of
+    /// the client's time, whatever it has sent before.
+    pub(super) fn ping_due(&self) -> Instant {
+        let due = self.heard_at + QUIET_MAX;
+        match self.check_at() {
+            Some(_) if self.is_checked => due.min(self.heard_at + SIGN_MAX),
+            Some(check_at) => due.min(check_at.max(self.heard_at)),
+            None => due,
+        }
+    }
+
+    /// When it must be known whether the guest lives; `None` if the end does not depend on it.
+    fn check_at(&self) -> Option<Instant> {
+        let end = self.deadlines.end.filter(|_| !self.end_grace.is_zero())?;
+        self.is_attached()
+            .then(|| end.checked_sub(SIGN_MAX).unwrap_or(end))
+    }
+
     /// The error at the deadline: the guest's latest refusal, if it only refused.
     fn refused_or_late(&self) -> SessionError {
         match &self.refusal {
@@ -77,10 +118,18 @@ impl SessionClient {
     }
 
     /// What is known about the command: nothing until an ATTACH is answered.
-    pub(super) fn known_fate(&self) -> Option<Fate> {
+    #[must_use]
+    pub fn known_fate(&self) -> Option<Fate> {
         match &self.request {
             Request::Attach { .. } if self.started.is_none() => None,
             Request::Attach { .. } | Request::Exec { .. } => Some(self.fate),
+        }
+    }
+
+    /// Lets the command's own time limit end with the client's, however late the guest hears of it.
+    pub(super) fn limit_request(&mut self, now: Instant) {
+        if let Some(end) = self.deadlines.end {
+            self.request.limit(end.saturating_duration_since(now));
         }
     }
 
@@ -121,6 +170,7 @@ impl SessionClient {
     pub(super) fn ping(&mut self, now: Instant) {
         self.ping_count += 1;
         self.pinged_at = Some(now);
+        self.is_checked = self.check_at().is_some_and(|at| now >= at);
         let nonce = self.ping_count;
         Message::Ping(Ping { nonce }).encode_into(&mut self.out);
         self.send_acks(1);

@@ -21,14 +21,14 @@ use tests::process::{lines, run, signal};
 use tests::{DEADLINE, await_true, program};
 
 /// A workload that prints what is written into a pipe, and ends when the pipe is closed.
-struct Workload {
+pub(crate) struct Workload {
     folder: TempDir,
     agent: Agent,
     pipe: File,
 }
 
 impl Workload {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = TempDir::new().unwrap();
         let command = make_pipe(folder.path());
         let agent = Agent::start_with(&["--workload", &command]);
@@ -70,7 +70,7 @@ pub(crate) struct VmDir {
 }
 
 impl VmDir {
-    fn new(workload: &Workload) -> Self {
+    pub(crate) fn new(workload: &Workload) -> Self {
         let mut vm = Self::empty(workload.folder.path());
         vm.publish(workload.agent.pid(), &workload.agent.socket());
         vm

@@ -53,10 +53,12 @@ fn kind_of(error: &ClientError) -> String {
         ClientError::Session { error, .. } => return session_kind(error),
         ClientError::InDoubt { error, .. } => return kind_of(error),
         ClientError::VmmEnded(_) => "VMM ended",
-        ClientError::Connection(_, Fate::NotRun) => "no connection",
-        ClientError::Connection(_, Fate::Unknown | Fate::Started) => "unknown",
-        ClientError::Interrupted(_) => "interrupted",
-        ClientError::Output(_) | ClientError::Local(_) => "this machine",
+        ClientError::Connection(_, None | Some(Fate::NotRun)) => "no connection",
+        ClientError::Connection(_, Some(Fate::Unknown | Fate::Started)) => "unknown",
+        ClientError::Interrupted(_) | ClientError::Unread(_) | ClientError::HungUp(_) => {
+            "interrupted"
+        }
+        ClientError::Lost(..) | ClientError::Output(_) | ClientError::Local(_) => "this machine",
     };
     kind.to_owned()
 }

@@ -24,8 +24,7 @@ const HELD_LEN_MAX: usize = 1024 * 1024;
 
 pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
     let target = Target::find(command.into(), command.state_dir.as_deref())?;
-    let now = Instant::now();
-    let guest = target.guest(now + command.timeout.unwrap_or(CATCH_UP_TIMEOUT));
+    let guest = target.guest(target.deadline(CATCH_UP_TIMEOUT));
     let wanted = lengths(&guest).map_err(refusal)?;
     let wanted = wanted.ok_or_else(|| Failure::new(Exit::Guest, NO_WORKLOAD))?;
     let mut sink = Printer {
@@ -35,7 +34,7 @@ pub(super) fn run(command: &LogsCommand) -> Result<(), Failure> {
             tail,
             until: wanted,
         }),
-        deadline: command.timeout.map(|timeout| now + timeout),
+        deadline: target.end,
     };
     let wanted = (!command.follow).then_some(wanted);
     let end = loop {

@@ -98,6 +98,7 @@ fn adopt(command: &Restore, record: &mut Record) -> Result<(), Failure> {
             port: PORT_DEFAULT,
         },
         watch: Watch::with_process(deadline, process.as_ref().map(AsFd::as_fd)),
+        is_awaited: true,
     };
     let proof = prove(&guest, &rebind, record)?;
     if proof.has_hooks {

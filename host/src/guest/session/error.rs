@@ -10,6 +10,24 @@ use shared::session_client::{Fate, SessionError};
 use crate::exit::Exit;
 use crate::guest::connection::ConnectionError;
 
+/// What was lost on this side, so that the command's own end is not the session's.
+#[derive(Debug)]
+pub(crate) enum Loss {
+    /// The command got standard input up to this offset only.
+    Input { at: u64, source: io::Error },
+    /// Standard error took no more.
+    Stderr(io::Error),
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Input { at, .. } => write!(f, "standard input was cut at byte {at}"),
+            Self::Stderr(_) => f.write_str("cannot write to standard error"),
+        }
+    }
+}
+
 /// Why there is no exit status.
 #[derive(Debug)]
 pub(crate) enum ClientError {
@@ -19,11 +37,18 @@ pub(crate) enum ClientError {
         /// The latest connection that could not be made, or ended, which explains a deadline.
         last: Option<io::Error>,
     },
-    /// The guest cannot be reached, and another try would fail the same way.
-    Connection(ConnectionError, Fate),
-    VmmEnded(Fate),
-    /// The user interrupted while the guest could not be reached.
-    Interrupted(Fate),
+    /// The guest cannot be reached, and another try would fail the same way. `None` where nothing
+    /// is known of the session, here and below.
+    Connection(ConnectionError, Option<Fate>),
+    VmmEnded(Option<Fate>),
+    /// The user has sent a signal that has no command to go to, or a second one.
+    Interrupted(Option<Fate>),
+    /// The user has sent a signal after the command's end, while its output waited to be read.
+    Unread(u8),
+    /// The user's terminal was closed.
+    HungUp(Option<Fate>),
+    /// The command ended with this exit code, but not all bytes have passed.
+    Lost(Loss, u8),
     /// The command's output could not be written. The command was told to end.
     Output(io::Error),
     /// A system call of this program failed.
@@ -54,9 +79,11 @@ impl ClientError {
         match self {
             Self::Session { error, .. } => session_exit(error),
             Self::VmmEnded(_) => Exit::VmmEnded,
-            Self::Interrupted(_) => Exit::Guest,
+            Self::Interrupted(_) | Self::Unread(_) | Self::HungUp(_) => Exit::Guest,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::OutputClosed,
-            Self::Connection(..) | Self::Output(_) | Self::Local(_) => Exit::Internal,
+            Self::Connection(..) | Self::Lost(..) | Self::Output(_) | Self::Local(_) => {
+                Exit::Internal
+            }
             Self::InDoubt { error, .. } => error.exit(),
         }
     }
@@ -108,10 +135,31 @@ impl fmt::Display for ClientError {
                     Some(_) | None => Ok(()),
                 }
             }
-            Self::Connection(error, fate) => write!(f, "{error}; {fate}"),
-            Self::VmmEnded(fate) => write!(f, "the VMM has ended; {fate}"),
+            Self::Connection(error, fate) => {
+                error.fmt(f)?;
+                write_fate(f, *fate)
+            }
+            Self::VmmEnded(fate) => {
+                f.write_str("the VMM has ended")?;
+                write_fate(f, *fate)
+            }
             Self::Interrupted(fate) => {
-                write!(f, "given up while the guest could not be reached; {fate}")
+                f.write_str("given up at a signal")?;
+                write_fate(f, *fate)
+            }
+            Self::Unread(code) => write!(
+                f,
+                "given up at a signal; the command ended ({code}), and not all its output was taken"
+            ),
+            Self::HungUp(fate) => {
+                f.write_str("the terminal was closed")?;
+                write_fate(f, *fate)
+            }
+            Self::Lost(loss @ Loss::Input { .. }, code) => {
+                write!(f, "the command was told to end ({code}), because {loss}")
+            }
+            Self::Lost(loss @ Loss::Stderr(_), code) => {
+                write!(f, "the command ended ({code}), but {loss}")
             }
             Self::Output(_) => f.write_str("cannot write the command's output"),
             Self::Local(_) => f.write_str("cannot wait for the guest"),
@@ -131,10 +179,21 @@ impl fmt::Display for ClientError {
 impl std::error::Error for ClientError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Output(source) | Self::Local(source) => Some(source),
+            Self::Output(source)
+            | Self::Local(source)
+            | Self::Lost(Loss::Input { source, .. } | Loss::Stderr(source), _) => Some(source),
             Self::Connection(error, _) => error.source(),
             Self::InDoubt { error, .. } => error.source(),
-            Self::Session { .. } | Self::VmmEnded(_) | Self::Interrupted(_) => None,
+            Self::Session { .. }
+            | Self::VmmEnded(_)
+            | Self::Interrupted(_)
+            | Self::Unread(_)
+            | Self::HungUp(_) => None,
         }
     }
+}
+
+/// What is known about the command, behind what went wrong.
+fn write_fate(f: &mut fmt::Formatter<'_>, fate: Option<Fate>) -> fmt::Result {
+    fate.map_or(Ok(()), |fate| write!(f, "; {fate}"))
 }

@@ -199,6 +199,8 @@ fn exec(
             end: Some(end),
         },
         watch: Watch::until(end),
+        is_awaited: false,
+        end_grace: Duration::ZERO,
         is_done_when_started: setup.is_done_when_started,
     };
     let output = temp.path().join("output");
@@ -515,6 +517,8 @@ fn a_guest_whose_vmm_has_ended_is_not_waited_for() {
             end: None,
         },
         watch: Watch::with_process(end, Some(ours.as_fd())),
+        is_awaited: false,
+        end_grace: Duration::ZERO,
         is_done_when_started: false,
     };
     let local = Local {

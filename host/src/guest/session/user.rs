@@ -1,7 +1,6 @@
 //! The user's side of a session: keys, signals, and the size of the terminal.
 
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -11,9 +10,6 @@ use shared::session_client::Fate;
 use super::Driver;
 use super::error::ClientError;
 use crate::os::terminal::size_of_any;
-
-/// How long the guest may take to confirm a signal before it counts as unreachable.
-const CONFIRM_MAX: Duration = Duration::from_secs(2);
 
 /// The byte that Ctrl-C sends in raw mode.
 const INTERRUPT_KEY: u8 = 3;
@@ -25,9 +21,15 @@ impl Driver<'_> {
             return Ok(());
         };
         match read(stdin, &mut self.input[..room]) {
-            Ok(0) => self.end_input(),
+            // A raw terminal has no other end, since Ctrl-D is a byte.
+            Ok(0) if self.has_tty && self.is_input_terminal => return Err(self.hang_up()),
+            Ok(0) => {
+                self.stdin = None;
+                self.client.handle_input_end();
+            }
             Ok(len) => {
                 let bytes = &self.input[..len];
+                self.input_len += u64::try_from(len).unwrap_or(u64::MAX);
                 self.client.handle_input(bytes);
                 let is_interrupt = self.has_tty && bytes.contains(&INTERRUPT_KEY);
                 if is_interrupt && !self.client.is_attached() {
@@ -35,17 +37,10 @@ impl Driver<'_> {
                 }
             }
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Err(errno) => {
-                log::warn!("cannot read standard input, which counts as its end: {errno}");
-                self.end_input();
-            }
+            Err(Errno::EIO) if self.is_input_terminal => return Err(self.hang_up()),
+            Err(errno) => self.cut_input(errno),
         }
         Ok(())
-    }
-
-    pub(super) fn end_input(&mut self) {
-        self.stdin = None;
-        self.client.handle_input_end();
     }
 
     pub(super) fn read_signals(&mut self) -> Result<(), ClientError> {
@@ -57,11 +52,13 @@ impl Driver<'_> {
             match (signal, &mut self.terminal) {
                 (Signal::SIGWINCH, _) => self.resize(),
                 (Signal::SIGTSTP, Some(terminal)) => {
-                    terminal.stop_job().map_err(ClientError::Local)?;
+                    let stopped = terminal.stop_job();
+                    stopped.map_err(|error| self.terminal_failed(error))?;
                     self.resize();
                 }
                 (Signal::SIGCONT, Some(terminal)) => {
-                    terminal.set_again().map_err(ClientError::Local)?;
+                    let set = terminal.set_again();
+                    set.map_err(|error| self.terminal_failed(error))?;
                     self.resize();
                 }
                 (Signal::SIGTSTP | Signal::SIGCONT, None) => {}
@@ -86,21 +83,19 @@ impl Driver<'_> {
         }
     }
 
-    /// First Ctrl-C: forwarded to the guest. Second one while the guest is unreachable: this
-    /// program ends.
+    /// The first Ctrl-C is for the command. The second ends this program, too, whatever the command
+    /// makes of it.
     pub(super) fn interrupt(&mut self) -> Result<(), ClientError> {
-        let now = Instant::now();
-        let fate = self.client.fate();
-        let is_reached = self.client.is_attached() && self.client.unconfirmed_signal_count() <= 1;
-        let is_again = self.interrupted_at.is_some_and(|at| {
-            !self.client.is_attached() || now.saturating_duration_since(at) >= CONFIRM_MAX
-        });
-        if fate == Fate::NotRun || (is_again && !is_reached) {
+        if let Some(exited) = self.client.exited() {
+            return Err(ClientError::Unread(exited.status.shell_code()));
+        }
+        let fate = self.client.known_fate();
+        let has_command = matches!(fate, Some(Fate::Unknown | Fate::Started));
+        if !has_command || self.is_interrupted {
+            self.say_last_words();
             return Err(ClientError::Interrupted(fate));
         }
-        if is_reached || self.interrupted_at.is_none() {
-            self.interrupted_at = Some(now);
-        }
+        self.is_interrupted = true;
         if !self.client.is_attached() {
             log::warn!("the guest cannot be reached now; another interrupt ends this program");
         }

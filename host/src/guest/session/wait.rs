@@ -1,5 +1,6 @@
 //! The one wait of a session: for the guest, this program's streams, its signals, and the VMM.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -19,6 +20,8 @@ pub(super) struct Ready {
     pub(super) outlets: [bool; 2],
     pub(super) signals: bool,
     pub(super) process: bool,
+    /// The terminal on standard input was closed.
+    pub(super) hangup: bool,
 }
 
 /// What a descriptor in the poll set is.
@@ -26,16 +29,22 @@ pub(super) struct Ready {
 enum Slot {
     Connection,
     Stdin,
+    /// Standard input that is a terminal.
+    Terminal,
     Outlet(Stream),
     Signals,
     Process,
 }
 
 impl Ready {
-    const fn set(&mut self, slot: Slot) {
+    fn set(&mut self, slot: Slot, events: PollFlags) {
         match slot {
             Slot::Connection => self.connection = true,
             Slot::Stdin => self.stdin = true,
+            Slot::Terminal => {
+                self.hangup = events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
+                self.stdin = events.contains(PollFlags::POLLIN);
+            }
             Slot::Outlet(stream) => self.outlets[stream.index()] = true,
             Slot::Signals => self.signals = true,
             Slot::Process => self.process = true,
@@ -57,9 +66,19 @@ impl Driver<'_> {
                 slots.push(Slot::Connection);
             }
         }
-        if let Some(stdin) = self.stdin.filter(|_| self.client.input_room() > 0) {
-            fds.push(PollFd::new(stdin, PollFlags::POLLIN));
-            slots.push(Slot::Stdin);
+        if let Some(stdin) = self.stdin {
+            let has_room = self.client.input_room() > 0;
+            let mut interest = PollFlags::empty();
+            interest.set(PollFlags::POLLIN, has_room);
+            // poll reports a hang-up also where no event is asked for. At the end of a pipe it
+            // would do so again and again.
+            if has_room || self.is_input_terminal {
+                fds.push(PollFd::new(stdin, interest));
+                slots.push(match self.is_input_terminal {
+                    true => Slot::Terminal,
+                    false => Slot::Stdin,
+                });
+            }
         }
         for stream in [Stream::Stdout, Stream::Stderr] {
             let outlet = &self.outlets[stream.index()];
@@ -78,18 +97,28 @@ impl Driver<'_> {
             fds.push(PollFd::new(process, PollFlags::POLLIN));
             slots.push(Slot::Process);
         }
-        let timeout = TimeSpec::from(until.saturating_duration_since(Instant::now()));
         let mut ready = Ready::default();
-        match ppoll(&mut fds, Some(timeout), None) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(ready),
-            Err(errno) => return Err(ClientError::Local(errno.into())),
+        if !poll_until(&mut fds, until).map_err(ClientError::Local)? {
+            return Ok(ready);
         }
-        let found = fds
-            .iter()
-            .zip(slots)
-            .filter(|(fd, _)| fd.any().unwrap_or(true));
-        found.for_each(|(_, slot)| ready.set(slot));
+        for (fd, slot) in fds.iter().zip(slots) {
+            // `None` stands for events that nix does not know. A read or a write tells more.
+            let events = fd.revents().unwrap_or(PollFlags::POLLIN);
+            if !events.is_empty() {
+                ready.set(slot, events);
+            }
+        }
         Ok(ready)
+    }
+}
+
+/// Waits for the descriptors at most until a point in time. `false` after an interruption, which
+/// leaves their events undefined.
+pub(super) fn poll_until(fds: &mut [PollFd<'_>], until: Instant) -> io::Result<bool> {
+    let timeout = TimeSpec::from(until.saturating_duration_since(Instant::now()));
+    match ppoll(fds, Some(timeout), None) {
+        Ok(_) => Ok(true),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }

@@ -175,13 +175,17 @@ impl Source {
 
     /// The guest, for requests before the snapshot.
     pub(super) fn guest(&self) -> Guest<'_> {
-        self.guest_until(self.limits.work)
+        Guest {
+            is_awaited: false,
+            ..self.guest_until(self.limits.work)
+        }
     }
 
     fn guest_until(&self, deadline: Instant) -> Guest<'_> {
         Guest {
             endpoint: self.endpoint.clone(),
             watch: watch(deadline, self.process.as_ref()),
+            is_awaited: true,
         }
     }
 

@@ -12,7 +12,7 @@ use shared::message::{AttachMode, Exited, SessionInfo, SessionRef};
 use tests::agent::Agent;
 use tests::client::attach;
 use tests::fifo::Fifo;
-use tests::process::{Finished, Running, run};
+use tests::process::{Finished, Running, redirected, run};
 use tests::program;
 
 /// Podman behaves as `host-tool` does.
@@ -300,7 +300,7 @@ impl Case {
         let mut command = fixture.command(&self.options, &self.argv);
         match &self.input {
             Input::Null => run_with(command.stdin(Stdio::null())),
-            Input::Closed => run_with(&mut without_input(&command)),
+            Input::Closed => run_with(&mut redirected(&command, "<&-")),
             Input::Pipe(bytes) => tests::process::run_with_input(&mut command, bytes),
             Input::OpenPipe(bytes) => {
                 let mut running = Running::start(&mut command);
@@ -346,14 +346,6 @@ impl Case {
 pub(super) fn run_with(command: &mut Command) -> Finished {
     let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
     Running::start_as_it_is(command).finish()
-}
-
-/// The same command with a closed standard input, through a shell.
-fn without_input(command: &Command) -> Command {
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "exec \"$@\" <&-", "sh"]);
-    shell.arg(command.get_program()).args(command.get_args());
-    shell
 }
 
 /// What one case runs with.

@@ -41,10 +41,12 @@ pub(super) fn input_as_it_is() -> Vec<Case> {
             .run(&["cat"])
             .prints(all_bytes()),
         case("/dev/null").with("-i").run(&["cat"]),
-        case("a closed standard input is an empty one")
+        case("a closed standard input cannot be read")
             .with("-i")
             .input(Input::Closed)
             .run(&["cat"])
+            .exits(125)
+            .complains(&["standard input was cut at byte 0: Bad file descriptor"])
             .podman("differs: never ends"),
         case("a closed standard input does no harm without -i")
             .input(Input::Closed)
