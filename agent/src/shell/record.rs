@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use log::{debug, warn};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
 use crate::record::{Entry, LINE_LEN, LINE_UNUSED, SLOTS, entries, is_same, parse_stat};
 use crate::sys::process::kill_group;
@@ -28,7 +28,10 @@ pub(crate) struct Record {
     file: Flock<File>,
     /// Slots by the process id of their command.
     used: BTreeMap<i32, usize>,
+    /// Slots that were used before.
     free: Vec<usize>,
+    /// The first slot that never was.
+    unused_from: usize,
 }
 
 impl Record {
@@ -47,17 +50,25 @@ impl Record {
 
     /// Where the next command writes its line. `None` if all slots are used.
     pub(super) fn next_slot(&self) -> Option<Slot> {
-        let slot = self.free.last()?;
+        let unused = (self.unused_from < SLOTS).then_some(self.unused_from);
+        let slot = self.free.last().copied().or(unused)?;
         let file = self.file.as_raw_fd();
-        let offset = offset_of(*slot).try_into().ok()?;
+        let offset = offset_of(slot).try_into().ok()?;
         Some(Slot { file, offset })
     }
 
     /// The command with the next slot was cloned.
     pub(super) fn handle_spawned(&mut self, pid: i32) {
-        if let Some(slot) = self.free.pop() {
-            self.used.insert(pid, slot);
-        }
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            // All are used, so the child has not written its line.
+            None if self.unused_from >= SLOTS => return,
+            None => {
+                self.unused_from += 1;
+                self.unused_from - 1
+            }
+        };
+        self.used.insert(pid, slot);
     }
 
     pub(super) fn handle_reaped(&mut self, pid: i32) {
@@ -114,21 +125,26 @@ fn open(path: PathBuf) -> io::Result<(Record, u64)> {
     }
     let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, errno)| io::Error::from(errno))?;
-    let mut text = Vec::new();
+    let mut bytes = Vec::new();
     let len_max = (SLOTS * LINE_LEN) as u64;
     Read::by_ref(&mut *file)
         .take(len_max)
-        .read_to_end(&mut text)?;
-    let found = entries(&String::from_utf8_lossy(&text))
-        .filter(|entry| kill_left(*entry))
-        .count();
-    file.write_all_at(&LINE_UNUSED.repeat(SLOTS), 0)?;
-    file.set_len(len_max)?;
+        .read_to_end(&mut bytes)?;
+    let found = entries(&bytes).filter(|entry| kill_left(*entry)).count();
+    // Emptied, and then filled with zeros, so that the commands' lines need no space later.
+    file.set_len(0)?;
+    fallocate(
+        &*file,
+        FallocateFlags::empty(),
+        0,
+        len_max.try_into().unwrap_or(0),
+    )?;
     let record = Record {
         path,
         file,
         used: BTreeMap::new(),
-        free: (0..SLOTS).rev().collect(),
+        free: Vec::new(),
+        unused_from: 0,
     };
     Ok((record, found as u64))
 }
