@@ -25,6 +25,9 @@
 //! - Memory stays within the limits named here, in `outbox`, and for each session in its rings,
 //!   whatever a peer or a child sends. Reaching a limit means a refusal or back-pressure for that
 //!   peer or child alone.
+//! - All of it that others decide comes out of one budget (`sessions/buffers.rs`), beside 12 KiB
+//!   for each connection. A failed allocation is a used-up budget. Only what is small, or reserved
+//!   at the start, is allocated without asking.
 //!
 //! Not here: descriptors, process ids beyond their number, the wording of system errors.
 
@@ -149,6 +152,7 @@ pub(crate) enum DetachReason {
 
 impl Agent {
     pub fn new(settings: Settings, now: Instant) -> Self {
+        let buffers = BufferPool::new(settings.memory_len);
         let mut agent = Self {
             settings,
             state: State::Running,
@@ -162,7 +166,7 @@ impl Agent {
             sessions: Table::default(),
             workload: None,
             mmds: Mmds::default(),
-            buffers: BufferPool::default(),
+            buffers,
             children: Children::default(),
             rebinds: Rebinds::default(),
             quiescing: None,
@@ -180,6 +184,9 @@ impl Agent {
     }
 
     pub fn poll_action(&mut self) -> Option<Action> {
+        if self.buffers.poll_relief() {
+            self.resume_short_outputs();
+        }
         self.actions.pop_front()
     }
 

@@ -20,6 +20,7 @@ mod cgroups;
 mod client;
 pub mod config;
 mod event_loop;
+mod memory;
 mod netlink;
 mod record;
 mod shell;
@@ -177,6 +178,7 @@ fn start(
         boot_id: read_line("/proc/sys/kernel/random/boot_id"),
         kernel: read_line("/proc/sys/kernel/osrelease"),
         is_init,
+        memory_len: memory::budget(),
         grace: SIGNAL_GRACE,
         results_max: RESULTS_MAX,
         has_cgroups,

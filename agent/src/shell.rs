@@ -49,7 +49,10 @@ use nix::sys::signal::Signal as SignalNumber;
 use shared::limits::PAYLOAD_LEN_MAX;
 use shared::message::{ExitStatus, ResourceUsage};
 
-use crate::agent::{Action, Agent, ConnectionId, End, Exit, Figures, SessionId, Signal};
+use crate::agent::{
+    Action, Agent, CONNECTIONS_MAX, ConnectionId, End, Exit, Figures, LOCAL_CONNECTIONS_MAX,
+    SESSIONS_MAX, SessionId, Signal,
+};
 use crate::sys::file::names;
 use crate::sys::process::{self, Ending, FileLimit};
 use crate::sys::signals::Signals;
@@ -69,6 +72,9 @@ use record::Record;
 
 /// Bytes read at once: what a pipe holds, and the payload of a frame.
 const READ_LEN: usize = PAYLOAD_LEN_MAX;
+
+/// Sources that may be on the ready list: memory for them is there from the start.
+const SOURCES_MAX: usize = CONNECTIONS_MAX + LOCAL_CONNECTIONS_MAX + 3 * SESSIONS_MAX;
 
 /// Reads of one source in one turn, so that a source that never runs dry leaves time to others.
 const READS_PER_TURN_MAX: usize = 16;
@@ -168,8 +174,8 @@ impl Shell {
             cgroups: None,
             record: None,
             scratch: vec![0; READ_LEN].into_boxed_slice(),
-            ready: VecDeque::new(),
-            unflushed: Vec::new(),
+            ready: VecDeque::with_capacity(SOURCES_MAX),
+            unflushed: Vec::with_capacity(CONNECTIONS_MAX),
             has_spawned: false,
             end: None,
         })
@@ -232,9 +238,12 @@ impl Shell {
     }
 
     fn flush_rest(&mut self, turn: &mut Turn<'_>) {
-        for id in std::mem::take(&mut self.unflushed) {
+        let mut unflushed = std::mem::take(&mut self.unflushed);
+        for id in unflushed.drain(..) {
             self.flush(id, turn);
         }
+        // A flush adds none, and its memory is there from the start.
+        self.unflushed = unflushed;
     }
 
     /// Performs the core's actions until there is none left.

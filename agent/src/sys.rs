@@ -16,7 +16,10 @@ pub(crate) mod clock;
 pub(crate) mod console;
 pub(crate) mod entropy;
 mod entry;
+#[cfg(test)]
+pub(crate) mod failing;
 pub(crate) mod file;
+pub(crate) mod memory;
 pub(crate) mod modules;
 pub(crate) mod mount;
 pub(crate) mod net;

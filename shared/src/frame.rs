@@ -8,12 +8,16 @@
 //! ```
 //!
 //! [`Decoder`] accepts bytes in any pieces and returns whole frames. It refuses a header that
-//! announces more than its kind may carry before it allocates memory. After one bad header nothing
+//! announces more than its kind may carry before it allocates memory. With [`Decoder::try_push`] a
+//! lack of memory is an answer. After one bad header nothing
 //! in the stream can be trusted, so the decoder refuses all that follows.
 
 use std::fmt;
 
 use crate::limits::{EXEC_PAYLOAD_LEN_MAX, HEADER_LEN, PAYLOAD_LEN_MAX};
+
+/// A decoder with no more bytes than this takes no more memory than the next power of two.
+pub const SMALL_LEN: usize = 8 * 1024;
 
 macro_rules! frame_kinds {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal;)*) => {
@@ -199,6 +203,10 @@ impl fmt::Display for FrameError {
 
 impl std::error::Error for FrameError {}
 
+/// There is no memory for received bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NoMemory;
+
 /// Appends a frame of `kind` to `out`; `write_payload` appends the payload.
 ///
 /// # Panics
@@ -243,14 +251,42 @@ impl Decoder {
 
     /// Appends received bytes. After a bad header it drops them.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.refused.is_some() {
-            return;
+        if self.refused.is_none() {
+            self.drop_consumed();
+            self.buffer.extend_from_slice(bytes);
         }
+    }
+
+    /// As [`push`](Self::push), for a receiver that outlives a lack of memory.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was appended.
+    pub fn try_push(&mut self, bytes: &[u8]) -> Result<(), NoMemory> {
+        if self.refused.is_some() {
+            return Ok(());
+        }
+        self.drop_consumed();
+        let (held, capacity) = (self.buffer.len(), self.buffer.capacity());
+        let wanted = held + bytes.len();
+        if wanted > capacity {
+            // Doubling costs a large frame few copies. Small ones take what they need.
+            let target = match wanted {
+                ..=SMALL_LEN => wanted.next_power_of_two(),
+                _ => wanted.max(capacity * 2),
+            };
+            let result = self.buffer.try_reserve_exact(target - held);
+            result.map_err(|_| NoMemory)?;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn drop_consumed(&mut self) {
         if self.consumed > 0 {
             self.buffer.drain(..self.consumed);
             self.consumed = 0;
         }
-        self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole frame; `None` if it needs more bytes.
@@ -298,7 +334,28 @@ impl Decoder {
         self.consumed < self.buffer.len()
     }
 
-    /// Number of bytes of allocated memory, for tests of its limit.
+    /// Bytes that are held and not taken.
+    #[must_use]
+    pub fn held_len(&self) -> usize {
+        self.buffer.len() - self.consumed
+    }
+
+    /// The kind and the payload's length of the unfinished frame, if its header has come.
+    #[must_use]
+    pub fn announced(&self) -> Option<(FrameKind, usize)> {
+        let (header, _) = self.buffer[self.consumed..].split_first_chunk::<HEADER_LEN>()?;
+        parse_header(*header).ok()
+    }
+
+    /// Frees the memory if no bytes are held.
+    pub fn release_memory(&mut self) {
+        if self.consumed == self.buffer.len() {
+            self.buffer = Vec::new();
+            self.consumed = 0;
+        }
+    }
+
+    /// Number of bytes of allocated memory.
     #[must_use]
     pub fn memory_len(&self) -> usize {
         self.buffer.capacity()
@@ -306,9 +363,8 @@ impl Decoder {
 
     /// Frees the buffer of a large EXEC, which a long connection does not need again.
     fn release_idle_memory(&mut self) {
-        if self.consumed == self.buffer.len() && self.buffer.capacity() > PAYLOAD_LEN_MAX * 2 {
-            self.buffer = Vec::new();
-            self.consumed = 0;
+        if self.buffer.capacity() > PAYLOAD_LEN_MAX * 2 {
+            self.release_memory();
         }
     }
 }
@@ -443,6 +499,34 @@ mod tests {
                 Err(FrameError::PayloadTooLong { kind, len })
             );
         }
+    }
+
+    /// Small frames take what they need, long ones double, and what was taken is given back.
+    #[test]
+    fn memory_follows_what_is_held() {
+        let mut decoder = Decoder::new();
+        for (pushed, most) in [
+            (3000, 4096),
+            (5000, SMALL_LEN),
+            (192, SMALL_LEN),
+            (1, 2 * SMALL_LEN),
+            (100_000, 200_000),
+        ] {
+            let before = decoder.held_len();
+            decoder.try_push(&vec![b' '; pushed]).unwrap();
+            assert_eq!(decoder.held_len(), before + pushed);
+            assert!(decoder.memory_len() <= most, "{}", decoder.memory_len());
+        }
+        decoder.release_memory();
+        assert!(decoder.memory_len() > 0, "bytes are held");
+        let mut decoder = Decoder::new();
+        decoder.push(&encode(FrameKind::Exec, b"{}")[..9]);
+        assert_eq!(decoder.announced(), Some((FrameKind::Exec, 2)));
+        decoder.try_push(b"}").unwrap();
+        assert!(decoder.poll_frame().unwrap().is_some());
+        assert_eq!((decoder.held_len(), decoder.announced()), (0, None));
+        decoder.release_memory();
+        assert_eq!(decoder.memory_len(), 0);
     }
 
     #[test]

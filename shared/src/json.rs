@@ -58,6 +58,47 @@ impl std::error::Error for JsonError {
 #[derive(Debug, Clone)]
 pub struct Object(Map<String, Value>);
 
+/// Most bytes of memory that parsing a text of JSON takes, with copies of its strings.
+///
+/// `serde_json` allocates without asking. A text of one mebibyte may become eighty in memory: an
+/// object of a few characters is a node of a tree with room for eleven members.
+#[must_use]
+pub fn parsed_len_max(text: &[u8]) -> usize {
+    // A value, in a list that has doubled and is being copied.
+    const VALUE: usize = 3 * size_of::<Value>();
+    // The first allocation of a list.
+    const LIST: usize = 4 * size_of::<Value>() + 32;
+    // A node of a tree with eleven members.
+    const OBJECT: usize = 12 * (size_of::<String>() + size_of::<Value>());
+    // The text itself and its copies, each with what the allocator rounds up.
+    const STRING: usize = 136;
+    // Escapes go through a buffer that doubles; an error repeats a string.
+    const COPIES: usize = 6;
+    let (mut len, mut is_string, mut is_escape) = (text.len() * COPIES + OBJECT, false, false);
+    for &byte in text {
+        let cost = match (is_string, byte) {
+            (true, _) if is_escape => {
+                is_escape = false;
+                0
+            }
+            (true, b'\\') => {
+                is_escape = true;
+                0
+            }
+            (_, b'"') => {
+                is_string = !is_string;
+                if is_string { STRING } else { 0 }
+            }
+            (false, b',') => VALUE,
+            (false, b'[') => VALUE + LIST,
+            (false, b'{') => VALUE + OBJECT,
+            _ => 0,
+        };
+        len += cost;
+    }
+    len
+}
+
 impl Object {
     /// Parses the text of one object.
     pub fn parse(text: &[u8]) -> Result<Self, JsonError> {
@@ -254,6 +295,32 @@ mod tests {
             let value = bytes_to_value(bytes);
             assert_eq!(value_to_bytes(&value).as_deref(), Some(bytes));
         }
+    }
+
+    /// The bounds of texts that become long in memory. That they hold is shown where memory ends,
+    /// in the agent's tests.
+    #[test]
+    fn what_parsing_takes_is_known_before() {
+        let at_least = |text: &str, len| {
+            let found = parsed_len_max(text.as_bytes());
+            assert!(found >= len, "{found} for {text:.20}");
+            found
+        };
+        let object = 11 * (size_of::<String>() + size_of::<Value>());
+        at_least(&format!("[{}0]", "{\"\":0},".repeat(1000)), 1000 * object);
+        at_least(
+            &format!("[{}0]", "0,".repeat(1000)),
+            1000 * size_of::<Value>(),
+        );
+        at_least(
+            &format!("[{}0]", "[0],".repeat(1000)),
+            5000 * size_of::<Value>(),
+        );
+        let long = at_least(&format!("[\"{}\"]", "x".repeat(10_000)), 40_000);
+        // What is inside of a string is no structure.
+        let tricky = format!("[\"{}\"]", "\\\",{[\\\\".repeat(1428));
+        assert!(parsed_len_max(tricky.as_bytes()) < long + 1000);
+        assert!(serde_json::from_str::<Value>(&tricky).is_ok());
     }
 
     #[test]

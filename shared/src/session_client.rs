@@ -178,6 +178,8 @@ pub struct SessionClient {
     end_grace: Duration,
     /// Whether the last PING asked if the guest lives at the end.
     is_checked: bool,
+    /// Whether the guest wants each piece of output acknowledged as soon as it is passed on.
+    is_hurried: bool,
     /// The guest has announced its shutdown.
     is_shutting_down: bool,
 }
@@ -235,6 +237,7 @@ impl SessionClient {
             ping_count: 0,
             end_grace: Duration::ZERO,
             is_checked: false,
+            is_hurried: false,
             is_shutting_down: false,
         }
     }

@@ -2,5 +2,6 @@
 
 mod footprint;
 mod limits;
+mod memory;
 mod places;
 mod workload;

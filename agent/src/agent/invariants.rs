@@ -8,6 +8,7 @@ use super::ids::SessionId;
 use super::sessions::session::Session;
 use super::state::State;
 use super::timers::Timer;
+use super::transport::connection::Connection;
 use super::transport::outbox;
 use super::{Agent, CONNECTIONS_MAX, INPUT_LEN_MAX, LOCAL_CONNECTIONS_MAX, REFUSALS_MAX};
 
@@ -22,6 +23,7 @@ impl Agent {
         for session in self.sessions.after(0) {
             self.assert_session(session);
         }
+        self.assert_budget();
         let running = self.sessions.running().count();
         assert_eq!(self.sessions.running_count(), running);
         if let State::Rebound(generation) = self.state {
@@ -65,6 +67,15 @@ impl Agent {
     pub fn is_output_stalled(&self, id: SessionId, stream: Stream) -> bool {
         let session = self.sessions.get(id);
         session.is_some_and(|session| session.is_stalled_at(stream))
+    }
+
+    /// What is held is counted, and is within the budget.
+    fn assert_budget(&self) {
+        let sessions: usize = self.sessions.after(0).map(Session::held_len).sum();
+        let connections: usize = self.connections.values().map(Connection::held_len).sum();
+        let (held, limit) = self.buffers.held_of();
+        assert_eq!(held, sessions + connections + self.buffers.spare_len());
+        assert!(held <= limit, "{held} bytes are held of {limit}");
     }
 
     fn assert_connections(&self) {

@@ -16,6 +16,8 @@ pub struct Settings {
     pub kernel: String,
     /// Whether the agent is process 1, which owns every process of the machine.
     pub is_init: bool,
+    /// Bytes for all rings, standard inputs and connections together.
+    pub memory_len: usize,
     /// Time between TERM and KILL for running sessions after SIGTERM or SIGPWR.
     pub grace: Duration,
     /// Ended sessions that are remembered. The oldest is forgotten first.

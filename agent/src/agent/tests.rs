@@ -13,6 +13,7 @@ mod hooks;
 mod input;
 mod lifetimes;
 mod limits;
+mod memory;
 mod mmds;
 mod quiesce;
 mod sessions;
@@ -211,11 +212,14 @@ impl World {
 
     fn write(&mut self, pid: i32, stream: Stream, bytes: &[u8]) {
         let id = self.session_of(pid);
-        assert!(
-            self.agent.output_room(id, stream) >= bytes.len(),
-            "no room for output"
-        );
-        self.output(id, stream, bytes);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = self.agent.output_room(id, stream);
+            assert!(room > 0, "no room for output");
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.output(id, stream, now);
+            rest = later;
+        }
     }
 
     /// Reads a session's output, as the shell does.
@@ -441,6 +445,7 @@ fn settings() -> Settings {
         boot_id: "boot".to_owned(),
         kernel: "6.1".to_owned(),
         is_init: false,
+        memory_len: 64 * 1024 * 1024,
         grace: Duration::from_secs(5),
         has_cgroups: false,
         results_max: RESULTS_MAX,

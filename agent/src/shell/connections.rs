@@ -68,7 +68,8 @@ impl Shell {
             if !is_readable {
                 return self.sync_interest(id, turn);
             }
-            match entry.stream.read(&mut self.scratch) {
+            let len_max = turn.agent.read_len(id, self.scratch.len());
+            match entry.stream.read(&mut self.scratch[..len_max]) {
                 Ok(0) => turn.agent.handle_closed(id, Ended::ByPeer, turn.now),
                 Ok(len) => turn.agent.handle_bytes(id, &self.scratch[..len], turn.now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {

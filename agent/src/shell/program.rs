@@ -199,7 +199,10 @@ fn account_of(user: &[u8]) -> Result<Account, SpawnFailure> {
         // An image may be without these files; numbers need no entry.
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(err) => {
-            let errno = err.raw_os_error().unwrap_or(libc::EINVAL);
+            let errno = match err.kind() {
+                io::ErrorKind::OutOfMemory => libc::ENOMEM,
+                _ => err.raw_os_error().unwrap_or(libc::EINVAL),
+            };
             Err(failure(errno, &format!("cannot read {path}: {err}")))
         }
         Ok(text) => Ok(text),

@@ -109,6 +109,9 @@ impl SessionClient {
                 if self.unwritten_len() < ANSWERS_LEN_MAX {
                     Message::Pong(ping).encode_into(&mut self.out);
                 }
+                // A guest with little memory asks for acknowledgements that way.
+                self.is_hurried = true;
+                self.send_acks(1);
             }
             (State::Waiting { .. } | State::Attached { .. }, Message::Pong(_)) => {}
             (State::Attached { .. }, message) => return self.handle_session_frame(message),

@@ -119,7 +119,7 @@ impl SessionClient {
             self.heard_at = now;
             self.pinged_at = None;
         }
-        self.send_acks(ACK_LEN);
+        self.send_acks(if self.is_hurried { 1 } else { ACK_LEN });
     }
 
     /// Bytes to write to the open connection; often none.

@@ -586,6 +586,27 @@ fn a_ping_is_answered() {
     assert_eq!(script.hear(), [Message::Pong(Ping { nonce: 9 })]);
 }
 
+/// A guest with short rings waits for acknowledgements, which do not come by themselves before a
+/// quarter of a long ring was passed on.
+#[test]
+fn after_a_ping_each_piece_of_output_is_acknowledged_at_once() {
+    let ack = |offset| {
+        let stream = Stream::Stdout;
+        Message::Ack(Ack { stream, offset })
+    };
+    let mut script = running();
+    script.say(&[stdout(0, b"ab"), stdout(2, b"c")]);
+    script.client.handle_consumed(Stream::Stdout, 2, script.now);
+    assert_eq!(script.hear(), []);
+    script.say(&[Message::Ping(Ping { nonce: 0 })]);
+    assert_eq!(script.hear(), [Message::Pong(Ping { nonce: 0 }), ack(2)]);
+    script.client.handle_consumed(Stream::Stdout, 1, script.now);
+    assert_eq!(script.hear(), [ack(3)]);
+    script.say(&[stdout(3, b"d")]);
+    script.client.handle_consumed(Stream::Stdout, 1, script.now);
+    assert_eq!(script.hear(), [ack(4)]);
+}
+
 #[test]
 fn a_full_backlog_stops_reading_and_does_not_count_as_silence_of_the_guest() {
     let mut script = running();
@@ -828,7 +849,8 @@ fn answers_to_a_guest_that_does_not_read_have_a_limit() {
         }
         assert_eq!(script.hear().len(), answers_max);
         script.say(std::slice::from_ref(&ping));
-        assert_eq!(script.hear().len(), 1);
+        // The answer, and the acknowledgement that is due.
+        assert_eq!(script.hear().len(), 1 + usize::from(is_attached));
         assert!(
             script.client.out.len() < SEND_AHEAD_LEN,
             "what was read is kept"

@@ -80,6 +80,7 @@ impl Shell {
             boot_id: "boot".to_owned(),
             kernel: "6.1".to_owned(),
             is_init: true,
+            memory_len: 64 * 1024 * 1024,
             grace: Duration::from_secs(5),
             results_max: 2,
             has_cgroups: true,

@@ -105,6 +105,7 @@ impl Guest {
             boot_id: "boot".to_owned(),
             kernel: "6.1".to_owned(),
             is_init: false,
+            memory_len: 64 * 1024 * 1024,
             grace: Duration::from_secs(5),
             has_cgroups: false,
             // A result is forgotten as soon as no client is attached to it.

@@ -21,6 +21,9 @@ use crate::kernel::{Far, Kernel, Source};
 use crate::random::Random;
 use crate::tally::Mark;
 
+/// Least budget of memory: what the program's is.
+const MEMORY_LEN_MIN: usize = 1024 * 1024;
+
 const READ_LEN: usize = 64 * 1024;
 
 /// Most reads of one source per turn, and most accepts: few, so that sources reach it.
@@ -58,6 +61,8 @@ pub struct Guest {
     pub question: Option<String>,
     /// Whether the agent watches the metadata.
     pub is_watching: bool,
+    /// Whether it has so little memory that kept output may be dropped.
+    pub is_small: bool,
     pub commands: Commands,
     pub end: Option<End>,
     pub now: Instant,
@@ -81,12 +86,19 @@ impl Guest {
             at_end: WorkloadEnd::Keep,
         };
         let is_watching = random.one_in(4);
+        // A small guest: some streams have little more than their page.
+        let is_small = random.one_in(3);
+        let memory_len = match is_small {
+            true => MEMORY_LEN_MIN + random.below(MEMORY_LEN_MIN),
+            false => 64 * 1024 * 1024,
+        };
         let settings = Settings {
             version: "1.2.3".to_owned(),
             instance: instance_of(0),
             boot_id: "boot".to_owned(),
             kernel: "6.1".to_owned(),
             is_init: random.one_in(2),
+            memory_len,
             grace: Duration::from_secs(5),
             results_max: random.pick(&[0, 1, 3, RESULTS_MAX]).expect("some"),
             has_cgroups: random.one_in(2),
@@ -103,6 +115,7 @@ impl Guest {
             ready: VecDeque::new(),
             question: None,
             is_watching,
+            is_small,
             commands: Commands::default(),
             end: None,
             now,
@@ -468,7 +481,8 @@ impl Guest {
                 }
                 Far::Open | Far::Closed => {
                     let len = wire.to_guest.len();
-                    let part = self.kernel.random.part(len).min(READ_LEN);
+                    let len_max = self.agent.read_len(id, READ_LEN);
+                    let part = self.kernel.random.part(len).min(len_max);
                     if part < len {
                         self.kernel.tally.count(Mark::PartialRead);
                     }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 use shared::message::{AttachMode, ByteString, Exec, Exited, Fail, FailCode, Message, Stream};
 
+use super::buffers::START_HEADROOM_LEN;
 use super::children::Owner;
 use super::session::{Answer, Exit, Session, Spec, command_text};
 use crate::agent::action::{Action, EndSignal, Purpose, SpawnFailure, SpawnStage};
@@ -98,7 +99,6 @@ impl Agent {
         if let Some(limit) = exec.content_limit_exceeded() {
             return self.send_fail(id, FailCode::Limit, limit.to_string(), now);
         }
-        let session = self.serials.next_session();
         let spec = Spec {
             exec: Some(exec.id),
             command: command_text(exec.argv.iter().map(ByteString::as_bytes)),
@@ -110,11 +110,31 @@ impl Agent {
             keep: Duration::from_millis(exec.keep_ms.unwrap_or(0)),
             timeout: exec.timeout_ms.map(Duration::from_millis),
         };
+        let session = self.serials.next_session();
+        let mut fresh = Session::new(session, spec, now);
+        if !self.has_memory_for(&mut fresh) {
+            let text = "the agent has no memory for the output of another command";
+            return self.send_fail(id, FailCode::Limit, text, now);
+        }
         self.counters.execs += 1;
-        self.sessions.insert(Session::new(session, spec, now));
+        self.sessions.insert(fresh);
         self.spawn_session(session, Command::of(exec));
         let answer = Answer::Started { fresh: true };
         self.attach(id, session, mode_of(exec), [Some(0); 2], answer, now);
+    }
+
+    /// Gives a session the memory that it needs at least. Kept output goes for it.
+    fn has_memory_for(&mut self, session: &mut Session) -> bool {
+        for _ in 0..2 {
+            self.save_memory();
+            if self.buffers.admits(START_HEADROOM_LEN) && session.open(&mut self.buffers) {
+                return true;
+            }
+            session.clear(&mut self.buffers);
+            // Now memory is saved.
+            self.buffers.refuse();
+        }
+        false
     }
 
     pub(crate) fn spawn_session(&mut self, id: SessionId, command: Command) {
@@ -173,7 +193,7 @@ impl Agent {
         }
         let attached = session.attached().to_vec();
         // Nothing ran, so the request may be made again.
-        self.sessions.remove(id);
+        self.sessions.remove(id, &mut self.buffers);
         self.stop_session_timers(id);
         for attached in attached {
             self.release_session(attached, DetachReason::Done, now);
@@ -187,15 +207,22 @@ impl Agent {
     /// How many bytes of an output may be handed in now. Zero stops reading it until
     /// [`Action::ResumeOutput`].
     pub fn output_room(&mut self, id: SessionId, stream: Stream) -> usize {
-        let session = self.sessions.get_mut(id);
-        session.map_or(0, |session| session.poll_room(stream))
+        self.save_memory();
+        let Some(session) = self.sessions.get_mut(id) else {
+            return 0;
+        };
+        let room = session.poll_room(stream, &mut self.buffers);
+        if room == 0 && session.is_short_at(stream) {
+            self.ask_for_ack(id);
+        }
+        room
     }
 
     /// Memory to read a command's output into, possibly none.
     /// [`handle_output_read`](Self::handle_output_read) must follow.
     pub fn output_spare(&mut self, id: SessionId, stream: Stream) -> [&mut [u8]; 2] {
         match self.sessions.get_mut(id) {
-            Some(session) => session.output_spare(stream, &mut self.buffers),
+            Some(session) => session.output_spare(stream),
             None => [&mut [], &mut []],
         }
     }
@@ -262,6 +289,23 @@ impl Agent {
         if session.poll_resume() {
             self.actions.push_back(Action::ResumeOutput(id));
         }
+    }
+
+    /// While memory is short, the output of ended sessions goes, and buffers that are not in use.
+    pub(crate) fn save_memory(&mut self) {
+        if self.buffers.is_short() {
+            self.sessions.drop_ended_output(&mut self.buffers);
+            for connection in self.connections.values_mut() {
+                connection.save_memory(&mut self.buffers);
+            }
+        }
+    }
+
+    /// Memory came back: reading continues where a ring could not grow.
+    pub(crate) fn resume_short_outputs(&mut self) {
+        let sessions = self.sessions.all_mut();
+        let short = sessions.filter_map(|it| it.poll_relief().then_some(it.id()));
+        self.actions.extend(short.map(Action::ResumeOutput));
     }
 
     pub(crate) fn handle_session_exit(&mut self, id: SessionId, exit: Exit, now: Instant) {
@@ -339,13 +383,14 @@ impl Agent {
     /// Keeps a session's result and sends it to all attached connections.
     pub(crate) fn end_session(&mut self, id: SessionId, exited: Exited, now: Instant) {
         debug!("{id}: ended with status {}", exited.status.shell_code());
-        self.sessions.complete(id, exited);
+        self.sessions.complete(id, exited, &mut self.buffers);
         let attached = self.sessions.get(id).map(|it| it.attached().to_vec());
         for attached in attached.into_iter().flatten() {
             self.pump_connection(attached, now);
         }
         self.handle_hook_ended(id, exited, now);
-        self.sessions.trim(self.settings.results_max);
+        let results_max = self.settings.results_max;
+        self.sessions.trim(results_max, &mut self.buffers);
         self.advance_quiescing(now);
         self.advance_ending(now);
     }

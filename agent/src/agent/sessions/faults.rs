@@ -32,7 +32,7 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        if let Some(offset) = session.input.cut() {
+        if let Some(offset) = session.input.cut(&mut self.buffers) {
             let part = FaultPart::Stdin;
             self.note_fault(
                 id,

@@ -9,6 +9,9 @@
 //! since the last one, when the client has used up its credit, and when the command has closed its
 //! input.
 //!
+//! Credit is a promise of memory. While memory is tight a client is told no more than a page. What
+//! it was told before may use the part of the budget that is kept for such promises.
+//!
 //! Invariants:
 //! - Never holds more than [`INPUT_LEN_MAX`] bytes, and the limit never goes back.
 //! - Bytes are taken in order, each once: known ones are skipped, a hole is refused.
@@ -35,11 +38,15 @@ pub(crate) enum InputError {
     OverLimit,
     /// Bytes after the end.
     BehindEnd,
+    /// The agent has no memory for them.
+    NoMemory,
 }
 
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Input {
     ring: Ring,
+    /// How far after the first unwritten byte the client may send.
+    allowance: usize,
     /// Whether the command may still read it.
     is_open: bool,
     /// Whether it was cut, so that the writing end is still open although nothing is written.
@@ -63,7 +70,8 @@ impl Input {
     /// `is_wanted`: whether the client will send anything.
     pub(crate) fn new(is_wanted: bool, is_tty: bool) -> Self {
         Self {
-            ring: Ring::default(),
+            ring: Ring::promised(),
+            allowance: INPUT_LEN_MAX,
             is_open: is_wanted,
             is_cut: false,
             is_tty,
@@ -74,6 +82,34 @@ impl Input {
             is_closing_told: !is_wanted,
             is_flushing: false,
         }
+    }
+
+    /// Takes the memory that it needs at least. `false`: there is none.
+    pub(crate) fn open(&mut self, buffers: &mut BufferPool) -> bool {
+        self.renew_allowance(buffers);
+        !self.is_open || self.ring.open(buffers)
+    }
+
+    /// Drops all bytes and gives all memory back.
+    pub(crate) fn clear(&mut self, buffers: &mut BufferPool) {
+        self.ring.clear(buffers);
+    }
+
+    /// Bytes out of the budget.
+    pub(crate) fn held_len(&self) -> usize {
+        self.ring.held_len()
+    }
+
+    /// Whether it may still come.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Makes the allowance what memory gives now, but keeps what the client was told.
+    fn renew_allowance(&mut self, buffers: &BufferPool) {
+        let told = self.limit_told.saturating_sub(self.ring.start());
+        let told = usize::try_from(told).unwrap_or(INPUT_LEN_MAX);
+        self.allowance = buffers.promise_len(INPUT_LEN_MAX).max(told);
     }
 
     /// Takes bytes from `offset` on, and skips known ones.
@@ -102,7 +138,11 @@ impl Input {
         }
         // The difference is below the length of `bytes`.
         let known = usize::try_from(received - offset).unwrap_or(bytes.len());
-        self.ring.append(&bytes[known..], buffers);
+        let fresh = &bytes[known..];
+        let taken = self.ring.append(fresh, buffers);
+        if taken < fresh.len() {
+            return Err(InputError::NoMemory);
+        }
         self.last = bytes.last().copied();
         Ok(())
     }
@@ -149,20 +189,20 @@ impl Input {
     }
 
     /// The command does not read it any more. Returns whether the writing end was open.
-    pub(crate) fn close(&mut self) -> bool {
-        self.ring.clear();
+    pub(crate) fn close(&mut self, buffers: &mut BufferPool) -> bool {
+        self.ring.clear(buffers);
         self.ends_left = 0;
         self.is_flushing = false;
         std::mem::take(&mut self.is_open) | std::mem::take(&mut self.is_cut)
     }
 
     /// Nothing more can be written. Returns the number of bytes that were, unless it was closed.
-    pub(crate) fn cut(&mut self) -> Option<u64> {
+    pub(crate) fn cut(&mut self, buffers: &mut BufferPool) -> Option<u64> {
         if !self.is_open {
             return None;
         }
         let written = self.ring.start();
-        self.close();
+        self.close(buffers);
         self.is_cut = true;
         Some(written)
     }
@@ -176,16 +216,18 @@ impl Input {
     }
 
     /// Whether everything up to the announced end is written. Then closes it.
-    pub(crate) fn poll_end(&mut self) -> bool {
-        self.is_open && self.is_ended && !self.is_tty && self.ring.is_empty() && self.close()
+    pub(crate) fn poll_end(&mut self, buffers: &mut BufferPool) -> bool {
+        let is_due = self.is_open && self.is_ended && !self.is_tty && self.ring.is_empty();
+        is_due && self.close(buffers)
     }
 
     /// The WINDOW that is due, if one is. Gives it once.
-    pub(crate) fn poll_window(&mut self) -> Option<Window> {
+    pub(crate) fn poll_window(&mut self, buffers: &BufferPool) -> Option<Window> {
+        self.renew_allowance(buffers);
         let is_due = if self.is_open {
             let fresh = self.limit().saturating_sub(self.limit_told);
             let is_used_up = self.ring.end() >= self.limit_told;
-            !self.is_ended && (fresh >= INPUT_LEN_MAX as u64 / 2 || is_used_up && fresh > 0)
+            !self.is_ended && (fresh >= self.allowance as u64 / 2 || is_used_up && fresh > 0)
         } else {
             !self.is_closing_told
         };
@@ -211,7 +253,7 @@ impl Input {
     /// Offset up to which the client may send.
     fn limit(&self) -> u64 {
         if self.is_open {
-            self.ring.start() + INPUT_LEN_MAX as u64
+            self.ring.start() + self.allowance as u64
         } else {
             self.limit_told.max(self.ring.end())
         }
@@ -273,9 +315,15 @@ mod tests {
         assert_eq!(input.handle_end(3), Ok(()), "said again");
         assert_eq!(take(&mut input, 1, b"bc"), Ok(()), "sent again");
         assert_eq!(take(&mut input, 3, b"d"), Err(InputError::BehindEnd));
-        assert!(!input.poll_end(), "bytes are waiting");
+        assert!(
+            !input.poll_end(&mut BufferPool::default()),
+            "bytes are waiting"
+        );
         write(&mut input, 3);
-        assert!(input.poll_end() && !input.poll_end());
+        assert!(
+            input.poll_end(&mut BufferPool::default())
+                && !input.poll_end(&mut BufferPool::default())
+        );
         assert_eq!(take(&mut input, 9, b"late"), Ok(()), "ignored");
         assert_eq!(input.handle_end(99), Ok(()), "ignored");
     }
@@ -294,7 +342,7 @@ mod tests {
             let mut input = open();
             take(&mut input, 0, &vec![b'x'; sent]).expect("within the limit");
             write(&mut input, written);
-            let window = input.poll_window();
+            let window = input.poll_window(&BufferPool::default());
             assert_eq!(window.is_some(), is_due, "{sent} and {written}");
             if let Some(window) = window {
                 assert_eq!(window.received, sent as u64);
@@ -302,16 +350,18 @@ mod tests {
                     (window.limit, window.is_closed),
                     (MAX + written as u64, false)
                 );
-                assert_eq!(input.poll_window(), None, "told once");
+                assert_eq!(input.poll_window(&BufferPool::default()), None, "told once");
             }
         }
         let mut input = open();
-        assert!(input.close());
-        let window = input.poll_window().expect("it is closed");
+        assert!(input.close(&mut BufferPool::default()));
+        let window = input
+            .poll_window(&BufferPool::default())
+            .expect("it is closed");
         assert_eq!((window.limit, window.is_closed), (MAX, true));
-        assert_eq!(input.poll_window(), None, "told once");
+        assert_eq!(input.poll_window(&BufferPool::default()), None, "told once");
         assert_eq!(
-            Input::new(false, false).poll_window(),
+            Input::new(false, false).poll_window(&BufferPool::default()),
             None,
             "STARTED says so"
         );
@@ -333,7 +383,10 @@ mod tests {
             assert_eq!(input.pending(), expected);
             write(&mut input, expected.len());
             assert!(input.pending().is_empty());
-            assert!(!input.poll_end(), "of a terminal nothing is closed");
+            assert!(
+                !input.poll_end(&mut BufferPool::default()),
+                "of a terminal nothing is closed"
+            );
             assert_eq!(input.window().received, bytes.len() as u64);
         }
     }

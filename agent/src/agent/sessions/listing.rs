@@ -6,6 +6,7 @@ use std::time::Instant;
 use shared::limits::{PAYLOAD_LEN_MAX, SESSIONS_PER_FRAME_MAX};
 use shared::message::{FailCode, Message, Sessions, SessionsRequest, Signal};
 
+use super::buffers::ANSWER_LEN_FREE;
 use super::session::State;
 use crate::agent::Agent;
 use crate::agent::action::EndSignal;
@@ -33,16 +34,28 @@ impl Agent {
             sessions: Vec::new(),
             more: false,
         };
+        // The list is as long as its frame, and both grow by doubling.
+        let is_short = self.buffers.is_short() || !self.buffers.lends(4 * PAYLOAD_LEN_MAX);
+        let len_max = match is_short {
+            // What every connection has room for.
+            true => ANSWER_LEN_FREE / 2,
+            false => PAYLOAD_LEN_MAX,
+        };
         let mut len = FRAME_LEN;
         for session in self.sessions.after(request.after) {
             let info = session.info(self.settings.has_cgroups, now);
             // With a comma.
             len += info.encoded_len() + 1;
-            if len > PAYLOAD_LEN_MAX || answer.sessions.len() == SESSIONS_PER_FRAME_MAX {
+            let is_full = len > len_max || answer.sessions.len() == SESSIONS_PER_FRAME_MAX;
+            if is_full || answer.sessions.try_reserve(1).is_err() {
                 answer.more = true;
                 break;
             }
             answer.sessions.push(info);
+        }
+        if answer.more && answer.sessions.is_empty() {
+            let text = "the agent has no memory for a list of sessions";
+            return self.send_fail(id, FailCode::Limit, text, now);
         }
         self.send(id, &Message::Sessions(answer), now);
     }

@@ -9,26 +9,43 @@
 //! Invariants:
 //! - `start` and `end` never go back, and `end - start` is the number of bytes held.
 //! - Never holds more than [`RING_LEN_MAX`] bytes.
-//! - An empty ring holds no allocation, so that quiet sessions cost little. While output flows, the
-//!   memory comes from a [`BufferPool`] and goes back there.
+//! - It has its first page from [`Ring::open`] to [`Ring::close`], so that it always holds some
+//!   bytes, whatever others hold. All further memory comes from a [`BufferPool`] while there is
+//!   some, and goes back there when the ring is empty.
 //! - Bytes stay where they are until they are released or dropped, or the ring grows, so that they
 //!   can be sent without a copy.
 
 use std::hash::{Hash, Hasher};
 
-use super::buffers::BufferPool;
+use super::buffers::{BufferPool, PAGE_LEN};
 
 pub const RING_LEN_MAX: usize = 256 * 1024;
 
-/// Most commands write less.
-const CAPACITY_FIRST: usize = 4 * 1024;
+/// The memory after the page, and the room that a stream should have from which much comes at
+/// once: what a pipe holds.
+const FLOW_LEN: usize = 64 * 1024;
+
+/// Room below which a ring grows from which little comes at once.
+const ROOM_LEN_MIN: usize = PAGE_LEN / 2;
 
 const _: () = assert!(RING_LEN_MAX.is_power_of_two());
 
+/// Where the first page is.
+#[derive(Clone, Debug, Default)]
+enum Page {
+    #[default]
+    None,
+    /// It has the capacity, and is not initialised before its first use.
+    Aside(Vec<u8>),
+    /// It is the ring's memory.
+    InUse,
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ring {
-    /// All of it is initialised, so that bytes can be read straight into it.
+    /// All of it is initialised, so that bytes can be read straight into it. A page, or longer.
     memory: Vec<u8>,
+    page: Page,
     /// Index in `memory` of the first byte that is held.
     head: usize,
     len: usize,
@@ -36,9 +53,41 @@ pub(crate) struct Ring {
     start: u64,
     /// Whether much came at once the last time, so that much is likely to come again.
     is_flowing: bool,
+    /// Whether its peer was told that it may send what comes.
+    is_promised: bool,
 }
 
 impl Ring {
+    /// For bytes that their sender was told to send.
+    pub(crate) fn promised() -> Self {
+        Self {
+            is_promised: true,
+            ..Self::default()
+        }
+    }
+
+    /// Takes its page. Returns whether it has one.
+    pub(crate) fn open(&mut self, buffers: &mut BufferPool) -> bool {
+        if matches!(self.page, Page::None)
+            && let Some(page) = buffers.page()
+        {
+            self.page = Page::Aside(page);
+        }
+        !matches!(self.page, Page::None)
+    }
+
+    /// Nothing will be added. Gives back the memory that the held bytes do not need.
+    pub(crate) fn close(&mut self, buffers: &mut BufferPool) {
+        if self.len == 0 {
+            return self.clear(buffers);
+        }
+        let is_loose = self.len <= self.memory.len() / 2;
+        if is_loose && let Some(memory) = buffers.shrunk(self.len) {
+            self.move_to(memory, buffers);
+        }
+        self.drop_page_aside(buffers);
+    }
+
     /// Offset of the first byte that is held.
     pub(crate) fn start(&self) -> u64 {
         self.start
@@ -57,17 +106,53 @@ impl Ring {
         self.len == 0
     }
 
-    /// Bytes that can be added without dropping others.
+    /// Bytes that it can hold without more memory.
+    pub(crate) fn capacity(&self) -> usize {
+        match (self.memory.len(), &self.page) {
+            (0, Page::Aside(_)) => PAGE_LEN,
+            (len, _) => len,
+        }
+    }
+
+    /// Bytes that can be added without more memory and without dropping others.
     pub(crate) fn room(&self) -> usize {
-        RING_LEN_MAX - self.len
+        self.capacity() - self.len
+    }
+
+    /// Memory out of the budget.
+    pub(crate) fn held_len(&self) -> usize {
+        let aside_len = match self.page {
+            Page::Aside(_) => PAGE_LEN,
+            Page::None | Page::InUse => 0,
+        };
+        self.memory.len() + aside_len
+    }
+
+    /// Grows if the next bytes may need it and the budget has it.
+    pub(crate) fn make_room(&mut self, buffers: &mut BufferPool) {
+        if self.is_flowing && self.memory.is_empty() {
+            self.memory = buffers.take(FLOW_LEN).unwrap_or_default();
+        }
+        let (wanted, step) = match self.is_flowing {
+            true => (FLOW_LEN, FLOW_LEN),
+            false => (ROOM_LEN_MIN, PAGE_LEN),
+        };
+        if self.room() >= wanted.min(RING_LEN_MAX - self.len) {
+            return;
+        }
+        self.open(buffers);
+        if self.room() >= wanted {
+            return;
+        }
+        let step = (4 * self.capacity()).clamp(step, RING_LEN_MAX);
+        if !self.grow(step, buffers) {
+            self.grow(step / 4, buffers);
+        }
     }
 
     /// Memory for the next bytes, in two pieces where the ring wraps, without growing; possibly
-    /// none. [`Self::advance`] must follow, even if no bytes came.
-    pub(crate) fn spare(&mut self, buffers: &mut BufferPool) -> [&mut [u8]; 2] {
-        if self.memory.is_empty() && self.is_flowing {
-            self.memory = buffers.take(0).unwrap_or_default();
-        }
+    /// none.
+    pub(crate) fn spare(&mut self) -> [&mut [u8]; 2] {
         let end = self.head + self.len;
         if end < self.memory.len() {
             let (front, back) = self.memory.split_at_mut(end);
@@ -82,17 +167,17 @@ impl Ring {
     pub(crate) fn advance(&mut self, len: usize, buffers: &mut BufferPool) {
         debug_assert!(len <= self.memory.len() - self.len);
         if len > 0 {
-            self.is_flowing = len > CAPACITY_FIRST;
+            self.is_flowing = len >= PAGE_LEN;
         }
         self.len += len;
         self.give_back_if_empty(buffers);
     }
 
-    /// Adds as many of the bytes as there is room for. Returns how many.
+    /// Adds as many of the bytes as it has or gets room for. Returns how many.
     pub(crate) fn append(&mut self, bytes: &[u8], buffers: &mut BufferPool) -> usize {
-        let bytes = &bytes[..bytes.len().min(self.room())];
         self.reserve(bytes.len(), buffers);
-        let [front, back] = self.spare(buffers);
+        let bytes = &bytes[..bytes.len().min(self.memory.len() - self.len)];
+        let [front, back] = self.spare();
         let (to_front, to_back) = bytes.split_at(bytes.len().min(front.len()));
         front[..to_front.len()].copy_from_slice(to_front);
         back[..to_back.len()].copy_from_slice(to_back);
@@ -100,12 +185,13 @@ impl Ring {
         bytes.len()
     }
 
-    /// Adds all of the bytes, and drops the oldest ones for that.
+    /// Adds all of the bytes, and drops the oldest ones for that, those of `bytes` included.
     pub(crate) fn append_over_oldest(&mut self, bytes: &[u8], buffers: &mut BufferPool) {
-        let kept = &bytes[bytes.len().saturating_sub(RING_LEN_MAX)..];
+        self.reserve(bytes.len(), buffers);
+        let capacity = self.memory.len();
+        let kept = &bytes[bytes.len().saturating_sub(capacity)..];
         let lost = bytes.len() - kept.len();
-        let excess = kept.len().saturating_sub(self.room());
-        self.drop_front(excess);
+        self.drop_front((self.len + kept.len()).saturating_sub(capacity));
         self.start += lost as u64;
         self.append(kept, buffers);
     }
@@ -137,10 +223,12 @@ impl Ring {
         self.give_back_if_empty(buffers);
     }
 
-    pub(crate) fn clear(&mut self) {
+    /// Drops all bytes and gives all memory back.
+    pub(crate) fn clear(&mut self, buffers: &mut BufferPool) {
         self.drop_front(self.len);
-        self.memory = Vec::new();
         self.head = 0;
+        self.put_away(Vec::new(), buffers);
+        self.drop_page_aside(buffers);
     }
 
     fn drop_front(&mut self, len: usize) {
@@ -152,29 +240,73 @@ impl Ring {
         self.start += len as u64;
     }
 
-    /// Grows into a buffer of the pool, or else to the next power of two.
+    /// Gets memory for `len` more bytes, as far as the budget goes.
     fn reserve(&mut self, len: usize, buffers: &mut BufferPool) {
-        let wanted = self.len + len;
-        if wanted <= self.memory.len() {
-            return;
+        let wanted = (self.len + len).min(RING_LEN_MAX);
+        self.open(buffers);
+        if wanted > self.capacity() {
+            let mut target = wanted.next_power_of_two();
+            while target > self.capacity() && !self.grow(target, buffers) {
+                target /= 2;
+            }
         }
-        let spare = match wanted > CAPACITY_FIRST {
-            true => buffers.take(wanted),
-            false => None,
+        if self.memory.is_empty()
+            && let Page::Aside(page) = &mut self.page
+        {
+            self.memory = std::mem::take(page);
+            // It has this capacity.
+            self.memory.resize(PAGE_LEN, 0);
+            self.page = Page::InUse;
+        }
+    }
+
+    /// Moves into longer memory of at least `len` bytes, if there is some.
+    fn grow(&mut self, len: usize, buffers: &mut BufferPool) -> bool {
+        if len <= self.memory.len() {
+            return false;
+        }
+        let replaced = match self.page {
+            // The page stays.
+            Page::InUse => 0,
+            Page::None | Page::Aside(_) => self.memory.len(),
         };
-        let capacity = wanted.next_power_of_two().max(CAPACITY_FIRST);
-        let mut memory = spare.unwrap_or_else(|| vec![0; capacity]);
+        let Some(memory) = buffers.grow(len, replaced, self.is_promised) else {
+            return false;
+        };
+        self.move_to(memory, buffers);
+        true
+    }
+
+    fn move_to(&mut self, mut memory: Vec<u8>, buffers: &mut BufferPool) {
         let [front, back] = self.bytes_from(self.start, self.len);
         memory[..front.len()].copy_from_slice(front);
         memory[front.len()..self.len].copy_from_slice(back);
         self.head = 0;
-        give_back(std::mem::replace(&mut self.memory, memory), buffers);
+        self.put_away(memory, buffers);
+    }
+
+    /// Puts other memory in the place of the present one.
+    fn put_away(&mut self, memory: Vec<u8>, buffers: &mut BufferPool) {
+        let before = std::mem::replace(&mut self.memory, memory);
+        match self.page {
+            Page::InUse => self.page = Page::Aside(before),
+            Page::None | Page::Aside(_) => buffers.give(before),
+        }
+    }
+
+    fn drop_page_aside(&mut self, buffers: &mut BufferPool) {
+        match std::mem::take(&mut self.page) {
+            Page::Aside(page) => buffers.give_page(page),
+            other => self.page = other,
+        }
     }
 
     fn give_back_if_empty(&mut self, buffers: &mut BufferPool) {
         if self.len == 0 {
             self.head = 0;
-            give_back(std::mem::take(&mut self.memory), buffers);
+            if !matches!(self.page, Page::InUse) {
+                self.put_away(Vec::new(), buffers);
+            }
         }
     }
 }
@@ -187,13 +319,6 @@ impl Hash for Ring {
             state.write(piece);
         }
         self.len.hash(state);
-    }
-}
-
-/// A large buffer may be of use to another ring.
-fn give_back(memory: Vec<u8>, buffers: &mut BufferPool) {
-    if memory.len() > CAPACITY_FIRST {
-        buffers.give(memory);
     }
 }
 
@@ -232,7 +357,7 @@ mod tests {
                 "{held} and {added}"
             );
             assert_eq!((ring.start(), ring.end()), (0, (held + taken) as u64));
-            assert_eq!(ring.room(), RING_LEN_MAX - held - taken);
+            assert!(ring.memory.len() <= RING_LEN_MAX);
         }
     }
 
@@ -262,8 +387,6 @@ mod tests {
     #[test]
     fn bytes_are_found_by_their_offset_wherever_the_ring_wraps() {
         let (mut ring, mut buffers) = (Ring::default(), BufferPool::default());
-        buffers.add_user();
-        buffers.give(vec![0; RING_LEN_MAX]);
         let byte = |offset: u64| u8::try_from(offset % 251).expect("below 251");
         for round in 0..40u64 {
             let from = ring.end();
@@ -284,12 +407,13 @@ mod tests {
         let (mut ring, mut buffers) = (Ring::default(), BufferPool::default());
         buffers.add_user();
         let byte = |offset: u64| u8::try_from(offset % 251).expect("below 251");
-        for round in 0..40u64 {
+        for round in 0..200u64 {
+            ring.make_room(&mut buffers);
             let from = ring.end();
             let piece: Vec<u8> = (from..from + 50_000).map(byte).collect();
             let mut rest = &piece[..piece.len().min(ring.room())];
             let taken = rest.len();
-            for slice in ring.spare(&mut buffers) {
+            for slice in ring.spare() {
                 let (now, later) = rest.split_at(rest.len().min(slice.len()));
                 slice[..now.len()].copy_from_slice(now);
                 rest = later;
@@ -300,18 +424,64 @@ mod tests {
                 let expected: Vec<u8> = (offset..ring.end()).map(byte).collect();
                 assert_eq!(text(&ring, offset, RING_LEN_MAX), expected, "{round}");
             }
-            ring.release(ring.start() + 47_777, &mut buffers);
+            ring.release(ring.start() + 7_777, &mut buffers);
         }
         assert_eq!(ring.memory.len(), RING_LEN_MAX);
         // No bytes come: the memory that was taken for them goes back.
         ring.release(ring.end(), &mut buffers);
         let count = buffers.count();
-        assert!(!ring.spare(&mut buffers)[0].is_empty(), "it was flowing");
+        ring.make_room(&mut buffers);
+        assert!(!ring.spare()[0].is_empty(), "it was flowing");
         ring.advance(0, &mut buffers);
         assert_eq!((ring.memory.len(), buffers.count()), (0, count));
         ring.append(b"little", &mut buffers);
         ring.release(ring.end(), &mut buffers);
-        assert!(ring.spare(&mut buffers)[0].is_empty(), "it flows no more");
+        ring.make_room(&mut buffers);
+        assert_eq!(ring.capacity(), PAGE_LEN, "it flows no more");
+    }
+
+    /// Without more memory a ring goes on with what it has, at least a page.
+    #[test]
+    fn a_ring_without_more_memory_works_with_its_page() {
+        for policy_drops in [false, true] {
+            // Three quarters are for growth: less than the next step.
+            let mut buffers = BufferPool::new(3 * PAGE_LEN);
+            let mut ring = Ring::default();
+            assert!(ring.open(&mut buffers));
+            for round in 0..10 {
+                ring.make_room(&mut buffers);
+                assert_eq!((ring.room(), ring.held_len()), (PAGE_LEN, PAGE_LEN));
+                let bytes = vec![b'x'; 3 * PAGE_LEN];
+                let end = ring.end();
+                if policy_drops {
+                    ring.append_over_oldest(&bytes, &mut buffers);
+                    assert_eq!(ring.start(), end + 2 * PAGE_LEN as u64, "round {round}");
+                } else {
+                    assert_eq!(ring.append(&bytes, &mut buffers), PAGE_LEN, "round {round}");
+                }
+                assert_eq!((ring.len(), ring.room()), (PAGE_LEN, 0));
+                ring.release(ring.end(), &mut buffers);
+            }
+            ring.clear(&mut buffers);
+            assert_eq!(buffers.held_of().0, buffers.spare_len());
+        }
+    }
+
+    /// What a session that has ended keeps takes no more than that.
+    #[test]
+    fn a_closed_ring_holds_what_it_has_to() {
+        for len in [0, 1, PAGE_LEN, PAGE_LEN + 1, RING_LEN_MAX / 2, RING_LEN_MAX] {
+            let mut buffers = BufferPool::default();
+            let mut ring = Ring::default();
+            ring.open(&mut buffers);
+            ring.append(&vec![b'y'; RING_LEN_MAX], &mut buffers);
+            ring.release((RING_LEN_MAX - len) as u64, &mut buffers);
+            ring.close(&mut buffers);
+            assert_eq!((ring.len(), ring.end()), (len, RING_LEN_MAX as u64));
+            assert!(ring.held_len() < 2 * len.max(1), "{len}");
+            assert_eq!(buffers.held_of().0, ring.held_len() + buffers.spare_len());
+            assert_eq!(text(&ring, ring.start(), RING_LEN_MAX).len(), len);
+        }
     }
 
     #[test]
@@ -327,8 +497,8 @@ mod tests {
     fn an_empty_ring_holds_no_memory() {
         let mut ring = filled(RING_LEN_MAX);
         assert!(ring.memory.len() <= RING_LEN_MAX);
-        ring.clear();
-        assert_eq!((ring.memory.len(), ring.end()), (0, RING_LEN_MAX as u64));
+        ring.clear(&mut BufferPool::default());
+        assert_eq!((ring.held_len(), ring.end()), (0, RING_LEN_MAX as u64));
         ring.append(b"on", &mut BufferPool::default());
         assert_eq!(ring.end(), RING_LEN_MAX as u64 + 2);
     }
@@ -341,9 +511,9 @@ mod tests {
         let mut first = filled(RING_LEN_MAX);
         first.release(first.end(), &mut buffers);
         let mut second = filled(100);
-        second.append(&vec![b'x'; CAPACITY_FIRST], &mut buffers);
+        second.append(&vec![b'x'; PAGE_LEN], &mut buffers);
         assert!(second.memory.len() >= RING_LEN_MAX);
-        assert_eq!(second.len(), 100 + CAPACITY_FIRST);
+        assert_eq!(second.len(), 100 + PAGE_LEN);
         assert_eq!(text(&second, 99, 2), b".x");
         assert!(buffers.take(0).is_none(), "small ones are not kept");
     }

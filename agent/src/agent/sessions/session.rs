@@ -34,9 +34,13 @@ use super::input::Input;
 use super::ring::{RING_LEN_MAX, Ring};
 use crate::agent::ids::{ConnectionId, SessionId};
 
-/// Room at which reading continues after it stopped for lack of room: an owner that acknowledges a
-/// little at a time must not cost a read for each little.
-pub(crate) const RESUME_ROOM: usize = RING_LEN_MAX / 4;
+/// The part of a ring that is free when reading continues after it stopped for lack of room: an
+/// owner that acknowledges a little at a time must not cost a read for each little.
+pub(crate) const RESUME_SHARE: usize = 4;
+
+/// What clients acknowledge without being asked: at the latest half of the longest ring. A full
+/// ring that is shorter waits for an acknowledgement that does not come by itself.
+const ACK_LEN_MAX: usize = RING_LEN_MAX / 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Exit {
@@ -185,6 +189,31 @@ impl Session {
         }
     }
 
+    /// Takes the memory that it needs at least. `false`: there is none, and it must not start.
+    pub(crate) fn open(&mut self, buffers: &mut BufferPool) -> bool {
+        let mut outputs = self.outputs.iter_mut().filter(|it| it.is_open);
+        outputs.all(|output| output.ring.open(buffers)) && self.input.open(buffers)
+    }
+
+    /// Gives back what it does not need any more: its output is kept, and no more comes.
+    pub(crate) fn close(&mut self, buffers: &mut BufferPool) {
+        let rings = self.outputs.iter_mut().map(|it| &mut it.ring);
+        rings.for_each(|ring| ring.close(buffers));
+        self.input.close(buffers);
+    }
+
+    /// Drops all bytes and gives all memory back.
+    pub(crate) fn clear(&mut self, buffers: &mut BufferPool) {
+        self.clear_output(buffers);
+        self.input.clear(buffers);
+    }
+
+    /// Bytes out of the budget.
+    pub(crate) fn held_len(&self) -> usize {
+        let outputs: usize = self.outputs.iter().map(|it| it.ring.held_len()).sum();
+        outputs + self.input.held_len()
+    }
+
     pub(crate) fn handle_spawned(&mut self, pid: i32) {
         if self.handle(Event::Spawned) {
             self.pid = pid;
@@ -231,7 +260,8 @@ impl Session {
     }
 
     /// How many bytes of a stream may be handed in. Zero stops reading this stream, and no other.
-    pub(crate) fn poll_room(&mut self, stream: Stream) -> usize {
+    pub(crate) fn poll_room(&mut self, stream: Stream, buffers: &mut BufferPool) -> usize {
+        self.outputs[stream.index()].ring.make_room(buffers);
         let most = self.wanted_len(stream);
         let room = self.room(stream).min(most);
         self.outputs[stream.index()].is_stalled = room == 0;
@@ -262,7 +292,27 @@ impl Session {
     }
 
     fn is_worth_resuming(&self, stream: Stream) -> bool {
-        self.room(stream) >= RESUME_ROOM && self.wanted_len(stream) > 0
+        let room_min = self.ring(stream).capacity() / RESUME_SHARE;
+        self.room(stream) >= room_min.max(1) && self.wanted_len(stream) > 0
+    }
+
+    /// Whether reading stopped at a ring that could grow, now that there is memory. Says so once.
+    pub(crate) fn poll_relief(&mut self) -> bool {
+        let mut is_due = false;
+        for &stream in Stream::ALL {
+            let is_wanted = self.wanted_len(stream) > 0;
+            let output = &mut self.outputs[stream.index()];
+            let is_short = output.is_stalled && output.ring.capacity() < RING_LEN_MAX;
+            is_due |= is_short && is_wanted;
+            output.is_stalled &= !(is_short && is_wanted);
+        }
+        is_due
+    }
+
+    /// Whether a full ring waits for an acknowledgement that its owner may have to be asked for.
+    pub(crate) fn is_short_at(&self, stream: Stream) -> bool {
+        let ring = self.ring(stream);
+        self.is_stalled_at(stream) && ring.room() == 0 && ring.len() <= ACK_LEN_MAX
     }
 
     fn room(&self, stream: Stream) -> usize {
@@ -291,12 +341,8 @@ impl Session {
     }
 
     /// See [`Ring::spare`].
-    pub(crate) fn output_spare(
-        &mut self,
-        stream: Stream,
-        buffers: &mut BufferPool,
-    ) -> [&mut [u8]; 2] {
-        self.outputs[stream.index()].ring.spare(buffers)
+    pub(crate) fn output_spare(&mut self, stream: Stream) -> [&mut [u8]; 2] {
+        self.outputs[stream.index()].ring.spare()
     }
 
     /// See [`Ring::advance`].
@@ -370,8 +416,9 @@ impl Session {
         self.outputs[stream.index()].ring.release(offset, buffers);
     }
 
-    pub(crate) fn clear_output(&mut self) {
-        self.outputs.iter_mut().for_each(|it| it.ring.clear());
+    pub(crate) fn clear_output(&mut self, buffers: &mut BufferPool) {
+        let rings = self.outputs.iter_mut().map(|it| &mut it.ring);
+        rings.for_each(|ring| ring.clear(buffers));
     }
 
     /// Bytes of output that are kept.

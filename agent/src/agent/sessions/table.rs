@@ -13,7 +13,7 @@
 //! - At most [`RESULTS_MAX`] ended sessions are kept by default, and those with an attached
 //!   connection.
 //! - These hold at most [`ENDED_OUTPUT_LEN_MAX`] bytes of output, beside that of sessions with an
-//!   owner.
+//!   owner, and none while memory is tight.
 //! - The workload's result and output are kept for good.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use shared::id::ExecId;
 use shared::message::{Exited, SessionRef};
 
+use super::buffers::BufferPool;
 use super::forgotten::Forgotten;
 use super::session::Session;
 use crate::agent::ids::SessionId;
@@ -33,7 +34,9 @@ pub const ENDED_OUTPUT_LEN_MAX: usize = 4 * 1024 * 1024;
 
 #[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Table {
-    by_id: BTreeMap<SessionId, Session>,
+    /// Each in a box of its own: a node of the table with eleven of them would be a large
+    /// allocation, which cannot be refused.
+    by_id: BTreeMap<SessionId, Box<Session>>,
     by_exec: BTreeMap<ExecId, SessionId>,
     workload: Option<SessionId>,
     /// Ended sessions without the workload, the oldest end first.
@@ -53,22 +56,23 @@ impl Table {
             }
             None => self.workload = Some(id),
         }
-        self.by_id.insert(id, session);
+        self.by_id.insert(id, Box::new(session));
         self.running_count += 1;
     }
 
     /// A session's program never ran, so its request may be made again.
-    pub(crate) fn remove(&mut self, id: SessionId) {
-        if self.forget(id).is_some() {
+    pub(crate) fn remove(&mut self, id: SessionId, buffers: &mut BufferPool) {
+        if self.forget(id, buffers).is_some() {
             self.running_count -= 1;
         }
     }
 
-    pub(crate) fn complete(&mut self, id: SessionId, exited: Exited) {
+    pub(crate) fn complete(&mut self, id: SessionId, exited: Exited, buffers: &mut BufferPool) {
         let Some(session) = self.by_id.get_mut(&id) else {
             return;
         };
         session.handle_complete(exited);
+        session.close(buffers);
         self.running_count -= 1;
         if self.workload != Some(id) {
             self.ended.push_back(id);
@@ -80,7 +84,7 @@ impl Table {
 
     /// Drops what exceeds the limits. Called when a session has ended, and when a connection has
     /// left one that had.
-    pub(crate) fn trim(&mut self, results_max: usize) {
+    pub(crate) fn trim(&mut self, results_max: usize, buffers: &mut BufferPool) {
         let by_id = &self.by_id;
         let is_held = |id: &SessionId| by_id.get(id).is_some_and(|it| !it.attached().is_empty());
         let excess = self.ended.len().saturating_sub(results_max);
@@ -93,27 +97,47 @@ impl Table {
             .collect();
         for id in forgotten {
             self.ended.retain(|other| *other != id);
-            if let Some(exec) = self.forget(id).and_then(|session| session.spec().exec) {
+            if let Some(exec) = self
+                .forget(id, buffers)
+                .and_then(|session| session.spec().exec)
+            {
                 self.forgotten.insert(exec, id.number());
             }
         }
         let by_id = &mut self.by_id;
         self.ended_with_output
             .retain(|id| by_id.get(id).is_some_and(|it| it.kept_len() > 0));
-        let is_counted = |session: &&mut Session| session.owner.is_none();
+        let is_counted = |session: &&mut Box<Session>| session.owner.is_none();
         let mut total = 0;
         for id in self.ended_with_output.iter().rev() {
             if let Some(session) = by_id.get_mut(id).filter(is_counted) {
                 total += session.kept_len();
                 if total > ENDED_OUTPUT_LEN_MAX {
-                    session.clear_output();
+                    session.clear_output(buffers);
                 }
             }
         }
     }
 
-    fn forget(&mut self, id: SessionId) -> Option<Session> {
-        let session = self.by_id.remove(&id)?;
+    /// Drops kept output, the oldest first, until memory is not short any more or none is left.
+    pub(crate) fn drop_ended_output(&mut self, buffers: &mut BufferPool) {
+        let mut kept = VecDeque::new();
+        while buffers.is_short()
+            && let Some(id) = self.ended_with_output.pop_front()
+        {
+            match self.by_id.get_mut(&id) {
+                Some(session) if session.owner.is_none() => session.clear_output(buffers),
+                Some(_) => kept.push_back(id),
+                None => {}
+            }
+        }
+        kept.append(&mut self.ended_with_output);
+        self.ended_with_output = kept;
+    }
+
+    fn forget(&mut self, id: SessionId, buffers: &mut BufferPool) -> Option<Box<Session>> {
+        let mut session = self.by_id.remove(&id)?;
+        session.clear(buffers);
         if let Some(exec) = session.spec().exec {
             self.by_exec.remove(&exec);
         }
@@ -142,11 +166,15 @@ impl Table {
     }
 
     pub(crate) fn get(&self, id: SessionId) -> Option<&Session> {
-        self.by_id.get(&id)
+        self.by_id.get(&id).map(Box::as_ref)
     }
 
     pub(crate) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.by_id.get_mut(&id)
+        self.by_id.get_mut(&id).map(Box::as_mut)
+    }
+
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Session> {
+        self.by_id.values_mut().map(Box::as_mut)
     }
 
     /// Sessions with higher numbers than this one, in order.
@@ -156,13 +184,14 @@ impl Table {
         self.by_id
             .range(from..)
             .filter(move |_| !is_last)
-            .map(|(_, session)| session)
+            .map(|(_, session)| session.as_ref())
     }
 
     /// Sessions that have not ended.
     pub(crate) fn running(&self) -> impl Iterator<Item = &Session> {
         self.by_id
             .values()
+            .map(Box::as_ref)
             .filter(|session| session.exited().is_none())
     }
 
@@ -222,12 +251,13 @@ mod tests {
         });
         session.handle_output_given_up();
         session.owner = owner;
+        let buffers = &mut BufferPool::default();
         owner
             .iter()
             .for_each(|owner| session.insert_attached(*owner));
         let exited = session.completion().expect("complete");
-        table.complete(id, exited);
-        table.trim(RESULTS_MAX);
+        table.complete(id, exited, buffers);
+        table.trim(RESULTS_MAX, buffers);
     }
 
     fn is_known(table: &Table, number: u64) -> bool {
@@ -262,7 +292,7 @@ mod tests {
         assert!(!table.may_be_forgotten(exec(last + 9), 0), "it is new");
         assert!(is_known(&table, 9999), "what runs is never forgotten");
         assert_eq!(table.running_count(), 1);
-        table.remove(SessionId::from_number(9999));
+        table.remove(SessionId::from_number(9999), &mut BufferPool::default());
         assert!(!is_known(&table, 9999));
         assert!(!table.may_be_forgotten(exec(9999), 0), "it never ran");
         assert_eq!(table.running_count(), 0);

@@ -100,7 +100,10 @@ impl Agent {
             keep: Duration::ZERO,
             timeout: None,
         };
-        self.sessions.insert(Session::new(session, spec, now));
+        let mut fresh = Session::new(session, spec, now);
+        // At the start there is memory. If not, its output is dropped until there is.
+        fresh.open(&mut self.buffers);
+        self.sessions.insert(fresh);
         self.spawn_session(session, Command::of_workload(&settings));
         self.workload = Some(Workload {
             settings,

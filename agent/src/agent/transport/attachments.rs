@@ -20,11 +20,12 @@
 
 use std::time::Instant;
 
-use shared::message::{Attach, AttachMode, Exited, FailCode, Message, Stream};
+use shared::message::{Attach, AttachMode, Exited, FailCode, Message, Ping, Stream};
 
 use super::outbox::Outbox;
 use super::output::Cursors;
 use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::sessions::buffers::BufferPool;
 use crate::agent::sessions::session::{Answer, Session, State};
 use crate::agent::state::Request;
 use crate::agent::timers::Timer;
@@ -39,6 +40,8 @@ pub(crate) struct Attachment {
     cursors: Cursors,
     /// The answer that it will get when the session's process has been started.
     owed: Option<Answer>,
+    /// Whether it was asked to acknowledge output sooner than it does by itself.
+    is_hurried: bool,
 }
 
 impl Attachment {
@@ -55,6 +58,7 @@ impl Attachment {
             mode,
             cursors: Cursors::at([cursor(Stream::Stdout), cursor(Stream::Stderr)]),
             owed: None,
+            is_hurried: false,
         }
     }
 
@@ -71,39 +75,54 @@ impl Attachment {
 
     /// Announces what the rings no longer hold, once everything before it was sent. Returns the
     /// number of gaps.
-    pub(crate) fn announce_gaps(&mut self, session: &Session, outbox: &mut Outbox) -> u64 {
+    pub(crate) fn announce_gaps(
+        &mut self,
+        session: &Session,
+        outbox: &mut Outbox,
+        buffers: &mut BufferPool,
+    ) -> u64 {
         let is_due = outbox.is_empty() && self.flow().is_some_and(|it| !it.is_mid_frame());
         let mut count = 0;
         for &stream in Stream::ALL.iter().filter(|_| is_due) {
             if let Some(gap) = self.cursors.skip_gap(stream, session) {
                 // An empty outbox has room.
-                count += u64::from(outbox.push(&Message::Gap(gap)).is_ok());
+                count += u64::from(outbox.push(&Message::Gap(gap), buffers).is_ok());
             }
         }
         count
     }
 
     /// The socket took `len` bytes: first of a partly written frame, then of the outbox, then of
-    /// further frames.
-    pub(crate) fn handle_written(&mut self, len: usize, session: &Session, outbox: &mut Outbox) {
+    /// further frames. `false`: the rest of a frame is lost for lack of memory.
+    #[must_use]
+    pub(crate) fn handle_written(
+        &mut self,
+        len: usize,
+        session: &Session,
+        outbox: &mut Outbox,
+        buffers: &mut BufferPool,
+    ) -> bool {
         let mut left = len - self.cursors.advance_rest(len);
         let of_answers = left.min(outbox.pending().len());
-        outbox.consume(of_answers);
+        outbox.consume(of_answers, buffers);
         left -= of_answers;
         self.cursors.advance(left, session);
         // Only for an owner does a session with policy `block` keep unacknowledged bytes.
-        if self.mode != AttachMode::Own || session.drops_oldest() {
-            self.save_partial_frame(session, outbox);
-        }
+        let is_kept = self.mode == AttachMode::Own && !session.drops_oldest();
+        is_kept || self.save_partial_frame(session, outbox, buffers)
     }
 
     /// Copies the rest of a partly written frame into the outbox, so that the ring need not keep
-    /// it.
-    pub(crate) fn save_partial_frame(&mut self, session: &Session, outbox: &mut Outbox) {
-        if self.cursors.is_mid_frame() {
-            self.cursors
-                .take_rest(session, |pieces| outbox.take_over(pieces));
-        }
+    /// it. `false`: it is lost for lack of memory.
+    #[must_use]
+    pub(crate) fn save_partial_frame(
+        &mut self,
+        session: &Session,
+        outbox: &mut Outbox,
+        buffers: &mut BufferPool,
+    ) -> bool {
+        let take_over = |pieces: [&[u8]; 3]| outbox.take_over(pieces, buffers);
+        !self.cursors.is_mid_frame() || self.cursors.take_rest(session, take_over)
     }
 
     /// EXITED, if it is due for this connection.
@@ -195,10 +214,12 @@ impl Agent {
             self.supersede(id, "a later connection has attached to this session", now);
             return false;
         }
-        self.save_partial_frames(session_id);
+        self.save_partial_frames(session_id, now);
         let Some(session) = self.sessions.get_mut(session_id) else {
             return false;
         };
+        // It may have lost its connection just now.
+        let previous = session.owner;
         session.owner = Some(id);
         for &stream in Stream::ALL {
             session.release(stream, from[stream.index()].unwrap_or(0), &mut self.buffers);
@@ -267,7 +288,7 @@ impl Agent {
         let Some(session) = self.sessions.get(attachment.session) else {
             return;
         };
-        let gaps = connection.announce_gaps(session);
+        let gaps = connection.announce_gaps(session, &mut self.buffers);
         if gaps > 0 {
             self.counters.gaps += gaps;
             connection.queue_flush(id, &mut self.actions);
@@ -279,15 +300,41 @@ impl Agent {
         }
     }
 
-    /// A session's rings need not keep unacknowledged bytes any more.
-    pub(crate) fn save_partial_frames(&mut self, id: SessionId) {
+    /// A session's rings need not keep unacknowledged bytes any more. A connection is closed if
+    /// there is no memory for the rest of its frame.
+    pub(crate) fn save_partial_frames(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
+        let mut broken = None;
         for attached in session.attached() {
             if let Some(connection) = self.connections.get_mut(attached) {
-                connection.save_partial_frame(session);
+                connection.save_partial_frame(session, &mut self.buffers);
+                broken = broken.or_else(|| connection.is_broken.then_some(*attached));
             }
+        }
+        if let Some(broken) = broken {
+            self.close(broken, DetachReason::Cut, now);
+            self.save_partial_frames(id, now);
+        }
+    }
+
+    /// A full ring of a session is shorter than what clients acknowledge at once, because memory is
+    /// tight. A PING asks the owner to acknowledge what it has passed on from now on.
+    pub(crate) fn ask_for_ack(&mut self, id: SessionId) {
+        let Some(owner) = self.sessions.get(id).and_then(|it| it.owner) else {
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(&owner) else {
+            return;
+        };
+        let Some(attachment) = connection.attachment.as_mut().filter(|it| !it.is_hurried) else {
+            return;
+        };
+        let ping = Message::Ping(Ping { nonce: 0 });
+        if connection.outbox.push(&ping, &mut self.buffers).is_ok() {
+            attachment.is_hurried = true;
+            connection.queue_flush(owner, &mut self.actions);
         }
     }
 
@@ -300,19 +347,34 @@ impl Agent {
             return;
         };
         if let Some(session) = self.sessions.get(attachment.session) {
-            connection.save_partial_frame(session);
+            connection.save_partial_frame(session, &mut self.buffers);
         }
         connection.attachment = None;
         connection.served = Some((attachment.session, attachment.mode));
+        let is_broken = connection.is_broken;
         self.buffers.remove_user();
-        let Some(session) = self.sessions.get_mut(attachment.session) else {
+        self.forget_attachment(id, attachment.session, reason, now);
+        if is_broken {
+            self.close(id, DetachReason::Cut, now);
+        }
+    }
+
+    fn forget_attachment(
+        &mut self,
+        id: ConnectionId,
+        session_id: SessionId,
+        reason: DetachReason,
+        now: Instant,
+    ) {
+        let Some(session) = self.sessions.get_mut(session_id) else {
             return;
         };
         let was_owner = session.remove_attached(id);
         if session.exited().is_some() {
-            self.sessions.trim(self.settings.results_max);
+            let results_max = self.settings.results_max;
+            self.sessions.trim(results_max, &mut self.buffers);
         } else if was_owner {
-            self.handle_owner_left(attachment.session, reason, now);
+            self.handle_owner_left(session_id, reason, now);
         }
     }
 }
@@ -320,14 +382,13 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::sessions::buffers::BufferPool;
     use crate::agent::sessions::ring::RING_LEN_MAX;
     use crate::agent::sessions::session::Spec;
     use crate::agent::transport::connection::Connection;
     use crate::agent::transport::output::Headers;
     use shared::frame::Decoder;
     use shared::id::ExecId;
-    use shared::message::{Chunk, OutputPolicy, Ping, Role};
+    use shared::message::{Chunk, OutputPolicy, Role};
     use std::time::Duration;
 
     fn session() -> Session {
@@ -365,10 +426,10 @@ mod tests {
     }
 
     fn write(connection: &mut Connection, session: &Session, len: usize) -> Vec<u8> {
-        connection.announce_gaps(session);
+        connection.announce_gaps(session, &mut BufferPool::default());
         let mut bytes = pending(connection, session);
         bytes.truncate(len);
-        connection.handle_written(bytes.len(), Some(session));
+        connection.handle_written(bytes.len(), Some(session), &mut BufferPool::default());
         bytes
     }
 
@@ -456,10 +517,13 @@ mod tests {
                     let mut connection = connection(&session, mode);
                     let mut bytes = write(&mut connection, &session, split);
                     let pong = Message::Pong(Ping { nonce: 1 });
-                    connection.outbox.push(&pong).expect("room");
+                    connection
+                        .outbox
+                        .push(&pong, &mut BufferPool::default())
+                        .expect("room");
                     session.handle_output(Stream::Stderr, b"error", &mut BufferPool::default());
                     if lets_go {
-                        connection.save_partial_frame(&session);
+                        connection.save_partial_frame(&session, &mut BufferPool::default());
                     }
                     if lets_go || mode == AttachMode::Observe {
                         session.release(Stream::Stdout, 9, &mut BufferPool::default());
@@ -512,7 +576,7 @@ mod tests {
         assert_eq!(gaps.count(), 2, "{taken:?}");
         // All of it is gone at the end.
         session.handle_output(Stream::Stdout, b"last", &mut BufferPool::default());
-        session.clear_output();
+        session.clear_output(&mut BufferPool::default());
         let taken = read(&write(&mut connection, &session, usize::MAX));
         assert_eq!(taken, [("gap", Stream::Stdout, end, end + 4)]);
     }

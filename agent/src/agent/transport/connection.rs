@@ -11,14 +11,18 @@
 //! - A closing connection takes no more input. Its last frames are flushed for a limited time.
 //! - No request is taken while many answers wait to be read by the peer.
 //! - It serves one session at a time. Frames for a session that has ended may still arrive.
+//! - What its buffers hold beyond [`DECODER_LEN_FREE`] and the outbox's idle capacity comes out of
+//!   the budget. Without memory its request is refused, or the connection.
 
 use std::collections::VecDeque;
 use std::error::Error;
 use std::time::Instant;
 
 use shared::PayloadError;
-use shared::frame::{Decoder, FrameError, FrameKind};
+use shared::frame::{Decoder, FrameError, FrameKind, NoMemory, SMALL_LEN};
 use shared::id::Nonce;
+use shared::json;
+use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX};
 use shared::message::{AttachMode, Chunk, Fail, FailCode, Message, Role};
 
 use super::attachments::Attachment;
@@ -26,8 +30,21 @@ use super::outbox::Outbox;
 use super::output::{Headers, Pieces};
 use crate::agent::action::Action;
 use crate::agent::ids::{ConnectionId, SessionId};
+use crate::agent::sessions::buffers::{BufferPool, GROWTH_HEADROOM_LEN, is_available};
 use crate::agent::sessions::input::InputError;
 use crate::agent::sessions::session::Session;
+
+/// Received bytes that every connection may hold: a request of usual length, or input within the
+/// least credit.
+pub(crate) const DECODER_LEN_FREE: usize = SMALL_LEN;
+
+/// Received bytes that a program in the guest may make the agent hold. It has short requests only,
+/// but can announce a longer frame.
+const LOCAL_LEN_MAX: usize = 2 * (HEADER_LEN + PAYLOAD_LEN_MAX);
+
+/// A payload of this length is parsed without asking whether there is memory: it takes less than
+/// the headroom.
+const PARSED_FREELY_LEN: usize = 512;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
@@ -54,6 +71,11 @@ pub(crate) enum Received {
         offset: u64,
         len: usize,
     },
+    /// A request whose parts would take more memory than there is.
+    TooLarge {
+        kind: FrameKind,
+        len: usize,
+    },
 }
 
 /// What ends a connection with FAIL(protocol).
@@ -70,6 +92,10 @@ pub(crate) enum ProtocolError {
     NotOwner,
     AckBeyondSent,
     Input(InputError),
+    /// There is no memory for the bytes of a frame.
+    NoMemory {
+        announced: Option<(FrameKind, usize)>,
+    },
 }
 
 impl ProtocolError {
@@ -89,9 +115,32 @@ impl ProtocolError {
             Self::Input(InputError::Hole) => "standard input with bytes missing".to_owned(),
             Self::Input(InputError::OverLimit) => "standard input over its limit".to_owned(),
             Self::Input(InputError::BehindEnd) => "standard input after its end".to_owned(),
+            Self::Input(InputError::NoMemory) => {
+                "the agent has no memory for standard input".into()
+            }
+            Self::NoMemory { announced } => match announced {
+                Some((kind, len)) => no_memory_text(*kind, *len),
+                None => "the agent has no memory for another request".to_owned(),
+            },
         };
-        Fail::new(FailCode::Protocol, text)
+        let code = match self {
+            Self::Input(InputError::NoMemory) | Self::NoMemory { .. } => FailCode::Limit,
+            Self::Input(_)
+            | Self::Frame(_)
+            | Self::Payload(_)
+            | Self::HelloMissing
+            | Self::HelloRepeated
+            | Self::HelloRole(_)
+            | Self::NotAttached
+            | Self::NotOwner
+            | Self::AckBeyondSent => FailCode::Protocol,
+        };
+        Fail::new(code, text)
     }
+}
+
+pub(crate) fn no_memory_text(kind: FrameKind, len: usize) -> String {
+    format!("the agent has no memory for {kind} with {len} bytes")
 }
 
 #[derive(Clone, Debug, Hash)]
@@ -100,7 +149,11 @@ pub(crate) struct Connection {
     role: Role,
     phase: Phase,
     decoder: Decoder,
+    /// Bytes out of the budget for received bytes.
+    charged: usize,
     pub(crate) outbox: Outbox,
+    /// Whether the rest of a frame is lost for lack of memory, so that it cannot go on.
+    pub(crate) is_broken: bool,
     /// The listener's serial when the connection was accepted.
     pub(crate) accepted_under: u64,
     pub(crate) attachment: Option<Attachment>,
@@ -127,7 +180,9 @@ impl Connection {
             role,
             phase: Phase::AwaitingHello,
             decoder: Decoder::new(),
+            charged: 0,
             outbox: Outbox::default(),
+            is_broken: false,
             accepted_under,
             attachment: None,
             served: None,
@@ -137,11 +192,69 @@ impl Connection {
         }
     }
 
-    /// A closing connection drops the bytes.
-    pub(crate) fn handle_bytes(&mut self, bytes: &[u8]) {
-        if self.phase != Phase::Closing {
-            self.decoder.push(bytes);
+    /// A closing connection drops the bytes. `is_promised`: it was told that it may send input.
+    pub(crate) fn handle_bytes(
+        &mut self,
+        bytes: &[u8],
+        is_promised: bool,
+        buffers: &mut BufferPool,
+    ) -> Result<(), ProtocolError> {
+        if self.phase == Phase::Closing {
+            return Ok(());
         }
+        let taken = self.decoder.try_push(bytes);
+        let taken = taken.and_then(|()| self.settle(is_promised, buffers));
+        taken.map_err(|NoMemory| ProtocolError::NoMemory {
+            announced: self.decoder.announced(),
+        })
+    }
+
+    /// Makes the charge agree with what the decoder holds.
+    fn settle(&mut self, is_promised: bool, buffers: &mut BufferPool) -> Result<(), NoMemory> {
+        let len = self.decoder.memory_len();
+        let held = len.saturating_sub(DECODER_LEN_FREE);
+        if held <= self.charged {
+            buffers.release(self.charged - held);
+            self.charged = held;
+            return Ok(());
+        }
+        let is_too_long = self.is_local() && len > LOCAL_LEN_MAX;
+        if is_too_long
+            || !is_available(GROWTH_HEADROOM_LEN)
+            || !buffers.charge(held - self.charged, is_promised)
+        {
+            buffers.refuse();
+            return Err(NoMemory);
+        }
+        self.charged = held;
+        Ok(())
+    }
+
+    /// Frees the buffers that hold nothing.
+    pub(crate) fn save_memory(&mut self, buffers: &mut BufferPool) {
+        if self.charged > 0 {
+            self.decoder.release_memory();
+            // It does not grow.
+            let _ = self.settle(false, buffers);
+        }
+    }
+
+    /// Gives all memory back.
+    pub(crate) fn clear(&mut self, buffers: &mut BufferPool) {
+        self.decoder = Decoder::new();
+        buffers.release(std::mem::take(&mut self.charged));
+        self.outbox.clear(buffers);
+    }
+
+    /// Bytes out of the budget.
+    pub(crate) fn held_len(&self) -> usize {
+        self.charged + self.outbox.charged()
+    }
+
+    /// Bytes that should be read at once while memory is tight.
+    pub(crate) fn short_read_len(&self) -> usize {
+        let room = DECODER_LEN_FREE.saturating_sub(self.decoder.held_len());
+        room.max(PARSED_FREELY_LEN)
     }
 
     /// The data of the last [`Received::Input`], which has `len` bytes.
@@ -150,18 +263,29 @@ impl Connection {
     }
 
     /// The peer's next message, unless the connection is closing or owes too many answers.
-    pub(crate) fn poll_message(&mut self) -> Result<Option<Received>, ProtocolError> {
+    pub(crate) fn poll_message(
+        &mut self,
+        buffers: &mut BufferPool,
+    ) -> Result<Option<Received>, ProtocolError> {
         if self.phase == Phase::Closing || !self.outbox.takes_requests() {
             return Ok(None);
         }
         let is_awaiting_hello = self.is_awaiting_hello();
         let Some(frame) = self.decoder.poll_frame().map_err(ProtocolError::Frame)? else {
+            if self.charged > 0 {
+                // The decoder may have freed memory.
+                let _ = self.settle(true, buffers);
+            }
             return Ok(None);
         };
         if frame.kind == FrameKind::Stdin && self.role == Role::Host && !is_awaiting_hello {
             let (offset, data) = Chunk::parse(frame).map_err(ProtocolError::Payload)?;
             let len = data.len();
             return Ok(Some(Received::Input { offset, len }));
+        }
+        let (kind, len) = (frame.kind, frame.payload.len());
+        if len > PARSED_FREELY_LEN && !buffers.lends(json::parsed_len_max(frame.payload)) {
+            return Ok(Some(Received::TooLarge { kind, len }));
         }
         let message = match self.role {
             Role::Local => Message::from_local(frame),
@@ -214,40 +338,52 @@ impl Connection {
     }
 
     /// A flush begins. Returns the number of gaps that it will announce.
-    pub(crate) fn handle_flush(&mut self, session: Option<&Session>) -> u64 {
+    pub(crate) fn handle_flush(
+        &mut self,
+        session: Option<&Session>,
+        buffers: &mut BufferPool,
+    ) -> u64 {
         self.is_flush_queued = false;
-        let gaps = session.map_or(0, |session| self.announce_gaps(session));
+        let gaps = session.map_or(0, |session| self.announce_gaps(session, buffers));
         self.is_waiting_for_room = self.has_pending(session);
         gaps
     }
 
-    pub(crate) fn handle_written(&mut self, len: usize, session: Option<&Session>) {
+    pub(crate) fn handle_written(
+        &mut self,
+        len: usize,
+        session: Option<&Session>,
+        buffers: &mut BufferPool,
+    ) {
         match self.attachment.as_mut().zip(session) {
             Some((attachment, session)) => {
-                attachment.handle_written(len, session, &mut self.outbox);
+                let is_whole = attachment.handle_written(len, session, &mut self.outbox, buffers);
+                self.is_broken |= !is_whole;
             }
-            None => self.outbox.consume(len),
+            None => self.outbox.consume(len, buffers),
         }
         self.is_waiting_for_room = self.has_pending(session);
     }
 
     /// See [`Attachment::announce_gaps`].
-    pub(crate) fn announce_gaps(&mut self, session: &Session) -> u64 {
+    pub(crate) fn announce_gaps(&mut self, session: &Session, buffers: &mut BufferPool) -> u64 {
         let attachment = self.attachment.as_mut();
-        attachment.map_or(0, |it| it.announce_gaps(session, &mut self.outbox))
+        attachment.map_or(0, |it| it.announce_gaps(session, &mut self.outbox, buffers))
     }
 
     /// See [`Attachment::save_partial_frame`].
-    pub(crate) fn save_partial_frame(&mut self, session: &Session) {
+    pub(crate) fn save_partial_frame(&mut self, session: &Session, buffers: &mut BufferPool) {
         if let Some(attachment) = &mut self.attachment {
-            attachment.save_partial_frame(session, &mut self.outbox);
+            let is_whole = attachment.save_partial_frame(session, &mut self.outbox, buffers);
+            self.is_broken |= !is_whole;
         }
     }
 
     /// Takes no more input, and ends when everything has been sent.
-    pub(crate) fn close_after_flush(&mut self) {
+    pub(crate) fn close_after_flush(&mut self, buffers: &mut BufferPool) {
         self.phase = Phase::Closing;
         self.decoder = Decoder::new();
+        buffers.release(std::mem::take(&mut self.charged));
     }
 
     /// Whether the peer is a program in the guest. A reset or rebind leaves such a connection

@@ -16,6 +16,7 @@ use shared::message::{Fail, FailCode, Message, Role, Sever, SeverReason};
 use super::connection::{Connection, ProtocolError};
 use crate::agent::action::{Action, Ended};
 use crate::agent::ids::ConnectionId;
+use crate::agent::sessions::buffers::HEADROOM_LEN;
 use crate::agent::timers::Timer;
 use crate::agent::{
     Agent, CONNECTIONS_MAX, DetachReason, HELLO_TIMEOUT, LINGER_TIMEOUT, LOCAL_CONNECTIONS_MAX,
@@ -43,7 +44,8 @@ impl Agent {
         Some(id)
     }
 
-    /// Serves a connection, unless `count` of its kind are as many as there may be.
+    /// Serves a connection, unless `count` of its kind are as many as there may be, or there is no
+    /// memory to say so.
     fn take_in(
         &mut self,
         connection: Connection,
@@ -51,7 +53,7 @@ impl Agent {
         count_max: usize,
         now: Instant,
     ) -> Option<ConnectionId> {
-        if count >= count_max + REFUSALS_MAX {
+        if count >= count_max + REFUSALS_MAX || !self.buffers.admits(HEADROOM_LEN) {
             self.counters.peers_refused += 1;
             return None;
         }
@@ -114,8 +116,9 @@ impl Agent {
         error: &ProtocolError,
         now: Instant,
     ) {
-        self.counters.mistakes += 1;
-        self.refuse(id, &error.to_fail(), now);
+        let fail = error.to_fail();
+        self.counters.mistakes += u64::from(fail.code == FailCode::Protocol);
+        self.refuse(id, &fail, now);
     }
 
     pub(crate) fn close_after_flush(
@@ -130,7 +133,7 @@ impl Agent {
         if connection.is_closing() {
             return;
         }
-        connection.close_after_flush();
+        connection.close_after_flush(&mut self.buffers);
         self.timers.stop(Timer::Hello(id));
         self.timers.set(Timer::Linger(id), now + LINGER_TIMEOUT);
         self.release_session(id, reason, now);
@@ -150,7 +153,10 @@ impl Agent {
             return;
         }
         self.release_session(id, reason, now);
-        let forgotten = self.connections.remove(&id);
+        let mut forgotten = self.connections.remove(&id);
+        if let Some(forgotten) = &mut forgotten {
+            forgotten.clear(&mut self.buffers);
+        }
         self.local_count -= usize::from(forgotten.is_some_and(|it| it.is_local()));
         for timer in [Timer::Hello(id), Timer::Linger(id), Timer::Checkpoint(id)] {
             self.timers.stop(timer);

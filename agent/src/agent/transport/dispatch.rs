@@ -18,8 +18,8 @@ use shared::id::Generation;
 use shared::message::{Fail, FailCode, Hello, Message, Role};
 use shared::version;
 
-use super::connection::{Connection, Interest, Received};
-use super::outbox::OutboxFull;
+use super::connection::{Connection, Interest, Received, no_memory_text};
+use super::outbox::OutboxError;
 use super::output::{Headers, Pieces};
 use crate::agent::ids::ConnectionId;
 use crate::agent::sessions::session::Session;
@@ -36,20 +36,46 @@ impl Agent {
     }
 
     pub fn handle_bytes(&mut self, id: ConnectionId, bytes: &[u8], now: Instant) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.handle_bytes(bytes);
-            self.take_requests(id, now);
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let session = session_of(&self.sessions, connection);
+        let is_promised = session.is_some_and(|it| it.owner == Some(id) && it.input.is_open());
+        match connection.handle_bytes(bytes, is_promised, &mut self.buffers) {
+            Ok(()) => self.take_requests(id, now),
+            // Its session runs: a host that comes again sends what is missing.
+            Err(_) if connection.attachment.is_some() => {
+                debug!("{id}: no memory for its input; closing it");
+                self.close(id, DetachReason::Cut, now);
+            }
+            Err(error) => self.refuse_protocol_error(id, &error, now),
         }
+    }
+
+    /// How many bytes should be read at once from a connection: little while memory is tight.
+    pub fn read_len(&mut self, id: ConnectionId, len_max: usize) -> usize {
+        if !self.buffers.is_short() {
+            return len_max;
+        }
+        self.save_memory();
+        let connection = self.connections.get(&id);
+        connection.map_or(len_max, |it| it.short_read_len().min(len_max))
     }
 
     /// Takes a connection's requests until it has none, or may not ask for more.
     fn take_requests(&mut self, id: ConnectionId, now: Instant) {
         while let Some(connection) = self.connections.get_mut(&id) {
-            match connection.poll_message() {
+            match connection.poll_message(&mut self.buffers) {
                 Ok(Some(Received::Message(message))) => self.handle_message(id, message, now),
                 Ok(Some(Received::Input { offset, len })) => {
                     self.note_host_alive(now);
                     self.handle_stdin(id, offset, len, now);
+                }
+                Ok(Some(Received::TooLarge { kind, len })) => {
+                    // The host asks again, and then there may be memory.
+                    self.buffers.refuse();
+                    self.save_memory();
+                    self.send_fail(id, FailCode::Limit, no_memory_text(kind, len), now);
                 }
                 Ok(None) => return,
                 Err(error) => return self.refuse_protocol_error(id, &error, now),
@@ -77,7 +103,7 @@ impl Agent {
             Message::StdinEof(eof) => self.handle_stdin_eof(id, eof, now),
             Message::Signal(signal) => self.handle_signal_request(id, signal, now),
             Message::Resize(size) => self.handle_resize(id, size),
-            Message::ExitAck(ack) => self.handle_exit_ack(id, ack),
+            Message::ExitAck(ack) => self.handle_exit_ack(id, ack, now),
             Message::SessionsRequest(request) => self.handle_sessions(id, request, now),
             Message::Hooks(request) => self.handle_hooks(id, request, now),
             Message::AwaitCheckpoint(request) => self.handle_await_checkpoint(id, request, now),
@@ -172,11 +198,26 @@ impl Agent {
         if connection.is_closing() {
             return;
         }
-        match connection.outbox.push(message) {
+        let outbox = &mut connection.outbox;
+        let pushed = match outbox.push(message, &mut self.buffers) {
+            // What is long is an answer, and this is one, too.
+            Err(OutboxError::NoMemory) => {
+                let kind = message.kind();
+                let text = format!("the agent has no memory for {kind}");
+                let fail = Message::Fail(Fail::new(FailCode::Limit, text));
+                outbox.push(&fail, &mut self.buffers)
+            }
+            pushed => pushed,
+        };
+        match pushed {
             Ok(()) => connection.queue_flush(id, &mut self.actions),
-            Err(OutboxFull) => {
+            Err(OutboxError::Full) => {
                 debug!("{id} does not read its answers; closing it");
                 self.close(id, DetachReason::ClientLeft, now);
+            }
+            Err(OutboxError::NoMemory) => {
+                debug!("{id}: no memory for an answer; closing it");
+                self.close(id, DetachReason::Cut, now);
             }
         }
     }
@@ -195,7 +236,7 @@ impl Agent {
     pub fn handle_flush(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
             let session = session_of(&self.sessions, connection);
-            self.counters.gaps += connection.handle_flush(session);
+            self.counters.gaps += connection.handle_flush(session, &mut self.buffers);
         }
     }
 
@@ -214,7 +255,11 @@ impl Agent {
             return;
         };
         let session = session_of(&self.sessions, connection);
-        connection.handle_written(len, session);
+        connection.handle_written(len, session, &mut self.buffers);
+        if connection.is_broken {
+            debug!("{id}: no memory for the rest of a frame; closing it");
+            return self.close(id, DetachReason::Cut, now);
+        }
         if connection.is_closing() {
             if connection.outbox.is_empty() {
                 self.close(id, DetachReason::Cut, now);

@@ -12,11 +12,16 @@
 //! when the ring cannot keep it.
 //!
 //! Invariants:
-//! - Never holds more than [`LEN_MAX`] bytes.
+//! - Never holds more than [`LEN_MAX`] bytes. What exceeds [`ANSWER_LEN_FREE`] comes out of the
+//!   budget (see [`buffers`](crate::agent::sessions::buffers)).
 //! - An empty outbox holds no large allocation, so that idle connections cost little.
 
 use shared::limits::{HEADER_LEN, PAYLOAD_LEN_MAX};
 use shared::message::Message;
+
+use crate::agent::sessions::buffers::{
+    ANSWER_LEN_FREE, BufferPool, GROWTH_HEADROOM_LEN, is_available,
+};
 
 /// With this many unsent bytes of answers no further request is taken from the peer.
 pub(crate) const REQUESTS_PAUSE_LEN: usize = 64 * 1024;
@@ -27,15 +32,20 @@ pub(crate) const ANSWERS_LEN_MAX: usize = 192 * 1024;
 /// Unsent bytes in all: the rest of one frame of output, and answers.
 pub(crate) const LEN_MAX: usize = ANSWERS_LEN_MAX + HEADER_LEN + PAYLOAD_LEN_MAX;
 
-/// Capacity that an empty outbox keeps.
-const IDLE_CAPACITY_MAX: usize = 4 * 1024;
+/// Capacity that an empty outbox keeps, and that every outbox may have.
+const IDLE_CAPACITY_MAX: usize = ANSWER_LEN_FREE;
 
 // An answer of any size fits after the last request was taken.
 const _: () = assert!(REQUESTS_PAUSE_LEN + HEADER_LEN + PAYLOAD_LEN_MAX <= ANSWERS_LEN_MAX);
 
-/// The answer would exceed [`ANSWERS_LEN_MAX`]. Nothing was added.
+/// Why an answer was not added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct OutboxFull;
+pub(crate) enum OutboxError {
+    /// It would exceed [`ANSWERS_LEN_MAX`].
+    Full,
+    /// There is no memory for it.
+    NoMemory,
+}
 
 /// Encoded frames that wait for the socket.
 #[derive(Clone, Debug, Default, Hash)]
@@ -45,31 +55,92 @@ pub(crate) struct Outbox {
     sent: usize,
     /// Bytes after those that belong to a partly sent frame of output.
     output_len: usize,
+    /// Bytes out of the budget.
+    charged: usize,
 }
 
 impl Outbox {
-    pub(crate) fn push(&mut self, message: &Message) -> Result<(), OutboxFull> {
-        let len_before = self.bytes.len();
-        message.encode_into(&mut self.bytes);
-        if self.answers_len() > ANSWERS_LEN_MAX {
-            self.bytes.truncate(len_before);
-            return Err(OutboxFull);
-        }
-        Ok(())
+    pub(crate) fn push(
+        &mut self,
+        message: &Message,
+        buffers: &mut BufferPool,
+    ) -> Result<(), OutboxError> {
+        buffers.encoded(message, |frame, buffers| {
+            if self.answers_len() + frame.len() > ANSWERS_LEN_MAX {
+                return Err(OutboxError::Full);
+            }
+            if !self.reserve(frame.len(), buffers) {
+                return Err(OutboxError::NoMemory);
+            }
+            self.bytes.extend_from_slice(frame);
+            Ok(())
+        })
     }
 
     /// Takes the rest of a partly sent frame of output. It goes first: no answer can be partly
-    /// sent.
-    pub(crate) fn take_over(&mut self, pieces: [&[u8]; 3]) {
+    /// sent. `false`: there is no memory for it, and the connection cannot go on.
+    #[must_use]
+    pub(crate) fn take_over(&mut self, pieces: [&[u8]; 3], buffers: &mut BufferPool) -> bool {
         debug_assert_eq!(self.output_len, 0);
-        let answers = self.bytes.split_off(self.sent);
-        self.sent = 0;
-        self.bytes.clear();
+        let len = pieces.iter().map(|piece| piece.len()).sum();
+        self.drop_sent();
+        if !self.reserve(len, buffers) {
+            return false;
+        }
         pieces
             .iter()
             .for_each(|piece| self.bytes.extend_from_slice(piece));
-        self.output_len = self.bytes.len();
-        self.bytes.extend_from_slice(&answers);
+        self.bytes.rotate_right(len);
+        self.output_len = len;
+        true
+    }
+
+    /// Gets memory for `len` more bytes.
+    fn reserve(&mut self, len: usize, buffers: &mut BufferPool) -> bool {
+        let fits = |bytes: &Vec<u8>| len <= bytes.capacity() - bytes.len();
+        if fits(&self.bytes) {
+            return true;
+        }
+        self.drop_sent();
+        if fits(&self.bytes) {
+            return true;
+        }
+        let target = (self.bytes.len() + len).next_power_of_two();
+        let is_large = target > IDLE_CAPACITY_MAX;
+        let charge = match is_large {
+            true => target.saturating_sub(self.charged),
+            false => 0,
+        };
+        if !buffers.charge(charge, false) {
+            return false;
+        }
+        let result = self.bytes.try_reserve_exact(target - self.bytes.len());
+        if result.is_err() || is_large && !is_available(GROWTH_HEADROOM_LEN) {
+            self.bytes.shrink_to(0);
+            buffers.release(charge);
+            buffers.refuse();
+            return false;
+        }
+        self.charged += charge;
+        true
+    }
+
+    /// Gives all memory back.
+    pub(crate) fn clear(&mut self, buffers: &mut BufferPool) {
+        self.bytes = Vec::new();
+        self.sent = 0;
+        self.output_len = 0;
+        buffers.release(std::mem::take(&mut self.charged));
+    }
+
+    /// Bytes out of the budget.
+    pub(crate) fn charged(&self) -> usize {
+        self.charged
+    }
+
+    fn drop_sent(&mut self) {
+        self.bytes.drain(..self.sent);
+        self.sent = 0;
     }
 
     pub(crate) fn takes_requests(&self) -> bool {
@@ -91,7 +162,7 @@ impl Outbox {
     /// # Panics
     ///
     /// If more bytes are consumed than were pending, which no socket does.
-    pub(crate) fn consume(&mut self, len: usize) {
+    pub(crate) fn consume(&mut self, len: usize, buffers: &mut BufferPool) {
         assert!(
             len <= self.pending().len(),
             "more bytes sent than were pending"
@@ -102,12 +173,11 @@ impl Outbox {
             self.sent = 0;
             self.bytes.clear();
             if self.bytes.capacity() > IDLE_CAPACITY_MAX {
-                self.bytes = Vec::new();
+                self.clear(buffers);
             }
         } else if self.sent > REQUESTS_PAUSE_LEN {
             // A peer that always leaves a little unsent must not make the front grow for ever.
-            self.bytes.drain(..self.sent);
-            self.sent = 0;
+            self.drop_sent();
         }
     }
 }
@@ -133,10 +203,13 @@ mod tests {
 
         let pong_len = PONG.encode().len();
         let mut outbox = filled(ANSWERS_LEN_MAX - pong_len);
-        assert_eq!(outbox.push(&PONG), Ok(()));
+        assert_eq!(outbox.push(&PONG, &mut BufferPool::default()), Ok(()));
         assert_eq!(outbox.pending().len(), ANSWERS_LEN_MAX);
         let mut outbox = filled(ANSWERS_LEN_MAX - pong_len + 1);
-        assert_eq!(outbox.push(&PONG), Err(OutboxFull));
+        assert_eq!(
+            outbox.push(&PONG, &mut BufferPool::default()),
+            Err(OutboxError::Full)
+        );
         assert_eq!(
             outbox.pending().len(),
             ANSWERS_LEN_MAX - pong_len + 1,
@@ -148,23 +221,26 @@ mod tests {
     #[test]
     fn only_answers_hold_requests_back() {
         let mut outbox = filled(REQUESTS_PAUSE_LEN - 1);
-        outbox.take_over([b"head", &vec![1; PAYLOAD_LEN_MAX], b""]);
+        let rest: [&[u8]; 3] = [b"head", &vec![1; PAYLOAD_LEN_MAX], b""];
+        assert!(outbox.take_over(rest, &mut BufferPool::default()));
         assert_eq!(outbox.pending()[..5], *b"head\x01");
         assert!(outbox.takes_requests());
-        outbox.push(&PONG).expect("room");
+        outbox
+            .push(&PONG, &mut BufferPool::default())
+            .expect("room");
         assert!(!outbox.takes_requests());
-        outbox.consume(4 + PAYLOAD_LEN_MAX);
+        outbox.consume(4 + PAYLOAD_LEN_MAX, &mut BufferPool::default());
         assert!(!outbox.takes_requests(), "not one answer is sent");
-        outbox.consume(PONG.encode().len());
+        outbox.consume(PONG.encode().len(), &mut BufferPool::default());
         assert!(outbox.takes_requests());
-        outbox.consume(outbox.pending().len());
+        outbox.consume(outbox.pending().len(), &mut BufferPool::default());
         assert!(outbox.is_empty() && outbox.output_len == 0);
     }
 
     #[test]
     fn an_empty_outbox_holds_no_large_allocation() {
         let mut outbox = filled(PAYLOAD_LEN_MAX);
-        outbox.consume(outbox.pending().len());
+        outbox.consume(outbox.pending().len(), &mut BufferPool::default());
         assert!(outbox.is_empty());
         assert!(outbox.bytes.capacity() <= IDLE_CAPACITY_MAX);
     }
@@ -174,9 +250,11 @@ mod tests {
         let mut outbox = Outbox::default();
         for round in 0..1000 {
             while outbox.takes_requests() {
-                outbox.push(&PONG).expect("room");
+                outbox
+                    .push(&PONG, &mut BufferPool::default())
+                    .expect("room");
             }
-            outbox.consume(outbox.pending().len() - 1);
+            outbox.consume(outbox.pending().len() - 1, &mut BufferPool::default());
             assert!(outbox.bytes.capacity() <= 4 * LEN_MAX, "round {round}");
         }
     }

@@ -153,11 +153,16 @@ impl Cursors {
 
     /// Hands the rest of the partly written frame to a caller that sends it: here it counts as
     /// written.
-    pub(crate) fn take_rest(&mut self, session: &Session, taken: impl FnOnce([&[u8]; 3])) {
-        taken(self.rest(session));
+    pub(crate) fn take_rest<T>(
+        &mut self,
+        session: &Session,
+        take: impl FnOnce([&[u8]; 3]) -> T,
+    ) -> T {
+        let taken = take(self.rest(session));
         if let Some(part) = self.part.take() {
             self.next[part.stream.index()] = part.end;
         }
+        taken
     }
 
     /// Adds the next frames, with their headers.

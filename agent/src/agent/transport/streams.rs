@@ -14,12 +14,12 @@ use shared::message::{Ack, AttachMode, ExitAck, Message, StdinEof, TtySize};
 
 use super::attachments::Attachment;
 use super::connection::{Connection, ProtocolError};
-use crate::agent::Agent;
 use crate::agent::action::Action;
 use crate::agent::ids::{ConnectionId, SessionId};
 use crate::agent::sessions::buffers::BufferPool;
 use crate::agent::sessions::input::{Input, InputError};
 use crate::agent::sessions::session::State;
+use crate::agent::{Agent, DetachReason};
 
 impl Agent {
     pub(crate) fn handle_ack(&mut self, id: ConnectionId, ack: Ack, now: Instant) {
@@ -77,6 +77,11 @@ impl Agent {
         };
         match taken {
             Ok(()) => self.advance_input(attachment.session, now),
+            // A host that comes again sends what is missing.
+            Err(ProtocolError::Input(InputError::NoMemory)) => {
+                self.advance_input(attachment.session, now);
+                self.close(id, DetachReason::Cut, now);
+            }
             Err(error) => self.refuse_protocol_error(id, &error, now),
         }
     }
@@ -97,7 +102,7 @@ impl Agent {
     }
 
     /// Drops the output, unless an observer or waiting connection acknowledges the end.
-    pub(crate) fn handle_exit_ack(&mut self, id: ConnectionId, ack: ExitAck) {
+    pub(crate) fn handle_exit_ack(&mut self, id: ConnectionId, ack: ExitAck, now: Instant) {
         let session_id = SessionId::from_number(ack.session);
         let served = self
             .connections
@@ -111,9 +116,9 @@ impl Agent {
         if is_bystander || session.is_none_or(|it| it.exited().is_none()) {
             return;
         }
-        self.save_partial_frames(session_id);
+        self.save_partial_frames(session_id, now);
         if let Some(session) = self.sessions.get_mut(session_id) {
-            session.clear_output();
+            session.clear_output(&mut self.buffers);
         }
     }
 
@@ -147,7 +152,7 @@ impl Agent {
     /// The command has closed its standard input.
     pub fn handle_input_closed(&mut self, id: SessionId, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
-            session.input.close();
+            session.input.close(&mut self.buffers);
             self.advance_input(id, now);
         }
     }
@@ -157,7 +162,7 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        if session.input.close() && session.spec().tty.is_none() {
+        if session.input.close(&mut self.buffers) && session.spec().tty.is_none() {
             self.actions.push_back(Action::CloseInput(id));
         }
         self.advance_input(id, now);
@@ -174,11 +179,11 @@ impl Agent {
         if session.input.poll_flush() {
             self.actions.push_back(Action::FlushInput(id));
         }
-        if session.input.poll_end() {
+        if session.input.poll_end(&mut self.buffers) {
             self.actions.push_back(Action::CloseInput(id));
         }
         if let Some(owner) = session.owner
-            && let Some(window) = session.input.poll_window()
+            && let Some(window) = session.input.poll_window(&self.buffers)
         {
             self.send(owner, &Message::Window(window), now);
         }

@@ -1,6 +1,7 @@
 //! The session machine: every state with every event, and the order of the events at its end.
 
 use super::*;
+use crate::agent::sessions::buffers::PAGE_LEN;
 
 const EXIT: Exit = Exit {
     status: ExitStatus::Code(3),
@@ -143,19 +144,18 @@ fn offsets_count_every_byte_of_each_stream() {
 #[test]
 fn a_full_ring_stops_the_reading_until_a_quarter_is_free() {
     let mut session = running();
-    assert_eq!(session.poll_room(Stream::Stderr), RING_LEN_MAX);
-    session.handle_output(
-        Stream::Stderr,
-        &vec![0; RING_LEN_MAX - 1],
-        &mut BufferPool::default(),
-    );
-    assert_eq!(session.poll_room(Stream::Stderr), 1);
+    let buffers = &mut BufferPool::default();
+    assert!(session.open(buffers));
+    let page = session.poll_room(Stream::Stderr, buffers);
+    assert_eq!(page, PAGE_LEN);
+    session.handle_output(Stream::Stderr, &vec![0; RING_LEN_MAX - 1], buffers);
+    assert_eq!(session.poll_room(Stream::Stderr, buffers), 1);
     assert!(!session.poll_resume(), "nothing has stopped");
     session.handle_output(Stream::Stderr, &[0], &mut BufferPool::default());
-    assert_eq!(session.poll_room(Stream::Stderr), 0);
-    let other = session.poll_room(Stream::Stdout);
-    assert_eq!(other, RING_LEN_MAX, "the other stream is read on");
-    let enough = RESUME_ROOM as u64;
+    assert_eq!(session.poll_room(Stream::Stderr, buffers), 0);
+    let other = session.poll_room(Stream::Stdout, buffers);
+    assert_eq!(other, PAGE_LEN, "the other stream is read on");
+    let enough = (RING_LEN_MAX / RESUME_SHARE) as u64;
     session.release(Stream::Stderr, enough - 1, &mut BufferPool::default());
     assert!(!session.poll_resume());
     session.release(Stream::Stderr, enough, &mut BufferPool::default());
@@ -181,10 +181,15 @@ fn when_a_command_waits_for_a_reader() {
             &vec![0; RING_LEN_MAX],
             &mut BufferPool::default(),
         );
+        let buffers = &mut BufferPool::default();
         session.is_terminating = is_terminating;
         session.owner = has_owner.then_some(ConnectionId::from_number(1));
         let row = (output, is_terminating, has_owner);
-        assert_eq!(session.poll_room(Stream::Stdout) == 0, waits, "{row:?}");
+        assert_eq!(
+            session.poll_room(Stream::Stdout, buffers) == 0,
+            waits,
+            "{row:?}"
+        );
         if !waits {
             session.handle_output(Stream::Stdout, b"new", &mut BufferPool::default());
             assert_eq!(session.ring(Stream::Stdout).start(), 3, "{row:?}");
