@@ -80,6 +80,33 @@ impl Fixture {
         run(&mut tool)
     }
 
+    /// Runs a command with a fault in one of its system calls; `None` if strace cannot do that. Its
+    /// supervisor is another process, which is not traced.
+    fn injected(&self, args: &[String], call: &str, fault: &str) -> Option<Finished> {
+        let strace = Path::new("/usr/bin/strace");
+        let traced = |tool: &Command| {
+            let mut traced = Command::new(strace);
+            traced.args([
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                &format!("trace={call}"),
+                "-e",
+            ]);
+            traced.arg(format!("inject={call}:{fault}"));
+            traced
+                .arg(tool.get_program())
+                .args(tool.get_args())
+                .env_clear();
+            let variables = tool.get_envs();
+            traced.envs(variables.filter_map(|(key, value)| Some((key, value?))));
+            run(&mut traced)
+        };
+        let works = strace.exists() && traced(&Command::new("/bin/true")).code() == 0;
+        works.then(|| traced(&self.host.tool(args)))
+    }
+
     /// Removes what was planted.
     fn clear(&self) {
         let planted = self.host.path("state/web");
@@ -454,36 +481,20 @@ fn a_start_that_fails_at_any_open_file_leaves_nothing() {
 #[test]
 fn a_lock_that_cannot_be_taken_or_released_is_no_panic_and_leaves_nothing() {
     let name = "hostile::planted::a_lock_that_cannot_be_taken_or_released";
-    let strace = Path::new("/usr/bin/strace");
-    if !strace.exists() {
+    let fixture = Fixture::new();
+    let version = ["--version".to_owned()];
+    if fixture.injected(&version, "flock", "error=EIO").is_none() {
         return skip(name, "it takes strace");
     }
-    let fixture = Fixture::new();
     let [_, restore, ..] = &fixture.cases()[..] else {
         panic!("a case")
     };
     let out = fixture.host.path("snapshots/out").display().to_string();
     let snapshot = ["snapshot", "--name", "web", "--out", &out].map(str::to_owned);
-    // Of the command alone: its supervisor is another process, which the trace does not follow.
     let injected = |args: &[String], fault: &str| {
-        let tool = fixture.host.tool(args);
-        let mut traced = Command::new(strace);
-        traced.args(["-qq", "-o", "/dev/null", "-e", "trace=flock", "-e"]);
-        traced.arg(format!("inject=flock:{fault}"));
-        traced
-            .arg(tool.get_program())
-            .args(tool.get_args())
-            .env_clear();
-        traced.envs(
-            tool.get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-        run(&mut traced)
+        let ended = fixture.injected(args, "flock", fault);
+        ended.expect("strace has traced before")
     };
-    let probe = injected(&["--version".to_owned()], "error=EIO");
-    if probe.code() != 0 {
-        return skip(name, "strace may not trace");
-    }
     for errno in ["EIO", "ENOLCK", "EINTR"] {
         for when in 1..=8 {
             let fault = format!("error={errno}:when={when}");
@@ -507,4 +518,30 @@ fn a_lock_that_cannot_be_taken_or_released_is_no_panic_and_leaves_nothing() {
             fixture.host.is_clean();
         }
     }
+}
+
+#[test]
+fn clones_are_restored_without_a_thread_for_each() {
+    let fixture = Fixture::new();
+    let artifact = fixture.host.artifact().display().to_string();
+    let line = format!("restore {artifact} --name web --count 3 --parallel 2 --no-wait");
+    let args: Vec<String> = line.split(' ').map(str::to_owned).collect();
+    let mut has_warned = false;
+    // The first calls start the VMM to ask for its version.
+    for when in 1..=8 {
+        let fault = format!("error=EAGAIN:when={when}");
+        let Some(ended) = fixture.injected(&args, "clone3", &fault) else {
+            return skip("hostile::planted::clones_are_restored", "it takes strace");
+        };
+        assert!(!ended.err().contains("panicked"), "{when}: {ended}");
+        if ended.err().contains("cannot start another thread") {
+            has_warned = true;
+            assert_eq!(ended.code(), 0, "{when}: {ended}");
+        }
+        for name in fixture.host.names("state") {
+            fixture.host.run(["rm", "--force", &name]).exits(0);
+        }
+        fixture.host.is_clean();
+    }
+    assert!(has_warned, "no thread was refused");
 }

@@ -14,6 +14,7 @@
 //!
 //! Clones start in threads of this process: they only wait for files, VMMs and guests.
 
+use std::iter;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -217,11 +218,24 @@ fn in_parallel<W: Send, T: Send>(
         ends
     };
     let joined: Result<Vec<_>, _> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(work_through)).collect();
-        workers
-            .into_iter()
-            .map(thread::ScopedJoinHandle::join)
-            .collect()
+        let mut workers = Vec::new();
+        for _ in 0..parallel {
+            match thread::Builder::new().spawn_scoped(scope, work_through) {
+                Ok(worker) => workers.push(worker),
+                // Those that there are do all the work, or this thread if there is none.
+                Err(error) => {
+                    log::warn!("cannot start another thread: {error}");
+                    break;
+                }
+            }
+        }
+        let own = if workers.is_empty() {
+            work_through()
+        } else {
+            Vec::new()
+        };
+        let ends = workers.into_iter().map(thread::ScopedJoinHandle::join);
+        iter::once(Ok(own)).chain(ends).collect()
     });
     let ends =
         joined.map_err(|_| Failure::new(Exit::Internal, "a thread of host-tool panicked"))?;
