@@ -63,7 +63,7 @@ pub use sessions::input::INPUT_LEN_MAX;
 pub use sessions::ring::RING_LEN_MAX;
 pub use sessions::session::Exit;
 pub use sessions::table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
-pub use settings::{Restart, Settings, WorkloadEnd, WorkloadSettings};
+pub use settings::{Confinement, Limits, Restart, Settings, WorkloadEnd, WorkloadSettings};
 pub use shared::message::Stream;
 pub use transport::connection::Interest;
 pub use transport::output::{Headers, Pieces};

@@ -12,6 +12,8 @@
 //! The folder of the sessions is named after the agent's address, so that an agent finds what its
 //! predecessor has left, and several agents on one machine stay apart.
 
+pub(crate) mod limits;
+
 use std::path::{Component, Path, PathBuf};
 
 /// The agent's own cgroup.

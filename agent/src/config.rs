@@ -40,6 +40,7 @@ use log::LevelFilter;
 use shared::limits::PORT_DEFAULT;
 use shared::message::Identity;
 
+use crate::agent::Limits;
 use crate::client::SOCKET_PATH_DEFAULT;
 use crate::shell::failpoint::Failpoints;
 use crate::sys::socket::{Access, Address};
@@ -143,6 +144,8 @@ pub struct Config {
     pub(crate) mmds: Option<Mmds>,
     /// Whether each session gets a cgroup, if that can be.
     pub(crate) has_cgroups: bool,
+    /// The file's limits for a session.
+    pub(crate) limits: Limits,
     pub(crate) is_unprivileged: bool,
     /// The file with the workload. If it is given, it must exist.
     pub(crate) file: Option<PathBuf>,
@@ -286,6 +289,7 @@ pub fn resolve(sources: &Sources) -> (Config, Vec<BadValue>) {
         hostname,
         mmds,
         has_cgroups: has_cgroups.unwrap_or(true),
+        limits: Limits::default(),
         is_unprivileged,
         file,
         workload,

@@ -37,7 +37,7 @@ use log::{error, info, warn};
 use mio::Poll;
 use shared::id::Instance;
 
-use agent::{Agent, End, RESULTS_MAX, Settings, WorkloadSettings};
+use agent::{Agent, Confinement, End, Limits, RESULTS_MAX, Settings, WorkloadSettings};
 use config::mmds::Mmds;
 use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, ImageFile, parse_file};
 use config::{Config, Flags, HELP, Sources};
@@ -138,6 +138,9 @@ fn start(
     };
     let file_limit = process::raise_file_limit().map_err(step("raise the limit on open files"))?;
     let is_preferred = !config.is_unprivileged && process::raise_priority();
+    let oom_score_adj = (!config.is_unprivileged)
+        .then(process::avoid_oom_killer)
+        .flatten();
     let poll = Poll::new().map_err(step("make a poll set"))?;
     let registry = poll
         .registry()
@@ -149,6 +152,7 @@ fn start(
         is_unprivileged: config.is_unprivileged,
         file_limit,
         is_preferred,
+        oom_score_adj,
         hooks: config.hooks.clone(),
         mmds,
     };
@@ -165,7 +169,7 @@ fn start(
     .map_err(step(&listen))?;
     let instance = entropy::draw().map_err(step("draw random bytes"))?;
     let instance = Instance::from_bytes(instance);
-    let (has_cgroups, left) = keep_sessions(&mut shell, config, is_init);
+    let (confinement, left) = keep_sessions(&mut shell, config, is_init);
     let read_line = |path| {
         std::fs::read_to_string(path)
             .unwrap_or_default()
@@ -181,7 +185,7 @@ fn start(
         memory_len: memory::budget(),
         grace: SIGNAL_GRACE,
         results_max: RESULTS_MAX,
-        has_cgroups,
+        confinement,
         has_restore_hooks: shell::hooks::has_restore(&config.hooks),
         watches_mmds: mmds.is_some(),
         workload,
@@ -192,19 +196,28 @@ fn start(
 }
 
 /// Makes sure that no command outlives its agent for long, and ends what a predecessor has left.
-/// Returns whether sessions get cgroups, and how much was ended.
+/// Returns how far sessions can be held, and how much was ended.
 ///
 /// The shell listens already. So the address is this agent's, and so is what is found for it.
-fn keep_sessions(shell: &mut Shell, config: &Config, is_init: bool) -> (bool, u64) {
-    let cgroups = config.has_cgroups.then(|| Cgroups::open(&config.address));
+fn keep_sessions(shell: &mut Shell, config: &Config, is_init: bool) -> (Confinement, u64) {
+    let cgroups = config
+        .has_cgroups
+        .then(|| Cgroups::open(&config.address, is_init));
     let (cgroups, left) = cgroups.flatten().unzip();
-    let has_cgroups = cgroups.is_some();
+    let confinement = Confinement {
+        has_cgroups: cgroups.is_some(),
+        has_limits: cgroups.as_ref().is_some_and(Cgroups::has_limits),
+        limits: config.limits,
+    };
+    if config.limits != Limits::default() && !confinement.has_limits {
+        warn!("sessions get no limits: there are no cgroups for memory and processes");
+    }
     // Nothing survives process 1.
-    let record =
-        (!has_cgroups && !is_init).then(|| Record::open(&config.address, config.local.as_deref()));
+    let record = (!confinement.has_cgroups && !is_init)
+        .then(|| Record::open(&config.address, config.local.as_deref()));
     let (record, recorded) = record.flatten().unzip();
     shell.set_keepers(cgroups, record);
-    (has_cgroups, left.or(recorded).unwrap_or(0))
+    (confinement, left.or(recorded).unwrap_or(0))
 }
 
 /// Ends the machine as process 1, or this service.
@@ -262,6 +275,7 @@ fn read_config(
     }
     if problems.is_empty() || is_init {
         config.mmds = config.mmds.or(file.mmds);
+        config.limits = file.limits;
         let workload = config.workload.clone().on_top_of(file.workload);
         Ok((config, workload))
     } else {

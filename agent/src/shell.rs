@@ -88,6 +88,8 @@ pub(crate) struct Options {
     pub file_limit: FileLimit,
     /// Whether the agent has raised its priority, which children must not inherit.
     pub is_preferred: bool,
+    /// What the OOM killer thought of the agent before, which children get back.
+    pub oom_score_adj: Option<i32>,
     /// The folder of the hooks' folders.
     pub hooks: PathBuf,
     /// The metadata service, if it is to be watched.
@@ -156,7 +158,10 @@ impl Shell {
     ) -> io::Result<Self> {
         registry.register(&mut signals, Source::Signals.token(), Interest::READABLE)?;
         let listener = Listener::bind(address, accept::BACKLOG)?;
-        let spawner = Spawner::new(options.file_limit, options.is_preferred)?;
+        let mut spawner = Spawner::new(options.file_limit, options.is_preferred)?;
+        if let Some(score) = options.oom_score_adj {
+            spawner.set_oom_score_adj(score)?;
+        }
         Ok(Self {
             options,
             failpoints,

@@ -14,6 +14,7 @@ mod failpoints;
 mod fleet;
 mod kills;
 mod lifecycle;
+mod limits;
 mod load;
 mod machine;
 mod network;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         kills::CASES,
         network::CASES,
         load::CASES,
+        limits::CASES,
     ]
     .concat();
     let is_quick = std::env::var("TEST_LAB_SET").as_deref() == Ok("quick");

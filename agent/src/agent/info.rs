@@ -70,7 +70,8 @@ impl Agent {
             connections: count(self.host_count()),
             fds: figures.fds,
             rss_kib: figures.rss_kib,
-            cgroup: self.settings.has_cgroups,
+            cgroup: self.settings.confinement.has_cgroups,
+            limits: self.settings.confinement.has_limits,
             orphans_reaped: self.children.orphans_reaped(),
             counters,
         };

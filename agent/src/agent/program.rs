@@ -4,10 +4,12 @@
 //! The candidates are the paths that a shell would try. The child tries them, in its own working
 //! directory, so that no rename can come between a look-up and the start.
 
+use std::num::NonZeroU64;
+
 use shared::id::Generation;
 use shared::message::{ByteString, Exec, HookStage, TtySize};
 
-use super::settings::WorkloadSettings;
+use super::settings::{Limits, WorkloadSettings};
 
 /// Directories of PATH that are tried.
 pub(crate) const PATH_ENTRIES_MAX: usize = 64;
@@ -37,6 +39,7 @@ pub struct Command {
     /// The user it runs as: `NAME`, `UID`, `NAME:GROUP` or `UID:GID`; the agent's when missing.
     /// With one, `HOME` is set to the user's folder unless `env` has it.
     pub user: Option<Vec<u8>>,
+    pub limits: Limits,
 }
 
 impl Command {
@@ -49,6 +52,10 @@ impl Command {
         Self {
             has_input: exec.stdin,
             tty: exec.tty,
+            limits: Limits {
+                pids_max: exec.pids_max.map(NonZeroU64::get),
+                memory_max: exec.memory_max.map(NonZeroU64::get),
+            },
             ..command
         }
     }
@@ -84,6 +91,7 @@ impl Command {
             has_input: false,
             tty: None,
             user,
+            limits: Limits::default(),
         }
     }
 
@@ -97,6 +105,7 @@ impl Command {
             has_input: false,
             tty: None,
             user: None,
+            limits: Limits::default(),
         }
     }
 }

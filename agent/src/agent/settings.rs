@@ -22,14 +22,42 @@ pub struct Settings {
     pub grace: Duration,
     /// Ended sessions that are remembered. The oldest is forgotten first.
     pub results_max: usize,
-    /// Whether each session runs in a cgroup of its own.
-    pub has_cgroups: bool,
+    pub confinement: Confinement,
     /// Whether the image has hooks for after a restore.
     pub has_restore_hooks: bool,
     /// Whether to watch the metadata service for another restore epoch.
     pub watches_mmds: bool,
     /// The program that the image asks for.
     pub workload: Option<WorkloadSettings>,
+}
+
+/// The most that the processes of a session may use together. `None` is the guest's default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Limits {
+    pub pids_max: Option<u64>,
+    /// Bytes.
+    pub memory_max: Option<u64>,
+}
+
+impl Limits {
+    /// These limits, and others where there are none.
+    pub(crate) fn or(self, others: Self) -> Self {
+        Self {
+            pids_max: self.pids_max.or(others.pids_max),
+            memory_max: self.memory_max.or(others.memory_max),
+        }
+    }
+}
+
+/// How far the guest can hold its sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Confinement {
+    /// Whether each session runs in a cgroup of its own.
+    pub has_cgroups: bool,
+    /// Whether these can have limits.
+    pub has_limits: bool,
+    /// The image's limits for a session whose request has none.
+    pub limits: Limits,
 }
 
 /// The workload: the image's own program, which runs as long as the machine does.

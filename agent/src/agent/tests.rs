@@ -447,7 +447,7 @@ fn settings() -> Settings {
         is_init: false,
         memory_len: 64 * 1024 * 1024,
         grace: Duration::from_secs(5),
-        has_cgroups: false,
+        confinement: Confinement::default(),
         results_max: RESULTS_MAX,
         has_restore_hooks: false,
         watches_mmds: false,

@@ -3,7 +3,8 @@
 //! ```json
 //! {"workload": {"argv": ["/bin/app", "-x"], "env": ["A=1"], "cwd": "/", "user": "app",
 //!               "restart": "on-failure", "at_end": "keep"},
-//!  "mmds": "1"}
+//!  "mmds": "1",
+//!  "limits": {"pids_max": 100, "memory_max": 67108864}}
 //! ```
 //!
 //! A workload's `argv` is required, everything else may be missing. Settings elsewhere override
@@ -19,7 +20,7 @@ use serde_json::Value;
 use shared::json::{JsonError, Object};
 
 use super::mmds::{self, Mmds};
-use crate::agent::{Restart, WorkloadEnd, WorkloadSettings};
+use crate::agent::{Limits, Restart, WorkloadEnd, WorkloadSettings};
 
 pub(crate) const FILE_PATH_DEFAULT: &str = "/etc/guest-agent/agent.json";
 
@@ -59,6 +60,8 @@ impl From<JsonError> for FileError {
 pub struct ImageFile {
     pub workload: Option<WorkloadSettings>,
     pub(crate) mmds: Option<Mmds>,
+    /// For each session whose request has none.
+    pub(crate) limits: Limits,
 }
 
 /// The settings of the workload outside of the file.
@@ -94,7 +97,29 @@ pub fn parse_file(text: &[u8]) -> Result<ImageFile, FileError> {
         error,
         parent: "workload.",
     })?;
-    Ok(ImageFile { workload, mmds })
+    let limits = file.opt_object("limits")?;
+    let limits = limits.as_ref().map(parse_limits).transpose();
+    let limits = limits.map_err(|error| FileError {
+        error,
+        parent: "limits.",
+    })?;
+    Ok(ImageFile {
+        workload,
+        mmds,
+        limits: limits.unwrap_or_default(),
+    })
+}
+
+fn parse_limits(object: &Object) -> Result<Limits, JsonError> {
+    let number = |name| {
+        object.opt(name, "a whole number from 1", |value| {
+            value.as_u64().filter(|number| *number > 0)
+        })
+    };
+    Ok(Limits {
+        pids_max: number("pids_max")?,
+        memory_max: number("memory_max")?,
+    })
 }
 
 fn parse_workload(object: &Object) -> Result<WorkloadSettings, JsonError> {
@@ -253,6 +278,18 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_set_beside_the_workload() {
+        let file = parse_file(br#"{"limits": {"pids_max": 7}}"#).unwrap();
+        let expected = Limits {
+            pids_max: Some(7),
+            memory_max: None,
+        };
+        assert_eq!((file.workload, file.limits), (None, expected));
+        let file = parse_file(br#"{"limits": null}"#).unwrap();
+        assert_eq!(file, ImageFile::default());
+    }
+
+    #[test]
     fn errors_name_the_field() {
         let argv_text = "field \"workload.argv\" must be a list of at least one string without NUL";
         let env_text = "field \"workload.env\" must be a list of NAME=value strings without NUL";
@@ -287,6 +324,14 @@ mod tests {
             (
                 r#"{"workload": {"argv": ["a"], "at_end": true}}"#,
                 "field \"workload.at_end\" must be keep or poweroff",
+            ),
+            (
+                r#"{"limits": {"pids_max": 0}}"#,
+                "field \"limits.pids_max\" must be a whole number from 1",
+            ),
+            (
+                r#"{"limits": {"memory_max": "1G"}}"#,
+                "field \"limits.memory_max\" must be a whole number from 1",
             ),
             (
                 r#"{"mmds": 1}"#,

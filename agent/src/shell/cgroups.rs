@@ -22,7 +22,8 @@ use std::time::Duration;
 use log::{debug, warn};
 
 use super::Shell;
-use crate::agent::SessionId;
+use crate::agent::{Limits, SessionId};
+use crate::cgroups::limits::{Share, Shares, divide, memory_of};
 use crate::cgroups::{AGENT_NAME, SESSIONS_PREFIX, locate, name_of_path, name_of_port};
 use crate::sys::cgroup::{Cgroup, Lock};
 use crate::sys::socket::Address;
@@ -35,6 +36,12 @@ const RETRIES: usize = 4;
 
 /// Cgroups with processes whose session has ended. Of more the oldest is left to the agent's end.
 const LEFT_MAX: usize = 4096;
+
+/// What divides a cgroup's resources among those below it.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// The agent's share of the processors, beside 100 of all sessions: as by its priority.
+const AGENT_CPU_WEIGHT: &str = "1000";
 
 /// Folders of this age that hold no process are removed, also those of other addresses. A younger
 /// one may belong to an agent that is about to lock it.
@@ -75,6 +82,8 @@ pub(crate) struct Cgroups {
     /// Name of the sessions' folder in it.
     name: String,
     sessions: Lock,
+    /// What sessions may use, if they can have limits.
+    shares: Option<Shares>,
     /// What follows a session's number in the name of its cgroup.
     suffix: String,
     /// Sessions by the process id of their command, until it was reaped.
@@ -87,8 +96,8 @@ impl Cgroups {
     /// Makes the folder of the sessions, and kills what a predecessor has left there. Returns how
     /// many processes these were. `None`, with a reason in the log, if this machine does not let
     /// the agent do so.
-    pub(crate) fn open(address: &Address) -> Option<(Self, u64)> {
-        match open(address) {
+    pub(crate) fn open(address: &Address, is_init: bool) -> Option<(Self, u64)> {
+        match open(address, is_init) {
             Ok(found) => found,
             // The agent was not given the right, as it is with most users.
             Err(err) if is_forbidden(&err) => {
@@ -102,9 +111,22 @@ impl Cgroups {
         }
     }
 
+    /// Whether sessions can have limits.
+    pub(crate) fn has_limits(&self) -> bool {
+        self.shares.is_some()
+    }
+
     /// The cgroup for a session's next process.
-    pub(super) fn enter(&self, id: SessionId) -> io::Result<Cgroup> {
-        self.sessions.cgroup.make_child(&self.name_of(id))
+    pub(super) fn enter(&self, id: SessionId, limits: Limits) -> io::Result<Cgroup> {
+        let cgroup = self.sessions.cgroup.make_child(&self.name_of(id))?;
+        if let Some(shares) = &self.shares {
+            let share = Share {
+                pids: limits.pids_max.or(shares.one.pids),
+                memory: limits.memory_max.or(shares.one.memory),
+            };
+            set(&cgroup, share)?;
+        }
+        Ok(cgroup)
     }
 
     /// A session's command was started, or could not be.
@@ -183,6 +205,51 @@ impl Cgroups {
         Ok(count)
     }
 
+    /// Moves the agent out of the way, and divides what the guest has between it and the sessions.
+    /// `None` if the machine has no controllers for them, or others use the agent's cgroup.
+    fn divide(&self, is_init: bool) -> io::Result<Option<Shares>> {
+        let agent = self.move_agent(is_init)?;
+        let sessions = &self.sessions.cgroup;
+        for cgroup in [&self.base, sessions] {
+            for controller in CONTROLLERS {
+                // Those that are missing are found missing below.
+                if let Err(err) = cgroup.write("cgroup.subtree_control", &format!("+{controller}"))
+                {
+                    debug!("no cgroups for {controller}: {err}");
+                }
+            }
+        }
+        let enabled = sessions.read("cgroup.subtree_control")?;
+        let has = |controller| enabled.split_whitespace().any(|it| it == controller);
+        if !has("memory") || !has("pids") {
+            return Ok(None);
+        }
+        let shares = divide(total(is_init));
+        set(sessions, shares.all)?;
+        if let (Some(agent), Some(len)) = (&agent, shares.agent_memory) {
+            agent.write("memory.min", &len.to_string())?;
+        }
+        if let (Some(agent), true) = (&agent, has("cpu")) {
+            agent.write("cpu.weight", AGENT_CPU_WEIGHT)?;
+        }
+        Ok(Some(shares))
+    }
+
+    /// A cgroup with processes cannot divide its memory among those below it. So the agent moves to
+    /// one of its own, if no other process is beside it. Process 1 moves in any case: the root may
+    /// have processes.
+    fn move_agent(&self, is_init: bool) -> io::Result<Option<Cgroup>> {
+        let own = std::process::id().to_string();
+        let beside = self.base.read("cgroup.procs")?;
+        let is_alone = beside.lines().all(|pid| pid == own);
+        if !is_init && !is_alone {
+            return Ok(None);
+        }
+        let agent = self.base.make_child(AGENT_NAME)?;
+        agent.write("cgroup.procs", "0")?;
+        Ok(Some(agent))
+    }
+
     /// Kills all processes of all sessions, and removes the folder.
     pub(super) fn end(&self) {
         let folder = &self.sessions.cgroup;
@@ -198,6 +265,32 @@ impl Cgroups {
     }
 }
 
+/// What the guest has. For process 1 that is what kernel and image have left.
+fn total(is_init: bool) -> Share {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let number = |path: &str| read(path).trim().parse::<u64>().ok();
+    let name = if is_init { "MemAvailable" } else { "MemTotal" };
+    let pids = [
+        number("/proc/sys/kernel/pid_max"),
+        number("/proc/sys/kernel/threads-max"),
+    ];
+    Share {
+        pids: pids.into_iter().flatten().min(),
+        memory: memory_of(&read("/proc/meminfo"), name),
+    }
+}
+
+/// Limits a cgroup.
+fn set(cgroup: &Cgroup, share: Share) -> io::Result<()> {
+    if let Some(count) = share.pids {
+        cgroup.write("pids.max", &count.to_string())?;
+    }
+    if let Some(len) = share.memory {
+        cgroup.write("memory.max", &len.to_string())?;
+    }
+    Ok(())
+}
+
 fn is_forbidden(err: &io::Error) -> bool {
     let kinds = [
         io::ErrorKind::PermissionDenied,
@@ -206,7 +299,7 @@ fn is_forbidden(err: &io::Error) -> bool {
     kinds.contains(&err.kind())
 }
 
-fn open(address: &Address) -> io::Result<Option<(Cgroups, u64)>> {
+fn open(address: &Address, is_init: bool) -> io::Result<Option<(Cgroups, u64)>> {
     let read = |path: &str| std::fs::read_to_string(path);
     let mounts = read("/proc/self/mountinfo")?;
     let Some(path) = locate(&mounts, &read("/proc/self/cgroup")?) else {
@@ -229,11 +322,16 @@ fn open(address: &Address) -> io::Result<Option<(Cgroups, u64)>> {
         base,
         name,
         sessions,
+        shares: None,
         suffix: String::new(),
         by_leader: BTreeMap::new(),
         left: VecDeque::new(),
     };
     let count = cgroups.end_left()?;
+    match cgroups.divide(is_init) {
+        Ok(shares) => cgroups.shares = shares,
+        Err(err) => warn!("sessions get no limits: {err}"),
+    }
     Ok(Some((cgroups, count)))
 }
 

@@ -55,7 +55,7 @@ impl Shell {
     fn start(&mut self, purpose: Purpose, command: &Command) -> Result<Started, SpawnFailure> {
         let mut program = program_of(command)?;
         if let (Some(cgroups), Purpose::Session(id)) = (&self.cgroups, purpose) {
-            let cgroup = cgroups.enter(id);
+            let cgroup = cgroups.enter(id, command.limits);
             program.cgroup = Some(cgroup.map_err(|err| cgroup_failure(&err))?);
         }
         if let (Some(record), Purpose::Session(_)) = (&self.record, purpose) {
@@ -231,6 +231,7 @@ mod tests {
             has_input: false,
             tty: None,
             user: None,
+            limits: crate::agent::Limits::default(),
         }
     }
 

@@ -147,6 +147,18 @@ pub(crate) fn raise_priority() -> bool {
     found == 0 && unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } == 0
 }
 
+/// How willingly the kernel's OOM killer takes this process (`proc_pid_oom_score_adj(5)`).
+const OOM_SCORE_PATH: &str = "/proc/self/oom_score_adj";
+
+/// Has the kernel's OOM killer spare this process. Returns the earlier value, for the children, if
+/// that was permitted.
+pub(crate) fn avoid_oom_killer() -> Option<i32> {
+    let found = std::fs::read_to_string(OOM_SCORE_PATH).ok()?;
+    let found = found.trim().parse().ok()?;
+    std::fs::write(OOM_SCORE_PATH, "-1000").ok()?;
+    Some(found)
+}
+
 /// Whether this process is the init of its machine or container.
 pub(crate) fn is_init() -> bool {
     std::process::id() == 1

@@ -119,6 +119,8 @@ pub(crate) struct Spawner {
     null: File,
     limit: FileLimit,
     is_preferred: bool,
+    /// For `/proc/self/oom_score_adj` of a child.
+    oom_score_adj: Option<CString>,
     /// Whether the kernel has not refused to clone into a cgroup.
     clones_into_cgroups: bool,
 }
@@ -133,8 +135,15 @@ impl Spawner {
             null,
             limit,
             is_preferred,
+            oom_score_adj: None,
             clones_into_cgroups: true,
         })
+    }
+
+    /// Children get this value back, because the agent lowered its own.
+    pub(crate) fn set_oom_score_adj(&mut self, score: i32) -> io::Result<()> {
+        self.oom_score_adj = Some(c_string(score.to_string().as_bytes())?);
+        Ok(())
     }
 
     /// Starts a program in its own process group, or with a terminal in its own session. Returns
@@ -179,6 +188,10 @@ impl Spawner {
             is_preferred: self.is_preferred,
             entrance: NO_ENTRANCE,
             slot: program.slot,
+            oom_score_adj: match &self.oom_score_adj {
+                Some(score) => score.as_ptr(),
+                None => ptr::null(),
+            },
             failure: None,
         };
         let pid = match &program.cgroup {

@@ -1,5 +1,6 @@
 //! The commands about sessions in a guest.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use shared::session_client::ABSENCE_MAX;
 
 use super::{Common, command, guest_command};
 use crate::cli::TargetArguments;
-use crate::values::{VmName, parse_timeout};
+use crate::values::{MIB, VmName, parse_memory_mib, parse_timeout};
 
 guest_command! {
     /// Run a command in a guest, print its output, and exit with its exit code.
@@ -76,6 +77,12 @@ guest_command! {
         /// with -d)
         #[argh(option, from_str_fn(parse_output), arg_name = "policy")]
         pub(crate) output: Option<OutputPolicy>,
+        /// most processes that the command and its descendants may be at once
+        #[argh(option, from_str_fn(parse_pids), arg_name = "number")]
+        pub(crate) pids_max: Option<NonZeroU64>,
+        /// most memory that they may use, such as 256M or 1G
+        #[argh(option, from_str_fn(parse_memory), arg_name = "size")]
+        pub(crate) memory_max: Option<NonZeroU64>,
     }
 }
 
@@ -165,6 +172,17 @@ fn parse_output(text: &str) -> Result<OutputPolicy, String> {
     }
 }
 
+fn parse_pids(text: &str) -> Result<NonZeroU64, String> {
+    let error = |_| format!("'{}' is not a number from 1", text.escape_debug());
+    text.parse().map_err(error)
+}
+
+/// In bytes.
+fn parse_memory(text: &str) -> Result<NonZeroU64, String> {
+    let bytes = u64::from(parse_memory_mib(text)?) * MIB;
+    NonZeroU64::new(bytes).ok_or_else(|| "no memory at all is not a limit".to_owned())
+}
+
 fn parse_session(text: &str) -> Result<SessionRef, String> {
     text.parse().map_err(|_| {
         format!(
@@ -202,6 +220,16 @@ mod tests {
         assert_eq!(parse_signal("64"), Ok(64));
         for text in ["", "0", "65", "-1", "SIG", "NOPE", "TERM "] {
             assert!(parse_signal(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_are_at_least_one() {
+        assert_eq!(parse_pids("1"), Ok(NonZeroU64::MIN));
+        assert_eq!(parse_memory("2M").unwrap().get(), 2 * 1024 * 1024);
+        for text in ["0", "-1", "x", ""] {
+            assert!(parse_pids(text).is_err(), "{text}");
+            assert!(parse_memory(text).is_err(), "{text}");
         }
     }
 

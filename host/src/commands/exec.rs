@@ -134,6 +134,8 @@ fn request(
         output: command.output.unwrap_or(policy_default),
         timeout_ms: command.timeout.map(to_ms),
         keep_ms: Some(to_ms(command.keep)),
+        pids_max: command.pids_max,
+        memory_max: command.memory_max,
         origin: command.instance.map(|instance| {
             Box::new(Origin {
                 instance,

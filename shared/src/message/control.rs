@@ -275,6 +275,9 @@ pub struct Info {
     pub rss_kib: u64,
     /// Whether each session has a cgroup of its own. False from a guest that does not say.
     pub cgroup: bool,
+    /// Whether sessions can have limits of memory and processes. False from a guest that does not
+    /// say.
+    pub limits: bool,
     /// Number of reaped children that did not belong to a session.
     pub orphans_reaped: u64,
     /// Counters that only grow, by name. At most 256.
@@ -300,6 +303,7 @@ impl Info {
             fds: object.number("fds")?,
             rss_kib: object.number("rss_kib")?,
             cgroup: object.opt_flag("cgroup")?,
+            limits: object.opt_flag("limits")?,
             orphans_reaped: object.number("orphans_reaped")?,
             counters: counters.unwrap_or_default(),
         })
@@ -323,6 +327,7 @@ impl ToJson for Info {
             "fds": self.fds,
             "generation": self.generation,
             "kernel": clipped(&self.kernel),
+            "limits": self.limits,
             "orphans_reaped": self.orphans_reaped,
             "rss_kib": self.rss_kib,
             "sessions": self.sessions,

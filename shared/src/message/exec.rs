@@ -1,6 +1,7 @@
 //! Payloads of EXEC, STARTED and ATTACHED.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use serde_json::Value;
 
@@ -119,6 +120,10 @@ pub struct Exec {
     /// How long it keeps running after its owner's connection has ended, ms; `None` is 0. If the
     /// guest cut the connection, or the transport reset it, this is at least a minute.
     pub keep_ms: Option<u64>,
+    /// Most processes of the command and its descendants. `None` is the guest's default.
+    pub pids_max: Option<NonZeroU64>,
+    /// Most bytes of memory that they use. `None` is the guest's default.
+    pub memory_max: Option<NonZeroU64>,
     /// Offset of the first wanted byte of standard output, in a second copy of the request.
     pub stdout_from: u64,
     /// The same for standard error.
@@ -143,9 +148,17 @@ impl Exec {
             output: OutputPolicy::Block,
             timeout_ms: None,
             keep_ms: None,
+            pids_max: None,
+            memory_max: None,
             stdout_from: 0,
             stderr_from: 0,
         }
+    }
+
+    /// Whether it limits what the command may use.
+    #[must_use]
+    pub fn has_limits(&self) -> bool {
+        self.pids_max.is_some() || self.memory_max.is_some()
     }
 
     /// Which limit this request exceeds, if any. The sender checks it before encoding.
@@ -193,6 +206,11 @@ impl Exec {
                 ByteString::from_value(value).filter(non_empty)
             })
         };
+        let limit = |name| {
+            object.opt(name, "a whole number from 1", |value| {
+                NonZeroU64::new(value.as_u64()?)
+            })
+        };
         let tty = object.opt_object("tty")?.as_ref().map(TtySize::from_object);
         let origin = object.opt_object("origin")?;
         let origin = origin.as_ref().map(Origin::from_object);
@@ -212,6 +230,8 @@ impl Exec {
                 .unwrap_or(OutputPolicy::Block),
             timeout_ms: object.opt_number("timeout_ms")?,
             keep_ms: object.opt_number("keep_ms")?,
+            pids_max: limit("pids_max")?,
+            memory_max: limit("memory_max")?,
             stdout_from: object.opt_number("stdout_from")?.unwrap_or(0),
             stderr_from: object.opt_number("stderr_from")?.unwrap_or(0),
         })
@@ -228,8 +248,10 @@ impl ToJson for Exec {
             "generation": self.generation,
             "id": self.id,
             "keep_ms": self.keep_ms,
+            "memory_max": self.memory_max.map(NonZeroU64::get),
             "origin": self.origin.as_deref().copied(),
             "output": self.output,
+            "pids_max": self.pids_max.map(NonZeroU64::get),
             "stderr_from": self.stderr_from,
             "stdin": self.stdin,
             "stdout_from": self.stdout_from,

@@ -1,6 +1,8 @@
 //! Goal: every message survives the wire, and every other payload is refused with an error that
 //! names the field. Method: one example of each message, and changed copies of its bytes.
 
+use std::num::NonZeroU64;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -41,6 +43,8 @@ fn exec() -> Exec {
         output: OutputPolicy::DropOldest,
         timeout_ms: Some(1),
         keep_ms: Some(u64::MAX),
+        pids_max: NonZeroU64::new(1),
+        memory_max: NonZeroU64::new(u64::MAX),
         stdout_from: 3,
         stderr_from: 4,
     }
@@ -146,6 +150,7 @@ fn control_messages() -> Vec<Message> {
             fds: 4,
             rss_kib: 5,
             cgroup: true,
+            limits: true,
             orphans_reaped: 6,
             counters: [("foreign_peers".to_owned(), 7)].into(),
         }),

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use agent::agent::state::State;
 use agent::agent::{
-    Action, Agent, ConnectionId, Ended, Exit, Figures, Headers, HookListing, Purpose, Settings,
-    StepAction, StepOutcome, Stream,
+    Action, Agent, Confinement, ConnectionId, Ended, Exit, Figures, Headers, HookListing, Purpose,
+    Settings, StepAction, StepOutcome, Stream,
 };
 use shared::frame::Decoder;
 use shared::id::{Generation, Instance, Nonce};
@@ -83,7 +83,11 @@ impl Shell {
             memory_len: 64 * 1024 * 1024,
             grace: Duration::from_secs(5),
             results_max: 2,
-            has_cgroups: true,
+            confinement: Confinement {
+                has_cgroups: true,
+                has_limits: true,
+                ..Confinement::default()
+            },
             has_restore_hooks: true,
             watches_mmds: false,
             workload: None,

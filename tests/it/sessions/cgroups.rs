@@ -233,3 +233,18 @@ fn what_a_killed_agent_has_left_is_ended_by_the_next_one() {
     }
     assert!(others.is_read());
 }
+
+/// A guest without controllers for memory and processes, as here, does not run a command without
+/// the limits that it was asked for.
+#[test]
+fn limits_that_cannot_be_held_are_refused() {
+    let agent = Agent::start_with(&["--cgroups", "0"]);
+    assert!(!agent.greet().info().limits);
+    for option in [["--pids-max", "10"], ["--memory-max", "64M"]] {
+        let refused = agent.host_tool(["exec", option[0], option[1]], ["echo", "ran"]);
+        let refused = refused
+            .exits(125)
+            .complains("this guest cannot limit commands");
+        assert_eq!(refused.out(), "");
+    }
+}

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use agent::agent::state::State;
 use agent::agent::{
-    Action, Agent, ConnectionId, Ended, Exit, Headers, Purpose, SessionId, Settings, StepAction,
-    StepOutcome, Stream,
+    Action, Agent, Confinement, ConnectionId, Ended, Exit, Headers, Purpose, SessionId, Settings,
+    StepAction, StepOutcome, Stream,
 };
 use shared::id::{Generation, Instance};
 use shared::message::{
@@ -107,7 +107,7 @@ impl Guest {
             is_init: false,
             memory_len: 64 * 1024 * 1024,
             grace: Duration::from_secs(5),
-            has_cgroups: false,
+            confinement: Confinement::default(),
             // A result is forgotten as soon as no client is attached to it.
             results_max: 0,
             workload: None,

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use agent::agent::{
-    Action, Agent, ConnectionId, End, Ended, Exit, Figures, Headers, HookListing, Purpose,
-    RESULTS_MAX, SessionId, Settings, Stream, WorkloadSettings,
+    Action, Agent, Confinement, ConnectionId, End, Ended, Exit, Figures, Headers, HookListing,
+    Purpose, RESULTS_MAX, SessionId, Settings, Stream, WorkloadSettings,
 };
 use agent::agent::{Restart, WorkloadEnd};
 use shared::id::Instance;
@@ -101,7 +101,11 @@ impl Guest {
             memory_len,
             grace: Duration::from_secs(5),
             results_max: random.pick(&[0, 1, 3, RESULTS_MAX]).expect("some"),
-            has_cgroups: random.one_in(2),
+            confinement: Confinement {
+                has_cgroups: random.one_in(2),
+                has_limits: true,
+                ..Confinement::default()
+            },
             has_restore_hooks: random.one_in(4),
             watches_mmds: is_watching,
             workload: random.one_in(3).then_some(workload),

@@ -99,6 +99,11 @@ impl Agent {
         if let Some(limit) = exec.content_limit_exceeded() {
             return self.send_fail(id, FailCode::Limit, limit.to_string(), now);
         }
+        if exec.has_limits() && !self.settings.confinement.has_limits {
+            let text =
+                "this guest cannot limit commands: it has no cgroups for memory and processes";
+            return self.send_fail(id, FailCode::Unsupported, text, now);
+        }
         let spec = Spec {
             exec: Some(exec.id),
             command: command_text(exec.argv.iter().map(ByteString::as_bytes)),
@@ -137,7 +142,8 @@ impl Agent {
         false
     }
 
-    pub(crate) fn spawn_session(&mut self, id: SessionId, command: Command) {
+    pub(crate) fn spawn_session(&mut self, id: SessionId, mut command: Command) {
+        command.limits = command.limits.or(self.settings.confinement.limits);
         self.actions.push_back(Action::Spawn {
             purpose: Purpose::Session(id),
             command: Box::new(command),

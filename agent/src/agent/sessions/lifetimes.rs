@@ -139,7 +139,7 @@ impl Agent {
     /// Kills what is left of a session, also what has left its process group, if the session has a
     /// cgroup.
     pub(crate) fn kill_cgroup(&mut self, id: SessionId) {
-        if self.settings.has_cgroups {
+        if self.settings.confinement.has_cgroups {
             self.actions.push_back(Action::KillSession(id));
         }
     }

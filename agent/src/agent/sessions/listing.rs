@@ -43,7 +43,7 @@ impl Agent {
         };
         let mut len = FRAME_LEN;
         for session in self.sessions.after(request.after) {
-            let info = session.info(self.settings.has_cgroups, now);
+            let info = session.info(self.settings.confinement.has_cgroups, now);
             // With a comma.
             len += info.encoded_len() + 1;
             let is_full = len > len_max || answer.sessions.len() == SESSIONS_PER_FRAME_MAX;

@@ -255,7 +255,7 @@ fn every_told_end_kills_the_cgroup() {
     for has_cgroups in [true, false] {
         for (name, is_told, end) in ends {
             let mut world = World::new();
-            world.agent.settings.has_cgroups = has_cgroups;
+            world.agent.settings.confinement.has_cgroups = has_cgroups;
             let (id, pid) = running_with(&mut world, &timeout(1000));
             end(&mut world, id, pid);
             assert_eq!(killed(&world) > 0, is_told && has_cgroups, "{name}");
@@ -267,7 +267,7 @@ fn every_told_end_kills_the_cgroup() {
 #[test]
 fn kill_reaches_what_a_command_has_left() {
     let mut world = World::new();
-    world.agent.settings.has_cgroups = true;
+    world.agent.settings.confinement.has_cgroups = true;
     let (id, pid) = running_with(&mut world, &timeout(1000));
     world.finish(pid, 0);
     let signal = |number| {

@@ -1,7 +1,7 @@
 //! The child between the clone and the program: system calls only.
 //!
 //! ```text
-//! cgroup ─▶ group or session ─▶ record ─▶ limit, priority ─▶ 0 1 2 ─▶ terminal ─▶ umask ─▶ close
+//! cgroup ─▶ group or session ─▶ record ─▶ limits, priority ─▶ 0 1 2 ─▶ terminal ─▶ umask ─▶ close
 //! ─▶ user ─▶ cwd ─▶ mask ─▶ exec
 //! ```
 //!
@@ -47,6 +47,8 @@ pub(super) struct Shared {
     pub(super) entrance: libc::c_int,
     /// Where to record itself.
     pub(super) slot: Option<Slot>,
+    /// The value of its `oom_score_adj`; null: the agent's.
+    pub(super) oom_score_adj: *const libc::c_char,
     /// Written by the child if it fails, and read by the parent after the child's end.
     pub(super) failure: Option<(Stage, libc::c_int)>,
 }
@@ -110,6 +112,10 @@ unsafe fn prepare(shared: &Shared) -> Result<(), (Stage, libc::c_int)> {
         // SAFETY: integers only. Every process may lower its priority.
         set_up(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) }.into())?;
     }
+    if !shared.oom_score_adj.is_null() {
+        // SAFETY: the caller's contract.
+        set_up(unsafe { write_oom_score_adj(shared.oom_score_adj) })?;
+    }
     for (target, &descriptor) in (0..).zip(&shared.descriptors) {
         // SAFETY: integers only. Every source is 3 or above (invariant of the parent module), so no
         // target overwrites a source, and the copy is not close-on-exec.
@@ -161,6 +167,24 @@ unsafe fn record(slot: Slot) {
     let line = line(u64::from(pid.unsigned_abs()), at);
     // SAFETY: the pointer is to a live array of that length.
     unsafe { libc::pwrite(slot.file, line.as_ptr().cast(), line.len(), slot.offset) };
+}
+
+/// Sets how willingly the OOM killer takes this process. That of the agent, whose memory it shares,
+/// stays as it is (`__set_oom_adj` of the kernel's fs/proc/base.c). Returns -1 on failure.
+///
+/// # Safety
+///
+/// `value` is a live C string.
+unsafe fn write_oom_score_adj(value: *const libc::c_char) -> libc::c_long {
+    let path = c"/proc/self/oom_score_adj";
+    // SAFETY: the path is a C string constant.
+    let fd = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+    if fd == -1 {
+        return -1;
+    }
+    // The descriptor is closed with all others. SAFETY: the caller's contract; the string has as
+    // many bytes as `strlen` says.
+    unsafe { libc::write(fd, value.cast(), libc::strlen(value)) as libc::c_long }
 }
 
 /// Becomes the user, groups first: afterwards it has no right to change them.
