@@ -49,9 +49,10 @@ impl Peer {
         }
     }
 
-    /// Reads HELLO and EXEC.
+    /// Reads HELLO, says HELLO, and reads EXEC.
     fn hear_exec(&mut self) -> Exec {
         assert!(matches!(self.hear(), Some(Message::Hello(_))));
+        self.say(&[hello()]);
         match self.hear() {
             Some(Message::Exec(exec)) => exec,
             other => panic!("{other:?}"),
@@ -234,7 +235,7 @@ fn output_and_end_are_handed_on_and_thanked_for() {
         let mut peer = Peer::accept(listener);
         peer.hear_exec();
         let output = [stdout(0, b"ab"), stderr(0, b"x")];
-        peer.say(&[hello(), started(0, true)]);
+        peer.say(&[started(0, true)]);
         peer.say(&output);
         peer.say(&[exited(2, 1)]);
         let said = peer.hear_all();
@@ -251,13 +252,13 @@ fn the_same_request_is_sent_again_until_it_is_answered() {
         for _ in 0..2 {
             let mut peer = Peer::accept(listener);
             ids.push(peer.hear_exec().id);
-            peer.say(&[hello(), fail(FailCode::Refusing)]);
+            peer.say(&[fail(FailCode::Refusing)]);
         }
         drop(Peer::accept(listener));
         let mut peer = Peer::accept(listener);
         ids.push(peer.hear_exec().id);
         assert_eq!(ids, [ids[0]; 3]);
-        peer.say(&[hello(), started(0, true), exited(0, 0)]);
+        peer.say(&[started(0, true), exited(0, 0)]);
     });
     result.unwrap();
 }
@@ -268,7 +269,7 @@ fn a_cut_is_bridged_and_the_output_goes_on_at_its_byte() {
         let mut peer = Peer::accept(listener);
         peer.hear_exec();
         let reason = SeverReason::Quiesce;
-        peer.say(&[hello(), started(0, true), stdout(0, b"ab")]);
+        peer.say(&[started(0, true), stdout(0, b"ab")]);
         peer.say(&[Message::Sever(Sever { reason })]);
         drop(peer);
         drop(Peer::accept(listener));
@@ -295,7 +296,7 @@ fn output_that_is_nowhere_to_be_had_is_announced_or_an_error() {
         |listener| {
             let mut peer = Peer::accept(listener);
             peer.hear_exec();
-            peer.say(&[hello(), started(0, false), gap, stdout(2, b"c")]);
+            peer.say(&[started(0, false), gap, stdout(2, b"c")]);
             peer.say(&[exited(3, 0)]);
         },
     );
@@ -304,7 +305,7 @@ fn output_that_is_nowhere_to_be_had_is_announced_or_an_error() {
     let (result, _) = simply(|listener| {
         let mut peer = Peer::accept(listener);
         peer.hear_exec();
-        peer.say(&[hello(), started(2, true), stdout(2, b"c"), exited(3, 0)]);
+        peer.say(&[started(2, true), stdout(2, b"c"), exited(3, 0)]);
     });
     let text = result.unwrap_err().to_string();
     assert!(
@@ -319,7 +320,7 @@ fn a_guest_that_ends_leaves_an_unknown_outcome() {
         let mut peer = Peer::accept(listener);
         peer.hear_exec();
         let reason = SeverReason::Shutdown;
-        peer.say(&[hello(), started(0, true), stdout(0, b"a")]);
+        peer.say(&[started(0, true), stdout(0, b"a")]);
         peer.say(&[Message::Sever(Sever { reason })]);
     });
     let error = result.unwrap_err();
@@ -341,7 +342,7 @@ fn refusals_for_good_have_the_shells_codes() {
         let (result, _) = simply(move |listener| {
             let mut peer = Peer::accept(listener);
             peer.hear_exec();
-            peer.say(&[hello(), fail(code)]);
+            peer.say(&[fail(code)]);
         });
         assert_eq!(result.unwrap_err().exit(), exit, "{code}");
     }
@@ -356,7 +357,7 @@ fn the_deadline_says_what_is_known() {
     let (result, _) = exec(soon(), |listener| {
         let mut peer = Peer::accept(listener);
         peer.hear_exec();
-        peer.say(&[hello(), started(0, true)]);
+        peer.say(&[started(0, true)]);
         // Held open until the host gives up.
         peer.hear_all();
     });
@@ -393,7 +394,7 @@ fn input_is_passed_on_to_its_end() {
     let (result, _) = exec(setup, move |listener| {
         let mut peer = Peer::accept(listener);
         assert!(peer.hear_exec().stdin);
-        peer.say(&[hello(), started(0, true)]);
+        peer.say(&[started(0, true)]);
         let mut received = Vec::new();
         loop {
             match peer.hear() {
@@ -435,7 +436,7 @@ fn a_reader_that_stopped_holds_nothing_up() {
     let (result, _) = exec(setup, |listener| {
         let mut peer = Peer::accept(listener);
         peer.hear_exec();
-        peer.say(&[hello(), started(0, true)]);
+        peer.say(&[started(0, true)]);
         for index in 0..4 {
             peer.say(&[stdout(index * 60_000, &[b'x'; 60_000])]);
         }
@@ -468,7 +469,7 @@ fn a_reader_that_is_gone_ends_the_command_and_one_of_complaints_does_not() {
     let (result, _) = exec(setup, |listener| {
         let mut peer = Peer::accept(listener);
         peer.hear_exec();
-        peer.say(&[hello(), started(0, true), stdout(0, b"x")]);
+        peer.say(&[started(0, true), stdout(0, b"x")]);
         let said = peer.hear_all();
         assert!(
             matches!(said[..], [Message::Signal(signal)] if signal.number == 15),
@@ -484,7 +485,7 @@ fn a_reader_that_is_gone_ends_the_command_and_one_of_complaints_does_not() {
     let (result, output) = exec(setup, |listener| {
         let mut peer = Peer::accept(listener);
         peer.hear_exec();
-        peer.say(&[hello(), started(0, true), stderr(0, b"x"), stdout(0, b"y")]);
+        peer.say(&[started(0, true), stderr(0, b"x"), stdout(0, b"y")]);
         peer.say(&[stderr(1, b"z"), exited(1, 2)]);
     });
     result.unwrap();
