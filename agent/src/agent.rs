@@ -244,7 +244,7 @@ impl Agent {
                 Timer::Checkpoint(id) => self.expire_checkpoint(id, now),
                 Timer::ProgressReport => self.report_progress(now),
                 Timer::Shutdown => self.end_sessions(now),
-                Timer::FinalFlush => self.end_final_flush(),
+                Timer::FinalFlush => self.end_final_flush(now),
             }
         }
     }

@@ -63,6 +63,60 @@ fn sessions_have_their_grace() {
     assert_eq!(end_of(&world), Some(End::Reboot));
 }
 
+/// For each way in which a command ends after it was told to: its client gets its last output and
+/// its end before the connection is cut.
+#[test]
+fn what_a_command_does_when_it_is_told_to_end_reaches_its_client() {
+    for is_killed in [false, true] {
+        let mut world = World::new();
+        let (worker, pid) = running(&mut world, 1);
+        let waiter = world.connect();
+        world.ask(
+            waiter,
+            &attach(SessionRef::Number(1), AttachMode::Wait, None),
+        );
+        let id = world.connect();
+        let answer = world.ask(id, &shutdown(PowerAction::PowerOff));
+        assert_eq!(answer, [Message::Ok, SEVERED]);
+        assert_eq!(world.receive(worker), []);
+        world.write(pid, Stream::Stdout, b"last");
+        if is_killed {
+            world.pass(Duration::from_secs(2));
+        }
+        assert_eq!(end_of(&world), None);
+        world.finish(pid, 7);
+        let received = world.receive(worker);
+        assert_eq!(stdout_of(&received).1, b"last");
+        let [.., Message::Exited(exited), last] = &received[..] else {
+            panic!("{received:?}")
+        };
+        assert_eq!((exited.status, last), (ExitStatus::Code(7), &SEVERED));
+        let received = world.receive(waiter);
+        assert!(matches!(
+            received[..],
+            [Message::Exited(_), Message::Sever(_)]
+        ));
+        assert_eq!(end_of(&world), Some(End::PowerOff));
+        assert_eq!(world.agent.poll_timeout(), None);
+    }
+}
+
+/// Neither a client that does not read nor a command that does not end holds the machine up.
+#[test]
+fn a_client_that_does_not_read_is_told_so_much_later() {
+    let mut world = World::new();
+    let (worker, pid) = running(&mut world, 1);
+    world.peers.get_mut(&worker).unwrap().room = Some(0);
+    world.write(pid, Stream::Stdout, b"last");
+    let id = world.connect();
+    world.send(id, &shutdown(PowerAction::PowerOff));
+    world.finish(pid, 0);
+    world.pass(FLUSH_TIMEOUT);
+    assert_eq!(end_of(&world), None);
+    world.pass(FLUSH_TIMEOUT);
+    assert_eq!(end_of(&world), Some(End::PowerOff));
+}
+
 #[test]
 fn a_peer_that_does_not_read_delays_the_end_only_so_long() {
     let mut world = World::new();

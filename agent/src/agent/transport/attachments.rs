@@ -297,6 +297,7 @@ impl Agent {
         if let Some(exited) = exited {
             self.send(id, &Message::Exited(exited), now);
             self.release_session(id, DetachReason::Done, now);
+            self.sever_if_ending(id, now);
         }
     }
 
