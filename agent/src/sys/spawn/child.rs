@@ -187,7 +187,8 @@ unsafe fn write_oom_score_adj(value: *const libc::c_char) -> libc::c_long {
     unsafe { libc::write(fd, value.cast(), libc::strlen(value)) as libc::c_long }
 }
 
-/// Becomes the user, groups first: afterwards it has no right to change them.
+/// Becomes the user, groups first: afterwards it has no right to change them. An agent without
+/// that right is the user already, or cannot become it.
 ///
 /// # Safety
 ///
@@ -197,11 +198,30 @@ unsafe fn become_user(user: User) -> Result<(), (Stage, libc::c_int)> {
     let gid = libc::c_ulong::from(user.gid);
     let uid = libc::c_ulong::from(user.uid);
     // SAFETY: the pointer is to as many live numbers as the count says.
-    step(unsafe { libc::syscall(libc::SYS_setgroups, user.groups_count, user.groups) })?;
+    let groups =
+        step(unsafe { libc::syscall(libc::SYS_setgroups, user.groups_count, user.groups) });
+    if groups == Err((Stage::User, libc::EPERM)) && is_already(user) {
+        return Ok(());
+    }
+    groups?;
     // SAFETY: integers only.
     step(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
     // SAFETY: integers only.
     step(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
+}
+
+/// Whether this process is the user in every respect but the groups.
+fn is_already(user: User) -> bool {
+    let (mut uids, mut gids) = ([0; 3], [0; 3]);
+    for (call, ids) in [
+        (libc::SYS_getresuid, &mut uids),
+        (libc::SYS_getresgid, &mut gids),
+    ] {
+        let [real, effective, saved]: &mut [u32; 3] = ids;
+        // SAFETY: the pointers are to live numbers.
+        unsafe { libc::syscall(call, &raw mut *real, &raw mut *effective, &raw mut *saved) };
+    }
+    uids == [user.uid; 3] && gids == [user.gid; 3]
 }
 
 /// Tries each candidate as a shell does: skips a missing one, remembers the first one that exists
