@@ -2,15 +2,15 @@
 //! No I/O, no clock.
 //!
 //! ```text
-//!           no session is left,          no client is attached,           no connection is left,
-//!           or the grace is over         or its time is over              or their time is over
-//! Sessions ──────────────────────▶ Output ───────────────────▶ FinalFlush ──────────────────▶ Over
+//!           no session is left,         no client is attached,          no connection is left,
+//!           or the grace is over        or its time is over             or their time is over
+//! Sessions ─────────────────────▶ Output ──────────────────▶ FinalFlush ─────────────────▶ Over
 //! ```
 //!
 //! Invariants:
 //! - The host that asked gets OK before its SEVER, and both are flushed before the end.
-//! - A client that is attached to a session gets the rest of the output and EXITED before its SEVER,
-//!   if it reads.
+//! - A client that is attached to a session gets the rest of the output and EXITED before its
+//!   SEVER, if it reads.
 //! - Every wait here has a limit: a machine that was told to end, ends.
 
 use std::time::{Duration, Instant};

@@ -7,11 +7,12 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 
@@ -91,6 +92,9 @@ pub(crate) struct Listener {
     /// Device and inode of a Unix socket's file.
     inode: Option<(u64, u64)>,
 }
+
+/// How long a child of a killed agent may hold its listener, ms.
+const HOLDER_TIMEOUT: u16 = 1_000;
 
 impl Listener {
     /// Binds and listens. Replaces a socket file on which no process listens.
@@ -252,20 +256,33 @@ fn listen_unix(path: &Path, access: Access, backlog: libc::c_int) -> io::Result<
     match bind_unix(&fd, &address, access) {
         Err(err) if err.kind() == io::ErrorKind::AddrInUse => {
             check_socket(path)?;
-            // Only a refused connection proves that no process listens; a full queue does not.
-            match connect_unix(&unix_socket()?, &address) {
-                Err(probe) if probe.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path)?;
-                    bind_unix(&fd, &address, access)?;
-                }
-                Ok(()) | Err(_) => return Err(err),
+            if !is_abandoned(&address)? {
+                return Err(err);
             }
+            std::fs::remove_file(path)?;
+            bind_unix(&fd, &address, access)?;
         }
         result => result?,
     }
     // SAFETY: `listen` takes two integers and no pointer.
     check(unsafe { libc::listen(fd.as_raw_fd(), backlog) })?;
     Ok(fd)
+}
+
+/// Whether no process listens. Only a refused connection proves that; a full queue does not.
+///
+/// Of an agent that was killed, a child that it was just starting holds the listener until it
+/// executes its program. A connection to that one is made, and is reset then.
+fn is_abandoned(address: &libc::sockaddr_un) -> io::Result<bool> {
+    let probe = unix_socket()?;
+    let mut result = connect_unix(&probe, address);
+    if result.is_ok() {
+        let mut ends = [PollFd::new(probe.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ends, HOLDER_TIMEOUT)? > 0 {
+            result = connect_unix(&unix_socket()?, address);
+        }
+    }
+    Ok(matches!(result, Err(err) if err.kind() == io::ErrorKind::ConnectionRefused))
 }
 
 /// Fails unless the path is a socket file of this user. connect(2) refuses other files in the same

@@ -215,3 +215,31 @@ fn an_agent_that_dies_leaves_an_unknown_outcome() {
     running.signal(Signal::SIGTERM);
     running.finish().exits(125).complains("unknown");
 }
+
+/// An agent without the right to change groups is one user, and may be asked for that one.
+#[test]
+fn an_agent_of_another_user_runs_commands_as_that_user() {
+    if !nix::unistd::geteuid().is_root() {
+        return tests::skip("exec::running, a user's own agent", "it takes root");
+    }
+    // The agent's folder is root's, and gets to be the user's before the agent begins.
+    let script = r#"
+        for argument; do
+            case $argument in unix:*) chown 65534 "$(dirname "${argument#unix:}")" ;; esac
+        done
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
+    "#;
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", script, "sh"])
+        .arg(tests::program("guest-agent"));
+    let agent = Agent::start_through(command, &[]);
+    for user in ["nobody", "65534", "65534:65534"] {
+        let run = agent.host_tool(["exec", "-u", user], ["id", "-u"]);
+        assert_eq!(run.exits(0).out(), "65534\n", "{user}");
+    }
+    for user in ["root", "1", "65534:1"] {
+        let run = agent.host_tool(["exec", "-u", user], ["true"]);
+        run.exits(126).complains("cannot become the user");
+    }
+}

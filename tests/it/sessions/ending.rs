@@ -320,3 +320,18 @@ fn await_reaped(client: &mut Client, session: u64) {
             .any(|it| it.session == session && it.pid == 0)
     });
 }
+
+/// What a command does when it is told to end reaches its client before the agent cuts it.
+#[test]
+fn an_agent_that_ends_passes_on_the_end_of_its_commands() {
+    let mut agent = Agent::start();
+    let fifo = Fifo::new(agent.folder(), "fifo");
+    let script = format!("trap 'echo bye; exit 7' TERM; cat {}", fifo.path());
+    let mut running = agent.run(["exec"], ["sh", "-c", &script]);
+    let held = fifo.hold();
+    agent.signal(Signal::SIGTERM);
+    held.wait_gone();
+    assert_eq!(running.read_line(), "bye");
+    running.finish().exits(7);
+    assert_eq!(agent.wait().code(), Some(0));
+}

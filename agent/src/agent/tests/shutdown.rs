@@ -60,6 +60,9 @@ fn sessions_have_their_grace() {
     assert_eq!(end_of(&world), None);
     world.pass(Duration::from_millis(1));
     assert!(world.actions.contains(&kill));
+    // Its client would get its end. What is killed ends soon, or is not waited for.
+    assert_eq!(end_of(&world), None);
+    world.pass(FLUSH_TIMEOUT);
     assert_eq!(end_of(&world), Some(End::Reboot));
 }
 
