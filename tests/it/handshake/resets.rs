@@ -132,8 +132,8 @@ fn a_reset_after_the_first_accept() {
                 (1, Closed::Both),
                 (8, Closed::ForHost),
                 (120, Closed::Both),
-                (180, Closed::ForGuest),
-                (200, Closed::ForHost),
+                (140, Closed::ForGuest),
+                (150, Closed::ForHost),
             ] {
                 let mut plan = vec![Treatment::Passed; connection];
                 plan.push(Treatment::Severed {
