@@ -280,10 +280,16 @@ impl Agent {
     pub fn handle_output_closed(&mut self, id: SessionId, stream: Stream, now: Instant) {
         if let Some(session) = self.sessions.get_mut(id) {
             session.handle_output_closed(stream);
+            // The other one may have been left open for the rest of this one.
+            let is_fully_read = session.is_fully_read();
             if session.is_silent() {
                 self.expect_child(now);
             }
-            self.finish_if_complete(id, now);
+            if is_fully_read {
+                self.give_up_output(id, now);
+            } else {
+                self.finish_if_complete(id, now);
+            }
         }
     }
 

@@ -132,6 +132,14 @@ struct Output {
     is_drained: bool,
 }
 
+impl Output {
+    /// Nothing is read any more, so nothing is to be resumed.
+    fn close(&mut self) {
+        self.is_open = false;
+        self.is_stalled = false;
+    }
+}
+
 /// A command with its output and input.
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Session {
@@ -230,7 +238,7 @@ impl Session {
     /// Its program could not be spawned, and gets this result.
     pub(crate) fn handle_never_ran(&mut self, exit: Exit) {
         self.handle(Event::Exit(exit));
-        self.outputs.iter_mut().for_each(|it| it.is_open = false);
+        self.outputs.iter_mut().for_each(Output::close);
     }
 
     /// It starts again, with the same streams.
@@ -352,7 +360,7 @@ impl Session {
     }
 
     pub(crate) fn handle_output_closed(&mut self, stream: Stream) {
-        self.outputs[stream.index()].is_open = false;
+        self.outputs[stream.index()].close();
     }
 
     /// The process was waited for, and these bytes were left in its pipes.
@@ -399,7 +407,7 @@ impl Session {
     /// Output that another process still holds open is not read any more.
     pub(crate) fn handle_output_given_up(&mut self) {
         self.writers_alive |= self.outputs.iter().any(|output| output.is_open);
-        self.outputs.iter_mut().for_each(|it| it.is_open = false);
+        self.outputs.iter_mut().for_each(Output::close);
     }
 
     /// Whether its process runs and has closed all outputs.

@@ -118,6 +118,30 @@ fn the_rest_of_the_output_ends_with_its_pipe() {
     }
 }
 
+/// A background process holds one output, whose rest was read, while the rest of the other is not.
+#[test]
+fn the_end_of_one_output_is_the_end_of_both() {
+    let mut world = World::new();
+    let (id, pid) = running(&mut world, 1);
+    let session = world.session_of(pid);
+    world.peers.get_mut(&id).unwrap().room = Some(0);
+    world.fill(pid, Stream::Stdout);
+    world.left.insert(session, [3, 0]);
+    world.reap(pid, ExitStatus::Code(0));
+    world.pass(GRACE_TIMEOUT);
+    world.unblock(id);
+    world.send(id, &ack(Stream::Stdout, RING_LEN_MAX as u64));
+    world.output(session, Stream::Stdout, b"abc");
+    assert_eq!(world.agent.sessions.running_count(), 1);
+    let now = world.now;
+    world
+        .agent
+        .handle_output_closed(session, Stream::Stdout, now);
+    world.drain_actions();
+    assert!(exited(&world.receive(id)).writers_alive);
+    assert_eq!(world.agent.poll_timeout(), None);
+}
+
 /// A background process writes without end, and its reader keeps up.
 #[test]
 fn a_background_writer_gets_the_grace_once() {
