@@ -93,7 +93,7 @@ impl Hello {
         let protocol = object.get("protocol", "a pair of versions, lowest first", |value| {
             range(value).filter(|range| range.min <= range.max)
         });
-        Ok(Self {
+        let hello = Self {
             protocol: protocol?,
             role: object.parsed("role", "\"host\", \"guest\" or \"local\"")?,
             version: object.clipped_text("version")?,
@@ -101,6 +101,14 @@ impl Hello {
             generation: object.opt_parsed("generation", "32 hexadecimal digits")?,
             instance: object.opt_parsed("instance", "32 hexadecimal digits")?,
             sessions_begun: object.opt_number("sessions_begun")?.unwrap_or(0),
+        };
+        if hello.role == Role::Guest {
+            return Ok(hello);
+        }
+        // Only a guest has the others, and they are not written for any other side.
+        Ok(Self {
+            protocol: hello.protocol,
+            ..Self::of(hello.role, &hello.version)
         })
     }
 }
