@@ -129,6 +129,9 @@ impl From<WaitError> for ConnectionError {
 /// is full.
 const REFUSALS_MAX: Duration = Duration::from_secs(1);
 
+/// How long a process that was killed may take to end. The kernel takes its memory back first.
+const DYING_MAX: Duration = Duration::from_secs(1);
+
 /// Whether a guest that is not there is tried again.
 #[derive(Debug)]
 pub(crate) struct Patience {
@@ -153,15 +156,24 @@ impl Patience {
     }
 
     /// Turns [`ConnectionError::Absent`] into [`ConnectionError::Closed`] where another try may
-    /// succeed.
-    pub(crate) fn weigh(&self, error: ConnectionError, now: Instant) -> ConnectionError {
+    /// succeed, and into [`ConnectionError::VmmEnded`] if that is why no guest is there. A VMM that
+    /// is killed closes its sockets some time before its process has ended.
+    pub(crate) fn weigh(
+        &self,
+        error: ConnectionError,
+        now: Instant,
+        watch: &Watch<'_>,
+    ) -> ConnectionError {
         match error {
             ConnectionError::Absent { what, source } => {
                 let is_brief = what == Absence::Port && now < self.begun_at + REFUSALS_MAX;
                 if self.is_awaited || self.was_connected || is_brief {
                     return ConnectionError::Closed { source };
                 }
-                ConnectionError::Absent { what, source }
+                match watch.ends_by(now + DYING_MAX) {
+                    true => ConnectionError::VmmEnded,
+                    false => ConnectionError::Absent { what, source },
+                }
             }
             error => error,
         }
@@ -185,11 +197,7 @@ impl Connection {
     ) -> Result<Self, ConnectionError> {
         // Cleared before the request is sent, so that it does not delay the answer.
         let buffer = vec![0; READ_LEN].into_boxed_slice();
-        let fd = connect_to(endpoint, watch).map_err(|error| match error {
-            // That its guest is not there says less.
-            ConnectionError::Absent { .. } if watch.has_ended() => ConnectionError::VmmEnded,
-            error => error,
-        })?;
+        let fd = connect_to(endpoint, watch)?;
         let line = match &endpoint.address {
             GuestAddress::HybridVsock { .. } => Some(hybrid_vsock::connect_line(endpoint.port)),
             GuestAddress::Unix { .. } | GuestAddress::Vsock { .. } => None,
@@ -386,8 +394,10 @@ fn refine(source: io::Error) -> ConnectionError {
 mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener};
     use std::path::PathBuf;
+    use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::sys::pidfd;
     use crate::testing::TempDir;
 
     fn far() -> Watch<'static> {
@@ -490,7 +500,8 @@ mod tests {
         let now = Instant::now();
         let is_tried = |patience: &Patience, what, now| {
             let source = io::ErrorKind::NotFound.into();
-            let error = patience.weigh(ConnectionError::Absent { what, source }, now);
+            let watch = Watch::until(now);
+            let error = patience.weigh(ConnectionError::Absent { what, source }, now, &watch);
             matches!(error, ConnectionError::Closed { .. })
         };
         let mut patience = Patience::new(false, now);
@@ -508,5 +519,32 @@ mod tests {
         assert!(!is_tried(&patience, Absence::Port, late));
         patience.note_connected();
         assert!(is_tried(&patience, Absence::Path, late));
+    }
+
+    /// A VMM that was killed has closed its sockets, and its process has not ended yet.
+    #[test]
+    fn a_guest_is_missing_because_its_vmm_ends() {
+        let mut vmm = Command::new("cat")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("cat starts");
+        let pidfd = pidfd::open(i32::try_from(vmm.id()).unwrap()).unwrap();
+        let watch = Watch::with_process(Instant::now(), Some(pidfd.as_fd()));
+        for is_alive in [true, false] {
+            if !is_alive {
+                // It ends after this, and perhaps not at once.
+                drop(vmm.stdin.take());
+            }
+            let (what, source) = (Absence::Guest, io::ErrorKind::NotFound.into());
+            let error = ConnectionError::Absent { what, source };
+            let now = Instant::now();
+            let error = Patience::new(false, now).weigh(error, now, &watch);
+            match error {
+                ConnectionError::Absent { .. } => assert!(is_alive),
+                ConnectionError::VmmEnded => assert!(!is_alive),
+                other => panic!("{other:?}"),
+            }
+        }
+        vmm.wait().unwrap();
     }
 }

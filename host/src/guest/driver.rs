@@ -139,7 +139,7 @@ impl Driver<'_> {
     /// Tells the exchange how the connection ended, unless no other connection can succeed.
     fn report(&mut self, result: Result<(), ConnectionError>) -> Result<(), AskErrorReason> {
         let now = Instant::now();
-        match result.map_err(|error| self.patience.weigh(error, now)) {
+        match result.map_err(|error| self.patience.weigh(error, now, self.watch)) {
             Ok(()) => {}
             Err(ConnectionError::Closed { source }) => {
                 log::debug!("{}: {source}", self.endpoint);

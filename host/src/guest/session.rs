@@ -231,7 +231,7 @@ impl Driver<'_> {
     fn lost(&mut self, error: ConnectionError) -> Result<(), ClientError> {
         self.connection = None;
         let (fate, now) = (self.client.known_fate(), Instant::now());
-        match self.patience.weigh(error, now) {
+        match self.patience.weigh(error, now, &self.watch) {
             ConnectionError::Closed { source } => {
                 log::debug!("{}: {source}", self.endpoint);
                 self.last = Some(source);

@@ -59,11 +59,12 @@ impl<'a> Watch<'a> {
         self.process
     }
 
-    /// Whether the process has ended; `false` without one.
-    pub(crate) fn has_ended(&self) -> bool {
-        let now = Watch::until(Instant::now());
+    /// Waits for the end of the process, and returns whether it has ended by then. Without a process
+    /// it does not wait.
+    pub(crate) fn ends_by(&self, until: Instant) -> bool {
+        let watch = Watch::until(until);
         self.process
-            .is_some_and(|process| now.readable(process).is_ok())
+            .is_some_and(|process| watch.readable(process).is_ok())
     }
 
     /// Waits until `fd` is readable. A hangup or an error counts, too: the read reports it.
