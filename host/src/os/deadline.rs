@@ -59,8 +59,8 @@ impl<'a> Watch<'a> {
         self.process
     }
 
-    /// Waits for the end of the process, and returns whether it has ended by then. Without a process
-    /// it does not wait.
+    /// Waits for the end of the process, and returns whether it has ended by then. Without a
+    /// process it does not wait.
     pub(crate) fn ends_by(&self, until: Instant) -> bool {
         let watch = Watch::until(until);
         self.process
