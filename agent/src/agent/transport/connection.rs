@@ -203,14 +203,18 @@ impl Connection {
             return Ok(());
         }
         let taken = self.decoder.try_push(bytes);
-        let taken = taken.and_then(|()| self.settle(is_promised, buffers));
+        let taken = taken.and_then(|()| self.update_charge(is_promised, buffers));
         taken.map_err(|NoMemory| ProtocolError::NoMemory {
             announced: self.decoder.announced(),
         })
     }
 
     /// Makes the charge agree with what the decoder holds.
-    fn settle(&mut self, is_promised: bool, buffers: &mut BufferPool) -> Result<(), NoMemory> {
+    fn update_charge(
+        &mut self,
+        is_promised: bool,
+        buffers: &mut BufferPool,
+    ) -> Result<(), NoMemory> {
         let len = self.decoder.memory_len();
         let held = len.saturating_sub(DECODER_LEN_FREE);
         if held <= self.charged {
@@ -235,7 +239,7 @@ impl Connection {
         if self.charged > 0 {
             self.decoder.release_memory();
             // It does not grow.
-            let _ = self.settle(false, buffers);
+            let _ = self.update_charge(false, buffers);
         }
     }
 
@@ -273,8 +277,8 @@ impl Connection {
         let is_awaiting_hello = self.is_awaiting_hello();
         let Some(frame) = self.decoder.poll_frame().map_err(ProtocolError::Frame)? else {
             if self.charged > 0 {
-                // The decoder may have freed memory.
-                let _ = self.settle(true, buffers);
+                // The decoder may have freed memory, and has not taken any.
+                let _ = self.update_charge(true, buffers);
             }
             return Ok(None);
         };

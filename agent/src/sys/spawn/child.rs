@@ -156,8 +156,8 @@ unsafe fn record(slot: Slot) {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the pointer is to a live `timespec`. A failure leaves zero, which is no command's
-    // time.
+    // SAFETY: the pointer is to a live `timespec`. A failure leaves zero, which is not the time of
+    // a command.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
     let seconds = now.tv_sec.unsigned_abs();
     let ticks = now.tv_nsec.unsigned_abs() * TICKS_PER_SECOND / 1_000_000_000;
