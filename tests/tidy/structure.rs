@@ -131,6 +131,15 @@ fn the_agent_has_one_thread() {
     check("no threads, no locks, no async in the agent", found);
 }
 
+/// `nix::fcntl::Flock` and `std::fs::ReadDir` panic in their drop when the kernel refuses to unlock
+/// or to close, which network file systems do. In process 1 that is a kernel panic.
+#[test]
+fn nothing_panics_when_it_is_dropped() {
+    let programs = |source: &Source| source.is_in("agent/src/") || source.is_in("host/src/");
+    let found = mentions(programs, &["Flock::", "Flock<", "read_dir("]);
+    check("locks and folders are those of sys and os", found);
+}
+
 #[test]
 fn unsafe_stays_in_sys_and_says_why_it_is_safe() {
     let mut found = Vec::new();

@@ -25,7 +25,7 @@ use super::Shell;
 use crate::agent::{Limits, SessionId};
 use crate::cgroups::limits::{Share, Shares, divide, memory_of};
 use crate::cgroups::{AGENT_NAME, SESSIONS_PREFIX, locate, name_of_path, name_of_port};
-use crate::sys::cgroup::{Cgroup, Lock};
+use crate::sys::cgroup::Cgroup;
 use crate::sys::socket::Address;
 
 /// How long the agent waits at its start for the lock, and at its end for killed processes.
@@ -81,7 +81,8 @@ pub(crate) struct Cgroups {
     base: Cgroup,
     /// Name of the sessions' folder in it.
     name: String,
-    sessions: Lock,
+    /// Locked.
+    sessions: Cgroup,
     /// What sessions may use, if they can have limits.
     shares: Option<Shares>,
     /// What follows a session's number in the name of its cgroup.
@@ -118,7 +119,7 @@ impl Cgroups {
 
     /// The cgroup for a session's next process.
     pub(super) fn enter(&self, id: SessionId, limits: Limits) -> io::Result<Cgroup> {
-        let cgroup = self.sessions.cgroup.make_child(&self.name_of(id))?;
+        let cgroup = self.sessions.make_child(&self.name_of(id))?;
         if let Some(shares) = &self.shares {
             let share = Share {
                 pids: limits.pids_max.or(shares.one.pids),
@@ -141,7 +142,7 @@ impl Cgroups {
 
     /// Kills what is left of a session.
     pub(super) fn kill(&self, id: SessionId) {
-        let cgroup = self.sessions.cgroup.open_child(&self.name_of(id));
+        let cgroup = self.sessions.open_child(&self.name_of(id));
         match cgroup.and_then(|cgroup| cgroup.kill()) {
             Ok(()) => {}
             // It was empty.
@@ -164,7 +165,7 @@ impl Cgroups {
 
     /// Removes a session's cgroup, or notes that processes are left in it.
     fn remove(&mut self, id: SessionId) {
-        match self.sessions.cgroup.remove_child(&self.name_of(id)) {
+        match self.sessions.remove_child(&self.name_of(id)) {
             Ok(true) => {}
             Ok(false) => {
                 if self.left.len() >= LEFT_MAX {
@@ -182,7 +183,7 @@ impl Cgroups {
 
     /// Kills what a predecessor has left. Returns how many processes these were.
     fn end_left(&mut self) -> io::Result<u64> {
-        let folder = &self.sessions.cgroup;
+        let folder = &self.sessions;
         let children = folder.children()?;
         if children.is_empty() {
             return Ok(0);
@@ -209,7 +210,7 @@ impl Cgroups {
     /// `None` if the machine has no controllers for them, or others use the agent's cgroup.
     fn divide(&self, is_init: bool) -> io::Result<Option<Shares>> {
         let agent = self.move_agent(is_init)?;
-        let sessions = &self.sessions.cgroup;
+        let sessions = &self.sessions;
         for cgroup in [&self.base, sessions] {
             for controller in CONTROLLERS {
                 // Those that are missing are found missing below.
@@ -252,7 +253,7 @@ impl Cgroups {
 
     /// Kills all processes of all sessions, and removes the folder.
     pub(super) fn end(&self) {
-        let folder = &self.sessions.cgroup;
+        let folder = &self.sessions;
         let result = folder
             .kill()
             .and_then(|()| folder.is_empty_within(WAIT_MAX))

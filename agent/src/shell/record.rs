@@ -12,9 +12,10 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use log::{debug, warn};
-use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::record::{Entry, LINE_LEN, LINE_UNUSED, SLOTS, entries, is_same, parse_stat};
+use crate::sys::file::try_lock;
 use crate::sys::process::kill_group;
 use crate::sys::socket::Address;
 use crate::sys::spawn::Slot;
@@ -25,7 +26,8 @@ const FOLDER_DEFAULT: &str = "/run/guest-agent";
 #[derive(Debug)]
 pub(crate) struct Record {
     path: PathBuf,
-    file: Flock<File>,
+    /// Locked.
+    file: File,
     /// Slots by the process id of their command.
     used: BTreeMap<i32, usize>,
     /// Slots that were used before.
@@ -116,25 +118,26 @@ fn open(path: PathBuf) -> io::Result<(Record, u64)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = options.mode(0o600).custom_flags(flags).open(&path)?;
+    let mut file = options.mode(0o600).custom_flags(flags).open(&path)?;
     let metadata = file.metadata()?;
     let is_own = metadata.uid() == nix::unistd::geteuid().as_raw();
     if !metadata.is_file() || !is_own || metadata.mode() & 0o022 != 0 {
         // What another user has written there would name processes to kill.
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
-    let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, errno)| io::Error::from(errno))?;
+    if !try_lock(&file)? {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
     let mut bytes = Vec::new();
     let len_max = (SLOTS * LINE_LEN) as u64;
-    Read::by_ref(&mut *file)
+    Read::by_ref(&mut file)
         .take(len_max)
         .read_to_end(&mut bytes)?;
     let found = entries(&bytes).filter(|entry| kill_left(*entry)).count();
     // Emptied, and then filled with zeros, so that the commands' lines need no space later.
     file.set_len(0)?;
     fallocate(
-        &*file,
+        &file,
         FallocateFlags::empty(),
         0,
         len_max.try_into().unwrap_or(0),

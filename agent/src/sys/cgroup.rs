@@ -3,20 +3,21 @@
 //! A cgroup is a folder. It is used through its descriptor, so that nothing that is mounted over
 //! its path later gets in the way.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 
+use super::file::{folders, try_lock};
 use crate::cgroups::is_populated;
 
 /// Bytes that are read of a file. `cgroup.procs` of a fork bomb is longer; see [`Cgroup::kill`].
@@ -37,13 +38,6 @@ const LOCK_PAUSE_MS: u8 = 10;
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     folder: File,
-}
-
-/// A cgroup that no other process can lock.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    pub(crate) cgroup: Cgroup,
-    _lock: Flock<File>,
 }
 
 impl Cgroup {
@@ -73,19 +67,13 @@ impl Cgroup {
     /// Makes a cgroup below this one, unless it is there, and locks it as long as it is open. Waits
     /// for the lock for at most this long: a child of a killed agent has a copy of it until it
     /// executes its program.
-    pub(crate) fn lock_child(&self, name: &str, limit: Duration) -> io::Result<Lock> {
+    pub(crate) fn lock_child(&self, name: &str, limit: Duration) -> io::Result<Self> {
         let deadline = Instant::now() + limit;
         loop {
             let cgroup = self.make_child(name)?;
-            match Flock::lock(cgroup.folder.try_clone()?, FlockArg::LockExclusiveNonblock) {
-                // Another agent may have removed it between the two calls.
-                Ok(lock) if self.is_child(name, &cgroup)? => {
-                    let _lock = lock;
-                    return Ok(Lock { cgroup, _lock });
-                }
-                Ok(_) => {}
-                Err((_, errno)) if errno != Errno::EWOULDBLOCK => return Err(errno.into()),
-                Err(_) => {}
+            // Another agent may have removed it between the two calls.
+            if try_lock(&cgroup.folder)? && self.is_child(name, &cgroup)? {
+                return Ok(cgroup);
             }
             if Instant::now() >= deadline {
                 return Err(Errno::EWOULDBLOCK.into());
@@ -109,18 +97,10 @@ impl Cgroup {
 
     /// Names of the cgroups below it, at most [`CHILDREN_MAX`].
     pub(crate) fn children(&self) -> io::Result<Vec<String>> {
-        let path = format!("/proc/self/fd/{}", self.folder.as_raw_fd());
-        let mut names = Vec::new();
-        for entry in fs::read_dir(path)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                names.extend(entry.file_name().into_string());
-            }
-            if names.len() >= CHILDREN_MAX {
-                break;
-            }
-        }
-        Ok(names)
+        // Opened again, so that it is read from its start.
+        let names = folders(&self.open_child(".")?.folder)?;
+        let names = names.into_iter().flat_map(|name| name.into_string());
+        Ok(names.take(CHILDREN_MAX).collect())
     }
 
     pub(crate) fn read(&self, file: &str) -> io::Result<String> {

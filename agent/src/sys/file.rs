@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::check_len;
+use super::{check, check_len};
 
 /// In a folder with this bit, only the owner of an entry and root can rename or remove it.
 const STICKY: u32 = 0o1000;
@@ -23,8 +23,9 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Room for the entries that one system call returns, in bytes.
 const ENTRIES_LEN: usize = 4096;
 
-/// Where an entry of `getdents64(2)` has its length and its name.
+/// Where an entry of `getdents64(2)` has its length, its kind and its name.
 const ENTRY_LEN_AT: usize = 16;
+const ENTRY_KIND_AT: usize = 18;
 const ENTRY_NAME_AT: usize = 19;
 
 /// What may be at the end of a path whose every part is root's or the agent's own.
@@ -59,21 +60,43 @@ pub(crate) fn trusted(path: &Path, last: Last) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// Locks a file or a folder (`flock(2)`) as long as it is open. Returns whether it is locked now:
+/// another process may hold the lock. `nix::fcntl::Flock` panics when it cannot unlock.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    loop {
+        // SAFETY: integers only.
+        match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+            Ok(_) => return Ok(true),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+}
+
 /// The names in a folder, in no order. `fs::ReadDir` panics when its folder cannot be closed.
 pub(crate) fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     let mut options = OpenOptions::new();
     let options = options.read(true).custom_flags(libc::O_DIRECTORY);
-    let folder = options.open(folder)?;
+    names_where(&options.open(folder)?, |_| true)
+}
+
+/// The names of the folders in an open folder, which is read from where it was left.
+pub(crate) fn folders(folder: &File) -> io::Result<Vec<OsString>> {
+    names_where(folder, |kind| kind == libc::DT_DIR)
+}
+
+fn names_where(folder: &File, is_wanted: impl Fn(u8) -> bool) -> io::Result<Vec<OsString>> {
     let mut buffer = [0; ENTRIES_LEN];
     let mut names = Vec::new();
     loop {
-        let len = read_entries(&folder, &mut buffer)?;
+        let len = read_entries(folder, &mut buffer)?;
         let mut rest = buffer.get(..len).unwrap_or_default();
         if rest.is_empty() {
             return Ok(names);
         }
-        while let Some((name, next)) = split_entry(rest) {
-            if !matches!(name, b"." | b"..") {
+        while let Some((kind, name, next)) = split_entry(rest) {
+            if is_wanted(kind) && !matches!(name, b"." | b"..") {
                 names.push(OsString::from_vec(name.to_owned()));
             }
             rest = next;
@@ -95,13 +118,13 @@ fn read_entries(folder: &File, buffer: &mut [u8]) -> io::Result<usize> {
     check_len(libc::ssize_t::try_from(len).unwrap_or(-1))
 }
 
-/// Splits the first entry's name off what `getdents64(2)` wrote.
-fn split_entry(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+/// Splits the first entry off what `getdents64(2)` wrote: its kind and its name.
+fn split_entry(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let len = bytes.get(ENTRY_LEN_AT..ENTRY_LEN_AT + 2)?;
     let len = usize::from(u16::from_ne_bytes(len.try_into().ok()?));
     let name = bytes.get(ENTRY_NAME_AT..len)?;
     let name = name.split(|&byte| byte == 0).next()?;
-    Some((name, bytes.get(len..)?))
+    Some((*bytes.get(ENTRY_KIND_AT)?, name, bytes.get(len..)?))
 }
 
 /// Reads a regular file of at most `len_max` bytes. Opening it non-blocking avoids waiting for a

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::*;
 use crate::cgroups::locate;
+use std::fs;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -70,7 +71,7 @@ fn a_lock_is_held_once_and_ends_with_its_owner() {
         return;
     };
     let lock = base.lock_child(&name, Duration::ZERO).unwrap();
-    let errno = |result: io::Result<Lock>| result.unwrap_err().raw_os_error();
+    let errno = |result: io::Result<Cgroup>| result.unwrap_err().raw_os_error();
     let second = base.lock_child(&name, Duration::ZERO);
     assert_eq!(errno(second), Some(libc::EWOULDBLOCK));
     drop(lock);
