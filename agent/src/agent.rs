@@ -62,8 +62,10 @@ pub use rebind::http;
 pub use sessions::input::INPUT_LEN_MAX;
 pub use sessions::ring::RING_LEN_MAX;
 pub use sessions::session::Exit;
-pub use sessions::table::{ENDED_OUTPUT_LEN_MAX, RESULTS_MAX};
-pub use settings::{Confinement, Limits, Restart, Settings, WorkloadEnd, WorkloadSettings};
+pub use sessions::table::ENDED_OUTPUT_LEN_MAX;
+pub use settings::{
+    Confinement, Limits, RESULTS_MAX, Restart, Settings, WorkloadEnd, WorkloadSettings,
+};
 pub use shared::message::Stream;
 pub use transport::connection::Interest;
 pub use transport::output::{Headers, Pieces};

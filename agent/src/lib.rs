@@ -30,14 +30,13 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use argh::FromArgs;
 use log::{error, info, warn};
 use mio::Poll;
 use shared::id::Instance;
 
-use agent::{Agent, Confinement, End, Limits, RESULTS_MAX, Settings, WorkloadSettings};
+use agent::{Agent, Confinement, End, Limits, Settings, WorkloadSettings};
 use config::mmds::Mmds;
 use config::workload::{FILE_LEN_MAX, FILE_PATH_DEFAULT, ImageFile, parse_file};
 use config::{Config, Flags, HELP, Sources};
@@ -48,9 +47,6 @@ use shell::{Options, Shell};
 use sys::file::{Last, read_small, trusted};
 use sys::power::PowerMode;
 use sys::{clock, console, entropy, power, process, signals, spawn};
-
-/// How long sessions have between SIGTERM and SIGKILL when a signal ends the agent.
-const SIGNAL_GRACE: Duration = Duration::from_secs(5);
 
 /// Exit status of a service with invalid arguments or settings.
 const EXIT_USAGE: u8 = 2;
@@ -177,18 +173,15 @@ fn start(
             .to_owned()
     };
     let settings = Settings {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance,
         boot_id: read_line("/proc/sys/kernel/random/boot_id"),
         kernel: read_line("/proc/sys/kernel/osrelease"),
         is_init,
         memory_len: memory::budget(),
-        grace: SIGNAL_GRACE,
-        results_max: RESULTS_MAX,
         confinement,
         has_restore_hooks: shell::hooks::has_restore(&config.hooks),
         watches_mmds: mmds.is_some(),
         workload,
+        ..Settings::new(instance)
     };
     let mut agent = Agent::new(settings, clock::now());
     agent.note_predecessor(left);

@@ -4,6 +4,12 @@ use std::time::Duration;
 
 use shared::id::Instance;
 
+/// Ended sessions that are remembered, as the agent ships.
+pub const RESULTS_MAX: usize = 256;
+
+/// Memory for rings, standard inputs and connections in a machine whose size is not known.
+const MEMORY_LEN_DEFAULT: usize = 64 * 1024 * 1024;
+
 /// What the agent knows about itself and its machine from the start.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
@@ -29,6 +35,29 @@ pub struct Settings {
     pub watches_mmds: bool,
     /// The program that the image asks for.
     pub workload: Option<WorkloadSettings>,
+}
+
+/// How long sessions have between SIGTERM and SIGKILL when a signal ends the agent.
+const SIGNAL_GRACE: Duration = Duration::from_secs(5);
+
+impl Settings {
+    /// Those of an agent that ships, as a service in a machine of which nothing is known.
+    pub fn new(instance: Instance) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance,
+            boot_id: String::new(),
+            kernel: String::new(),
+            is_init: false,
+            memory_len: MEMORY_LEN_DEFAULT,
+            grace: SIGNAL_GRACE,
+            results_max: RESULTS_MAX,
+            confinement: Confinement::default(),
+            has_restore_hooks: false,
+            watches_mmds: false,
+            workload: None,
+        }
+    }
 }
 
 /// The most that the processes of a session may use together. `None` is the guest's default.

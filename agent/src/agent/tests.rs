@@ -437,21 +437,12 @@ impl World {
     }
 }
 
-/// Those of an agent that ships, as a service.
 fn settings() -> Settings {
     Settings {
         version: "1.2.3".to_owned(),
-        instance: Instance::from_bytes([7; 16]),
         boot_id: "boot".to_owned(),
         kernel: "6.1".to_owned(),
-        is_init: false,
-        memory_len: 64 * 1024 * 1024,
-        grace: Duration::from_secs(5),
-        confinement: Confinement::default(),
-        results_max: RESULTS_MAX,
-        has_restore_hooks: false,
-        watches_mmds: false,
-        workload: None,
+        ..Settings::new(Instance::from_bytes([7; 16]))
     }
 }
 

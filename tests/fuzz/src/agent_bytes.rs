@@ -75,13 +75,7 @@ impl Shell {
     fn new() -> Self {
         let now = Instant::now();
         let settings = Settings {
-            version: "1.2.3".to_owned(),
-            instance: Instance::from_bytes([7; 16]),
-            boot_id: "boot".to_owned(),
-            kernel: "6.1".to_owned(),
             is_init: true,
-            memory_len: 64 * 1024 * 1024,
-            grace: Duration::from_secs(5),
             results_max: 2,
             confinement: Confinement {
                 has_cgroups: true,
@@ -89,8 +83,7 @@ impl Shell {
                 ..Confinement::default()
             },
             has_restore_hooks: true,
-            watches_mmds: false,
-            workload: None,
+            ..Settings::new(Instance::from_bytes([7; 16]))
         };
         let mut shell = Self {
             agent: Agent::new(settings, now),

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use agent::agent::state::State;
 use agent::agent::{
-    Action, Agent, Confinement, ConnectionId, Ended, Exit, Headers, Purpose, SessionId, Settings,
-    StepAction, StepOutcome, Stream,
+    Action, Agent, ConnectionId, Ended, Exit, Headers, Purpose, SessionId, Settings, StepAction,
+    StepOutcome, Stream,
 };
 use shared::id::{Generation, Instance};
 use shared::message::{
@@ -100,19 +100,9 @@ impl Guest {
 
     fn agent(instance: u8, now: Instant) -> Agent {
         let settings = Settings {
-            version: "model".to_owned(),
-            instance: Instance::from_bytes([instance; 16]),
-            boot_id: "boot".to_owned(),
-            kernel: "6.1".to_owned(),
-            is_init: false,
-            memory_len: 64 * 1024 * 1024,
-            grace: Duration::from_secs(5),
-            confinement: Confinement::default(),
             // A result is forgotten as soon as no client is attached to it.
             results_max: 0,
-            workload: None,
-            has_restore_hooks: false,
-            watches_mmds: false,
+            ..Settings::new(Instance::from_bytes([instance; 16]))
         };
         Agent::new(settings, now)
     }

@@ -93,13 +93,8 @@ impl Guest {
             false => 64 * 1024 * 1024,
         };
         let settings = Settings {
-            version: "1.2.3".to_owned(),
-            instance: instance_of(0),
-            boot_id: "boot".to_owned(),
-            kernel: "6.1".to_owned(),
             is_init: random.one_in(2),
             memory_len,
-            grace: Duration::from_secs(5),
             results_max: random.pick(&[0, 1, 3, RESULTS_MAX]).expect("some"),
             confinement: Confinement {
                 has_cgroups: random.one_in(2),
@@ -109,6 +104,7 @@ impl Guest {
             has_restore_hooks: random.one_in(4),
             watches_mmds: is_watching,
             workload: random.one_in(3).then_some(workload),
+            ..Settings::new(instance_of(0))
         };
         let mut guest = Self {
             agent: Agent::new(settings.clone(), now),

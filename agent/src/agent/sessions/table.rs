@@ -2,7 +2,7 @@
 //! clock.
 //!
 //! ```text
-//! insert ─▶ runs ─── complete ─▶ ended ─┬─ RESULTS_MAX ended after it ─▶ forgotten: only that its
+//! insert ─▶ runs ─── complete ─▶ ended ─┬─ too many ended after it ──▶ forgotten: only that its
 //!             └ remove: it never ran    │                               id was used is known
 //!                                       └─ too much output is kept ────▶ its output is dropped,
 //!                                                                       its result stays
@@ -10,7 +10,7 @@
 //!
 //! Invariants:
 //! - An id that was used is never taken for a new one, so its command does not run again.
-//! - At most [`RESULTS_MAX`] ended sessions are kept by default, and those with an attached
+//! - At most as many ended sessions are kept as the settings say, and those with an attached
 //!   connection.
 //! - These hold at most [`ENDED_OUTPUT_LEN_MAX`] bytes of output, beside that of sessions with an
 //!   owner, and none while memory is tight.
@@ -25,9 +25,6 @@ use super::buffers::BufferPool;
 use super::forgotten::Forgotten;
 use super::session::Session;
 use crate::agent::ids::SessionId;
-
-/// Ended sessions that are remembered, as the agent ships.
-pub const RESULTS_MAX: usize = 256;
 
 /// Bytes of output kept of all ended sessions. The oldest session loses its output first.
 pub const ENDED_OUTPUT_LEN_MAX: usize = 4 * 1024 * 1024;
@@ -210,6 +207,7 @@ impl Table {
 mod tests {
     use super::*;
     use crate::agent::ConnectionId;
+    use crate::agent::RESULTS_MAX;
     use crate::agent::sessions::buffers::BufferPool;
     use crate::agent::sessions::ring::RING_LEN_MAX;
     use crate::agent::sessions::session::{Exit, Spec};

@@ -85,23 +85,32 @@ fn after_the_grace_only_what_the_command_left_is_read() {
     assert_eq!(world.agent.poll_timeout(), None);
 }
 
-/// For each way in which the rest of the output turns out to be all there is.
+/// For each way in which the rest of standard output turns out to be all there is. A background
+/// process may hold standard error, of which nothing is left to be read.
 #[test]
 fn the_rest_of_the_output_ends_with_its_pipe() {
-    for (is_closed, writers_alive) in [(true, false), (false, true)] {
+    for (is_stderr_held, is_closed, writers_alive) in [
+        (false, true, false),
+        (false, false, true),
+        (true, true, true),
+        (true, false, true),
+    ] {
         let mut world = World::new();
         let (id, pid) = running(&mut world, 1);
         let session = world.session_of(pid);
         world.peers.get_mut(&id).unwrap().room = Some(0);
         world.fill(pid, Stream::Stdout);
         world.left.insert(session, [3, 0]);
-        let stderr = Stream::Stderr;
-        world.agent.handle_output_closed(session, stderr, world.now);
+        if !is_stderr_held {
+            let stderr = Stream::Stderr;
+            world.agent.handle_output_closed(session, stderr, world.now);
+        }
         world.reap(pid, ExitStatus::Code(0));
         world.pass(GRACE_TIMEOUT);
         world.unblock(id);
         world.send(id, &ack(Stream::Stdout, RING_LEN_MAX as u64));
         world.output(session, Stream::Stdout, b"abc");
+        assert_eq!(world.agent.sessions.running_count(), 1);
         let now = world.now;
         match is_closed {
             true => world
@@ -116,30 +125,6 @@ fn the_rest_of_the_output_ends_with_its_pipe() {
         assert_eq!(end.writers_alive, writers_alive);
         assert_eq!(end.stdout_end, RING_LEN_MAX as u64 + 3);
     }
-}
-
-/// A background process holds one output, whose rest was read, while the rest of the other is not.
-#[test]
-fn the_end_of_one_output_is_the_end_of_both() {
-    let mut world = World::new();
-    let (id, pid) = running(&mut world, 1);
-    let session = world.session_of(pid);
-    world.peers.get_mut(&id).unwrap().room = Some(0);
-    world.fill(pid, Stream::Stdout);
-    world.left.insert(session, [3, 0]);
-    world.reap(pid, ExitStatus::Code(0));
-    world.pass(GRACE_TIMEOUT);
-    world.unblock(id);
-    world.send(id, &ack(Stream::Stdout, RING_LEN_MAX as u64));
-    world.output(session, Stream::Stdout, b"abc");
-    assert_eq!(world.agent.sessions.running_count(), 1);
-    let now = world.now;
-    world
-        .agent
-        .handle_output_closed(session, Stream::Stdout, now);
-    world.drain_actions();
-    assert!(exited(&world.receive(id)).writers_alive);
-    assert_eq!(world.agent.poll_timeout(), None);
 }
 
 /// A background process writes without end, and its reader keeps up.
