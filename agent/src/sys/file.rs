@@ -86,7 +86,10 @@ pub(crate) fn folders(folder: &File) -> io::Result<Vec<OsString>> {
     names_where(folder, |kind| kind == libc::DT_DIR)
 }
 
-fn names_where(folder: &File, is_wanted: impl Fn(u8) -> bool) -> io::Result<Vec<OsString>> {
+/// Not inlined, because its buffer would be in the frame of every caller. A frame that is longer
+/// than a page costs its function a walk through it at each call.
+#[inline(never)]
+fn names_where(folder: &File, is_wanted: fn(u8) -> bool) -> io::Result<Vec<OsString>> {
     let mut buffer = [0; ENTRIES_LEN];
     let mut names = Vec::new();
     loop {

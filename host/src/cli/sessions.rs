@@ -134,7 +134,7 @@ guest_command! {
 }
 
 guest_command! {
-    /// Send a signal to a session's process group.
+    /// Send a signal to a session's process group; KILL ends all processes of the session.
     #[argh(
         subcommand,
         name = "kill",
