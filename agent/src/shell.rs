@@ -258,6 +258,9 @@ impl Shell {
         }
     }
 
+    /// Not inlined: most calls of [`Self::drain_actions`] find no action, and need not set up the
+    /// frame of all that can be performed.
+    #[inline(never)]
     fn perform(&mut self, action: Action, turn: &mut Turn<'_>) {
         match action {
             // A short command has often ended by now, so the answer to its start can go out
